@@ -1,0 +1,370 @@
+"""load() and Engine: what a user calls."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from . import checkpoint, engine, extension
+from .checkpoint import Checkpoint
+from .encoder import prepare
+from .engine import Answers, Model, Rule
+from .errors import ConfigError, InputError
+from .exits import Criterion, Replay
+from .exits.choice import choose
+from .heads import HEADS
+from .ops import OpSet
+from .tokenization import Row, Tokenizer, batches, is_single, pack
+
+BATCH_TOKENS = 4096
+WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of like length share a batch
+BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # texts tokenised in one go
+BUNDLED = Path(__file__).parent / "checkpoints"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+OnError = Literal["raise", "return"]
+Truncation = Literal["truncate", "error"]
+
+log = logging.getLogger("pfengine")
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    criterion: Criterion | Rule | str | None = None,
+    threshold: float | None = None,
+    speedup: float | None = None,
+    max_length: int | None = None,
+) -> Engine:
+    """Load a checkpoint and prepare it for one device and precision.
+
+    path: a pfengine checkpoint directory, a plain Hugging Face sequence-classification directory (runs at full depth),
+    or the name of a bundled checkpoint ("sst2").
+    device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
+    precision: "auto" | "fp32" | "bf16" | "fp16"; in this version "auto" is fp32.
+    criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3"; default: the
+    checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the checkpoint's
+    calibration table. max_length: longest row in tokens, at most what the model allows.
+
+    Raises CheckpointError for a directory that cannot be used, ConfigError for a choice that cannot be met.
+    """
+    name = os.fspath(path)
+    directory = BUNDLED / name if not os.path.isdir(name) and (BUNDLED / name).is_dir() else Path(name)
+    target, dtype = _device(device), _dtype(precision, device)
+    ckpt = checkpoint.read(directory)
+    if max_length is not None and not 1 <= max_length <= ckpt.backbone.max_tokens:
+        raise ConfigError(f"max_length is {max_length}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
+    rule = choose(ckpt, criterion, threshold, speedup)
+    tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length)
+    extension.warn_once()
+    return Engine(ckpt, build(ckpt, _op_set(target), dtype, target), tokenizer, rule, target)
+
+
+def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
+    """Prepare the weights of a checkpoint for an op set."""
+    tensors = ckpt.tensors if device is None else {key: value.to(device) for key, value in ckpt.tensors.items()}
+    with torch.inference_mode():
+        head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
+        return Model(ckpt.backbone, prepare(ops, ckpt.backbone, tensors, dtype), head, ckpt.engine.exit_layers)
+
+
+def _op_set(device: torch.device) -> OpSet:
+    if device.type == "cpu":
+        from .ops import cpu
+
+        return cpu
+    from .ops import reference
+
+    log.warning("on a GPU this version runs plain torch operations: right, but neither fast nor the same to the last bit in every batch")  # fmt: skip
+    return reference
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but torch sees no GPU; use device='cpu'")
+    return device
+
+
+def _dtype(precision: str, device: str) -> torch.dtype:
+    if precision == "auto":
+        return torch.float32
+    if precision == "int8":
+        raise ConfigError("precision 'int8' is not there yet in this version; use 'bf16' or 'fp32'")
+    if precision not in DTYPES:
+        raise ConfigError(f"precision is {precision!r}; it must be 'auto', 'fp32', 'bf16' or 'fp16'")
+    if precision == "fp16" and not device.startswith("cuda"):
+        raise ConfigError("precision 'fp16' is for GPUs; use 'bf16' or 'fp32' on a CPU")
+    return DTYPES[precision]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers for all rows of the input, as arrays."""
+
+    logits: np.ndarray  # float32 [rows, labels]
+    probabilities: np.ndarray  # float32 [rows, labels]: softmax, sigmoid or none, as problem_type says
+    label_ids: np.ndarray  # int64 [rows]
+    exit_layers: np.ndarray  # int64 [rows], 1-based
+    num_layers: int
+
+    @property
+    def layer_speedup(self) -> float:
+        """sum(n m_i) / sum(i m_i) over the m_i rows that left at layer i (Past-Future paper, eq. 15); nan for no rows."""
+        return layer_speedup(self.exit_layers, self.num_layers)
+
+
+def layer_speedup(exit_layers: np.ndarray, num_layers: int) -> float:
+    return num_layers * len(exit_layers) / float(exit_layers.sum()) if len(exit_layers) else float("nan")
+
+
+class Engine:
+    """A loaded model. Safe to use from several threads; a bad row never makes it unusable."""
+
+    def __init__(
+        self, ckpt: Checkpoint, model: Model, tokenizer: Tokenizer, criterion: Rule, device: torch.device
+    ) -> None:
+        self.checkpoint = replace(ckpt, tensors={})  # its tensors live on, prepared, in the model
+        self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.model.config.labels
+
+    @property
+    def num_layers(self) -> int:
+        return self.model.num_layers
+
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        """Layers whose exits are tested, 1-based; the last is the full model's."""
+        return self.model.exit_layers
+
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens; longer ones are truncated."""
+        return self.tokenizer.max_length
+
+    def classify(
+        self,
+        inputs: Any,
+        *,
+        top_k: int | None = 1,
+        criterion: Criterion | Rule | str | None = None,
+        threshold: float | None = None,
+        speedup: float | None = None,
+        on_error: OnError = "raise",
+        truncation: Truncation = "truncate",
+        batch_tokens: int = BATCH_TOKENS,
+        batch_size: int | None = None,
+    ) -> list[Any]:
+        """One dict a row, {"label", "score", "exit_layer"}, in input order.
+
+        inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
+        ["text_pair"]} or {"input_ids", ["token_type_ids"]} (taken verbatim). One row gives a list of one.
+        top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
+        criterion, threshold, speedup: for this call, as in `load`.
+        on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place.
+        truncation: rows over `max_length` tokens are cut, with one warning that counts them; "error" makes them bad rows.
+        batch_tokens, batch_size: most tokens and rows that go through a layer together.
+        """
+        return list(self._stream([inputs] if is_single(inputs) else inputs, top_k, criterion, threshold, speedup, on_error, truncation, batch_tokens, batch_size))  # fmt: skip
+
+    def stream(
+        self,
+        inputs: Iterable[Any],
+        *,
+        top_k: int | None = 1,
+        criterion: Criterion | Rule | str | None = None,
+        threshold: float | None = None,
+        speedup: float | None = None,
+        on_error: OnError = "raise",
+        truncation: Truncation = "truncate",
+        batch_tokens: int = BATCH_TOKENS,
+        batch_size: int | None = None,
+    ) -> Iterator[Any]:
+        """As `classify`, lazily: in input order, in bounded memory, however long `inputs` is.
+
+        Reads about four token budgets ahead; a smaller `batch_tokens` reads less.
+        """
+        return self._stream([inputs] if is_single(inputs) else inputs, top_k, criterion, threshold, speedup, on_error, truncation, batch_tokens, batch_size)  # fmt: skip
+
+    def predict(
+        self,
+        inputs: Any,
+        *,
+        criterion: Criterion | Rule | str | None = None,
+        threshold: float | None = None,
+        speedup: float | None = None,
+        truncation: Truncation = "truncate",
+        batch_tokens: int = BATCH_TOKENS,
+        batch_size: int | None = None,
+    ) -> Predictions:
+        """Answers as arrays. Raises InputError at the first bad row."""
+        rule = self.choose(criterion, threshold, speedup)
+        logits, exit_layers = [np.empty((0, len(self.labels)), np.float32)], [np.empty(0, np.int64)]
+        for window in self._windows(inputs, truncation, batch_tokens, batch_size):
+            _raise_first(window)
+            answers = self._run(window, rule, batch_tokens, batch_size)
+            logits.append(answers.logits.numpy())
+            exit_layers.append(answers.exit_layers.numpy())
+        scores = np.concatenate(logits)
+        probabilities = self._probabilities(scores)
+        return Predictions(scores, probabilities, probabilities.argmax(1), np.concatenate(exit_layers), self.num_layers)
+
+    def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`."""
+        parts = [np.empty((len(self.exit_layers), 0, len(self.labels)), np.float32)]
+        for window in self._windows(inputs, "truncate", batch_tokens, None):
+            rows = _raise_first(window)
+            out = torch.empty(len(self.exit_layers), len(rows), len(self.labels))
+            with torch.inference_mode():
+                for batch in batches(rows, batch_tokens):
+                    packed = pack(batch, self.model.config).to(self.device)
+                    out[:, packed.row_ids.cpu() - rows[0].row_id] = engine.all_logits(self.model, packed)
+            parts.append(out.numpy())
+        return np.concatenate(parts, axis=1)
+
+    def _stream(
+        self, inputs: Any, top_k: int | None, criterion: Criterion | Rule | str | None, threshold: float | None,
+        speedup: float | None, on_error: str, truncation: str, batch_tokens: int, batch_size: int | None,
+    ) -> Iterator[Any]:  # fmt: skip
+        if on_error not in ("raise", "return"):
+            raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+            raise ConfigError(f"top_k is {top_k!r}; it must be a positive integer, or None for all labels")
+        rule = self.choose(criterion, threshold, speedup)
+        windows = self._windows(inputs, truncation, batch_tokens, batch_size)
+
+        def results() -> Iterator[Any]:
+            for window in windows:
+                answers = self._run(window, rule, batch_tokens, batch_size)
+                scores = self._probabilities(answers.logits.numpy())
+                for i, row in enumerate(window):
+                    if not isinstance(row, InputError):
+                        yield self._result(scores[i], int(answers.exit_layers[i]), top_k)
+                    elif on_error == "raise":
+                        raise row
+                    else:
+                        yield {"error": row.reason, "row": row.row}
+
+        return results()
+
+    def choose(
+        self,
+        criterion: Criterion | Rule | str | None = None,
+        threshold: float | None = None,
+        speedup: float | None = None,
+    ) -> Rule:
+        """The criterion these options stand for, the engine's own for none; ConfigError where they do not fit."""
+        if criterion is None and threshold is None and speedup is None:
+            return self.criterion
+        return choose(self.checkpoint, self.criterion if criterion is None else criterion, threshold, speedup)
+
+    def _windows(
+        self, inputs: Any, truncation: str, batch_tokens: int, batch_size: int | None
+    ) -> Iterator[list[Row | InputError]]:
+        """Consecutive rows, tokenised, a few token budgets at a time; the options are checked at once."""
+        if truncation not in ("truncate", "error"):
+            raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
+        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
+        if is_single(inputs):
+            inputs = [inputs]
+        if not isinstance(inputs, Iterable):
+            inputs = [inputs]  # refused as row 0, with the forms a row may have
+        return self._read(iter(inputs), truncation, batch_tokens)
+
+    def _read(self, inputs: Iterator[Any], truncation: str, batch_tokens: int) -> Iterator[list[Row | InputError]]:
+        rows = enumerate(inputs)
+        truncated = seen = 0
+        window: list[Row | InputError] = []
+        tokens = 0
+        try:
+            while block := _block(rows):
+                for row in self.tokenizer.encode(block):
+                    seen += 1
+                    if isinstance(row, Row):
+                        if row.truncated and truncation == "error":
+                            row = InputError(row.row_id, f"has more than {self.max_length} tokens; shorten it, or use truncation='truncate'")  # fmt: skip
+                        else:
+                            truncated += row.truncated
+                            tokens += len(row.ids)
+                    window.append(row)
+                if tokens >= WINDOW_BATCHES * batch_tokens or len(window) >= batch_tokens:
+                    yield window
+                    window, tokens = [], 0
+            if window:
+                yield window
+        finally:
+            if truncated:
+                warnings.warn(f"{truncated} of {seen} rows had more than {self.max_length} tokens and were truncated", stacklevel=2)  # fmt: skip
+
+    def _run(self, window: list[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None) -> Answers:
+        rows = [row for row in window if isinstance(row, Row)]
+        first = window[0].row_id if isinstance(window[0], Row) else window[0].row
+        if isinstance(rule, Replay) and first + len(window) > len(rule.layers):
+            raise ConfigError(
+                f"replay has exit layers for {len(rule.layers)} rows, but there is a row {len(rule.layers)}"
+            )
+        answers = Answers(first, len(window), len(self.labels))
+        with torch.inference_mode():
+            for batch in batches(rows, batch_tokens, batch_size):
+                engine.run(self.model, pack(batch, self.model.config).to(self.device), rule, answers)
+        return answers
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        match self.model.config.problem_type:
+            case "regression":
+                return logits
+            case "multi_label_classification":
+                return 1.0 / (1.0 + np.exp(-logits))
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+        return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+    def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:
+        if top_k == 1:
+            best = int(scores.argmax())
+            return {"label": self.labels[best], "score": float(scores[best]), "exit_layer": exit_layer}
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [{"label": self.labels[i], "score": float(scores[i]), "exit_layer": exit_layer} for i in order]
+
+
+def _block(rows: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """The next rows to tokenise together: bounded in number and in characters."""
+    block = []
+    characters = 0
+    for row_id, row in itertools.islice(rows, BLOCK_ROWS):
+        block.append((row_id, row))
+        characters += len(row) if isinstance(row, str) else 0
+        if characters > BLOCK_CHARACTERS:
+            break
+    return block
+
+
+def _raise_first(window: list[Row | InputError]) -> list[Row]:
+    rows = []
+    for row in window:
+        if isinstance(row, InputError):
+            raise row
+        rows.append(row)
+    return rows

@@ -1,0 +1,60 @@
+"""RaggedBatch: rows of different length packed end to end, and the compaction that moves survivors together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import extension
+
+
+@dataclass(frozen=True)
+class RaggedInputs:
+    """Token ids of R rows, T tokens in all, packed without padding; what `encoder.embed` takes."""
+
+    ids: Tensor  # int64 [T]
+    positions: Tensor  # int64 [T]
+    types: Tensor  # int64 [T]
+    cu_seqlens: Tensor  # int32 [R + 1]: row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]
+    row_ids: Tensor  # int64 [R]: which row of the caller's input each row is
+
+    def __len__(self) -> int:
+        return self.row_ids.shape[0]
+
+    def to(self, device: torch.device) -> RaggedInputs:
+        return RaggedInputs(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class RaggedBatch:
+    """Hidden states of R rows, T tokens in all."""
+
+    tokens: Tensor  # [T, H]
+    cu_seqlens: Tensor  # int32 [R + 1]
+    row_ids: Tensor  # int64 [R]
+
+    def __len__(self) -> int:
+        return self.row_ids.shape[0]
+
+    def first(self) -> Tensor:
+        """Each row's first token: [R, H]."""
+        if self.tokens.shape[0] == len(self):  # one token a row is left
+            return self.tokens
+        return self.tokens.index_select(0, self.cu_seqlens[:-1])
+
+    def with_tokens(self, tokens: Tensor) -> RaggedBatch:
+        return RaggedBatch(tokens, self.cu_seqlens, self.row_ids)
+
+    def take(self, stay: Tensor) -> RaggedBatch:
+        """The rows where `stay` (bool [R]) is true, in the same order, moved together."""
+        if self.tokens.is_cuda and extension.has_cuda():
+            return RaggedBatch(*extension.compact_cuda(self.tokens, self.cu_seqlens, self.row_ids, stay))
+        if not self.tokens.is_cuda and extension.has_cpu():
+            return RaggedBatch(*extension.compact(self.tokens, self.cu_seqlens, self.row_ids, stay))
+        lengths = self.cu_seqlens.diff()
+        kept = lengths[stay]
+        cu_seqlens = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
+        torch.cumsum(kept, 0, dtype=torch.int32, out=cu_seqlens[1:])
+        return RaggedBatch(self.tokens[stay.repeat_interleave(lengths)], cu_seqlens, self.row_ids[stay])

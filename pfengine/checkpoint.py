@@ -1,0 +1,211 @@
+"""The checkpoint directory: read, checked and written. safetensors only; all faults come in one CheckpointError."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import BackboneConfig, EngineConfig, parse_backbone, parse_engine
+from .errors import CheckpointError
+from .families import Shapes
+from .heads import HEADS
+
+CONFIG, ENGINE, WEIGHTS = "config.json", "pfengine.json", "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+SCALE = ".scale"  # key suffix of the fp32 scales of an int8-rows tensor
+PLAIN = EngineConfig(system="full-model", head={"type": "classifier"}, criterion="never")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: checked configs, fp32 tensors by key, and the directory of its tokenizer, if any."""
+
+    path: Path
+    backbone: BackboneConfig
+    engine: EngineConfig
+    tensors: dict[str, Tensor]
+    tokenizer: Path | None
+
+
+def read(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read and check a directory of ours, or a plain Hugging Face sequence-classification directory.
+
+    Raises CheckpointError with every fault found: unreadable files, wrong or missing fields (file and key named),
+    missing, extra or mis-shaped tensors, labels that do not fit the classifier.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            path, ["is no directory; give a checkpoint directory or the name of a bundled checkpoint"]
+        )
+    faults: list[str] = []
+    backbone = parse_backbone(read_json(path, CONFIG), faults)
+    if backbone is None:
+        raise CheckpointError(path, faults)
+    engine: EngineConfig | None = PLAIN
+    if (path / ENGINE).exists():
+        engine = parse_engine(read_json(path, ENGINE), backbone.num_layers, faults)
+    elif not faults:
+        engine = replace(PLAIN, exit_layers=(backbone.num_layers,))
+    if engine is None or faults:
+        raise CheckpointError(path, faults)
+    head_type = engine.head["type"]
+    if head_type not in HEADS:
+        known = ", ".join(sorted(HEADS))
+        raise CheckpointError(path, [f"{ENGINE}: 'head.type' is {head_type!r}; this pfengine has {known}"])
+    faults += [f"{ENGINE}: {fault}" for fault in HEADS[head_type].config_faults(engine.head)]
+    if faults:
+        raise CheckpointError(path, faults)
+    expected = backbone.family.shapes(backbone) | HEADS[head_type].shapes(backbone, engine.head)
+    tensors = read_tensors(path, expected, backbone)
+    tokenizer = path if any((path / file).exists() for file in TOKENIZER_FILES) else None
+    return Checkpoint(path, backbone, engine, tensors, tokenizer)
+
+
+def write(
+    path: str | os.PathLike[str],
+    config: dict[str, Any],
+    engine: EngineConfig,
+    tensors: dict[str, Tensor],
+    tokenizer: Path | None = None,
+) -> Path:
+    """Write a checkpoint beside `path`, check it by reading it back, then move it into place.
+
+    config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: directory whose tokenizer
+    files are copied. An existing checkpoint at `path` is replaced only once the new one is whole; any other non-empty
+    directory is refused.
+    """
+    path = Path(path)
+    if path.exists() and not (path / ENGINE).exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (temporary / ENGINE).write_text(json.dumps(engine.to_json(), indent=2) + "\n")
+        stored = _quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
+        save_file({key: value.contiguous() for key, value in stored.items()}, temporary / WEIGHTS)
+        for file in TOKENIZER_FILES if tokenizer is not None else ():
+            if (tokenizer / file).exists():  # type: ignore[operator]
+                shutil.copy(tokenizer / file, temporary / file)  # type: ignore[operator]
+        read(temporary)
+        if path.exists():
+            backup = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            os.replace(path, backup / "old")
+            os.replace(temporary, path)
+            shutil.rmtree(backup)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def read_json(path: Path, file: str) -> Any:
+    try:
+        return json.loads((path / file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(path, [f"{file} is missing"]) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(path, [f"{file} cannot be read: {error}"]) from None
+
+
+def open_safetensors(path: Path, file: str) -> dict[str, Tensor]:
+    """All tensors of one safetensors file as stored; a truncated or corrupt file is a CheckpointError."""
+    try:
+        with safe_open(path / file, framework="pt") as handle:
+            return {key: handle.get_tensor(key) for key in handle.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(path, [f"{file} is truncated or corrupt: {error}; copy it again"]) from None
+
+
+def read_tensors(path: Path, expected: Shapes, config: BackboneConfig) -> dict[str, Tensor]:
+    """model.safetensors as fp32, held against `expected`; all differences are listed in one CheckpointError."""
+    if not (path / WEIGHTS).exists():
+        pickles = [file.name for file in path.glob("*.bin")]
+        hint = f"; {pickles[0]} is a pickle, which only `pfengine convert` reads" if pickles else ""
+        raise CheckpointError(path, [f"{WEIGHTS} is missing{hint}"])
+    stored = open_safetensors(path, WEIGHTS)
+    # Checkpoints from before 2019 call LayerNorm's tensors gamma and beta.
+    stored = {key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
+              for key, value in stored.items()}  # fmt: skip
+    scales = {key: stored.pop(key + SCALE) for key in list(stored) if key + SCALE in stored}
+    unused = (f"{config.family.prefix}pooler.", *_BUFFERS)
+    tensors = {key: value for key, value in stored.items() if key in expected or not _is_unused(key, unused)}
+    faults = [f"{WEIGHTS}: '{key}' {list(shape)} is missing" for key, shape in expected.items() if key not in tensors]
+    faults += [f"{WEIGHTS}: '{key}' {list(tensors[key].shape)} is not a tensor of this model"
+               for key in sorted(set(tensors) - set(expected))]  # fmt: skip
+    for key in expected:
+        if key in tensors:
+            faults += _tensor_faults(key, tensors[key], scales.get(key), expected[key], config)
+    if faults:
+        raise CheckpointError(path, faults)
+    return {key: _restore(tensors[key], scales.get(key)) for key in expected}
+
+
+_BUFFERS = ("position_ids", "token_type_ids")  # saved by old transformers, rebuilt by everyone
+
+
+def _is_unused(key: str, unused: Iterable[str]) -> bool:
+    return any(key.startswith(mark) or key.endswith("embeddings." + mark) for mark in unused)
+
+
+def _tensor_faults(
+    key: str, tensor: Tensor, scale: Tensor | None, shape: tuple[int, ...], config: BackboneConfig
+) -> list[str]:
+    got = tuple(tensor.shape)
+    if got != shape:
+        if got[1:] == shape[1:] and shape[0] == config.num_labels and key.startswith(config.family.classifier):
+            return [f"{CONFIG}: 'id2label' names {shape[0]} labels, but {WEIGHTS} '{key}' has {got[0]} rows"]
+        return [f"{WEIGHTS}: '{key}' has shape {list(got)}; it must be {list(shape)}"]
+    if tensor.dtype == torch.int8:
+        if scale is None:
+            return [f"{WEIGHTS}: '{key}' is int8 but '{key}{SCALE}' is missing"]
+        if tuple(scale.shape) != shape[:-1] or not scale.is_floating_point():
+            return [
+                f"{WEIGHTS}: '{key}{SCALE}' is {scale.dtype} {list(scale.shape)}; it must be float32 {list(shape[:-1])}"
+            ]
+    elif not tensor.is_floating_point():
+        return [f"{WEIGHTS}: '{key}' is {tensor.dtype}; weights must be floating point, or int8 with scales"]
+    return []
+
+
+def _restore(tensor: Tensor, scale: Tensor | None) -> Tensor:
+    if tensor.dtype == torch.int8 and scale is not None:
+        return tensor.float() * scale.float().unsqueeze(-1)
+    return tensor.float()
+
+
+def _quantise_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices and embeddings as int8 with one fp32 scale a row (last axis), symmetric; the rest as it is."""
+    stored: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if tensor.dim() < 2 or tensor.shape[-1] < 16 or key.endswith("bias"):
+            stored[key] = tensor
+            continue
+        scale = tensor.abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        stored[key] = (tensor / scale.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
+        stored[key + SCALE] = scale
+    return stored

@@ -1,0 +1,231 @@
+"""The command line: `pfengine classify | train | convert | evaluate | info | demo`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import cli_io
+from .api import BATCH_TOKENS, load
+from .convert import convert as convert_checkpoint
+from .errors import ConfigError, PFEngineError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Early-exit text classification.",
+)
+
+Checkpoint = Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a bundled one (sst2).")]
+Threshold = Annotated[float | None, typer.Option(help="Threshold of the checkpoint's criterion.")]
+Speedup = Annotated[float | None, typer.Option(help="Layer speed-up to look up in the calibration table.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
+
+
+def main() -> None:
+    """Entry point: exit code 2 for wrong use, 1 for failure, one line on stderr and no traceback."""
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+    try:
+        app()
+    except PFEngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command(epilog="Example: pfengine classify sst2 'a charming journey' --speedup 2")
+def classify(
+    checkpoint: Checkpoint,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: read --file or standard input.")] = None,
+    file: Annotated[Path | None, typer.Option(help="One row a line; .tsv and .jsonl are known by name.")] = None,
+    input_format: Annotated[str, typer.Option("--format", help="auto, text, tsv (text, pair) or jsonl.")] = "auto",
+    threshold: Threshold = None,
+    speedup: Speedup = None,
+    criterion: Annotated[str | None, typer.Option(help="Such as entropy:0.3 or never.")] = None,
+    top_k: Annotated[int, typer.Option(help="Labels a row; 0 for all.")] = 1,
+    precision: Precision = "auto",
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Most tokens that go through a layer together.")] = BATCH_TOKENS,
+    as_json: Json = False,
+) -> None:
+    """Classify texts: label, score and exit layer of each, in input order.
+
+    A row that cannot be classified gets an error in its place; the exit code is then 1.
+    """
+    if texts and file is not None:
+        raise ConfigError("give texts or --file, not both")
+    if top_k < 0:
+        raise ConfigError(f"--top-k is {top_k}; it must be at least 0")
+    source: contextlib.AbstractContextManager[Iterable[Any]]
+    source = contextlib.nullcontext(texts) if texts else cli_io.open_rows(file, input_format)
+    engine = load(
+        checkpoint,
+        precision=precision,
+        criterion=criterion,
+        threshold=threshold,
+        speedup=speedup,
+        max_length=max_length,
+    )
+    failed = total = 0
+    with source as rows:
+        shown: list[Any] = []  # rows read ahead of their answers: a few token budgets at most
+        kept = (shown.append(row) or row for row in rows)  # type: ignore[func-returns-value]
+        results = engine.stream(kept, top_k=top_k or None, on_error="return", batch_tokens=batch_tokens)
+        for result in cli_io.progress(results, None, "classify", quiet=sys.stdout.isatty()):
+            total += 1
+            failed += isinstance(result, dict) and "error" in result
+            cli_io.print_result(shown.pop(0), result, as_json)
+    if failed:
+        print(f"error: {failed} of {total} rows could not be classified", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: pfengine convert official/ ckpt/ --system past-future")
+def convert(
+    source: Annotated[Path, typer.Argument(help="Directory with config.json and the official weights.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write.")],
+    system: Annotated[str, typer.Option(help="auto or past-future.")] = "auto",
+) -> None:
+    """Convert an official research checkpoint to ours."""
+    print(convert_checkpoint(source, out, system=system))
+
+
+@app.command(epilog="Example: pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows")
+def train(
+    model: Annotated[str, typer.Argument(help="Pretrained encoder, a directory in Hugging Face layout.")],
+    data: Annotated[str, typer.Argument(help="Directory with train.tsv|csv|jsonl (gzipped or not), or a file.")],
+    output: Annotated[str, typer.Argument(help="Checkpoint directory to write.")],
+    labels: Annotated[str | None, typer.Option(help="Label names in id order, with commas.")] = None,
+    epochs: float = 3.0,
+    batch_size: int = 32,
+    learning_rate: float = 5e-5,
+    weight_decay: float = 0.0,
+    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.06,
+    max_length: int = 128,
+    dropout: float = 0.1,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+    seed: int = 0,
+    hold_out: Annotated[int, typer.Option(help="Rows kept from training, to calibrate thresholds on.")] = 1000,
+    max_rows: Annotated[int | None, typer.Option(help="Use only the first rows.")] = None,
+    storage: Annotated[str, typer.Option(help="float or int8-rows.")] = "float",
+    speedup: Annotated[float, typer.Option(help="Layer speed-up it runs at unless told otherwise.")] = 2.0,
+) -> None:
+    """Train a Past-Future model and write a calibrated checkpoint."""
+    from .training import TrainingConfig
+    from .training import train as run
+
+    names = tuple(labels.split(",")) if labels else None
+    config = TrainingConfig(model, data, output, labels=names, epochs=epochs, batch_size=batch_size,
+                            learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup,
+                            max_length=max_length, dropout=dropout, precision=precision, seed=seed, hold_out=hold_out,
+                            max_rows=max_rows, storage=storage, speedup=speedup)  # fmt: skip
+    print(run(config))
+
+
+@app.command(epilog="Example: pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3")
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[Path, typer.Argument(help="Labelled rows: a file, or a directory with a dev split.")],
+    thresholds: Annotated[str | None, typer.Option(help="Thresholds, with commas.")] = None,
+    speedups: Annotated[str | None, typer.Option(help="Calibrated layer speed-ups, with commas.")] = None,
+    precision: Precision = "auto",
+    batch_tokens: int = BATCH_TOKENS,
+    batch_size: Annotated[int | None, typer.Option(help="Most rows a batch.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each setting, in turn.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy, layer and wall-clock speed-up and exit layers, at full depth and at each threshold."""
+    from .evaluation import evaluate as run
+
+    report = run(
+        checkpoint, data, thresholds=_numbers(thresholds, "--thresholds"), speedups=_numbers(speedups, "--speedups"),
+        precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, repeats=repeats,
+        progress=lambda runs, total: cli_io.progress(runs, total, "evaluate"),
+    )  # fmt: skip
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        cli_io.print_report(report)
+
+
+@app.command(epilog="Example: pfengine info sst2")
+def info(checkpoint: Checkpoint, as_json: Json = False) -> None:
+    """What a checkpoint is and holds, and what this installation runs it on."""
+    from . import extension
+
+    started = time.perf_counter()
+    engine = load(checkpoint, criterion="never")
+    seconds = time.perf_counter() - started
+    ckpt = engine.checkpoint
+    facts = {
+        "path": str(ckpt.path),
+        "system": ckpt.engine.system,
+        "family": ckpt.backbone.family.name,
+        "layers": engine.num_layers,
+        "hidden_size": ckpt.backbone.hidden_size,
+        "labels": list(engine.labels),
+        "problem_type": ckpt.backbone.problem_type,
+        "max_length": engine.max_length,
+        "tokenizer": ckpt.tokenizer is not None,
+        "exit_layers": list(engine.exit_layers),
+        "criterion": ckpt.engine.criterion,
+        "threshold": ckpt.engine.threshold,
+        "calibration": list(ckpt.engine.calibration),
+        "storage": ckpt.engine.storage,
+        "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
+        "load_seconds": round(seconds, 2),
+        "training": ckpt.engine.training,
+        "extension": extension.status(),
+    }
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        cli_io.print_facts(facts)
+
+
+@app.command(epilog="Example: pfengine demo")
+def demo(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint with the labels negative and positive.")] = "sst2",
+    speedup: Speedup = None,
+    as_json: Json = False,
+) -> None:
+    """Classify real sentences with the bundled checkpoint, and time it against full depth."""
+    from .demo import run
+
+    outcome = run(checkpoint, speedup)
+    if as_json:
+        print(json.dumps(asdict(outcome)))
+    else:
+        cli_io.print_demo(outcome)
+
+
+def _numbers(text: str | None, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; it must be numbers with commas between") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Rows in, results out: what the command line reads and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from .data import PAIR_COLUMNS, TEXT_COLUMNS
+from .errors import ConfigError
+from .tokenization import Unreadable
+
+if TYPE_CHECKING:
+    from .demo import Outcome
+    from .evaluation import Report
+
+T = TypeVar("T")
+FORMATS = ("auto", "text", "tsv", "jsonl")
+ROW_KEYS = ("text", "text_pair", "input_ids", "token_type_ids")
+
+
+@contextlib.contextmanager
+def open_rows(file: Path | None, kind: str) -> Iterator[Iterator[Any]]:
+    """Rows of a file, or of standard input, one a line, read as they are asked for."""
+    if kind not in FORMATS:
+        raise ConfigError(f"--format is {kind!r}; it must be one of {', '.join(FORMATS)}")
+    if file is not None and not file.is_file():
+        raise ConfigError(f"--file {file} does not exist")
+    if kind == "auto":
+        kind = {".tsv": "tsv", ".jsonl": "jsonl"}.get(file.suffix if file else "", "text")
+    with contextlib.ExitStack() as stack:
+        if file is None:
+            if hasattr(sys.stdin, "reconfigure"):
+                sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+            lines: Iterable[str] = sys.stdin
+        else:
+            lines = stack.enter_context(open(file, encoding="utf-8", errors="surrogateescape"))
+        yield {"text": _text, "tsv": _tsv, "jsonl": _jsonl}[kind](line.rstrip("\r\n") for line in lines)
+
+
+def _text(lines: Iterable[str]) -> Iterator[Any]:
+    yield from lines
+
+
+def _tsv(lines: Iterable[str]) -> Iterator[Any]:
+    """Text, or text and pair; a header line names the columns, others are passed over."""
+    columns: tuple[int, int | None] = (0, 1)
+    for number, line in enumerate(lines):
+        cells = line.split("\t")
+        if (
+            number == 0
+            and (text := next((i for i, name in enumerate(cells) if name in TEXT_COLUMNS), None)) is not None
+        ):
+            columns = (text, next((i for i, name in enumerate(cells) if name in PAIR_COLUMNS), None))
+            continue
+        text, pair = columns
+        if text >= len(cells):
+            yield Unreadable(f"has {len(cells)} columns; the text is in column {text + 1}")
+        else:
+            yield cells[text] if pair is None or pair >= len(cells) else (cells[text], cells[pair])
+
+
+def _jsonl(lines: Iterable[str]) -> Iterator[Any]:
+    """A string, or an object with "text" (and "text_pair") or "input_ids"; other keys are passed over."""
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            value = Unreadable(f"is not JSON: {error}")
+        if isinstance(value, dict):
+            value = {key: value[key] for key in ROW_KEYS if key in value}
+        yield value
+
+
+def progress(items: Iterable[T], total: int | None, what: str, quiet: bool = False) -> Iterator[T]:
+    """Pass items on, with a bar on a terminal and a plain line every ten seconds elsewhere, both on stderr."""
+    if quiet:
+        yield from items
+        return
+    if sys.stderr.isatty():
+        from rich.progress import track
+
+        yield from track(items, description=what, total=total, console=Console(stderr=True), transient=True)
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            print(f"{what}: {done}" + (f" of {total}" if total else ""), file=sys.stderr)
+
+
+def print_result(row: Any, result: Any, as_json: bool) -> None:
+    """One row's answer as a JSON line, or as a line of a table: label, score, exit layer, text."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    if isinstance(result, dict) and "error" in result:
+        print(f"row {result['row']}: {result['error']}")
+        return
+    best = result if isinstance(result, list) else [result]
+    labels = "  ".join(f"{answer['label']} {answer['score']:.4f}" for answer in best)
+    text = row if isinstance(row, str) else " | ".join(row) if isinstance(row, tuple) else json.dumps(row)
+    line = f"{labels}  layer {best[0]['exit_layer']:>2}  {text}"
+    print(line.encode("utf-8", "replace").decode())
+
+
+def print_report(report: Report) -> None:
+    console = Console()
+    console.print(
+        f"{report.checkpoint} on {report.data}: {report.rows} rows of {report.mean_tokens:.1f} tokens on average, "
+        f"{report.precision}, {report.machine['threads']} threads, {report.machine['processor']}; "
+        f"medians of {report.repeats} interleaved runs",
+        highlight=False,
+    )
+    table = Table("setting", "threshold", "accuracy %", "+-", "layer speed-up", "wall-clock speed-up", "rows/s")
+    for s in report.settings:
+        table.add_row(
+            s.name, "" if s.threshold is None else f"{s.threshold:.4f}", f"{100 * s.accuracy:.1f}",
+            f"{100 * s.standard_error:.1f}", f"{s.layer_speedup:.2f}", f"{s.wall_clock_speedup:.2f}",
+            f"{report.rows / s.seconds:.0f}",
+        )  # fmt: skip
+    console.print(table)
+    layers = sorted({layer for s in report.settings for layer in s.exit_layers})
+    histogram = Table("exit layer", *(s.name for s in report.settings[1:]))
+    for layer in layers:
+        shares = [s.exit_layers.get(layer, 0) / report.rows for s in report.settings[1:]]
+        histogram.add_row(str(layer), *(f"{100 * share:4.1f}% {'█' * round(20 * share)}" for share in shares))
+    if len(report.settings) > 1:
+        console.print(histogram)
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        if key == "calibration" and value:
+            print("calibration:")
+            for point in value:
+                print("  " + ", ".join(f"{name} {number:.4g}" for name, number in point.items()))
+        elif isinstance(value, dict):
+            print(f"{key}: " + ", ".join(f"{name} {item}" for name, item in value.items()))
+        else:
+            print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def print_demo(outcome: Outcome) -> None:
+    console = Console()
+    table = Table("label", "score", "exit layer", "sentence")
+    for answer in outcome.answers:
+        table.add_row(
+            answer["label"], f"{answer['score']:.3f}", f"{answer['exit_layer']}/{outcome.num_layers}", answer["text"]
+        )
+    console.print(table)
+    console.print(
+        f"layer speed-up {outcome.layer_speedup:.2f}, wall-clock speed-up {outcome.wall_clock_speedup:.2f} against full depth "
+        f"({1000 * outcome.seconds_full:.1f} ms -> {1000 * outcome.seconds:.1f} ms for {len(outcome.answers)} sentences in one "
+        f"batch; medians of {outcome.repeats} interleaved runs, {outcome.precision}, {outcome.threads} threads)",
+        highlight=False,
+    )

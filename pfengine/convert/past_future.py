@@ -1,0 +1,79 @@
+"""Checkpoints of the Past-Future authors' code (lancopku/Early-Exit)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import EngineConfig
+from ..errors import CheckpointError
+from ..heads.past_future import PREFIX
+from .source import family_of, with_shapes
+
+
+def recognises(tensors: dict[str, Tensor]) -> bool:
+    return "classifiers.gate_proj.weight" in tensors and any(key.endswith("pred_layer.weight") for key in tensors)
+
+
+def convert(
+    path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], EngineConfig, dict[str, Tensor]]:
+    """Original config and tensors -> config.json, pfengine.json and tensors of a checkpoint.
+
+    Shapes come from the tensors. BERT and RoBERTa have a pooler a layer (and an unused one), ALBERT one for all.
+    Learners and projections are stored there as [slot, in, out]; the learner of slot 0 is never used.
+    """
+    family = family_of(path, tensors)
+    faults: list[str] = []
+
+    def get(key: str, dims: int) -> Tensor:
+        tensor = tensors.get(key)
+        if tensor is None or tensor.dim() != dims:
+            got = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+            faults.append(f"'{key}' {got}; a Past-Future checkpoint has it with {dims} dimensions")
+            return torch.zeros([1] * dims)
+        return tensor
+
+    projections, projection_bias = get("classifiers.weight", 3), get("classifiers.bias", 2)
+    learners, learner_bias = get(f"{family.prefix}pred_layer.weight", 3), get(f"{family.prefix}pred_layer.bias", 2)
+    gate, gate_bias = get("classifiers.gate_proj.weight", 2), get("classifiers.gate_proj.bias", 1)
+    layers, labels = projections.shape[0], gate_bias.shape[0]
+    if family.factorised:
+        poolers = [f"{family.prefix}pooler"]
+    else:
+        poolers = [f"{family.prefix}poolers.{i}.dense" for i in range(layers)]
+    pooler_weights = [get(f"{key}.weight", 2) for key in poolers]
+    pooler_biases = [get(f"{key}.bias", 1) for key in poolers]
+    if not faults and labels < 2:
+        faults.append(
+            "'classifiers.gate_proj.bias' has one entry: the system has no regression, entropy needs two labels"
+        )
+    if not faults and len({w.shape for w in pooler_weights}) + len({b.shape for b in pooler_biases}) > 2:
+        faults.append(f"'{poolers[0]}' and its fellows differ in shape")
+    if faults:
+        raise CheckpointError(path, faults)
+
+    converted = {key: value for key, value in tensors.items() if key.startswith(family.prefix)}
+    for key in list(converted):
+        if key.startswith(tuple(f"{family.prefix}{part}" for part in ("pooler.", "poolers.", "pred_layer."))):
+            del converted[key]
+    converted |= {
+        f"{PREFIX}poolers.weight": torch.stack(pooler_weights),
+        f"{PREFIX}poolers.bias": torch.stack(pooler_biases),
+        f"{PREFIX}learners.weight": learners[1:].transpose(1, 2),
+        f"{PREFIX}learners.bias": learner_bias[1:],
+        f"{PREFIX}projections.weight": projections.transpose(1, 2),
+        f"{PREFIX}projections.bias": projection_bias,
+        f"{PREFIX}gate.weight": gate,
+        f"{PREFIX}gate.bias": gate_bias,
+    }
+    engine = EngineConfig(
+        system="past-future",
+        head={"type": "past-future", "pooler": "shared" if family.factorised else "per-layer"},
+        criterion="entropy",
+        exit_layers=tuple(range(1, layers + 1)),
+    )
+    return with_shapes(raw, family, tensors, layers, labels), engine, converted

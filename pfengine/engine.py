@@ -1,0 +1,130 @@
+"""THE exit loop: rows leave when their own signal says so, survivors move together and go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import encoder
+from .batch import RaggedInputs
+from .config import BackboneConfig
+from .encoder import Encoder
+from .errors import ConfigError
+from .exits import Criterion, Never
+from .heads import ExitHead
+
+Rule = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An encoder and its exit head, prepared for one op set."""
+
+    config: BackboneConfig
+    encoder: Encoder
+    head: ExitHead
+    exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_layers
+
+
+class Answers:
+    """Logits and exit layers of rows `base` to `base + rows - 1`, filled in as rows leave."""
+
+    def __init__(self, base: int, rows: int, labels: int) -> None:
+        self.base = base
+        self.logits = torch.full((rows, labels), float("nan"))
+        self.exit_layers = torch.zeros(rows, dtype=torch.int64)
+
+    def put(self, row_ids: Tensor, logits: Tensor, layer: int) -> None:
+        places = (row_ids - self.base).cpu()
+        self.logits[places] = logits.cpu()
+        self.exit_layers[places] = layer
+
+
+def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -> None:
+    """All rows of `inputs` through the layers, each until `criterion` lets it leave; results go into `answers`."""
+    if not len(inputs):
+        return
+    last = model.num_layers
+    batch = encoder.embed(model.encoder, inputs)
+    head_state, exit_state = None, None
+    for layer in range(1, last + 1):
+        batch = encoder.layer(model.encoder, layer, batch, first_only=layer == last)
+        answer = layer == last or is_tested(model, criterion, layer)
+        logits, head_state = model.head.step(layer, batch, head_state, answer)
+        if logits is None:
+            continue
+        if layer == last:
+            answers.put(batch.row_ids, logits, layer)
+            return
+        leave, exit_state = criterion(layer, logits, exit_state, batch.row_ids)
+        if leave.dtype != torch.bool or leave.shape != batch.row_ids.shape:
+            got = f"{leave.dtype} {list(leave.shape)}"
+            raise ConfigError(
+                f"the criterion gave {got} after layer {layer}; it must give bool [{len(batch)}], one a row"
+            )
+        if not leave.any():
+            continue
+        answers.put(batch.row_ids[leave], logits[leave], layer)
+        stay = ~leave
+        batch = batch.take(stay)
+        if not len(batch):
+            return
+        head_state, exit_state = take(head_state, stay), take(exit_state, stay)
+
+
+def is_tested(model: Model, criterion: Rule, layer: int) -> bool:
+    """Is the exit of a layer before the last one tested?"""
+    wanted = criterion.tests(layer) if isinstance(criterion, Criterion) else True
+    return wanted and layer in model.exit_layers
+
+
+def take(state: Any, stay: Tensor) -> Any:
+    """The rows of every tensor of a head's or criterion's state where `stay` is true."""
+    if state is None:
+        return None
+    return tuple(value[stay] for value in state) if isinstance(state, tuple) else state[stay]
+
+
+def all_logits(model: Model, inputs: RaggedInputs) -> Tensor:
+    """Logits of every exit, no exits taken: [exits, rows, labels]."""
+    batch = encoder.embed(model.encoder, inputs)
+    state, answers = None, []
+    for layer in range(1, model.num_layers + 1):
+        batch = encoder.layer(model.encoder, layer, batch, first_only=layer == model.num_layers)
+        logits, state = model.head.step(layer, batch, state, answer=layer in model.exit_layers)
+        if logits is not None:
+            answers.append(logits.cpu())
+    return torch.stack(answers)
+
+
+def run_reference(model: Model, rows: list[RaggedInputs], criterion: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle: one row at a time, no packing, no compaction. Logits [rows, labels] and exit layers [rows].
+
+    rows: inputs of one row each. Correct by inspection, slow on purpose; `run` must agree with it.
+    """
+    results, exit_layers = [], []
+    for inputs in rows:
+        batch = encoder.embed(model.encoder, inputs)
+        head_state, exit_state = None, None
+        for layer in range(1, model.num_layers + 1):
+            batch = encoder.layer(model.encoder, layer, batch)
+            exits = layer in model.exit_layers
+            logits, head_state = model.head.step(layer, batch, head_state, answer=exits)
+            if logits is None or layer == model.num_layers or isinstance(criterion, Never):
+                continue
+            leave, exit_state = criterion(layer, logits, exit_state, batch.row_ids)
+            if bool(leave):
+                break
+        assert logits is not None
+        results.append(logits[0].numpy())
+        exit_layers.append(layer)
+    return np.array(results).reshape(len(rows), -1), np.array(exit_layers, dtype=np.int64)

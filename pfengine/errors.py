@@ -1,0 +1,39 @@
+"""Every error pfengine raises on purpose: one sentence with what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class PFEngineError(Exception):
+    """Base of all errors a user's input can cause."""
+
+
+class CheckpointError(PFEngineError, ValueError):
+    """A checkpoint directory that cannot be used; `faults` holds every fault found, not only the first."""
+
+    def __init__(self, path: Any, faults: Sequence[str]) -> None:
+        self.path, self.faults = path, list(faults)
+        head = f"{path}: "
+        super().__init__(
+            head + self.faults[0]
+            if len(self.faults) == 1
+            else head + f"{len(self.faults)} faults:\n" + "\n".join(f"  - {fault}" for fault in self.faults)
+        )
+
+
+class ConfigError(PFEngineError, ValueError):
+    """An option or a combination of options that cannot be met."""
+
+
+class InputError(PFEngineError, ValueError):
+    """A row that cannot be classified; `row` is its 0-based index in the input."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        self.row, self.reason = row, reason
+        super().__init__(f"row {row}: {reason}")
+
+
+class InputTypeError(InputError, TypeError):
+    """A row of a type that is no text, pair, or dict of text or ids."""

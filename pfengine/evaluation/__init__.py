@@ -1,0 +1,8 @@
+"""Judging a checkpoint on labelled rows: quality, layer speed-up and wall-clock speed-up side by side."""
+
+from __future__ import annotations
+
+from .evaluate import Report, Setting, evaluate
+from .machine import describe_machine
+
+__all__ = ["Report", "Setting", "describe_machine", "evaluate"]

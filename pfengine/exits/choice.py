@@ -1,0 +1,81 @@
+"""Which criterion runs: the caller's, or the checkpoint's own, at a threshold given by hand or by layer speed-up."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from .criteria import Criterion, Never, _number, parse
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+log = logging.getLogger("pfengine")
+
+
+def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: float | None) -> Any:
+    """The criterion object (or the caller's callable) for a checkpoint.
+
+    Raises ConfigError where the choice contradicts itself, the model's problem type or its exits, or where `speedup`
+    is outside the calibration table.
+    """
+    if threshold is not None and speedup is not None:
+        raise ConfigError("give threshold or speedup, not both")
+    own = ckpt.engine.criterion or "never"
+    if speedup is not None:
+        if speedup == 1:
+            return Never()
+        threshold, criterion = _calibrated(ckpt, speedup), own
+    if criterion is None:
+        if threshold is None:
+            threshold = ckpt.engine.threshold
+            if threshold is None and own != "never":
+                log.warning(
+                    "%s has the criterion %r but no threshold: it runs at full depth; give threshold= or speedup=",
+                    ckpt.path, own,
+                )  # fmt: skip
+                return Never()
+        criterion = own
+        if own == "never" and threshold is not None:
+            raise ConfigError(f"{ckpt.path} has no criterion of its own; give one, such as criterion='entropy:0.3'")
+    if isinstance(criterion, Never) and threshold is not None and own != "never":
+        criterion = own  # loaded at full depth, asked for exits in this call
+    rule = parse(criterion, threshold) if isinstance(criterion, str) else _with_threshold(criterion, threshold)
+    if not callable(rule):
+        raise ConfigError(
+            f"criterion is of type {type(rule).__name__}; give an object of pfengine.exits, a callable, or text"
+        )
+    if isinstance(rule, Never):
+        return rule
+    if len(ckpt.engine.exit_layers) == 1:
+        raise ConfigError(
+            f"{ckpt.path} has no exit before its last layer: it runs at full depth, with criterion 'never'"
+        )
+    if isinstance(rule, Criterion) and ckpt.backbone.problem_type not in rule.problem_types:
+        raise ConfigError(f"criterion {rule!r} makes no sense for problem_type {ckpt.backbone.problem_type!r}")
+    return rule
+
+
+def _with_threshold(criterion: Any, threshold: float | None) -> Any:
+    if threshold is None:
+        return criterion
+    if not isinstance(criterion, Criterion) or criterion.threshold is None:
+        raise ConfigError(f"criterion {criterion!r} takes no threshold")
+    changed = copy.copy(criterion)
+    changed.threshold = _number(type(criterion).__name__.lower(), threshold)
+    return changed
+
+
+def _calibrated(ckpt: Checkpoint, speedup: float) -> float:
+    """The threshold for a layer speed-up, linear between the points of the calibration table."""
+    points = sorted((point["layer_speedup"], point["threshold"]) for point in ckpt.engine.calibration)
+    if not points:
+        raise ConfigError(f"{ckpt.path} has no calibration table; give threshold= instead of speedup=")
+    low, high = points[0][0], points[-1][0]
+    if not low <= speedup <= high:
+        raise ConfigError(f"speedup is {speedup}; the calibration table of {ckpt.path} covers {low:.2f} to {high:.2f}")
+    return float(np.interp(speedup, [s for s, _ in points], [t for _, t in points]))

@@ -1,0 +1,134 @@
+"""Criteria as pure tensor functions, and their text form: "entropy:0.3", "never", "replay:3,5,2"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+CriterionState = Any  # None at first, then whatever the criterion returned: a tuple of tensors that lead with rows
+
+
+class Criterion:
+    """Base class; a user's own criterion may also be any callable with the signature of `__call__`.
+
+    threshold: the one knob, None where there is none. problem_types: what kind of model it makes sense on.
+    """
+
+    threshold: float | None = None
+    problem_types: tuple[str, ...] = ("single_label_classification", "multi_label_classification", "regression")
+
+    def tests(self, layer: int) -> bool:
+        """Does it look at the logits of this layer? Where it does not, the head does not compute them."""
+        return True
+
+    def __call__(
+        self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
+    ) -> tuple[Tensor, CriterionState]:
+        """Which rows leave after `layer` (1-based).
+
+        logits: float32 [rows, labels]; row_ids: int64 [rows], each row's place in the caller's input. Returns bool
+        [rows] and the new state. Must not read a value on the host.
+        """
+        raise TypeError(f"{type(self).__name__} must define __call__(layer, logits, state, row_ids)")
+
+
+class Never(Criterion):
+    """No row leaves early: the full model."""
+
+    def tests(self, layer: int) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "never"
+
+
+class Entropy(Criterion):
+    """Leave where H(p) = -sum p ln p < threshold (natural logarithm, not normalised; p = softmax(logits)).
+
+    As DeeBERT and Past-Future have it, with p ln p = 0 at p = 0: their code gives nan there, so that the surest rows
+    of all never leave.
+    """
+
+    threshold: float
+    problem_types = ("single_label_classification",)
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = _number("entropy", threshold)
+
+    def __call__(
+        self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
+    ) -> tuple[Tensor, CriterionState]:
+        return entropy(logits) < self.threshold, None
+
+    def __repr__(self) -> str:
+        return f"entropy:{self.threshold:g}"
+
+
+class Replay(Criterion):
+    """Leave at a layer given beforehand: row r at layers[r]. The full cost of every head is paid all the same."""
+
+    def __init__(self, layers: Sequence[int] | Tensor) -> None:
+        """layers: exit layer of each row of the input, 1-based, [rows]."""
+        self.layers = torch.as_tensor(layers, dtype=torch.int64)
+        if self.layers.dim() != 1 or (self.layers < 1).any():
+            raise ConfigError("replay takes one exit layer >= 1 for each row, as a flat list")
+
+    def __call__(
+        self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
+    ) -> tuple[Tensor, CriterionState]:
+        if self.layers.device != row_ids.device:
+            self.layers = self.layers.to(row_ids.device)
+        return self.layers[row_ids] <= layer, None
+
+    def __repr__(self) -> str:
+        return "replay:" + ",".join(map(str, self.layers.tolist()))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """-sum p ln p of p = softmax(logits): [rows, labels] -> [rows], in [0, ln labels]; a saturated row gives 0."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"the threshold of {name} is {value!r}; it must be a finite number")
+    return float(value)
+
+
+CRITERIA: dict[str, type[Criterion]] = {"entropy": Entropy, "never": Never, "replay": Replay}
+
+
+def parse(text: str, threshold: float | None = None) -> Criterion:
+    """The criterion a text such as "entropy:0.3" stands for; `threshold` replaces the one in the text.
+
+    Raises ConfigError where the name is unknown, the threshold is missing or makes no sense.
+    """
+    name, _, argument = text.strip().partition(":")
+    if name not in CRITERIA:
+        raise ConfigError(f"criterion {text!r} is unknown; there are {', '.join(sorted(CRITERIA))}")
+    if name == "never":
+        if argument or threshold is not None:
+            raise ConfigError("criterion 'never' takes no threshold")
+        return Never()
+    if name == "replay":
+        if threshold is not None:
+            raise ConfigError("criterion 'replay' takes no threshold; give one layer for each row, 'replay:3,5,2'")
+        try:
+            return Replay([int(layer) for layer in argument.split(",")])
+        except ValueError:
+            raise ConfigError(f"criterion {text!r}: give one layer for each row, 'replay:3,5,2'") from None
+    if threshold is None:
+        if not argument:
+            raise ConfigError(f"criterion {name!r} needs a threshold: '{name}:0.3', or threshold=0.3")
+        try:
+            threshold = float(argument)
+        except ValueError:
+            raise ConfigError(f"criterion {text!r}: {argument!r} is no number") from None
+    return Entropy(threshold)

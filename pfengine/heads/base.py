@@ -1,0 +1,46 @@
+"""The interface of an exit head."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch import RaggedBatch
+from ..config import BackboneConfig
+from ..families import Shapes
+from ..ops import OpSet
+
+HeadState = tuple[Tensor, ...]  # every tensor leads with rows, so that it compacts with them
+
+
+class ExitHead(ABC):
+    """Reads layer after layer and answers with logits where it is asked to."""
+
+    @staticmethod
+    def config_faults(head: dict[str, Any]) -> list[str]:
+        """What is wrong with the `head` object of pfengine.json, one sentence a fault."""
+        return [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type"})]
+
+    @staticmethod
+    @abstractmethod
+    def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
+        """Every tensor of the head with its shape."""
+
+    @abstractmethod
+    def __init__(
+        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        """Prepare the weights once for an op set; dtype: of the large products, logits are always float32."""
+
+    @abstractmethod
+    def step(
+        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
+    ) -> tuple[Tensor | None, HeadState]:
+        """Read layer `layer` (1-based) of all rows still in `batch`.
+
+        state: what the previous layer's call returned, None before layer 1. Returns float32 logits [rows, labels]
+        where `answer`, else None, and the new state. Must be called for every layer in turn.
+        """

@@ -1,0 +1,42 @@
+"""The one head of a plain Hugging Face sequence-classification model: it answers at the last layer only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch import RaggedBatch
+from ..config import BackboneConfig
+from ..families import Shapes
+from ..ops import OpSet
+from .base import ExitHead, HeadState
+
+
+class Classifier(ExitHead):
+    """logits = W_c tanh(W_p h[first] + b_p) + b_c, as BERT, RoBERTa and ALBERT have it in transformers."""
+
+    @staticmethod
+    def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
+        return config.family.classifier_shapes(config)
+
+    def __init__(
+        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        pooler, classifier = config.family.pooler, config.family.classifier
+        self.ops, self.num_layers = ops, config.num_layers
+        self.pooler = ops.prepare_linear(tensors[f"{pooler}.weight"], tensors[f"{pooler}.bias"], dtype)
+        self.classifier = ops.prepare_linear(
+            tensors[f"{classifier}.weight"], tensors[f"{classifier}.bias"], torch.float32
+        )
+
+    def step(
+        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
+    ) -> tuple[Tensor | None, HeadState]:
+        if not answer:
+            return None, ()
+        if layer != self.num_layers:
+            raise ValueError(f"a plain classifier answers at layer {self.num_layers} only, not at layer {layer}")
+        pooled = self.ops.linear(batch.first(), self.pooler, "tanh")
+        return self.ops.linear(pooled, self.classifier, "none"), ()

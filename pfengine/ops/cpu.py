@@ -1,0 +1,139 @@
+"""The CPU op set: weights packed once for oneDNN, and no result that depends on a row's neighbours.
+
+Signatures and shapes: `ops.OpSet`. Bit for bit the same row in every batch needs care in three places: `F.linear` in
+fp32 sums in another order for few rows (the packed op does so for one row only, so a single row is doubled); MKL's
+products depend on the 64-byte alignment of their operands, so head sizes are multiples of 16; and torch.sigmoid
+differs between its vector body and its scalar tail, which torch.tanh does not.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import Activation, reference
+from .reference import add_layer_norm, embed
+
+__all__ = [
+    "HEAD_ALIGNMENT",
+    "add_layer_norm",
+    "attention",
+    "embed",
+    "gate_merge",
+    "imitation",
+    "linear",
+    "prepare_imitation",
+    "prepare_linear",
+]
+
+HEAD_ALIGNMENT = 16
+BLOCK = 32  # rows of one product where oneDNN's packed ops are missing
+_POST_OPS = {"none": ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", ""), "tanh": ("tanh", "")}  # fmt: skip
+
+log = logging.getLogger("pfengine")
+
+
+class Linear(NamedTuple):
+    weight: Tensor  # oneDNN's opaque packing of [out, in], or [out, in] as it is
+    bias: Tensor  # [out]
+    packed: bool
+
+
+class Imitation(NamedTuple):
+    learners: list[Linear]  # of layers 2..n
+    projections: list[Linear]  # entry i - 1: of all layers after i side by side, [C, (n - i) H]
+
+
+@functools.cache
+def has_packed_linear() -> bool:
+    """Does this torch build carry oneDNN's packed linear op? They are private, so they are tried, once."""
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16), 2)
+        ok = torch.equal(
+            torch.ops.mkldnn._linear_pointwise.default(torch.eye(16), weight, torch.zeros(16), "none", [], ""),
+            torch.eye(16),
+        )
+    except (AttributeError, RuntimeError, NotImplementedError):
+        ok = False
+    if not ok:
+        log.warning(
+            "this torch has no packed oneDNN linear op: products run in blocks of %d rows, about half as fast", BLOCK
+        )
+    return ok
+
+
+def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+    weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
+    if not has_packed_linear():
+        return Linear(weight, bias, packed=False)
+    return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias, packed=True)
+
+
+def linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
+    rows, x = x.shape[0], x.to(weights.bias.dtype)
+    if not weights.packed:
+        return _linear_in_blocks(x, weights, activation)
+    post, algorithm = _POST_OPS[activation]
+    y = torch.ops.mkldnn._linear_pointwise.default(
+        torch.cat([x, x]) if rows == 1 else x, weights.weight, weights.bias, post, [], algorithm
+    )
+    return y[:rows]
+
+
+def _linear_in_blocks(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
+    """Always products of BLOCK rows, so that every row meets the same code whatever the number of rows."""
+    rows = x.shape[0]
+    padded = F.pad(x, (0, 0, 0, -rows % BLOCK))
+    blocks = [
+        reference.activate(F.linear(block, weights.weight, weights.bias), activation) for block in padded.split(BLOCK)
+    ]
+    return torch.cat(blocks)[:rows] if blocks else x.new_empty(0, weights.bias.shape[0])
+
+
+def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:
+    """One fused call for each run of rows of equal length (batches are sorted by length, so runs are long)."""
+    bounds = cu_seqlens.tolist()
+    rows, width = len(bounds) - 1, qkv.shape[1] // 3
+    out = qkv.new_empty(rows if first_only else qkv.shape[0], width)
+    start = 0
+    while start < rows:
+        length = bounds[start + 1] - bounds[start]
+        stop = start + 1
+        while stop < rows and bounds[stop + 1] - bounds[stop] == length:
+            stop += 1
+        group = qkv[bounds[start] : bounds[stop]].view(stop - start, length, 3, num_heads, -1)
+        q, k, v = group.permute(2, 0, 3, 1, 4)  # [rows, heads, tokens, d]
+        y = F.scaled_dot_product_attention(q[:, :, :1] if first_only else q, k, v, scale=scale)
+        target = out[start:stop] if first_only else out[bounds[start] : bounds[stop]]
+        target.view(stop - start, -1, num_heads, width // num_heads).copy_(y.transpose(1, 2))
+        start = stop
+    return out
+
+
+def prepare_imitation(
+    learners: Tensor, learner_bias: Tensor, projections: Tensor, projection_bias: Tensor, dtype: torch.dtype
+) -> Imitation:
+    return Imitation(
+        [prepare_linear(w, b, dtype) for w, b in zip(learners, learner_bias, strict=True)],
+        [
+            prepare_linear(projections[i:].transpose(0, 1).flatten(1), projection_bias[i:].sum(0), torch.float32)
+            for i in range(len(projections))
+        ],
+    )
+
+
+def imitation(pooled: Tensor, weights: Imitation, layer: int) -> Tensor:
+    guesses = [linear(pooled, learner, "tanh") for learner in weights.learners[layer - 1 :]]
+    return linear(torch.cat(guesses, dim=1), weights.projections[layer - 1], "none")
+
+
+def gate_merge(past: Tensor, future: Tensor | None, gate: Linear, layer: int) -> Tensor:
+    logits, gates = past.chunk(2, dim=-1)
+    keep2 = 1 + torch.tanh(linear(torch.tanh(gates / layer), gate, "none") / 2)  # 2 sigmoid(x) = 1 + tanh(x / 2)
+    merged = keep2 * logits
+    return merged if future is None else merged + (2 - keep2) * future

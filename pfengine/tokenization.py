@@ -1,0 +1,257 @@
+"""Inputs -> rows of token ids -> ragged batches within a token budget, by length.
+
+Works on the `tokenizers` library alone; transformers is imported only for directories without tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+import torch
+
+from .batch import RaggedInputs
+from .config import BackboneConfig
+from .errors import CheckpointError, InputError, InputTypeError
+
+# Tokenizer classes whose `model_input_names` in transformers have no token_type_ids.
+_NO_TYPES = ("Roberta", "XLMRoberta", "Camembert", "Bart", "DistilBert", "MPNet")
+_LONG_TEXT = 64  # characters a token; longer texts are cut before tokenising, where that cannot change the result
+ROW_FORMS = "a string, a tuple of two strings, {'text', 'text_pair'} or {'input_ids', 'token_type_ids'}"
+
+
+class Text(NamedTuple):
+    text: str
+    pair: str | None
+
+
+class Unreadable(NamedTuple):
+    """In the place of a row whose source could not be read; becomes that row's error."""
+
+    reason: str
+
+
+class Row(NamedTuple):
+    """One tokenised row."""
+
+    row_id: int
+    ids: np.ndarray  # int64 [tokens]
+    types: np.ndarray | None  # int64 [tokens], None for all zero
+    truncated: bool
+
+
+def is_single(inputs: Any) -> bool:
+    """Is `inputs` one row rather than an iterable of rows?"""
+    return isinstance(inputs, (str, bytes, Mapping)) or _is_pair(inputs)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+def parse(row_id: int, value: Any) -> Text | Row:
+    """One row of the input in any of its forms; InputTypeError or InputError names the row."""
+    if isinstance(value, str):
+        return Text(_clean(value), None)
+    if _is_pair(value):
+        return Text(_clean(value[0]), _clean(value[1]))
+    if isinstance(value, Unreadable):
+        raise InputError(row_id, value.reason)
+    if not isinstance(value, Mapping):
+        raise InputTypeError(row_id, f"is {_describe(value)}; a row is {ROW_FORMS}")
+    keys = set(value)
+    if "text" in keys and keys <= {"text", "text_pair"}:
+        text, pair = value["text"], value.get("text_pair")
+        if not isinstance(text, str) or not isinstance(pair, (str, type(None))):
+            wrong = "text" if not isinstance(text, str) else "text_pair"
+            raise InputTypeError(row_id, f"'{wrong}' is {_describe(value[wrong])}; it must be a string")
+        return Text(_clean(text), None if pair is None else _clean(pair))
+    if "input_ids" in keys and keys <= {"input_ids", "token_type_ids"}:
+        ids = _integers(row_id, "input_ids", value["input_ids"])
+        types = value.get("token_type_ids")
+        types = None if types is None else _integers(row_id, "token_type_ids", types)
+        if types is not None and len(types) != len(ids):
+            raise InputError(row_id, f"has {len(ids)} input_ids but {len(types)} token_type_ids")
+        return Row(row_id, ids, types, truncated=False)
+    raise InputTypeError(row_id, f"is a dict with the keys {sorted(map(str, keys))}; a row is {ROW_FORMS}")
+
+
+def _describe(value: Any) -> str:
+    return "a tuple that is no pair of strings" if isinstance(value, tuple) else f"of type {type(value).__name__}"
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates are no text: U+FFFD in their place, as every UTF-8 encoder would write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _integers(row_id: int, key: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError):
+        array = np.empty(0, dtype=object)
+    if array.ndim == 1 and array.size == 0:
+        raise InputError(row_id, f"'{key}' is empty; give at least one token")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputTypeError(row_id, f"'{key}' must be a flat sequence of integers")
+    return array.astype(np.int64)
+
+
+class Tokenizer:
+    """Tokenises texts and checks ids for one model.
+
+    max_length: longest row in tokens; longer texts are truncated (the longer part of a pair first).
+    """
+
+    def __init__(self, path: Path | None, config: BackboneConfig, max_length: int | None = None) -> None:
+        self.config = config
+        self.backend: tokenizers.Tokenizer | None = None
+        settings: dict[str, Any] = {}
+        if path is not None:
+            self.backend, settings = _load(path)
+        limit = settings.get("model_max_length")
+        limits = [config.max_tokens, max_length or config.max_tokens]
+        if isinstance(limit, (int, float)) and limit > 0:  # absent or 1e30 where nobody set it
+            limits.append(int(min(limit, config.max_tokens)))
+        self.max_length = min(limits)
+        self.uses_types = _uses_types(settings, config)
+        if self.backend is not None:
+            self.backend.no_padding()
+            self.backend.enable_truncation(self.max_length, direction=settings.get("truncation_side", "right"))
+
+    def encode(self, rows: Iterable[tuple[int, Any]]) -> list[Row | InputError]:
+        """Tokenise (row id, row) pairs; a bad row gives its error in its place and does not touch the others."""
+        out: list[Row | InputError] = []
+        texts: list[tuple[int, int, Text]] = []
+        for row_id, value in rows:
+            try:
+                parsed = parse(row_id, value)
+                if isinstance(parsed, Text):
+                    if self.backend is None:
+                        raise InputError(
+                            row_id, "is text, but the checkpoint has no tokenizer; give {'input_ids': [...]}"
+                        )
+                    texts.append((len(out), row_id, parsed))
+                    out.append(InputError(row_id, "was not tokenised"))
+                else:
+                    out.append(self._checked(self._cut_ids(parsed)))
+            except InputError as error:
+                out.append(error)
+        for (place, row_id, text), encoding in zip(texts, self._encode_texts([t for *_, t in texts]), strict=True):
+            try:
+                out[place] = self._checked(self._row(row_id, text, encoding))
+            except InputError as error:
+                out[place] = error
+        return out
+
+    def _encode_texts(self, texts: list[Text]) -> list[Any]:
+        if self.backend is None or not texts:
+            return []
+        limit = _LONG_TEXT * self.max_length
+        short = [text.text if text.pair is None else (text.text, text.pair) for text in texts]
+        for i, text in enumerate(texts):
+            if text.pair is None and len(text.text) > limit and (end := text.text.rfind(" ", limit // 2, limit)) > 0:
+                short[i] = text.text[:end]
+        encodings = self.backend.encode_batch_fast(short)
+        for i, text in enumerate(texts):
+            if short[i] is not text.text and text.pair is None and not encodings[i].overflowing:
+                encodings[i] = self.backend.encode_batch_fast([text.text])[0]  # the cut end was needed after all
+        return encodings
+
+    def _row(self, row_id: int, text: Text, encoding: Any) -> Row:
+        if not encoding.ids:
+            raise InputError(row_id, "gives no tokens; this tokenizer adds none of its own")
+        types = np.array(encoding.type_ids, dtype=np.int64) if self.uses_types and text.pair is not None else None
+        return Row(row_id, np.array(encoding.ids, dtype=np.int64), types, bool(encoding.overflowing))
+
+    def _cut_ids(self, row: Row) -> Row:
+        limit = self.max_length
+        if len(row.ids) <= limit:
+            return row
+        return Row(row.row_id, row.ids[:limit], None if row.types is None else row.types[:limit], truncated=True)
+
+    def _checked(self, row: Row) -> Row:
+        for name, values, size in (("token", row.ids, self.config.vocab_size),
+                                   ("token type", row.types, self.config.type_vocab_size)):  # fmt: skip
+            if values is not None and (values.min() < 0 or values.max() >= size):
+                wrong = values.min() if values.min() < 0 else values.max()
+                raise InputError(row.row_id, f"has {name} id {wrong}; this model's are 0 to {size - 1}")
+        return row
+
+
+def _load(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    settings: dict[str, Any] = {}
+    try:
+        if (path / "tokenizer_config.json").exists():
+            settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if (path / "tokenizer.json").exists():
+            return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")), settings
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(path, [f"the tokenizer files cannot be read: {error}"]) from None
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise CheckpointError(
+            path, ["tokenizer.json is missing; install transformers, which can build it from the other tokenizer files"]
+        ) from None
+    try:
+        backend = AutoTokenizer.from_pretrained(path).backend_tokenizer
+    except Exception as error:
+        raise CheckpointError(
+            path, [f"transformers cannot build a fast tokenizer from the files here: {error}"]
+        ) from None
+    return backend, settings
+
+
+def _uses_types(settings: dict[str, Any], config: BackboneConfig) -> bool:
+    names = settings.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    tokenizer_class = str(settings.get("tokenizer_class", ""))
+    return config.family.needs_type_ids and not tokenizer_class.startswith(_NO_TYPES)
+
+
+def pack(rows: Sequence[Row], config: BackboneConfig) -> RaggedInputs:
+    """Rows end to end, as they come."""
+    lengths = np.array([len(row.ids) for row in rows], dtype=np.int32)
+    cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, dtype=np.int64)
+    types = np.zeros(len(ids), dtype=np.int64)
+    for row, start in zip(rows, cu_seqlens, strict=False):
+        if row.types is not None:
+            types[start : start + len(row.ids)] = row.types
+    starts = np.repeat(cu_seqlens[:-1], lengths).astype(np.int64)
+    if config.family.positions_after_pad:  # padding ids inside a row keep the padding position, as in transformers
+        pad = config.pad_token_id
+        seen = np.concatenate([[0], np.cumsum(ids != pad)])
+        positions = np.where(ids != pad, pad + seen[1:] - seen[starts], pad)
+    else:
+        positions = np.arange(len(ids)) - starts
+    row_ids = np.array([row.row_id for row in rows], dtype=np.int64)
+    return RaggedInputs(*(torch.from_numpy(array) for array in (ids, positions, types, cu_seqlens, row_ids)))
+
+
+def batches(rows: Sequence[Row], batch_tokens: int, batch_size: int | None = None) -> Iterator[list[Row]]:
+    """Rows sorted by length, cut into batches of at most `batch_tokens` tokens and `batch_size` rows.
+
+    A row longer than the budget is a batch of its own.
+    """
+    batch: list[Row] = []
+    tokens = 0
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        if batch and (tokens + len(row.ids) > batch_tokens or len(batch) == batch_size):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(row)
+        tokens += len(row.ids)
+    if batch:
+        yield batch

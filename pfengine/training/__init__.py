@@ -1,0 +1,8 @@
+"""Training over transformers' Trainer: needs `pip install pfengine[train]`."""
+
+from __future__ import annotations
+
+from .config import TrainingConfig
+from .run import train
+
+__all__ = ["TrainingConfig", "train"]
