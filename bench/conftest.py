@@ -18,7 +18,7 @@ from pfengine.evaluation import describe_machine
 
 from .peers import contestants, open_checkpoint, read_texts
 
-ROUNDS = 5
+ROUNDS = int(os.environ.get("PFENGINE_BENCH_ROUNDS", "5"))
 RESULTS: dict[int, list[dict[str, Any]]] = {}
 
 

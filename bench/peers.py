@@ -38,7 +38,8 @@ class Eager:
         self.encoder = AutoModel.from_config(config, add_pooling_layer=False).eval()
         weights = {key.removeprefix(prefix): value for key, value in ckpt.tensors.items() if key.startswith(prefix)}
         missing, extra = self.encoder.load_state_dict(weights, strict=False)
-        assert not extra and not [key for key in missing if "position_ids" not in key], (missing, extra)
+        assert not extra, extra
+        assert all("position_ids" in key for key in missing), missing
         self.head = {key.removeprefix(PREFIX): value for key, value in ckpt.tensors.items() if key.startswith(PREFIX)}
         self.n, self.labels = ckpt.backbone.num_layers, ckpt.backbone.num_labels
         self.pad = ckpt.backbone.pad_token_id
@@ -53,7 +54,7 @@ class Eager:
     def slot(self, state: Tensor, layer: int) -> Tensor:
         return F.linear(state, self.head["projections.weight"][layer], self.head["projections.bias"][layer])
 
-    def logits(self, past: Tensor, future: Tensor | float, layers: int) -> Tensor:
+    def logits(self, past: Tensor, future: Tensor, layers: int) -> Tensor:
         gate = F.linear(torch.tanh(past[..., self.labels :] / layers), self.head["gate.weight"], self.head["gate.bias"])
         keep = torch.sigmoid(gate)
         return 2 * keep * past[..., : self.labels] + (2 - 2 * keep) * future
@@ -72,8 +73,8 @@ class Eager:
                 ids[i, : len(row.ids)] = torch.from_numpy(row.ids)
                 mask[i, : len(row.ids)] = 1
             hidden = self.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]
-            past = sum(self.slot(self.pooled(h[:, 0], i), i) for i, h in enumerate(hidden))
-            out[[row.row_id for row in batch]] = self.logits(past, 0.0, self.n)  # type: ignore[arg-type]
+            past = torch.stack([self.slot(self.pooled(h[:, 0], i), i) for i, h in enumerate(hidden)]).sum(0)
+            out[[row.row_id for row in batch]] = self.logits(past, torch.zeros(1), self.n)
         return out.numpy(), np.full(len(rows), self.n)
 
     @torch.inference_mode()
@@ -82,13 +83,13 @@ class Eager:
         logits, exits = [], []
         for row in self.rows(texts):
             x = self.encoder.embeddings(input_ids=torch.from_numpy(row.ids)[None])
-            past = 0.0
+            past = torch.zeros(1, 2 * self.labels)
             for i in range(self.n):
                 x = self.encoder.encoder.layer[i](x)
                 x = x[0] if isinstance(x, tuple) else x
                 pooled = self.pooled(x[:, 0], i)
                 past = past + self.slot(pooled, i)
-                future = 0.0
+                future = torch.zeros(1, self.labels)
                 for j in range(i + 1, self.n):
                     weight, bias = self.head["learners.weight"][j - 1], self.head["learners.bias"][j - 1]
                     future = future + self.slot(torch.tanh(F.linear(pooled, weight, bias)), j)[:, : self.labels]
@@ -110,7 +111,7 @@ def contestants(ckpt: Checkpoint, batch_size: int) -> dict[str, Callable[[Sequen
 
     def run(criterion: object) -> Callable[[Sequence[str]], Answers]:
         def call(texts: Sequence[str]) -> Answers:
-            rule = pfengine.exits.Replay(exits) if criterion == "replay" else criterion
+            rule = pfengine.exits.Replay(exits.tolist()) if criterion == "replay" else criterion
             out = engine.predict(texts, criterion=rule, batch_size=batch_size)  # type: ignore[arg-type]
             return out.logits, out.exit_layers
 
@@ -128,5 +129,6 @@ def contestants(ckpt: Checkpoint, batch_size: int) -> dict[str, Callable[[Sequen
 
 
 def read_texts() -> list[str]:
-    """96 rows of the SST-2 development set."""
-    return (Path(__file__).parent / "sst2_dev_96.txt").read_text(encoding="utf-8").splitlines()
+    """Rows of the SST-2 development set: 96, or PFENGINE_BENCH_ROWS of them."""
+    rows = (Path(__file__).parent / "sst2_dev_96.txt").read_text(encoding="utf-8").splitlines()
+    return rows[: int(os.environ.get("PFENGINE_BENCH_ROWS", len(rows)))]

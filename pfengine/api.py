@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +22,9 @@ from .exits.choice import choose
 from .heads import HEADS
 from .ops import OpSet
 from .tokenization import Row, Tokenizer, batches, is_single, pack
+from .windows import read_windows
 
 BATCH_TOKENS = 4096
-WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of like length share a batch
-BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # texts tokenised in one go
 BUNDLED = Path(__file__).parent / "checkpoints"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -86,7 +83,10 @@ def _op_set(device: torch.device) -> OpSet:
         return cpu
     from .ops import reference
 
-    log.warning("on a GPU this version runs plain torch operations: right, but neither fast nor the same to the last bit in every batch")  # fmt: skip
+    log.warning(
+        "on a GPU this version runs plain torch operations: right, but neither fast nor the same to the last bit "
+        "in every batch"
+    )
     return reference
 
 
@@ -128,7 +128,7 @@ class Predictions:
 
     @property
     def layer_speedup(self) -> float:
-        """sum(n m_i) / sum(i m_i) over the m_i rows that left at layer i (Past-Future paper, eq. 15); nan for no rows."""
+        """sum(n m_i) / sum(i m_i) over the m_i rows that left at layer i (Past-Future, eq. 15); nan without rows."""
         return layer_speedup(self.exit_layers, self.num_layers)
 
 
@@ -183,10 +183,22 @@ class Engine:
         top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
         criterion, threshold, speedup: for this call, as in `load`.
         on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place.
-        truncation: rows over `max_length` tokens are cut, with one warning that counts them; "error" makes them bad rows.
+        truncation: rows over `max_length` tokens are cut, with one warning that counts them, or bad rows with "error".
         batch_tokens, batch_size: most tokens and rows that go through a layer together.
         """
-        return list(self._stream([inputs] if is_single(inputs) else inputs, top_k, criterion, threshold, speedup, on_error, truncation, batch_tokens, batch_size))  # fmt: skip
+        return list(
+            self.stream(
+                inputs,
+                top_k=top_k,
+                criterion=criterion,
+                threshold=threshold,
+                speedup=speedup,
+                on_error=on_error,
+                truncation=truncation,
+                batch_tokens=batch_tokens,
+                batch_size=batch_size,
+            )
+        )
 
     def stream(
         self,
@@ -205,7 +217,26 @@ class Engine:
 
         Reads about four token budgets ahead; a smaller `batch_tokens` reads less.
         """
-        return self._stream([inputs] if is_single(inputs) else inputs, top_k, criterion, threshold, speedup, on_error, truncation, batch_tokens, batch_size)  # fmt: skip
+        if on_error not in ("raise", "return"):
+            raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+            raise ConfigError(f"top_k is {top_k!r}; it must be a positive integer, or None for all labels")
+        rule = self.choose(criterion, threshold, speedup)
+        windows = self._windows(inputs, truncation, batch_tokens, batch_size)
+
+        def results() -> Iterator[Any]:
+            for window in windows:
+                answers = self._run(window, rule, batch_tokens, batch_size)
+                scores = self._probabilities(answers.logits.numpy())
+                for i, row in enumerate(window):
+                    if not isinstance(row, InputError):
+                        yield self._result(scores[i], int(answers.exit_layers[i]), top_k)
+                    elif on_error == "raise":
+                        raise row
+                    else:
+                        yield {"error": row.reason, "row": row.row}
+
+        return results()
 
     def predict(
         self,
@@ -243,31 +274,6 @@ class Engine:
             parts.append(out.numpy())
         return np.concatenate(parts, axis=1)
 
-    def _stream(
-        self, inputs: Any, top_k: int | None, criterion: Criterion | Rule | str | None, threshold: float | None,
-        speedup: float | None, on_error: str, truncation: str, batch_tokens: int, batch_size: int | None,
-    ) -> Iterator[Any]:  # fmt: skip
-        if on_error not in ("raise", "return"):
-            raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-            raise ConfigError(f"top_k is {top_k!r}; it must be a positive integer, or None for all labels")
-        rule = self.choose(criterion, threshold, speedup)
-        windows = self._windows(inputs, truncation, batch_tokens, batch_size)
-
-        def results() -> Iterator[Any]:
-            for window in windows:
-                answers = self._run(window, rule, batch_tokens, batch_size)
-                scores = self._probabilities(answers.logits.numpy())
-                for i, row in enumerate(window):
-                    if not isinstance(row, InputError):
-                        yield self._result(scores[i], int(answers.exit_layers[i]), top_k)
-                    elif on_error == "raise":
-                        raise row
-                    else:
-                        yield {"error": row.reason, "row": row.row}
-
-        return results()
-
     def choose(
         self,
         criterion: Criterion | Rule | str | None = None,
@@ -282,42 +288,14 @@ class Engine:
     def _windows(
         self, inputs: Any, truncation: str, batch_tokens: int, batch_size: int | None
     ) -> Iterator[list[Row | InputError]]:
-        """Consecutive rows, tokenised, a few token budgets at a time; the options are checked at once."""
+        """Rows a few token budgets at a time; the options are checked at once."""
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
         for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
-        if is_single(inputs):
-            inputs = [inputs]
-        if not isinstance(inputs, Iterable):
-            inputs = [inputs]  # refused as row 0, with the forms a row may have
-        return self._read(iter(inputs), truncation, batch_tokens)
-
-    def _read(self, inputs: Iterator[Any], truncation: str, batch_tokens: int) -> Iterator[list[Row | InputError]]:
-        rows = enumerate(inputs)
-        truncated = seen = 0
-        window: list[Row | InputError] = []
-        tokens = 0
-        try:
-            while block := _block(rows):
-                for row in self.tokenizer.encode(block):
-                    seen += 1
-                    if isinstance(row, Row):
-                        if row.truncated and truncation == "error":
-                            row = InputError(row.row_id, f"has more than {self.max_length} tokens; shorten it, or use truncation='truncate'")  # fmt: skip
-                        else:
-                            truncated += row.truncated
-                            tokens += len(row.ids)
-                    window.append(row)
-                if tokens >= WINDOW_BATCHES * batch_tokens or len(window) >= batch_tokens:
-                    yield window
-                    window, tokens = [], 0
-            if window:
-                yield window
-        finally:
-            if truncated:
-                warnings.warn(f"{truncated} of {seen} rows had more than {self.max_length} tokens and were truncated", stacklevel=2)  # fmt: skip
+        one = is_single(inputs) or not isinstance(inputs, Iterable)  # what is no row either is refused as row 0
+        return read_windows(self.tokenizer, iter([inputs] if one else inputs), truncation, batch_tokens)
 
     def _run(self, window: list[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None) -> Answers:
         rows = [row for row in window if isinstance(row, Row)]
@@ -337,7 +315,8 @@ class Engine:
             case "regression":
                 return logits
             case "multi_label_classification":
-                return 1.0 / (1.0 + np.exp(-logits))
+                with np.errstate(over="ignore"):  # exp(-logit) = inf gives the right 0
+                    return 1.0 / (1.0 + np.exp(-logits))
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
         return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
@@ -347,18 +326,6 @@ class Engine:
             return {"label": self.labels[best], "score": float(scores[best]), "exit_layer": exit_layer}
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": self.labels[i], "score": float(scores[i]), "exit_layer": exit_layer} for i in order]
-
-
-def _block(rows: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
-    """The next rows to tokenise together: bounded in number and in characters."""
-    block = []
-    characters = 0
-    for row_id, row in itertools.islice(rows, BLOCK_ROWS):
-        block.append((row_id, row))
-        characters += len(row) if isinstance(row, str) else 0
-        if characters > BLOCK_CHARACTERS:
-            break
-    return block
 
 
 def _raise_first(window: list[Row | InputError]) -> list[Row]:

@@ -109,7 +109,9 @@ def write(
         save_file({key: value.contiguous() for key, value in stored.items()}, temporary / WEIGHTS)
         for file in TOKENIZER_FILES if tokenizer is not None else ():
             if (tokenizer / file).exists():  # type: ignore[operator]
-                shutil.copy(tokenizer / file, temporary / file)  # type: ignore[operator]
+                shutil.copyfile(tokenizer / file, temporary / file)  # type: ignore[operator]
+        for file in temporary.iterdir():
+            file.chmod(0o644)
         read(temporary)
         if path.exists():
             backup = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -136,7 +138,7 @@ def open_safetensors(path: Path, file: str) -> dict[str, Tensor]:
     """All tensors of one safetensors file as stored; a truncated or corrupt file is a CheckpointError."""
     try:
         with safe_open(path / file, framework="pt") as handle:
-            return {key: handle.get_tensor(key) for key in handle.keys()}
+            return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  (no dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(path, [f"{file} is truncated or corrupt: {error}; copy it again"]) from None
 

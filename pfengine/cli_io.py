@@ -158,8 +158,9 @@ def print_demo(outcome: Outcome) -> None:
         )
     console.print(table)
     console.print(
-        f"layer speed-up {outcome.layer_speedup:.2f}, wall-clock speed-up {outcome.wall_clock_speedup:.2f} against full depth "
-        f"({1000 * outcome.seconds_full:.1f} ms -> {1000 * outcome.seconds:.1f} ms for {len(outcome.answers)} sentences in one "
-        f"batch; medians of {outcome.repeats} interleaved runs, {outcome.precision}, {outcome.threads} threads)",
+        f"layer speed-up {outcome.layer_speedup:.2f}, wall-clock speed-up {outcome.wall_clock_speedup:.2f} against "
+        f"full depth ({1000 * outcome.seconds_full:.1f} ms -> {1000 * outcome.seconds:.1f} ms for "
+        f"{len(outcome.answers)} sentences in one batch; medians of {outcome.repeats} interleaved runs, "
+        f"{outcome.precision}, {outcome.threads} threads)",
         highlight=False,
     )

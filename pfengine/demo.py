@@ -14,13 +14,14 @@ from .api import load
 SENTENCES = (  # from the SST-2 development set
     "it 's a charming and often affecting journey .",
     "unflinchingly bleak and desperate",
-    "the acting , costumes , music , cinematography and sound are all astounding given the production 's austere locales .",
+    "the acting , costumes , music , cinematography and sound are all astounding given the production 's austere "
+    "locales .",
     "it 's slow -- very , very slow .",
     "although laced with humor and a few fanciful touches , the film is a refreshingly serious look at young women .",
     "a sometimes tedious film .",
     "you do n't have to know about music to appreciate the film 's easygoing blend of comedy and romance .",
-    "in exactly 89 minutes , most of which passed as slowly as if i 'd been sitting naked on an igloo , formula 51 sank "
-    "from quirky to jerky to utter turkey .",
+    "in exactly 89 minutes , most of which passed as slowly as if i 'd been sitting naked on an igloo , formula 51 "
+    "sank from quirky to jerky to utter turkey .",
     "the mesmerizing performances of the leads keep the film grounded and keep the audience riveted .",
     "it takes a strange kind of laziness to waste the talents of robert forster , anne meara , eugene levy , and "
     "reginald veljohnson all in the same movie .",

@@ -3,124 +3,152 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
-from types import ModuleType
+import math
+import threading
 
-import torch  # before _C, so that both share torch's OpenMP
+import torch
 from torch import Tensor
 
-_C: ModuleType | None
+_missing = ""  # why _C is not there
 try:
     from . import _C
-
-    _REASON = ""
 except ImportError as error:
-    _C = None
-    _REASON = str(error)
+    built = importlib.util.find_spec(f"{__package__}._C") is not None
+    _missing = f"it cannot be loaded: {error}" if built else "it was not built"
 
 log = logging.getLogger("pfengine")
-Compacted = tuple[Tensor, Tensor, Tensor]  # tokens, cu_seqlens, row_ids
+Compacted = tuple[Tensor, Tensor, Tensor]  # tokens [T, ...], cu_seqlens int32 [R + 1], row_ids int64 [R]
+_warned = threading.Lock()  # taken once, never given back
 
 
 def has_cpu() -> bool:
-    """Is the CPU code there?"""
-    return _C is not None
+    """Is the C++ code there?"""
+    return not _missing
 
 
 @functools.cache
 def has_cuda() -> bool:
-    """Is the CUDA code there, and a GPU to run it?"""
-    return _C is not None and _C.has_cuda and _C.cuda_device_count()[0] > 0
+    """Is the CUDA code there, and a GPU that runs it?"""
+    return not _missing and _C.has_cuda and _C.cuda_device_count()[0] > 0
 
 
 def status() -> str:
     """What is built, what is not and why, in one line."""
-    if _C is None:
-        return f"pfengine._C is not there ({_REASON})"
+    if _missing:
+        return f"no pfengine._C: {_missing}"
+    built = "pfengine._C" if _C.has_openmp else "pfengine._C (one thread: built without OpenMP)"
     if not _C.has_cuda:
-        return "pfengine._C with CPU code"
-    devices, reason = _C.cuda_device_count()
-    return f"pfengine._C with CPU and CUDA code, {devices} GPUs" + (f" ({reason})" if reason else "")
+        return f"{built} with C++ code; built without CUDA"
+    devices, error = _C.cuda_device_count()
+    if error:
+        return f"{built} with C++ and CUDA code; no GPU: {_C.cuda_error_string(error)}"
+    if not devices:
+        return f"{built} with C++ and CUDA code; no GPU of compute capability 8.0 or more"
+    return f"{built} with C++ and CUDA code; GPUs: {devices}"
 
 
-@functools.cache
 def warn_once() -> None:
-    """Say, once a process, what is lacking where _C is not there, and what that costs."""
-    if _C is None:
+    """Say, once a process, that _C is missing and what that costs."""
+    if _missing and _warned.acquire(blocking=False):
         log.warning(
-            "pfengine._C is not there (%s): batches are compacted by torch, a few times slower than by _C; "
-            "install again with a C++ compiler on the PATH",
-            _REASON,
+            "pfengine._C is missing (%s): batches are compacted by torch operations, with the same results but slower; "
+            "for the fast way install pfengine again where a C++ compiler is",
+            _missing,
         )
 
 
 def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> Compacted:
-    """The rows of a ragged batch where `stay` is true, moved together, in order; CPU tensors.
+    """The rows of a ragged batch where `stay` is true, in the same order, moved together; CPU tensors.
 
-    tokens: [T, ...], any dtype; cu_seqlens: int32 [R + 1], ends with T; row_ids: int64 [R]; stay: bool [R].
-    Raises ValueError where these do not fit each other.
+    tokens: [T, ...], any dtype; cu_seqlens: int32 [R + 1], rises from 0 to T; row_ids: int64 [R]; stay: bool [R].
     """
     tokens, cu_seqlens, row_ids, stay = _checked(tokens, cu_seqlens, row_ids, stay, "cpu")
-    assert _C is not None
     rows = row_ids.shape[0]
-    if int(cu_seqlens[-1]) != tokens.shape[0]:
-        raise ValueError(f"cu_seqlens ends with {int(cu_seqlens[-1])}, but there are {tokens.shape[0]} tokens")
-    kept_rows, kept_tokens = _C.count_staying(cu_seqlens.data_ptr(), stay.data_ptr(), rows)
-    out = _like(tokens, cu_seqlens, row_ids, kept_rows, kept_tokens)
+    kept = _C.count_kept(cu_seqlens.data_ptr(), stay.data_ptr(), rows, tokens.shape[0])
+    out = _empty(tokens, cu_seqlens, row_ids, *kept)
     _C.compact(
-        tokens.data_ptr(), _width(tokens), cu_seqlens.data_ptr(), row_ids.data_ptr(), stay.data_ptr(), rows,
-        *(tensor.data_ptr() for tensor in out), torch.get_num_threads(),
-    )  # fmt: skip
+        tokens=tokens.data_ptr(),
+        width_bytes=_width_bytes(tokens),
+        cu_seqlens=cu_seqlens.data_ptr(),
+        row_ids=row_ids.data_ptr(),
+        stay=stay.data_ptr(),
+        rows=rows,
+        new_tokens=out[0].data_ptr(),
+        new_cu_seqlens=out[1].data_ptr(),
+        new_row_ids=out[2].data_ptr(),
+        threads=torch.get_num_threads(),  # said each time: a thread new to OpenMP would take all cores
+    )
     return out
 
 
 def compact_cuda(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> Compacted:
-    """`compact` for CUDA tensors; waits for the GPU once, to size its result."""
-    out, counts = compact_cuda_async(tokens, cu_seqlens, row_ids, stay)
-    rows, kept = counts.tolist()
-    return out[0][:kept], out[1][: rows + 1], out[2][:rows]
+    """`compact` for CUDA tensors. Waits for the GPU once, to learn the sizes of what it returns."""
+    (new_tokens, new_cu_seqlens, new_row_ids), counts = compact_cuda_async(tokens, cu_seqlens, row_ids, stay)
+    rows, kept_tokens = counts.tolist()
+    if rows < 0:
+        raise ValueError(f"cu_seqlens does not rise from 0 to the {tokens.shape[0]} tokens there are")
+    return new_tokens[:kept_tokens], new_cu_seqlens[: rows + 1], new_row_ids[:rows]
 
 
 def compact_cuda_async(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> tuple[Compacted, Tensor]:
-    """`compact` for CUDA tensors without waiting: results in buffers of the input's size, and counts int32 [2].
+    """`compact` for CUDA tensors without a wait: buffers as large as the input, and how much of them is filled.
 
-    counts, on the device, holds how many rows and tokens of the buffers are valid.
+    The second result, int32 [2] on the device, holds the rows and tokens filled; rows is -1 if cu_seqlens is wrong.
     """
     tokens, cu_seqlens, row_ids, stay = _checked(tokens, cu_seqlens, row_ids, stay, "cuda")
-    assert _C is not None
     rows = row_ids.shape[0]
-    out = _like(tokens, cu_seqlens, row_ids, rows, tokens.shape[0])
-    target, counts = cu_seqlens.new_empty(rows), cu_seqlens.new_empty(2)
-    with torch.cuda.device(tokens.device):
-        _C.compact_cuda(
-            tokens.data_ptr(), _width(tokens), cu_seqlens.data_ptr(), row_ids.data_ptr(), stay.data_ptr(), rows,
-            *(tensor.data_ptr() for tensor in out), target.data_ptr(), counts.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
-        )  # fmt: skip
+    out = _empty(tokens, cu_seqlens, row_ids, rows, tokens.shape[0])
+    shift, counts = cu_seqlens.new_empty(rows), cu_seqlens.new_empty(2)
+    error = _C.compact_cuda(
+        tokens=tokens.data_ptr(),
+        width_bytes=_width_bytes(tokens),
+        token_count=tokens.shape[0],
+        cu_seqlens=cu_seqlens.data_ptr(),
+        row_ids=row_ids.data_ptr(),
+        stay=stay.data_ptr(),
+        rows=rows,
+        new_tokens=out[0].data_ptr(),
+        new_cu_seqlens=out[1].data_ptr(),
+        new_row_ids=out[2].data_ptr(),
+        shift=shift.data_ptr(),
+        counts=counts.data_ptr(),
+        device=tokens.get_device(),
+        stream=torch.cuda.current_stream(tokens.device).cuda_stream,
+    )
+    if error:
+        raise RuntimeError(f"compaction on {tokens.device} failed: {_C.cuda_error_string(error)} (CUDA error {error})")
     return out, counts
 
 
-def _like(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, rows: int, kept: int) -> Compacted:
-    return tokens.new_empty((kept, *tokens.shape[1:])), cu_seqlens.new_empty(rows + 1), row_ids.new_empty(rows)
+def _empty(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, rows: int, kept_tokens: int) -> Compacted:
+    return tokens.new_empty((kept_tokens, *tokens.shape[1:])), cu_seqlens.new_empty(rows + 1), row_ids.new_empty(rows)
 
 
-def _width(tokens: Tensor) -> int:
-    """Bytes of one token."""
-    return tokens.element_size() * (tokens[0].numel() if tokens.shape[0] else 0)
+def _width_bytes(tokens: Tensor) -> int:
+    return math.prod(tokens.shape[1:]) * tokens.element_size()
 
 
 def _checked(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor, device: str) -> tuple[Tensor, ...]:
-    rows = row_ids.shape[0]
+    """The four, contiguous; whatever would make the compiled code read or write elsewhere is an error."""
+    if _missing or (device == "cuda" and not _C.has_cuda):
+        raise RuntimeError(f"compaction on {device} is not available: {status()}")
+    if not tokens.dim():
+        raise ValueError("tokens has no dimensions, expected [T, ...]")
+    if tokens.requires_grad and torch.is_grad_enabled():
+        raise ValueError("tokens needs a gradient, which compaction does not carry; index with torch instead")
+    rows = row_ids.shape[0] if row_ids.dim() else 0
     for name, tensor, dtype, shape in (
         ("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
         ("row_ids", row_ids, torch.int64, (rows,)),
         ("stay", stay, torch.bool, (rows,)),
     ):
-        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}; it must be {dtype} {list(shape)}")
-    for name, tensor in (("tokens", tokens), ("cu_seqlens", cu_seqlens), ("row_ids", row_ids), ("stay", stay)):
-        if tensor.device.type != device:
-            raise ValueError(f"{name} is on {tensor.device}; it must be on {device}")
-    if tokens.dim() == 0:
-        raise ValueError("tokens is a scalar; it must be [tokens, ...]")
-    return tokens.contiguous(), cu_seqlens.contiguous(), row_ids.contiguous(), stay.contiguous()
+        if tensor.dtype != dtype or tensor.shape != shape:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape)}")
+    tensors = {"tokens": tokens, "cu_seqlens": cu_seqlens, "row_ids": row_ids, "stay": stay}
+    for name, tensor in tensors.items():
+        if tensor.device.type != device or tensor.device != tokens.device:
+            where = device if tokens.device.type != device else tokens.device
+            raise ValueError(f"{name} is on {tensor.device}, expected {where}")
+    return tuple(tensor.contiguous() for tensor in tensors.values())

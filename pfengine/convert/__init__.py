@@ -19,7 +19,8 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, syst
     """Convert an official checkpoint and return the directory written.
 
     source: directory with config.json and weights.safetensors, model.safetensors or pytorch_model.bin (read as tensors
-    only), under the original key names; a tokenizer, where there is one, is taken along. system: "auto" | "past-future".
+    only), under the original key names; a tokenizer, where there is one, is taken along.
+    system: "auto" | "past-future".
 
     Raises ConfigError for an unknown system, CheckpointError with every fault of the source.
     """

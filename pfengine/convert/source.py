@@ -61,19 +61,19 @@ def with_shapes(
         config["model_type"] = family.name
     config |= {"num_hidden_layers": layers, "problem_type": "single_label_classification"}
     prefix = family.prefix
-    blocks = sorted(
-        {key.split(family.block_parts["query"])[0] for key in tensors if family.block_parts["query"] in key}
-    )
+    query = family.block_parts["query"]
+    blocks = sorted({key.split(query)[0].removeprefix(prefix) for key in tensors if query in key})
+    block = blocks[0] if blocks else ""
     sizes = {
         "vocab_size": ("embeddings.word_embeddings.weight", 0),
         "max_position_embeddings": ("embeddings.position_embeddings.weight", 0),
         "type_vocab_size": ("embeddings.token_type_embeddings.weight", 0),
-        "hidden_size": (f"{blocks[0].removeprefix(prefix)}{family.block_parts['query']}.weight" if blocks else "", 0),
-        "intermediate_size": (f"{blocks[0].removeprefix(prefix)}{family.block_parts['intermediate']}.weight" if blocks else "", 0),
-    }  # fmt: skip
+        "hidden_size": (f"{block}{query}.weight", 0),
+        "intermediate_size": (f"{block}{family.block_parts['intermediate']}.weight", 0),
+    }
     if family.factorised:
         sizes["embedding_size"] = ("embeddings.word_embeddings.weight", 1)
-        groups = {block.split("albert_layer_groups.")[1].split(".")[0] for block in blocks}
+        groups = {name.split("albert_layer_groups.")[1].split(".")[0] for name in blocks}
         config |= {"num_hidden_groups": len(groups), "inner_group_num": len(blocks) // max(1, len(groups))}
     for key, (name, axis) in sizes.items():
         tensor = tensors.get(prefix + name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .evaluate import Report, Setting, evaluate
+from .run import Report, Setting, evaluate
 from .machine import describe_machine
 
 __all__ = ["Report", "Setting", "describe_machine", "evaluate"]

@@ -33,7 +33,13 @@ __all__ = [
 
 HEAD_ALIGNMENT = 16
 BLOCK = 32  # rows of one product where oneDNN's packed ops are missing
-_POST_OPS = {"none": ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", ""), "tanh": ("tanh", "")}  # fmt: skip
+_POST_OPS = {  # activation -> oneDNN's name and algorithm
+    "none": ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "tanh": ("tanh", ""),
+}
 
 log = logging.getLogger("pfengine")
 

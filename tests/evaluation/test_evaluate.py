@@ -1,0 +1,57 @@
+"""evaluate(): figures recomputed from predictions by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pfengine
+from pfengine.evaluation import evaluate
+
+ROWS = [
+    ("it 's a charming and often affecting journey .", 1),
+    ("unflinchingly bleak and desperate", 0),
+    ("it 's slow -- very , very slow .", 0),
+    ("a sometimes tedious film .", 0),
+    ("the mesmerizing performances of the leads keep the film grounded and keep the audience riveted .", 0),  # wrong
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "dev.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in ROWS))
+    return path
+
+
+def test_figures(file: Path) -> None:
+    thresholds = [0.02, 0.3]
+    report = evaluate("sst2", file.parent, thresholds=thresholds, repeats=2)
+    engine = pfengine.load("sst2")
+    labels = np.array([label for _, label in ROWS])
+    assert report.rows == len(ROWS)
+    assert report.mean_tokens == np.mean([len(engine.tokenizer.backend.encode(text).ids) for text, _ in ROWS])  # type: ignore[union-attr]
+    for setting, threshold in zip(report.settings, [None, *thresholds], strict=True):
+        rule = "never" if threshold is None else f"entropy:{threshold}"
+        out = engine.predict([text for text, _ in ROWS], criterion=rule)
+        assert setting.accuracy == (out.label_ids == labels).mean()
+        assert setting.layer_speedup == out.layer_speedup
+        assert sum(setting.exit_layers.values()) == len(ROWS)
+        assert sum(layer * count for layer, count in setting.exit_layers.items()) == out.exit_layers.sum()
+    assert report.settings[0].wall_clock_speedup == 1
+
+
+def test_default_settings_are_the_calibration_table(file: Path) -> None:
+    report = evaluate("sst2", file, repeats=1)
+    assert len(report.settings) == 1 + len(pfengine.load("sst2").checkpoint.engine.calibration)
+
+
+def test_labels_that_do_not_fit(file: Path) -> None:
+    file.write_text('{"text": "a film", "label": "mixed"}\n')
+    with pytest.raises(pfengine.ConfigError, match="row 0: label 'mixed' is none of negative, positive"):
+        evaluate("sst2", file)
+    with pytest.raises(pfengine.ConfigError, match="repeats"):
+        evaluate("sst2", file, repeats=0)

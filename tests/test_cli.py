@@ -1,0 +1,177 @@
+"""The command line as a user meets it: output, exit codes, one line on stderr and no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import pfengine
+from pfengine import cli
+
+TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate"]
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> list:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: str, stdin: str = "") -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["pfengine", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+def test_classify_arguments(run) -> None:
+    result = run("classify", "sst2", *TEXTS)
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("positive")
+    assert lines[1].startswith("negative")
+    assert all("layer" in line for line in lines)
+    assert lines[0].endswith(TEXTS[0])
+
+
+def test_classify_json_equals_python(run) -> None:
+    result = run("classify", "sst2", *TEXTS, "--json", "--speedup", "2")
+    assert result.json == pfengine.load("sst2", speedup=2).classify(TEXTS)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "content", "rows"),
+    [
+        ("text", "\n".join(TEXTS) + "\n", TEXTS),
+        ("tsv", f"{TEXTS[0]}\tand its pair\n{TEXTS[1]}\n", [(TEXTS[0], "and its pair"), TEXTS[1]]),
+        ("tsv", f"label\tsentence\n1\t{TEXTS[0]}\n", [TEXTS[0]]),
+        (
+            "jsonl",
+            json.dumps({"text": TEXTS[0], "id": 7}) + "\n" + json.dumps(TEXTS[1]) + '\n{"input_ids": [0, 5, 2]}\n',
+            [*TEXTS, {"input_ids": [0, 5, 2]}],
+        ),
+    ],
+)
+def test_classify_formats(run, tmp_path: Path, from_file: bool, kind: str, content: str, rows: list) -> None:
+    if from_file:
+        file = tmp_path / f"rows.{kind}"
+        file.write_text(content)
+        result = run("classify", "sst2", "--json", "--file", str(file))
+    else:
+        result = run("classify", "sst2", "--json", "--format", kind, stdin=content)
+    assert result.code == 0, result.err
+    assert result.json == pfengine.load("sst2").classify(rows)
+
+
+def test_classify_bad_rows_do_not_lose_the_others(run) -> None:
+    content = json.dumps({"text": TEXTS[0]}) + "\nnot json\n" + json.dumps({"text": 3}) + "\n" + json.dumps(TEXTS[1])
+    result = run("classify", "sst2", "--json", "--format", "jsonl", stdin=content)
+    assert result.code == 1
+    assert [("error" in answer) for answer in result.json] == [False, True, True, False]
+    assert [answer["row"] for answer in result.json if "error" in answer] == [1, 2]
+    assert "2 of 4 rows" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_classify_top_k(run) -> None:
+    answers = run("classify", "sst2", TEXTS[0], "--json", "--top-k", "0").json[0]
+    assert [answer["label"] for answer in answers] == ["positive", "negative"]
+
+
+def test_classify_nothing(run) -> None:
+    result = run("classify", "sst2", "--json", stdin="")
+    assert (result.code, result.out) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["classify", "sst2", "x", "--threshold", "nan"], 2, "nan"),
+        (["classify", "sst2", "x", "--speedup", "99"], 2, "calibration table"),
+        (["classify", "sst2", "x", "--speedup", "2", "--threshold", "0.1"], 2, "not both"),
+        (["classify", "sst2", "x", "--criterion", "mood:1"], 2, "entropy"),
+        (["classify", "sst2", "x", "--precision", "fp16"], 2, "fp16"),
+        (["classify", "sst2", "x", "--top-k", "-1"], 2, "top-k"),
+        (["classify", "sst2", "--file", "nowhere.txt"], 2, "nowhere.txt"),
+        (["classify", "sst2", "--format", "xml"], 2, "xml"),
+        (["classify", "nowhere", "x"], 1, "nowhere"),
+        (["classify"], 2, "CHECKPOINT"),
+        (["classify", "sst2", "x", "--treshold", "1"], 2, "--treshold"),
+        (["convert", "nowhere", "out"], 1, "nowhere"),
+        (["convert", "nowhere", "out", "--system", "other"], 2, "past-future"),
+        (["evaluate", "sst2", "nowhere.tsv"], 2, "nowhere.tsv"),
+        (["evaluate", "sst2", "rows.tsv", "--thresholds", "a,b"], 2, "--thresholds"),
+        (["train", "nowhere", "nowhere", "out"], 2, "nowhere"),
+        (["info", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_wrong_use(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments, code: int, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.tsv").write_text("sentence\tlabel\na film\t1\n")
+    result = run(*arguments)
+    assert result.code == code, result.err
+    assert message in result.err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["classify", "convert", "train", "evaluate", "info", "demo"])
+def test_help_shows_an_example(run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.code == 0
+    assert f"Example: pfengine {command}" in " ".join(result.out.split())
+
+
+def test_info(run) -> None:
+    result = run("info", "sst2", "--json")
+    facts = result.json[0]
+    assert (facts["system"], facts["family"], facts["layers"]) == ("past-future", "bert", 12)
+    assert facts["labels"] == ["negative", "positive"]
+    assert facts["storage"] == "int8-rows"
+    assert facts["megabytes"] < 45
+    assert "calibration:" in run("info", "sst2").out
+
+
+def test_evaluate(run, tmp_path: Path) -> None:
+    file, report = tmp_path / "dev.tsv", tmp_path / "report.json"
+    file.write_text(f"sentence\tlabel\n{TEXTS[0]}\t1\n{TEXTS[1]}\t0\n{TEXTS[1]}\tpositive\n")
+    options = ["--speedups", "2", "--thresholds", "0.05", "--repeats", "1"]
+    result = run("evaluate", "sst2", str(file), *options, "--json", "--out", str(report))
+    assert result.code == 0, result.err
+    written = json.loads(report.read_text())
+    assert written == result.json[0]
+    assert [setting["name"] for setting in written["settings"]] == ["full depth", "threshold 0.05", "speedup 2"]
+    assert written["settings"][0]["accuracy"] == pytest.approx(2 / 3)
+    assert written["settings"][0]["exit_layers"] == {"12": 3}
+    assert all(setting["wall_clock_speedup"] > 0 for setting in written["settings"])
+    table = run("evaluate", "sst2", str(file), *options)
+    assert "wall-clock" in table.out
+    assert "exit layer" in table.out
+
+
+def test_demo(run) -> None:
+    result = run("demo")
+    assert result.code == 0
+    for word in ("label", "score", "exit layer", "layer speed-up", "wall-clock speed-up"):
+        assert word in " ".join(result.out.split())
+    facts = run("demo", "--json").json[0]
+    assert len(facts["answers"]) >= 5
+    assert facts["layer_speedup"] > 1

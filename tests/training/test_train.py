@@ -1,0 +1,150 @@
+"""`pfengine.train` end to end on a tiny encoder: what it writes loads, answers as it was trained, and is calibrated."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+
+import pfengine
+from pfengine import data
+from pfengine.training import run as training_run
+from pfengine.training.past_future import PastFutureModel
+
+GOOD, BAD, FILL = ("good", "fine", "great"), ("bad", "poor", "awful"), ("film", "plot", "a", "the", "is", "very")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 3-layer BERT with random weights and a word tokenizer, as AutoModel saves it."""
+    path = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *FILL]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows")
+    draw = random.Random(0)
+    lines = ["sentence\tlabel"]
+    for i in range(400):
+        label = i % 2
+        words = [draw.choice(GOOD if label else BAD), *draw.choices(FILL, k=draw.randint(1, 8))]
+        draw.shuffle(words)
+        lines.append(" ".join(words) + f"\t{label}")
+    (path / "train.tsv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def config(encoder: Path, rows: Path, out: Path, **options: object) -> pfengine.TrainingConfig:
+    defaults: dict[str, object] = {
+        "labels": ("negative", "positive"), "epochs": 6, "learning_rate": 3e-3, "hold_out": 40, "precision": "fp32",
+    }  # fmt: skip
+    return pfengine.TrainingConfig(str(encoder), str(rows), str(out), **(defaults | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("storage", ["float", "int8-rows"])
+def test_trains_writes_and_calibrates(encoder: Path, rows: Path, tmp_path: Path, storage: str) -> None:
+    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", storage=storage))
+    engine = pfengine.load(out)
+    assert engine.labels == ("negative", "positive")
+    answers = engine.classify(["the film is very good", "awful plot"])
+    assert [answer["label"] for answer in answers] == ["positive", "negative"]
+    written = json.loads((out / "pfengine.json").read_text())
+    assert written["storage"] == storage
+    assert written["training"]["rows"] + written["training"]["held_out_rows"] <= 400
+    assert written["training"]["held_out_rows"] == 40
+    points = written["calibration"]
+    assert points, "an easy task reaches some speed-up"
+    assert written["threshold"] in [point["threshold"] for point in points]
+    speedups = [point["layer_speedup"] for point in points]
+    assert speedups == sorted(speedups)
+    # the table is true of the checkpoint on the rows it was made from
+    examples = data.read(rows / "train.tsv")
+    _, held_out = data.hold_out(examples, 40, seed=0)
+    for point in points:
+        result = engine.predict([example.row for example in held_out], threshold=point["threshold"])
+        assert result.layer_speedup == pytest.approx(point["layer_speedup"])
+        labels = data.label_ids(held_out, engine.labels, "")
+        assert float((result.label_ids == labels).mean()) == pytest.approx(point["accuracy"])
+
+
+def test_engine_answers_as_the_trained_model(
+    encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training runs transformers' encoder and a head of its own; inference must mean the same."""
+    trained: list[PastFutureModel] = []
+    fit = training_run._fit
+
+    def keep(model: PastFutureModel, *args: object) -> None:
+        fit(model, *args)  # type: ignore[arg-type]
+        trained.append(model)
+
+    monkeypatch.setattr(training_run, "_fit", keep)
+    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", epochs=1))
+    engine = pfengine.load(out)
+    texts = ["good", "the plot is very bad", "a fine film"]
+    for text, ours in zip(texts, engine.layer_logits(texts).transpose(1, 0, 2), strict=True):
+        ids = torch.tensor([engine.tokenizer.backend.encode(text).ids])  # type: ignore[union-attr]
+        with torch.no_grad():
+            theirs = trained[0](input_ids=ids)["logits"][0].numpy()
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)  # fp32, three layers
+
+
+def test_same_seed_same_checkpoint(encoder: Path, rows: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over threads have no fixed order
+    try:
+        outs = [pfengine.train(config(encoder, rows, tmp_path / name, epochs=1, seed=3)) for name in ("a", "b")]
+    finally:
+        torch.set_num_threads(threads)
+    assert (outs[0] / "model.safetensors").read_bytes() == (outs[1] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"storage": "int4"}, "storage"),
+        ({"precision": "fp16"}, "precision"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"system": "deebert"}, "system"),
+    ],
+)
+def test_wrong_options_are_named(encoder: Path, rows: Path, tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(pfengine.ConfigError, match=message):
+        config(encoder, rows, tmp_path / "ckpt", **options)
+
+
+def test_data_that_does_not_fit(encoder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "train.tsv"
+    file.write_text("sentence\tlabel\na film\tgood\nthe plot\tperhaps\n")
+    with pytest.raises(pfengine.ConfigError, match="row 1: label 'perhaps' is none of good, bad"):
+        pfengine.train(config(encoder, file, tmp_path / "ckpt", labels=("good", "bad")))
+    with pytest.raises(pfengine.ConfigError, match="leaves none to train on"):
+        pfengine.train(config(encoder, file, tmp_path / "ckpt", labels=None))
+    file.write_text("words\tlabel\na film\tgood\n")
+    with pytest.raises(pfengine.ConfigError, match="columns words, label"):
+        pfengine.train(config(encoder, file, tmp_path / "ckpt"))
+    file.write_text("sentence\tlabel\na film\tgood\nb\tbad\n")
+    with pytest.raises(pfengine.CheckpointError, match=r"config\.json"):
+        pfengine.train(config(tmp_path, file, tmp_path / "ckpt", labels=None, hold_out=1))
+    assert not (tmp_path / "ckpt").exists()
