@@ -58,7 +58,8 @@ def load(
     """
     name = os.fspath(path)
     directory = BUNDLED / name if not os.path.isdir(name) and (BUNDLED / name).is_dir() else Path(name)
-    target, dtype = _device(device), _dtype(precision, device)
+    target = _device(device)
+    dtype = _dtype(precision, target)
     ckpt = checkpoint.read(directory)
     if max_length is not None and not 1 <= max_length <= ckpt.backbone.max_tokens:
         raise ConfigError(f"max_length is {max_length}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
@@ -104,14 +105,14 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(precision: str, device: str) -> torch.dtype:
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.float32
     if precision == "int8":
         raise ConfigError("precision 'int8' is not there yet in this version; use 'bf16' or 'fp32'")
     if precision not in DTYPES:
         raise ConfigError(f"precision is {precision!r}; it must be 'auto', 'fp32', 'bf16' or 'fp16'")
-    if precision == "fp16" and not device.startswith("cuda"):
+    if precision == "fp16" and device.type != "cuda":
         raise ConfigError("precision 'fp16' is for GPUs; use 'bf16' or 'fp32' on a CPU")
     return DTYPES[precision]
 

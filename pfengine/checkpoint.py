@@ -107,9 +107,9 @@ def write(
         (temporary / ENGINE).write_text(json.dumps(engine.to_json(), indent=2) + "\n")
         stored = _quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
         save_file({key: value.contiguous() for key, value in stored.items()}, temporary / WEIGHTS)
-        for file in TOKENIZER_FILES if tokenizer is not None else ():
-            if (tokenizer / file).exists():  # type: ignore[operator]
-                shutil.copyfile(tokenizer / file, temporary / file)  # type: ignore[operator]
+        for name in TOKENIZER_FILES:
+            if tokenizer is not None and (tokenizer / name).exists():
+                shutil.copyfile(tokenizer / name, temporary / name)
         for file in temporary.iterdir():
             file.chmod(0o644)
         read(temporary)

@@ -112,8 +112,13 @@ def print_result(row: Any, result: Any, as_json: bool) -> None:
     print(line.encode("utf-8", "replace").decode())
 
 
+def _console() -> Console:
+    """As wide as the terminal; elsewhere wide enough that no cell is broken."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
 def print_report(report: Report) -> None:
-    console = Console()
+    console = _console()
     console.print(
         f"{report.checkpoint} on {report.data}: {report.rows} rows of {report.mean_tokens:.1f} tokens on average, "
         f"{report.precision}, {report.machine['threads']} threads, {report.machine['processor']}; "
@@ -150,7 +155,7 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 
 def print_demo(outcome: Outcome) -> None:
-    console = Console()
+    console = _console()
     table = Table("label", "score", "exit layer", "sentence")
     for answer in outcome.answers:
         table.add_row(

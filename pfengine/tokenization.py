@@ -16,7 +16,7 @@ import torch
 
 from .batch import RaggedInputs
 from .config import BackboneConfig
-from .errors import CheckpointError, InputError, InputTypeError
+from .errors import CheckpointError, ConfigError, InputError, InputTypeError
 
 # Tokenizer classes whose `model_input_names` in transformers have no token_type_ids.
 _NO_TYPES = ("Roberta", "XLMRoberta", "Camembert", "Bart", "DistilBert", "MPNet")
@@ -124,6 +124,11 @@ class Tokenizer:
         self.max_length = min(limits)
         self.uses_types = _uses_types(settings, config)
         if self.backend is not None:
+            special = self.backend.num_special_tokens_to_add(False)
+            if self.max_length <= special:
+                raise ConfigError(
+                    f"max_length is {self.max_length}, but the tokenizer adds {special} tokens of its own"
+                )
             self.backend.no_padding()
             self.backend.enable_truncation(self.max_length, direction=settings.get("truncation_side", "right"))
 
@@ -169,6 +174,8 @@ class Tokenizer:
     def _row(self, row_id: int, text: Text, encoding: Any) -> Row:
         if not encoding.ids:
             raise InputError(row_id, "gives no tokens; this tokenizer adds none of its own")
+        if len(encoding.ids) > self.max_length:  # a pair has more special tokens than a text
+            raise InputError(row_id, f"is a pair, which max_length = {self.max_length} leaves no room for")
         types = np.array(encoding.type_ids, dtype=np.int64) if self.uses_types and text.pair is not None else None
         return Row(row_id, np.array(encoding.ids, dtype=np.int64), types, bool(encoding.overflowing))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .run import Report, Setting, evaluate
 from .machine import describe_machine
+from .run import Report, Setting, evaluate
 
 __all__ = ["Report", "Setting", "describe_machine", "evaluate"]

@@ -56,7 +56,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(encoder: Path, rows: Path, out: Path, **options: object) -> pfengine.TrainingConfig:
     defaults: dict[str, object] = {
-        "labels": ("negative", "positive"), "epochs": 6, "learning_rate": 3e-3, "hold_out": 40, "precision": "fp32",
+        "labels": ("negative", "positive"), "epochs": 20, "learning_rate": 3e-3, "hold_out": 40, "precision": "fp32",
     }  # fmt: skip
     return pfengine.TrainingConfig(str(encoder), str(rows), str(out), **(defaults | options))  # type: ignore[arg-type]
 
