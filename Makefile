@@ -1,0 +1,63 @@
+# Everything runs in a virtual environment of its own: VENV. TORCH goes in first, as it comes in many builds.
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+CPP := $(shell find csrc -type f)
+# named after both choices, so that another one installs again
+TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | cut -d ' ' -f 1)
+
+.PHONY: demo test lint format bench clean help
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
+	$(BIN)/pfengine demo
+
+test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/python tools/check_lengths.py
+
+format: $(VENV)/.dev  ## let ruff and clang-format rewrite the files
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.bench  ## today's engine beside its peers
+	$(BIN)/pytest bench
+
+clean:  ## remove what was built, and the virtual environment
+	rm -rf $(VENV) build dist pfengine.egg-info pfengine/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find pfengine/ kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@echo 'PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" can be said otherwise; PFENGINE_EXT too, see setup.py'
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("pfengine needs Python 3.11 or newer; say PYTHON=...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+
+$(TORCH_STAMP): | $(BIN)/python
+	$(BIN)/pip install $(TORCH)
+	rm -f $(VENV)/.torch-*
+	touch $@
+
+# the dev and bench extras hold all a demo needs; they are editable installs of the same package
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(TORCH_STAMP) pyproject.toml setup.py $(CPP)
+$(VENV)/.demo:
+	$(BIN)/pip install -e .
+	touch $@
+$(VENV)/.dev:
+	$(BIN)/pip install -e '.[dev]'
+	touch $@ $(VENV)/.demo
+$(VENV)/.bench:
+	$(BIN)/pip install -e '.[dev,bench]'
+	touch $@ $(VENV)/.dev $(VENV)/.demo

@@ -1,0 +1,91 @@
+#include "compact.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace pfengine::cpu {
+namespace {
+
+constexpr std::int64_t kLine = 64;               // no two threads write one cache line
+constexpr std::int64_t kBytesPerThread = 65536;  // below this, waking a thread costs more than it moves
+
+// Neighbouring rows that stay, moved as one. Its end in the destination is the next run's start.
+struct Run {
+  const char* from;
+  std::int64_t start;
+};
+
+// Moves bytes `begin` to `end` of the destination. `runs` ends with a sentinel that starts at the last byte's end.
+void move(const std::vector<Run>& runs, char* to, std::int64_t begin, std::int64_t end) {
+  const auto starts_after = [](std::int64_t byte, const Run& run) { return byte < run.start; };
+  auto run = std::upper_bound(runs.begin(), runs.end(), begin, starts_after) - 1;
+  for (; begin < end; ++run) {
+    const std::int64_t stop = std::min(end, run[1].start);
+    std::memcpy(to + begin, run->from + (begin - run->start), static_cast<std::size_t>(stop - begin));
+    begin = stop;
+  }
+}
+
+}  // namespace
+
+Counts count_kept(const std::int32_t* cu_seqlens, const std::uint8_t* stay, std::int64_t rows, std::int64_t tokens) {
+  if (cu_seqlens[0] != 0 || cu_seqlens[rows] != tokens) {
+    throw std::invalid_argument("cu_seqlens goes from " + std::to_string(cu_seqlens[0]) + " to " +
+                                std::to_string(cu_seqlens[rows]) + ", expected 0 to the " + std::to_string(tokens) +
+                                " tokens there are");
+  }
+  Counts kept{0, 0};
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t length = static_cast<std::int64_t>(cu_seqlens[row + 1]) - cu_seqlens[row];
+    if (length < 0) {
+      throw std::invalid_argument("cu_seqlens falls from " + std::to_string(cu_seqlens[row]) + " to " +
+                                  std::to_string(cu_seqlens[row + 1]) + " at row " + std::to_string(row));
+    }
+    if (stay[row]) {
+      kept.rows += 1;
+      kept.tokens += length;
+    }
+  }
+  return kept;
+}
+
+void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* cu_seqlens, const std::int64_t* row_ids,
+             const std::uint8_t* stay, std::int64_t rows, void* new_tokens, std::int32_t* new_cu_seqlens,
+             std::int64_t* new_row_ids, int threads) {
+  if (threads < 1) {
+    throw std::invalid_argument("threads is " + std::to_string(threads) + ", expected at least 1");
+  }
+  const char* from = static_cast<const char*>(tokens);
+  char* to = static_cast<char*>(new_tokens);
+  std::vector<Run> runs;
+  std::int64_t total = 0;  // bytes to move
+  new_cu_seqlens[0] = 0;
+  bool goes_on = false;  // the row before stays too, so its run goes on
+  for (std::int64_t row = 0, kept = 0; row < rows; ++row) {
+    if (stay[row]) {
+      const std::int32_t length = cu_seqlens[row + 1] - cu_seqlens[row];
+      if (!goes_on) {
+        runs.push_back({from + cu_seqlens[row] * width_bytes, total});
+      }
+      total += length * width_bytes;
+      new_row_ids[kept] = row_ids[row];
+      new_cu_seqlens[kept + 1] = new_cu_seqlens[kept] + length;
+      ++kept;
+    }
+    goes_on = stay[row];
+  }
+  runs.push_back({nullptr, total});
+
+  // parts of equal bytes, not of equal rows: one long row is shared by all threads
+  const std::int64_t parts = std::clamp<std::int64_t>(total / kBytesPerThread, 1, threads);
+  const auto border = [&](std::int64_t part) { return part == parts ? total : total / parts * part / kLine * kLine; };
+#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1) if (parts > 1)
+  for (std::int64_t part = 0; part < parts; ++part) {
+    move(runs, to, border(part), border(part + 1));
+  }
+}
+
+}  // namespace pfengine::cpu

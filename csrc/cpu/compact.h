@@ -1,0 +1,23 @@
+// Compaction of a ragged batch on the CPU: the rows that stay, in the same order, moved together.
+// Row r of a batch is tokens cu_seqlens[r] to cu_seqlens[r + 1]; stay[r] is 0 or 1.
+#pragma once
+
+#include <cstdint>
+
+namespace pfengine::cpu {
+
+struct Counts {
+  std::int64_t rows;
+  std::int64_t tokens;
+};
+
+// Rows and tokens that stay. Throws std::invalid_argument unless cu_seqlens [rows + 1] rises from 0 to `tokens`.
+Counts count_kept(const std::int32_t* cu_seqlens, const std::uint8_t* stay, std::int64_t rows, std::int64_t tokens);
+
+// Outputs hold what count_kept says: new_tokens [tokens, width_bytes], new_cu_seqlens [rows + 1], new_row_ids [rows].
+// width_bytes: of one token, whatever its element type. Moves on at most `threads` threads.
+void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* cu_seqlens, const std::int64_t* row_ids,
+             const std::uint8_t* stay, std::int64_t rows, void* new_tokens, std::int32_t* new_cu_seqlens,
+             std::int64_t* new_row_ids, int threads);
+
+}  // namespace pfengine::cpu

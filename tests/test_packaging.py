@@ -1,0 +1,161 @@
+"""What is installed is what was tested: sdist, wheel, the command, and every PFENGINE_EXT."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NEEDED = ("csrc", "kernels", "pfengine", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
+LIBRARY = sysconfig.get_config_var("EXT_SUFFIX")
+BACKEND = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the sources: a build leaves nothing in the repository."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in NEEDED:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns("_C*.so", "_C*.pyd", "__pycache__")
+            shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, tree)
+    return tree
+
+
+def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Without what the test's own environment would lend to the new one."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PFENGINE_EXT")}
+    return subprocess.run(command, cwd=cwd, env={**kept, **environment}, capture_output=True, text=True)
+
+
+def run_ok(command: Sequence[str | Path], cwd: Path, **environment: str) -> str:
+    done = run(command, cwd, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build(kind: str, tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """kind: wheel | editable | sdist, by the setuptools that is installed here, without isolation; into tree/dist."""
+    (tree / "dist").mkdir(exist_ok=True)
+    return run([sys.executable, "-c", BACKEND, f"build_{kind}", "dist"], tree, **environment)
+
+
+def the_only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """A fresh environment with the wheel in it, and its dependencies lent from this one: nothing heavy is fetched."""
+    venv.create(folder, with_pip=True)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    # before the loan: pip would find this environment's pfengine and install nothing
+    run_ok([python, "-m", "pip", "install", "--no-deps", "--no-index", wheel], folder)
+    site = Path(run_ok([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+@pytest.mark.slow
+def test_sdist_and_wheel_install_and_run(tree: Path, tmp_path: Path) -> None:
+    run_ok([sys.executable, "-m", "build"], tree)  # isolated; the wheel is built from the sdist
+
+    with tarfile.open(the_only(tree / "dist", "*.tar.gz")) as sdist:
+        packed = {name.partition("/")[2] for name in sdist.getnames()}
+    sources = {str(path.relative_to(tree)) for path in (tree / "csrc").rglob("*") if path.is_file()}
+    kernels = {f"pfengine/kernels/{path.name}" for path in (tree / "kernels").glob("*.py")}
+    data = {str(path.relative_to(tree)) for path in (tree / "pfengine" / "checkpoints").rglob("*") if path.is_file()}
+    modules = {str(path.relative_to(tree)) for path in (tree / "pfengine").rglob("*.py")}
+    assert packed >= {"LICENSE", "pyproject.toml", "setup.py"} | sources | kernels | data | modules
+    assert not any(name.endswith((".so", ".pyc")) for name in packed)
+
+    wheel = the_only(tree / "dist", "*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        contents = set(archive.namelist())
+    assert contents >= kernels | data | modules | {"pfengine/py.typed", "pfengine/_C.pyi"}
+    assert {name.partition("/")[0].partition("-")[0] for name in contents} == {"pfengine"}  # no top-level `kernels`
+
+    python = install(wheel, tmp_path / "env")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    where = run_ok([python, "-c", "import pfengine; print(pfengine.__file__)"], elsewhere)
+    assert Path(where.strip()).is_relative_to(tmp_path / "env")
+    status = run_ok([python, "-c", "import pfengine.extension as e; print(e.status())"], elsewhere)
+    assert (f"pfengine/_C{LIBRARY}" in contents) == ("no pfengine._C" not in status)
+    assert run_ok([python.with_name("pfengine"), "demo"], elsewhere).strip()
+
+
+@pytest.mark.slow
+def test_a_wheel_without_the_extension_works(tree: Path, tmp_path: Path) -> None:
+    done = build("wheel", tree, PFENGINE_EXT="0")
+    assert done.returncode == 0, done.stderr
+    python = install(the_only(tree / "dist", "*-py3-none-any.whl"), tmp_path / "env")
+    assert "no pfengine._C" in run_ok([python, "-c", "import pfengine.extension as e; print(e.status())"], tmp_path)
+    done = run([python.with_name("pfengine"), "demo"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pfengine._C is missing" in done.stderr  # told, once
+    assert done.stderr.count("pfengine._C is missing") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["cpu", "auto"])
+def test_a_compiler_builds_the_extension(tree: Path, mode: str) -> None:
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++"))):
+        pytest.skip("no C++ compiler")
+    done = build("editable", tree, PFENGINE_EXT=mode)
+    assert done.returncode == 0, done.stderr
+    assert "was built" in done.stdout
+    assert (tree / f"pfengine/_C{LIBRARY}").is_file()
+
+
+def test_an_old_library_goes(tree: Path) -> None:
+    """An editable install without the extension must not go on with an earlier one."""
+    old = tree / f"pfengine/_C{LIBRARY}"
+    old.write_bytes(b"")
+    done = build("wheel", tree, PFENGINE_EXT="0")
+    assert done.returncode == 0, done.stderr
+    assert old.exists(), "a wheel is none of the source tree's business"
+    with zipfile.ZipFile(the_only(tree / "dist", "*.whl")) as archive:
+        assert not any(name.endswith(LIBRARY) for name in archive.namelist())
+    done = build("editable", tree, PFENGINE_EXT="0")
+    assert done.returncode == 0, done.stderr
+    assert not old.exists()
+    assert (tree / "pfengine/_C.pyi").exists()
+
+
+NO_COMPILER = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++", "PATH": "/nowhere", "CUDA_HOME": "/nowhere"}
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_auto_needs_no_compiler(tree: Path, kind: str) -> None:
+    done = build(kind, tree, PFENGINE_EXT="auto", **NO_COMPILER)
+    assert done.returncode == 0, done.stderr
+    assert "pfengine._C was not built: pfengine will run on torch alone" in done.stderr
+    with zipfile.ZipFile(the_only(tree / "dist", "*.whl")) as archive:
+        assert not any(name.endswith(LIBRARY) for name in archive.namelist())
+
+
+@pytest.mark.parametrize("mode", ["cpu", "cuda"])
+def test_an_explicit_choice_that_cannot_be_met_is_an_error(tree: Path, mode: str) -> None:
+    done = build("wheel", tree, PFENGINE_EXT=mode, **NO_COMPILER)
+    assert done.returncode != 0
+    assert f"PFENGINE_EXT={mode}: pfengine._C could not be built" in done.stderr
+
+
+def test_an_unknown_choice_is_refused(tree: Path) -> None:
+    done = build("wheel", tree, PFENGINE_EXT="yes")
+    assert done.returncode != 0
+    assert "PFENGINE_EXT is 'yes', expected one of auto, cuda, cpu, 0" in done.stderr
