@@ -32,7 +32,7 @@ class Family:
     default_pad_token_id: int
     positions_after_pad: bool  # RoBERTa: positions start at pad_token_id + 1 and skip padding ids
     factorised: bool  # ALBERT: embedding_size < hidden_size, layers shared in groups
-    needs_type_ids: bool  # does the family's tokenizer feed token types by default
+    needs_type_ids: bool  # does transformers 5's tokenizer of the family tell the texts of a pair apart
 
     def blocks(self, config: BackboneConfig) -> list[list[str]]:
         """Key prefixes of the blocks of each layer, in the order they run; shared blocks appear several times."""
@@ -138,7 +138,7 @@ ALBERT = Family(
     default_pad_token_id=0,
     positions_after_pad=False,
     factorised=True,
-    needs_type_ids=True,
+    needs_type_ids=False,
 )
 
 FAMILIES = {model_type: family for family in (BERT, ROBERTA, ALBERT) for model_type in family.model_types}

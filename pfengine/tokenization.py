@@ -18,8 +18,8 @@ from .batch import RaggedInputs
 from .config import BackboneConfig
 from .errors import CheckpointError, ConfigError, InputError, InputTypeError
 
-# Tokenizer classes whose `model_input_names` in transformers have no token_type_ids.
-_NO_TYPES = ("Roberta", "XLMRoberta", "Camembert", "Bart", "DistilBert", "MPNet")
+# Tokenizer classes whose `model_input_names` in transformers 5 have token_type_ids.
+_WITH_TYPES = ("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer")
 _LONG_TEXT = 64  # characters a token; longer texts are cut before tokenising, where that cannot change the result
 ROW_FORMS = "a string, a tuple of two strings, {'text', 'text_pair'} or {'input_ids', 'token_type_ids'}"
 
@@ -219,11 +219,12 @@ def _load(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 
 def _uses_types(settings: dict[str, Any], config: BackboneConfig) -> bool:
+    """Does the second text of a pair get token type 1? As transformers 5 decides, so that pairs score the same."""
     names = settings.get("model_input_names")
     if isinstance(names, list):
         return "token_type_ids" in names
-    tokenizer_class = str(settings.get("tokenizer_class", ""))
-    return config.family.needs_type_ids and not tokenizer_class.startswith(_NO_TYPES)
+    name = settings.get("tokenizer_class") or config.raw.get("tokenizer_class")
+    return config.family.needs_type_ids if name is None else str(name).removesuffix("Fast") in _WITH_TYPES
 
 
 def pack(rows: Sequence[Row], config: BackboneConfig) -> RaggedInputs:

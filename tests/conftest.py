@@ -1,0 +1,109 @@
+"""Tiny checkpoints with random weights, and where the goldens and data are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pfengine import checkpoint
+from pfengine.config import EngineConfig, parse_backbone
+from pfengine.heads import HEADS
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+SIZES: dict[str, dict[str, Any]] = {  # awkward on purpose: head sizes 12, 8 and 10, no power of two
+    "bert": {"model_type": "bert", "hidden_size": 48, "num_attention_heads": 4, "hidden_act": "gelu"},
+    "roberta": {"model_type": "roberta", "hidden_size": 40, "num_attention_heads": 5, "hidden_act": "relu"},
+    "albert": {
+        "model_type": "albert", "hidden_size": 40, "num_attention_heads": 4, "hidden_act": "gelu_new",
+        "embedding_size": 24, "num_hidden_groups": 2, "inner_group_num": 2,
+    },
+}  # fmt: skip
+COMMON = {
+    "vocab_size": 90, "num_hidden_layers": 5, "intermediate_size": 72, "max_position_embeddings": 520,
+    "type_vocab_size": 2,
+}  # fmt: skip
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of goldens, data and weights beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder 'shared' with goldens, data and weights is not beside the repository")
+    return SHARED
+
+
+def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
+    """Weights that keep signals alive through the layers and logits apart."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, shape in shapes.items():
+        value = torch.randn(shape, generator=generator)
+        if key.endswith("bias"):
+            value *= 0.1
+        elif "LayerNorm" in key or "layer_norm" in key:
+            value = 1 + 0.1 * value
+        elif "embeddings" not in key:
+            value *= 1.5 / shape[-1] ** 0.5
+        tensors[key] = value
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """make_checkpoint("bert", labels=3, head="past-future", **pfengine.json fields) -> directory, built once each."""
+    made: dict[str, Path] = {}
+
+    def make(
+        family: str,
+        labels: int = 3,
+        head: str = "past-future",
+        seed: int = 0,
+        config: dict | None = None,
+        **fields: Any,
+    ) -> Path:
+        key = repr((family, labels, head, seed, config, fields))
+        if key not in made:
+            raw = COMMON | SIZES[family] | {"id2label": {str(i): f"L{i}" for i in range(labels)}} | (config or {})
+            faults: list[str] = []
+            backbone = parse_backbone(raw, faults)
+            assert backbone is not None, faults
+            assert not faults
+            options: dict[str, Any] = {"type": head}
+            if head == "past-future":
+                options["pooler"] = "shared" if backbone.family.factorised else "per-layer"
+            n = backbone.num_layers
+            defaults: dict[str, Any] = {"system": head, "criterion": "entropy", "exit_layers": tuple(range(1, n + 1))}
+            if head == "classifier":
+                defaults |= {"criterion": "never", "exit_layers": (n,)}
+            shapes = backbone.family.shapes(backbone) | HEADS[head].shapes(backbone, options)
+            path = tmp_path_factory.mktemp("checkpoint") / family
+            engine = EngineConfig(head=options, **(defaults | fields))
+            made[key] = checkpoint.write(path, raw, engine, random_tensors(shapes, seed))
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_rows() -> Callable[..., list[dict[str, Any]]]:
+    """random_rows(lengths, seed=0) -> rows of random ids, with token types where asked for."""
+
+    def make(lengths: Any, seed: int = 0, vocab: int = 90, types: int = 0) -> list[dict[str, Any]]:
+        draw = np.random.default_rng(seed)
+        rows = []
+        for length in lengths:
+            row: dict[str, Any] = {"input_ids": draw.integers(2, vocab, length)}
+            if types:
+                row["token_type_ids"] = draw.integers(0, types, length)
+            rows.append(row)
+        return rows
+
+    return make

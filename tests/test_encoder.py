@@ -1,0 +1,92 @@
+"""Hidden states at every layer equal transformers', on ragged batches without a padding token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from pfengine import checkpoint, encoder
+from pfengine.api import build
+from pfengine.ops import cpu, reference
+from pfengine.tokenization import Row, pack
+
+TOLERANCE = 2e-5  # fp32, another order of sums through 12 layers
+TINY = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 80, "vocab_size": 120}
+ODD = {"hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 50, "vocab_size": 120}
+SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536}
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
+CASES: list[tuple[str, dict[str, Any], bool]] = [
+    ("bert", TINY, False),
+    ("bert", ODD | {"hidden_act": "relu"}, False),
+    ("bert", TINY | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}, False),
+    ("roberta", TINY | ROBERTA, False),
+    ("xlm-roberta", ODD | ROBERTA, False),
+    ("albert", TINY | {"embedding_size": 20}, False),
+    ("albert", TINY | {"embedding_size": 20, "num_hidden_groups": 2, "inner_group_num": 2}, False),
+    ("albert", TINY | {"num_hidden_layers": 5, "embedding_size": 33, "num_hidden_groups": 3}, False),
+    ("bert", SMALL, True),
+    ("bert", BASE, True),
+    ("roberta", BASE | ROBERTA, True),
+    ("albert", BASE | {"embedding_size": 128}, True),
+]  # fmt: skip
+PARAMETERS = [
+    pytest.param(kind, sizes, id=f"{kind}-{i}", marks=pytest.mark.slow if slow else ())
+    for i, (kind, sizes, slow) in enumerate(CASES)
+]
+
+
+def make_model(kind: str, sizes: dict[str, Any], path: Path, labels: int = 3) -> Any:
+    """A transformers model with every parameter random, biases and norms too, saved to `path`."""
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model(kind, num_labels=labels, **sizes)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(path)
+    return model
+
+
+@pytest.mark.parametrize("ops", [cpu, reference], ids=["cpu", "reference"])
+@pytest.mark.parametrize(("kind", "sizes"), PARAMETERS)
+def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], ops: Any, tmp_path: Path) -> None:
+    theirs = make_model(kind, sizes, tmp_path)
+    ckpt = checkpoint.read(tmp_path)
+    model = build(ckpt, ops, torch.float32)
+    draw = np.random.default_rng(0)
+    lengths = [1, 2, 3, 3, 7, 16, 33, 100, 129, 511, 512, 5]
+    types = ckpt.backbone.type_vocab_size
+    rows = [
+        Row(i, draw.integers(0, ckpt.backbone.vocab_size, n), draw.integers(0, types, n), False)
+        for i, n in enumerate(lengths)
+    ]
+    if kind != "bert":  # padding ids inside a row: RoBERTa's positions skip them
+        rows[4].ids[2] = ckpt.backbone.pad_token_id
+    inputs = pack(rows, ckpt.backbone)
+    bounds = inputs.cu_seqlens.tolist()
+    assert inputs.ids.shape[0] == sum(lengths)
+    inner = ckpt.backbone.inner_group_num  # transformers records a state for each inner layer of a group
+    with torch.inference_mode():
+        batch = encoder.embed(model.encoder, inputs)
+        ours = [batch.tokens]
+        for number in range(1, model.num_layers + 1):
+            last = batch
+            batch = encoder.layer(model.encoder, number, batch)
+            ours.append(batch.tokens)
+        first = encoder.layer(model.encoder, model.num_layers, last, first_only=True)
+        for row, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True):
+            states = theirs(
+                input_ids=torch.from_numpy(row.ids)[None],
+                token_type_ids=torch.from_numpy(row.types)[None],
+                output_hidden_states=True,
+            ).hidden_states[::inner]
+            assert len(states) == len(ours)
+            for mine, state in zip(ours, states, strict=True):
+                assert (mine[start:stop] - state[0]).abs().max() <= TOLERANCE
+            assert (first.first()[row.row_id] - states[-1][0, 0]).abs().max() <= TOLERANCE
