@@ -2,8 +2,8 @@
 
 Signatures and shapes: `ops.OpSet`. Bit for bit the same row in every batch needs care in three places: `F.linear` in
 fp32 sums in another order for few rows (the packed op does so for one row only, so a single row is doubled); MKL's
-products depend on the 64-byte alignment of their operands, so head sizes are multiples of 16; and torch.sigmoid
-differs between its vector body and its scalar tail, which torch.tanh does not.
+products depend on the 64-byte alignment of their operands, so head sizes are multiples of 16 and attention is fed as
+`_attend` says; and torch.sigmoid differs between its vector body and its scalar tail, which torch.tanh does not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 HEAD_ALIGNMENT = 16
-BLOCK = 32  # rows of one product where oneDNN's packed ops are missing
+BLOCK, TILE = 32, 16  # rows of one product, and what its sizes are multiples of, where oneDNN's packed ops are missing
 _POST_OPS = {  # activation -> oneDNN's name and algorithm
     "none": ("none", ""),
     "gelu": ("gelu", "none"),
@@ -76,7 +76,7 @@ def has_packed_linear() -> bool:
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
     weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
     if not has_packed_linear():
-        return Linear(weight, bias, packed=False)
+        return Linear(F.pad(weight, (0, -weight.shape[1] % TILE, 0, -weight.shape[0] % TILE)), bias, packed=False)
     return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias, packed=True)
 
 
@@ -92,13 +92,12 @@ def linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
 
 
 def _linear_in_blocks(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
-    """Always products of BLOCK rows, so that every row meets the same code whatever the number of rows."""
-    rows = x.shape[0]
-    padded = F.pad(x, (0, 0, 0, -rows % BLOCK))
-    blocks = [
-        reference.activate(F.linear(block, weights.weight, weights.bias), activation) for block in padded.split(BLOCK)
-    ]
-    return torch.cat(blocks)[:rows] if blocks else x.new_empty(0, weights.bias.shape[0])
+    """Always products of BLOCK rows with whole tiles, so that every row meets the same code wherever it stands."""
+    rows, outputs = x.shape[0], weights.bias.shape[0]
+    padded = F.pad(x, (0, weights.weight.shape[1] - x.shape[1], 0, -rows % BLOCK))
+    bias = F.pad(weights.bias, (0, weights.weight.shape[0] - outputs))
+    blocks = [reference.activate(F.linear(block, weights.weight, bias), activation) for block in padded.split(BLOCK)]
+    return torch.cat([block[:, :outputs] for block in blocks])[:rows] if rows else x.new_empty(0, outputs)
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:
@@ -113,12 +112,26 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, fir
         while stop < rows and bounds[stop + 1] - bounds[stop] == length:
             stop += 1
         group = qkv[bounds[start] : bounds[stop]].view(stop - start, length, 3, num_heads, -1)
-        q, k, v = group.permute(2, 0, 3, 1, 4)  # [rows, heads, tokens, d]
-        y = F.scaled_dot_product_attention(q[:, :, :1] if first_only else q, k, v, scale=scale)
+        queries = 1 if first_only else length
+        y = _attend(group.permute(2, 0, 3, 1, 4), queries, scale)
         target = out[start:stop] if first_only else out[bounds[start] : bounds[stop]]
-        target.view(stop - start, -1, num_heads, width // num_heads).copy_(y.transpose(1, 2))
+        target.view(stop - start, queries, num_heads, width // num_heads).copy_(y.transpose(1, 2))
         start = stop
     return out
+
+
+def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
+    """Attention of the first `queries` tokens: [3, rows, heads, tokens, d] -> [rows, heads, queries, d].
+
+    torch's kernel gives each thread scratch of queries x (tokens + d + 2) floats, up to 32 queries at a time: a
+    multiple of 16 keeps it aligned for every thread. A single task would let MKL use threads of its own: there are two.
+    """
+    q, k, v = qkv
+    rows, heads = q.shape[:2]
+    if rows * heads == 1:
+        q, k, v = (torch.cat([x, x]) for x in (q, k, v))
+    q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[:rows, :, :queries]
 
 
 def prepare_imitation(
