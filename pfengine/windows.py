@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .errors import InputError
 from .tokenization import Row, Tokenizer
 
 WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of like length share a batch
-BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # texts tokenised in one go
+BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # most that is tokenised in one go
 
 
 def read_windows(
@@ -26,7 +26,7 @@ def read_windows(
     truncated = seen = tokens = 0
     window: list[Row | InputError] = []
     try:
-        while block := _block(rows):
+        while block := _block(rows, limit, WINDOW_BATCHES * batch_tokens):
             for row in tokenizer.encode(block):
                 seen += 1
                 if isinstance(row, Row) and row.truncated and truncation == "error":
@@ -47,13 +47,23 @@ def read_windows(
             warnings.warn(f"{truncated} of {seen} rows had more than {limit} tokens and were truncated", stacklevel=2)
 
 
-def _block(rows: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
-    """The next rows to tokenise together: bounded in number and in characters."""
+def _block(rows: Iterator[tuple[int, Any]], max_length: int, most: int) -> list[tuple[int, Any]]:
+    """The next rows to tokenise together, until they may have `most` tokens: a character is at most about one."""
     block = []
-    characters = 0
+    tokens = characters = 0
     for row_id, row in itertools.islice(rows, BLOCK_ROWS):
         block.append((row_id, row))
-        characters += len(row) if isinstance(row, str) else 0
-        if characters > BLOCK_CHARACTERS:
+        parts = row.values() if isinstance(row, Mapping) else row if isinstance(row, tuple) else (row,)
+        length = sum(map(_length, parts))
+        tokens, characters = tokens + min(max_length, length), characters + length
+        if tokens >= most or characters > BLOCK_CHARACTERS:
             break
     return block
+
+
+def _length(part: Any) -> int:
+    """Characters of a text, or ids; 0 for what has no length: such a row is refused when it is parsed."""
+    try:
+        return len(part)
+    except TypeError:
+        return 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from pfengine import checkpoint
@@ -107,3 +110,53 @@ def random_rows() -> Callable[..., list[dict[str, Any]]]:
         return rows
 
     return make
+
+
+WORDS = [
+    "the", "a", "film", "movie", "is", "was", "very", "good", "bad", "great", "bleak", "charming", "and", "or", "it",
+    "'s", "slow", "journey", "un", "##flinch", "##ing", "##ly",
+]  # fmt: skip
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the files of a small WordPiece tokenizer, built without transformers."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = [*special, *WORDS, *LETTERS[1:], *(f"##{letter}" for letter in LETTERS), *".,!?'-"]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    tokenizer.add_special_tokens(special)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_padding(length=40)  # as some directories have it; it must play no part
+    path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(path / "tokenizer.json"))
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": 1e30, "do_lower_case": True}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_text_checkpoint(
+    make_checkpoint: Make, tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Make:
+    """As make_checkpoint("bert", ...), at most 64 tokens a row, with a tokenizer."""
+
+    def make(**options: Any) -> Path:
+        sizes = {"vocab_size": 120, "max_position_embeddings": 64} | options.pop("config", {})
+        path = tmp_path_factory.mktemp("text") / "checkpoint"
+        shutil.copytree(make_checkpoint("bert", config=sizes, **options), path)
+        shutil.copytree(tokenizer_files, path, dirs_exist_ok=True)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(make_text_checkpoint: Make) -> Path:
+    return make_text_checkpoint()
