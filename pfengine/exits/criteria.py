@@ -92,7 +92,7 @@ class Replay(Criterion):
 
 def entropy(logits: Tensor) -> Tensor:
     """-sum p ln p of p = softmax(logits): [rows, labels] -> [rows], in [0, ln labels]; a saturated row gives 0."""
-    log_p = torch.log_softmax(logits.float(), dim=-1)
+    log_p = torch.log_softmax(logits.float(), dim=-1).clamp(min=-1e30)  # 0 times -inf would be nan
     return -(log_p.exp() * log_p).sum(-1)
 
 
