@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .config import BackboneConfig, EngineConfig, parse_backbone, parse_engine
 from .errors import CheckpointError
+from .exits import criteria
 from .families import Shapes
 from .heads import HEADS
 
@@ -75,6 +76,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         known = ", ".join(sorted(HEADS))
         raise CheckpointError(path, [f"{ENGINE}: 'head.type' is {head_type!r}; this pfengine has {known}"])
     faults += [f"{ENGINE}: {fault}" for fault in HEADS[head_type].config_faults(engine.head)]
+    faults += [f"{ENGINE}: {fault}" for fault in criteria.faults(engine.criterion, engine.threshold)]
     if faults:
         raise CheckpointError(path, faults)
     expected = backbone.family.shapes(backbone) | HEADS[head_type].shapes(backbone, engine.head)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError
-from .criteria import Criterion, Never, _number, parse
+from .criteria import Criterion, Never, number, parse
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -27,13 +27,14 @@ def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: f
         raise ConfigError("give threshold or speedup, not both")
     own = ckpt.engine.criterion or "never"
     if speedup is not None:
+        speedup = number("speedup", speedup)
         if speedup == 1:
             return Never()
         threshold, criterion = _calibrated(ckpt, speedup), own
     if criterion is None:
         if threshold is None:
             threshold = ckpt.engine.threshold
-            if threshold is None and own != "never":
+            if threshold is None and own != "never" and ":" not in own:
                 log.warning(
                     "%s has the criterion %r but no threshold: it runs at full depth; give threshold= or speedup=",
                     ckpt.path, own,
@@ -66,7 +67,7 @@ def _with_threshold(criterion: Any, threshold: float | None) -> Any:
     if not isinstance(criterion, Criterion) or criterion.threshold is None:
         raise ConfigError(f"criterion {criterion!r} takes no threshold")
     changed = copy.copy(criterion)
-    changed.threshold = _number(type(criterion).__name__.lower(), threshold)
+    changed.threshold = number("the threshold of " + type(criterion).__name__.lower(), threshold)
     return changed
 
 

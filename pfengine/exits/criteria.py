@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ class Entropy(Criterion):
     problem_types = ("single_label_classification",)
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = _number("entropy", threshold)
+        self.threshold = number("the threshold of entropy", threshold)
 
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
@@ -75,9 +76,14 @@ class Replay(Criterion):
 
     def __init__(self, layers: Sequence[int] | Tensor) -> None:
         """layers: exit layer of each row of the input, 1-based, [rows]."""
-        self.layers = torch.as_tensor(layers, dtype=torch.int64)
-        if self.layers.dim() != 1 or (self.layers < 1).any():
-            raise ConfigError("replay takes one exit layer >= 1 for each row, as a flat list")
+        try:
+            given = torch.as_tensor(layers)
+        except (TypeError, ValueError, RuntimeError):
+            given = torch.empty(0, 0)
+        whole = not given.numel() or not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        if given.dim() != 1 or not whole or (given < 1).any():
+            raise ConfigError("replay takes one exit layer >= 1 for each row, as a flat list of integers")
+        self.layers = given.to(torch.int64)
 
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
@@ -96,9 +102,9 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"the threshold of {name} is {value!r}; it must be a finite number")
+def number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}; it must be a finite number")
     return float(value)
 
 
@@ -132,3 +138,14 @@ def parse(text: str, threshold: float | None = None) -> Criterion:
         except ValueError:
             raise ConfigError(f"criterion {text!r}: {argument!r} is no number") from None
     return Entropy(threshold)
+
+
+def faults(criterion: str | None, threshold: float | None) -> list[str]:
+    """What is wrong with a checkpoint's criterion; it may lack a threshold, which the caller gives then."""
+    if criterion is None or criterion == "never":
+        return [] if threshold is None else [f"'threshold' is {threshold}, but 'criterion' {criterion!r} takes none"]
+    try:
+        parse(criterion, 0.0 if criterion in CRITERIA and threshold is None and criterion != "replay" else threshold)
+    except ConfigError as error:
+        return [f"'criterion': {error}"]
+    return []
