@@ -23,16 +23,13 @@ from .families import Shapes
 from .heads import HEADS
 
 CONFIG, ENGINE, WEIGHTS = "config.json", "pfengine.json", "model.safetensors"
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *VOCABULARY_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
     "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
 )
 SCALE = ".scale"  # key suffix of the fp32 scales of an int8-rows tensor
 PLAIN = EngineConfig(system="full-model", head={"type": "classifier"}, criterion="never")
@@ -81,7 +78,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(path, faults)
     expected = backbone.family.shapes(backbone) | HEADS[head_type].shapes(backbone, engine.head)
     tensors = read_tensors(path, expected, backbone)
-    tokenizer = path if any((path / file).exists() for file in TOKENIZER_FILES) else None
+    tokenizer = path if any((path / file).exists() for file in VOCABULARY_FILES) else None
     return Checkpoint(path, backbone, engine, tensors, tokenizer)
 
 

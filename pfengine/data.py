@@ -58,7 +58,7 @@ def read(file: str | Path) -> list[Example]:
             else open(file, encoding="utf-8", newline="") as stream
         ):
             records = list(_records(stream, name, file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     if not records:
         raise ConfigError(f"{file} has no rows")
@@ -81,6 +81,8 @@ def read(file: str | Path) -> list[Example]:
 def _records(stream: IO[str], name: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if name.endswith(".jsonl"):
         for line, content in enumerate(stream, 1):
+            if not content.strip():
+                continue
             try:
                 record = json.loads(content)
             except json.JSONDecodeError as error:

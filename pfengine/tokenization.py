@@ -58,7 +58,7 @@ def parse(row_id: int, value: Any) -> Text | Row:
     if isinstance(value, str):
         return Text(_clean(value), None)
     if _is_pair(value):
-        return Text(_clean(value[0]), _clean(value[1]))
+        return Text(_clean(value[0]), _clean(value[1]) or None)
     if isinstance(value, Unreadable):
         raise InputError(row_id, value.reason)
     if not isinstance(value, Mapping):
@@ -69,7 +69,7 @@ def parse(row_id: int, value: Any) -> Text | Row:
         if not isinstance(text, str) or not isinstance(pair, (str, type(None))):
             wrong = "text" if not isinstance(text, str) else "text_pair"
             raise InputTypeError(row_id, f"'{wrong}' is {_describe(value[wrong])}; it must be a string")
-        return Text(_clean(text), None if pair is None else _clean(pair))
+        return Text(_clean(text), _clean(pair or "") or None)
     if "input_ids" in keys and keys <= {"input_ids", "token_type_ids"}:
         ids = _integers(row_id, "input_ids", value["input_ids"])
         types = value.get("token_type_ids")
@@ -97,7 +97,7 @@ def _integers(row_id: int, key: str, values: Any) -> np.ndarray:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError):
-        array = np.empty(0, dtype=object)
+        array = np.empty((0, 0))
     if array.ndim == 1 and array.size == 0:
         raise InputError(row_id, f"'{key}' is empty; give at least one token")
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -118,11 +118,11 @@ class Tokenizer:
         if path is not None:
             self.backend, settings = _load(path)
         limit = settings.get("model_max_length")
-        limits = [config.max_tokens, max_length or config.max_tokens]
-        if isinstance(limit, (int, float)) and limit > 0:  # absent or 1e30 where nobody set it
-            limits.append(int(min(limit, config.max_tokens)))
-        self.max_length = min(limits)
+        if not isinstance(limit, (int, float)) or not limit > 0:
+            limit = config.max_tokens
+        self.max_length = max_length or int(min(limit, config.max_tokens))  # 1e30 where nobody set it
         self.uses_types = _uses_types(settings, config)
+        self.side = settings.get("truncation_side", "right")
         if self.backend is not None:
             special = self.backend.num_special_tokens_to_add(False)
             if self.max_length <= special:
@@ -130,7 +130,7 @@ class Tokenizer:
                     f"max_length is {self.max_length}, but the tokenizer adds {special} tokens of its own"
                 )
             self.backend.no_padding()
-            self.backend.enable_truncation(self.max_length, direction=settings.get("truncation_side", "right"))
+            self.backend.enable_truncation(self.max_length, direction=self.side)
 
     def encode(self, rows: Iterable[tuple[int, Any]]) -> list[Row | InputError]:
         """Tokenise (row id, row) pairs; a bad row gives its error in its place and does not touch the others."""
@@ -152,24 +152,34 @@ class Tokenizer:
                 out.append(error)
         for (place, row_id, text), encoding in zip(texts, self._encode_texts([t for *_, t in texts]), strict=True):
             try:
+                if isinstance(encoding, Exception):
+                    raise InputError(row_id, f"cannot be tokenised: {encoding}")
                 out[place] = self._checked(self._row(row_id, text, encoding))
             except InputError as error:
                 out[place] = error
         return out
 
     def _encode_texts(self, texts: list[Text]) -> list[Any]:
+        """An encoding for each text, or the exception it caused."""
+        whole = [text.text if text.pair is None else (text.text, text.pair) for text in texts]
+        short, limit = list(whole), _LONG_TEXT * self.max_length
+        for i, text in enumerate(texts):
+            cut = text.pair is None and self.side == "right" and len(text.text) > limit
+            if cut and (end := text.text.rfind(" ", limit // 2, limit)) > 0:
+                short[i] = text.text[:end]
+        encodings = self._try(short)
+        for i, encoding in enumerate(encodings):
+            if short[i] is not whole[i] and (isinstance(encoding, Exception) or not encoding.overflowing):
+                encodings[i] = self._try([whole[i]])[0]  # the end that was cut off was needed after all
+        return encodings
+
+    def _try(self, texts: list[Any]) -> list[Any]:
         if self.backend is None or not texts:
             return []
-        limit = _LONG_TEXT * self.max_length
-        short = [text.text if text.pair is None else (text.text, text.pair) for text in texts]
-        for i, text in enumerate(texts):
-            if text.pair is None and len(text.text) > limit and (end := text.text.rfind(" ", limit // 2, limit)) > 0:
-                short[i] = text.text[:end]
-        encodings = self.backend.encode_batch_fast(short)
-        for i, text in enumerate(texts):
-            if short[i] is not text.text and text.pair is None and not encodings[i].overflowing:
-                encodings[i] = self.backend.encode_batch_fast([text.text])[0]  # the cut end was needed after all
-        return encodings
+        try:
+            return self.backend.encode_batch_fast(texts)
+        except Exception as error:  # tokenizers raises bare Exception, for all texts because of one
+            return [error] if len(texts) == 1 else [self._try([text])[0] for text in texts]
 
     def _row(self, row_id: int, text: Text, encoding: Any) -> Row:
         if not encoding.ids:
@@ -199,6 +209,8 @@ def _load(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     try:
         if (path / "tokenizer_config.json").exists():
             settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            if not isinstance(settings, dict) or settings.get("truncation_side", "right") not in ("left", "right"):
+                raise ValueError("tokenizer_config.json must be a JSON object, its 'truncation_side' left or right")
         if (path / "tokenizer.json").exists():
             return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")), settings
     except Exception as error:  # tokenizers raises bare Exception

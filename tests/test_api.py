@@ -139,8 +139,9 @@ def test_empty_texts_are_rows(engine: pfengine.Engine) -> None:
     empty = engine.classify({"input_ids": [2, 3]})
     assert engine.classify("") == engine.classify([""]) == engine.classify(" \t\n") == empty
     assert engine.classify(["", TEXTS[0], ""])[::2] == empty * 2
-    both = {"input_ids": [2, 3, 3], "token_type_ids": [0, 0, 1]}
-    assert engine.classify(("", "")) == engine.classify(both)
+    assert engine.classify(("", "")) == engine.classify({"text": "", "text_pair": ""}) == empty  # as transformers
+    second = {"input_ids": [2, 3, 15, 3], "token_type_ids": [0, 0, 1, 1]}
+    assert engine.classify(("", "bleak")) == engine.classify(second)
 
 
 def test_characters_that_are_no_text(engine: pfengine.Engine) -> None:
