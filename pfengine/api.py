@@ -57,12 +57,14 @@ def load(
     Raises CheckpointError for a directory that cannot be used, ConfigError for a choice that cannot be met.
     """
     name = os.fspath(path)
-    directory = BUNDLED / name if not os.path.isdir(name) and (BUNDLED / name).is_dir() else Path(name)
+    bundled = name == os.path.basename(name) != "" and not os.path.isdir(name) and os.path.isdir(BUNDLED / name)
+    directory = BUNDLED / name if bundled else Path(name)
     target = _device(device)
     dtype = _dtype(precision, target)
     ckpt = checkpoint.read(directory)
-    if max_length is not None and not 1 <= max_length <= ckpt.backbone.max_tokens:
-        raise ConfigError(f"max_length is {max_length}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
+    whole = isinstance(max_length, int) and not isinstance(max_length, bool)
+    if max_length is not None and not (whole and 1 <= max_length <= ckpt.backbone.max_tokens):
+        raise ConfigError(f"max_length is {max_length!r}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
     rule = choose(ckpt, criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length)
     extension.warn_once()
@@ -96,7 +98,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'")
@@ -295,8 +297,11 @@ class Engine:
         for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
-        one = is_single(inputs) or not isinstance(inputs, Iterable)  # what is no row either is refused as row 0
-        return read_windows(self.tokenizer, iter([inputs] if one else inputs), truncation, batch_tokens)
+        try:
+            rows = iter([inputs] if is_single(inputs) else inputs)
+        except TypeError:
+            rows = iter([inputs])  # refused as row 0, with the forms a row may have
+        return read_windows(self.tokenizer, rows, truncation, batch_tokens)
 
     def _run(self, window: list[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None) -> Answers:
         rows = [row for row in window if isinstance(row, Row)]

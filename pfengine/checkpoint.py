@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -53,7 +54,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     missing, extra or mis-shaped tensors, labels that do not fit the classifier.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(
             path, ["is no directory; give a checkpoint directory or the name of a bundled checkpoint"]
         )
@@ -114,9 +115,17 @@ def write(
         read(temporary)
         if path.exists():
             backup = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            os.replace(path, backup / "old")
-            os.replace(temporary, path)
-            shutil.rmtree(backup)
+            try:
+                os.replace(path, backup / "old")
+                try:
+                    os.replace(temporary, path)
+                except OSError:
+                    os.replace(backup / "old", path)
+                    raise
+                shutil.rmtree(backup / "old")
+            finally:
+                with contextlib.suppress(OSError):  # not empty where the old checkpoint could not be moved back
+                    backup.rmdir()
         else:
             os.replace(temporary, path)
     finally:
@@ -129,7 +138,7 @@ def read_json(path: Path, file: str) -> Any:
         return json.loads((path / file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(path, [f"{file} is missing"]) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(path, [f"{file} cannot be read: {error}"]) from None
 
 
@@ -152,7 +161,8 @@ def read_tensors(path: Path, expected: Shapes, config: BackboneConfig) -> dict[s
     # Checkpoints from before 2019 call LayerNorm's tensors gamma and beta.
     stored = {key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
               for key, value in stored.items()}  # fmt: skip
-    scales = {key: stored.pop(key + SCALE) for key in list(stored) if key + SCALE in stored}
+    quantised = [key for key, value in stored.items() if value.dtype == torch.int8 and key + SCALE in stored]
+    scales = {key: stored.pop(key + SCALE) for key in quantised}
     unused = (f"{config.family.prefix}pooler.", *_BUFFERS)
     tensors = {key: value for key, value in stored.items() if key in expected or not _is_unused(key, unused)}
     faults = [f"{WEIGHTS}: '{key}' {list(shape)} is missing" for key, shape in expected.items() if key not in tensors]

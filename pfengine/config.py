@@ -19,6 +19,7 @@ ACTIVATIONS = {
 }
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 STORAGES = ("float", "int8-rows")
+MOST_LAYERS, MOST_LABELS = 1000, 1_000_000  # a number beyond is a slip, and would take all memory before it shows
 
 _REQUIRED = object()
 
@@ -109,8 +110,8 @@ class _Fields:
             return fallback
         return value
 
-    def count(self, key: str, default: Any = _REQUIRED) -> int:
-        return self.get(key, "a positive integer", lambda v: _is_int(v) and v > 0, 1, default)
+    def count(self, key: str, default: Any = _REQUIRED, most: int = 2**31 - 1) -> int:
+        return self.get(key, f"an integer from 1 to {most}", lambda v: _is_int(v) and 0 < v <= most, 1, default)
 
 
 def _is_int(value: Any) -> bool:
@@ -134,8 +135,8 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     family = FAMILIES[model_type]
     hidden = fields.count("hidden_size")
     heads = fields.count("num_attention_heads")
-    layers = fields.count("num_hidden_layers")
-    groups = fields.count("num_hidden_groups", 1) if family.factorised else 1
+    layers = fields.count("num_hidden_layers", most=MOST_LAYERS)
+    groups = fields.count("num_hidden_groups", 1, MOST_LAYERS) if family.factorised else 1
     if hidden % heads:
         fields.fault("hidden_size", f"is {hidden}, which num_attention_heads = {heads} does not divide")
     if groups > layers:
@@ -173,7 +174,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         type_vocab_size=fields.count("type_vocab_size", 2),
         pad_token_id=pad,
         num_groups=groups,
-        inner_group_num=fields.count("inner_group_num", 1) if family.factorised else 1,
+        inner_group_num=fields.count("inner_group_num", 1, MOST_LAYERS) if family.factorised else 1,
         labels=labels,
         problem_type=_problem_type(fields, len(labels)),
         raw=raw,
@@ -184,7 +185,7 @@ def _labels(fields: _Fields) -> tuple[str, ...]:
     """Label names in id order; id2label wins over num_labels, two labels LABEL_0 and LABEL_1 where both are absent."""
     id2label = fields.raw.get("id2label")
     if id2label is None:
-        return tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2)))
+        return tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2, MOST_LABELS)))
     if not isinstance(id2label, dict) or not id2label:
         fields.fault("id2label", f"is {id2label!r}; it must map ids to label names")
         return ("LABEL_0",)

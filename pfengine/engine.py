@@ -89,9 +89,10 @@ def is_tested(model: Model, criterion: Rule, layer: int) -> bool:
 
 def take(state: Any, stay: Tensor) -> Any:
     """The rows of every tensor of a head's or criterion's state where `stay` is true."""
-    if state is None:
-        return None
-    return tuple(value[stay] for value in state) if isinstance(state, tuple) else state[stay]
+    if not isinstance(state, tuple):
+        return None if state is None else state[stay]
+    parts = [take(value, stay) for value in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def all_logits(model: Model, inputs: RaggedInputs) -> Tensor:

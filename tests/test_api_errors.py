@@ -75,7 +75,7 @@ def test_only_bad_rows(engine: pfengine.Engine) -> None:
     assert [answer["row"] for answer in answers] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("inputs", [None, 5, 2.5])
+@pytest.mark.parametrize("inputs", [None, 5, 2.5, object(), np.array("text"), b"text", bytearray(b"text")])
 def test_no_iterable(engine: pfengine.Engine, inputs: Any) -> None:
     with pytest.raises(TypeError, match="row 0"):
         engine.classify(inputs)

@@ -80,6 +80,7 @@ PROBLEMS: list[tuple[int, str | None]] = [
     (1, "regression"),
     (3, "regression"),
     (1, None),
+    (1, "multi_label_classification"),
 ]
 
 
@@ -111,7 +112,11 @@ def same(ours: Any, theirs: Any) -> None:
             assert mine["exit_layer"] == SIZES["num_hidden_layers"]
 
 
-ROWS: list[Any] = [*CORPUS[:6], "", " ", "x", {"text": CORPUS[0]}, {"text": CORPUS[0], "text_pair": CORPUS[1]}]
+ROWS: list[Any] = [
+    *CORPUS[:6], "", " ", "x", "a\0b", "\ufeff", "\u202e\U0001f600\u0301", "<pad> good <pad>", "[SEP] [PAD] </s>",
+    {"text": CORPUS[0]}, {"text": CORPUS[0], "text_pair": CORPUS[1]}, {"text": "", "text_pair": CORPUS[1]},
+    {"text": CORPUS[0], "text_pair": ""}, {"text": "", "text_pair": ""}, {"text": "<pad>", "text_pair": "[PAD]"},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("labels", "problem"), PROBLEMS)

@@ -1,0 +1,171 @@
+"""config.json and pfengine.json as checked fields; families as key names and shapes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import transformers
+
+from pfengine.config import EngineConfig, parse_backbone, parse_engine
+from pfengine.families import ALBERT, BERT, FAMILIES, ROBERTA
+from pfengine.heads import Classifier
+
+BASE = {
+    "model_type": "bert", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 4, "intermediate_size": 32,
+    "vocab_size": 50, "max_position_embeddings": 40,
+}  # fmt: skip
+
+
+def parsed(**fields: Any) -> Any:
+    faults: list[str] = []
+    config = parse_backbone({key: value for key, value in (BASE | fields).items() if value is not ...}, faults)
+    assert not faults
+    return config
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_defaults_are_those_of_transformers(model_type: str) -> None:
+    ours = parsed(model_type=model_type, embedding_size=16)
+    theirs = transformers.AutoConfig.for_model(model_type, **{k: v for k, v in BASE.items() if k != "model_type"})
+    assert ours.type_vocab_size == theirs.type_vocab_size
+    assert ours.layer_norm_eps == theirs.layer_norm_eps
+    assert ours.pad_token_id == theirs.pad_token_id
+    assert ours.labels == tuple(theirs.id2label[i] for i in range(theirs.num_labels))
+    assert ours.problem_type == "single_label_classification"
+    assert ours.activation == {"gelu": "gelu", "gelu_new": "gelu_tanh"}[theirs.hidden_act]
+    assert ours.max_tokens == 40 - (2 if FAMILIES[model_type] is ROBERTA else 0)
+    assert ours.head_size == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("bert", {}),
+        ("roberta", {"type_vocab_size": 1}),
+        ("xlm-roberta", {}),
+        ("camembert", {}),
+        ("albert", {"embedding_size": 16}),
+        ("albert", {"embedding_size": 16, "num_hidden_groups": 2}),
+        ("albert", {"embedding_size": 16, "num_hidden_groups": 3, "num_hidden_layers": 7, "inner_group_num": 2}),
+        ("albert", {"embedding_size": 24, "num_hidden_groups": 4}),
+    ],
+)
+@pytest.mark.parametrize("labels", [1, 2, 5])
+def test_tensor_names_and_shapes_are_those_of_transformers(kind: str, fields: dict[str, Any], labels: int) -> None:
+    sizes = {key: value for key, value in (BASE | fields).items() if key != "model_type"}
+    theirs = transformers.AutoConfig.for_model(kind, num_labels=labels, **sizes)
+    model = transformers.AutoModelForSequenceClassification.from_config(theirs)
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items() if "position_ids" not in key}
+    faults: list[str] = []
+    ours = parse_backbone(json.loads(theirs.to_json_string(use_diff=False)), faults)
+    assert ours is not None
+    assert not faults
+    assert ours.family.shapes(ours) | Classifier.shapes(ours, {}) == {
+        key: shape for key, shape in expected.items() if "token_type_ids" not in key
+    }
+    assert ours.num_labels == labels
+
+
+@pytest.mark.parametrize(("layers", "groups"), [(12, 1), (12, 4), (7, 3), (5, 5), (11, 2)])
+def test_groups_of_albert(layers: int, groups: int) -> None:
+    config = parsed(
+        model_type="albert", embedding_size=8, num_hidden_layers=layers, num_hidden_groups=groups, inner_group_num=2
+    )
+    blocks = ALBERT.blocks(config)
+    assert [len(layer) for layer in blocks] == [2] * layers
+    used = [int(layer[0].split("groups.")[1].split(".")[0]) for layer in blocks]
+    assert used == [int(i / (layers / groups)) for i in range(layers)]
+    assert set(used) == set(range(groups))
+
+
+def test_labels() -> None:
+    assert parsed().labels == ("LABEL_0", "LABEL_1")
+    assert parsed(num_labels=3).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert parsed(id2label={"1": "b", "0": "a"}).labels == ("a", "b")
+    assert parsed(id2label={"0": "a"}, num_labels=5).labels == ("a",)
+    many = {str(i): f"l{i}" for i in range(12)}
+    assert parsed(id2label=many).labels == tuple(f"l{i}" for i in range(12))  # by number, not by text
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "expected"),
+    [
+        (1, None, "multi_label_classification"),  # a sigmoid, as transformers' pipeline has it
+        (2, None, "single_label_classification"),
+        (1, "regression", "regression"),
+        (3, "regression", "regression"),
+        (3, "multi_label_classification", "multi_label_classification"),
+    ],
+)
+def test_problem_type(labels: int, given: str | None, expected: str) -> None:
+    assert parsed(num_labels=labels, problem_type=given).problem_type == expected
+
+
+@pytest.mark.parametrize("given", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_activations(given: str) -> None:
+    assert parsed(hidden_act=given).activation == {"gelu": "gelu", "relu": "relu"}.get(given, "gelu_tanh")
+
+
+@pytest.mark.parametrize(
+    ("fields", "keys"),
+    [
+        ({"hidden_size": 25}, ["hidden_size"]),
+        ({"model_type": "albert"}, ["embedding_size"]),
+        ({"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 5}, ["num_hidden_groups"]),
+        ({"model_type": "roberta", "max_position_embeddings": 2}, ["max_position_embeddings"]),
+        ({"model_type": "distilbert"}, ["model_type"]),
+        ({"model_type": ["bert"]}, ["model_type"]),
+        ({"vocab_size": None, "hidden_act": 3, "num_labels": "4"}, ["vocab_size", "hidden_act", "num_labels"]),
+        ({"id2label": {"0": "a", "1": "b", "3": "c"}}, ["id2label"]),
+        ({"id2label": {"0": "a", "00": "b"}}, ["id2label"]),
+        ({"id2label": {}}, ["id2label"]),
+        ({"num_labels": 0}, ["num_labels"]),
+        ({"layer_norm_eps": float("inf")}, ["layer_norm_eps"]),
+    ],
+)  # fmt: skip
+def test_faults_name_file_and_key(fields: dict[str, Any], keys: list[str]) -> None:
+    faults: list[str] = []
+    parse_backbone(BASE | fields, faults)
+    assert len(faults) == len(keys)
+    for key, fault in zip(sorted(keys), sorted(faults, key=lambda f: f.split("'")[1]), strict=True):
+        assert fault.startswith(f"config.json: '{key}' ")
+
+
+@pytest.mark.parametrize("raw", [None, [], "bert", 3, {}])
+def test_no_object_no_config(raw: Any) -> None:
+    for parse in (lambda faults: parse_backbone(raw, faults), lambda faults: parse_engine(raw, 4, faults)):
+        faults: list[str] = []
+        assert parse(faults) is None
+        assert len(faults) == 1
+
+
+def test_engine_config_round_trip() -> None:
+    config = EngineConfig(
+        system="past-future", head={"type": "past-future", "pooler": "shared"}, criterion="entropy", threshold=0.25,
+        exit_layers=(1, 3, 4), calibration=({"threshold": 0.1, "layer_speedup": 2.0, "rows": 3},), storage="int8-rows",
+        training={"epochs": 1, "note": "ü"},
+    )  # fmt: skip
+    faults: list[str] = []
+    assert parse_engine(json.loads(json.dumps(config.to_json())), 4, faults) == config
+    assert not faults
+
+
+@pytest.mark.parametrize("absent", ["criterion", "threshold", "calibration", "storage", "training"])
+@pytest.mark.parametrize("null", [True, False])
+def test_fields_that_may_be_left_out(absent: str, null: bool) -> None:
+    raw = EngineConfig(system="x", head={"type": "classifier"}, exit_layers=(4,)).to_json()
+    raw = raw | {absent: None} if null else {key: value for key, value in raw.items() if key != absent}
+    faults: list[str] = []
+    config = parse_engine(raw, 4, faults)
+    assert config is not None
+    assert not faults
+    assert (config.threshold, config.calibration, config.storage) == (None, (), "float")
+
+
+def test_families_are_told_apart_by_their_prefix() -> None:
+    assert len({family.prefix for family in (BERT, ROBERTA, ALBERT)}) == 3
+    assert {name: family.name for name, family in FAMILIES.items()} == {
+        "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "albert": "albert",
+    }  # fmt: skip
