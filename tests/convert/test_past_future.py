@@ -67,6 +67,15 @@ def test_exit_layers_and_final_logits(engine, rows, expected, batch_size: int | 
         np.testing.assert_allclose(out.logits, expected[f"final_logits.{k}"], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("size", [None, 5])
+def test_order_and_company_play_no_part(engine, rows, expected, size: int | None) -> None:
+    order = np.random.default_rng(5).permutation(len(rows) * 3) % len(rows)
+    for k, threshold in enumerate(expected["thresholds"]):
+        out = engine.predict([rows[i] for i in order], threshold=float(threshold), batch_size=size)
+        np.testing.assert_array_equal(out.exit_layers, expected[f"exit_layer.{k}"][order])
+        np.testing.assert_allclose(out.logits, expected[f"final_logits.{k}"][order], atol=TOLERANCE, rtol=0)
+
+
 def test_runs_at_full_depth_until_told_a_threshold(engine, rows, expected) -> None:
     out = engine.predict(rows)
     assert (out.exit_layers == engine.num_layers).all()

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -190,3 +190,34 @@ def test_a_users_function(calibrated: Path) -> None:
     out = pfengine.load(calibrated, criterion=even_rows).predict([{"input_ids": [3] * n} for n in (4, 3, 2, 1)])
     np.testing.assert_array_equal(out.exit_layers, [2, 5, 2, 5])
     assert seen == [(1, [0, 1, 2, 3]), (2, [0, 1, 2, 3]), (3, [1, 3]), (4, [1, 3])]
+
+
+class Seen(NamedTuple):
+    """State in any shape of tuples; every tensor leads with rows."""
+
+    total: torch.Tensor
+    inner: tuple[torch.Tensor, None]
+
+
+def test_state_of_a_users_criterion_may_be_named_and_nested(calibrated: Path) -> None:
+    rows = [{"input_ids": [3] * n} for n in (4, 3, 2, 1)]
+
+    def sums(layer: int, logits: torch.Tensor, state: Any, row_ids: torch.Tensor) -> tuple[torch.Tensor, Seen]:
+        total = row_ids if state is None else state.total + row_ids
+        if state is not None:
+            assert torch.equal(state.inner[0], row_ids)  # moved with its rows
+        return total >= 6, Seen(total, (row_ids, None))
+
+    out = pfengine.load(calibrated, criterion=sums).predict(rows)
+    np.testing.assert_array_equal(out.exit_layers, [5, 5, 3, 2])
+
+
+def test_a_criterion_that_raises_leaves_the_engine_usable(calibrated: Path) -> None:
+    def broken(layer: int, *_: Any) -> Any:
+        raise LookupError(f"at layer {layer}")
+
+    engine = pfengine.load(calibrated)
+    before = engine.classify({"input_ids": [3, 4]})
+    with pytest.raises(LookupError, match="at layer 1"):
+        engine.classify({"input_ids": [3, 4]}, criterion=broken)
+    assert engine.classify({"input_ids": [3, 4]}) == before

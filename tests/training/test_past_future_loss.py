@@ -61,6 +61,9 @@ def test_losses(case: Path, trained: tuple) -> None:
         assert out[ours].item() == pytest.approx(expected[f"loss.{theirs}"].item(), abs=5e-5), ours
     logits = out["logits"].detach().transpose(0, 1).numpy()
     np.testing.assert_allclose(logits, expected["train_logits_per_layer"].numpy(), atol=5e-5)
+    labels = load_file(case / "labels.safetensors")["labels"]
+    each = [torch.nn.functional.cross_entropy(torch.from_numpy(layer), labels).item() for layer in logits]
+    np.testing.assert_allclose(each, expected["loss.ce_per_layer"].numpy(), atol=5e-5)
 
 
 def original_name(key: str, prefix: str) -> tuple[str, int | None]:
