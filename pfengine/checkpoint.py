@@ -97,8 +97,7 @@ def write(
     directory is refused.
     """
     path = Path(path)
-    if path.exists() and not (path / ENGINE).exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
+    refuse_foreign(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -131,6 +130,12 @@ def write(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def refuse_foreign(path: Path) -> None:
+    """CheckpointError where something other than a checkpoint of ours would be replaced."""
+    if path.exists() and not (path / ENGINE).exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
 
 
 def read_json(path: Path, file: str) -> Any:

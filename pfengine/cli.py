@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -110,9 +110,25 @@ def convert(
 @app.command(epilog="Example: pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows")
 def train(
     model: Annotated[str, typer.Argument(help="Pretrained encoder, a directory in Hugging Face layout.")],
-    data: Annotated[str, typer.Argument(help="Directory with train.tsv|csv|jsonl (gzipped or not), or a file.")],
+    data: Annotated[str, typer.Argument(help="A directory with a train split, a file, or a GLUE task's name.")],
     output: Annotated[str, typer.Argument(help="Checkpoint directory to write.")],
+    system: Annotated[
+        str, typer.Option(help="past-future, linear (a classifier a layer) or full-model.")
+    ] = "past-future",
+    form: Annotated[str, typer.Option(help="paper (its equations) or authors (their code).")] = "paper",
+    pooler: Annotated[str | None, typer.Option(help="none, per-layer or shared.")] = None,
+    learner: Annotated[str | None, typer.Option(help="linear or tanh.")] = None,
+    incorporate: Annotated[
+        str | None,
+        typer.Option(help="concat, concat-shared, max, avg, attention, lstm; ensemble and vote have no future."),
+    ] = None,
+    states: Annotated[str | None, typer.Option(help="past-future, past or future.")] = None,
+    gate: Annotated[str | None, typer.Option(help="row, label or none.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Only the first layers of the encoder.")] = None,
     labels: Annotated[str | None, typer.Option(help="Label names in id order, with commas.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
     epochs: float = 3.0,
     batch_size: int = 32,
     learning_rate: float = 5e-5,
@@ -120,23 +136,42 @@ def train(
     warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.06,
     max_length: int = 128,
     dropout: float = 0.1,
+    freezing: Annotated[str, typer.Option(help="none, layers (paper) or lower (authors).")] = "none",
+    frozen_layers: Annotated[int, typer.Option(help="Lowest layers that 'lower' freezes.")] = 2,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
     seed: int = 0,
     hold_out: Annotated[int, typer.Option(help="Rows kept from training, to calibrate thresholds on.")] = 1000,
     max_rows: Annotated[int | None, typer.Option(help="Use only the first rows.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between states an interrupted run goes on from.")] = 500,
     storage: Annotated[str, typer.Option(help="float or int8-rows.")] = "float",
     speedup: Annotated[float, typer.Option(help="Layer speed-up it runs at unless told otherwise.")] = 2.0,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="The paper's grid of batch sizes and learning rates; the best is kept.")
+    ] = False,
 ) -> None:
-    """Train a Past-Future model and write a calibrated checkpoint."""
+    """Train a model with early exits and write a calibrated checkpoint.
+
+    An interrupted run goes on where it last saved when it is started again with the same options.
+    """
     from .training import TrainingConfig
     from .training import train as run
 
     names = tuple(labels.split(",")) if labels else None
-    config = TrainingConfig(model, data, output, labels=names, epochs=epochs, batch_size=batch_size,
-                            learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup,
-                            max_length=max_length, dropout=dropout, precision=precision, seed=seed, hold_out=hold_out,
-                            max_rows=max_rows, storage=storage, speedup=speedup)  # fmt: skip
-    print(run(config))
+    config = TrainingConfig(
+        model, data, output, system=cast(Any, system), form=cast(Any, form), pooler=pooler, learner=learner,
+        incorporate=incorporate, states=states, gate=gate, layers=layers, labels=names, text_column=text_column,
+        pair_column=pair_column, label_column=label_column, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, max_length=max_length, dropout=dropout,
+        freezing=cast(Any, freezing), frozen_layers=frozen_layers, precision=precision, seed=seed, hold_out=hold_out,
+        max_rows=max_rows, save_every=save_every, storage=storage, speedup=speedup,
+    )  # fmt: skip
+    if not grid:
+        print(run(config))
+        return
+    from .training.grid import search
+
+    best, cells = search(config)
+    print(json.dumps({"output": str(best), "grid": cells}))
 
 
 @app.command(epilog="Example: pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from .data import PAIR_COLUMNS, TEXT_COLUMNS
+from .data import text_columns
 from .errors import ConfigError
 from .tokenization import Unreadable
 
@@ -54,11 +54,8 @@ def _tsv(lines: Iterable[str]) -> Iterator[Any]:
     columns: tuple[int, int | None] = (0, 1)
     for number, line in enumerate(lines):
         cells = line.split("\t")
-        if (
-            number == 0
-            and (text := next((i for i, name in enumerate(cells) if name in TEXT_COLUMNS), None)) is not None
-        ):
-            columns = (text, next((i for i, name in enumerate(cells) if name in PAIR_COLUMNS), None))
+        if number == 0 and (names := text_columns(cells))[0] is not None:
+            columns = (cells.index(names[0]), cells.index(names[1]) if names[1] is not None else None)
             continue
         text, pair = columns
         if text >= len(cells):

@@ -1,21 +1,31 @@
-"""Labelled rows from files: TSV, CSV and JSON lines, gzipped or not, with the splits of a directory found by name."""
+"""Labelled rows from files: TSV, CSV, JSON lines and Parquet; the splits of a directory or a GLUE task found by name."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import json
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from . import tasks
 from .errors import ConfigError
 
-TEXT_COLUMNS = ("text", "sentence", "sentence1", "question1", "question", "premise")
-PAIR_COLUMNS = ("text_pair", "sentence2", "question2", "hypothesis")
-LABEL_COLUMNS = ("label", "labels", "gold_label")
-SUFFIXES = (".tsv", ".csv", ".jsonl")
+PAIRS = (  # columns of the two texts of a pair: plain names first, then GLUE's own
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("#1 String", "#2 String"),
+)
+TEXTS = ("text", "sentence", *(text for text, _ in PAIRS[1:]))
+LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+SPLITS = {"dev": ("dev", "validation", "dev_matched")}  # the names a split goes by
 
 
 class Example(NamedTuple):
@@ -31,18 +41,38 @@ class Example(NamedTuple):
         return self.text if self.pair is None else (self.text, self.pair)
 
 
+def locate(source: str | Path, split: str) -> Path:
+    """The file of a split: of a directory, of the GLUE task of that name from the hub, or the file itself."""
+    path = Path(source)
+    if path.is_dir():
+        return find_split(path, split)
+    if path.exists():
+        return path
+    task = tasks.find(str(source)) if path.name == str(source) else None
+    if task is None:
+        known = ", ".join(tasks.TASKS)
+        raise ConfigError(f"{source} does not exist; give a file, a directory with splits, or one of {known}")
+    return tasks.from_hub(task, split)
+
+
 def find_split(directory: Path, split: str) -> Path:
-    """The file of a split: `dev.tsv`, `dev.tsv.gz`, `dev.csv`, `dev.jsonl` and so on."""
-    for suffix in SUFFIXES:
-        for ending in ("", ".gz"):
-            file = directory / f"{split}{suffix}{ending}"
-            if file.exists():
-                return file
+    """The file of a split: `dev.tsv`, `dev.tsv.gz`, `dev.csv`, `dev.jsonl`, `dev.parquet` and so on."""
+    for name in SPLITS.get(split, (split,)):
+        for suffix in SUFFIXES:
+            for ending in ("", ".gz"):
+                file = directory / f"{name}{suffix}{ending}"
+                if file.exists():
+                    return file
     raise ConfigError(f"{directory} has no split {split!r}; expected {split}{'|'.join(SUFFIXES)}, gzipped or not")
 
 
-def read(file: str | Path) -> list[Example]:
-    """All rows of a file (or the rows of a directory's `dev` split). ConfigError names file, line and column."""
+def read(
+    file: str | Path, *, text: str | None = None, pair: str | None = None, label: str | None = None
+) -> list[Example]:
+    """All rows of a file (or the rows of a directory's `dev` split). ConfigError names file, line and column.
+
+    text, pair, label: names of the columns; default: the usual ones, see PAIRS, TEXTS and LABELS.
+    """
     file = Path(file)
     if file.is_dir():
         file = find_split(file, "dev")
@@ -52,23 +82,31 @@ def read(file: str | Path) -> list[Example]:
     if not name.endswith(SUFFIXES):
         raise ConfigError(f"{file} is of no known kind; use {', '.join(SUFFIXES)}, gzipped or not")
     try:
-        with (
-            gzip.open(file, "rt", encoding="utf-8", newline="")
-            if file.suffix == ".gz"
-            else open(file, encoding="utf-8", newline="") as stream
-        ):
-            records = list(_records(stream, name, file))
+        if name.endswith(".parquet"):
+            records = list(enumerate(_parquet(file), 1))
+        else:
+            with (
+                gzip.open(file, "rt", encoding="utf-8-sig", newline="")
+                if file.suffix == ".gz"
+                else open(file, encoding="utf-8-sig", newline="") as stream
+            ):
+                records = list(_records(stream, name, file))
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     if not records:
         raise ConfigError(f"{file} has no rows")
-    columns = records[0][1].keys()
-    text = _column(columns, TEXT_COLUMNS)
+    columns = list(records[0][1])
+    for column in (text, pair, label):
+        if column is not None and column not in columns:
+            raise ConfigError(f"{file} has no column {column!r}; it has {', '.join(columns)}")
+    if text is None:
+        text, usual = text_columns(columns)
+        pair = usual if pair is None else pair
     if text is None:
         raise ConfigError(
-            f"{file} has the columns {', '.join(columns)}; the text must be in one named {' or '.join(TEXT_COLUMNS)}"
+            f"{file} has the columns {', '.join(columns)}; the text must be in one named {' or '.join(TEXTS)}"
         )
-    pair, label = _column(columns, PAIR_COLUMNS), _column(columns, LABEL_COLUMNS)
+    label = label or next((name for name in LABELS if name in columns and name not in (text, pair)), None)
     examples = []
     for line, record in records:
         values = [record.get(column) if column is not None else None for column in (text, pair, label)]
@@ -76,6 +114,27 @@ def read(file: str | Path) -> list[Example]:
             raise ConfigError(f"{file}, line {line}: has fewer columns than the header")
         examples.append(Example(str(values[0]), *(None if v is None else str(v) for v in values[1:])))
     return examples
+
+
+def text_columns(columns: Iterable[str]) -> tuple[str | None, str | None]:
+    """The columns of the text and of the second text, None where there is none."""
+    columns = list(columns)
+    for text, pair in PAIRS:
+        if text in columns and pair in columns:
+            return text, pair
+    return next((name for name in TEXTS if name in columns), None), None
+
+
+def _parquet(file: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError(f"{file}: reading Parquet needs pyarrow: pip install 'pfengine[train]'") from None
+    try:
+        return pyarrow.parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _records(stream: IO[str], name: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -98,19 +157,37 @@ def _records(stream: IO[str], name: str, file: Path) -> Iterator[tuple[int, dict
             yield line, record
 
 
-def _column(columns: Any, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in columns), None)
-
-
 def label_ids(examples: list[Example], labels: tuple[str, ...], file: str) -> list[int]:
     """Labels as ids: label names, or their ids as text. ConfigError names the first row that fits neither."""
     by_name = {str(i): i for i in range(len(labels))} | {name: i for i, name in enumerate(labels)}
     ids = []
     for row, example in enumerate(examples):
+        if example.label is None:
+            raise ConfigError(f"{file} has no column with labels; name it, or give one of {', '.join(LABELS)}")
         if example.label not in by_name:
-            raise ConfigError(f"{file}, row {row}: label {example.label!r} is none of {', '.join(labels)}")
+            hint = ": the rows are not labelled" if example.label == "-1" else ""
+            raise ConfigError(f"{file}, row {row}: label {example.label!r} is none of {', '.join(labels)}{hint}")
         ids.append(by_name[example.label])
     return ids
+
+
+def scores(examples: list[Example], file: str) -> list[float]:
+    """Labels as numbers, for regression. ConfigError names the first that is none."""
+    values = []
+    for row, example in enumerate(examples):
+        value = number(example.label)
+        if value is None:
+            raise ConfigError(f"{file}, row {row}: label {example.label!r} is no finite number")
+        values.append(value)
+    return values
+
+
+def number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def hold_out(examples: list[Example], rows: int, seed: int) -> tuple[list[Example], list[Example]]:

@@ -27,6 +27,10 @@ class ConfigError(PFEngineError, ValueError):
     """An option or a combination of options that cannot be met."""
 
 
+class TrainingError(PFEngineError, RuntimeError):
+    """A training run that cannot go on."""
+
+
 class InputError(PFEngineError, ValueError):
     """A row that cannot be classified; `row` is its 0-based index in the input."""
 

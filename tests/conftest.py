@@ -65,13 +65,13 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, t
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """make_checkpoint("bert", labels=3, head="past-future", **pfengine.json fields) -> directory, built once each."""
+    """make_checkpoint("bert", labels=3, head=name or options, **pfengine.json fields) -> directory, built once each."""
     made: dict[str, Path] = {}
 
     def make(
         family: str,
         labels: int = 3,
-        head: str = "past-future",
+        head: str | dict[str, Any] = "past-future",
         seed: int = 0,
         config: dict | None = None,
         **fields: Any,
@@ -83,14 +83,14 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
             backbone = parse_backbone(raw, faults)
             assert backbone is not None, faults
             assert not faults
-            options: dict[str, Any] = {"type": head}
-            if head == "past-future":
-                options["pooler"] = "shared" if backbone.family.factorised else "per-layer"
-            n = backbone.num_layers
-            defaults: dict[str, Any] = {"system": head, "criterion": "entropy", "exit_layers": tuple(range(1, n + 1))}
-            if head == "classifier":
+            options: dict[str, Any] = head if isinstance(head, dict) else {"type": head}
+            if options["type"] in ("past-future", "linear") and "pooler" not in options:
+                options = options | {"pooler": "shared" if backbone.family.factorised else "per-layer"}
+            kind, n = options["type"], backbone.num_layers
+            defaults: dict[str, Any] = {"system": kind, "criterion": "entropy", "exit_layers": tuple(range(1, n + 1))}
+            if kind == "classifier":
                 defaults |= {"criterion": "never", "exit_layers": (n,)}
-            shapes = backbone.family.shapes(backbone) | HEADS[head].shapes(backbone, options)
+            shapes = backbone.family.shapes(backbone) | HEADS[kind].shapes(backbone, options)
             path = tmp_path_factory.mktemp("checkpoint") / family
             engine = EngineConfig(head=options, **(defaults | fields))
             made[key] = checkpoint.write(path, raw, engine, random_tensors(shapes, seed))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import EngineConfig
 from ..errors import CheckpointError
-from ..heads.past_future import PREFIX
+from ..heads import PREFIX
 from .source import family_of, with_shapes
 
 

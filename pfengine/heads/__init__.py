@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .base import ExitHead, HeadState
+from .base import PREFIX, ExitHead, HeadState
 from .classifier import Classifier
+from .linear import Linear
 from .past_future import PastFuture
 
-HEADS: dict[str, type[ExitHead]] = {"classifier": Classifier, "past-future": PastFuture}
+HEADS: dict[str, type[ExitHead]] = {"classifier": Classifier, "linear": Linear, "past-future": PastFuture}
 
-__all__ = ["HEADS", "Classifier", "ExitHead", "HeadState", "PastFuture"]
+__all__ = ["HEADS", "PREFIX", "Classifier", "ExitHead", "HeadState", "Linear", "PastFuture"]

@@ -13,6 +13,7 @@ from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import OpSet
 
+PREFIX = "exit_head."  # of every head tensor's key in a checkpoint
 HeadState = tuple[Tensor, ...]  # every tensor leads with rows, so that it compacts with them
 
 

@@ -1,12 +1,9 @@
-"""The Global Past-Future exit head (Liao et al., NAACL 2021) in the form of the authors' code.
-
-Where the code differs from the paper, the code is followed here: learners and projections are indexed by the layer
-they stand for and shared by all sources, states are pooled with a tanh, and the merge carries a factor 2.
-"""
+"""The Global Past-Future exit head (Liao et al., NAACL 2021): the paper's equations, the authors' code, the ablations."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,79 +12,132 @@ from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import OpSet
-from .base import ExitHead, HeadState
+from .base import PREFIX, ExitHead, HeadState
+from .incorporate import FUTURES, PASTS, Incorporate
+from .poolers import Pooler, PoolerKind, pooler_shapes
 
-PREFIX = "exit_head."
-POOLERS = ("per-layer", "shared")
+
+@dataclass(frozen=True)
+class Options:
+    """The `head` object of pfengine.json; what is absent, but for the pooler, has the value of the authors' code.
+
+    pooler: the state of a layer is tanh(W h[first] + b), a W for each layer or one for all, or h[first] itself.
+    learner: the imitation of s_j from s_i is L_j s_i + l_j, or its tanh. incorporate: how states become logits, see
+    `incorporate`. states: which are read; "past" leaves out the future, "future" all earlier layers. gate: weighs
+    past against future with a number a row (eq. 7-8) or a label, or adds them.
+    """
+
+    pooler: PoolerKind = "per-layer"
+    learner: str = "tanh"
+    incorporate: Incorporate = "concat-shared"
+    states: str = "past-future"
+    gate: str = "label"
+
+    @classmethod
+    def of(cls, head: dict[str, Any]) -> Options:
+        return cls(**{key: value for key, value in head.items() if key != "type"})
+
+    @property
+    def history(self) -> bool:
+        """Are layers before the present one read?"""
+        return self.states != "future"
+
+    @property
+    def future(self) -> bool:
+        return self.states != "past"
+
+    def gate_width(self, labels: int) -> int:
+        return {"label": labels, "row": 1, "none": 0}[self.gate]
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "pooler": get_args(PoolerKind),
+    "learner": ("tanh", "linear"),
+    "incorporate": get_args(Incorporate),
+    "states": ("past-future", "past", "future"),
+    "gate": ("label", "row", "none"),
+}
 
 
 class PastFuture(ExitHead):
     """Past states, imitated future states, and a gate between them.
 
-    With p_j = tanh(W_j h_j[first] + b_j) the state of layer j, and p~_j = tanh(L_j p_i + l_j) its imitation from
-    layer i < j, each slot j is projected to 2C numbers, [a_j; g_j] = P_j p_j + q_j. Then
+    With s_j the state of layer j and s~_j = L_j s_i + l_j (or its tanh) the imitation of layer j > i from layer i, the
+    incorporation gives numbers a label for the past, a_i(s_1..s_i), and for the future, b_i(s~_{i+1}..s~_n), and
 
-        past   = sum_{j<=i} a_j                       future = sum_{j>i} a_j(p~_j)
-        lambda = sigmoid(G tanh(mean_{j<=i} g_j) + c)     per label (the paper's eq. 7-8, which have one a row)
-        logits = 2 lambda past + (2 - 2 lambda) future
+        paper    lambda = sigmoid(u_i)                           logits = lambda a_i + (1 - lambda) b_i     (eq. 7-8)
+        authors  lambda = sigmoid(G tanh(mean_{j<=i} u_j) + c)   logits = 2 lambda a_i + (2 - 2 lambda) b_i
 
-    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], learners [n - 1, H, H] for layers 2..n,
-    projections [n, 2C, H], gate [C, C], each with its bias.
+    where u_i comes from the past as a_i does; without a gate logits = a_i + b_i. The authors' form goes with
+    "concat-shared", the paper's with all others. Behind the last layer there is no future: the paper's form has
+    logits = a_n there, the authors' 2 lambda a_n.
+
+    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H]; learners [n - 1, H, H] for layers 2..n; gate
+    [k, k] in the authors' form, k = C or 1; those of the incorporation. Each has its bias.
     """
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
-        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", "pooler"})]
-        if head.get("pooler") not in POOLERS:
-            faults.append(f"'head.pooler' is {head.get('pooler')!r}; it must be one of {', '.join(POOLERS)}")
+        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", *CHOICES})]
+        for key, known in CHOICES.items():
+            default = None if key == "pooler" else next(f.default for f in fields(Options) if f.name == key)
+            value = head.get(key, default)
+            if value not in known:
+                faults.append(f"'head.{key}' is {value!r}; it must be one of {', '.join(known)}")
+        if not faults and head.get("states") == "past" and Options.of(head).gate != "none":
+            faults.append("'head.gate' must be 'none' where 'head.states' is 'past': there is no future to weigh")
         return faults
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
+        options = Options.of(head)
         n, hidden, labels = config.num_layers, config.hidden_size, config.num_labels
-        poolers = 1 if head["pooler"] == "shared" else n
-        return {
-            f"{PREFIX}poolers.weight": (poolers, hidden, hidden),
-            f"{PREFIX}poolers.bias": (poolers, hidden),
-            f"{PREFIX}learners.weight": (n - 1, hidden, hidden),
-            f"{PREFIX}learners.bias": (n - 1, hidden),
-            f"{PREFIX}projections.weight": (n, 2 * labels, hidden),
-            f"{PREFIX}projections.bias": (n, 2 * labels),
-            f"{PREFIX}gate.weight": (labels, labels),
-            f"{PREFIX}gate.bias": (labels,),
-        }
+        width = options.gate_width(labels)
+        shapes = pooler_shapes(options.pooler, n, hidden)
+        if options.future:
+            shapes |= {f"{PREFIX}learners.weight": (n - 1, hidden, hidden), f"{PREFIX}learners.bias": (n - 1, hidden)}
+        past, future = PASTS[options.incorporate], FUTURES[options.incorporate]
+        shapes |= past.shapes(n, hidden, labels + width, options.history)
+        if options.future:
+            shapes |= future.shapes(n, hidden, labels)
+        if options.incorporate == "concat-shared" and width:
+            shapes |= {f"{PREFIX}gate.weight": (width, width), f"{PREFIX}gate.bias": (width,)}
+        return shapes
 
     def __init__(
-        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+        self,
+        ops: OpSet,
+        config: BackboneConfig,
+        head: dict[str, Any],
+        tensors: dict[str, Tensor],
+        dtype: torch.dtype,
+        *,
+        fold: bool = True,
     ) -> None:
-        self.ops, self.num_layers = ops, config.num_layers
-        weight = {key: tensors[f"{PREFIX}{key}.weight"] for key in ("poolers", "learners", "projections", "gate")}
-        bias = {key: tensors[f"{PREFIX}{key}.bias"] for key in weight}
-        poolers = [ops.prepare_linear(w, b, dtype) for w, b in zip(weight["poolers"], bias["poolers"], strict=True)]
-        self.poolers = poolers * (self.num_layers if head["pooler"] == "shared" else 1)
-        self.projections = [
-            ops.prepare_linear(w, b, torch.float32)
-            for w, b in zip(weight["projections"], bias["projections"], strict=True)
-        ]
-        # A guess is projected to logits only: its gate half is never read.
-        labels = config.num_labels
-        self.imitation = ops.prepare_imitation(
-            weight["learners"],
-            bias["learners"],
-            weight["projections"][1:, :labels],
-            bias["projections"][1:, :labels],
-            dtype,
-        )
-        self.gate = ops.prepare_linear(weight["gate"], bias["gate"], torch.float32)
+        """fold: make one matrix of learners and incorporation where both are linear (the same answers up to rounding)."""
+        self.ops, self.options = ops, Options.of(head)
+        self.num_layers, self.labels = config.num_layers, config.num_labels
+        t = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+        self.pooler = Pooler(ops, self.options.pooler, config.num_layers, t, dtype)
+        kind = self.options.incorporate
+        self.past = PASTS[kind](ops, t, config.num_layers, self.options.history)
+        if self.options.future and config.num_layers > 1:
+            self.future = FUTURES[kind](ops, t, config.num_layers, self.labels, self.options.learner, dtype, fold)
+        self.gate = ops.prepare_linear(t["gate.weight"], t["gate.bias"], torch.float32) if "gate.weight" in t else None
 
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:
-        pooled = self.ops.linear(batch.first(), self.poolers[layer - 1], "tanh")
-        past = self.ops.linear(pooled, self.projections[layer - 1], "none")  # [rows, 2C]
-        if state is not None:
-            past = past + state[0]
-        if not answer:
-            return None, (past,)
-        future = self.ops.imitation(pooled, self.imitation, layer) if layer < self.num_layers else None
-        return self.ops.gate_merge(past, future, self.gate, layer), (past,)
+        current = self.pooler(layer, batch.first())
+        past, memory = self.past.read(layer, current, state, answer)
+        if past is None:
+            return None, memory
+        has_future = self.options.future and layer < self.num_layers
+        return self.merge(layer, past, self.future.logits(layer, current) if has_future else None), memory
+
+    def merge(self, layer: int, past: Tensor, future: Tensor | None) -> Tensor:
+        """past: float32 [rows, C + k]; future: float32 [rows, C]; logits of layer `layer`, float32 [rows, C]."""
+        logits, gates = past[:, : self.labels], past[:, self.labels :]
+        if self.gate is None and (future is None or self.options.gate == "none"):
+            return logits if future is None else logits + future
+        return self.ops.gate_merge(logits, gates, future, self.gate, layer if self.options.history else 1)

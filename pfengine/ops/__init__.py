@@ -5,6 +5,7 @@ T packed tokens, R rows, H hidden size, C labels, n layers. Chosen once, in `loa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -48,15 +49,31 @@ class OpSet(Protocol):
         """
 
     def prepare_imitation(
-        self, learners: Tensor, learner_bias: Tensor, projections: Tensor, projection_bias: Tensor, dtype: torch.dtype
+        self,
+        learners: Tensor,
+        learner_bias: Tensor,
+        activation: Activation,
+        projections: Sequence[tuple[Tensor, Tensor]],
+        dtype: torch.dtype,
     ) -> Any:
-        """Imitation learners of layers 2..n, [n-1, H, H] and [n-1, H], and their projections, [n-1, C, H], [n-1, C]."""
+        """Imitation learners of layers 2..n, [n-1, H, H] and [n-1, H], and what `project` does after layers 1..n-1.
 
-    def imitation(self, pooled: Tensor, weights: Any, layer: int) -> Tensor:
-        """sum_{j > layer} P_j tanh(L_j p + l_j) + q_j: [R, H] -> float32 [R, C]; layer < n."""
+        projections: for layer i [C, (n-i) H] and [C]; none where `project` and `imitation` are not called.
+        """
 
-    def gate_merge(self, past: Tensor, future: Tensor | None, gate: Any, layer: int) -> Tensor:
-        """2 lambda a + (2 - 2 lambda) future with [a, g] = past and lambda = sigmoid(gate(tanh(g / layer))).
+    def guesses(self, states: Tensor, weights: Any, layer: int) -> Tensor:
+        """activation(L_j s + l_j) for j > layer: [R, H] -> [R, n - layer, H]; layer < n."""
 
-        past: float32 [R, 2C], summed over the layers up to `layer`; future: float32 [R, C], None for zero.
+    def project(self, guesses: Tensor, weights: Any, layer: int) -> Tensor:
+        """The projection after `layer` of imitated states side by side: [R, (n - layer) H] -> float32 [R, C]."""
+
+    def imitation(self, states: Tensor, weights: Any, layer: int) -> Tensor:
+        """project(guesses(states)): [R, H] -> float32 [R, C]; layer < n."""
+
+    def gate_merge(self, past: Tensor, gates: Tensor, future: Tensor | None, gate: Any | None, count: int) -> Tensor:
+        """Past and future weighed: float32 [R, C] of float32 past, future [R, C] and gates [R, C or 1].
+
+        gate None:  lambda past + (1 - lambda) future, lambda = sigmoid(gates); future must be given.
+        else:       2 lambda past + (2 - 2 lambda) future, lambda = sigmoid(gate(tanh(gates / count))), gate as
+                    `prepare_linear` made it; future None for zero.
         """

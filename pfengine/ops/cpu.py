@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,10 +26,12 @@ __all__ = [
     "attention",
     "embed",
     "gate_merge",
+    "guesses",
     "imitation",
     "linear",
     "prepare_imitation",
     "prepare_linear",
+    "project",
 ]
 
 HEAD_ALIGNMENT = 16
@@ -52,6 +55,7 @@ class Linear(NamedTuple):
 
 class Imitation(NamedTuple):
     learners: list[Linear]  # of layers 2..n
+    activation: Activation
     projections: list[Linear]  # entry i - 1: of all layers after i side by side, [C, (n - i) H]
 
 
@@ -135,24 +139,37 @@ def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
 
 
 def prepare_imitation(
-    learners: Tensor, learner_bias: Tensor, projections: Tensor, projection_bias: Tensor, dtype: torch.dtype
+    learners: Tensor,
+    learner_bias: Tensor,
+    activation: Activation,
+    projections: Sequence[tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
 ) -> Imitation:
     return Imitation(
         [prepare_linear(w, b, dtype) for w, b in zip(learners, learner_bias, strict=True)],
-        [
-            prepare_linear(projections[i:].transpose(0, 1).flatten(1), projection_bias[i:].sum(0), torch.float32)
-            for i in range(len(projections))
-        ],
+        activation,
+        [prepare_linear(matrix, bias, torch.float32) for matrix, bias in projections],
     )
 
 
-def imitation(pooled: Tensor, weights: Imitation, layer: int) -> Tensor:
-    guesses = [linear(pooled, learner, "tanh") for learner in weights.learners[layer - 1 :]]
-    return linear(torch.cat(guesses, dim=1), weights.projections[layer - 1], "none")
+def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
+    imitated = [linear(states, learner, weights.activation) for learner in weights.learners[layer - 1 :]]
+    return torch.stack(imitated, dim=1)
 
 
-def gate_merge(past: Tensor, future: Tensor | None, gate: Linear, layer: int) -> Tensor:
-    logits, gates = past.chunk(2, dim=-1)
-    keep2 = 1 + torch.tanh(linear(torch.tanh(gates / layer), gate, "none") / 2)  # 2 sigmoid(x) = 1 + tanh(x / 2)
-    merged = keep2 * logits
-    return merged if future is None else merged + (2 - keep2) * future
+def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
+    return linear(guesses, weights.projections[layer - 1], "none")
+
+
+def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
+    return project(guesses(states, weights, layer).flatten(1), weights, layer)
+
+
+def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
+    if gate is not None:
+        gates = linear(torch.tanh(gates / count), gate, "none")
+    keep2 = 1 + torch.tanh(gates / 2)  # 2 sigmoid(x) = 1 + tanh(x / 2)
+    if gate is None:
+        assert future is not None
+        return (keep2 * past + (2 - keep2) * future) / 2
+    return keep2 * past if future is None else keep2 * past + (2 - keep2) * future

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ class Linear(NamedTuple):
 class Imitation(NamedTuple):
     learners: Tensor  # [n - 1, H, H]
     learner_bias: Tensor  # [n - 1, H]
-    projections: Tensor  # [n - 1, C, H]
-    projection_bias: Tensor  # [n - 1, C]
+    activation: Activation
+    projections: Sequence[tuple[Tensor, Tensor]]  # after layer i: [C, (n - i) H], [C]
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -69,23 +70,37 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, fir
 
 
 def prepare_imitation(
-    learners: Tensor, learner_bias: Tensor, projections: Tensor, projection_bias: Tensor, dtype: torch.dtype
+    learners: Tensor,
+    learner_bias: Tensor,
+    activation: Activation,
+    projections: Sequence[tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
 ) -> Imitation:
-    return Imitation(learners.to(dtype), learner_bias.to(dtype), projections.float(), projection_bias.float())
+    projections = [(matrix.float(), bias.float()) for matrix, bias in projections]
+    return Imitation(learners.to(dtype), learner_bias.to(dtype), activation, projections)
 
 
-def imitation(pooled: Tensor, weights: Imitation, layer: int) -> Tensor:
+def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
     first = layer - 1  # learners start at layer 2, so entry `layer - 1` imitates layer + 1
     learners = weights.learners[first:]
-    guesses = torch.tanh(
-        torch.einsum("rh,joh->jro", pooled.to(learners.dtype), learners) + weights.learner_bias[first:, None]
-    )
-    projected = torch.einsum("jrh,jch->rc", guesses.to(weights.projections.dtype), weights.projections[first:])
-    return projected + weights.projection_bias[first:].sum(0)
+    imitated = torch.einsum("rh,joh->rjo", states.to(learners.dtype), learners) + weights.learner_bias[first:]
+    return activate(imitated, weights.activation)
 
 
-def gate_merge(past: Tensor, future: Tensor | None, gate: Linear, layer: int) -> Tensor:
-    logits, gates = past.chunk(2, dim=-1)
-    keep = torch.sigmoid(linear(torch.tanh(gates / layer), gate, "none"))
-    merged = 2 * keep * logits
+def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
+    matrix, bias = weights.projections[layer - 1]
+    return F.linear(guesses.to(matrix.dtype), matrix, bias)
+
+
+def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
+    return project(guesses(states, weights, layer).flatten(1), weights, layer)
+
+
+def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
+    if gate is None:
+        assert future is not None
+        keep = torch.sigmoid(gates)
+        return keep * past + (1 - keep) * future
+    keep = torch.sigmoid(linear(torch.tanh(gates / count), gate, "none"))
+    merged = 2 * keep * past
     return merged if future is None else merged + (2 - 2 * keep) * future

@@ -2,59 +2,135 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..config import STORAGES
 from ..errors import ConfigError
+from ..heads import HEADS
+from ..heads.past_future import CHOICES
+from .freezing import FreezingKind
+from .past_future import Objective, head_of
 
-SYSTEMS = ("past-future",)
+System = Literal["past-future", "linear", "full-model"]
+NAIVE = ("ensemble", "vote")  # strategies over the labels or probabilities of plain classifiers
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Options of `pfengine train`.
 
-    model: pretrained encoder, a local directory in Hugging Face layout. data: directory with a `train` split, or a
-    file. output: where the checkpoint goes. labels: label names in id order; default: those in the data, sorted.
-    hold_out: rows of the training data that are not trained on; thresholds are calibrated on them.
+    model: pretrained encoder, a local directory in Hugging Face layout. data: a directory with a `train` split, a
+    file, or a GLUE task's name. output: where the checkpoint goes.
+
+    system: "past-future"; "linear", a plain classifier after every layer; "full-model", one behind the last.
+    form: Past-Future as the paper's equations or as the authors' code; sets head and loss. pooler, learner,
+    incorporate, states, gate: single options of the head instead (see `heads.past_future.Options`); incorporate
+    "ensemble" and "vote" are strategies over plain classifiers. layers: only the first k of the encoder.
+
+    labels: names in id order; default: the GLUE task's, or those in the data, sorted. text_column, pair_column,
+    label_column: default: the usual names. hold_out: rows of the training data that are not trained on; thresholds are
+    calibrated on them.
     """
 
     model: str
     data: str
     output: str
-    system: str = "past-future"
+    system: System = "past-future"
+    form: Objective = "paper"
+    pooler: str | None = None
+    learner: str | None = None
+    incorporate: str | None = None
+    states: str | None = None
+    gate: str | None = None
+    layers: int | None = None
     labels: tuple[str, ...] | None = None
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
     epochs: float = 3.0
     batch_size: int = 32
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
     warmup: float = 0.06  # share of the steps over which the learning rate rises; it then falls linearly to 0
     max_length: int = 128
-    dropout: float = 0.1  # of the states in front of the head's projections
+    dropout: float = 0.1  # of the states in front of the head's classifiers
+    freezing: FreezingKind = "none"
+    frozen_layers: int = 2  # lowest layers that "lower" freezes
     precision: str = "bf16"  # "fp32" or "bf16" (autocast; weights stay fp32)
     seed: int = 0
     hold_out: int = 1000
     max_rows: int | None = None
+    save_every: int = 500  # optimiser steps between states from which an interrupted run goes on
     speedup: float = 2.0  # layer speed-up the checkpoint runs at unless told otherwise: sets its threshold
     storage: str = "float"  # how the checkpoint is stored: "float" or "int8-rows"
 
     def __post_init__(self) -> None:
         faults = []
-        for name in ("epochs", "batch_size", "learning_rate", "max_length", "hold_out", "speedup"):
-            if not getattr(self, name) > 0:
-                faults.append(f"{name} is {getattr(self, name)!r}; it must be > 0")
-        for name, known in (("system", SYSTEMS), ("precision", ("fp32", "bf16")), ("storage", STORAGES)):
-            if getattr(self, name) not in known:
-                faults.append(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        for name in ("epochs", "learning_rate", "speedup"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                faults.append(f"{name} is {value!r}; it must be a number > 0")
+        for name in ("batch_size", "max_length", "hold_out", "max_rows", "layers", "save_every"):
+            value = getattr(self, name)
+            optional = next(f.default for f in fields(self) if f.name == name) is None
+            if not (optional and value is None) and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
+                faults.append(f"{name} is {value!r}; it must be an integer > 0")
+        known: dict[str, tuple[Any, ...]] = {
+            "system": get_args(System),
+            "form": get_args(Objective),
+            "freezing": get_args(FreezingKind),
+            "precision": ("fp32", "bf16"),
+            "storage": STORAGES,
+        }
+        known |= {name: (None, *choices) for name, choices in CHOICES.items()}
+        known["incorporate"] += NAIVE
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(choice for choice in choices if choice is not None)
+                faults.append(f"{name} is {getattr(self, name)!r}; it must be one of {listed}")
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 faults.append(f"{name} is {getattr(self, name)!r}; it must be in [0, 1)")
+        if not self.weight_decay >= 0:
+            faults.append(f"weight_decay is {self.weight_decay!r}; it must be >= 0")
+        if self.freezing == "lower" and self.frozen_layers < 1:
+            faults.append(f"frozen_layers is {self.frozen_layers!r}; it must be an integer > 0")
+        if not faults:
+            faults += self._misfits()
         if faults:
             raise ConfigError("; ".join(faults))
 
+    def _misfits(self) -> list[str]:
+        """Options of a head that this one has not."""
+        given = [name for name in CHOICES if getattr(self, name) is not None]
+        if self.system == "past-future" and self.incorporate not in NAIVE:
+            return HEADS["past-future"].config_faults(self.head(factorised=False))
+        allowed = {"past-future": ["incorporate", "pooler"], "linear": ["pooler"], "full-model": []}[self.system]
+        return [
+            f"{name} is {getattr(self, name)!r}, an option of the past-future head, which this run does not train"
+            for name in given
+            if name not in allowed
+        ]
+
+    def head(self, factorised: bool) -> dict[str, Any]:
+        """The `head` object of pfengine.json. factorised: ALBERT, whose poolers are shared where not said otherwise."""
+        if self.system == "full-model":
+            return {"type": "classifier"}
+        own_pooler = "shared" if factorised else "per-layer"
+        if self.system == "linear" or self.incorporate in NAIVE:
+            combine = self.incorporate if self.incorporate in NAIVE else "none"
+            return {"type": "linear", "pooler": self.pooler or own_pooler, "combine": combine}
+        pooler = self.pooler or (own_pooler if self.form == "authors" else None)
+        return head_of(self.form, pooler=pooler, learner=self.learner, incorporate=self.incorporate,
+                       states=self.states, gate=self.gate)  # fmt: skip
+
     def record(self) -> dict[str, Any]:
-        """For pfengine.json: everything but the paths of this run, which mean nothing elsewhere."""
-        record = {key: value for key, value in asdict(self).items() if key not in ("output", "labels", "storage")}
+        """For pfengine.json: everything but the paths of this run, which mean nothing elsewhere, and what head says."""
+        left_out = ("output", "labels", "storage", *CHOICES)
+        record = {key: value for key, value in asdict(self).items() if key not in left_out and value is not None}
         return record | {"model": Path(self.model).name, "data": Path(self.data).name}

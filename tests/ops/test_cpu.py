@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pfengine.ops import Norm, cpu, reference
+from pfengine.ops import Activation, Norm, cpu, reference
 
 ROWS = [1, 2, 3, 5, 6, 7, 9, 11, 16, 31, 33, 64, 100]
 SHAPES = [(384, 1536), (1536, 384), (384, 2), (48, 144), (40, 7), (37, 11), (11, 37), (3, 3), (160, 2)]
@@ -94,32 +94,45 @@ def test_attention_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3, 7])
-@pytest.mark.parametrize("layer", [1, 3, 4])
-def test_head_ops(labels: int, layer: int, packed: bool) -> None:
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("activation", ["tanh", "none"])
+def test_imitation(labels: int, layer: int, activation: Activation, packed: bool) -> None:
     torch.manual_seed(labels)
     n, hidden, rows = 4, 48, 40
-    pooled = torch.tanh(torch.randn(rows, hidden))
-    past, future = torch.randn(rows, 2 * labels), torch.randn(rows, labels)
-    gate = (torch.randn(labels, labels), torch.randn(labels))
+    states = torch.tanh(torch.randn(rows, hidden))
     learners = (torch.randn(n - 1, hidden, hidden) / hidden**0.5, torch.randn(n - 1, hidden))
-    projections = (torch.randn(n - 1, labels, hidden), torch.randn(n - 1, labels))
+    projections = [(torch.randn(labels, (n - i) * hidden), torch.randn(labels)) for i in range(1, n)]
     results = []
     for ops in (cpu, reference):
-        prepared = ops.prepare_linear(*gate, torch.float32)
-        merged = ops.gate_merge(past, future if layer < n else None, prepared, layer)
-        results.append([merged])
-        if layer < n:
-            weights = ops.prepare_imitation(*learners, *projections, torch.float32)
-            results[-1].append(ops.imitation(pooled, weights, layer))
-            if ops is cpu:
-                for i in range(rows):
-                    assert torch.equal(ops.imitation(pooled[i : i + 1], weights, layer), results[-1][1][i : i + 1])
+        weights = ops.prepare_imitation(*learners, activation, projections, torch.float32)
+        guesses = ops.guesses(states, weights, layer)
+        assert guesses.shape == (rows, n - layer, hidden)
+        results.append([guesses, ops.imitation(states, weights, layer)])
         if ops is cpu:
             for i in range(rows):
-                one = ops.gate_merge(past[i : i + 1], future[i : i + 1] if layer < n else None, prepared, layer)
-                assert torch.equal(one, merged[i : i + 1])
+                assert torch.equal(ops.guesses(states[i : i + 1], weights, layer), guesses[i : i + 1])
+                assert torch.equal(ops.imitation(states[i : i + 1], weights, layer), results[-1][1][i : i + 1])
     for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)  # fp32, sums of up to 144 terms
+        torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-5)  # fp32, sums of up to 144 terms
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3, 7])
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("form", ["paper", "authors", "authors, last layer"])
+def test_gate_merge(labels: int, per_row: bool, form: str, packed: bool) -> None:
+    torch.manual_seed(labels)
+    rows, width = 40, 1 if per_row else labels
+    past, gates, future = torch.randn(rows, labels), torch.randn(rows, width), torch.randn(rows, labels)
+    ahead = None if "last" in form else future
+    results = []
+    for ops in (cpu, reference):
+        gate = None if form == "paper" else ops.prepare_linear(torch.ones(width, width) / 3, gates[0], torch.float32)
+        results.append(ops.gate_merge(past, gates, ahead, gate, 3))
+        for i in range(rows if ops is cpu else 0):
+            part = slice(i, i + 1)
+            one = ops.gate_merge(past[part], gates[part], None if ahead is None else ahead[part], gate, 3)
+            assert torch.equal(one, results[0][part])
+    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)  # a handful of fp32 roundings
 
 
 def test_layer_norm_and_embedding_rows_stand_alone() -> None:

@@ -15,7 +15,7 @@ import transformers
 import pfengine
 from pfengine import data
 from pfengine.training import run as training_run
-from pfengine.training.past_future import PastFutureModel
+from pfengine.training.model import ExitModel
 
 GOOD, BAD, FILL = ("good", "fine", "great"), ("bad", "poor", "awful"), ("film", "plot", "a", "the", "is", "very")
 
@@ -91,14 +91,14 @@ def test_engine_answers_as_the_trained_model(
     encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training runs transformers' encoder and a head of its own; inference must mean the same."""
-    trained: list[PastFutureModel] = []
-    fit = training_run._fit
+    trained: list[ExitModel] = []
+    fit = training_run.fit
 
-    def keep(model: PastFutureModel, *args: object) -> None:
+    def keep(model: ExitModel, *args: object) -> None:
         fit(model, *args)  # type: ignore[arg-type]
         trained.append(model)
 
-    monkeypatch.setattr(training_run, "_fit", keep)
+    monkeypatch.setattr(training_run, "fit", keep)
     out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", epochs=1))
     engine = pfengine.load(out)
     texts = ["good", "the plot is very bad", "a fine film"]

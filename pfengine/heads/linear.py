@@ -1,0 +1,70 @@
+"""A linear classifier of its own after every layer, alone or with those before it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..batch import RaggedBatch
+from ..config import BackboneConfig
+from ..families import Shapes
+from ..ops import OpSet
+from .base import PREFIX, ExitHead, HeadState
+from .poolers import Pooler, PoolerKind, pooler_shapes
+
+Combine = Literal["none", "ensemble", "vote"]
+
+
+class Linear(ExitHead):
+    """logits_i = W_i s_i + w_i with s_i the state of layer i.
+
+    combine (the naive global strategies of the Past-Future paper, over layers 1..i with p_j = softmax(logits_j)):
+    "ensemble" answers with the mean probabilities, as their logarithm; "vote" with the label most layers chose, as
+    ln((votes + p_i) / (i + 1)): p_i, less than one vote, breaks ties and makes a signal of the votes.
+
+    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n, C, H], each with its bias.
+    """
+
+    @staticmethod
+    def config_faults(head: dict[str, Any]) -> list[str]:
+        choices = {"pooler": get_args(PoolerKind), "combine": get_args(Combine)}
+        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", *choices})]
+        for key, known in choices.items():
+            if head.get(key, "none" if key == "combine" else None) not in known:
+                faults.append(f"'head.{key}' is {head.get(key)!r}; it must be one of {', '.join(known)}")
+        return faults
+
+    @staticmethod
+    def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
+        n, hidden, labels = config.num_layers, config.hidden_size, config.num_labels
+        return pooler_shapes(head["pooler"], n, hidden) | {
+            f"{PREFIX}classifiers.weight": (n, labels, hidden),
+            f"{PREFIX}classifiers.bias": (n, labels),
+        }
+
+    def __init__(
+        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        self.ops, self.combine = ops, head.get("combine", "none")
+        t = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+        self.pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
+        weight, bias = t["classifiers.weight"], t["classifiers.bias"]
+        self.classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
+
+    def step(
+        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
+    ) -> tuple[Tensor | None, HeadState]:
+        if self.combine == "none" and not answer:
+            return None, ()
+        logits = self.ops.linear(self.pooler(layer, batch.first()), self.classifiers[layer - 1], "none")
+        if self.combine == "none":
+            return logits, ()
+        p = torch.softmax(logits, -1)
+        if self.combine == "ensemble":
+            total = p + state[0] if state else p
+            return torch.log(total / layer) if answer else None, (total,)
+        votes = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).float()
+        votes = votes + state[0] if state else votes
+        return torch.log((votes + p) / (layer + 1)) if answer else None, (votes,)

@@ -1,0 +1,149 @@
+"""Rows through transformers' Trainer: its loop, logging, progress bar, resuming, seeds and mixed precision."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import ConfigError, InputError, TrainingError
+from ..tokenization import Tokenizer
+from .model import ExitModel
+
+if TYPE_CHECKING:
+    from .config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Rows(Dataset[dict[str, Any]]):
+    """Tokenised rows with what the loss wants of them: {"input_ids", "types", "length", ["labels"]}."""
+
+    rows: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokenizer) -> Rows:
+    """texts: rows as `Engine.classify` takes them; labels: ids, floats or arrays, one a row. ConfigError names a bad row."""
+    rows = []
+    for i, row in enumerate(tokenizer.encode(enumerate(texts))):
+        if isinstance(row, InputError):
+            raise ConfigError(f"training data, {row}")
+        rows.append({"input_ids": row.ids, "types": row.types, "length": len(row.ids)})
+        if labels is not None:
+            rows[-1]["labels"] = labels[i]
+    return Rows(rows)
+
+
+class Collator:
+    """Rows to padded tensors, as transformers' encoders take them."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad = pad_token_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        longest = max(row["length"] for row in rows)
+        ids = torch.full((len(rows), longest), self.pad)
+        types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : row["length"]] = torch.from_numpy(row["input_ids"])
+            mask[i, : row["length"]] = 1
+            if row["types"] is not None:
+                types[i, : row["length"]] = torch.from_numpy(row["types"])
+        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        if "labels" in rows[0]:
+            batch["labels"] = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
+        return batch
+
+
+def fit(model: ExitModel, rows: Rows, config: TrainingConfig) -> None:
+    """Train `model` in place. State to go on from is kept beside `config.output` until the run is through."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Watch(TrainerCallback):  # transformers is imported where it is used
+        """Tells the freezing how far the run is, and stops a run whose loss is no number."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            model.freezing.progress = state.global_step / max(1, state.max_steps)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs and not math.isfinite(float(logs["loss"])):
+                raise TrainingError(
+                    f"the loss is {float(logs['loss'])} at step {state.global_step} of {state.max_steps}; nothing was "
+                    f"written: lower learning_rate ({config.learning_rate:g}), or train with precision 'fp32'"
+                )
+
+    output = Path(config.output)
+    directory = output.parent / f".{output.name}.trainer"
+    resume = _resumable(directory, config)
+    cuda = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup,
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        bf16=config.precision == "bf16",
+        use_cpu=not cuda,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        remove_unused_columns=False,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=1,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        seed=config.seed,
+        dataloader_pin_memory=cuda,
+        ddp_find_unused_parameters=config.freezing != "none",
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    collator = Collator(model.backbone_config.pad_token_id)
+    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[Watch()])
+    trainer.train(resume_from_checkpoint=resume)
+    model.eval()
+    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise TrainingError(
+            f"'{broken[0]}' holds numbers that are not finite; nothing was written: lower learning_rate"
+        )
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _resumable(directory: Path, config: TrainingConfig) -> str | None:
+    """The last state of an interrupted run with the same configuration; ConfigError where it was another."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    described = json.loads(json.dumps(asdict(config) | {"save_every": None}))
+    note = directory / "config.json"
+    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
+    if last is None:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        note.write_text(json.dumps(described, indent=2) + "\n")
+        return None
+    before = json.loads(note.read_text()) if note.exists() else {}
+    changed = sorted(key for key in described if described[key] != before.get(key))
+    if changed:
+        raise ConfigError(
+            f"{directory} holds an interrupted run with another {', '.join(changed)}; finish it with the same options, "
+            f"or remove the directory to start anew"
+        )
+    return last

@@ -1,0 +1,52 @@
+"""Freezing lower layers while exits are trained jointly, in two ways."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .model import ExitModel
+
+FreezingKind = Literal["none", "layers", "lower"]
+
+
+@dataclass
+class Freezing:
+    """Which layers get no gradient in a training step.
+
+    "layers" (paper): the parameters of layer i are left as they are with probability (n - i) / (n - 1), which falls
+    from 1 at the first layer to 0 at the last. "lower" (authors' code): for each of the `lower` lowest layers its
+    output is detached, so that neither it nor anything below it gets a gradient, with probability
+    1 - progress; their code counts forward passes against optimiser steps, `progress` is the share of optimiser steps.
+    Draws come from Python's `random`, whose state the Trainer keeps.
+    """
+
+    kind: FreezingKind = "none"
+    lower: int = 0
+    progress: float = 0.0
+
+    def detaches(self, layer: int) -> bool:
+        """Is the output of layer `layer` (1-based) detached in this forward pass? Draws anew at every call."""
+        return self.kind == "lower" and layer <= self.lower and random.random() > self.progress
+
+    @contextlib.contextmanager
+    def step(self, model: ExitModel) -> Iterator[None]:
+        """One forward pass: layers drawn by "layers" do not record gradients for their parameters."""
+        if self.kind != "layers" or not model.training:
+            yield
+            return
+        layers = model._layers()
+        last = len(layers)
+        frozen = [m for i, m in enumerate(layers, 1) if random.random() < (last - i) / max(1, last - 1)]
+        parameters = [p for module in frozen for p in module.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)

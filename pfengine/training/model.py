@@ -1,0 +1,117 @@
+"""What is trained: transformers' encoder, read after every layer, and an exit head of ours."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import BackboneConfig
+from ..heads import HEADS, PREFIX
+from .freezing import Freezing
+
+
+class ExitModel(nn.Module):
+    """Encoder and exit head; `forward` gives the loss and the logits of every exit.
+
+    backbone: transformers' encoder without pooler, fp32. `checkpoint_tensors` is what `pfengine.load` reads. A recipe
+    is a subclass with its `outputs`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        config: BackboneConfig,
+        head: dict[str, Any],
+        *,
+        dropout: float = 0.0,
+        freezing: Freezing | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.backbone_config, self.head_config = backbone, config, head
+        self.dropout, self.freezing = dropout, freezing or Freezing()
+        std = float(config.raw.get("initializer_range", 0.02))
+        self._keys: dict[str, str] = {}
+        self.exit_head = nn.ParameterDict()
+        for key, shape in HEADS[head["type"]].shapes(config, head).items():
+            value = torch.zeros(shape) if key.endswith("bias") else torch.randn(shape) * std
+            name = key.removeprefix(PREFIX).replace(".", "_")
+            self._keys[name] = key
+            self.exit_head[name] = nn.Parameter(value)
+        self._calls = threading.local()  # DataParallel runs its copies in threads
+        for module in self._layers():
+            module.register_forward_hook(self._after_layer)
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """The head's parameters under their checkpoint keys."""
+        return {self._keys[name]: value for name, value in self.exit_head.items()}
+
+    def load_head(self, tensors: dict[str, Tensor]) -> None:
+        """Values for the head's parameters, from tensors under checkpoint keys."""
+        with torch.no_grad():
+            for key, value in self.head_tensors().items():
+                value.copy_(tensors[key])
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """All tensors as fp32 under their checkpoint keys."""
+        family = self.backbone_config.family
+        tensors = {f"{family.prefix}{key}": value for key, value in self.backbone.state_dict().items()}
+        wanted = family.shapes(self.backbone_config).keys()
+        tensors = {key: value for key, value in tensors.items() if key in wanted} | self.head_tensors()
+        return {key: value.detach().float().cpu().clone() for key, value in tensors.items()}
+
+    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
+        """inputs: as transformers' encoders take them, [B, tokens]; labels: [B], ids or, for regression, floats.
+
+        Returns logits [B, exits, C] and, with labels, the loss and its terms.
+        """
+        first = self.first_tokens(inputs)
+        with torch.autocast(first.device.type, enabled=False):  # the head is small, and sums over layers
+            return self.outputs(first.float(), labels)
+
+    @abstractmethod
+    def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """first: each layer's state of the first token, float32 [n, B, H]."""
+
+    def first_tokens(self, inputs: dict[str, Tensor]) -> Tensor:
+        """First tokens' hidden states after every layer, [n, B, H]; some are detached or frozen while training."""
+        self._calls.first = []
+        with self.freezing.step(self):
+            self.backbone(**inputs)
+        return torch.stack(self._calls.first)
+
+    def drop(self, states: Tensor) -> Tensor:
+        return F.dropout(states, self.dropout, self.training)
+
+    def _layers(self) -> list[nn.Module]:
+        """The modules that are called once a layer, in the layers' order (ALBERT: groups, shared)."""
+        encoder: Any = self.backbone.encoder
+        return list(encoder.albert_layer_groups if self.backbone_config.family.factorised else encoder.layer)
+
+    def _after_layer(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        first: list[Tensor] = self._calls.first
+        if self.training and self.freezing.detaches(len(first) + 1):
+            hidden = hidden.detach()
+            output = (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        first.append(hidden[:, 0])
+        return output
+
+
+def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch for each exit: cross-entropy, squared error where there is one label. [e, B, C] -> [e]."""
+    exits, rows, width = logits.shape
+    if width == 1:
+        return (logits[..., 0] - labels.to(logits.dtype)).square().mean(1)
+    flat = logits.reshape(exits * rows, width)
+    return F.cross_entropy(flat, labels.repeat(exits), reduction="none").view(exits, rows).mean(1)
+
+
+def depth_weighted(losses: Tensor) -> Tensor:
+    """sum_i i L_i / sum_i i over the exits i = 1..n: deeper exits weigh more."""
+    depth = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
+    return (depth * losses).sum() / depth.sum()
