@@ -15,7 +15,7 @@ import pfengine
 from pfengine import checkpoint
 from pfengine.api import BUNDLED
 from pfengine.checkpoint import Checkpoint
-from pfengine.heads.past_future import PREFIX
+from pfengine.heads import PREFIX
 from pfengine.tokenization import Row, Tokenizer
 
 CHECKPOINT = os.environ.get("PFENGINE_BENCH_CHECKPOINT", "sst2")

@@ -10,8 +10,8 @@ from .convert import convert
 from .errors import CheckpointError, ConfigError, InputError, InputTypeError, PFEngineError
 
 if TYPE_CHECKING:
-    from .evaluation import evaluate
-    from .training import TrainingConfig, train
+    from .evaluation import calibrate, evaluate
+    from .training import TrainingConfig, attach, train
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,8 @@ __all__ = [
     "PFEngineError",
     "Predictions",
     "TrainingConfig",
+    "attach",
+    "calibrate",
     "convert",
     "evaluate",
     "exits",
@@ -31,7 +33,13 @@ __all__ = [
     "train",
 ]
 
-_LAZY = {"TrainingConfig": "training", "train": "training", "evaluate": "evaluation"}
+_LAZY = {
+    "attach": "training",
+    "TrainingConfig": "training",
+    "train": "training",
+    "calibrate": "evaluation",
+    "evaluate": "evaluation",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -132,6 +132,28 @@ def write(
     return path
 
 
+def write_engine(path: Path, engine: EngineConfig, out: str | os.PathLike[str] | None = None) -> Path:
+    """Replace pfengine.json of the checkpoint at `path`, or of a copy of it at `out`; never half of it."""
+    if out is not None and Path(out).resolve() != path.resolve():
+        ckpt = read(path)
+        return write(out, ckpt.backbone.raw, engine, ckpt.tensors, path)
+    faults: list[str] = []
+    text = json.dumps(engine.to_json(), indent=2) + "\n"
+    parse_engine(json.loads(text), engine.exit_layers[-1], faults)
+    if faults:
+        raise CheckpointError(path, faults)
+    file, temporary = tempfile.mkstemp(prefix=f".{ENGINE}.", dir=path)
+    try:
+        with os.fdopen(file, "w") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path / ENGINE)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return path
+
+
 def refuse_foreign(path: Path) -> None:
     """CheckpointError where something other than a checkpoint of ours would be replaced."""
     if path.exists() and not (path / ENGINE).exists() and (not path.is_dir() or any(path.iterdir())):

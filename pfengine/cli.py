@@ -1,4 +1,4 @@
-"""The command line: `pfengine classify | train | convert | evaluate | info | demo`."""
+"""The command line: `pfengine classify | train | attach | convert | calibrate | evaluate | info | demo`."""
 
 from __future__ import annotations
 
@@ -172,6 +172,75 @@ def train(
 
     best, cells = search(config)
     print(json.dumps({"output": str(best), "grid": cells}))
+
+
+@app.command(epilog="Example: pfengine attach my-model/ texts.jsonl ckpt/")
+def attach(
+    model: Annotated[str, typer.Argument(help="Fine-tuned sequence-classification directory of Hugging Face.")],
+    data: Annotated[str, typer.Argument(help="Texts, labelled or not: a file, or a directory with a train split.")],
+    output: Annotated[str, typer.Argument(help="Checkpoint directory to write.")],
+    system: Annotated[str, typer.Option(help="past-future or linear.")] = "past-future",
+    form: Annotated[str, typer.Option(help="authors or paper.")] = "authors",
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    epochs: float = 5.0,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    dropout: float = 0.1,
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
+    hold_out: Annotated[
+        int, typer.Option(help="Rows the exits are not trained on, to calibrate thresholds on.")
+    ] = 1000,
+    max_rows: Annotated[int, typer.Option(help="Use only the first rows.")] = 50_000,
+    seed: int = 0,
+    speedup: Annotated[float, typer.Option(help="Layer speed-up it runs at unless told otherwise.")] = 2.0,
+) -> None:
+    """Give a model one already has exits, from unlabelled text; its full depth answers as before, bit for bit."""
+    from .training import attach as run
+
+    print(
+        run(
+            model, data, output, system=system, form=form, text_column=text_column, pair_column=pair_column,
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, max_length=max_length,
+            hold_out=hold_out, max_rows=max_rows, seed=seed, speedup=speedup,
+            progress=lambda parts, total: cli_io.progress(parts, total, "full model"),
+        )
+    )  # fmt: skip
+
+
+@app.command(epilog="Example: pfengine calibrate ckpt/ held-out.tsv --agreement 0.99 --confidence 0.95")
+def calibrate(
+    checkpoint: Checkpoint,
+    data: Annotated[Path, typer.Argument(help="Rows it was not trained on: a file, or a directory with a dev split.")],
+    criterion: Annotated[str | None, typer.Option(help="Another criterion by name: entropy, patience.")] = None,
+    speedup: Annotated[float | None, typer.Option(help="Layer speed-up it is to run at.")] = None,
+    agreement: Annotated[float | None, typer.Option(help="Share of rows answered as at full depth.")] = None,
+    accuracy_drop: Annotated[float | None, typer.Option(help="Largest loss of accuracy; needs labels.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of the promise that agreement or accuracy-drop makes.")] = 0.95,
+    choose_layers: Annotated[
+        bool, typer.Option("--choose-layers", help="Test only the exits that save time, at equal agreement.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write a calibrated copy there; default: in place.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find thresholds on held-out rows and write them into the checkpoint.
+
+    With --agreement or --accuracy-drop the threshold comes with a guarantee; too few rows for it: exit code 1.
+    """
+    from .evaluation import calibrate as run
+
+    outcome = run(
+        checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
+        confidence=confidence, choose_layers=choose_layers, out=out, text_column=text_column, pair_column=pair_column,
+        label_column=label_column,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(outcome.to_json()))
+    else:
+        cli_io.print_calibration(outcome)
 
 
 @app.command(epilog="Example: pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3")

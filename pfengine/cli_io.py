@@ -19,7 +19,7 @@ from .tokenization import Unreadable
 
 if TYPE_CHECKING:
     from .demo import Outcome
-    from .evaluation import Report
+    from .evaluation import Calibration, Report
 
 T = TypeVar("T")
 FORMATS = ("auto", "text", "tsv", "jsonl")
@@ -137,6 +137,42 @@ def print_report(report: Report) -> None:
         histogram.add_row(str(layer), *(f"{100 * share:4.1f}% {'█' * round(20 * share)}" for share in shares))
     if len(report.settings) > 1:
         console.print(histogram)
+
+
+def print_calibration(outcome: Calibration) -> None:
+    console = _console()
+    table = Table("layer speed-up", "threshold", "agreement %", "accuracy %")
+    for point in outcome.table:
+        table.add_row(
+            f"{point['layer_speedup']:.2f}", f"{point['threshold']:.4f}", f"{100 * point['agreement']:.1f}",
+            f"{100 * point['accuracy']:.1f}" if "accuracy" in point else "",
+        )  # fmt: skip
+    console.print(
+        f"{outcome.checkpoint}: {outcome.criterion} on {outcome.rows} rows of {outcome.data}", highlight=False
+    )
+    console.print(table)
+    if outcome.layers is not None:
+        chosen, every = outcome.layers.chosen, outcome.layers.every
+        choice = Table("exits tested", "agreement %", "layer speed-up", "predicted us/row", "measured us/row")
+        for name, part, measured in (
+            (", ".join(map(str, every.exit_layers)), every, outcome.layers.measured_every),
+            (", ".join(map(str, chosen.exit_layers)), chosen, outcome.layers.measured_seconds),
+        ):
+            choice.add_row(
+                name, f"{100 * part.agreement:.1f}", f"{part.layer_speedup:.2f}", f"{1e6 * part.seconds:.0f}",
+                f"{1e6 * measured:.0f}",
+            )  # fmt: skip
+        console.print(choice)
+        console.print(f"full depth: {1e6 * outcome.layers.measured_full_depth:.0f} us/row measured", highlight=False)
+    if (promise := outcome.guarantee) is not None:
+        what = "answered as at full depth" if promise.promise == "agreement" else "not made wrong by an early exit"
+        console.print(
+            f"with confidence {promise.confidence:g} at least {1 - promise.limit:.4g} of rows are {what}: threshold "
+            f"{promise.threshold:.4f}, layer speed-up {promise.layer_speedup:.2f} on these rows "
+            f"({promise.faults} of {promise.rows} at fault, p = {promise.p_value:.3g})",
+            highlight=False,
+        )
+    console.print(f"threshold now: {outcome.threshold}", highlight=False)
 
 
 def print_facts(facts: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ class EngineConfig:
     threshold: float | None = None
     exit_layers: tuple[int, ...] = ()
     calibration: tuple[dict[str, Any], ...] = ()
+    guarantee: dict[str, Any] | None = None  # of the threshold, as `calibrate` found it
     storage: str = "float"
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -85,7 +86,7 @@ class EngineConfig:
             "calibration": list(self.calibration),
             "storage": self.storage,
             "training": self.training,
-        }
+        } | ({} if self.guarantee is None else {"guarantee": self.guarantee})
 
 
 class _Fields:
@@ -252,6 +253,7 @@ def parse_engine(raw: Any, num_layers: int, faults: list[str], file: str = "pfen
         calibration=tuple(
             fields.get("calibration", "a list of objects with 'threshold' and 'layer_speedup'", _is_calibration, [], [])
         ),
+        guarantee=fields.get("guarantee", "an object", lambda v: isinstance(v, dict), None, None),
         storage=fields.get("storage", f"one of {', '.join(STORAGES)}", lambda v: v in STORAGES, "float", "float"),
         training=fields.get("training", "an object", lambda v: isinstance(v, dict), {}, {}),
     )

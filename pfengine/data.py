@@ -1,4 +1,4 @@
-"""Labelled rows from files: TSV, CSV, JSON lines and Parquet; the splits of a directory or a GLUE task found by name."""
+"""Labelled rows from TSV, CSV, JSON lines and Parquet; splits of a directory or a GLUE task are found by name."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def find(name: str) -> Task | None:
 
 
 def from_hub(task: Task, split: str) -> Path:
-    """The Parquet file of a split, fetched from the Hugging Face hub or its cache. ConfigError where it cannot be had."""
+    """The Parquet file of a split from the Hugging Face hub or its cache. ConfigError where it cannot be had."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:

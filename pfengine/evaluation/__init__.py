@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .calibration import Calibration, calibrate
 from .machine import describe_machine
 from .run import Report, Setting, evaluate
 
-__all__ = ["Report", "Setting", "describe_machine", "evaluate"]
+__all__ = ["Calibration", "Report", "Setting", "calibrate", "describe_machine", "evaluate"]

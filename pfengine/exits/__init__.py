@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .criteria import Criterion, Entropy, Never, Replay, parse
+from .criteria import Criterion, Entropy, Never, Patience, Replay, parse
 
-__all__ = ["Criterion", "Entropy", "Never", "Replay", "parse"]
+__all__ = ["Criterion", "Entropy", "Never", "Patience", "Replay", "parse"]

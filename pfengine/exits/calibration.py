@@ -1,4 +1,4 @@
-"""Thresholds for layer speed-ups, from held-out rows."""
+"""Thresholds for layer speed-ups, from held-out rows whose logits at every exit are known."""
 
 from __future__ import annotations
 
@@ -8,58 +8,76 @@ from typing import Any
 import numpy as np
 import torch
 
-from .criteria import entropy
+from .criteria import Criterion
 
-SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
-
-
-def entropy_exits(entropies: np.ndarray, exit_layers: Sequence[int], threshold: float) -> np.ndarray:
-    """Exit layer of each row at a threshold: entropies [exits, rows], exit_layers 1-based -> int64 [rows]."""
-    leaves = entropies < np.float32(threshold)
-    leaves[-1] = True
-    return np.asarray(exit_layers)[leaves.argmax(0)]
+SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
-def threshold_for(entropies: np.ndarray, exit_layers: Sequence[int], speedup: float) -> float:
-    """The smallest threshold that reaches a layer speed-up on these rows; inf where none does."""
-    candidates = np.unique(entropies[:-1])
-    low, high = 0, len(candidates) - 1
+def exits_taken(criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int]) -> np.ndarray:
+    """The exit layer of each row, as the engine would take it: logits [exits, rows, labels] -> int64 [rows].
+
+    exit_layers: 1-based, the last is the full model's.
+    """
+    rows = logits.shape[1]
+    row_ids, state = torch.arange(rows), None
+    taken = torch.full((rows,), exit_layers[-1])
+    gone = torch.zeros(rows, dtype=torch.bool)
+    for layer, values in zip(exit_layers[:-1], logits, strict=False):
+        leave, state = criterion(layer, torch.from_numpy(values), state, row_ids)
+        taken[leave & ~gone] = layer
+        gone |= leave
+    return taken.numpy()
+
+
+def answers_at(logits: np.ndarray, exit_layers: Sequence[int], taken: np.ndarray) -> np.ndarray:
+    """Each row's logits at the exit it takes: [exits, rows, labels] and [rows] -> [rows, labels]."""
+    return logits[np.searchsorted(exit_layers, taken), np.arange(len(taken))]
+
+
+def threshold_for(criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], speedup: float) -> float:
+    """The slowest threshold that reaches a layer speed-up on these rows; inf where none does.
+
+    criterion: at any threshold; its `candidates` are searched.
+    """
+    candidates = criterion.candidates(torch.from_numpy(logits))
 
     def reached(index: int) -> bool:
-        exits = entropy_exits(entropies, exit_layers, _above(candidates[index]))
-        return exit_layers[-1] * len(exits) / exits.sum() >= speedup
+        taken = exits_taken(criterion.with_threshold(candidates[index]), logits, exit_layers)
+        return exit_layers[-1] * len(taken) / int(taken.sum()) >= speedup
 
-    if not len(candidates) or not reached(high):
+    low, high = 0, len(candidates) - 1
+    if not candidates or not reached(high):
         return float("inf")
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle + 1, high)
-    return _above(candidates[low])
+    return candidates[low]
 
 
-def _above(value: np.float32) -> float:
-    return float(np.nextafter(np.float32(value), np.float32(np.inf)))
+def calibration_table(
+    criterion: Criterion, logits: np.ndarray, labels: np.ndarray | None, exit_layers: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Points {threshold, layer_speedup, agreement, [accuracy], rows} for those of SPEEDUPS that can be reached.
 
-
-def entropy_table(logits: np.ndarray, labels: np.ndarray, exit_layers: Sequence[int]) -> list[dict[str, Any]]:
-    """Points {threshold, layer_speedup, accuracy, rows} for those of SPEEDUPS that can be reached.
-
-    logits: [exits, rows, labels] of held-out rows; labels: int64 [rows]; exit_layers: 1-based.
+    logits: [exits, rows, labels] of held-out rows; labels: int64 [rows], None where they are not known. agreement:
+    share of rows answered as at full depth. Thresholds that give the same speed-up are one point.
     """
-    signals = entropy(torch.from_numpy(logits)).numpy()
-    table = []
-    for speedup in SPEEDUPS:
-        threshold = threshold_for(signals, exit_layers, speedup)
+    table: list[dict[str, Any]] = []
+    rows, full = logits.shape[1], logits[-1].argmax(-1)
+    for speedup in SPEEDUPS if len(exit_layers) > 1 and rows else ():
+        threshold = threshold_for(criterion, logits, exit_layers, speedup)
         if not np.isfinite(threshold):
             break
-        exits = entropy_exits(signals, exit_layers, threshold)
-        answers = logits[np.searchsorted(exit_layers, exits), np.arange(len(exits))].argmax(-1)
-        table.append(
-            {
-                "threshold": threshold,
-                "layer_speedup": exit_layers[-1] * len(exits) / int(exits.sum()),
-                "accuracy": float((answers == labels).mean()),
-                "rows": len(exits),
-            }
-        )
+        taken = exits_taken(criterion.with_threshold(threshold), logits, exit_layers)
+        answers = answers_at(logits, exit_layers, taken).argmax(-1)
+        point = {
+            "threshold": threshold,
+            "layer_speedup": exit_layers[-1] * rows / int(taken.sum()),
+            "agreement": float((answers == full).mean()),
+            "rows": rows,
+        }
+        if labels is not None:
+            point["accuracy"] = float((answers == labels).mean())
+        if not table or point["layer_speedup"] > table[-1]["layer_speedup"]:
+            table.append(point)
     return table

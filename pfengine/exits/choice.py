@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -64,19 +63,22 @@ def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: f
 def _with_threshold(criterion: Any, threshold: float | None) -> Any:
     if threshold is None:
         return criterion
-    if not isinstance(criterion, Criterion) or criterion.threshold is None:
+    if not isinstance(criterion, Criterion):
         raise ConfigError(f"criterion {criterion!r} takes no threshold")
-    changed = copy.copy(criterion)
-    changed.threshold = number("the threshold of " + type(criterion).__name__.lower(), threshold)
-    return changed
+    return criterion.with_threshold(threshold)
 
 
 def _calibrated(ckpt: Checkpoint, speedup: float) -> float:
-    """The threshold for a layer speed-up, linear between the points of the calibration table."""
+    """The threshold for a layer speed-up, linear between the points of the calibration table.
+
+    Of a criterion that counts layers it is that of the nearest point: half a layer of patience there is none.
+    """
     points = sorted((point["layer_speedup"], point["threshold"]) for point in ckpt.engine.calibration)
     if not points:
         raise ConfigError(f"{ckpt.path} has no calibration table; give threshold= instead of speedup=")
     low, high = points[0][0], points[-1][0]
     if not low <= speedup <= high:
         raise ConfigError(f"speedup is {speedup}; the calibration table of {ckpt.path} covers {low:.2f} to {high:.2f}")
+    if (ckpt.engine.criterion or "").startswith("patience"):
+        return min(points, key=lambda point: abs(point[0] - speedup))[1]
     return float(np.interp(speedup, [s for s, _ in points], [t for _, t in points]))

@@ -28,6 +28,21 @@ class Criterion:
         """Does it look at the logits of this layer? Where it does not, the head does not compute them."""
         return True
 
+    def with_threshold(self, threshold: float) -> Criterion:
+        """The same criterion at another threshold; ConfigError where it has none or the value makes no sense."""
+        raise ConfigError(f"criterion {self!r} takes no threshold")
+
+    def candidates(self, logits: Tensor) -> list[float]:
+        """Every threshold that makes a difference on rows with these logits [exits, rows, labels], slowest first."""
+        raise ConfigError(f"criterion {self!r} cannot be calibrated")
+
+    def grid(self, exits: int, labels: int) -> list[float]:
+        """Thresholds fixed without looking at any row, slowest first: what a guarantee is tested over.
+
+        At the first one nobody leaves early.
+        """
+        raise ConfigError(f"criterion {self!r} cannot be calibrated with a guarantee")
+
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
     ) -> tuple[Tensor, CriterionState]:
@@ -62,13 +77,59 @@ class Entropy(Criterion):
     def __init__(self, threshold: float) -> None:
         self.threshold = number("the threshold of entropy", threshold)
 
+    def with_threshold(self, threshold: float) -> Entropy:
+        return Entropy(threshold)
+
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
     ) -> tuple[Tensor, CriterionState]:
         return entropy(logits) < self.threshold, None
 
+    def candidates(self, logits: Tensor) -> list[float]:
+        values = entropy(logits[:-1]).unique()
+        above = torch.nextafter(values, torch.full_like(values, math.inf))
+        return [*values[:1].tolist(), *above.tolist()]
+
+    def grid(self, exits: int, labels: int) -> list[float]:
+        return [math.log(labels) * (k / 256) ** 3 for k in range(257)]
+
     def __repr__(self) -> str:
         return f"entropy:{self.threshold:g}"
+
+
+class Patience(Criterion):
+    """Leave once `threshold` layers in a row gave the label of the layer before them (PABEE, section 3.2).
+
+    The first exit can be the one after layer threshold + 1; the answer is the present layer's.
+    """
+
+    threshold: int
+    problem_types = ("single_label_classification",)
+
+    def __init__(self, threshold: int) -> None:
+        value = number("the threshold of patience", threshold)
+        if value != int(value) or value < 1:
+            raise ConfigError(f"the threshold of patience is {threshold!r}; it must be an integer >= 1")
+        self.threshold = int(value)
+
+    def with_threshold(self, threshold: float) -> Patience:
+        return Patience(threshold)  # type: ignore[arg-type]
+
+    def __call__(
+        self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
+    ) -> tuple[Tensor, CriterionState]:
+        labels = logits.argmax(-1)
+        count = torch.zeros_like(labels) if state is None else torch.where(labels == state[0], state[1] + 1, 0)
+        return count >= self.threshold, (labels, count)
+
+    def candidates(self, logits: Tensor) -> list[float]:
+        return [float(patience) for patience in range(len(logits) - 1, 0, -1)]
+
+    def grid(self, exits: int, labels: int) -> list[float]:
+        return [float(patience) for patience in range(exits, 0, -1)]
+
+    def __repr__(self) -> str:
+        return f"patience:{self.threshold}"
 
 
 class Replay(Criterion):
@@ -108,7 +169,8 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
-CRITERIA: dict[str, type[Criterion]] = {"entropy": Entropy, "never": Never, "replay": Replay}
+CRITERIA: dict[str, type[Criterion]] = {"entropy": Entropy, "never": Never, "patience": Patience, "replay": Replay}
+_EXAMPLES = {"entropy": "0.3", "patience": "3"}
 
 
 def parse(text: str, threshold: float | None = None) -> Criterion:
@@ -132,12 +194,15 @@ def parse(text: str, threshold: float | None = None) -> Criterion:
             raise ConfigError(f"criterion {text!r}: give one layer for each row, 'replay:3,5,2'") from None
     if threshold is None:
         if not argument:
-            raise ConfigError(f"criterion {name!r} needs a threshold: '{name}:0.3', or threshold=0.3")
+            example = _EXAMPLES[name]
+            raise ConfigError(f"criterion {name!r} needs a threshold: '{name}:{example}', or threshold={example}")
         try:
             threshold = float(argument)
         except ValueError:
-            raise ConfigError(f"criterion {text!r}: {argument!r} is no number") from None
-    return Entropy(threshold)
+            threshold = None
+        if threshold is None or "_" in argument:  # Python reads 0_3 as 3
+            raise ConfigError(f"criterion {text!r}: {argument!r} is no number")
+    return Patience(threshold) if name == "patience" else Entropy(threshold)  # type: ignore[arg-type]
 
 
 def faults(criterion: str | None, threshold: float | None) -> list[str]:
@@ -145,7 +210,7 @@ def faults(criterion: str | None, threshold: float | None) -> list[str]:
     if criterion is None or criterion == "never":
         return [] if threshold is None else [f"'threshold' is {threshold}, but 'criterion' {criterion!r} takes none"]
     try:
-        parse(criterion, 0.0 if criterion in CRITERIA and threshold is None and criterion != "replay" else threshold)
+        parse(criterion, 1.0 if criterion in _EXAMPLES and threshold is None else threshold)
     except ConfigError as error:
         return [f"'criterion': {error}"]
     return []

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from .attached import Attached
 from .base import PREFIX, ExitHead, HeadState
 from .classifier import Classifier
 from .linear import Linear
 from .past_future import PastFuture
 
-HEADS: dict[str, type[ExitHead]] = {"classifier": Classifier, "linear": Linear, "past-future": PastFuture}
+HEADS: dict[str, type[ExitHead]] = {
+    "attached": Attached,
+    "classifier": Classifier,
+    "linear": Linear,
+    "past-future": PastFuture,
+}
 
-__all__ = ["HEADS", "PREFIX", "Classifier", "ExitHead", "HeadState", "Linear", "PastFuture"]
+__all__ = ["HEADS", "PREFIX", "Attached", "Classifier", "ExitHead", "HeadState", "Linear", "PastFuture"]

@@ -1,4 +1,4 @@
-"""The Global Past-Future exit head (Liao et al., NAACL 2021): the paper's equations, the authors' code, the ablations."""
+"""The Global Past-Future exit head (Liao et al., NAACL 2021): the paper's equations, the authors' code, ablations."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class PastFuture(ExitHead):
         *,
         fold: bool = True,
     ) -> None:
-        """fold: make one matrix of learners and incorporation where both are linear (the same answers up to rounding)."""
+        """fold: one matrix for learners and incorporation where both are linear; the same answers up to rounding."""
         self.ops, self.options = ops, Options.of(head)
         self.num_layers, self.labels = config.num_layers, config.num_labels
         t = {key.removeprefix(PREFIX): value for key, value in tensors.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .attaching import attach
 from .config import TrainingConfig
 from .run import train
 
-__all__ = ["TrainingConfig", "train"]
+__all__ = ["TrainingConfig", "attach", "train"]

@@ -6,18 +6,18 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, InputError, TrainingError
 from ..tokenization import Tokenizer
-from .model import ExitModel
+from .freezing import Freezing
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -37,7 +37,7 @@ class Rows(Dataset[dict[str, Any]]):
 
 
 def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokenizer) -> Rows:
-    """texts: rows as `Engine.classify` takes them; labels: ids, floats or arrays, one a row. ConfigError names a bad row."""
+    """texts: rows as `Engine.classify` takes them; labels: ids or floats, one a row. ConfigError names a bad row."""
     rows = []
     for i, row in enumerate(tokenizer.encode(enumerate(texts))):
         if isinstance(row, InputError):
@@ -69,15 +69,20 @@ class Collator:
         return batch
 
 
-def fit(model: ExitModel, rows: Rows, config: TrainingConfig) -> None:
-    """Train `model` in place. State to go on from is kept beside `config.output` until the run is through."""
+def fit(
+    model: nn.Module, rows: Dataset[dict[str, Any]], config: TrainingConfig, collator: Callable[[Any], Any]
+) -> None:
+    """Train `model` in place: an ExitModel, or a part of one with its `freezing`.
+
+    State to go on from is kept beside `config.output` until the run is through.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Watch(TrainerCallback):  # transformers is imported where it is used
         """Tells the freezing how far the run is, and stops a run whose loss is no number."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            model.freezing.progress = state.global_step / max(1, state.max_steps)
+            freezing.progress = state.global_step / max(1, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs and not math.isfinite(float(logs["loss"])):
@@ -86,6 +91,7 @@ def fit(model: ExitModel, rows: Rows, config: TrainingConfig) -> None:
                     f"written: lower learning_rate ({config.learning_rate:g}), or train with precision 'fp32'"
                 )
 
+    freezing: Freezing = model.freezing  # type: ignore[assignment]
     output = Path(config.output)
     directory = output.parent / f".{output.name}.trainer"
     resume = _resumable(directory, config)
@@ -101,7 +107,7 @@ def fit(model: ExitModel, rows: Rows, config: TrainingConfig) -> None:
         max_grad_norm=1.0,
         bf16=config.precision == "bf16",
         use_cpu=not cuda,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length" if isinstance(rows, Rows) else "random",
         length_column_name="length",
         remove_unused_columns=False,
         save_strategy="steps",
@@ -115,7 +121,6 @@ def fit(model: ExitModel, rows: Rows, config: TrainingConfig) -> None:
         ddp_find_unused_parameters=config.freezing != "none",
         disable_tqdm=not sys.stderr.isatty(),
     )
-    collator = Collator(model.backbone_config.pad_token_id)
     trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[Watch()])
     trainer.train(resume_from_checkpoint=resume)
     model.eval()

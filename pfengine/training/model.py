@@ -18,13 +18,13 @@ from .freezing import Freezing
 class ExitModel(nn.Module):
     """Encoder and exit head; `forward` gives the loss and the logits of every exit.
 
-    backbone: transformers' encoder without pooler, fp32. `checkpoint_tensors` is what `pfengine.load` reads. A recipe
-    is a subclass with its `outputs`.
+    backbone: transformers' encoder without pooler, fp32; None where `outputs` alone is called. `checkpoint_tensors` is
+    what `pfengine.load` reads. A recipe is a subclass with its `outputs`.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | None,
         config: BackboneConfig,
         head: dict[str, Any],
         *,
@@ -43,7 +43,7 @@ class ExitModel(nn.Module):
             self._keys[name] = key
             self.exit_head[name] = nn.Parameter(value)
         self._calls = threading.local()  # DataParallel runs its copies in threads
-        for module in self._layers():
+        for module in self._layers() if backbone is not None else ():
             module.register_forward_hook(self._after_layer)
 
     def head_tensors(self) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ class ExitModel(nn.Module):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All tensors as fp32 under their checkpoint keys."""
         family = self.backbone_config.family
-        tensors = {f"{family.prefix}{key}": value for key, value in self.backbone.state_dict().items()}
+        tensors = {f"{family.prefix}{key}": value for key, value in self.backbone.state_dict().items()}  # type: ignore[union-attr]
         wanted = family.shapes(self.backbone_config).keys()
         tensors = {key: value for key, value in tensors.items() if key in wanted} | self.head_tensors()
         return {key: value.detach().float().cpu().clone() for key, value in tensors.items()}
@@ -81,7 +81,7 @@ class ExitModel(nn.Module):
         """First tokens' hidden states after every layer, [n, B, H]; some are detached or frozen while training."""
         self._calls.first = []
         with self.freezing.step(self):
-            self.backbone(**inputs)
+            self.backbone(**inputs)  # type: ignore[misc]
         return torch.stack(self._calls.first)
 
     def drop(self, states: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class ExitModel(nn.Module):
 
     def _layers(self) -> list[nn.Module]:
         """The modules that are called once a layer, in the layers' order (ALBERT: groups, shared)."""
-        encoder: Any = self.backbone.encoder
+        encoder: Any = self.backbone.encoder  # type: ignore[union-attr]
         return list(encoder.albert_layer_groups if self.backbone_config.family.factorised else encoder.layer)
 
     def _after_layer(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -103,12 +103,19 @@ class ExitModel(nn.Module):
 
 
 def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch for each exit: cross-entropy, squared error where there is one label. [e, B, C] -> [e]."""
+    """Mean over the batch for each exit: cross-entropy, squared error where there is one label. [e, B, C] -> [e].
+
+    labels: ids [B], probabilities [B, C], or numbers [B].
+    """
     exits, rows, width = logits.shape
     if width == 1:
         return (logits[..., 0] - labels.to(logits.dtype)).square().mean(1)
     flat = logits.reshape(exits * rows, width)
-    return F.cross_entropy(flat, labels.repeat(exits), reduction="none").view(exits, rows).mean(1)
+    return (
+        F.cross_entropy(flat, labels.repeat(exits, *[1] * (labels.dim() - 1)), reduction="none")
+        .view(exits, rows)
+        .mean(1)
+    )
 
 
 def depth_weighted(losses: Tensor) -> Tensor:

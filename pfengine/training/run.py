@@ -15,10 +15,11 @@ from ..api import load
 from ..config import BackboneConfig, EngineConfig, parse_backbone
 from ..data import Example
 from ..errors import CheckpointError, ConfigError
-from ..exits.calibration import entropy_table
+from ..exits import parse
+from ..exits.calibration import calibration_table
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
-from .fit import Rows, encode, fit
+from .fit import Collator, Rows, encode, fit
 from .freezing import Freezing
 from .model import ExitModel
 from .past_future import PastFutureModel
@@ -68,7 +69,7 @@ def train(config: TrainingConfig) -> Path:
     model = RECIPES[head["type"]](backbone, backbone_config, head, dropout=config.dropout, freezing=freezing)
     if isinstance(model, PastFutureModel):
         model.objective = config.form
-    fit(model, _rows(kept, labels, tokenizer), config)
+    fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config.pad_token_id))
 
     last = backbone_config.num_layers
     exits = head["type"] != "classifier"
@@ -80,17 +81,29 @@ def train(config: TrainingConfig) -> Path:
         storage=config.storage,
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
-    tensors = model.checkpoint_tensors()
-    checkpoint.write(config.output, backbone_config.raw, engine, tensors, source)
-    if engine.criterion == "never":
-        return Path(config.output)
-    # Calibrated on what was stored, which rounding to int8 may have changed.
-    trained = load(config.output, criterion="never", max_length=tokenizer.max_length)
-    logits = trained.layer_logits(example.row for example in held_out)
-    table = entropy_table(logits, np.array(label_values(held_out, labels, str(file))), trained.exit_layers)
-    nearest = min(table, key=lambda point: abs(point["layer_speedup"] - config.speedup), default=None)
-    engine = replace(engine, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
-    return checkpoint.write(config.output, backbone_config.raw, engine, tensors, source)
+    checkpoint.write(config.output, backbone_config.raw, engine, model.checkpoint_tensors(), source)
+    values = np.array(label_values(held_out, labels, str(file)))
+    return calibrated(Path(config.output), [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
+
+
+def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
+    """Give a checkpoint that was just trained its table and threshold, from rows it was not trained on.
+
+    Calibrated on what was stored, which rounding to int8 may have changed. speedup: the layer speed-up it is to have.
+    """
+    trained = load(path, criterion="never", max_length=max_length)
+    engine = trained.checkpoint.engine
+    logits = trained.layer_logits(rows)
+    if trained.model.config.problem_type == "regression":
+        score = float(np.corrcoef(logits[-1, :, 0], values)[0, 1])
+    else:
+        score = float((logits[-1].argmax(-1) == values).mean())
+    engine = replace(engine, training=engine.training | {"held_out_score": score})
+    if engine.criterion is not None and engine.criterion != "never":
+        table = calibration_table(parse(engine.criterion, 1.0), logits, values, trained.exit_layers)
+        nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
+        engine = replace(engine, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
+    return checkpoint.write_engine(path, engine)
 
 
 def _labels(examples: list[Example], source: str) -> tuple[str, ...]:

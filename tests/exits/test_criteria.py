@@ -117,13 +117,17 @@ def test_threshold_beside_the_text() -> None:
 @pytest.mark.parametrize(
     ("text", "threshold", "message"),
     [
-        ("", None, "entropy, never, replay"),
-        ("entropie:0.3", None, "entropy, never, replay"),
+        ("", None, "entropy, never, patience, replay"),
+        ("entropie:0.3", None, "entropy, never, patience, replay"),
         ("Entropy:0.3", None, "unknown"),
         ("entropy", None, "needs a threshold"),
         ("entropy:", None, "needs a threshold"),
         ("entropy:low", None, "'low' is no number"),
         ("entropy:0.3:0.4", None, "no number"),
+        ("entropy:0_3", None, "no number"),
+        ("patience", None, "needs a threshold: 'patience:3'"),
+        ("patience:0", None, "integer >= 1"),
+        ("patience:1.5", None, "integer >= 1"),
         ("entropy:nan", None, "nan"),
         ("entropy:inf", None, "inf"),
         ("entropy", float("nan"), "nan"),
@@ -157,7 +161,7 @@ def test_numpy_numbers_are_numbers(threshold: Any) -> None:
 
 
 def test_every_criterion_has_a_text_form() -> None:
-    assert set(CRITERIA) == {"entropy", "never", "replay"}
+    assert set(CRITERIA) == {"entropy", "never", "patience", "replay"}
     assert all(issubclass(kind, Criterion) for kind in CRITERIA.values())
 
 

@@ -11,8 +11,7 @@ import torch
 
 from pfengine.batch import RaggedBatch
 from pfengine.config import BackboneConfig, parse_backbone
-from pfengine.heads import HEADS, Classifier, PastFuture
-from pfengine.heads.past_future import PREFIX
+from pfengine.heads import HEADS, PREFIX, Classifier, PastFuture
 from pfengine.ops import cpu, reference
 
 ROWS = 9

@@ -1,0 +1,206 @@
+"""Calibrating a checkpoint on held-out rows: table, guarantee, and which layers are tested; written into it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import checkpoint, data
+from ..api import BUNDLED, Engine, load
+from ..errors import ConfigError
+from ..exits import Criterion, Never, parse
+from ..exits.calibration import calibration_table
+from ..exits.choice import choose
+from ..exits.guarantee import Guarantee, guarantee
+from ..exits.placement import Placement, judge, place
+from .costs import measure_costs
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Exits chosen by time: predicted and measured seconds a row, beside those of all exits at equal agreement."""
+
+    chosen: Placement
+    every: Placement
+    measured_seconds: float
+    measured_every: float
+    measured_full_depth: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` found and wrote."""
+
+    checkpoint: str
+    data: str
+    rows: int
+    criterion: str
+    threshold: float | None
+    exit_layers: tuple[int, ...]
+    table: list[dict[str, Any]]
+    guarantee: Guarantee | None
+    layers: LayerChoice | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def calibrate(
+    path: str | os.PathLike[str],
+    source: str | Path,
+    *,
+    criterion: str | None = None,
+    speedup: float | None = None,
+    agreement: float | None = None,
+    accuracy_drop: float | None = None,
+    confidence: float = 0.95,
+    choose_layers: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+) -> Calibration:
+    """Calibrate a checkpoint on rows it was not trained on, and write the result into it.
+
+    source: a file or a directory with a `dev` split; labels are used where there are any. criterion: a new one by
+    name, such as "patience"; default: the checkpoint's own. The threshold it will run at is, by the first that is
+    given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
+    0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
+    speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
+    agreement with the full model. out: write there, not to `path` (which a bundled checkpoint needs).
+
+    Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
+    promise cannot be shown on so few rows.
+    """
+    if agreement is not None and accuracy_drop is not None:
+        raise ConfigError("give agreement or accuracy_drop, not both")
+    if speedup is not None and (agreement is not None or accuracy_drop is not None):
+        raise ConfigError("give speedup or a promise, not both: each sets the threshold")
+    for name, value in (("agreement", agreement), ("accuracy_drop", accuracy_drop), ("confidence", confidence)):
+        if value is not None and not 0 < value < 1:
+            raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
+    engine = load(path, criterion="never")
+    directory = engine.checkpoint.path
+    if out is None and BUNDLED in directory.parents:
+        raise ConfigError(f"{path} is bundled with the package; say where the calibrated copy goes with out")
+    own = _criterion(engine, criterion)
+    examples = data.read(data.locate(source, "dev"), text=text_column, pair=pair_column, label=label_column)
+    labelled = any(example.label is not None for example in examples)
+    if accuracy_drop is not None and not labelled:
+        raise ConfigError(f"{source} has no labels, which accuracy_drop needs; agreement does not")
+    labels = np.array(data.label_ids(examples, engine.labels, str(source))) if labelled else None
+    texts = [example.row for example in examples]
+    if choose_layers and engine.exit_layers != every_exit(engine):
+        engine = _with_every_exit(path)
+    exit_layers = engine.exit_layers
+    logits = engine.layer_logits(texts)
+
+    choice, fresh = None, np.arange(len(texts))
+    if choose_layers:
+        wanted = _agreement_at(own, logits, exit_layers, agreement, speedup)
+        chosen_on = fresh
+        if agreement is not None or accuracy_drop is not None:
+            # A promise holds only for layers that its rows had no part in choosing.
+            chosen_on, fresh = np.array_split(np.random.default_rng(0).permutation(len(texts)), 2)
+        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], logits[:, chosen_on], wanted)
+        exit_layers = choice.chosen.exit_layers
+        logits = logits[[engine.exit_layers.index(layer) for layer in exit_layers]]
+    table = calibration_table(own, logits, labels, exit_layers)
+    promised, threshold = None, choice.chosen.threshold if choice else engine.checkpoint.engine.threshold
+    if agreement is not None or accuracy_drop is not None:
+        limit = 1 - agreement if agreement is not None else float(accuracy_drop or 0)
+        against = labels[fresh] if labels is not None and agreement is None else None
+        promised = guarantee(own, logits[:, fresh], against, exit_layers, limit=limit, confidence=confidence)
+        threshold = promised.threshold
+    engine_config = replace(
+        engine.checkpoint.engine,
+        criterion=repr(own).partition(":")[0],
+        threshold=threshold,
+        exit_layers=exit_layers,
+        calibration=tuple(table),
+        guarantee=None if promised is None else asdict(promised),
+    )
+    if speedup is not None and choice is None:
+        rule = choose(replace(engine.checkpoint, engine=engine_config), None, None, speedup)
+        engine_config = replace(engine_config, threshold=rule.threshold or own.grid(len(exit_layers), 2)[0])
+    target = checkpoint.write_engine(directory, engine_config, out)
+    return Calibration(
+        checkpoint=os.fspath(target),
+        data=Path(source).name,
+        rows=len(examples),
+        criterion=engine_config.criterion or "",
+        threshold=engine_config.threshold,
+        exit_layers=exit_layers,
+        table=table,
+        guarantee=promised,
+        layers=choice,
+    )
+
+
+def every_exit(engine: Engine) -> tuple[int, ...]:
+    """All layers that could answer; a head that answers at the last alone has no other."""
+    single = engine.checkpoint.engine.head["type"] == "classifier"
+    return (engine.num_layers,) if single else tuple(range(1, engine.num_layers + 1))
+
+
+def _with_every_exit(path: str | os.PathLike[str]) -> Engine:
+    """The engine with all its exits in use again, so that the choice does not depend on an earlier one."""
+    engine = load(path, criterion="never")
+    engine.model = replace(engine.model, exit_layers=every_exit(engine))
+    return engine
+
+
+def _criterion(engine: Engine, name: str | None) -> Criterion:
+    text = (name or engine.checkpoint.engine.criterion or "never").partition(":")[0]
+    if text == "never" or len(every_exit(engine)) == 1:
+        raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
+    rule = parse(text, 1.0)
+    if engine.model.config.problem_type not in rule.problem_types:
+        raise ConfigError(f"criterion {text!r} makes no sense for problem_type {engine.model.config.problem_type!r}")
+    return rule
+
+
+def _agreement_at(
+    own: Criterion, logits: np.ndarray, exit_layers: tuple[int, ...], agreement: float | None, speedup: float | None
+) -> float:
+    """The agreement that a choice of layers has to keep: as asked, or that of all exits at the speed-up asked (2)."""
+    if agreement is not None:
+        return agreement
+    table = calibration_table(own, logits, None, exit_layers)
+    if not table:
+        raise ConfigError("no row of these could leave early: there is nothing to choose")
+    nearest = min(table, key=lambda point: abs(point["layer_speedup"] - (speedup or 2.0)))
+    return nearest["agreement"]
+
+
+def _choose_layers(
+    engine: Engine, own: Criterion, texts: list[Any], logits: np.ndarray, agreement: float
+) -> LayerChoice:
+    costs = measure_costs(engine, texts[:512], own)
+    chosen = place(own, logits, engine.exit_layers, costs, agreement)
+    every = judge(own, logits, engine.exit_layers, engine.exit_layers, costs, agreement)
+    if chosen is None or every is None:
+        raise ConfigError(f"no threshold agrees with full depth on {agreement:.2%} of rows and lets a row leave")
+    part = replace(engine.model, exit_layers=chosen.exit_layers)
+    runs = [
+        (engine.model, Never()),
+        (engine.model, own.with_threshold(every.threshold)),
+        (part, own.with_threshold(chosen.threshold)),
+    ]
+    seconds: list[list[float]] = [[] for _ in runs]
+    whole = engine.model
+    for repeat in range(4):  # interleaved; the first round warms up
+        for i, (model, rule) in enumerate(runs):
+            engine.model = model
+            start = time.perf_counter()
+            engine.predict(texts, criterion=rule)
+            if repeat:
+                seconds[i].append(time.perf_counter() - start)
+    engine.model = whole
+    full, all_exits, some = (float(np.median(times)) / len(texts) for times in seconds)
+    return LayerChoice(chosen, every, some, all_exits, full)

@@ -1,0 +1,94 @@
+"""Which layers to test: an exit that lets few rows go costs every row its head."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .calibration import answers_at, exits_taken
+from .criteria import Criterion
+
+EXHAUSTIVE = 11  # up to so many exits before the last every set is tried; beyond, exits are dropped one by one
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured seconds a row, [n] each: of a layer, of its head where it only reads, of its head where it answers."""
+
+    layer: np.ndarray
+    read: np.ndarray
+    answer: np.ndarray
+
+    def seconds(self, exit_layers: Sequence[int], taken: np.ndarray) -> float:
+        """Mean predicted seconds a row, with `exit_layers` tested and rows leaving at `taken`."""
+        tested = np.isin(np.arange(1, len(self.layer) + 1), exit_layers)
+        through = np.cumsum(self.layer + np.where(tested, self.answer, self.read))
+        return float(through[taken - 1].mean())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A set of tested exits with its threshold, and what is predicted of it on the rows it was chosen on."""
+
+    exit_layers: tuple[int, ...]
+    threshold: float
+    seconds: float  # a row
+    agreement: float
+    layer_speedup: float
+
+
+def place(
+    criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], costs: Costs, agreement: float
+) -> Placement | None:
+    """The set of exits with the least predicted time among those that agree with the full model on `agreement` of rows.
+
+    criterion: at any threshold. logits: [exits, rows, labels] at every exit there is, `exit_layers` 1-based. Each set
+    is judged at its fastest threshold that keeps the agreement. None where no set keeps it with any row leaving early.
+    """
+    early = list(exit_layers[:-1])
+
+    def of(chosen: Sequence[int]) -> Placement | None:
+        return judge(criterion, logits, exit_layers, (*chosen, exit_layers[-1]), costs, agreement)
+
+    if len(early) <= EXHAUSTIVE:
+        sets = itertools.chain.from_iterable(itertools.combinations(early, k) for k in range(1, len(early) + 1))
+        return min(filter(None, map(of, sets)), key=lambda p: p.seconds, default=None)
+    best = of(early)
+    while len(early) > 1:
+        shorter = [of([layer for layer in early if layer != dropped]) for dropped in early]
+        found = min(filter(None, shorter), key=lambda p: p.seconds, default=None)
+        if found is None or (best is not None and found.seconds >= best.seconds):
+            break
+        best, early = found, list(found.exit_layers[:-1])
+    return best
+
+
+def judge(
+    criterion: Criterion,
+    logits: np.ndarray,
+    exit_layers: Sequence[int],
+    chosen: tuple[int, ...],
+    costs: Costs,
+    agreement: float,
+) -> Placement | None:
+    """The set `chosen` at its fastest threshold that keeps the agreement; None where none does."""
+    part = logits[[exit_layers.index(layer) for layer in chosen]]
+    full = logits[-1].argmax(-1)
+    candidates = criterion.candidates(torch.from_numpy(part))
+    low, high, best = 0, len(candidates) - 1, None
+    # Agreement falls with faster thresholds but for noise: the fastest that keeps it is found by halving.
+    while low <= high:
+        middle = (low + high) // 2
+        taken = exits_taken(criterion.with_threshold(candidates[middle]), part, chosen)
+        share = float((answers_at(part, chosen, taken).argmax(-1) == full).mean())
+        if share >= agreement:
+            speedup = chosen[-1] * len(taken) / int(taken.sum())
+            best = Placement(chosen, candidates[middle], costs.seconds(chosen, taken), share, speedup)
+            low = middle + 1
+        else:
+            high = middle - 1
+    return best

@@ -1,0 +1,54 @@
+"""Exits for a model one already has: its own classifier answers at the last layer, another head before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch import RaggedBatch
+from ..config import BackboneConfig
+from ..families import Shapes
+from ..ops import OpSet
+from .base import ExitHead, HeadState
+from .classifier import Classifier
+from .linear import Linear
+from .past_future import PastFuture
+
+INNER: dict[str, type[ExitHead]] = {"linear": Linear, "past-future": PastFuture}
+
+
+class Attached(ExitHead):
+    """Layers before the last answer through the head `exits`, the last through the model's own classifier.
+
+    `exits` is the `head` object of a "past-future" or "linear" head of as many layers; what it has for the last layer
+    is not read.
+    """
+
+    @staticmethod
+    def config_faults(head: dict[str, Any]) -> list[str]:
+        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", "exits"})]
+        exits = head.get("exits")
+        if not isinstance(exits, dict) or exits.get("type") not in INNER:
+            return [*faults, f"'head.exits' is {exits!r}; it must be a head of type {' or '.join(INNER)}"]
+        inner = INNER[exits["type"]].config_faults(exits)
+        return [*faults, *(fault.replace("'head.", "'head.exits.") for fault in inner)]
+
+    @staticmethod
+    def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
+        return INNER[head["exits"]["type"]].shapes(config, head["exits"]) | Classifier.shapes(config, {})
+
+    def __init__(
+        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        self.num_layers = config.num_layers
+        self.exits = INNER[head["exits"]["type"]](ops, config, head["exits"], tensors, dtype)
+        self.classifier = Classifier(ops, config, {"type": "classifier"}, tensors, dtype)
+
+    def step(
+        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
+    ) -> tuple[Tensor | None, HeadState]:
+        if layer == self.num_layers:
+            return self.classifier.step(layer, batch, (), answer)
+        return self.exits.step(layer, batch, state, answer)

@@ -1,0 +1,161 @@
+"""Exits for a fine-tuned model, from unlabelled text: the model stays as it is, the exits learn to agree with it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from .. import checkpoint, data, encoder
+from ..api import BATCH_TOKENS, Engine, load
+from ..config import EngineConfig
+from ..errors import ConfigError, InputError
+from ..tokenization import Row, batches, pack
+from .config import TrainingConfig
+from .fit import fit
+from .model import ExitModel
+from .run import RECIPES, calibrated
+
+MOST_BYTES = 8 << 30  # of states kept in memory
+
+
+def attach(
+    model: str | os.PathLike[str],
+    source: str | Path,
+    output: str | os.PathLike[str],
+    *,
+    epochs: float = 5.0,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    dropout: float = 0.1,
+    max_length: int | None = None,
+    hold_out: int = 1000,
+    max_rows: int | None = 50_000,
+    seed: int = 0,
+    speedup: float = 2.0,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    progress: Any = None,
+    **options: Any,
+) -> Path:
+    """Train exit heads for the plain sequence-classification directory `model` on unlabelled text; returns `output`.
+
+    source: a file or a directory with a `train` split; labels in it are not read. The encoder and the classifier are
+    written as they are, so that the full depth answers as before, bit for bit. Every text runs through the model once;
+    the heads are then trained on its states: cross-entropy against the model's own probabilities, deeper exits
+    weighing more, plus the imitation loss. hold_out: rows the exits are not trained on; thresholds are calibrated on
+    them by agreement with the full model. max_rows: the first so many rows (a row's states take layers x hidden size x
+    4 bytes of memory). options: system, form, pooler, learner, incorporate, states, gate as in `TrainingConfig`; the
+    form is the authors' unless said otherwise, as its poolers can bend what a frozen encoder gives. progress: wraps
+    the pass over the texts, given how many there are.
+
+    Raises ConfigError where data, model or options do not fit, CheckpointError for the directory, TrainingError where
+    the loss stops being a number.
+    """
+    output = Path(output)
+    checkpoint.refuse_foreign(output)
+    teacher = load(model, criterion="never", max_length=max_length)
+    ckpt = checkpoint.read(teacher.checkpoint.path)
+    if ckpt.engine.head["type"] != "classifier":
+        raise ConfigError(f"{model} has exits already; attach takes a plain sequence-classification directory")
+    if ckpt.backbone.problem_type != "single_label_classification":
+        raise ConfigError(f"{model} is for {ckpt.backbone.problem_type}; attach is for single labels")
+    if ckpt.backbone.num_layers < 2:
+        raise ConfigError(f"{model} has one layer: there is none to leave early")
+    config = TrainingConfig(
+        str(model), str(source), str(output), form=options.pop("form", "authors"), epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, hold_out=hold_out, max_rows=max_rows,
+        seed=seed, speedup=speedup, precision="fp32", **options,
+    )  # fmt: skip
+    if config.system == "full-model":
+        raise ConfigError("system is 'full-model', which has no exits to attach")
+    examples = data.read(data.locate(source, "train"), text=text_column, pair=pair_column)[:max_rows]
+    kept, held_out = data.hold_out([example._replace(label=None) for example in examples], hold_out, seed)
+    if not kept:
+        raise ConfigError(f"{source} has {len(examples)} rows; holding out {hold_out} leaves none to train on")
+    size = len(kept) * ckpt.backbone.num_layers * ckpt.backbone.hidden_size * 4
+    if size > MOST_BYTES:
+        raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")
+
+    states, logits = first_states(teacher, [example.row for example in kept], progress)
+    head = config.head(ckpt.backbone.family.factorised)
+    torch.manual_seed(seed)
+    exits = RECIPES[head["type"]](None, ckpt.backbone, head, dropout=dropout)
+    exits.objective = config.form  # type: ignore[assignment]
+    student = _OnStates(exits)
+    fit(student, _States(states, torch.softmax(logits, -1)), config, collator=_stack)
+
+    n = ckpt.backbone.num_layers
+    record = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "dropout": dropout}
+    engine = EngineConfig(
+        system="attached",
+        head={"type": "attached", "exits": head},
+        criterion="entropy",
+        exit_layers=tuple(range(1, n + 1)),
+        training=record | {"data": Path(source).name, "rows": len(kept), "held_out_rows": len(held_out), "seed": seed},
+    )
+    tensors = ckpt.tensors | {key: value.detach().cpu() for key, value in exits.head_tensors().items()}
+    checkpoint.write(output, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
+    rows = [example.row for example in held_out]
+    answers = teacher.predict(rows).label_ids
+    return calibrated(output, rows, answers, speedup, teacher.max_length)
+
+
+def first_states(engine: Engine, texts: list[Any], progress: Any = None) -> tuple[Tensor, Tensor]:
+    """First tokens' hidden states after every layer, [rows, n, H], and the last layer's logits, [rows, C]; float32."""
+    model = engine.model
+    rows: list[Row] = []
+    for row in engine.tokenizer.encode(enumerate(texts)):
+        if isinstance(row, InputError):
+            raise ConfigError(f"training data, {row}")
+        rows.append(row)
+    states = torch.empty(len(rows), model.num_layers, model.config.hidden_size)
+    logits = torch.empty(len(rows), model.config.num_labels)
+    packed = list(batches(rows, BATCH_TOKENS))
+    with torch.inference_mode():
+        for part in progress(packed, len(packed)) if progress is not None else packed:
+            batch = encoder.embed(model.encoder, pack(part, model.config).to(engine.device))
+            places = batch.row_ids.cpu()
+            state = None
+            for layer in range(1, model.num_layers + 1):
+                last = layer == model.num_layers
+                batch = encoder.layer(model.encoder, layer, batch, first_only=last)
+                states[places, layer - 1] = batch.first().float().cpu()
+                answer, state = model.head.step(layer, batch, state, answer=last)
+            assert answer is not None
+            logits[places] = answer.cpu()
+    return states, logits
+
+
+@dataclass(frozen=True)
+class _States(Dataset[dict[str, Tensor]]):
+    states: Tensor
+    probabilities: Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"states": self.states[index], "labels": self.probabilities[index]}
+
+
+def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class _OnStates(nn.Module):
+    """An exit model's head alone, fed with states that are known already."""
+
+    def __init__(self, exits: ExitModel) -> None:
+        super().__init__()
+        self.exits, self.freezing = exits, exits.freezing
+
+    def forward(self, states: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+        """states: [B, n, H]; labels: the full model's probabilities [B, C]."""
+        out: dict[str, Any] = self.exits.outputs(states.transpose(0, 1), labels)
+        return out

@@ -1,0 +1,69 @@
+"""Grid search: one run a cell, the best cell kept; cells that are there already are not trained again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoint
+from ..errors import ConfigError
+from .config import TrainingConfig
+from .run import train
+
+BATCH_SIZES = (16, 32, 128)  # the paper's
+LEARNING_RATES = (1e-5, 2e-5, 3e-5, 5e-5)
+
+log = logging.getLogger("pfengine")
+
+
+def search(
+    config: TrainingConfig,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+    learning_rates: tuple[float, ...] = LEARNING_RATES,
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Train every cell of the grid, copy the best to `config.output`, return its path and all cells with their scores.
+
+    A cell's score is the quality on the held-out rows at the layer speed-up `config.speedup` (at full depth for a
+    model without exits). Cells live in `.NAME.grid` beside the output, which stays there: started again, the search
+    goes on with the first cell that is missing, and the interrupted one goes on where it last saved.
+    """
+    output = Path(config.output)
+    checkpoint.refuse_foreign(output)
+    directory = output.parent / f".{output.name}.grid"
+    directory.mkdir(parents=True, exist_ok=True)
+    note = directory / "grid.json"
+    described = json.loads(json.dumps(config.record() | {"head": config.head(factorised=False)}))
+    for name in ("batch_size", "learning_rate"):
+        described.pop(name)
+    if note.exists() and (before := json.loads(note.read_text())) != described:
+        changed = sorted(key for key in {*described, *before} if described.get(key) != before.get(key))
+        raise ConfigError(
+            f"{directory} holds a grid search with another {', '.join(changed)}; finish it with the same options, or "
+            f"remove the directory to start anew"
+        )
+    note.write_text(json.dumps(described, indent=2) + "\n")
+    cells: list[dict[str, Any]] = []
+    for batch_size in batch_sizes:
+        for rate in learning_rates:
+            path = directory / f"batch{batch_size}-lr{rate:g}"
+            if not (path / checkpoint.ENGINE).exists():
+                log.info("grid: batch size %d, learning rate %g", batch_size, rate)
+                train(replace(config, output=str(path), batch_size=batch_size, learning_rate=rate))
+            cells.append({"batch_size": batch_size, "learning_rate": rate, **score(path, config.speedup)})
+    best = max(cells, key=lambda cell: cell["score"])
+    winner = directory / f"batch{best['batch_size']}-lr{best['learning_rate']:g}"
+    ckpt = checkpoint.read(winner)
+    checkpoint.write(output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, winner)
+    return output, cells
+
+
+def score(path: Path, speedup: float) -> dict[str, Any]:
+    """Held-out quality of a trained checkpoint at a layer speed-up, and the speed-up that was nearest."""
+    engine = checkpoint.read(path).engine
+    if not engine.calibration:
+        return {"score": engine.training["held_out_score"], "layer_speedup": 1.0}
+    point = min(engine.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))
+    return {"score": point["accuracy"], "layer_speedup": point["layer_speedup"]}

@@ -1,0 +1,172 @@
+"""`pfengine.calibrate` end to end: what it writes is what loads and runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pfengine
+from pfengine import checkpoint, cli
+from pfengine.exits.guarantee import TooFewRows
+
+WORDS = ["good", "bad", "great", "bleak", "film", "movie", "very", "slow", "charming", "journey"]
+
+
+@pytest.fixture
+def ckpt(make_text_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    path = tmp_path / "ckpt"
+    shutil.copytree(make_text_checkpoint(labels=2), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draw = np.random.default_rng(0)
+    lines = [" ".join(draw.choice(WORDS, draw.integers(1, 12))) for _ in range(400)]
+    file = tmp_path_factory.mktemp("rows") / "held.tsv"
+    file.write_text("sentence\tlabel\n" + "".join(f"{line}\t{i % 2}\n" for i, line in enumerate(lines)))
+    return file
+
+
+def texts(rows: Path) -> list[str]:
+    return [line.split("\t")[0] for line in rows.read_text().splitlines()[1:]]
+
+
+def test_table_and_threshold_are_written_and_true(ckpt: Path, rows: Path) -> None:
+    before = (ckpt / "model.safetensors").read_bytes()
+    found = pfengine.calibrate(ckpt, rows, speedup=1.5)
+    assert (ckpt / "model.safetensors").read_bytes() == before
+    engine = pfengine.load(ckpt)
+    out = engine.predict(texts(rows))
+    assert out.layer_speedup == pytest.approx(1.5, rel=0.1)  # between two points of the table
+    assert found.threshold == engine.checkpoint.engine.threshold
+    full = engine.predict(texts(rows), criterion="never")
+    for point in found.table:
+        early = engine.predict(texts(rows), threshold=point["threshold"])
+        assert early.layer_speedup == pytest.approx(point["layer_speedup"])
+        assert np.mean(early.label_ids == full.label_ids) == pytest.approx(point["agreement"])
+        assert np.mean(early.label_ids == np.arange(400) % 2) == pytest.approx(point["accuracy"])
+    speedups = [engine.predict(texts(rows), speedup=s).layer_speedup for s in (1.0, 1.1, 1.4, 1.8)]
+    assert speedups == sorted(speedups)
+
+
+def test_promise_is_kept_on_these_rows_and_recorded(ckpt: Path, rows: Path) -> None:
+    found = pfengine.calibrate(ckpt, rows, agreement=0.9, confidence=0.95)
+    assert found.guarantee is not None
+    engine = pfengine.load(ckpt)
+    early, full = engine.predict(texts(rows)), engine.predict(texts(rows), criterion="never")
+    assert np.sum(early.label_ids != full.label_ids) == found.guarantee.faults
+    assert early.layer_speedup == pytest.approx(found.guarantee.layer_speedup)
+    written = json.loads((ckpt / "pfengine.json").read_text())
+    assert written["guarantee"]["confidence"] == 0.95
+    assert written["threshold"] == found.guarantee.threshold
+    pfengine.calibrate(ckpt, rows, speedup=1.2)
+    assert "guarantee" not in json.loads((ckpt / "pfengine.json").read_text()), "another threshold has no promise"
+
+
+def test_accuracy_needs_labels_agreement_does_not(ckpt: Path, rows: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "texts.jsonl"
+    bare.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(rows)))
+    found = pfengine.calibrate(ckpt, bare, agreement=0.9)
+    assert all("accuracy" not in point for point in found.table)
+    with pytest.raises(pfengine.ConfigError, match="has no labels, which accuracy_drop needs"):
+        pfengine.calibrate(ckpt, bare, accuracy_drop=0.01)
+    found = pfengine.calibrate(ckpt, rows, accuracy_drop=0.1)
+    assert found.guarantee is not None
+    assert found.guarantee.promise == "accuracy"
+
+
+def test_too_few_rows_says_how_many_and_changes_nothing(ckpt: Path, rows: Path, capsys: pytest.CaptureFixture) -> None:
+    before = (ckpt / "pfengine.json").read_text()
+    with pytest.raises(TooFewRows, match="at least 2995 are needed"):
+        pfengine.calibrate(ckpt, rows, agreement=0.999)
+    assert (ckpt / "pfengine.json").read_text() == before
+    import sys
+
+    argv, sys.argv = sys.argv, ["pfengine", "calibrate", str(ckpt), str(rows), "--agreement", "0.999"]
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    finally:
+        sys.argv = argv
+    assert caught.value.code == 1
+    assert "at least 2995 are needed" in capsys.readouterr().err
+
+
+def test_layers_are_chosen_and_can_be_chosen_again(ckpt: Path, rows: Path) -> None:
+    found = pfengine.calibrate(ckpt, rows, choose_layers=True, speedup=1.5)
+    assert found.layers is not None
+    engine = pfengine.load(ckpt)
+    assert engine.exit_layers == found.exit_layers == found.layers.chosen.exit_layers
+    assert engine.exit_layers[-1] == 5
+    out = engine.predict(texts(rows))
+    assert set(out.exit_layers) <= set(engine.exit_layers)
+    full = engine.predict(texts(rows), criterion="never")
+    assert np.mean(out.label_ids == full.label_ids) == pytest.approx(found.layers.chosen.agreement)
+    assert found.layers.chosen.agreement >= found.layers.every.agreement - 0.02
+    assert found.layers.chosen.seconds <= found.layers.every.seconds
+    assert min(found.layers.measured_seconds, found.layers.measured_every, found.layers.measured_full_depth) > 0
+    again = pfengine.calibrate(ckpt, rows, choose_layers=True, speedup=1.5)
+    assert again.layers is not None
+    assert again.layers.every.exit_layers == (1, 2, 3, 4, 5), "chosen from all exits, not from the last choice"
+
+
+def test_a_promise_is_tested_on_rows_that_did_not_choose_the_layers(ckpt: Path, rows: Path) -> None:
+    found = pfengine.calibrate(ckpt, rows, choose_layers=True, agreement=0.9)
+    assert found.guarantee is not None
+    assert found.guarantee.rows == 200
+
+
+def test_other_criterion_and_copy(ckpt: Path, rows: Path, tmp_path: Path) -> None:
+    before = (ckpt / "pfengine.json").read_text()
+    found = pfengine.calibrate(ckpt, rows, criterion="patience", speedup=1.2, out=tmp_path / "copy")
+    assert (ckpt / "pfengine.json").read_text() == before
+    engine = pfengine.load(tmp_path / "copy")
+    assert repr(engine.criterion) == f"patience:{found.threshold:g}"
+    assert engine.predict(texts(rows)).layer_speedup > 1
+    assert repr(engine.choose(speedup=found.table[-1]["layer_speedup"])) == f"patience:{found.table[-1]['threshold']:g}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"agreement": 0.9, "accuracy_drop": 0.1}, "not both"),
+        ({"agreement": 0.9, "speedup": 2.0}, "not both"),
+        ({"agreement": 1.0}, "agreement is 1.0; it must be between 0 and 1"),
+        ({"agreement": 0.9, "confidence": 2}, "confidence is 2"),
+        ({"speedup": 50.0}, "covers 1.00 to"),
+        ({"criterion": "never"}, "no criterion"),
+        ({"criterion": "loudness"}, "unknown"),
+        ({"label_column": "mood"}, "no column 'mood'; it has sentence, label"),
+    ],
+)
+def test_wrong_use(ckpt: Path, rows: Path, options: dict, message: str) -> None:
+    before = (ckpt / "pfengine.json").read_text()
+    with pytest.raises(pfengine.ConfigError, match=message):
+        pfengine.calibrate(ckpt, rows, **options)
+    assert (ckpt / "pfengine.json").read_text() == before
+
+
+def test_bundled_and_plain_checkpoints(make_checkpoint: Callable[..., Path], rows: Path) -> None:
+    with pytest.raises(pfengine.ConfigError, match="bundled with the package; say where"):
+        pfengine.calibrate("sst2", rows)
+    with pytest.raises(pfengine.ConfigError, match="no exit before its last layer"):
+        pfengine.calibrate(make_checkpoint("bert", head="classifier"), rows)
+
+
+def test_full_disk_leaves_the_old_file(ckpt: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (ckpt / "pfengine.json").read_text()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fdopen", full)
+    with pytest.raises(OSError, match="No space left"):
+        pfengine.calibrate(ckpt, rows, speedup=1.2)
+    assert (ckpt / "pfengine.json").read_text() == before
+    assert not list(ckpt.glob(".pfengine*"))
