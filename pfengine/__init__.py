@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import exits
 from .api import Engine, Predictions, load
 from .convert import convert
-from .errors import CheckpointError, ConfigError, InputError, InputTypeError, PFEngineError
+from .errors import CheckpointError, ConfigError, InputError, InputTypeError, PFEngineError, TrainingError
 
 if TYPE_CHECKING:
     from .evaluation import calibrate, evaluate
@@ -24,6 +24,7 @@ __all__ = [
     "PFEngineError",
     "Predictions",
     "TrainingConfig",
+    "TrainingError",
     "attach",
     "calibrate",
     "convert",

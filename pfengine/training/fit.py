@@ -76,22 +76,28 @@ def fit(
 
     State to go on from is kept beside `config.output` until the run is through.
     """
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Watch(TrainerCallback):  # transformers is imported where it is used
-        """Tells the freezing how far the run is, and stops a run whose loss is no number."""
+        """Tells freezing and reader how far the run is, and stops a run whose loss is no number."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             freezing.progress = state.global_step / max(1, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs and "loss" in logs and not math.isfinite(float(logs["loss"])):
+            if not logs or "loss" not in logs:
+                return
+            if not terminal:
+                step = f"step {state.global_step} of {state.max_steps}"
+                print(f"{step}: loss {float(logs['loss']):.4f}, epoch {float(logs['epoch']):.2f}", file=sys.stderr)
+            if not math.isfinite(float(logs["loss"])):
                 raise TrainingError(
                     f"the loss is {float(logs['loss'])} at step {state.global_step} of {state.max_steps}; nothing was "
                     f"written: lower learning_rate ({config.learning_rate:g}), or train with precision 'fp32'"
                 )
 
     freezing: Freezing = model.freezing  # type: ignore[assignment]
+    terminal = sys.stderr.isatty()
     output = Path(config.output)
     directory = output.parent / f".{output.name}.trainer"
     resume = _resumable(directory, config)
@@ -119,9 +125,10 @@ def fit(
         seed=config.seed,
         dataloader_pin_memory=cuda,
         ddp_find_unused_parameters=config.freezing != "none",
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=not terminal,
     )
     trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[Watch()])
+    trainer.remove_callback(PrinterCallback)  # to standard output, which is for results
     trainer.train(resume_from_checkpoint=resume)
     model.eval()
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,13 +56,14 @@ def train(config: TrainingConfig) -> Path:
 
     set_seed(config.seed)
     backbone_config = _backbone_config(source, labels, config.layers)
-    backbone = AutoModel.from_pretrained(
-        source,
-        add_pooling_layer=False,
-        dtype=torch.float32,
-        local_files_only=True,
-        num_hidden_layers=backbone_config.num_layers,
-    )
+    with _quiet():
+        backbone = AutoModel.from_pretrained(
+            source,
+            add_pooling_layer=False,
+            dtype=torch.float32,
+            local_files_only=True,
+            num_hidden_layers=backbone_config.num_layers,
+        )
     tokenizer = Tokenizer(source, backbone_config, min(config.max_length, backbone_config.max_tokens))
     head = config.head(backbone_config.family.factorised)
     freezing = Freezing(config.freezing, config.frozen_layers)
@@ -104,6 +107,22 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
         nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
         engine = replace(engine, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
     return checkpoint.write_engine(path, engine)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and its report of weights that are not used (poolers, layers above the k-th)."""
+    from transformers.utils import logging
+
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _labels(examples: list[Example], source: str) -> tuple[str, ...]:

@@ -3,55 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
-import transformers
 
 import pfengine
 from pfengine import data
 from pfengine.training import run as training_run
 from pfengine.training.model import ExitModel
-
-GOOD, BAD, FILL = ("good", "fine", "great"), ("bad", "poor", "awful"), ("film", "plot", "a", "the", "is", "very")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 3-layer BERT with random weights and a word tokenizer, as AutoModel saves it."""
-    path = tmp_path_factory.mktemp("encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *FILL]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.save(str(path / "tokenizer.json"))
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rows")
-    draw = random.Random(0)
-    lines = ["sentence\tlabel"]
-    for i in range(400):
-        label = i % 2
-        words = [draw.choice(GOOD if label else BAD), *draw.choices(FILL, k=draw.randint(1, 8))]
-        draw.shuffle(words)
-        lines.append(" ".join(words) + f"\t{label}")
-    (path / "train.tsv").write_text("\n".join(lines) + "\n")
-    return path
 
 
 def config(encoder: Path, rows: Path, out: Path, **options: object) -> pfengine.TrainingConfig:

@@ -1,0 +1,138 @@
+"""Exits for a model one already has: its own answers stay, bit for bit, and the exits learn to give them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import pfengine
+from pfengine import data
+from pfengine.training.attaching import first_states
+
+from .conftest import BAD, FILL, GOOD
+
+FAMILIES = {
+    "bert": (transformers.BertConfig, transformers.BertForSequenceClassification),
+    "roberta": (transformers.RobertaConfig, transformers.RobertaForSequenceClassification),
+    "albert": (transformers.AlbertConfig, transformers.AlbertForSequenceClassification),
+}
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
+    """A sequence-classification directory fine-tuned on good against bad words, as save_pretrained leaves it."""
+    path = tmp_path_factory.mktemp("plain") / request.param
+    make_config, make_model = FAMILIES[request.param]
+    words = json.loads((encoder / "tokenizer.json").read_text())["model"]["vocab"]
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    config = make_config(
+        vocab_size=len(words), hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, id2label={0: "bad", 1: "good"},
+        label2id={"bad": 0, "good": 1}, **special, **({"embedding_size": 16} if request.param == "albert" else {}),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = make_model(config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    draw = random.Random(1)
+    for _ in range(80):
+        ids, labels = [], []
+        for _ in range(16):
+            label = draw.randint(0, 1)
+            row = [words[draw.choice(GOOD if label else BAD)], *(words[w] for w in draw.choices(FILL, k=5))]
+            draw.shuffle(row)
+            ids.append([2, *row, 3])
+            labels.append(label)
+        loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.3
+    model.save_pretrained(path)
+    (path / "tokenizer.json").write_text((encoder / "tokenizer.json").read_text())
+    return path
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draw = random.Random(5)
+    rows = set()
+    while len(rows) < 700:
+        words = [draw.choice(GOOD + BAD), *draw.choices(FILL + GOOD + BAD, k=draw.randint(0, 8))]
+        draw.shuffle(words)
+        rows.add(" ".join(words))
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in sorted(rows)))
+    return file
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "paper"}, {"system": "linear"}], ids=["authors", "paper", "linear"])
+def test_full_depth_is_untouched_and_exits_agree(plain: Path, texts: Path, tmp_path: Path, options: dict) -> None:
+    out = pfengine.attach(plain, texts, tmp_path / "ckpt", epochs=8, hold_out=200, batch_size=16, **options)
+    rows = [example.row for example in data.read(texts)]
+    before, after = pfengine.load(plain), pfengine.load(out)
+    full = after.predict(rows, criterion="never")
+    np.testing.assert_array_equal(full.logits, before.predict(rows).logits)
+    assert after.labels == ("bad", "good")
+    early = after.predict(rows)  # at the threshold of a layer speed-up of about 2
+    assert early.layer_speedup == pytest.approx(2.0, abs=0.5)
+    assert np.mean(early.label_ids == full.label_ids) > 0.9
+    written = json.loads((out / "pfengine.json").read_text())
+    assert written["system"] == "attached"
+    assert written["calibration"][0]["agreement"] == 1.0
+    assert all(point["accuracy"] == point["agreement"] for point in written["calibration"])
+    assert not list(tmp_path.glob(".*")), "nothing is left beside it"
+
+
+def test_stored_weights_are_the_models_own(plain: Path, texts: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    out = pfengine.attach(plain, texts, tmp_path / "ckpt", epochs=1, hold_out=100, max_rows=300)
+    theirs, ours = load_file(plain / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items() if key in ours)
+    assert {key for key in ours if not key.startswith("exit_head.")} <= set(theirs)
+
+
+def test_states_are_those_of_transformers(plain: Path) -> None:
+    engine = pfengine.load(plain)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(plain).eval()
+    rows = [{"input_ids": np.array([2, 4, 10, 3])}, {"input_ids": np.array([2, 8, 11, 12, 13, 3])}]
+    states, logits = first_states(engine, rows)
+    for i, row in enumerate(rows):
+        with torch.no_grad():
+            out = model(input_ids=torch.from_numpy(row["input_ids"])[None], output_hidden_states=True)
+        theirs = torch.stack([hidden[0, 0] for hidden in out.hidden_states[1:]])
+        torch.testing.assert_close(states[i], theirs, atol=2e-5, rtol=1e-5)  # fp32, four layers
+        torch.testing.assert_close(logits[i], out.logits[0], atol=2e-5, rtol=1e-5)
+
+
+def test_refusals(plain: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(pfengine.ConfigError, match="leaves none to train on"):
+        pfengine.attach(plain, texts, tmp_path / "ckpt", hold_out=10_000)
+    with pytest.raises(pfengine.ConfigError, match="no column 'body'"):
+        pfengine.attach(plain, texts, tmp_path / "ckpt", text_column="body")
+    with pytest.raises(pfengine.ConfigError, match="no exits to attach"):
+        pfengine.attach(plain, texts, tmp_path / "ckpt", system="full-model")
+    with pytest.raises(pfengine.ConfigError, match="has exits already"):
+        pfengine.attach("sst2", texts, tmp_path / "ckpt")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    with pytest.raises(pfengine.CheckpointError, match="is no pfengine checkpoint"):
+        pfengine.attach(plain, texts, tmp_path / "mine")
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_command_line(plain: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from pfengine import cli
+
+    arguments = [str(plain), str(texts), str(tmp_path / "ckpt"), "--epochs", "1", "--hold-out", "100"]
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["attach", *arguments])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.strip().endswith("ckpt")
+    assert pfengine.load(tmp_path / "ckpt").exit_layers == (1, 2, 3, 4)
