@@ -246,31 +246,42 @@ def calibrate(
 @app.command(epilog="Example: pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3")
 def evaluate(
     checkpoint: Checkpoint,
-    data: Annotated[Path, typer.Argument(help="Labelled rows: a file, or a directory with a dev split.")],
+    data: Annotated[str, typer.Argument(help="Labelled rows: a file, a directory with a dev split, or a GLUE task.")],
     thresholds: Annotated[str | None, typer.Option(help="Thresholds, with commas.")] = None,
     speedups: Annotated[str | None, typer.Option(help="Calibrated layer speed-ups, with commas.")] = None,
+    compare: Annotated[list[str] | None, typer.Option(help="Another checkpoint in the same run; repeat it.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="accuracy, f1, pearson, spearman; with commas.")] = None,
     precision: Precision = "auto",
     batch_tokens: int = BATCH_TOKENS,
     batch_size: Annotated[int | None, typer.Option(help="Most rows a batch.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed runs of each setting, in turn.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write JSON, Markdown and pictures to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy, layer and wall-clock speed-up and exit layers, at full depth and at each threshold."""
+    """Quality, layer and wall-clock speed-up and exit layers, at full depth and at each threshold."""
     from .evaluation import evaluate as run
 
-    report = run(
+    found = run(
         checkpoint, data, thresholds=_numbers(thresholds, "--thresholds"), speedups=_numbers(speedups, "--speedups"),
-        precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, repeats=repeats,
+        compare=compare or (), metrics=metrics.split(",") if metrics else (), curves=bool(report or out or as_json),
+        precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, max_length=max_length,
+        text_column=text_column, pair_column=pair_column, label_column=label_column, repeats=repeats,
         progress=lambda runs, total: cli_io.progress(runs, total, "evaluate"),
     )  # fmt: skip
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        out.write_text(json.dumps(found.to_json(), indent=2) + "\n")
+    if report is not None:
+        found.write(report)
     if as_json:
-        print(json.dumps(report.to_json()))
+        print(json.dumps(found.to_json()))
     else:
-        cli_io.print_report(report)
+        cli_io.print_report(found)
 
 
 @app.command(epilog="Example: pfengine info sst2")

@@ -122,20 +122,24 @@ def print_report(report: Report) -> None:
         f"medians of {report.repeats} interleaved runs",
         highlight=False,
     )
-    table = Table("setting", "threshold", "accuracy %", "+-", "layer speed-up", "wall-clock speed-up", "rows/s")
+    several = len({s.checkpoint for s in report.settings}) > 1
+    metrics = report.settings[0].metrics
+    table = Table("setting", "threshold", *(f"{name} %" for name in metrics), "+-", "layer speed-up",
+                  "wall-clock speed-up", "rows/s")  # fmt: skip
     for s in report.settings:
         table.add_row(
-            s.name, "" if s.threshold is None else f"{s.threshold:.4f}", f"{100 * s.accuracy:.1f}",
+            f"{Path(s.checkpoint).name}, {s.name}" if several else s.name,
+            "" if s.threshold is None else f"{s.threshold:.4f}", *(f"{100 * v:.1f}" for v in s.metrics.values()),
             f"{100 * s.standard_error:.1f}", f"{s.layer_speedup:.2f}", f"{s.wall_clock_speedup:.2f}",
             f"{report.rows / s.seconds:.0f}",
         )  # fmt: skip
     console.print(table)
-    layers = sorted({layer for s in report.settings for layer in s.exit_layers})
-    histogram = Table("exit layer", *(s.name for s in report.settings[1:]))
-    for layer in layers:
-        shares = [s.exit_layers.get(layer, 0) / report.rows for s in report.settings[1:]]
+    early = [s for s in report.settings if s.checkpoint == report.checkpoint][1:]
+    histogram = Table("exit layer", *(s.name for s in early))
+    for layer in sorted({layer for s in early for layer in s.exit_layers}):
+        shares = [s.exit_layers.get(layer, 0) / report.rows for s in early]
         histogram.add_row(str(layer), *(f"{100 * share:4.1f}% {'█' * round(20 * share)}" for share in shares))
-    if len(report.settings) > 1:
+    if early:
         console.print(histogram)
 
 

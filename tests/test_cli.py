@@ -154,12 +154,16 @@ def test_evaluate(run, tmp_path: Path) -> None:
     file, report = tmp_path / "dev.tsv", tmp_path / "report.json"
     file.write_text(f"sentence\tlabel\n{TEXTS[0]}\t1\n{TEXTS[1]}\t0\n{TEXTS[1]}\tpositive\n")
     options = ["--speedups", "2", "--thresholds", "0.05", "--repeats", "1"]
-    result = run("evaluate", "sst2", str(file), *options, "--json", "--out", str(report))
+    folder = tmp_path / "folder"
+    result = run("evaluate", "sst2", str(file), *options, "--json", "--out", str(report), "--report", str(folder))
+    assert {path.name for path in folder.iterdir()} == {
+        "report.json", "report.md", "curve.png", "curve.svg", "exits.png", "exits.svg"
+    }  # fmt: skip
     assert result.code == 0, result.err
     written = json.loads(report.read_text())
     assert written == result.json[0]
     assert [setting["name"] for setting in written["settings"]] == ["full depth", "threshold 0.05", "speedup 2"]
-    assert written["settings"][0]["accuracy"] == pytest.approx(2 / 3)
+    assert written["settings"][0]["metrics"]["accuracy"] == pytest.approx(2 / 3)
     assert written["settings"][0]["exit_layers"] == {"12": 3}
     assert all(setting["wall_clock_speedup"] > 0 for setting in written["settings"])
     table = run("evaluate", "sst2", str(file), *options)

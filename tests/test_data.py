@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pfengine
-from pfengine import data
+from pfengine import data, tasks
 from pfengine.data import Example
 
 
@@ -85,3 +85,113 @@ def test_hold_out_of_pairs() -> None:
     assert len(held) == 5
     assert set(kept) | set(held) == set(examples)
     assert not set(kept) & set(held)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"question1": ["a", "c"], "question2": ["b", "d"], "is_duplicate": [1, 0]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    assert data.read(data.locate(tmp_path, "train")) == [Example("a", "b", "1"), Example("c", "d", "0")]
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(pfengine.ConfigError, match="train.parquet cannot be read"):
+        data.read(tmp_path / "train.parquet")
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "expected"),
+    [  # GLUE's own layouts
+        ("sentence\tlabel", "a b\t1", ("a b", None, "1")),
+        ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\ta\tb", ("a", "b", "1")),
+        ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\ta\tb", ("a", "b", "1")),
+        ("index\tquestion\tsentence\tlabel", "0\ta\tb\tentailment", ("a", "b", "entailment")),
+        ("index\tsentence1\tsentence2\tlabel", "0\ta\tb\tnot_entailment", ("a", "b", "not_entailment")),
+        ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\ta\tb\t0", ("a", "b", "0")),
+        (
+            "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label",
+            "0\t1\t2\tx\ta\tb\tneutral\tentailment",
+            ("a", "b", "entailment"),
+        ),
+        ("index\tgenre\tsentence1\tsentence2\tscore", "0\tx\ta\tb\t3.8", ("a", "b", "3.8")),
+    ],
+)
+def test_glue_layouts(tmp_path: Path, header: str, line: str, expected: tuple) -> None:
+    (tmp_path / "train.tsv").write_text(f"{header}\n{line}\n", encoding="utf-8")
+    assert data.read(data.locate(tmp_path, "train")) == [Example(*expected)]
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("text,title,body,mood\n1,a,b,c\n")
+    assert data.read(file, text="title", pair="body", label="mood") == [Example("a", "b", "c")]
+    assert data.read(file, text="body") == [Example("b", None, None)]
+    assert data.read(file, pair="body", label="mood") == [Example("1", "b", "c")]
+    with pytest.raises(pfengine.ConfigError, match="no column 'feeling'; it has text, title, body, mood"):
+        data.read(file, label="feeling")
+
+
+def test_splits_by_their_other_names(tmp_path: Path) -> None:
+    (tmp_path / "validation.csv").write_text("text,label\na,1\n")
+    assert data.locate(tmp_path, "dev").name == "validation.csv"
+    (tmp_path / "dev_matched.tsv").write_text("text\tlabel\nb\t1\n")
+    assert data.locate(tmp_path, "dev").name == "validation.csv"
+    (tmp_path / "dev.jsonl").write_text('{"text": "c"}\n')
+    assert data.locate(tmp_path, "dev").name == "dev.jsonl"
+
+
+def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[tuple] = []
+
+    def download(repo: str, file: str, repo_type: str) -> str:
+        asked.append((repo, file, repo_type))
+        if "qnli" in file:
+            raise ConnectionError("no route to host\nand more")
+        return str(tmp_path / "x.parquet")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for name, split in (("MRPC", "train"), ("sst2", "dev"), ("mnli", "dev"), ("STS-B", "test")):
+        assert data.locate(name, split) == tmp_path / "x.parquet"
+    assert [file for _, file, _ in asked] == [
+        "mrpc/train-00000-of-00001.parquet", "sst2/validation-00000-of-00001.parquet",
+        "mnli/validation_matched-00000-of-00001.parquet", "stsb/test-00000-of-00001.parquet",
+    ]  # fmt: skip
+    with pytest.raises(pfengine.ConfigError, match="cannot be had: no route to host; give a directory"):
+        data.locate("qnli", "train")
+    with pytest.raises(pfengine.ConfigError, match=r"CoLA does not exist; .* SST-2, MRPC"):
+        data.locate("CoLA", "train")
+    with pytest.raises(pfengine.ConfigError, match="does not exist"):
+        data.locate("missing/mrpc", "train")
+
+
+def test_tasks_by_name() -> None:
+    for name in ("SST-2", "sst2", "some/where/SST-2", "sst_2"):
+        task = tasks.find(name)
+        assert task is not None
+        assert (task.name, task.labels, task.pair) == ("SST-2", ("negative", "positive"), False)
+    assert tasks.find("imdb") is None
+    regression = tasks.find("stsb")
+    assert regression is not None
+    assert regression.regression
+
+
+def test_unlabelled_rows_are_named_as_such() -> None:
+    with pytest.raises(pfengine.ConfigError, match="label '-1' is none of no, yes: the rows are not labelled"):
+        data.label_ids([Example("a", None, "-1")], ("no", "yes"), "f")
+    with pytest.raises(pfengine.ConfigError, match="f has no column with labels"):
+        data.label_ids([Example("a", None, None)], ("no", "yes"), "f")
+    with pytest.raises(pfengine.ConfigError, match="row 1: label 'nan' is no finite number"):
+        data.scores([Example("a", None, "1.5"), Example("a", None, "nan")], "f")
+
+
+def test_the_shared_tables_are_glue_tasks(shared: Path) -> None:
+    for name in ("SST-2", "MRPC", "RTE", "STS-B"):
+        task, examples = tasks.find(name), data.read(data.locate(shared / "data" / name, "dev"))
+        assert task is not None
+        assert all((example.pair is not None) == task.pair for example in examples)
+        if task.regression:
+            assert 0 <= min(data.scores(examples, name)) <= max(data.scores(examples, name)) <= 5
+        else:
+            assert set(data.label_ids(examples, task.labels, name)) == {0, 1}

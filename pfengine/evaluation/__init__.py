@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .calibration import Calibration, calibrate
 from .machine import describe_machine
-from .run import Report, Setting, evaluate
+from .report import Curve, Report, Setting
+from .run import evaluate
 
-__all__ = ["Calibration", "Report", "Setting", "calibrate", "describe_machine", "evaluate"]
+__all__ = ["Calibration", "Curve", "Report", "Setting", "calibrate", "describe_machine", "evaluate"]

@@ -1,54 +1,27 @@
-"""Accuracy, layer speed-up, wall-clock speed-up and exit-layer histogram of a checkpoint at several thresholds."""
+"""Quality, layer speed-up, wall-clock speed-up and exit layers of a checkpoint, beside others where asked."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import data
+from .. import data, tasks
 from ..api import BATCH_TOKENS, Engine, Predictions, load
 from ..data import Example
 from ..errors import ConfigError
-from ..exits import Criterion, Never
+from ..exits import Criterion, Never, parse
 from ..tokenization import Row
+from .curve import curve, oracle
 from .machine import describe_machine
+from .metrics import METRICS, measure, standard_error
+from .report import Curve, Report, Setting
 
-
-@dataclass(frozen=True)
-class Setting:
-    """One row of the table; the first is full depth."""
-
-    name: str  # "full depth", "threshold 0.3", "speedup 2"
-    threshold: float | None
-    accuracy: float
-    standard_error: float
-    layer_speedup: float
-    wall_clock_speedup: float  # median seconds at full depth / median seconds here, runs interleaved
-    seconds: float  # median for all rows, tokenisation included
-    exit_layers: dict[int, int]  # layer -> rows that left there
-
-
-@dataclass(frozen=True)
-class Report:
-    checkpoint: str
-    data: str
-    rows: int
-    mean_tokens: float
-    precision: str
-    batch_tokens: int
-    batch_size: int | None
-    repeats: int
-    machine: dict[str, Any]
-    settings: list[Setting]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+Choice = tuple[Engine, str, str, Any]  # engine, checkpoint, name of the setting, criterion
 
 
 def evaluate(
@@ -57,48 +30,70 @@ def evaluate(
     *,
     thresholds: Sequence[float] = (),
     speedups: Sequence[float] = (),
+    compare: Sequence[str | os.PathLike[str]] = (),
+    metrics: Sequence[str] = (),
+    curves: bool = True,
     precision: str = "auto",
     batch_tokens: int = BATCH_TOKENS,
     batch_size: int | None = None,
+    max_length: int | None = None,
     repeats: int = 3,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> Report:
     """Evaluate a checkpoint on labelled rows.
 
-    source: a file, or a directory with a `dev` split. thresholds, speedups: settings beside full depth; neither: every
-    point of the checkpoint's calibration table. repeats: timed runs of each setting, in turn; medians are reported.
-    progress: wraps the runs, given how many there are.
+    source: a file, a directory with a `dev` split, or a GLUE task's name. thresholds, speedups: settings beside full
+    depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same
+    run at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`.
+    metrics: of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and
+    spearman. curves: also quality over all thresholds, and the oracle. repeats: timed runs of each setting, in turn;
+    medians are reported. progress: wraps the runs, given how many there are.
 
-    Raises ConfigError for data or settings that do not fit, CheckpointError for the checkpoint.
+    Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
     """
     if repeats < 1:
         raise ConfigError(f"repeats is {repeats}; it must be at least 1")
-    engine = load(path, precision=precision, criterion="never")
-    if engine.model.config.problem_type != "single_label_classification":
-        raise ConfigError(f"evaluate reports accuracy, which problem_type {engine.model.config.problem_type!r} has not")
-    examples = data.read(source)
-    labels = np.array(data.label_ids(examples, engine.labels, str(source)))
-    choices = _choices(engine, thresholds, speedups)
+    paths = (path, *compare)
+    engines = [load(p, precision=precision, criterion="never", max_length=max_length) for p in paths]
+    main = engines[0]
+    for engine, other in zip(engines[1:], compare, strict=True):
+        if engine.labels != main.labels or _regression(engine) != _regression(main):
+            raise ConfigError(f"{other} has the labels {', '.join(engine.labels)}; {path} {', '.join(main.labels)}")
+    file = data.locate(source, "dev")
+    examples = data.read(file, text=text_column, pair=pair_column, label=label_column)
+    if _regression(main):
+        truth = np.array(data.scores(examples, str(source)))
+    else:
+        truth = np.array(data.label_ids(examples, main.labels, str(source)))
+    names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
+    measure(names, truth, truth)  # what is missing is said before anything runs
+
+    choices = _choices(main, os.fspath(path), thresholds, speedups)
+    for engine, other in zip(engines[1:], compare, strict=True):
+        choices += _beside(engine, os.fspath(other), speedups)
     results: list[Predictions | None] = [None] * len(choices)
     seconds: list[list[float]] = [[] for _ in choices]
     runs = [index for _ in range(repeats) for index in range(len(choices))]
-    _run(engine, choices[0][1], examples[:64], batch_tokens, batch_size)  # first calls build oneDNN's kernels
+    for engine in engines:  # first calls build oneDNN's kernels
+        _run(engine, Never(), examples[:64], batch_tokens, batch_size)
     for index in progress(runs, len(runs)) if progress is not None else runs:
         start = time.perf_counter()
-        results[index] = _run(engine, choices[index][1], examples, batch_tokens, batch_size)
+        results[index] = _run(choices[index][0], choices[index][3], examples, batch_tokens, batch_size)
         seconds[index].append(time.perf_counter() - start)
     medians = [float(np.median(times)) for times in seconds]
     settings = [
-        _setting(name, rule, result, labels, medians[0] / median, median)
-        for (name, rule), result, median in zip(choices, results, medians, strict=True)
+        _setting(choice, result, truth, names, main.num_layers, medians[0] / median, median)
+        for choice, result, median in zip(choices, results, medians, strict=True)
         if result is not None
     ]
-    tokens = sum(
-        len(row.ids) for row in engine.tokenizer.encode(enumerate(e.row for e in examples)) if isinstance(row, Row)
-    )
+    texts = [example.row for example in examples]
+    tokens = sum(len(row.ids) for row in main.tokenizer.encode(enumerate(texts)) if isinstance(row, Row))
     return Report(
         checkpoint=os.fspath(path),
-        data=Path(source).name,
+        data=file.parent.name + "/" + file.name if file.parent.name else file.name,
         rows=len(examples),
         mean_tokens=tokens / len(examples),
         precision="fp32" if precision == "auto" else precision,
@@ -107,17 +102,48 @@ def evaluate(
         repeats=repeats,
         machine=describe_machine(),
         settings=settings,
+        curves=[_curve(e, os.fspath(p), texts, truth, names) for e, p in zip(engines, paths, strict=True)]
+        if curves and not _regression(main)
+        else [],
     )
 
 
-def _choices(engine: Engine, thresholds: Sequence[float], speedups: Sequence[float]) -> list[tuple[str, Any]]:
-    calibration = engine.checkpoint.engine.calibration
+def _regression(engine: Engine) -> bool:
+    return engine.model.config.problem_type == "regression"
+
+
+def _metrics(engine: Engine, source: str | Path, asked: Sequence[str]) -> tuple[str, ...]:
+    problem, task = engine.model.config.problem_type, tasks.find(str(source))
+    for name in asked:
+        if name not in METRICS:
+            raise ConfigError(f"metric {name!r} is unknown; there are {', '.join(METRICS)}")
+    if problem == "multi_label_classification":
+        raise ConfigError("evaluate is for single labels and regression, not for multi_label_classification")
+    fitting = ("pearson", "spearman") if problem == "regression" else ("accuracy", "f1")
+    if any(name not in fitting for name in asked):
+        raise ConfigError(f"metrics {', '.join(asked)}: a {problem} model is scored by {' or '.join(fitting)}")
+    if asked:
+        return tuple(asked)
+    if task is not None and all(name in fitting for name in task.metrics):
+        return task.metrics
+    return fitting if problem == "regression" else ("accuracy",)
+
+
+def _choices(engine: Engine, path: str, thresholds: Sequence[float], speedups: Sequence[float]) -> list[Choice]:
     if not thresholds and not speedups and len(engine.exit_layers) > 1:
-        speedups = [point["layer_speedup"] for point in calibration]
-    choices: list[tuple[str, Any]] = [("full depth", Never())]
-    choices += [(f"threshold {t:g}", engine.choose(threshold=t)) for t in thresholds]
-    choices += [(f"speedup {s:.3g}", engine.choose(speedup=s)) for s in speedups]
+        speedups = [p["layer_speedup"] for p in engine.checkpoint.engine.calibration if p["layer_speedup"] > 1]
+    choices: list[Choice] = [(engine, path, "full depth", Never())]
+    choices += [(engine, path, f"threshold {t:g}", engine.choose(threshold=t)) for t in thresholds]
+    choices += [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in speedups]
     return choices
+
+
+def _beside(engine: Engine, path: str, speedups: Sequence[float]) -> list[Choice]:
+    """A checkpoint in comparison: at the same speed-ups where it has exits, as far as its table goes."""
+    table = [point["layer_speedup"] for point in engine.checkpoint.engine.calibration]
+    reached = [s for s in speedups if table and min(table) <= s <= max(table)]
+    choices = [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in reached]
+    return choices or [(engine, path, "full depth", Never())]
 
 
 def _run(
@@ -128,17 +154,34 @@ def _run(
 
 
 def _setting(
-    name: str, rule: Any, result: Predictions, labels: np.ndarray, wall_clock: float, seconds: float
+    choice: Choice,
+    result: Predictions,
+    truth: np.ndarray,
+    names: tuple[str, ...],
+    num_layers: int,
+    wall_clock: float,
+    seconds: float,
 ) -> Setting:
-    accuracy = float((result.label_ids == labels).mean())
+    engine, path, name, rule = choice
+    answers = result.logits[:, 0] if _regression(engine) else result.label_ids
     layers, counts = np.unique(result.exit_layers, return_counts=True)
     return Setting(
+        checkpoint=path,
         name=name,
         threshold=rule.threshold if isinstance(rule, Criterion) else None,
-        accuracy=accuracy,
-        standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(labels))),
-        layer_speedup=result.layer_speedup,
+        metrics=measure(names, answers, truth),
+        standard_error=standard_error(names[0], answers, truth),
+        layer_speedup=num_layers * len(truth) / int(result.exit_layers.sum()),
         wall_clock_speedup=wall_clock,
         seconds=seconds,
         exit_layers={int(layer): int(count) for layer, count in zip(layers, counts, strict=True)},
     )
+
+
+def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: tuple[str, ...]) -> Curve:
+    criterion = (engine.checkpoint.engine.criterion or "never").partition(":")[0]
+    if len(engine.exit_layers) == 1 or criterion == "never":
+        return Curve(path, "never", [], None)
+    logits = engine.layer_logits(texts)
+    points = curve(parse(criterion, 1.0), logits, truth, engine.exit_layers, names)
+    return Curve(path, criterion, points, oracle(logits, truth, engine.exit_layers, names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +31,12 @@ def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("plain") / request.param
     make_config, make_model = FAMILIES[request.param]
     words = json.loads((encoder / "tokenizer.json").read_text())["model"]["vocab"]
-    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    options: dict[str, Any] = {"embedding_size": 16} if request.param == "albert" else {}
     config = make_config(
         vocab_size=len(words), hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, id2label={0: "bad", 1: "good"},
-        label2id={"bad": 0, "good": 1}, **special, **({"embedding_size": 16} if request.param == "albert" else {}),
+        max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+        **options,
     )  # fmt: skip
     torch.manual_seed(0)
     model = make_model(config)

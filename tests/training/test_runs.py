@@ -174,7 +174,7 @@ def test_model_without_exits_and_fewer_layers(encoder: Path, rows: Path, tmp_pat
     answers = engine.classify(["the film is very good", "awful plot"])
     assert [answer["label"] for answer in answers] == ["positive", "negative"]
     assert json.loads((out / "pfengine.json").read_text())["training"]["held_out_score"] > 0.9
-    with pytest.raises(pfengine.ConfigError, match="layers is 4; .* has 3"):
+    with pytest.raises(pfengine.ConfigError, match=r"layers is 4; .* has 3"):
         pfengine.train(config(encoder, rows, tmp_path / "other", layers=4))
 
 

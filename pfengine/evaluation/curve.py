@@ -1,0 +1,56 @@
+"""Quality against layer speed-up over all thresholds, and the oracle: from the logits of every exit, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..exits import Criterion
+from ..exits.calibration import answers_at, exits_taken
+from .metrics import measure
+
+POINTS = 40
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Rows leave at the first exit that is right, and at the first of all where none is: no criterion does better."""
+
+    metrics: dict[str, float]
+    layer_speedup: float
+
+
+def curve(
+    criterion: Criterion,
+    logits: np.ndarray,
+    truth: np.ndarray,
+    exit_layers: Sequence[int],
+    metrics: tuple[str, ...],
+    points: int = POINTS,
+) -> list[dict[str, Any]]:
+    """Points {threshold, layer_speedup, metrics} from full depth to the fastest, at most `points`, evenly spaced.
+
+    criterion: at any threshold. logits: [exits, rows, labels]; truth: label ids [rows].
+    """
+    candidates = criterion.candidates(torch.from_numpy(logits))
+    picked = np.unique(np.linspace(0, max(0, len(candidates) - 1), points).round().astype(int))
+    out: list[dict[str, Any]] = []
+    for i in picked[: len(candidates)]:
+        taken = exits_taken(criterion.with_threshold(candidates[i]), logits, exit_layers)
+        answers = answers_at(logits, exit_layers, taken).argmax(-1)
+        speedup = exit_layers[-1] * len(taken) / int(taken.sum())
+        out.append({"threshold": candidates[i], "layer_speedup": speedup, "metrics": measure(metrics, answers, truth)})
+    return out
+
+
+def oracle(logits: np.ndarray, truth: np.ndarray, exit_layers: Sequence[int], metrics: tuple[str, ...]) -> Oracle:
+    """The upper bound of any way to exit: logits [exits, rows, labels], truth [rows]."""
+    right = logits.argmax(-1) == truth
+    first = right.argmax(0)  # 0 where no exit is right
+    taken = np.asarray(exit_layers)[first]
+    answers = logits[first, np.arange(len(truth))].argmax(-1)
+    return Oracle(measure(metrics, answers, truth), exit_layers[-1] * len(truth) / int(taken.sum()))

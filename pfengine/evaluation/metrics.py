@@ -1,0 +1,61 @@
+"""GLUE's metrics, by scikit-learn and scipy."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from ..errors import ConfigError
+
+RESAMPLES = 200
+
+
+def _sklearn(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    def score(answers: np.ndarray, truth: np.ndarray) -> float:
+        import sklearn.metrics
+
+        if name == "f1":  # of label 1, as GLUE has it for MRPC and QQP; of all labels where there are more
+            average = "binary" if max(truth.max(initial=0), answers.max(initial=0)) < 2 else "macro"
+            return float(sklearn.metrics.f1_score(truth, answers, average=average, zero_division=0.0))
+        return float(sklearn.metrics.accuracy_score(truth, answers))
+
+    return score
+
+
+def _scipy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    def score(answers: np.ndarray, truth: np.ndarray) -> float:
+        import scipy.stats
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of constant answers, which have no correlation: nan
+            return float(getattr(scipy.stats, name)(answers, truth).statistic)
+
+    return score
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": _sklearn("accuracy"),
+    "f1": _sklearn("f1"),
+    "pearson": _scipy("pearsonr"),
+    "spearman": _scipy("spearmanr"),
+}
+
+
+def measure(metrics: tuple[str, ...], answers: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Each metric of answers against the truth, both [rows]: label ids, or numbers for regression."""
+    try:
+        return {name: METRICS[name](answers, truth) for name in metrics}
+    except ImportError:
+        raise ConfigError("metrics need scikit-learn and scipy: pip install 'pfengine[train]'") from None
+
+
+def standard_error(metric: str, answers: np.ndarray, truth: np.ndarray) -> float:
+    """Of one metric, rows taken as drawn at random: exact for accuracy, by 200 bootstrap samples for the others."""
+    if metric == "accuracy":
+        share = float(np.mean(answers == truth))
+        return float(np.sqrt(share * (1 - share) / len(truth)))
+    draw = np.random.default_rng(0)
+    samples = [draw.integers(0, len(truth), len(truth)) for _ in range(RESAMPLES)]
+    return float(np.nanstd([METRICS[metric](answers[part], truth[part]) for part in samples]))
