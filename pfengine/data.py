@@ -17,12 +17,13 @@ from .errors import ConfigError
 PAIRS = (  # columns of the two texts of a pair: plain names first, then GLUE's own
     ("text", "text_pair"),
     ("sentence1", "sentence2"),
+    ("sentence", "sentence2"),
     ("question1", "question2"),
     ("premise", "hypothesis"),
     ("question", "sentence"),
     ("#1 String", "#2 String"),
 )
-TEXTS = ("text", "sentence", *(text for text, _ in PAIRS[1:]))
+TEXTS = tuple(dict.fromkeys(("text", "sentence", *(text for text, _ in PAIRS))))
 LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score")
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 SPLITS = {"dev": ("dev", "validation", "dev_matched")}  # the names a split goes by

@@ -95,7 +95,7 @@ def test_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
     assert data.read(data.locate(tmp_path, "train")) == [Example("a", "b", "1"), Example("c", "d", "0")]
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(pfengine.ConfigError, match="train.parquet cannot be read"):
+    with pytest.raises(pfengine.ConfigError, match=r"train\.parquet cannot be read"):
         data.read(tmp_path / "train.parquet")
 
 
