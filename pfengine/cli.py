@@ -140,7 +140,8 @@ def train(
     frozen_layers: Annotated[int, typer.Option(help="Lowest layers that 'lower' freezes.")] = 2,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
     seed: int = 0,
-    hold_out: Annotated[int, typer.Option(help="Rows kept from training, to calibrate thresholds on.")] = 1000,
+    held_out: Annotated[str | None, typer.Option(help="File with rows to calibrate thresholds on.")] = None,
+    hold_out: Annotated[int, typer.Option(help="Without one: rows kept from training for that.")] = 1000,
     max_rows: Annotated[int | None, typer.Option(help="Use only the first rows.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between states an interrupted run goes on from.")] = 500,
     storage: Annotated[str, typer.Option(help="float or int8-rows.")] = "float",
@@ -162,8 +163,8 @@ def train(
         incorporate=incorporate, states=states, gate=gate, layers=layers, labels=names, text_column=text_column,
         pair_column=pair_column, label_column=label_column, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, max_length=max_length, dropout=dropout,
-        freezing=cast(Any, freezing), frozen_layers=frozen_layers, precision=precision, seed=seed, hold_out=hold_out,
-        max_rows=max_rows, save_every=save_every, storage=storage, speedup=speedup,
+        freezing=cast(Any, freezing), frozen_layers=frozen_layers, precision=precision, seed=seed, held_out=held_out,
+        hold_out=hold_out, max_rows=max_rows, save_every=save_every, storage=storage, speedup=speedup,
     )  # fmt: skip
     if not grid:
         print(run(config))

@@ -31,8 +31,8 @@ class TrainingConfig:
     "ensemble" and "vote" are strategies over plain classifiers. layers: only the first k of the encoder.
 
     labels: names in id order; default: the GLUE task's, or those in the data, sorted. text_column, pair_column,
-    label_column: default: the usual names. hold_out: rows of the training data that are not trained on; thresholds are
-    calibrated on them.
+    label_column: default: the usual names. held_out: file with rows to calibrate thresholds on; without one, `hold_out`
+    rows of the training data are not trained on but used for that.
     """
 
     model: str
@@ -61,6 +61,7 @@ class TrainingConfig:
     frozen_layers: int = 2  # lowest layers that "lower" freezes
     precision: str = "bf16"  # "fp32" or "bf16" (autocast; weights stay fp32)
     seed: int = 0
+    held_out: str | None = None
     hold_out: int = 1000
     max_rows: int | None = None
     save_every: int = 500  # optimiser steps between states from which an interrupted run goes on
@@ -133,4 +134,7 @@ class TrainingConfig:
         """For pfengine.json: everything but the paths of this run, which mean nothing elsewhere, and what head says."""
         left_out = ("output", "labels", "storage", *CHOICES)
         record = {key: value for key, value in asdict(self).items() if key not in left_out and value is not None}
-        return record | {"model": Path(self.model).name, "data": Path(self.data).name}
+        for name in ("model", "data", "held_out"):
+            if name in record:
+                record[name] = Path(record[name]).name
+        return record

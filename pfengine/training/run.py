@@ -46,11 +46,15 @@ def train(config: TrainingConfig) -> Path:
     checkpoint.refuse_foreign(Path(config.output))
     source = Path(config.model)
     file = data.locate(config.data, "train")
-    examples = data.read(file, text=config.text_column, pair=config.pair_column, label=config.label_column)
-    examples = examples[: config.max_rows]
+    columns = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
+    examples = data.read(file, **columns)[: config.max_rows]
     labels = config.labels or _labels(examples, config.data)
     label_values(examples, labels, str(file))  # so that a wrong one is named by its row
-    kept, held_out = data.hold_out(examples, config.hold_out, config.seed)
+    if config.held_out is not None:
+        kept, held_out = examples, data.read(config.held_out, **columns)
+        label_values(held_out, labels, config.held_out)
+    else:
+        kept, held_out = data.hold_out(examples, config.hold_out, config.seed)
     if not kept:
         raise ConfigError(f"{file} has {len(examples)} rows; holding out {config.hold_out} leaves none to train on")
 

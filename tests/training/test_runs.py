@@ -178,6 +178,21 @@ def test_model_without_exits_and_fewer_layers(encoder: Path, rows: Path, tmp_pat
         pfengine.train(config(encoder, rows, tmp_path / "other", layers=4))
 
 
+def test_rows_to_calibrate_on_may_come_from_a_file(encoder: Path, rows: Path, tmp_path: Path) -> None:
+    lines = (rows / "train.tsv").read_text().splitlines()
+    (tmp_path / "held.tsv").write_text("\n".join([lines[0], *lines[301:]]) + "\n")
+    (tmp_path / "train.tsv").write_text("\n".join(lines[:301]) + "\n")
+    held = str(tmp_path / "held.tsv")
+    out = pfengine.train(config(encoder, tmp_path, tmp_path / "ckpt", epochs=2, held_out=held))
+    written = json.loads((out / "pfengine.json").read_text())
+    assert (written["training"]["rows"], written["training"]["held_out_rows"]) == (300, 100)
+    assert written["training"]["held_out"] == "held.tsv", "paths mean nothing elsewhere"
+    assert all(point["rows"] == 100 for point in written["calibration"])
+    (tmp_path / "held.tsv").write_text("sentence\tlabel\na film\tmixed\n")
+    with pytest.raises(pfengine.ConfigError, match=r"held\.tsv, row 0: label 'mixed'"):
+        pfengine.train(config(encoder, tmp_path, tmp_path / "other", held_out=held))
+
+
 @pytest.mark.parametrize("incorporate", ["vote", "ensemble", "max"])
 def test_strategies_by_name(encoder: Path, rows: Path, tmp_path: Path, incorporate: str) -> None:
     out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", incorporate=incorporate, epochs=4))
