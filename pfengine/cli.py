@@ -236,7 +236,7 @@ def calibrate(
     outcome = run(
         checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
         confidence=confidence, choose_layers=choose_layers, out=out, text_column=text_column, pair_column=pair_column,
-        label_column=label_column,
+        label_column=label_column, notify=lambda stage: print(f"calibrate: {stage}", file=sys.stderr),
     )  # fmt: skip
     if as_json:
         print(json.dumps(outcome.to_json()))

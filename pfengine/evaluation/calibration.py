@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def calibrate(
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
+    notify: Callable[[str], None] = lambda stage: None,
 ) -> Calibration:
     """Calibrate a checkpoint on rows it was not trained on, and write the result into it.
 
@@ -72,7 +74,8 @@ def calibrate(
     given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
     0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
     speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
-    agreement with the full model. out: write there, not to `path` (which a bundled checkpoint needs).
+    agreement with the full model. out: write there, not to `path` (which a bundled checkpoint needs). notify: is told
+    what is being done, a line a stage.
 
     Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
     promise cannot be shown on so few rows.
@@ -98,6 +101,7 @@ def calibrate(
     if choose_layers and engine.exit_layers != every_exit(engine):
         engine = _with_every_exit(path)
     exit_layers = engine.exit_layers
+    notify(f"logits of {len(texts)} rows at {len(exit_layers)} exits")
     logits = engine.layer_logits(texts)
 
     choice, fresh = None, np.arange(len(texts))
@@ -107,9 +111,10 @@ def calibrate(
         if agreement is not None or accuracy_drop is not None:
             # A promise holds only for layers that its rows had no part in choosing.
             chosen_on, fresh = np.array_split(np.random.default_rng(0).permutation(len(texts)), 2)
-        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], logits[:, chosen_on], wanted)
+        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], logits[:, chosen_on], wanted, notify)
         exit_layers = choice.chosen.exit_layers
         logits = logits[[engine.exit_layers.index(layer) for layer in exit_layers]]
+    notify("thresholds")
     table = calibration_table(own, logits, labels, exit_layers)
     promised, threshold = None, choice.chosen.threshold if choice else engine.checkpoint.engine.threshold
     if agreement is not None or accuracy_drop is not None:
@@ -179,9 +184,16 @@ def _agreement_at(
 
 
 def _choose_layers(
-    engine: Engine, own: Criterion, texts: list[Any], logits: np.ndarray, agreement: float
+    engine: Engine,
+    own: Criterion,
+    texts: list[Any],
+    logits: np.ndarray,
+    agreement: float,
+    notify: Callable[[str], None],
 ) -> LayerChoice:
+    notify("costs of layers and heads")
     costs = measure_costs(engine, texts[:512], own)
+    notify(f"which exits to test, at {agreement:.2%} agreement with full depth")
     chosen = place(own, logits, engine.exit_layers, costs, agreement)
     every = judge(own, logits, engine.exit_layers, engine.exit_layers, costs, agreement)
     if chosen is None or every is None:
@@ -192,6 +204,7 @@ def _choose_layers(
         (engine.model, own.with_threshold(every.threshold)),
         (part, own.with_threshold(chosen.threshold)),
     ]
+    notify("time of all exits, of those chosen and of full depth, in turn")
     seconds: list[list[float]] = [[] for _ in runs]
     whole = engine.model
     for repeat in range(4):  # interleaved; the first round warms up

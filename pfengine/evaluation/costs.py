@@ -11,20 +11,42 @@ import torch
 
 from .. import encoder
 from ..api import BATCH_TOKENS, Engine
-from ..exits.placement import Costs
+from ..exits.placement import Costs, Price
 from ..tokenization import Row, batches, pack
 
+SPLIT = 4  # batches are also measured in so many parts, to tell a call's cost from its rows'
 
-def measure_costs(engine: Engine, texts: Sequence[Any], criterion: Any, repeats: int = 5) -> Costs:
-    """Seconds a row of every layer and its head, on these rows in the engine's own batches; medians of `repeats`.
+
+def measure_costs(engine: Engine, texts: Sequence[Any], criterion: Any, repeats: int = 3) -> Costs:
+    """Costs of every layer and its head, on these rows in the engine's own batches; medians of `repeats`.
 
     criterion: what is paid at an exit that is tested, with the head.
     """
-    model = engine.model
+    start = time.perf_counter()
     rows = [row for row in engine.tokenizer.encode(enumerate(texts)) if isinstance(row, Row)]
-    packed = [pack(batch, model.config).to(engine.device) for batch in batches(rows, BATCH_TOKENS)]
-    n = model.num_layers
-    times = np.zeros((repeats + 1, 3, n))
+    tokenising = time.perf_counter() - start
+    whole, parts = list(batches(rows, BATCH_TOKENS)), list(batches(rows, BATCH_TOKENS // SPLIT))
+    times: dict[int, list[np.ndarray]] = {0: [], 1: []}
+    embedding: list[float] = []
+    for repeat in range(repeats + 1):  # the first builds oneDNN's kernels and is thrown away
+        for i, packed in enumerate((whole, parts)):
+            seconds, before = _pass(engine, packed, criterion)
+            if repeat:
+                times[i].append(seconds)
+                embedding += [before] if i == 0 else []
+    large, small = (np.median(times[i], axis=0) for i in (0, 1))  # [3, n]
+    extra = max(1, len(parts) - len(whole))
+    call = np.maximum(0, (small - large) / extra)
+    row = np.maximum(0, large - call * len(whole)) / len(rows)
+    base = (tokenising + float(np.median(embedding))) / len(rows)
+    layer, read, answer = (Price(row[i], call[i]) for i in range(3))
+    return Costs(layer, read, answer, len(rows) / len(whole), base)
+
+
+def _pass(engine: Engine, parts: Sequence[Any], criterion: Any) -> tuple[np.ndarray, float]:
+    """All batches through all layers: seconds [3, n] (layers, heads that read, heads that answer), and of embedding."""
+    model, n = engine.model, engine.num_layers
+    times, before = np.zeros((3, n)), 0.0
 
     def clock() -> float:
         if engine.device.type == "cuda":
@@ -32,24 +54,22 @@ def measure_costs(engine: Engine, texts: Sequence[Any], criterion: Any, repeats:
         return time.perf_counter()
 
     with torch.inference_mode():
-        for repeat in range(repeats + 1):  # the first builds oneDNN's kernels and is thrown away
-            for inputs in packed:
-                batch = encoder.embed(model.encoder, inputs)
-                state, exit_state = None, None
-                for layer in range(1, n + 1):
-                    start = clock()
-                    batch = encoder.layer(model.encoder, layer, batch, first_only=layer == n)
-                    encoded = clock()
-                    answers = layer in model.exit_layers
-                    if layer < n or not answers:
-                        _, after = model.head.step(layer, batch, state, answer=False)
-                    read = clock()
-                    if answers:
-                        logits, after = model.head.step(layer, batch, state, answer=True)
-                        if layer < n:
-                            leave, exit_state = criterion(layer, logits, exit_state, batch.row_ids)
-                            leave.any()
-                    state = after
-                    times[repeat, :, layer - 1] += encoded - start, read - encoded, clock() - read
-    layer, read, answer = np.median(times[1:], axis=0) / max(1, len(rows))
-    return Costs(layer, np.where(answer > 0, np.minimum(read, answer), read), np.where(answer > 0, answer, read))
+        for part in parts:
+            start = clock()
+            batch = encoder.embed(model.encoder, pack(part, model.config).to(engine.device))
+            state, exit_state = None, None
+            before += clock() - start
+            for layer in range(1, n + 1):
+                start = clock()
+                batch = encoder.layer(model.encoder, layer, batch, first_only=layer == n)
+                encoded = clock()
+                _, after = model.head.step(layer, batch, state, answer=False)
+                read = clock()
+                if layer in model.exit_layers:
+                    logits, after = model.head.step(layer, batch, state, answer=True)
+                    if layer < n:
+                        leave, exit_state = criterion(layer, logits, exit_state, batch.row_ids)
+                        leave.any()
+                state = after
+                times[:, layer - 1] += encoded - start, read - encoded, clock() - read
+    return times, before

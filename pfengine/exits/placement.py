@@ -12,22 +12,42 @@ import torch
 from .calibration import answers_at, exits_taken
 from .criteria import Criterion
 
-EXHAUSTIVE = 11  # up to so many exits before the last every set is tried; beyond, exits are dropped one by one
+EXHAUSTIVE = 7  # up to so many exits before the last every set is tried; beyond, exits are dropped one by one
+
+
+@dataclass(frozen=True)
+class Price:
+    """Measured seconds of one kind of work at each layer, [n] each: a row's share, and what a call costs besides."""
+
+    row: np.ndarray
+    call: np.ndarray
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured seconds a row, [n] each: of a layer, of its head where it only reads, of its head where it answers."""
+    """What a layer costs, its head where it only reads, and its head where it answers.
 
-    layer: np.ndarray
-    read: np.ndarray
-    answer: np.ndarray
+    batch_rows: rows that enter a batch. base: seconds a row before layer 1, tokenisation included.
+    """
+
+    layer: Price
+    read: Price
+    answer: Price
+    batch_rows: float
+    base: float
 
     def seconds(self, exit_layers: Sequence[int], taken: np.ndarray) -> float:
-        """Mean predicted seconds a row, with `exit_layers` tested and rows leaving at `taken`."""
-        tested = np.isin(np.arange(1, len(self.layer) + 1), exit_layers)
-        through = np.cumsum(self.layer + np.where(tested, self.answer, self.read))
-        return float(through[taken - 1].mean())
+        """Mean predicted seconds a row, with `exit_layers` tested and rows leaving at `taken`.
+
+        A call is paid as long as a row of the batch is left, and shared by the rows that entered it.
+        """
+        layers = np.arange(1, len(self.layer.row) + 1)
+        alive = (taken[:, None] >= layers).mean(0)
+        called = 1 - (1 - alive) ** self.batch_rows
+        tested = np.isin(layers, exit_layers)
+        row = self.layer.row + np.where(tested, self.answer.row, self.read.row)
+        call = self.layer.call + np.where(tested, self.answer.call, self.read.call)
+        return self.base + float((alive * row + called * call / self.batch_rows).sum())
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,30 @@ import numpy as np
 import pytest
 
 from pfengine.exits import Entropy
-from pfengine.exits.placement import Costs, judge, place
+from pfengine.exits.placement import Costs, Price, judge, place
 
 from .test_calibration import random_logits
 
 
+def price(row: list[float], call: float = 0.0) -> Price:
+    return Price(np.array(row), np.full(len(row), call))
+
+
 def costs(layers: int, answer: float = 0.3, read: float = 0.05) -> Costs:
-    return Costs(np.ones(layers), np.full(layers, read), np.full(layers, answer))
+    return Costs(price([1.0] * layers), price([read] * layers), price([answer] * layers), 8, 0.0)
 
 
 def test_seconds_by_hand() -> None:
-    priced = Costs(np.array([1.0, 2, 3]), np.array([0.1, 0.2, 0.3]), np.array([10.0, 20, 30]))
+    priced = Costs(price([1, 2, 3]), price([0.1, 0.2, 0.3]), price([10, 20, 30]), 4, 0.5)
     # layer 1 read, layer 2 and 3 tested
-    assert priced.seconds((2, 3), np.array([2, 3])) == pytest.approx(((1.1 + 22) + (1.1 + 22 + 33)) / 2)
+    assert priced.seconds((2, 3), np.array([2, 3])) == pytest.approx(0.5 + ((1.1 + 22) + (1.1 + 22 + 33)) / 2)
+
+
+def test_a_call_is_paid_while_a_row_is_left() -> None:
+    priced = Costs(price([0, 0, 0], 8.0), price([0, 0, 0]), price([0, 0, 0], 4.0), 4, 0.0)
+    # all four rows enter layer 1 and 2, of four taken at random one in two is left at layer 3: 1 - 1 / 2^4
+    expected = (8 + (8 + 4) + (8 + 4) * 15 / 16) / 4
+    assert priced.seconds((2, 3), np.array([2, 3])) == pytest.approx(expected)
 
 
 def test_an_exit_that_lets_nobody_go_is_dropped() -> None:
