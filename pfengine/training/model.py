@@ -36,19 +36,19 @@ class ExitModel(nn.Module):
         self.dropout, self.freezing = dropout, freezing or Freezing()
         std = float(config.raw.get("initializer_range", 0.02))
         self._keys: dict[str, str] = {}
-        self.exit_head = nn.ParameterDict()
+        self.exit_head = nn.Module()  # no ParameterDict: DataParallel's copies of one are empty
         for key, shape in HEADS[head["type"]].shapes(config, head).items():
             value = torch.zeros(shape) if key.endswith("bias") else torch.randn(shape) * std
             name = key.removeprefix(PREFIX).replace(".", "_")
             self._keys[name] = key
-            self.exit_head[name] = nn.Parameter(value)
+            self.exit_head.register_parameter(name, nn.Parameter(value))
         self._calls = threading.local()  # DataParallel runs its copies in threads
         for module in self._layers() if backbone is not None else ():
             module.register_forward_hook(self._after_layer)
 
     def head_tensors(self) -> dict[str, Tensor]:
         """The head's parameters under their checkpoint keys."""
-        return {self._keys[name]: value for name, value in self.exit_head.items()}
+        return {key: getattr(self.exit_head, name) for name, key in self._keys.items()}
 
     def load_head(self, tensors: dict[str, Tensor]) -> None:
         """Values for the head's parameters, from tensors under checkpoint keys."""

@@ -221,3 +221,12 @@ def test_a_criterion_that_raises_leaves_the_engine_usable(calibrated: Path) -> N
     with pytest.raises(LookupError, match="at layer 1"):
         engine.classify({"input_ids": [3, 4]}, criterion=broken)
     assert engine.classify({"input_ids": [3, 4]}) == before
+
+
+def test_the_checkpoints_own_criterion_by_name_has_its_threshold() -> None:
+    engine = pfengine.load("sst2", criterion="entropy")
+    assert repr(engine.criterion) == repr(pfengine.load("sst2").criterion)
+    assert repr(engine.choose(criterion="entropy", threshold=0.5)) == "entropy:0.5"
+    assert repr(engine.choose(criterion="patience:3")) == "patience:3"
+    with pytest.raises(pfengine.ConfigError, match="needs a threshold"):
+        engine.choose(criterion="patience")
