@@ -99,7 +99,7 @@ def test_no_iterable(engine: pfengine.Engine, inputs: Any) -> None:
         ({"speedup": 50.0}, "covers"),
         ({"speedup": float("nan")}, "nan"),
         ({"criterion": "mood:0.3"}, "entropy, never, patience, replay"),
-        ({"criterion": "entropy"}, "needs a threshold"),
+        ({"criterion": "patience"}, "needs a threshold"),
         ({"criterion": "entropy:low"}, "low"),
         ({"criterion": "never:1"}, "never"),
         ({"criterion": "replay:1,x"}, "replay"),
