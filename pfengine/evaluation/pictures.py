@@ -10,6 +10,8 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from .report import Report, Setting
 
+WIDEST = 7.0  # beyond it a curve only tells how often the first layer guesses right
+
 
 def _figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
     try:
@@ -44,6 +46,7 @@ def draw_curves(report: Report, path: Path) -> None:
             setting.layer_speedup, 100 * setting.score, 100 * setting.standard_error, fmt="s",
             color=f"C{len(report.curves) + i}", capsize=3, label=Path(setting.checkpoint).name,
         )  # fmt: skip
+    axes.set_xlim(0.8, min(axes.get_xlim()[1], WIDEST))
     axes.set(xlabel="layer speed-up", ylabel=f"{report.metric}, %", title=f"{report.data}, {report.rows} rows")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -51,18 +54,21 @@ def draw_curves(report: Report, path: Path) -> None:
 
 
 def draw_exits(report: Report, path: Path) -> None:
-    """Share of rows that leave at each layer, a group of bars a setting (the paper's Fig. 4)."""
+    """Share of rows that leave at each layer, a line of the map a setting (the paper's Fig. 4)."""
     shown: list[Setting] = [s for s in report.settings if len(s.exit_layers) > 1]
     layers = range(1, 1 + max(max(s.exit_layers) for s in shown))
-    figure, axes = _figure(7.2)
-    width = 0.85 / len(shown)
+    shares = [[100 * s.exit_layers.get(layer, 0) / report.rows for layer in layers] for s in shown]
     several = len({s.checkpoint for s in shown}) > 1
-    for i, setting in enumerate(shown):
-        shares = [100 * setting.exit_layers.get(layer, 0) / report.rows for layer in layers]
-        name = f"{Path(setting.checkpoint).name}, " if several else ""
-        label = f"{name}{setting.name}: {setting.layer_speedup:.2f}x"
-        axes.bar([layer + (i + 0.5) * width - 0.425 for layer in layers], shares, width, label=label)
-    axes.set(xlabel="exit layer", ylabel="rows, %", xticks=list(layers), title=f"{report.data}, {report.rows} rows")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="small")
+    names = [f"{Path(s.checkpoint).name}, " * several + f"{s.name}: {s.layer_speedup:.2f}x" for s in shown]
+    figure, axes = _figure(2.8 + 0.45 * len(layers), 1.3 + 0.3 * len(shown))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(map(max, shares)), aspect="auto")
+    dark = max(map(max, shares)) / 2
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            if share > 0:
+                text = f"{share:.0f}" if share >= 0.5 else "<1"
+                axes.text(x, y, text, ha="center", va="center", fontsize="small", color="w" if share > dark else "k")
+    axes.set(xlabel="exit layer", title=f"rows that leave there, % of {report.rows} of {report.data}")
+    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+    axes.set_yticks(range(len(names)), names)
     _save(figure, path)
