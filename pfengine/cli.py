@@ -109,7 +109,7 @@ def convert(
 
 @app.command(epilog="Example: pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows")
 def train(
-    model: Annotated[str, typer.Argument(help="Pretrained encoder, a directory in Hugging Face layout.")],
+    model: Annotated[str, typer.Argument(help="Pretrained encoder in Hugging Face layout, or a checkpoint.")],
     data: Annotated[str, typer.Argument(help="A directory with a train split, a file, or a GLUE task's name.")],
     output: Annotated[str, typer.Argument(help="Checkpoint directory to write.")],
     system: Annotated[

@@ -22,7 +22,8 @@ NAIVE = ("ensemble", "vote")  # strategies over the labels or probabilities of p
 class TrainingConfig:
     """Options of `pfengine train`.
 
-    model: pretrained encoder, a local directory in Hugging Face layout. data: a directory with a `train` split, a
+    model: pretrained encoder, a local directory in Hugging Face layout, or a checkpoint of ours, whose encoder is
+    trained on. data: a directory with a `train` split, a
     file, or a GLUE task's name. output: where the checkpoint goes.
 
     system: "past-future"; "linear", a plain classifier after every layer; "full-model", one behind the last.

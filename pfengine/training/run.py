@@ -40,7 +40,7 @@ def train(config: TrainingConfig) -> Path:
     the loss stops being a number; a checkpoint at `config.output` is replaced only once the new one is whole.
     """
     try:
-        from transformers import AutoModel, set_seed
+        from transformers import set_seed
     except ImportError:
         raise ConfigError("training needs transformers: pip install 'pfengine[train]'") from None
     checkpoint.refuse_foreign(Path(config.output))
@@ -60,14 +60,7 @@ def train(config: TrainingConfig) -> Path:
 
     set_seed(config.seed)
     backbone_config = _backbone_config(source, labels, config.layers)
-    with _quiet():
-        backbone = AutoModel.from_pretrained(
-            source,
-            add_pooling_layer=False,
-            dtype=torch.float32,
-            local_files_only=True,
-            num_hidden_layers=backbone_config.num_layers,
-        )
+    backbone = _backbone(source, backbone_config)
     tokenizer = Tokenizer(source, backbone_config, min(config.max_length, backbone_config.max_tokens))
     head = config.head(backbone_config.family.factorised)
     freezing = Freezing(config.freezing, config.frozen_layers)
@@ -111,6 +104,24 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
         nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
         engine = replace(engine, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
     return checkpoint.write_engine(path, engine)
+
+
+def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
+    """transformers' encoder, fp32, with the weights of a pretrained one or of a checkpoint of ours."""
+    from transformers import AutoModel
+
+    with _quiet():
+        backbone: torch.nn.Module = AutoModel.from_pretrained(
+            source,
+            add_pooling_layer=False,
+            dtype=torch.float32,
+            local_files_only=True,
+            num_hidden_layers=config.num_layers,
+        )
+    if (source / checkpoint.ENGINE).exists():  # checked, and its int8 weights scaled, which transformers does not know
+        tensors = checkpoint.read(source).tensors
+        backbone.load_state_dict({key: tensors[config.family.prefix + key] for key in backbone.state_dict()})
+    return backbone
 
 
 @contextlib.contextmanager

@@ -178,6 +178,20 @@ def test_model_without_exits_and_fewer_layers(encoder: Path, rows: Path, tmp_pat
         pfengine.train(config(encoder, rows, tmp_path / "other", layers=4))
 
 
+@pytest.mark.parametrize("storage", ["float", "int8-rows"])
+def test_a_checkpoint_of_ours_is_trained_on(
+    encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    first = pfengine.train(config(encoder, rows, tmp_path / "first", storage=storage, epochs=1))
+    monkeypatch.setattr("pfengine.training.run.fit", lambda *_: None)  # what it starts from is what it writes
+    second = pfengine.train(config(first, rows, tmp_path / "second", system="linear", layers=2))
+    before, after = checkpoint.read(first).tensors, checkpoint.read(second).tensors
+    encoders = [key for key in after if key.startswith("bert.")]
+    assert len(encoders) == 5 + 2 * 16
+    for key in encoders:
+        torch.testing.assert_close(after[key], before[key], rtol=0, atol=0)
+
+
 def test_rows_to_calibrate_on_may_come_from_a_file(encoder: Path, rows: Path, tmp_path: Path) -> None:
     lines = (rows / "train.tsv").read_text().splitlines()
     (tmp_path / "held.tsv").write_text("\n".join([lines[0], *lines[301:]]) + "\n")
