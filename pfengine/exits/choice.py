@@ -25,7 +25,7 @@ def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: f
     if threshold is not None and speedup is not None:
         raise ConfigError("give threshold or speedup, not both")
     own = ckpt.engine.criterion or "never"
-    if criterion == own and threshold is None and speedup is None:
+    if isinstance(criterion, str) and criterion == own and threshold is None and speedup is None:
         threshold = ckpt.engine.threshold  # the checkpoint's own by name: at its own threshold
     if speedup is not None:
         speedup = number("speedup", speedup)

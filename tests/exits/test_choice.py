@@ -230,3 +230,5 @@ def test_the_checkpoints_own_criterion_by_name_has_its_threshold() -> None:
     assert repr(engine.choose(criterion="patience:3")) == "patience:3"
     with pytest.raises(pfengine.ConfigError, match="needs a threshold"):
         engine.choose(criterion="patience")
+    with pytest.raises(pfengine.ConfigError, match="ndarray; give an object"):
+        engine.choose(criterion=np.array([1, 2]))
