@@ -8,7 +8,6 @@ WORK: started again, it goes on with what is missing. REPORT gets strategies.jso
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from dataclasses import dataclass, field, replace
@@ -21,20 +20,26 @@ import typer
 
 import pfengine
 from pfengine import checkpoint, data, tasks
+from pfengine.api import layer_speedup
 from pfengine.evaluation.curve import curve, oracle
 from pfengine.evaluation.metrics import measure, standard_error
+from pfengine.evaluation.pictures import new_figure, save_figure
 from pfengine.exits import Criterion, parse
-from pfengine.exits.calibration import answers_at, exits_taken
+from pfengine.exits.calibration import answers_at, exits_taken, threshold_for
 
 
 @dataclass(frozen=True)
 class Method:
-    """options: of TrainingConfig; trained: the checkpoint it shares with another method; combine: of its labels."""
+    """options: of TrainingConfig; trained: the checkpoint it shares with another method; combine: of its labels.
+
+    share: a static model keeps one layer in `share` of the encoder's; 1 for all.
+    """
 
     options: dict[str, Any] = field(default_factory=dict)
     criterion: str = "entropy"
     trained: str | None = None
     combine: str | None = None
+    share: int = 1
 
 
 LINEAR = {"system": "linear"}
@@ -52,8 +57,8 @@ METHODS: dict[str, Method] = {
     "plain, patience": Method(LINEAR, "patience", trained="plain"),
     "vote": Method(LINEAR, trained="plain", combine="vote"),
     "ensemble": Method(LINEAR, trained="plain", combine="ensemble"),
-    "half": Method({"system": "full-model", "layers": 2}),
-    "third": Method({"system": "full-model", "layers": 3}),
+    "half": Method({"system": "full-model"}, share=2),
+    "third": Method({"system": "full-model"}, share=3),
 }
 SPEEDUPS = (2.0, 3.0)
 THRESHOLDS = (0.3, 0.5)  # of the entropy, at which speed-ups are compared (the paper's Fig. 4)
@@ -86,7 +91,7 @@ def main(
     results = []
     for seed in map(int, seeds.split(",")):
         for name in names:
-            note = work / f"{(name + '-s').replace(', ', '-').replace(' ', '-')}{seed}.json"
+            note = work / f"{stem(name, seed)}.json"
             if not note.exists():
                 path = trained(name, replace(base, seed=seed), work, layers)
                 result = {"method": name, "seed": seed, **judged(path, METHODS[name], held_out, test, source, layers)}
@@ -100,22 +105,23 @@ def main(
     (report / "strategies.md").write_text(markdown(summary))
 
 
+def stem(name: str, seed: int) -> str:
+    return f"{name.replace(', ', '-').replace(' ', '-')}-s{seed}"
+
+
 def trained(name: str, config: pfengine.TrainingConfig, work: Path, layers: int) -> Path:
     """The checkpoint of a method, trained where it is not there yet."""
     method, seed = METHODS[name], config.seed
-    path = work / f"{(method.trained or name).replace(', ', '-').replace(' ', '-')}-s{seed}"
+    path = work / stem(method.trained or name, seed)
     if not (path / checkpoint.ENGINE).exists():
-        options = dict(method.options)
-        if "layers" in options:  # the share of the encoder that a static model keeps
-            options["layers"] = layers // options["layers"]
         print(f"training {path.name}", file=sys.stderr)
-        pfengine.train(replace(config, output=str(path), **options))
-        gc.collect()
+        kept = layers // method.share if method.share > 1 else None
+        pfengine.train(replace(config, output=str(path), layers=kept, **method.options))
     if method.combine is None:
         return path
     engine = checkpoint.read(path).engine
     return checkpoint.write_engine(
-        path, replace(engine, head={**engine.head, "combine": method.combine}), work / f"{method.combine}-s{seed}"
+        path, replace(engine, head={**engine.head, "combine": method.combine}), work / stem(method.combine, seed)
     )
 
 
@@ -133,7 +139,7 @@ def judged(path: Path, method: Method, held_out: Path, test: Path, source: Path,
         answers = answers_at(logits, exits, taken).argmax(-1)
         metrics = measure(names, answers, truth)
         return {
-            "score": metrics[names[0]], "metrics": metrics, "layer_speedup": layers * len(taken) / int(taken.sum()),
+            "score": metrics[names[0]], "metrics": metrics, "layer_speedup": layer_speedup(taken, layers),
             "standard_error": standard_error(names[0], answers, truth), **more,
         }  # fmt: skip
 
@@ -154,28 +160,22 @@ def judged(path: Path, method: Method, held_out: Path, test: Path, source: Path,
     found["oracle"] = {"score": best.metrics[names[0]], "layer_speedup": best.layer_speedup}
     if method.criterion == "entropy":
         found["speedup at threshold"] = [
-            [t, layers * len(rows) / int(exits_taken(criterion.with_threshold(t), logits, exits).sum())]
-            for t in THRESHOLDS
+            [t, layer_speedup(exits_taken(criterion.with_threshold(t), logits, exits), layers)] for t in THRESHOLDS
         ]
     return found
 
 
 def nearest(criterion: Criterion, logits: np.ndarray, exits: tuple[int, ...], speedup: float) -> float:
     """The threshold whose layer speed-up on these rows is nearest to the one wanted."""
-    candidates = criterion.candidates(torch.from_numpy(logits))
+    candidates = criterion.candidates(torch.from_numpy(logits))  # speed-ups rise along them
+    reaching = threshold_for(criterion, logits, exits, speedup)
+    index = candidates.index(reaching) if np.isfinite(reaching) else len(candidates) - 1
 
-    def reached(index: int) -> float:
-        return (
-            exits[-1]
-            * logits.shape[1]
-            / int(exits_taken(criterion.with_threshold(candidates[index]), logits, exits).sum())
-        )
+    def distance(threshold: float) -> float:
+        taken = exits_taken(criterion.with_threshold(threshold), logits, exits)
+        return abs(layer_speedup(taken, exits[-1]) - speedup)
 
-    low, high = 0, len(candidates) - 1  # speed-ups rise with the index
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) >= speedup else (middle + 1, high)
-    return min(candidates[max(low - 1, 0) : low + 1], key=lambda t: abs(reached(candidates.index(t)) - speedup))
+    return min(candidates[max(index - 1, 0) : index + 1], key=distance)
 
 
 def summarised(results: list[dict[str, Any]], names: list[str], test: Path, base: Any) -> dict[str, Any]:
@@ -239,10 +239,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def draw(results: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
     """Quality against layer speed-up, means over the seeds; static models as points with their standard error."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(7.5, 5)
     grid = np.arange(1, 4.05, 0.1)
     for row in summary["table"]:
         curves = [run["curve"] for run in results if run["method"] == row["method"] and "curve" in run]
@@ -266,8 +263,7 @@ def draw(results: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> 
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small", ncols=2)
-    for kind in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{kind}"), dpi=140, metadata={"Date": None} if kind == "svg" else None)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 WIDEST = 7.0  # beyond it a curve only tells how often the first layer guesses right
 
 
-def _figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
+def new_figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
+    """A figure of that many inches and its axes; ConfigError where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -22,14 +23,15 @@ def _figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """As PNG and SVG beside each other, without a date."""
     for kind in ("png", "svg"):
         figure.savefig(path.with_suffix(f".{kind}"), dpi=140, metadata={"Date": None} if kind == "svg" else None)
 
 
 def draw_curves(report: Report, path: Path) -> None:
     """Quality against layer speed-up over all thresholds (the paper's Fig. 3), static models and oracles as points."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for i, curve in enumerate(report.curves):
         name, color = Path(curve.checkpoint).name, f"C{i}"
         if len(curve.points) > 1:
@@ -50,7 +52,7 @@ def draw_curves(report: Report, path: Path) -> None:
     axes.set(xlabel="layer speed-up", ylabel=f"{report.metric}, %", title=f"{report.data}, {report.rows} rows")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_exits(report: Report, path: Path) -> None:
@@ -60,15 +62,17 @@ def draw_exits(report: Report, path: Path) -> None:
     shares = [[100 * s.exit_layers.get(layer, 0) / report.rows for layer in layers] for s in shown]
     several = len({s.checkpoint for s in shown}) > 1
     names = [f"{Path(s.checkpoint).name}, " * several + f"{s.name}: {s.layer_speedup:.2f}x" for s in shown]
-    figure, axes = _figure(2.8 + 0.45 * len(layers), 1.3 + 0.3 * len(shown))
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(map(max, shares)), aspect="auto")
-    dark = max(map(max, shares)) / 2
+    figure, axes = new_figure(2.8 + 0.45 * len(layers), 1.3 + 0.3 * len(shown))
+    most = max(map(max, shares))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=most, aspect="auto")
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
             if share > 0:
                 text = f"{share:.0f}" if share >= 0.5 else "<1"
-                axes.text(x, y, text, ha="center", va="center", fontsize="small", color="w" if share > dark else "k")
+                axes.text(
+                    x, y, text, ha="center", va="center", fontsize="small", color="w" if share > most / 2 else "k"
+                )
     axes.set(xlabel="exit layer", title=f"rows that leave there, % of {report.rows} of {report.data}")
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(names)), names)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -23,8 +23,8 @@ class TrainingConfig:
     """Options of `pfengine train`.
 
     model: pretrained encoder, a local directory in Hugging Face layout, or a checkpoint of ours, whose encoder is
-    trained on. data: a directory with a `train` split, a
-    file, or a GLUE task's name. output: where the checkpoint goes.
+    trained on. data: a directory with a `train` split, a file, or a GLUE task's name. output: where the checkpoint
+    goes.
 
     system: "past-future"; "linear", a plain classifier after every layer; "full-model", one behind the last.
     form: Past-Future as the paper's equations or as the authors' code; sets head and loss. pooler, learner,
