@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfengine.api import layer_speedup
 from pfengine.evaluation import describe_machine
+from pfengine.exits.calibration import layer_speedup
 
 from .peers import contestants, open_checkpoint, read_texts
 

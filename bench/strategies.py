@@ -3,7 +3,8 @@
     python bench/strategies.py ENCODER DATA WORK REPORT --held-out FILE --test FILE --seeds 0,1,2
 
 DATA/train is trained on, thresholds are chosen on --held-out, and --test is only read at the end. Checkpoints stay in
-WORK: started again, it goes on with what is missing. REPORT gets strategies.json, strategies.md and the curves.
+WORK: started again, it goes on with what is missing. REPORT gets strategies.json, strategies.md and the curves of all
+that WORK holds, earlier methods and seeds too.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import typer
 
 import pfengine
 from pfengine import checkpoint, data, tasks
-from pfengine.api import layer_speedup
 from pfengine.evaluation.curve import curve, oracle
 from pfengine.evaluation.metrics import measure, standard_error
 from pfengine.evaluation.pictures import new_figure, save_figure
 from pfengine.exits import Criterion, parse
-from pfengine.exits.calibration import answers_at, exits_taken, threshold_for
+from pfengine.exits.calibration import answers_at, exits_taken, layer_speedup, threshold_for
+from pfengine.training.going_on import go_on_with
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,11 @@ def main(
         model=str(encoder), data=str(source), output="", held_out=str(held_out), epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, max_length=max_length, max_rows=max_rows,
     )  # fmt: skip
-    work.mkdir(parents=True, exist_ok=True)
-    results = []
+    described = {key: value for key, value in base.record().items() if key != "seed"}
+    try:
+        go_on_with(work, described | {"test": test.name}, "checkpoints trained")
+    except pfengine.ConfigError as error:
+        sys.exit(str(error))
     for seed in map(int, seeds.split(",")):
         for name in names:
             note = work / f"{stem(name, seed)}.json"
@@ -96,16 +100,17 @@ def main(
                 path = trained(name, replace(base, seed=seed), work, layers)
                 result = {"method": name, "seed": seed, **judged(path, METHODS[name], held_out, test, source, layers)}
                 note.write_text(json.dumps(result))
-            results.append(json.loads(note.read_text()))
-            print(f"{name}, seed {seed}: {results[-1]['full depth']['score']:.4f}", file=sys.stderr)
-    summary = summarised(results, names, test, base)
+            print(f"{name}, seed {seed}: {json.loads(note.read_text())['full depth']['score']:.4f}", file=sys.stderr)
+    notes = {name: sorted(work.glob(f"{stem(name, '*')}.json")) for name in METHODS}
+    results = [json.loads(note.read_text()) for name in METHODS for note in notes[name]]
+    summary = summarised(results, [name for name in METHODS if notes[name]], test, base)
     report.mkdir(parents=True, exist_ok=True)
     (report / "strategies.json").write_text(json.dumps(summary | {"runs": results}) + "\n")
     draw(results, summary, report / "strategies")
     (report / "strategies.md").write_text(markdown(summary))
 
 
-def stem(name: str, seed: int) -> str:
+def stem(name: str, seed: int | str) -> str:
     return f"{name.replace(', ', '-').replace(' ', '-')}-s{seed}"
 
 

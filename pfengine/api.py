@@ -18,6 +18,7 @@ from .encoder import prepare
 from .engine import Answers, Model, Rule
 from .errors import ConfigError, InputError
 from .exits import Criterion, Replay
+from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
 from .ops import OpSet
@@ -131,12 +132,8 @@ class Predictions:
 
     @property
     def layer_speedup(self) -> float:
-        """sum(n m_i) / sum(i m_i) over the m_i rows that left at layer i (Past-Future, eq. 15); nan without rows."""
+        """As `exits.calibration.layer_speedup` has it; nan without rows."""
         return layer_speedup(self.exit_layers, self.num_layers)
-
-
-def layer_speedup(exit_layers: np.ndarray, num_layers: int) -> float:
-    return num_layers * len(exit_layers) / float(exit_layers.sum()) if len(exit_layers) else float("nan")
 
 
 class Engine:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..exits import Criterion
-from ..exits.calibration import answers_at, exits_taken
+from ..exits.calibration import answers_at, exits_taken, layer_speedup
 from .metrics import measure
 
 POINTS = 40
@@ -42,7 +42,7 @@ def curve(
     for i in picked[: len(candidates)]:
         taken = exits_taken(criterion.with_threshold(candidates[i]), logits, exit_layers)
         answers = answers_at(logits, exit_layers, taken).argmax(-1)
-        speedup = exit_layers[-1] * len(taken) / int(taken.sum())
+        speedup = layer_speedup(taken, exit_layers[-1])
         out.append({"threshold": candidates[i], "layer_speedup": speedup, "metrics": measure(metrics, answers, truth)})
     return out
 
@@ -53,4 +53,4 @@ def oracle(logits: np.ndarray, truth: np.ndarray, exit_layers: Sequence[int], me
     first = right.argmax(0)  # 0 where no exit is right
     taken = np.asarray(exit_layers)[first]
     answers = logits[first, np.arange(len(truth))].argmax(-1)
-    return Oracle(measure(metrics, answers, truth), exit_layers[-1] * len(truth) / int(taken.sum()))
+    return Oracle(measure(metrics, answers, truth), layer_speedup(taken, exit_layers[-1]))

@@ -15,6 +15,7 @@ from ..api import BATCH_TOKENS, Engine, Predictions, load
 from ..data import Example
 from ..errors import ConfigError
 from ..exits import Criterion, Never, parse
+from ..exits.calibration import layer_speedup
 from ..tokenization import Row
 from .curve import curve, oracle
 from .machine import describe_machine
@@ -171,7 +172,7 @@ def _setting(
         threshold=rule.threshold if isinstance(rule, Criterion) else None,
         metrics=measure(names, answers, truth),
         standard_error=standard_error(names[0], answers, truth),
-        layer_speedup=num_layers * len(truth) / int(result.exit_layers.sum()),
+        layer_speedup=layer_speedup(result.exit_layers, num_layers),
         wall_clock_speedup=wall_clock,
         seconds=seconds,
         exit_layers={int(layer): int(count) for layer, count in zip(layers, counts, strict=True)},

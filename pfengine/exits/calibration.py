@@ -29,6 +29,14 @@ def exits_taken(criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[
     return taken.numpy()
 
 
+def layer_speedup(taken: np.ndarray, num_layers: int) -> float:
+    """sum(n m_i) / sum(i m_i) over the m_i rows that left at layer i (Past-Future, eq. 15); nan without rows.
+
+    taken: each row's exit layer, 1-based, int64 [rows].
+    """
+    return num_layers * len(taken) / int(taken.sum()) if len(taken) else float("nan")
+
+
 def answers_at(logits: np.ndarray, exit_layers: Sequence[int], taken: np.ndarray) -> np.ndarray:
     """Each row's logits at the exit it takes: [exits, rows, labels] and [rows] -> [rows, labels]."""
     return logits[np.searchsorted(exit_layers, taken), np.arange(len(taken))]
@@ -43,7 +51,7 @@ def threshold_for(criterion: Criterion, logits: np.ndarray, exit_layers: Sequenc
 
     def reached(index: int) -> bool:
         taken = exits_taken(criterion.with_threshold(candidates[index]), logits, exit_layers)
-        return exit_layers[-1] * len(taken) / int(taken.sum()) >= speedup
+        return layer_speedup(taken, exit_layers[-1]) >= speedup
 
     low, high = 0, len(candidates) - 1
     if not candidates or not reached(high):
@@ -72,7 +80,7 @@ def calibration_table(
         answers = answers_at(logits, exit_layers, taken).argmax(-1)
         point = {
             "threshold": threshold,
-            "layer_speedup": exit_layers[-1] * rows / int(taken.sum()),
+            "layer_speedup": layer_speedup(taken, exit_layers[-1]),
             "agreement": float((answers == full).mean()),
             "rows": rows,
         }

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import ConfigError, PFEngineError
-from .calibration import answers_at, exits_taken
+from .calibration import answers_at, exits_taken, layer_speedup
 from .criteria import Criterion
 
 Promise = Literal["agreement", "accuracy"]
@@ -95,7 +95,7 @@ def guarantee(
         p_value = binomial_tail(faults, rows, limit)
         if p_value > 1 - confidence:
             break
-        speedup = exit_layers[-1] * rows / int(taken.sum())
+        speedup = layer_speedup(taken, exit_layers[-1])
         best = Guarantee(promise, limit, confidence, threshold, speedup, faults, rows, p_value)
     assert best is not None, "nobody leaves at the first threshold of a grid, and rows enough for that were counted"
     return best

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .calibration import answers_at, exits_taken
+from .calibration import answers_at, exits_taken, layer_speedup
 from .criteria import Criterion
 
 EXHAUSTIVE = 7  # up to so many exits before the last every set is tried; beyond, exits are dropped one by one
@@ -106,7 +106,7 @@ def judge(
         taken = exits_taken(criterion.with_threshold(candidates[middle]), part, chosen)
         share = float((answers_at(part, chosen, taken).argmax(-1) == full).mean())
         if share >= agreement:
-            speedup = chosen[-1] * len(taken) / int(taken.sum())
+            speedup = layer_speedup(taken, chosen[-1])
             best = Placement(chosen, candidates[middle], costs.seconds(chosen, taken), share, speedup)
             low = middle + 1
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 from ..errors import ConfigError, InputError, TrainingError
 from ..tokenization import Tokenizer
 from .freezing import Freezing
+from .going_on import go_on_with
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -143,19 +143,8 @@ def _resumable(directory: Path, config: TrainingConfig) -> str | None:
     """The last state of an interrupted run with the same configuration; ConfigError where it was another."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    described = json.loads(json.dumps(asdict(config) | {"save_every": None}))
-    note = directory / "config.json"
     last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
     if last is None:
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        note.write_text(json.dumps(described, indent=2) + "\n")
-        return None
-    before = json.loads(note.read_text()) if note.exists() else {}
-    changed = sorted(key for key in described if described[key] != before.get(key))
-    if changed:
-        raise ConfigError(
-            f"{directory} holds an interrupted run with another {', '.join(changed)}; finish it with the same options, "
-            f"or remove the directory to start anew"
-        )
+    go_on_with(directory, asdict(config) | {"save_every": None}, "an interrupted run")
     return last

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
-from ..errors import ConfigError
 from .config import TrainingConfig
+from .going_on import go_on_with
 from .run import train
 
 BATCH_SIZES = (16, 32, 128)  # the paper's
@@ -33,18 +32,9 @@ def search(
     output = Path(config.output)
     checkpoint.refuse_foreign(output)
     directory = output.parent / f".{output.name}.grid"
-    directory.mkdir(parents=True, exist_ok=True)
-    note = directory / "grid.json"
-    described = json.loads(json.dumps(config.record() | {"head": config.head(factorised=False)}))
-    for name in ("batch_size", "learning_rate"):
-        described.pop(name)
-    if note.exists() and (before := json.loads(note.read_text())) != described:
-        changed = sorted(key for key in {*described, *before} if described.get(key) != before.get(key))
-        raise ConfigError(
-            f"{directory} holds a grid search with another {', '.join(changed)}; finish it with the same options, or "
-            f"remove the directory to start anew"
-        )
-    note.write_text(json.dumps(described, indent=2) + "\n")
+    described = config.record() | {"head": config.head(factorised=False)}
+    varied = ("batch_size", "learning_rate")
+    go_on_with(directory, {k: v for k, v in described.items() if k not in varied}, "a grid search")
     cells: list[dict[str, Any]] = []
     for batch_size in batch_sizes:
         for rate in learning_rates:

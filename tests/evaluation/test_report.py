@@ -13,7 +13,7 @@ import pytest
 import sklearn.metrics
 
 import pfengine
-from pfengine.evaluation import evaluate
+from pfengine.evaluation import evaluate, pictures
 from pfengine.evaluation.curve import curve, oracle
 from pfengine.evaluation.metrics import measure, standard_error
 from pfengine.exits import Entropy
@@ -166,3 +166,14 @@ def test_checkpoints_of_other_tasks_are_not_compared(
 ) -> None:
     with pytest.raises(pfengine.ConfigError, match="has the labels L0, L1, L2"):
         evaluate(calibrated, rows, compare=[make_text_checkpoint(labels=3)])
+
+
+def test_a_picture_drawn_again_is_the_same(tmp_path: Path) -> None:
+    drawn = []
+    for name in ("one", "two"):
+        figure, axes = pictures.new_figure()
+        axes.plot([1, 2, 3], [90.5, 89.0, 80.0], label="quality")
+        axes.legend()
+        pictures.save_figure(figure, tmp_path / name)
+        drawn.append([(tmp_path / name).with_suffix(kind).read_bytes() for kind in (".png", ".svg")])
+    assert drawn[0] == drawn[1]

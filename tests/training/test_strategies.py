@@ -51,3 +51,11 @@ def test_strategies_over_seeds(encoder: Path, rows: Path, tmp_path: Path) -> Non
     assert json.loads((report / "strategies.json").read_text())["table"] == found["table"]
     assert (work / "concat-s0" / "model.safetensors").stat().st_mtime_ns == made
     assert {"strategies.md", "strategies.png", "strategies.svg"} <= {path.name for path in report.iterdir()}
+
+    more = [*command[: command.index("--methods")], "--methods", "past only", "--seeds", "2"]
+    subprocess.run([*more, "--epochs", "3", "--learning-rate", "3e-3"], cwd=ROOT, check=True, capture_output=True)
+    seeds = {row["method"]: row["seeds"] for row in json.loads((report / "strategies.json").read_text())["table"]}
+    assert seeds == {name: 3 if name == "past only" else 2 for name in table}
+    other = subprocess.run([*more, "--epochs", "2"], cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "holds checkpoints trained with another epochs, learning_rate" in other.stderr
