@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -18,7 +19,15 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError, CompileError, LinkError
 
 ROOT = Path(__file__).parent.resolve()
-CPP_SOURCES = ["csrc/bindings.cpp", "csrc/cpu/compact.cpp"]
+CPP_SOURCES = [
+    "csrc/bindings.cpp",
+    *(f"csrc/cpu/{name}.cpp" for name in ("compact", "find_kernels", "layer", "linear")),
+]
+KERNELS = "csrc/cpu/kernels.cpp"  # built once for each of these; which of them runs is decided at run time
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma"]
+INSTRUCTION_SETS = {"plain": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    INSTRUCTION_SETS |= {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 CUDA_SOURCES = ["csrc/cuda/compact.cu"]
 # machine code for sm_80 and sm_90, and PTX of the latter for what comes after
 CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
@@ -69,6 +78,7 @@ class BuildExtension(build_ext):
             extension.extra_link_args = [*link_args, *openmp]
             extension.extra_objects, extension.define_macros = [], []
             try:
+                self.add_kernels(extension)
                 if attempt == CUDA:
                     self.add_cuda(extension)
                 super().build_extension(extension)
@@ -80,6 +90,17 @@ class BuildExtension(build_ext):
         if MODE != "auto":
             raise CompileError(f"PFENGINE_EXT={MODE}: pfengine._C could not be built; the reason is above")
         print("pfengine._C was not built: pfengine will run on torch alone", file=sys.stderr)
+
+    def add_kernels(self, extension: Pybind11Extension) -> None:
+        for name, flags in INSTRUCTION_SETS.items():
+            extension.extra_objects += self.compiler.compile(
+                [KERNELS],
+                output_dir=str(Path(self.build_temp, name)),
+                macros=[("PFENGINE_ISA", name)],
+                extra_postargs=["-std=c++17", "-O3", "-fvisibility=hidden", *flags],
+            )
+        if len(INSTRUCTION_SETS) > 1:
+            extension.define_macros.append(("PFENGINE_X86_KERNELS", "1"))
 
     def add_cuda(self, extension: Pybind11Extension) -> None:
         nvcc = find_nvcc()

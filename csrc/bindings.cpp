@@ -3,8 +3,11 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string>
 
 #include "cpu/compact.h"
+#include "cpu/layer.h"
+#include "cpu/linear.h"
 #ifdef PFENGINE_CUDA
 #include "cuda/compact.h"
 #endif
@@ -42,6 +45,61 @@ void compact(Address tokens, std::int64_t width_bytes, Address cu_seqlens, Addre
                          at<std::int32_t>(new_cu_seqlens), at<std::int64_t>(new_row_ids), threads);
 }
 
+namespace cpu = pfengine::cpu;
+
+const cpu::Kernels* find_kernels(const std::string& name) {
+  return cpu::find_kernels(name.c_str());
+}
+
+cpu::Linear make_linear(Address weights, Address scale, Address sum, Address bias, std::int64_t inputs,
+                        std::int64_t outputs) {
+  return {at<const std::uint32_t>(weights),
+          at<const float>(scale),
+          at<const float>(sum),
+          at<const float>(bias),
+          inputs,
+          outputs};
+}
+
+cpu::Norm make_norm(Address weight, Address bias, float eps) {
+  return {at<const float>(weight), at<const float>(bias), eps};
+}
+
+cpu::Tables make_tables(Address word, Address position, Address token_type, std::int64_t words, std::int64_t positions,
+                        std::int64_t token_types, bool bf16) {
+  return {{at<const void>(word), at<const void>(position), at<const void>(token_type)},
+          {words, positions, token_types},
+          bf16};
+}
+
+cpu::Layer make_layer(cpu::Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
+                      float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
+                      const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
+                      const cpu::Norm& output_norm) {
+  return {precision,        activation,   heads,  head_size,      scale,      qkv,
+          attention_output, intermediate, output, attention_norm, output_norm};
+}
+
+void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens, Address cu_seqlens,
+               std::int64_t rows, bool first_only, Address out, int threads) {
+  cpu::run_layer(kernels, layer, at<const float>(x), tokens, at<const std::int32_t>(cu_seqlens), rows, first_only,
+                 at<float>(out), threads);
+}
+
+void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu::Linear& linear,
+                cpu::Activation activation, Address x, std::int64_t rows, std::int64_t stride,
+                std::int64_t first_column, std::int64_t columns, Address out, int threads) {
+  cpu::run_linear(kernels, precision, linear, activation, at<const float>(x), rows, stride, first_column, columns,
+                  at<float>(out), threads);
+}
+
+void run_embed(const cpu::Kernels& kernels, const cpu::Tables& tables, const cpu::Norm& norm, Address ids,
+               Address positions, Address types, std::int64_t tokens, std::int64_t size, Address out, int threads) {
+  const std::int64_t* const all[3] = {at<const std::int64_t>(ids), at<const std::int64_t>(positions),
+                                      at<const std::int64_t>(types)};
+  cpu::run_embed(kernels, tables, norm, all, tokens, size, at<float>(out), threads);
+}
+
 #ifdef PFENGINE_CUDA
 int compact_cuda(Address tokens, std::int64_t width_bytes, std::int64_t token_count, Address cu_seqlens,
                  Address row_ids, Address stay, std::int64_t rows, Address new_tokens, Address new_cu_seqlens,
@@ -65,6 +123,35 @@ PYBIND11_MODULE(_C, m) {
   m.def("count_kept", &count_kept, "cu_seqlens"_a, "stay"_a, "rows"_a, "tokens"_a);
   m.def("compact", &compact, "tokens"_a, "width_bytes"_a, "cu_seqlens"_a, "row_ids"_a, "stay"_a, "rows"_a,
         "new_tokens"_a, "new_cu_seqlens"_a, "new_row_ids"_a, "threads"_a, NoGil());
+  py::enum_<cpu::Precision>(m, "Precision")
+      .value("fp32", cpu::Precision::fp32)
+      .value("bf16", cpu::Precision::bf16)
+      .value("int8", cpu::Precision::int8);
+  py::enum_<cpu::Activation>(m, "Activation")
+      .value("none", cpu::Activation::none)
+      .value("gelu", cpu::Activation::gelu)
+      .value("gelu_tanh", cpu::Activation::gelu_tanh)
+      .value("relu", cpu::Activation::relu)
+      .value("tanh", cpu::Activation::tanh);
+  py::class_<cpu::Kernels>(m, "Kernels")
+      .def_readonly("name", &cpu::Kernels::name)
+      .def_readonly("panel", &cpu::Kernels::panel);
+  m.def("find_kernels", &find_kernels, "name"_a, py::return_value_policy::reference);
+  py::class_<cpu::Linear>(m, "Linear")
+      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "sum"_a, "bias"_a, "inputs"_a, "outputs"_a);
+  py::class_<cpu::Norm>(m, "Norm").def(py::init(&make_norm), py::kw_only(), "weight"_a, "bias"_a, "eps"_a);
+  py::class_<cpu::Tables>(m, "Tables")
+      .def(py::init(&make_tables), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
+           "token_types"_a, "bf16"_a);
+  py::class_<cpu::Layer>(m, "Layer")
+      .def(py::init(&make_layer), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
+           "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
+  m.def("run_layer", &run_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "first_only"_a,
+        "out"_a, "threads"_a, NoGil());
+  m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "activation"_a, "x"_a, "rows"_a, "stride"_a,
+        "first_column"_a, "columns"_a, "out"_a, "threads"_a, NoGil());
+  m.def("run_embed", &run_embed, "kernels"_a, "tables"_a, "norm"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a,
+        "size"_a, "out"_a, "threads"_a, NoGil());
 #ifdef _OPENMP
   m.attr("has_openmp") = true;
 #else

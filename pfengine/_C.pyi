@@ -1,4 +1,6 @@
-"""csrc/bindings.cpp as Python sees it; addresses are integers."""
+"""csrc/bindings.cpp as Python sees it; addresses are integers, what they mean stands in csrc/cpu and csrc/cuda."""
+
+import enum
 
 has_openmp: bool
 has_cuda: bool  # the three functions with "cuda" in their name are there
@@ -34,3 +36,93 @@ def compact_cuda(
 ) -> int: ...
 def cuda_device_count() -> tuple[int, int]: ...
 def cuda_error_string(error: int) -> str: ...
+
+class Precision(enum.Enum):
+    fp32 = 0
+    bf16 = 1
+    int8 = 2
+
+class Activation(enum.Enum):
+    none = 0
+    gelu = 1
+    gelu_tanh = 2
+    relu = 3
+    tanh = 4
+
+class Kernels:
+    name: str
+    panel: int  # output columns that are packed together
+
+class Linear:
+    def __init__(self, *, weights: int, scale: int, sum: int, bias: int, inputs: int, outputs: int) -> None: ...
+
+class Norm:
+    def __init__(self, *, weight: int, bias: int, eps: float) -> None: ...
+
+class Tables:
+    def __init__(
+        self,
+        *,
+        word: int,
+        position: int,
+        token_type: int,
+        words: int,
+        positions: int,
+        token_types: int,
+        bf16: bool,
+    ) -> None: ...
+
+class Layer:
+    def __init__(
+        self,
+        *,
+        precision: Precision,
+        activation: Activation,
+        heads: int,
+        head_size: int,
+        scale: float,
+        qkv: Linear,
+        attention_output: Linear,
+        intermediate: Linear,
+        output: Linear,
+        attention_norm: Norm,
+        output_norm: Norm,
+    ) -> None: ...
+
+def find_kernels(name: str) -> Kernels | None: ...
+def run_layer(
+    kernels: Kernels,
+    layer: Layer,
+    x: int,
+    tokens: int,
+    cu_seqlens: int,
+    rows: int,
+    first_only: bool,
+    out: int,
+    threads: int,
+) -> None: ...
+def run_linear(
+    kernels: Kernels,
+    precision: Precision,
+    linear: Linear,
+    activation: Activation,
+    x: int,
+    rows: int,
+    stride: int,
+    first_column: int,
+    columns: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def run_embed(
+    kernels: Kernels,
+    tables: Tables,
+    norm: Norm,
+    ids: int,
+    positions: int,
+    types: int,
+    tokens: int,
+    size: int,
+    out: int,
+    threads: int,
+) -> None: ...

@@ -27,7 +27,7 @@ from .windows import read_windows
 
 BATCH_TOKENS = 4096
 BUNDLED = Path(__file__).parent / "checkpoints"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 OnError = Literal["raise", "return"]
 Truncation = Literal["truncate", "error"]
@@ -50,7 +50,7 @@ def load(
     path: a pfengine checkpoint directory, a plain Hugging Face sequence-classification directory (runs at full depth),
     or the name of a bundled checkpoint ("sst2").
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
-    precision: "auto" | "fp32" | "bf16" | "fp16"; in this version "auto" is fp32.
+    precision: "auto" | "fp32" | "bf16" | "fp16" | "int8"; in this version "auto" is fp32.
     criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3"; default: the
     checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the checkpoint's
     calibration table. max_length: longest row in tokens, at most what the model allows.
@@ -82,9 +82,13 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
 
 def _op_set(device: torch.device) -> OpSet:
     if device.type == "cpu":
-        from .ops import cpu
+        if extension.has_cpu():
+            from .ops import cpu
 
-        return cpu
+            return cpu
+        from .ops import cpu_torch
+
+        return cpu_torch
     from .ops import reference
 
     log.warning(
@@ -111,10 +115,15 @@ def _device(name: str) -> torch.device:
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.float32
-    if precision == "int8":
-        raise ConfigError("precision 'int8' is not there yet in this version; use 'bf16' or 'fp32'")
+    if precision == "int8" and device.type != "cpu":
+        raise ConfigError("precision 'int8' is for CPUs; use 'bf16', 'fp16' or 'fp32' on a GPU")
+    if precision == "int8" and not extension.has_cpu():
+        raise ConfigError(
+            f"precision 'int8' needs the compiled kernels, which are not there ({extension.status()}); install "
+            "pfengine again where a C++ compiler is, or use 'bf16' or 'fp32'"
+        )
     if precision not in DTYPES:
-        raise ConfigError(f"precision is {precision!r}; it must be 'auto', 'fp32', 'bf16' or 'fp16'")
+        raise ConfigError(f"precision is {precision!r}; it must be 'auto', 'fp32', 'bf16', 'fp16' or 'int8'")
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError("precision 'fp16' is for GPUs; use 'bf16' or 'fp32' on a CPU")
     return DTYPES[precision]

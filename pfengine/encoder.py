@@ -12,19 +12,7 @@ from torch import Tensor
 from .batch import RaggedBatch, RaggedInputs
 from .config import BackboneConfig
 from .families import PARTS
-from .ops import Activation, Norm, OpSet
-
-
-@dataclass(frozen=True)
-class Block:
-    """Prepared weights of one attention and one feed-forward network."""
-
-    qkv: Any  # H -> 3 heads d, queries, keys and values side by side, d padded to the op set's alignment
-    attention_output: Any
-    attention_norm: Norm
-    intermediate: Any
-    output: Any
-    output_norm: Norm
+from .ops import Block, Norm, OpSet
 
 
 @dataclass(frozen=True)
@@ -32,13 +20,9 @@ class Encoder:
     """All prepared encoder weights; `layers[i]` holds the blocks of layer i + 1 in the order they run."""
 
     ops: OpSet
-    tables: tuple[Tensor, Tensor, Tensor]  # word, position, token type
-    embedding_norm: Norm
+    embedding: Any
     widen: Any | None  # ALBERT: embedding size -> hidden size
-    layers: list[list[Block]]
-    num_heads: int
-    scale: float  # of the attention scores
-    activation: Activation
+    layers: list[list[Any]]
 
 
 def prepare(ops: OpSet, config: BackboneConfig, tensors: dict[str, Tensor], dtype: torch.dtype) -> Encoder:
@@ -46,39 +30,42 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: dict[str, Tensor], dtyp
     prefix = config.family.prefix
 
     def norm(key: str) -> Norm:
-        return Norm(tensors[f"{key}.weight"].to(dtype), tensors[f"{key}.bias"].to(dtype), config.layer_norm_eps)
+        return Norm(tensors[f"{key}.weight"], tensors[f"{key}.bias"], config.layer_norm_eps)
 
-    def linear(key: str) -> Any:
-        return ops.prepare_linear(tensors[f"{key}.weight"], tensors[f"{key}.bias"], dtype)
+    def linear(key: str) -> tuple[Tensor, Tensor]:
+        return tensors[f"{key}.weight"], tensors[f"{key}.bias"]
 
-    def block(key: str) -> Block:
+    def block(key: str) -> Any:
         part = {name: key + config.family.block_parts[name] for name in PARTS}
         qkv = [_pad_heads(tensors, part[name], config, ops.HEAD_ALIGNMENT) for name in ("query", "key", "value")]
         output = tensors[f"{part['attention_output']}.weight"].unflatten(1, (config.num_heads, config.head_size))
         output = F.pad(output, (0, -config.head_size % ops.HEAD_ALIGNMENT)).flatten(1)
-        return Block(
-            qkv=ops.prepare_linear(torch.cat([w for w, _ in qkv]), torch.cat([b for _, b in qkv]), dtype),
-            attention_output=ops.prepare_linear(output, tensors[f"{part['attention_output']}.bias"], dtype),
-            attention_norm=norm(part["attention_norm"]),
-            intermediate=linear(part["intermediate"]),
-            output=linear(part["output"]),
-            output_norm=norm(part["output_norm"]),
+        return ops.prepare_block(
+            Block(
+                qkv=(torch.cat([w for w, _ in qkv]), torch.cat([b for _, b in qkv])),
+                attention_output=(output, tensors[f"{part['attention_output']}.bias"]),
+                attention_norm=norm(part["attention_norm"]),
+                intermediate=linear(part["intermediate"]),
+                output=linear(part["output"]),
+                output_norm=norm(part["output_norm"]),
+                num_heads=config.num_heads,
+                scale=config.head_size**-0.5,
+                activation=config.activation,  # type: ignore[arg-type]
+            ),
+            dtype,
         )
 
     prefixes = config.family.blocks(config)
-    blocks = {key: block(key) for layer in prefixes for key in layer}
+    blocks = {key: block(key) for key in dict.fromkeys(key for layer in prefixes for key in layer)}
     word, position, token_type = (
-        tensors[f"{prefix}embeddings.{name}_embeddings.weight"].to(dtype) for name in ("word", "position", "token_type")
+        tensors[f"{prefix}embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
     )
+    widen = f"{prefix}encoder.embedding_hidden_mapping_in"
     return Encoder(
         ops=ops,
-        tables=(word, position, token_type),
-        embedding_norm=norm(f"{prefix}embeddings.LayerNorm"),
-        widen=linear(f"{prefix}encoder.embedding_hidden_mapping_in") if config.family.factorised else None,
+        embedding=ops.prepare_embedding((word, position, token_type), norm(f"{prefix}embeddings.LayerNorm"), dtype),
+        widen=ops.prepare_linear(*linear(widen), dtype) if config.family.factorised else None,
         layers=[[blocks[key] for key in layer] for layer in prefixes],
-        num_heads=config.num_heads,
-        scale=config.head_size**-0.5,
-        activation=config.activation,  # type: ignore[arg-type]
     )
 
 
@@ -92,7 +79,7 @@ def _pad_heads(tensors: dict[str, Tensor], key: str, config: BackboneConfig, ali
 
 def embed(encoder: Encoder, inputs: RaggedInputs) -> RaggedBatch:
     """Token ids to the hidden states that enter layer 1."""
-    x = encoder.ops.embed(inputs.ids, inputs.positions, inputs.types, encoder.tables, encoder.embedding_norm)
+    x = encoder.ops.embed(inputs.ids, inputs.positions, inputs.types, encoder.embedding)
     if encoder.widen is not None:
         x = encoder.ops.linear(x, encoder.widen, "none")
     return RaggedBatch(x, inputs.cu_seqlens, inputs.row_ids)
@@ -104,19 +91,10 @@ def layer(encoder: Encoder, number: int, batch: RaggedBatch, first_only: bool = 
     first_only: compute the output of each row's first token only (all that a head on first tokens reads of the last
     layer); the batch that comes back has one token a row.
     """
-    blocks = encoder.layers[number - 1]
-    for block in blocks:
-        batch = _block(encoder, block, batch, first_only and block is blocks[-1])
-    return batch
-
-
-def _block(encoder: Encoder, block: Block, batch: RaggedBatch, first_only: bool) -> RaggedBatch:
-    ops = encoder.ops
-    qkv = ops.linear(batch.tokens, block.qkv, "none")
-    attended = ops.attention(qkv, batch.cu_seqlens, encoder.num_heads, encoder.scale, first_only)
-    if first_only:
-        bounds = torch.arange(len(batch) + 1, dtype=torch.int32, device=batch.cu_seqlens.device)
-        batch = RaggedBatch(batch.first(), bounds, batch.row_ids)
-    x = ops.add_layer_norm(ops.linear(attended, block.attention_output, "none"), batch.tokens, block.attention_norm)
-    inner = ops.linear(x, block.intermediate, encoder.activation)
-    return batch.with_tokens(ops.add_layer_norm(ops.linear(inner, block.output, "none"), x, block.output_norm))
+    x, blocks = batch.tokens, encoder.layers[number - 1]
+    for i, block in enumerate(blocks, start=1):
+        x = encoder.ops.block(x, batch.cu_seqlens, block, first_only and i == len(blocks))
+    if not first_only:
+        return batch.with_tokens(x)
+    bounds = torch.arange(len(batch) + 1, dtype=torch.int32, device=batch.cu_seqlens.device)
+    return RaggedBatch(x, bounds, batch.row_ids)

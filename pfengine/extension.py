@@ -1,4 +1,4 @@
-"""The only module that touches pfengine._C, the compiled extension; the engine runs without it, on torch."""
+"""pfengine._C, the compiled extension: is it there, and its compaction. The engine runs without it, on torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,13 @@ _warned = threading.Lock()  # taken once, never given back
 def has_cpu() -> bool:
     """Is the C++ code there?"""
     return not _missing
+
+
+def native() -> Any:
+    """pfengine._C itself; RuntimeError where it is missing."""
+    if _missing:
+        raise RuntimeError(f"the compiled kernels are not available: {status()}")
+    return _C
 
 
 @functools.cache
@@ -53,8 +61,8 @@ def warn_once() -> None:
     """Say, once a process, that _C is missing and what that costs."""
     if _missing and _warned.acquire(blocking=False):
         log.warning(
-            "pfengine._C is missing (%s): batches are compacted by torch operations, with the same results but slower; "
-            "for the fast way install pfengine again where a C++ compiler is",
+            "pfengine._C is missing (%s): layers run by torch operations, slower and without int8; for the fast way "
+            "install pfengine again where a C++ compiler is",
             _missing,
         )
 

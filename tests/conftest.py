@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -17,10 +18,11 @@ import pytest
 import tokenizers
 import torch
 
-from pfengine import checkpoint
+from pfengine import checkpoint, extension
 from pfengine.config import EngineConfig, parse_backbone
 from pfengine.heads import HEADS
 
+OP_SETS = ("cpu", "cpu_torch", "reference")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
@@ -45,6 +47,24 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder 'shared' with goldens, data and weights is not beside the repository")
     return SHARED
+
+
+def find_op_set(name: str) -> Any:
+    if name == "cpu" and not extension.has_cpu():
+        pytest.skip(extension.status())
+    return importlib.import_module(f"pfengine.ops.{name}")
+
+
+@pytest.fixture(params=OP_SETS)
+def op_set(request: pytest.FixtureRequest) -> Any:
+    """Each module of `pfengine.ops` that runs here."""
+    return find_op_set(request.param)
+
+
+@pytest.fixture(params=OP_SETS[:2])
+def cpu_ops(request: pytest.FixtureRequest) -> Any:
+    """Each of those whose rows do not depend on their neighbours."""
+    return find_op_set(request.param)
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from pfengine.config import EngineConfig, parse_backbone
 from pfengine.engine import all_logits, run_reference
 from pfengine.exits import Replay
 from pfengine.heads import HEADS
-from pfengine.ops import cpu, reference
+from pfengine.ops import cpu_torch, reference
 from pfengine.tokenization import Row, batches, pack
 
 Make = Callable[..., Path]
@@ -56,12 +56,20 @@ def random_checkpoint(config: dict[str, Any], seed: int) -> checkpoint.Checkpoin
     return checkpoint.Checkpoint(Path(), backbone, engine, tensors, None)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(architectures(), st.sampled_from([torch.float32, torch.bfloat16]), st.integers(1, 3))
-def test_same_bits_alone_and_in_any_batch(architecture: tuple, dtype: torch.dtype, threads: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(architectures(), st.integers(1, 3))
+def test_same_bits_alone_and_in_any_batch(cpu_ops: Any, dtype: torch.dtype, architecture: tuple, threads: int) -> None:
+    if dtype == torch.int8 and cpu_ops is cpu_torch:
+        pytest.skip("int8 is for the compiled kernels")
     config, seed = architecture
     ckpt = random_checkpoint(config, seed)
-    model, backbone = build(ckpt, cpu, dtype), ckpt.backbone
+    model, backbone = build(ckpt, cpu_ops, dtype), ckpt.backbone
     draw = np.random.default_rng(seed)
     lengths = [1, 1, 2, 3, 3, 7, 8, 8, 8, 9, 15, 16, 17, 31, 33, 33, 64, 80]
     rows = [Row(i, draw.integers(0, 50, n), draw.integers(0, 2, n), False) for i, n in enumerate(lengths)]
@@ -88,18 +96,17 @@ def test_same_bits_alone_and_in_any_batch(architecture: tuple, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
-@pytest.mark.parametrize("lacking", ["packed products", "the extension", "both"])
+@pytest.mark.parametrize("lacking", ["the extension", "both"])
 def test_same_bits_on_lesser_machines(
     make_checkpoint: Make, random_rows: Any, monkeypatch: pytest.MonkeyPatch, family: str, lacking: str
 ) -> None:
-    """Without oneDNN's packed products, and without pfengine._C: slower, and as independent of the batch."""
+    """Without pfengine._C, and without oneDNN's packed products too: slower, and as independent of the batch."""
     path = make_checkpoint(family)
     rows = random_rows([1, 2, 3, 3, 8, 17, 31, 33, 33, 100], types=2)
     full = pfengine.load(path, criterion="never").layer_logits(rows)
-    if lacking != "the extension":
-        monkeypatch.setattr(cpu, "has_packed_linear", lambda: False)
-    if lacking != "packed products":
-        monkeypatch.setattr(extension, "has_cpu", lambda: False)
+    if lacking == "both":
+        monkeypatch.setattr(cpu_torch, "has_packed_linear", lambda: False)
+    monkeypatch.setattr(extension, "has_cpu", lambda: False)
     engine = pfengine.load(path, criterion="never")
     alone = np.concatenate([engine.layer_logits([row]) for row in rows], axis=1)
     np.testing.assert_array_equal(engine.layer_logits(rows), alone)

@@ -12,7 +12,6 @@ import transformers
 
 from pfengine import checkpoint, encoder
 from pfengine.api import build
-from pfengine.ops import cpu, reference
 from pfengine.tokenization import Row, pack
 
 TOLERANCE = 2e-5  # fp32, another order of sums through 12 layers
@@ -53,12 +52,11 @@ def make_model(kind: str, sizes: dict[str, Any], path: Path, labels: int = 3) ->
     return model
 
 
-@pytest.mark.parametrize("ops", [cpu, reference], ids=["cpu", "reference"])
 @pytest.mark.parametrize(("kind", "sizes"), PARAMETERS)
-def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], ops: Any, tmp_path: Path) -> None:
+def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_set: Any, tmp_path: Path) -> None:
     theirs = make_model(kind, sizes, tmp_path)
     ckpt = checkpoint.read(tmp_path)
-    model = build(ckpt, ops, torch.float32)
+    model = build(ckpt, op_set, torch.float32)
     draw = np.random.default_rng(0)
     lengths = [1, 2, 3, 3, 7, 16, 33, 100, 129, 511, 512, 5]
     types = ckpt.backbone.type_vocab_size

@@ -59,7 +59,7 @@ def test_a_directory_of_ones_own_goes_before_a_bundled_one(ckpt: Path, monkeypat
         ({"device": "mps"}, "device is 'mps'"),
         ({"device": None}, "device is None"),
         ({"device": 7}, "device is 7"),
-        ({"precision": "fp8"}, "'auto', 'fp32', 'bf16' or 'fp16'"),
+        ({"precision": "fp8"}, "'auto', 'fp32', 'bf16', 'fp16' or 'int8'"),
         ({"precision": "FP32"}, "precision is 'FP32'"),
         ({"precision": None}, "precision is None"),
         ({"precision": torch.float32}, "precision is torch.float32"),

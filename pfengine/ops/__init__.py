@@ -22,30 +22,48 @@ class Norm(NamedTuple):
     eps: float
 
 
+class Block(NamedTuple):
+    """One attention and one feed-forward network as float32 tensors, not prepared. d: head size, I: inner size."""
+
+    qkv: tuple[Tensor, Tensor]  # [3 heads d, H] and [3 heads d]: queries, keys and values side by side
+    attention_output: tuple[Tensor, Tensor]  # [H, heads d], [H]
+    attention_norm: Norm
+    intermediate: tuple[Tensor, Tensor]  # [I, H], [I]
+    output: tuple[Tensor, Tensor]  # [H, I], [H]
+    output_norm: Norm
+    num_heads: int
+    scale: float  # of the attention scores
+    activation: Activation
+
+
 class OpSet(Protocol):
-    """What every op-set module offers; `prepare_*` run once at load, their results are opaque to callers."""
+    """What every op-set module offers; `prepare_*` run once at load, their results are opaque to callers.
+
+    dtype: of the large products; int8 stands for weights quantised per output channel, x per row.
+    """
 
     HEAD_ALIGNMENT: int
     """Head sizes are padded with zeros to a multiple of this when the weights are prepared."""
 
     def prepare_linear(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Any:
-        """weight [out, in] and bias [out] for `linear` in `dtype`."""
+        """float32 weight [out, in] and bias [out] for `linear` in `dtype`."""
 
     def linear(self, x: Tensor, weights: Any, activation: Activation) -> Tensor:
-        """activation(x W^T + b): [rows, in] -> [rows, out] in the dtype of the weights."""
+        """activation(x W^T + b): [rows, in] -> [rows, out], float32 or the dtype of the weights."""
 
-    def embed(
-        self, ids: Tensor, positions: Tensor, types: Tensor, tables: tuple[Tensor, Tensor, Tensor], norm: Norm
-    ) -> Tensor:
+    def prepare_embedding(self, tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Any:
+        """Word, position and token type tables for `embed`."""
+
+    def embed(self, ids: Tensor, positions: Tensor, types: Tensor, weights: Any) -> Tensor:
         """LayerNorm(word[ids] + position[positions] + type[types]): three int64 [T] -> [T, H]."""
 
-    def add_layer_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
-        """LayerNorm(x + residual): [T, H] -> [T, H]."""
+    def prepare_block(self, block: Block, dtype: torch.dtype) -> Any:
+        """A block for `block`."""
 
-    def attention(self, qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:
-        """Bidirectional softmax(scale Q K^T) V within each row: [T, 3 heads d] -> [T, heads d].
+    def block(self, x: Tensor, cu_seqlens: Tensor, weights: Any, first_only: bool) -> Tensor:
+        """Attention within each row and feed-forward network, each with residual and LayerNorm: [T, H] -> [T, H].
 
-        first_only: of each row's first token only, [R, heads d].
+        first_only: of each row's first token only, [R, H].
         """
 
     def prepare_imitation(

@@ -1,141 +1,214 @@
-"""The CPU op set: weights packed once for oneDNN, and no result that depends on a row's neighbours.
+"""The CPU op set: kernels of our own in pfengine._C, a whole block in one call, hidden states in float32.
 
-Signatures and shapes: `ops.OpSet`. Bit for bit the same row in every batch needs care in three places: `F.linear` in
-fp32 sums in another order for few rows (the packed op does so for one row only, so a single row is doubled); MKL's
-products depend on the 64-byte alignment of their operands, so head sizes are multiples of 16 and attention is fed as
-`_attend` says; and torch.sigmoid differs between its vector body and its scalar tail, which torch.tanh does not.
+Signatures and shapes: `ops.OpSet`. A row's results are the same bit for bit in every batch and on any number of
+threads. Weights are packed once, in one copy: panels of output columns, in each of them the inner dimension as 32-bit
+words of 1 fp32, 2 bf16 or 4 int8 numbers, so that a word of every column lies side by side.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, reference
-from .reference import add_layer_norm, embed
+from .. import extension
+from ..errors import ConfigError
+from . import Activation, Block, Norm
+from .cpu_torch import weighed
+from .quantisation import quantise_weight
 
-__all__ = [
-    "HEAD_ALIGNMENT",
-    "add_layer_norm",
-    "attention",
-    "embed",
-    "gate_merge",
-    "guesses",
-    "imitation",
-    "linear",
-    "prepare_imitation",
-    "prepare_linear",
-    "project",
-]
-
-HEAD_ALIGNMENT = 16
-BLOCK, TILE = 32, 16  # rows of one product, and what its sizes are multiples of, where oneDNN's packed ops are missing
-_POST_OPS = {  # activation -> oneDNN's name and algorithm
-    "none": ("none", ""),
-    "gelu": ("gelu", "none"),
-    "gelu_tanh": ("gelu", "tanh"),
-    "relu": ("relu", ""),
-    "tanh": ("tanh", ""),
-}
-
-log = logging.getLogger("pfengine")
+HEAD_ALIGNMENT = 2  # bf16 comes in pairs
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 class Linear(NamedTuple):
-    weight: Tensor  # oneDNN's opaque packing of [out, in], or [out, in] as it is
-    bias: Tensor  # [out]
-    packed: bool
+    native: Any  # _C.Linear: addresses of the tensors below
+    precision: Any  # _C.Precision
+    inputs: int
+    outputs: int
+    tensors: tuple[Tensor, ...]
+
+
+class Embedding(NamedTuple):
+    native: Any  # _C.Tables
+    norm: Any  # _C.Norm
+    size: int
+    tensors: tuple[Tensor, ...]
+
+
+class PreparedBlock(NamedTuple):
+    native: Any  # _C.Layer
+    hidden: int
+    tensors: tuple[Tensor, ...]
 
 
 class Imitation(NamedTuple):
-    learners: list[Linear]  # of layers 2..n
+    learners: Linear  # of layers 2..n side by side, each from a panel's first column on
+    hidden: int
+    width: int  # columns from learner to learner
     activation: Activation
     projections: list[Linear]  # entry i - 1: of all layers after i side by side, [C, (n - i) H]
 
 
 @functools.cache
-def has_packed_linear() -> bool:
-    """Does this torch build carry oneDNN's packed linear op? They are private, so they are tried, once."""
-    try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16), 2)
-        ok = torch.equal(
-            torch.ops.mkldnn._linear_pointwise.default(torch.eye(16), weight, torch.zeros(16), "none", [], ""),
-            torch.eye(16),
-        )
-    except (AttributeError, RuntimeError, NotImplementedError):
-        ok = False
-    if not ok:
-        log.warning(
-            "this torch has no packed oneDNN linear op: products run in blocks of %d rows, about half as fast", BLOCK
-        )
-    return ok
+def kernels() -> Any:
+    """The fastest kernels this processor runs, or those of PFENGINE_ISA: plain, avx2, avx512, avx512_bf16."""
+    name = os.environ.get("PFENGINE_ISA", "")
+    found = extension.native().find_kernels(name)
+    if found is None:
+        raise ConfigError(f"PFENGINE_ISA is {name!r}; there are no kernels of that name that this processor runs")
+    return found
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """[out, in] of 4-, 2- or 1-byte numbers -> int32 [panels, words of the inner dimension, panel]."""
+    panel, group = kernels().panel, 4 // weight.element_size()
+    words = F.pad(weight, (0, -weight.shape[1] % group, 0, -weight.shape[0] % panel)).contiguous().view(torch.int32)
+    return words.view(-1, panel, words.shape[1]).transpose(1, 2).contiguous()
 
 
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
-    weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
-    if not has_packed_linear():
-        return Linear(F.pad(weight, (0, -weight.shape[1] % TILE, 0, -weight.shape[0] % TILE)), bias, packed=False)
-    return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias, packed=True)
+    outputs, inputs = weight.shape
+    scale = total = None
+    if dtype == torch.int8:
+        numbers, scale = quantise_weight(weight)
+        total = numbers.sum(1, dtype=torch.int64).float() * scale
+    else:
+        numbers = weight.to(dtype)
+    packed, bias = _pack(numbers), bias.float().contiguous()
+    C = extension.native()
+    native = C.Linear(
+        weights=packed.data_ptr(),
+        scale=_address(scale),
+        sum=_address(total),
+        bias=bias.data_ptr(),
+        inputs=inputs,
+        outputs=outputs,
+    )
+    tensors = tuple(t for t in (packed, scale, total, bias) if t is not None)
+    return Linear(native, getattr(C.Precision, _PRECISIONS[dtype]), inputs, outputs, tensors)
 
 
 def linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
-    rows, x = x.shape[0], x.to(weights.bias.dtype)
-    if not weights.packed:
-        return _linear_in_blocks(x, weights, activation)
-    post, algorithm = _POST_OPS[activation]
-    y = torch.ops.mkldnn._linear_pointwise.default(
-        torch.cat([x, x]) if rows == 1 else x, weights.weight, weights.bias, post, [], algorithm
+    return _linear(x, weights, activation, 0, weights.outputs)
+
+
+def _linear(x: Tensor, weights: Linear, activation: Activation, first: int, columns: int) -> Tensor:
+    """`columns` output columns from `first` on, which begins a panel."""
+    x = x.float()
+    if x.dim() != 2 or x.shape[1] != weights.inputs:
+        raise ValueError(f"x is {list(x.shape)}, expected [rows, {weights.inputs}]")
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    C = extension.native()
+    out = torch.empty(x.shape[0], columns)
+    C.run_linear(
+        kernels=kernels(),
+        precision=weights.precision,
+        linear=weights.native,
+        activation=getattr(C.Activation, activation),
+        x=x.data_ptr(),
+        rows=x.shape[0],
+        stride=x.stride(0),
+        first_column=first,
+        columns=columns,
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
     )
-    return y[:rows]
-
-
-def _linear_in_blocks(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
-    """Always products of BLOCK rows with whole tiles, so that every row meets the same code wherever it stands."""
-    rows, outputs = x.shape[0], weights.bias.shape[0]
-    padded = F.pad(x, (0, weights.weight.shape[1] - x.shape[1], 0, -rows % BLOCK))
-    bias = F.pad(weights.bias, (0, weights.weight.shape[0] - outputs))
-    blocks = [reference.activate(F.linear(block, weights.weight, bias), activation) for block in padded.split(BLOCK)]
-    return torch.cat([block[:, :outputs] for block in blocks])[:rows] if rows else x.new_empty(0, outputs)
-
-
-def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:
-    """One fused call for each run of rows of equal length (batches are sorted by length, so runs are long)."""
-    bounds = cu_seqlens.tolist()
-    rows, width = len(bounds) - 1, qkv.shape[1] // 3
-    out = qkv.new_empty(rows if first_only else qkv.shape[0], width)
-    start = 0
-    while start < rows:
-        length = bounds[start + 1] - bounds[start]
-        stop = start + 1
-        while stop < rows and bounds[stop + 1] - bounds[stop] == length:
-            stop += 1
-        group = qkv[bounds[start] : bounds[stop]].view(stop - start, length, 3, num_heads, -1)
-        queries = 1 if first_only else length
-        y = _attend(group.permute(2, 0, 3, 1, 4), queries, scale)
-        target = out[start:stop] if first_only else out[bounds[start] : bounds[stop]]
-        target.view(stop - start, queries, num_heads, width // num_heads).copy_(y.transpose(1, 2))
-        start = stop
     return out
 
 
-def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
-    """Attention of the first `queries` tokens: [3, rows, heads, tokens, d] -> [rows, heads, queries, d].
+def _norm(norm: Norm) -> tuple[Any, tuple[Tensor, Tensor]]:
+    weight, bias = norm.weight.float().contiguous(), norm.bias.float().contiguous()
+    return extension.native().Norm(weight=weight.data_ptr(), bias=bias.data_ptr(), eps=norm.eps), (weight, bias)
 
-    torch's kernel gives each thread scratch of queries x (tokens + d + 2) floats, up to 32 queries at a time: a
-    multiple of 16 keeps it aligned for every thread. A single task would let MKL use threads of its own: there are two.
-    """
-    q, k, v = qkv
-    rows, heads = q.shape[:2]
-    if rows * heads == 1:
-        q, k, v = (torch.cat([x, x]) for x in (q, k, v))
-    q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)[:rows, :, :queries]
+
+def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
+    dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    word, position, token_type = (table.to(dtype).contiguous() for table in tables)
+    native_norm, parts = _norm(norm)
+    native = extension.native().Tables(
+        word=word.data_ptr(),
+        position=position.data_ptr(),
+        token_type=token_type.data_ptr(),
+        words=len(word),
+        positions=len(position),
+        token_types=len(token_type),
+        bf16=dtype == torch.bfloat16,
+    )
+    return Embedding(native, native_norm, word.shape[1], (word, position, token_type, *parts))
+
+
+def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
+    ids, positions, types = (x.contiguous() for x in (ids, positions, types))
+    for name, x in (("ids", ids), ("positions", positions), ("types", types)):
+        if x.dtype != torch.int64 or x.shape != (len(ids),):
+            raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected torch.int64 [{len(ids)}]")
+    out = torch.empty(len(ids), weights.size)
+    extension.native().run_embed(
+        kernels=kernels(),
+        tables=weights.native,
+        norm=weights.norm,
+        ids=ids.data_ptr(),
+        positions=positions.data_ptr(),
+        types=types.data_ptr(),
+        tokens=len(ids),
+        size=weights.size,
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
+    C = extension.native()
+    names = ("qkv", "attention_output", "intermediate", "output")
+    parts = {name: prepare_linear(*getattr(block, name), dtype=dtype) for name in names}
+    attention_norm, attention_tensors = _norm(block.attention_norm)
+    output_norm, output_tensors = _norm(block.output_norm)
+    native = C.Layer(
+        precision=parts["qkv"].precision,
+        activation=getattr(C.Activation, block.activation),
+        heads=block.num_heads,
+        head_size=parts["qkv"].outputs // (3 * block.num_heads),
+        scale=block.scale,
+        attention_norm=attention_norm,
+        output_norm=output_norm,
+        **{name: part.native for name, part in parts.items()},
+    )
+    tensors = [*attention_tensors, *output_tensors, *(t for part in parts.values() for t in part.tensors)]
+    return PreparedBlock(native, parts["output"].outputs, tuple(tensors))
+
+
+def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
+    x, cu_seqlens = x.contiguous(), cu_seqlens.contiguous()
+    rows = len(cu_seqlens) - 1
+    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != weights.hidden:
+        raise ValueError(f"x is {x.dtype} {list(x.shape)}, expected torch.float32 [tokens, {weights.hidden}]")
+    if cu_seqlens.dtype != torch.int32 or rows < 0:
+        raise ValueError(f"cu_seqlens is {cu_seqlens.dtype} {list(cu_seqlens.shape)}, expected torch.int32 [rows + 1]")
+    out = torch.empty(rows if first_only else x.shape[0], weights.hidden)
+    extension.native().run_layer(
+        kernels=kernels(),
+        layer=weights.native,
+        x=x.data_ptr(),
+        tokens=x.shape[0],
+        cu_seqlens=cu_seqlens.data_ptr(),
+        rows=rows,
+        first_only=first_only,
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out
 
 
 def prepare_imitation(
@@ -145,16 +218,21 @@ def prepare_imitation(
     projections: Sequence[tuple[Tensor, Tensor]],
     dtype: torch.dtype,
 ) -> Imitation:
+    hidden = learners.shape[1]
+    pad = -hidden % kernels().panel
     return Imitation(
-        [prepare_linear(w, b, dtype) for w, b in zip(learners, learner_bias, strict=True)],
+        prepare_linear(F.pad(learners, (0, 0, 0, pad)).flatten(0, 1), F.pad(learner_bias, (0, pad)).flatten(), dtype),
+        hidden,
+        hidden + pad,
         activation,
         [prepare_linear(matrix, bias, torch.float32) for matrix, bias in projections],
     )
 
 
 def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
-    imitated = [linear(states, learner, weights.activation) for learner in weights.learners[layer - 1 :]]
-    return torch.stack(imitated, dim=1)
+    first = (layer - 1) * weights.width  # learners start at layer 2, so the first imitates layer + 1
+    imitated = _linear(states, weights.learners, weights.activation, first, weights.learners.outputs - first)
+    return imitated.view(len(states), -1, weights.width)[:, :, : weights.hidden]
 
 
 def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
@@ -166,10 +244,6 @@ def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
 
 
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
-    if gate is not None:
-        gates = linear(torch.tanh(gates / count), gate, "none")
-    keep2 = 1 + torch.tanh(gates / 2)  # 2 sigmoid(x) = 1 + tanh(x / 2)
     if gate is None:
-        assert future is not None
-        return (keep2 * past + (2 - keep2) * future) / 2
-    return keep2 * past if future is None else keep2 * past + (2 - keep2) * future
+        return weighed(past, gates, future) / 2
+    return weighed(past, linear(torch.tanh(gates / count), gate, "none"), future)

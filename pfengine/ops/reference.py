@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, Norm
+from . import Activation, Block, Norm
+from .quantisation import fake_quantise_rows, quantise_weight
 
 HEAD_ALIGNMENT = 1
 
@@ -17,6 +18,26 @@ HEAD_ALIGNMENT = 1
 class Linear(NamedTuple):
     weight: Tensor  # [out, in]
     bias: Tensor  # [out]
+    int8: bool = False  # the weight is rounded to what int8 holds, and so is x
+
+
+class Embedding(NamedTuple):
+    tables: tuple[Tensor, Tensor, Tensor]
+    norm: Norm
+
+
+class PreparedBlock(NamedTuple):
+    """`Block`, its linear layers and norms prepared."""
+
+    qkv: Any
+    attention_output: Any
+    attention_norm: Norm
+    intermediate: Any
+    output: Any
+    output_norm: Norm
+    num_heads: int
+    scale: float
+    activation: Activation
 
 
 class Imitation(NamedTuple):
@@ -24,6 +45,7 @@ class Imitation(NamedTuple):
     learner_bias: Tensor  # [n - 1, H]
     activation: Activation
     projections: Sequence[tuple[Tensor, Tensor]]  # after layer i: [C, (n - i) H], [C]
+    int8: bool
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -41,17 +63,59 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+    if dtype == torch.int8:
+        numbers, scale = quantise_weight(weight)
+        return Linear(numbers.float() * scale[:, None], bias.float(), int8=True)
     return Linear(weight.to(dtype), bias.to(dtype))
 
 
 def linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
-    return activate(F.linear(x.to(weights.weight.dtype), *weights), activation)
+    x = x.to(weights.weight.dtype)
+    x = fake_quantise_rows(x) if weights.int8 else x
+    return activate(F.linear(x, weights.weight, weights.bias), activation)
 
 
-def embed(ids: Tensor, positions: Tensor, types: Tensor, tables: tuple[Tensor, Tensor, Tensor], norm: Norm) -> Tensor:
-    word, position, token_type = tables
+def prepare_norm(norm: Norm, dtype: torch.dtype) -> Norm:
+    return Norm(norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+
+
+def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
+    dtype = torch.float32 if dtype == torch.int8 else dtype
+    word, position, token_type = (table.to(dtype) for table in tables)
+    return Embedding((word, position, token_type), prepare_norm(norm, dtype))
+
+
+def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
+    word, position, token_type = weights.tables
     x = F.embedding(ids, word) + F.embedding(types, token_type) + F.embedding(positions, position)
-    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+    return F.layer_norm(x, x.shape[-1:], *weights.norm)
+
+
+def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
+    return prepared(block, dtype, prepare_linear)
+
+
+def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor, torch.dtype], Any]) -> PreparedBlock:
+    """A block whose linear layers `prepare` prepared."""
+    return PreparedBlock(
+        qkv=prepare(*block.qkv, dtype),
+        attention_output=prepare(*block.attention_output, dtype),
+        attention_norm=prepare_norm(block.attention_norm, torch.float32 if dtype == torch.int8 else dtype),
+        intermediate=prepare(*block.intermediate, dtype),
+        output=prepare(*block.output, dtype),
+        output_norm=prepare_norm(block.output_norm, torch.float32 if dtype == torch.int8 else dtype),
+        num_heads=block.num_heads,
+        scale=block.scale,
+        activation=block.activation,
+    )
+
+
+def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
+    attended = attention(linear(x, weights.qkv, "none"), cu_seqlens, weights.num_heads, weights.scale, first_only)
+    x = x.index_select(0, cu_seqlens[:-1]) if first_only else x
+    x = add_layer_norm(linear(attended, weights.attention_output, "none"), x, weights.attention_norm)
+    inner = linear(x, weights.intermediate, weights.activation)
+    return add_layer_norm(linear(inner, weights.output, "none"), x, weights.output_norm)
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
@@ -77,13 +141,19 @@ def prepare_imitation(
     dtype: torch.dtype,
 ) -> Imitation:
     projections = [(matrix.float(), bias.float()) for matrix, bias in projections]
-    return Imitation(learners.to(dtype), learner_bias.to(dtype), activation, projections)
+    if dtype == torch.int8:
+        numbers, scale = quantise_weight(learners.flatten(0, 1))
+        learners = (numbers.float() * scale[:, None]).view_as(learners)
+        return Imitation(learners, learner_bias.float(), activation, projections, int8=True)
+    return Imitation(learners.to(dtype), learner_bias.to(dtype), activation, projections, int8=False)
 
 
 def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
     first = layer - 1  # learners start at layer 2, so entry `layer - 1` imitates layer + 1
     learners = weights.learners[first:]
-    imitated = torch.einsum("rh,joh->rjo", states.to(learners.dtype), learners) + weights.learner_bias[first:]
+    states = states.to(learners.dtype)
+    states = fake_quantise_rows(states) if weights.int8 else states
+    imitated = torch.einsum("rh,joh->rjo", states, learners) + weights.learner_bias[first:]
     return activate(imitated, weights.activation)
 
 

@@ -12,7 +12,7 @@ import torch
 from pfengine.batch import RaggedBatch
 from pfengine.config import BackboneConfig, parse_backbone
 from pfengine.heads import HEADS, PREFIX, Classifier, PastFuture
-from pfengine.ops import cpu, reference
+from pfengine.ops import reference
 
 ROWS = 9
 
@@ -80,14 +80,13 @@ def batch_of(first: torch.Tensor) -> RaggedBatch:
     return RaggedBatch(tokens, torch.cat([torch.zeros(1), bounds]).to(torch.int32), torch.arange(rows))
 
 
-@pytest.mark.parametrize("ops", [cpu, reference], ids=["cpu", "reference"])
 @pytest.mark.parametrize("pooler", ["per-layer", "shared"])
 @pytest.mark.parametrize(("layers", "hidden", "labels"), [(6, 48, 2), (5, 33, 3), (2, 7, 7), (1, 16, 2), (12, 40, 5)])
-def test_logits_follow_the_equations(ops: Any, pooler: str, layers: int, hidden: int, labels: int) -> None:
+def test_logits_follow_the_equations(op_set: Any, pooler: str, layers: int, hidden: int, labels: int) -> None:
     config, head, tensors = random_head(layers, hidden, labels, pooler)
     states = torch.randn(layers, ROWS, hidden)
     expected = np.stack([by_hand(states[:, row].double().numpy(), tensors, labels) for row in range(ROWS)], axis=1)
-    exit_head = PastFuture(ops, config, head, tensors, torch.float32)
+    exit_head = PastFuture(op_set, config, head, tensors, torch.float32)
     state = None
     for layer in range(1, layers + 1):
         logits, state = exit_head.step(layer, batch_of(states[layer - 1]), state, answer=True)
@@ -96,11 +95,10 @@ def test_logits_follow_the_equations(ops: Any, pooler: str, layers: int, hidden:
         np.testing.assert_allclose(logits.numpy(), expected[layer - 1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("ops", [cpu, reference], ids=["cpu", "reference"])
 @pytest.mark.parametrize("tested", [(6,), (2, 6), (1, 3, 4, 6)])
-def test_layers_that_are_not_asked_still_count_as_past(ops: Any, tested: tuple[int, ...]) -> None:
+def test_layers_that_are_not_asked_still_count_as_past(op_set: Any, tested: tuple[int, ...]) -> None:
     config, head, tensors = random_head(6, 24, 3, "per-layer")
-    exit_head = PastFuture(ops, config, head, tensors, torch.float32)
+    exit_head = PastFuture(op_set, config, head, tensors, torch.float32)
     states = torch.randn(6, ROWS, 24)
 
     def run(asked: tuple[int, ...]) -> dict[int, torch.Tensor]:
@@ -116,10 +114,9 @@ def test_layers_that_are_not_asked_still_count_as_past(ops: Any, tested: tuple[i
     assert all(torch.equal(some[layer], every[layer]) for layer in tested)
 
 
-@pytest.mark.parametrize("ops", [cpu, reference], ids=["cpu", "reference"])
-def test_state_leads_with_rows_and_compacts(ops: Any) -> None:
+def test_state_leads_with_rows_and_compacts(op_set: Any) -> None:
     config, head, tensors = random_head(5, 24, 3, "per-layer")
-    exit_head = PastFuture(ops, config, head, tensors, torch.float32)
+    exit_head = PastFuture(op_set, config, head, tensors, torch.float32)
     states = torch.randn(5, ROWS, 24)
     stay = torch.tensor([True, False, True, True, False, False, True, False, True])
     whole, part = None, None
@@ -130,22 +127,23 @@ def test_state_leads_with_rows_and_compacts(ops: Any) -> None:
             assert all(value.shape[0] == ROWS for value in whole)
             continue
         kept, part = exit_head.step(layer, batch_of(states[layer - 1][stay]), part, answer=True)
-        close = torch.equal if ops is cpu else torch.allclose  # plain torch sums in another order for fewer rows
+        close = (
+            torch.equal if op_set is not reference else torch.allclose
+        )  # plain torch sums in another order for fewer rows
         assert close(kept, full[stay])  # type: ignore[index,arg-type]
 
 
-def test_bf16_keeps_projections_and_logits_in_float32() -> None:
+def test_bf16_keeps_projections_and_logits_in_float32(op_set: Any) -> None:
     config, head, tensors = random_head(6, 48, 3, "per-layer")
     states = torch.randn(6, ROWS, 48).bfloat16()
     expected = np.stack([by_hand(states[:, row].double().numpy(), tensors, 3) for row in range(ROWS)], axis=1)
-    for ops in (cpu, reference):
-        exit_head, state = PastFuture(ops, config, head, tensors, torch.bfloat16), None
-        for layer in range(1, 7):
-            batch = batch_of(states[layer - 1].float())
-            logits, state = exit_head.step(layer, batch.with_tokens(batch.tokens.bfloat16()), state, answer=True)
-            assert logits is not None
-            assert logits.dtype == torch.float32
-            np.testing.assert_allclose(logits.numpy(), expected[layer - 1], atol=0.15)  # poolers, learners rounded
+    exit_head, state = PastFuture(op_set, config, head, tensors, torch.bfloat16), None
+    for layer in range(1, 7):
+        batch = batch_of(states[layer - 1].float())
+        logits, state = exit_head.step(layer, batch.with_tokens(batch.tokens.bfloat16()), state, answer=True)
+        assert logits is not None
+        assert logits.dtype == torch.float32
+        np.testing.assert_allclose(logits.numpy(), expected[layer - 1], atol=0.15)  # poolers, learners rounded
 
 
 @pytest.mark.parametrize(
@@ -167,12 +165,11 @@ def test_every_head_is_found_by_its_name() -> None:
     assert Classifier.config_faults({"type": "classifier", "size": 1}) == ["'head.size' is not an option of this head"]
 
 
-@pytest.mark.parametrize("ops", [cpu, reference], ids=["cpu", "reference"])
-def test_classifier_answers_at_the_last_layer_only(ops: Any) -> None:
+def test_classifier_answers_at_the_last_layer_only(op_set: Any) -> None:
     config, head = config_of(3, 24, 4), {"type": "classifier"}
     torch.manual_seed(0)
     tensors = {key: torch.randn(shape) for key, shape in Classifier.shapes(config, head).items()}
-    classifier = Classifier(ops, config, head, tensors, torch.float32)
+    classifier = Classifier(op_set, config, head, tensors, torch.float32)
     first = torch.randn(ROWS, 24)
     assert classifier.step(1, batch_of(first), None, answer=False) == (None, ())
     with pytest.raises(ValueError, match="layer 3 only"):

@@ -10,7 +10,7 @@ import torch
 
 from pfengine.config import BackboneConfig
 from pfengine.heads import HEADS, PREFIX, Linear, PastFuture
-from pfengine.ops import cpu, reference
+from pfengine.ops import reference
 
 from .test_past_future import ROWS, batch_of, config_of
 from .variants import LINEAR, PAST_FUTURE, name
@@ -134,7 +134,7 @@ def step_through(head: Any, states: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("head", PAST_FUTURE + LINEAR, ids=name)
-def test_every_form_follows_its_equations(head: dict[str, Any]) -> None:
+def test_every_form_follows_its_equations(head: dict[str, Any], op_set: Any) -> None:
     config = config_of(LAYERS, HIDDEN, LABELS)
     kind = HEADS[head["type"]]
     assert not kind.config_faults(head)
@@ -143,24 +143,22 @@ def test_every_form_follows_its_equations(head: dict[str, Any]) -> None:
     by_hand = past_future_by_hand if head["type"] == "past-future" else linear_by_hand
     rows = [by_hand(head, tensors, states[:, row].double().numpy()) for row in range(ROWS)]
     expected = np.stack(rows, axis=1)
-    for ops in (reference, cpu):
-        np.testing.assert_allclose(
-            step_through(kind(ops, config, head, tensors, torch.float32), states), expected, atol=2e-5, rtol=2e-5
-        )
+    ours = step_through(kind(op_set, config, head, tensors, torch.float32), states)
+    np.testing.assert_allclose(ours, expected, atol=2e-5, rtol=2e-5)
 
 
 FOLDING = [h for h in PAST_FUTURE if h["states"] != "past" and h["incorporate"] in ("concat", "concat-shared", "avg")]
 
 
 @pytest.mark.parametrize("head", FOLDING, ids=name)
-def test_folded_equals_unfolded(head: dict[str, Any]) -> None:
+def test_folded_equals_unfolded(head: dict[str, Any], cpu_ops: Any) -> None:
     """fp32 on both sides: two roundings of sums of a few dozen products apart."""
     config = config_of(LAYERS, HIDDEN, LABELS)
     tensors = random_tensors(head, config)
     states = torch.randn(LAYERS, ROWS, HIDDEN)
-    folded = PastFuture(cpu, config, head, tensors, torch.float32)
+    folded = PastFuture(cpu_ops, config, head, tensors, torch.float32)
     assert bool(folded.future.folded) == (head["learner"] == "linear"), "a tanh in between cannot be folded"
-    unfolded = PastFuture(cpu, config, head, tensors, torch.float32, fold=False)
+    unfolded = PastFuture(cpu_ops, config, head, tensors, torch.float32, fold=False)
     assert not unfolded.future.folded
     np.testing.assert_allclose(step_through(folded, states), step_through(unfolded, states), atol=1e-5, rtol=1e-5)
 
@@ -168,7 +166,7 @@ def test_folded_equals_unfolded(head: dict[str, Any]) -> None:
 def test_a_folded_head_does_not_keep_its_learners() -> None:
     head = {"type": "past-future", "pooler": "none", "learner": "linear", "incorporate": "concat"}
     config = config_of(LAYERS, HIDDEN, LABELS)
-    folded = PastFuture(cpu, config, head, random_tensors(head, config), torch.float32)
+    folded = PastFuture(reference, config, head, random_tensors(head, config), torch.float32)
     assert not hasattr(folded.future, "learners")
 
 

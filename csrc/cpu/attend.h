@@ -1,0 +1,154 @@
+// Attention of one row and head: two products by the same tiles as linear layers, keys and values packed as weights
+// are.
+#pragma once
+
+#include "kernels.h"
+#include "rows.h"
+#include "tile.h"
+
+namespace pfengine::cpu::PFENGINE_ISA {
+
+template <int kStep>
+PFENGINE_INLINE void swap_blocks(Words& a, Words& b) {
+  Ints upper, lower;  // of the lanes of a and b side by side
+  for (int i = 0; i < kWidth; ++i) {
+    upper[i] = i & kStep ? kWidth + i - kStep : i;
+    lower[i] = i & kStep ? kWidth + i : i + kStep;
+  }
+  const Words first = __builtin_shuffle(a, b, upper);
+  b = __builtin_shuffle(a, b, lower);
+  a = first;
+}
+
+template <int kStep = kWidth / 2>
+PFENGINE_INLINE void transpose(Words (&x)[kWidth]) {
+  if constexpr (kStep > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+      if (!(i & kStep)) swap_blocks<kStep>(x[i], x[i + kStep]);
+    }
+    transpose<kStep / 2>(x);
+  }
+}
+
+// Keys as weights whose outputs are the tokens: [panels, groups, kPanel].
+inline void pack_keys(const uint32_t* keys, ptrdiff_t stride, int64_t tokens, int64_t groups, uint32_t* out) {
+  for (int64_t first = 0; first < tokens; first += kWidth) {
+    uint32_t* to = out + first / kPanel * groups * kPanel + first % kPanel;
+    for (int64_t p = 0; p < groups; p += kWidth) {
+      Words x[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) {
+        x[i] = first + i < tokens ? load<Words>(keys + (first + i) * stride + p) : Words{};
+      }
+      transpose(x);
+      for (int i = 0; i < kWidth && p + i < groups; ++i) store(to + (p + i) * kPanel, x[i]);
+    }
+  }
+  if (const int64_t odd = (tokens + kWidth - 1) / kWidth; odd % kVectors) {  // the rest of the last panel
+    uint32_t* to = out + odd / kVectors * groups * kPanel + odd % kVectors * kWidth;
+    for (int64_t p = 0; p < groups; ++p) store(to + p * kPanel, Words{});
+  }
+}
+
+// Values as weights whose inputs are the tokens: [panels, groups of tokens, kPanel].
+PFENGINE_INLINE void pack_values(const float* values, ptrdiff_t stride, int64_t tokens, int64_t size, uint32_t* out) {
+  for (int64_t column = 0; column < size; column += kPanel) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int v = 0; v < kVectors; ++v, out += kWidth)
+        store(out, load<Words>(values + t * stride + column + v * kWidth));
+    }
+  }
+}
+
+PFENGINE_INLINE void pack_values(const uint16_t* values, ptrdiff_t stride, int64_t tokens, int64_t size,
+                                 uint32_t* out) {
+  const auto widen = [](const uint16_t* from) { return __builtin_convertvector(load<Halves>(from), Words); };
+  for (int64_t column = 0; column < size; column += kPanel) {
+    for (int64_t t = 0; t < tokens; t += 2) {
+      for (int v = 0; v < kVectors; ++v, out += kWidth) {
+        const uint16_t* from = values + t * stride + column + v * kWidth;
+        const Words low = widen(from), high = t + 1 < tokens ? widen(from + stride) : Words{};
+        store(out, low | (high << 16));
+      }
+    }
+  }
+}
+
+// softmax(scale x) of a row without the division: the sum of what stays in `out`. Zeros from `tokens` to `padded`.
+template <typename Number>
+PFENGINE_INLINE float exponentials(const float* x, float scale, int64_t tokens, int64_t padded, Number* out) {
+  const Floats lowest = splat(-3.0e38f);
+  const auto scores = [&](int64_t i) {
+    const Floats y = load<Floats>(x + i);
+    return i + kWidth <= tokens ? y : lanes() < (int32_t)(tokens - i) ? y : lowest;
+  };
+  Floats top = lowest;
+  for (int64_t i = 0; i < tokens; i += kWidth) top = max(scores(i), top);
+  const float most = largest(top);
+  Floats total{};
+  for (int64_t i = 0; i < padded; i += kWidth) {
+    Floats y{};
+    if (i < tokens) {
+      y = exp((load<Floats>(x + i) - most) * scale);
+      if (i + kWidth > tokens) y = lanes() < (int32_t)(tokens - i) ? y : Floats{};
+    }
+    total += y;
+    store_floats(out + i, y, kWidth);
+  }
+  return sum(total);
+}
+
+inline int64_t padded_tokens(int64_t tokens) {
+  return (tokens + kPanel - 1) / kPanel * kPanel;
+}
+
+// For keys, values, scores and weights, in fp32, which needs most.
+inline int64_t attention_scratch(int64_t tokens, int64_t size) {
+  const int64_t padded = padded_tokens(tokens), columns = (size + kPanel - 1) / kPanel * kPanel;
+  return 4 * (padded * size + (tokens + 1) * columns + 2 * kTileRows * padded + kTileRows * kPanel) + 4 * 64;
+}
+
+template <class Dot>
+void attend(const Attention& a) {
+  using Number = typename Dot::Number;
+  constexpr int64_t group = 4 / sizeof(Number);
+  const int64_t groups = a.size / group, padded = padded_tokens(a.tokens);
+  const int64_t token_groups = (a.tokens + group - 1) / group, stride = a.stride / group;
+  uint32_t* keys = (uint32_t*)a.scratch;
+  uint32_t* values = keys + padded * groups;
+  float* scores = (float*)(values + token_groups * ((a.size + kPanel - 1) / kPanel * kPanel));
+  uint32_t* weights = (uint32_t*)(scores + kTileRows * padded);
+  pack_keys((const uint32_t*)a.key, stride, a.tokens, groups, keys);
+  pack_values((const Number*)a.value, a.stride, a.tokens, a.size, values);
+  const int64_t weight_stride = padded / group;
+  for (int64_t first = 0; first < a.queries;) {
+    const int64_t rows = next_rows(a.queries - first);
+    const uint32_t* queries = (const uint32_t*)a.query + first * stride;
+    for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
+      tile<Dot>(rows, queries, stride, keys + panel * groups * kPanel, groups, (uint32_t*)scores + panel * kPanel,
+                padded);
+    }
+    float share[kTileRows];
+    for (int64_t i = 0; i < rows; ++i) {
+      Number* to = (Number*)(weights + i * weight_stride);
+      share[i] = 1.0f / exponentials(scores + i * padded, a.scale, a.tokens, padded, to);
+    }
+    for (int64_t column = 0; column < a.size; column += kPanel) {
+      alignas(64) uint32_t sums[kTileRows * kPanel];
+      tile<Dot>(rows, weights, weight_stride, values + column * token_groups, token_groups, sums, kPanel);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = column + v * kWidth, left = a.size - at, count = left < kWidth ? left : kWidth;
+          if (left <= 0) break;
+          const Floats y = load<Floats>(sums + i * kPanel + v * kWidth) * share[i];
+          const int64_t place = (first + i) * a.out_stride + at;
+          a.bf16_out ? store_floats((uint16_t*)a.out + place, y, count) : store_floats((float*)a.out + place, y, count);
+        }
+      }
+    }
+    first += rows;
+  }
+}
+
+}  // namespace pfengine::cpu::PFENGINE_ISA

@@ -1,0 +1,27 @@
+// Built once for each set of instructions, with its flags and -DPFENGINE_ISA=its name: see simd.h.
+#include "kernels.h"
+
+#include "attend.h"
+#include "multiply.h"
+#include "rows.h"
+
+namespace pfengine::cpu::PFENGINE_ISA {
+
+#define PFENGINE_STRING(x) #x
+#define PFENGINE_NAME(x) PFENGINE_STRING(x)
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    PFENGINE_NAME(PFENGINE_ISA),
+    kPanel,
+    {multiply<F32>, multiply<Bf16>, multiply<Int8>},
+    {attend<F32>, attend<Bf16>},
+    attention_scratch,
+    layer_norm,
+    row_to_bf16,
+    quantise_row<float>,
+    quantise_row<uint16_t>,
+    add_rows,
+};
+
+}  // namespace pfengine::cpu::PFENGINE_ISA

@@ -1,0 +1,85 @@
+// What a set of instructions offers: one table of functions a build of kernels.cpp, and the best this processor runs.
+//
+// All numbers of a linear layer's inner dimension come as 32-bit words: 1 fp32, 2 bf16 or 4 int8 ("a group").
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pfengine::cpu {
+
+enum class Precision { fp32, bf16, int8 };
+enum class Activation { none, gelu, gelu_tanh, relu, tanh };
+
+// y = activation(x W^T + bias), by panels of output columns: weights [panels, groups, panel] words, zeros where the
+// last panel reaches beyond `outputs`. int8: W is scale[column] times the numbers stored, sum[column] their sum times
+// scale.
+struct Linear {
+  const std::uint32_t* weights;
+  const float* scale;
+  const float* sum;
+  const float* bias;
+  std::int64_t inputs, outputs;
+};
+
+struct Norm {
+  const float* weight;
+  const float* bias;
+  float eps;
+};
+
+// Rows of words, as `Linear` multiplies them. int8: unsigned, x = scale[row] (number - zero[row]).
+struct Rows {
+  const std::uint32_t* words;
+  std::ptrdiff_t stride;  // in words
+  const float* scale;
+  const float* zero;
+  std::int64_t count;
+};
+
+// Where products go: out[row][column] = activation(...) + residual[row][column], float32 or bf16.
+struct Target {
+  void* out;
+  std::ptrdiff_t stride;  // in numbers
+  bool bf16;
+  Activation activation;
+  const float* residual;  // [rows, residual_stride], or null
+  std::ptrdiff_t residual_stride;
+};
+
+// One head of one row: softmax(scale Q K^T) V. Queries, keys and values are `size` numbers each, fp32 or bf16, at
+// distance `stride` (in numbers) from token to token; 64 bytes behind the last are readable.
+struct Attention {
+  const void *query, *key, *value;
+  std::ptrdiff_t stride;
+  std::int64_t tokens, queries, size;
+  float scale;
+  void* out;  // [queries, size] at out_stride
+  std::ptrdiff_t out_stride;
+  bool bf16_out;
+  void* scratch;  // attention_scratch(tokens, size) bytes
+};
+
+struct Kernels {
+  const char* name;
+  std::int64_t panel;  // output columns a panel
+
+  // Columns of panels [first, last).
+  void (*multiply[3])(const Rows& x, const Linear& linear, const Target& target, std::int64_t first, std::int64_t last);
+  void (*attend[2])(const Attention& attention);
+  std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size);
+
+  // out = (x - mean) / sqrt(variance + eps) weight + bias, of `size` numbers.
+  void (*layer_norm)(const float* x, const Norm& norm, std::int64_t size, float* out);
+  // Numbers to words, padded with zeros to whole ones.
+  void (*to_bf16)(const float* x, std::int64_t size, std::uint32_t* out);
+  void (*quantise)(const float* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero);
+  void (*quantise_bf16)(const std::uint16_t* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero);
+  // out = sum of three table rows, fp32 or bf16.
+  void (*add_rows)(const void* const rows[3], bool bf16, std::int64_t size, float* out);
+};
+
+// The fastest set this processor has, or the one named ("plain", "avx2", "avx512", "avx512_bf16"); null if it lacks it.
+const Kernels* find_kernels(const char* name);
+
+}  // namespace pfengine::cpu

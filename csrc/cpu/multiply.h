@@ -1,0 +1,83 @@
+// Rows times a linear layer's panels, and what becomes of the sums while they are in the first cache.
+#pragma once
+
+#include "kernels.h"
+#include "rows.h"
+#include "tile.h"
+
+namespace pfengine::cpu::PFENGINE_ISA {
+
+template <Activation kActivation, bool kRough>
+PFENGINE_INLINE Floats activate(Floats x) {
+  if constexpr (kActivation == Activation::gelu) return kRough ? gelu_rough(x) : gelu(x);
+  if constexpr (kActivation == Activation::gelu_tanh) return gelu_tanh(x);
+  if constexpr (kActivation == Activation::relu) return max(x, Floats{});
+  if constexpr (kActivation == Activation::tanh) return tanh(x);
+  return x;
+}
+
+// One vector of columns of a tile's rows: scaled where quantised, bias, activation, residual, stored.
+template <class Dot, Activation kActivation, typename Number>
+void finish(const uint32_t* sums, int64_t first_row, int64_t rows, const Rows& x, const Linear& linear,
+            const Target& target, int64_t column, int64_t count) {
+  constexpr bool quantised = sizeof(typename Dot::Number) == 1;
+  const Floats bias = load_floats(linear.bias + column, count);
+  Floats scale{}, total{};
+  if constexpr (quantised) {
+    scale = load_floats(linear.scale + column, count);
+    total = load_floats(linear.sum + column, count);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = first_row + i;
+    Floats y;
+    if constexpr (quantised) {
+      const Floats exact = __builtin_convertvector(load<Ints>(sums + i * kPanel), Floats) * scale;
+      y = (exact - total * x.zero[row]) * x.scale[row] + bias;
+    } else {
+      y = load<Floats>(sums + i * kPanel) + bias;
+    }
+    y = activate<kActivation, sizeof(Number) == 2>(y);
+    if (target.residual) y += load_floats(target.residual + row * target.residual_stride + column, count);
+    store_floats((Number*)target.out + row * target.stride + column, y, count);
+  }
+}
+
+template <class Dot, Activation kActivation>
+void multiply_as(const Rows& x, const Linear& linear, const Target& target, int64_t first, int64_t last) {
+  constexpr int64_t group = 4 / sizeof(typename Dot::Number);
+  const int64_t groups = (linear.inputs + group - 1) / group;
+  alignas(64) uint32_t sums[kTileRows * kPanel];
+  for (int64_t panel = first; panel < last; ++panel) {
+    const uint32_t* weights = linear.weights + panel * groups * kPanel;
+    for (int64_t row = 0; row < x.count;) {
+      const int64_t rows = next_rows(x.count - row);
+      tile<Dot>(rows, x.words + row * x.stride, x.stride, weights, groups, sums, kPanel);
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t column = panel * kPanel + v * kWidth;
+        const int64_t left = linear.outputs - column, count = left < kWidth ? left : kWidth;
+        if (left <= 0) break;
+        target.bf16 ? finish<Dot, kActivation, uint16_t>(sums + v * kWidth, row, rows, x, linear, target, column, count)
+                    : finish<Dot, kActivation, float>(sums + v * kWidth, row, rows, x, linear, target, column, count);
+      }
+      row += rows;
+    }
+  }
+}
+
+template <class Dot>
+void multiply(const Rows& x, const Linear& linear, const Target& target, int64_t first, int64_t last) {
+  switch (target.activation) {
+    case Activation::none:
+      return multiply_as<Dot, Activation::none>(x, linear, target, first, last);
+    case Activation::gelu:
+      return multiply_as<Dot, Activation::gelu>(x, linear, target, first, last);
+    case Activation::gelu_tanh:
+      return multiply_as<Dot, Activation::gelu_tanh>(x, linear, target, first, last);
+    case Activation::relu:
+      return multiply_as<Dot, Activation::relu>(x, linear, target, first, last);
+    case Activation::tanh:
+      return multiply_as<Dot, Activation::tanh>(x, linear, target, first, last);
+  }
+}
+
+}  // namespace pfengine::cpu::PFENGINE_ISA

@@ -1,0 +1,91 @@
+// One row of numbers at a time: LayerNorm, rounding to bf16, quantising. A row's sums run in the same order everywhere.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace pfengine::cpu::PFENGINE_ISA {
+
+// Calls step(offset, count) for each vector of a row; count is kWidth but for the last.
+template <typename Step>
+PFENGINE_INLINE void each_vector(int64_t size, Step step) {
+  int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) step(i, (int64_t)kWidth);
+  if (i < size) step(i, size - i);
+}
+
+PFENGINE_INLINE Floats load_floats(const float* from, int64_t count) {
+  return count == kWidth ? load<Floats>(from) : load_first<Floats>(from, count);
+}
+
+PFENGINE_INLINE Floats load_floats(const uint16_t* from, int64_t count) {
+  return from_bf16(count == kWidth ? load<Halves>(from) : load_first<Halves>(from, count));
+}
+
+PFENGINE_INLINE void store_floats(float* to, Floats x, int64_t count) {
+  count == kWidth ? store(to, x) : store_first(to, x, count);
+}
+
+PFENGINE_INLINE void store_floats(uint16_t* to, Floats x, int64_t count) {
+  const Halves y = to_bf16(x);
+  count == kWidth ? store(to, y) : store_first(to, y, count);
+}
+
+inline void layer_norm(const float* x, const Norm& norm, int64_t size, float* out) {
+  Floats total{};
+  each_vector(size, [&](int64_t i, int64_t count) { total += load_floats(x + i, count); });
+  const float mean = sum(total) / size;
+  Floats squares{};
+  each_vector(size, [&](int64_t i, int64_t count) {
+    Floats distance = load_floats(x + i, count) - mean;
+    if (count < kWidth) distance = lanes() < (int32_t)count ? distance : Floats{};
+    squares += distance * distance;
+  });
+  const float scale = 1.0f / __builtin_sqrtf(sum(squares) / size + norm.eps);
+  each_vector(size, [&](int64_t i, int64_t count) {
+    const Floats y = (load_floats(x + i, count) - mean) * scale;
+    store_floats(out + i, y * load_floats(norm.weight + i, count) + load_floats(norm.bias + i, count), count);
+  });
+}
+
+inline void row_to_bf16(const float* x, int64_t size, uint32_t* out) {
+  uint16_t* to = (uint16_t*)out;
+  if (size % 2) to[size] = 0;
+  each_vector(size, [&](int64_t i, int64_t count) { store_floats(to + i, load_floats(x + i, count), count); });
+}
+
+// The range of a row, zero included, over 0 to 255: one bit better than signed where the numbers are of one sign.
+template <typename Number>
+void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, float* zero) {
+  Floats low{}, high{};
+  each_vector(size, [&](int64_t i, int64_t count) {
+    const Floats y = load_floats(x + i, count);
+    low = min(y, low);
+    high = max(y, high);
+  });
+  const float smallest = -largest(-low), range = largest(high) - smallest;
+  *scale = range > 0 ? range / 255 : 1.0f;
+  const float inverse = 1 / *scale;
+  *zero = round_to_even(splat(-smallest * inverse))[0];
+  uint8_t* to = (uint8_t*)out;
+  for (int64_t i = size; i % 4; ++i) to[i] = 0;
+  const Floats offset = splat(*zero);
+  each_vector(size, [&](int64_t i, int64_t count) {
+    const Floats y = min(max(load_floats(x + i, count) * inverse + offset, Floats{}), splat(255.0f));
+    const Words bits = (Words)(y + 12582912.0f);  // the number, rounded, in the lowest byte
+    const Bytes bytes = __builtin_convertvector(bits & 0xffu, Bytes);
+    count == kWidth ? store(to + i, bytes) : store_first(to + i, bytes, count);
+  });
+}
+
+inline void add_rows(const void* const rows[3], bool bf16, int64_t size, float* out) {
+  each_vector(size, [&](int64_t i, int64_t count) {
+    Floats total{};
+    for (int j = 0; j < 3; ++j) {
+      total += bf16 ? load_floats((const uint16_t*)rows[j] + i, count) : load_floats((const float*)rows[j] + i, count);
+    }
+    store_floats(out + i, total, count);
+  });
+}
+
+}  // namespace pfengine::cpu::PFENGINE_ISA

@@ -1,0 +1,54 @@
+// Threads that share a piece of work, phase after phase.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+
+namespace pfengine::cpu {
+
+class Barrier {
+ public:
+  void set_size(int size) { size_ = size; }
+
+  void wait() {
+    if (size_ == 1) return;
+    const int phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+      if (spins < kSpins) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+      } else {
+        std::this_thread::yield();  // more threads than processors
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 4096;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> phase_{0};
+  int size_ = 1;
+};
+
+struct Range {
+  std::int64_t begin, end;
+};
+
+// One of a team's threads.
+struct Member {
+  int index, size;
+  Barrier* barrier;
+
+  // Its part of `count` pieces.
+  Range share(std::int64_t count) const { return {count * index / size, count * (index + 1) / size}; }
+  void wait() const { barrier->wait(); }
+};
+
+}  // namespace pfengine::cpu

@@ -1,0 +1,127 @@
+// The inner product of everything here: a few rows times one panel of weights, in registers.
+//
+// Both operands are 32-bit words of 1 fp32, 2 bf16 or 4 int8 numbers along the inner dimension ("a group"). A is rows
+// of such words; a panel of B is [groups, kPanel] words, kPanel output columns side by side.
+#pragma once
+
+#include "simd.h"
+
+namespace pfengine::cpu::PFENGINE_ISA {
+
+constexpr int kVectors = 2;
+constexpr int kPanel = kVectors * kWidth;  // output columns a panel
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12;  // 24 sums in 32 registers
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileRows = 4;
+#endif
+constexpr int kAhead = 16;  // groups: a panel's lines are asked for 2 KiB before they are needed
+
+struct F32 {
+  using Number = float;
+  using Sums = Floats;
+  static PFENGINE_INLINE Sums dot(Sums sums, Words a, Words b) { return sums + (Floats)a * (Floats)b; }
+};
+
+struct Bf16 {
+  using Number = uint16_t;
+  using Sums = Floats;
+  static PFENGINE_INLINE Sums dot(Sums sums, Words a, Words b) {
+#if defined(__AVX512BF16__)
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+    sums += (Floats)(a << 16) * (Floats)(b << 16);
+    return sums + (Floats)(a & 0xffff0000u) * (Floats)(b & 0xffff0000u);
+#endif
+  }
+};
+
+// unsigned a, signed b
+struct Int8 {
+  using Number = uint8_t;
+  using Sums = Ints;
+  static PFENGINE_INLINE Sums dot(Sums sums, Words a, Words b) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#else
+    const Words even = a & 0x00ff00ffu, odd = (a >> 8) & 0x00ff00ffu;
+    typedef int16_t Shorts __attribute__((vector_size(4 * kWidth)));
+    const Shorts signed_even = (Shorts)(b << 8) >> 8, signed_odd = (Shorts)b >> 8;
+    return sums + madd((Ints)even, (Ints)signed_even) + madd((Ints)odd, (Ints)signed_odd);
+#endif
+  }
+
+ private:
+  // Sums of neighbouring products of 16-bit numbers.
+  static PFENGINE_INLINE Ints madd(Ints a, Ints b) {
+#if defined(__AVX512BW__)
+    return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+  }
+};
+
+// out[i] = a[i] times the panel: [kRows, kPanel] of Dot::Sums' element, `out_stride` from row to row.
+template <class Dot, int kRows>
+void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __restrict b, int64_t groups,
+             uint32_t* __restrict out, ptrdiff_t out_stride) {
+  typename Dot::Sums sums[kRows][kVectors] = {};
+  for (int64_t p = 0; p < groups; ++p) {
+    Words columns[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      columns[v] = load<Words>(b + p * kPanel + v * kWidth);
+      __builtin_prefetch(b + (p + kAhead) * kPanel + v * kWidth);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Words row = splat(a[i * stride + p]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = Dot::dot(sums[i][v], row, columns[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store(out + i * out_stride + v * kWidth, sums[i][v]);
+  }
+}
+
+// The same for 1 to kTileRows rows. Each row's sums are the same to the bit whatever the number of rows.
+template <class Dot>
+PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t groups,
+                          uint32_t* out, ptrdiff_t out_stride) {
+  switch (rows) {
+#define PFENGINE_TILE(n) \
+  case n:                \
+    if constexpr (n <= kTileRows) return tile_of<Dot, n>(a, stride, b, groups, out, out_stride);
+    PFENGINE_TILE(1)
+    PFENGINE_TILE(2)
+    PFENGINE_TILE(3)
+    PFENGINE_TILE(4)
+    PFENGINE_TILE(5)
+    PFENGINE_TILE(6)
+    PFENGINE_TILE(7)
+    PFENGINE_TILE(8)
+    PFENGINE_TILE(9)
+    PFENGINE_TILE(10)
+    PFENGINE_TILE(11)
+    PFENGINE_TILE(12)
+#undef PFENGINE_TILE
+  }
+}
+
+// Rows of the next tile, so that all of them are about as high.
+PFENGINE_INLINE int64_t next_rows(int64_t left) {
+  const int64_t tiles = (left + kTileRows - 1) / kTileRows;
+  return (left + tiles - 1) / tiles;
+}
+
+}  // namespace pfengine::cpu::PFENGINE_ISA

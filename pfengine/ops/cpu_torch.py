@@ -1,0 +1,190 @@
+"""The CPU op set where pfengine._C is missing: weights packed once for oneDNN, attention by torch.
+
+Signatures and shapes: `ops.OpSet`. Bit for bit the same row in every batch needs care in three places: `F.linear` in
+fp32 sums in another order for few rows (the packed op does so for one row only, so a single row is doubled); MKL's
+products depend on the 64-byte alignment of their operands, so head sizes are multiples of 16 and attention is fed as
+`_attend` says; and torch.sigmoid differs between its vector body and its scalar tail, which torch.tanh does not.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import Activation, Block, reference
+from .reference import PreparedBlock, add_layer_norm, embed, prepare_embedding
+
+__all__ = [
+    "HEAD_ALIGNMENT",
+    "block",
+    "embed",
+    "gate_merge",
+    "guesses",
+    "imitation",
+    "linear",
+    "prepare_block",
+    "prepare_embedding",
+    "prepare_imitation",
+    "prepare_linear",
+    "project",
+]
+
+HEAD_ALIGNMENT = 16
+BLOCK, TILE = 32, 16  # rows of one product, and what its sizes are multiples of, where oneDNN's packed ops are missing
+_POST_OPS = {  # activation -> oneDNN's name and algorithm
+    "none": ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "tanh": ("tanh", ""),
+}
+
+log = logging.getLogger("pfengine")
+
+
+class Linear(NamedTuple):
+    weight: Tensor  # oneDNN's opaque packing of [out, in], or [out, in] as it is
+    bias: Tensor  # [out]
+    packed: bool
+
+
+class Imitation(NamedTuple):
+    learners: list[Linear]  # of layers 2..n
+    activation: Activation
+    projections: list[Linear]  # entry i - 1: of all layers after i side by side, [C, (n - i) H]
+
+
+@functools.cache
+def has_packed_linear() -> bool:
+    """Does this torch build carry oneDNN's packed linear op? They are private, so they are tried, once."""
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16), 2)
+        ok = torch.equal(
+            torch.ops.mkldnn._linear_pointwise.default(torch.eye(16), weight, torch.zeros(16), "none", [], ""),
+            torch.eye(16),
+        )
+    except (AttributeError, RuntimeError, NotImplementedError):
+        ok = False
+    if not ok:
+        log.warning(
+            "this torch has no packed oneDNN linear op: products run in blocks of %d rows, about half as fast", BLOCK
+        )
+    return ok
+
+
+def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+    weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
+    if not has_packed_linear():
+        return Linear(F.pad(weight, (0, -weight.shape[1] % TILE, 0, -weight.shape[0] % TILE)), bias, packed=False)
+    return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias, packed=True)
+
+
+def linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
+    rows, x = x.shape[0], x.to(weights.bias.dtype)
+    if not weights.packed:
+        return _linear_in_blocks(x, weights, activation)
+    post, algorithm = _POST_OPS[activation]
+    y = torch.ops.mkldnn._linear_pointwise.default(
+        torch.cat([x, x]) if rows == 1 else x, weights.weight, weights.bias, post, [], algorithm
+    )
+    return y[:rows]
+
+
+def _linear_in_blocks(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
+    """Always products of BLOCK rows with whole tiles, so that every row meets the same code wherever it stands."""
+    rows, outputs = x.shape[0], weights.bias.shape[0]
+    padded = F.pad(x, (0, weights.weight.shape[1] - x.shape[1], 0, -rows % BLOCK))
+    bias = F.pad(weights.bias, (0, weights.weight.shape[0] - outputs))
+    blocks = [reference.activate(F.linear(block, weights.weight, bias), activation) for block in padded.split(BLOCK)]
+    return torch.cat([block[:, :outputs] for block in blocks])[:rows] if rows else x.new_empty(0, outputs)
+
+
+def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
+    return reference.prepared(block, dtype, prepare_linear)
+
+
+def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
+    attended = attention(linear(x, weights.qkv, "none"), cu_seqlens, weights.num_heads, weights.scale, first_only)
+    x = x.index_select(0, cu_seqlens[:-1]) if first_only else x
+    x = add_layer_norm(linear(attended, weights.attention_output, "none"), x, weights.attention_norm)
+    inner = linear(x, weights.intermediate, weights.activation)
+    return add_layer_norm(linear(inner, weights.output, "none"), x, weights.output_norm)
+
+
+def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:
+    """One fused call for each run of rows of equal length (batches are sorted by length, so runs are long)."""
+    bounds = cu_seqlens.tolist()
+    rows, width = len(bounds) - 1, qkv.shape[1] // 3
+    out = qkv.new_empty(rows if first_only else qkv.shape[0], width)
+    start = 0
+    while start < rows:
+        length = bounds[start + 1] - bounds[start]
+        stop = start + 1
+        while stop < rows and bounds[stop + 1] - bounds[stop] == length:
+            stop += 1
+        group = qkv[bounds[start] : bounds[stop]].view(stop - start, length, 3, num_heads, -1)
+        queries = 1 if first_only else length
+        y = _attend(group.permute(2, 0, 3, 1, 4), queries, scale)
+        target = out[start:stop] if first_only else out[bounds[start] : bounds[stop]]
+        target.view(stop - start, queries, num_heads, width // num_heads).copy_(y.transpose(1, 2))
+        start = stop
+    return out
+
+
+def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
+    """Attention of the first `queries` tokens: [3, rows, heads, tokens, d] -> [rows, heads, queries, d].
+
+    torch's kernel gives each thread scratch of queries x (tokens + d + 2) floats, up to 32 queries at a time: a
+    multiple of 16 keeps it aligned for every thread. A single task would let MKL use threads of its own: there are two.
+    """
+    q, k, v = qkv
+    rows, heads = q.shape[:2]
+    if rows * heads == 1:
+        q, k, v = (torch.cat([x, x]) for x in (q, k, v))
+    q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[:rows, :, :queries]
+
+
+def prepare_imitation(
+    learners: Tensor,
+    learner_bias: Tensor,
+    activation: Activation,
+    projections: Sequence[tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+) -> Imitation:
+    return Imitation(
+        [prepare_linear(w, b, dtype) for w, b in zip(learners, learner_bias, strict=True)],
+        activation,
+        [prepare_linear(matrix, bias, torch.float32) for matrix, bias in projections],
+    )
+
+
+def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
+    imitated = [linear(states, learner, weights.activation) for learner in weights.learners[layer - 1 :]]
+    return torch.stack(imitated, dim=1)
+
+
+def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
+    return linear(guesses, weights.projections[layer - 1], "none")
+
+
+def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
+    return project(guesses(states, weights, layer).flatten(1), weights, layer)
+
+
+def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
+    if gate is None:
+        return weighed(past, gates, future) / 2
+    return weighed(past, linear(torch.tanh(gates / count), gate, "none"), future)
+
+
+def weighed(past: Tensor, gates: Tensor, future: Tensor | None) -> Tensor:
+    """2 lambda past + (2 - 2 lambda) future, lambda = sigmoid(gates); future None for zero."""
+    keep2 = 1 + torch.tanh(gates / 2)  # 2 sigmoid(x) = 1 + tanh(x / 2)
+    return keep2 * past if future is None else keep2 * past + (2 - keep2) * future
