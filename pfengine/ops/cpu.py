@@ -171,8 +171,10 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
 
 def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     C = extension.native()
-    names = ("qkv", "attention_output", "intermediate", "output")
-    parts = {name: prepare_linear(*getattr(block, name), dtype=dtype) for name in names}
+    parts = {}
+    for name in ("qkv", "attention_output", "intermediate", "output"):
+        weight, bias = getattr(block, name)
+        parts[name] = prepare_linear(weight, bias, dtype)
     attention_norm, attention_tensors = _norm(block.attention_norm)
     output_norm, output_tensors = _norm(block.output_norm)
     native = C.Layer(
