@@ -86,11 +86,40 @@ void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, 
                  at<float>(out), threads);
 }
 
+cpu::Matrix matrix(Address data, std::int64_t stride) {
+  return {at<const float>(data), stride};
+}
+
 void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu::Linear& linear,
-                cpu::Activation activation, Address x, std::int64_t rows, std::int64_t stride,
-                std::int64_t first_column, std::int64_t columns, Address out, int threads) {
-  cpu::run_linear(kernels, precision, linear, activation, at<const float>(x), rows, stride, first_column, columns,
-                  at<float>(out), threads);
+                std::int64_t first_column, std::int64_t columns, cpu::Activation activation, Address x,
+                std::int64_t stride, std::int64_t rows, Address add, std::int64_t add_stride, Address out,
+                int threads) {
+  cpu::run_linear(kernels, precision, linear, {first_column, columns}, activation, matrix(x, stride), rows,
+                  matrix(add, add_stride), at<float>(out), threads);
+}
+
+void run_imitation(const cpu::Kernels& kernels, cpu::Precision precision, const cpu::Linear& learners,
+                   std::int64_t first_column, std::int64_t columns, cpu::Activation activation,
+                   const cpu::Linear& projection, Address x, std::int64_t stride, std::int64_t rows, Address out,
+                   int threads) {
+  cpu::run_imitation(kernels, precision, learners, {first_column, columns}, activation, projection, matrix(x, stride),
+                     rows, at<float>(out), threads);
+}
+
+void run_merge(const cpu::Kernels& kernels, const cpu::Linear* gate, float count, Address past,
+               std::int64_t past_stride, std::int64_t labels, Address gates, std::int64_t gates_stride,
+               std::int64_t gate_width, Address future, std::int64_t future_stride, std::int64_t rows, Address out) {
+  const cpu::Merge merge{matrix(past, past_stride),
+                         matrix(gates, gates_stride),
+                         matrix(future, future_stride),
+                         labels,
+                         gate_width,
+                         gate == nullptr};
+  if (gate != nullptr) {
+    cpu::run_gated_merge(kernels, *gate, count, merge, rows, at<float>(out));
+  } else {
+    cpu::run_merge(merge, rows, at<float>(out));
+  }
 }
 
 void run_embed(const cpu::Kernels& kernels, const cpu::Tables& tables, const cpu::Norm& norm, Address ids,
@@ -148,8 +177,12 @@ PYBIND11_MODULE(_C, m) {
            "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
   m.def("run_layer", &run_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "first_only"_a,
         "out"_a, "threads"_a, NoGil());
-  m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "activation"_a, "x"_a, "rows"_a, "stride"_a,
-        "first_column"_a, "columns"_a, "out"_a, "threads"_a, NoGil());
+  m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "first_column"_a, "columns"_a,
+        "activation"_a, "x"_a, "stride"_a, "rows"_a, "add"_a, "add_stride"_a, "out"_a, "threads"_a, NoGil());
+  m.def("run_imitation", &run_imitation, "kernels"_a, "precision"_a, "learners"_a, "first_column"_a, "columns"_a,
+        "activation"_a, "projection"_a, "x"_a, "stride"_a, "rows"_a, "out"_a, "threads"_a, NoGil());
+  m.def("run_merge", &run_merge, "kernels"_a, "gate"_a, "count"_a, "past"_a, "past_stride"_a, "labels"_a, "gates"_a,
+        "gates_stride"_a, "gate_width"_a, "future"_a, "future_stride"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_embed", &run_embed, "kernels"_a, "tables"_a, "norm"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a,
         "size"_a, "out"_a, "threads"_a, NoGil());
 #ifdef _OPENMP

@@ -98,9 +98,7 @@ class _SharedPast(Past):
     def read(
         self, layer: int, state: Tensor, memory: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:
-        past = self.ops.linear(state, self.weights[layer - 1], "none")
-        if memory:
-            past = past + memory[0]
+        past = self.ops.linear(state, self.weights[layer - 1], "none", memory[0] if memory else None)
         return past if answer else None, (past,) if self.history else ()
 
 
@@ -129,9 +127,7 @@ class _ConcatPast(Past):
     def read(
         self, layer: int, state: Tensor, memory: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:
-        shares = self.ops.linear(state, self.weights[layer - 1], "none")
-        if memory:
-            shares = shares + memory[0]
+        shares = self.ops.linear(state, self.weights[layer - 1], "none", memory[0] if memory else None)
         return shares[:, : self.width] if answer else None, (shares[:, self.width :],) if self.history else ()
 
 

@@ -48,8 +48,8 @@ class OpSet(Protocol):
     def prepare_linear(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Any:
         """float32 weight [out, in] and bias [out] for `linear` in `dtype`."""
 
-    def linear(self, x: Tensor, weights: Any, activation: Activation) -> Tensor:
-        """activation(x W^T + b): [rows, in] -> [rows, out], float32 or the dtype of the weights."""
+    def linear(self, x: Tensor, weights: Any, activation: Activation, add: Tensor | None = None) -> Tensor:
+        """activation(x W^T + b) + add: [rows, in], [rows, out] -> [rows, out], float32 or the dtype of the weights."""
 
     def prepare_embedding(self, tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Any:
         """Word, position and token type tables for `embed`."""

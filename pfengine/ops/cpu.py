@@ -19,7 +19,6 @@ from torch import Tensor
 from .. import extension
 from ..errors import ConfigError
 from . import Activation, Block, Norm
-from .cpu_torch import weighed
 from .quantisation import quantise_weight
 
 HEAD_ALIGNMENT = 2  # bf16 comes in pairs
@@ -98,29 +97,38 @@ def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
     return Linear(native, getattr(C.Precision, _PRECISIONS[dtype]), inputs, outputs, tensors)
 
 
-def linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
-    return _linear(x, weights, activation, 0, weights.outputs)
-
-
-def _linear(x: Tensor, weights: Linear, activation: Activation, first: int, columns: int) -> Tensor:
-    """`columns` output columns from `first` on, which begins a panel."""
+def _rows(name: str, x: Tensor, columns: int, rows: int | None = None) -> Tensor:
+    """x as float32 [rows, columns] whose rows may lie apart; ValueError where its shape is another."""
+    if x.dim() != 2 or x.shape[1] != columns or (rows is not None and x.shape[0] != rows):
+        raise ValueError(f"{name} is {list(x.shape)}, expected [{'rows' if rows is None else rows}, {columns}]")
     x = x.float()
-    if x.dim() != 2 or x.shape[1] != weights.inputs:
-        raise ValueError(f"x is {list(x.shape)}, expected [rows, {weights.inputs}]")
-    if x.stride(1) != 1:
-        x = x.contiguous()
+    return x if x.stride(1) == 1 or columns == 1 else x.contiguous()
+
+
+def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
+    return _linear(x, weights, activation, 0, weights.outputs, add)
+
+
+def _linear(
+    x: Tensor, weights: Linear, activation: Activation, first: int, columns: int, add: Tensor | None = None
+) -> Tensor:
+    """`columns` output columns from `first` on, which begins a panel."""
+    x = _rows("x", x, weights.inputs)
+    add = add if add is None else _rows("add", add, columns, len(x))
     C = extension.native()
     out = torch.empty(x.shape[0], columns)
     C.run_linear(
         kernels=kernels(),
         precision=weights.precision,
         linear=weights.native,
-        activation=getattr(C.Activation, activation),
-        x=x.data_ptr(),
-        rows=x.shape[0],
-        stride=x.stride(0),
         first_column=first,
         columns=columns,
+        activation=getattr(C.Activation, activation),
+        x=x.data_ptr(),
+        stride=x.stride(0),
+        rows=x.shape[0],
+        add=_address(add),
+        add_stride=0 if add is None else add.stride(0),
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -227,7 +235,10 @@ def prepare_imitation(
         hidden,
         hidden + pad,
         activation,
-        [prepare_linear(matrix, bias, torch.float32) for matrix, bias in projections],
+        [
+            prepare_linear(F.pad(matrix.unflatten(1, (-1, hidden)), (0, pad)).flatten(1), bias, torch.float32)
+            for matrix, bias in projections
+        ],
     )
 
 
@@ -238,14 +249,54 @@ def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
 
 
 def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
-    return linear(guesses, weights.projections[layer - 1], "none")
+    side_by_side = guesses.unflatten(1, (-1, weights.hidden))
+    return linear(
+        F.pad(side_by_side, (0, weights.width - weights.hidden)).flatten(1), weights.projections[layer - 1], "none"
+    )
 
 
 def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
-    return project(guesses(states, weights, layer).flatten(1), weights, layer)
+    states, projection = _rows("states", states, weights.hidden), weights.projections[layer - 1]
+    C = extension.native()
+    out = torch.empty(states.shape[0], projection.outputs)
+    first = (layer - 1) * weights.width
+    C.run_imitation(
+        kernels=kernels(),
+        precision=weights.learners.precision,
+        learners=weights.learners.native,
+        first_column=first,
+        columns=weights.learners.outputs - first,
+        activation=getattr(C.Activation, weights.activation),
+        projection=projection.native,
+        x=states.data_ptr(),
+        stride=states.stride(0),
+        rows=states.shape[0],
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out
 
 
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
-    if gate is None:
-        return weighed(past, gates, future) / 2
-    return weighed(past, linear(torch.tanh(gates / count), gate, "none"), future)
+    rows, labels = past.shape
+    past, gates = _rows("past", past, labels), _rows("gates", gates, gates.shape[1], rows)
+    if gates.shape[1] not in (1, labels) or (gate is None and future is None):
+        raise ValueError(f"gates is {list(gates.shape)}, expected [{rows}, 1 or {labels}], and without gate a future")
+    future = future if future is None else _rows("future", future, labels, rows)
+    out = torch.empty(rows, labels)
+    extension.native().run_merge(
+        kernels=kernels(),
+        gate=None if gate is None else gate.native,
+        count=count,
+        past=past.data_ptr(),
+        past_stride=past.stride(0),
+        labels=labels,
+        gates=gates.data_ptr(),
+        gates_stride=gates.stride(0),
+        gate_width=gates.shape[1],
+        future=_address(future),
+        future_stride=0 if future is None else future.stride(0),
+        rows=rows,
+        out=out.data_ptr(),
+    )
+    return out

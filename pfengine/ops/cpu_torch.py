@@ -85,8 +85,13 @@ def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
     return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias, packed=True)
 
 
-def linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
-    rows, x = x.shape[0], x.to(weights.bias.dtype)
+def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
+    y = _linear(x.to(weights.bias.dtype), weights, activation)
+    return y if add is None else y + add
+
+
+def _linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
+    rows = x.shape[0]
     if not weights.packed:
         return _linear_in_blocks(x, weights, activation)
     post, algorithm = _POST_OPS[activation]
@@ -179,12 +184,8 @@ def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
 
 
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
-    if gate is None:
-        return weighed(past, gates, future) / 2
-    return weighed(past, linear(torch.tanh(gates / count), gate, "none"), future)
-
-
-def weighed(past: Tensor, gates: Tensor, future: Tensor | None) -> Tensor:
-    """2 lambda past + (2 - 2 lambda) future, lambda = sigmoid(gates); future None for zero."""
+    if gate is not None:
+        gates = linear(torch.tanh(gates / count), gate, "none")
     keep2 = 1 + torch.tanh(gates / 2)  # 2 sigmoid(x) = 1 + tanh(x / 2)
-    return keep2 * past if future is None else keep2 * past + (2 - keep2) * future
+    merged = keep2 * past if future is None else keep2 * past + (2 - keep2) * future
+    return merged if gate is not None else merged / 2

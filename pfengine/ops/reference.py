@@ -69,10 +69,11 @@ def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
     return Linear(weight.to(dtype), bias.to(dtype))
 
 
-def linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
+def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
     x = x.to(weights.weight.dtype)
     x = fake_quantise_rows(x) if weights.int8 else x
-    return activate(F.linear(x, weights.weight, weights.bias), activation)
+    y = activate(F.linear(x, weights.weight, weights.bias), activation)
+    return y if add is None else y + add
 
 
 def prepare_norm(norm: Norm, dtype: torch.dtype) -> Norm:
