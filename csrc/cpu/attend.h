@@ -10,14 +10,23 @@ namespace pfengine::cpu::PFENGINE_ISA {
 
 template <int kStep>
 PFENGINE_INLINE void swap_blocks(Words& a, Words& b) {
-  Ints upper, lower;  // of the lanes of a and b side by side
+  Words upper, lower;
+#if defined(__clang__)
   for (int i = 0; i < kWidth; ++i) {
-    upper[i] = i & kStep ? kWidth + i - kStep : i;
-    lower[i] = i & kStep ? kWidth + i : i + kStep;
+    upper[i] = i & kStep ? b[i - kStep] : a[i];
+    lower[i] = i & kStep ? b[i] : a[i + kStep];
   }
-  const Words first = __builtin_shuffle(a, b, upper);
-  b = __builtin_shuffle(a, b, lower);
-  a = first;
+#else
+  Ints from_upper, from_lower;  // of the lanes of a and b side by side
+  for (int i = 0; i < kWidth; ++i) {
+    from_upper[i] = i & kStep ? kWidth + i - kStep : i;
+    from_lower[i] = i & kStep ? kWidth + i : i + kStep;
+  }
+  upper = __builtin_shuffle(a, b, from_upper);
+  lower = __builtin_shuffle(a, b, from_lower);
+#endif
+  a = upper;
+  b = lower;
 }
 
 template <int kStep = kWidth / 2>

@@ -4,15 +4,24 @@
 
 namespace pfengine::cpu {
 
-#define PFENGINE_DECLARE(isa)    \
-  namespace isa {                \
-  extern const Kernels kKernels; \
-  }
-PFENGINE_DECLARE(plain)
-#ifdef PFENGINE_X86_KERNELS
-PFENGINE_DECLARE(avx2)
-PFENGINE_DECLARE(avx512)
-PFENGINE_DECLARE(avx512_bf16)
+// Those that setup.py could build.
+namespace plain {
+extern const Kernels kKernels;
+}
+#ifdef PFENGINE_AVX2
+namespace avx2 {
+extern const Kernels kKernels;
+}
+#endif
+#ifdef PFENGINE_AVX512
+namespace avx512 {
+extern const Kernels kKernels;
+}
+#endif
+#ifdef PFENGINE_AVX512_BF16
+namespace avx512_bf16 {
+extern const Kernels kKernels;
+}
 #endif
 
 const Kernels* find_kernels(const char* name) {
@@ -20,19 +29,27 @@ const Kernels* find_kernels(const char* name) {
     const Kernels* kernels;
     bool runs;
   };
-#ifdef PFENGINE_X86_KERNELS
+#ifdef PFENGINE_AVX2
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vnni");
-  const Candidate candidates[] = {{&avx512_bf16::kKernels, has_avx512 && __builtin_cpu_supports("avx512bf16")},
-                                  {&avx512::kKernels, has_avx512},
-                                  {&avx2::kKernels, has_avx2},
-                                  {&plain::kKernels, true}};
-#else
-  const Candidate candidates[] = {{&plain::kKernels, true}};
 #endif
+#ifdef PFENGINE_AVX512
+  const bool has_avx512 = __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#endif
+  const Candidate candidates[] = {
+#ifdef PFENGINE_AVX512_BF16
+      {&avx512_bf16::kKernels, has_avx512 && __builtin_cpu_supports("avx512bf16")},
+#endif
+#ifdef PFENGINE_AVX512
+      {&avx512::kKernels, has_avx512},
+#endif
+#ifdef PFENGINE_AVX2
+      {&avx2::kKernels, has_avx2},
+#endif
+      {&plain::kKernels, true},
+  };
   for (const Candidate& candidate : candidates) {
     if (candidate.runs && (!*name || !std::strcmp(name, candidate.kernels->name))) return candidate.kernels;
   }
