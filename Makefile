@@ -8,7 +8,7 @@ CPP := $(shell find csrc -type f)
 # named after both choices, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test test-plain lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -17,6 +17,10 @@ demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 
 test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
 	$(BIN)/pytest
+
+test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions
+	PFENGINE_ISA=plain $(BIN)/pytest -m "not slow" tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
+		tests/test_api.py tests/test_pipeline_parity.py
 
 lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths
 	$(BIN)/ruff check
@@ -38,7 +42,7 @@ clean:  ## remove what was built, and the virtual environment
 	find pfengine/ kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 	@echo 'PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" can be said otherwise; PFENGINE_EXT too, see setup.py'
 
 $(BIN)/python:
