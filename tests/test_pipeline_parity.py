@@ -108,7 +108,8 @@ def same(ours: Any, theirs: Any) -> None:
             same(mine, other)
         else:
             assert mine["label"] == other["label"]
-            assert mine["score"] == pytest.approx(other["score"], abs=1e-5)
+            # fp32 sums in another order, and random weights that amplify it
+            assert mine["score"] == pytest.approx(other["score"], abs=3e-5)
             assert mine["exit_layer"] == SIZES["num_hidden_layers"]
 
 

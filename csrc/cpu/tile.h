@@ -17,6 +17,7 @@ constexpr int kTileRows = 6;
 #else
 constexpr int kTileRows = 4;
 #endif
+constexpr int64_t kRun = 128;
 constexpr int kAhead = 16;  // groups: a panel's lines are asked for 2 KiB before they are needed
 
 struct F32 {
@@ -68,10 +69,10 @@ struct Int8 {
   }
 };
 
-// out[i] = a[i] times the panel: [kRows, kPanel] of Dot::Sums' element, `out_stride` from row to row.
+// out[i] = a[i] times the panel, or that added: [kRows, kPanel] of Dot::Sums' element, `out_stride` from row to row.
 template <class Dot, int kRows>
 void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __restrict b, int64_t groups,
-             uint32_t* __restrict out, ptrdiff_t out_stride) {
+             uint32_t* __restrict out, ptrdiff_t out_stride, bool add) {
   typename Dot::Sums sums[kRows][kVectors] = {};
   for (int64_t p = 0; p < groups; ++p) {
     Words columns[kVectors];
@@ -90,18 +91,20 @@ void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __r
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(out + i * out_stride + v * kWidth, sums[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      uint32_t* to = out + i * out_stride + v * kWidth;
+      store(to, add ? load<typename Dot::Sums>(to) + sums[i][v] : sums[i][v]);
+    }
   }
 }
 
-// The same for 1 to kTileRows rows. Each row's sums are the same to the bit whatever the number of rows.
 template <class Dot>
-PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t groups,
-                          uint32_t* out, ptrdiff_t out_stride) {
+PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t groups,
+                              uint32_t* out, ptrdiff_t out_stride, bool add) {
   switch (rows) {
 #define PFENGINE_TILE(n) \
   case n:                \
-    if constexpr (n <= kTileRows) return tile_of<Dot, n>(a, stride, b, groups, out, out_stride);
+    if constexpr (n <= kTileRows) return tile_of<Dot, n>(a, stride, b, groups, out, out_stride, add);
     PFENGINE_TILE(1)
     PFENGINE_TILE(2)
     PFENGINE_TILE(3)
@@ -115,6 +118,18 @@ PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, con
     PFENGINE_TILE(11)
     PFENGINE_TILE(12)
 #undef PFENGINE_TILE
+  }
+}
+
+// The same for 1 to kTileRows rows. Each row's sums are the same to the bit whatever the number of rows: runs of kRun
+// groups one after the other, so that rounding grows with the length of a run, not of the whole.
+template <class Dot>
+PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t groups,
+                          uint32_t* out, ptrdiff_t out_stride) {
+  const int64_t run = sizeof(typename Dot::Number) == 1 ? groups : kRun;  // integers are exact
+  for (int64_t p = 0; p < groups; p += run) {
+    const int64_t count = groups - p < run ? groups - p : run;
+    tile_run<Dot>(rows, a + p, stride, b + p * kPanel, count, out, out_stride, p > 0);
   }
 }
 
