@@ -30,7 +30,7 @@ app = typer.Typer(
 Checkpoint = Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a bundled one (sst2).")]
 Threshold = Annotated[float | None, typer.Option(help="Threshold of the checkpoint's criterion.")]
 Speedup = Annotated[float | None, typer.Option(help="Layer speed-up to look up in the calibration table.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
 
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "ragged.h"
+
 namespace pfengine::cpu {
 namespace {
 
@@ -32,11 +34,7 @@ void move(const std::vector<Run>& runs, char* to, std::int64_t begin, std::int64
 }  // namespace
 
 Counts count_kept(const std::int32_t* cu_seqlens, const std::uint8_t* stay, std::int64_t rows, std::int64_t tokens) {
-  if (cu_seqlens[0] != 0 || cu_seqlens[rows] != tokens) {
-    throw std::invalid_argument("cu_seqlens goes from " + std::to_string(cu_seqlens[0]) + " to " +
-                                std::to_string(cu_seqlens[rows]) + ", expected 0 to the " + std::to_string(tokens) +
-                                " tokens there are");
-  }
+  check_ends(cu_seqlens, rows, tokens);
   Counts kept{0, 0};
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::int64_t length = static_cast<std::int64_t>(cu_seqlens[row + 1]) - cu_seqlens[row];

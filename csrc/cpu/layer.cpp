@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "linear.h"
+#include "ragged.h"
 #include "scratch.h"
 #include "team.h"
 #ifdef _OPENMP
@@ -136,14 +138,8 @@ class BlockRun {
       return {reinterpret_cast<const std::uint32_t*>(x), stride, nullptr, nullptr, count};
     }
     each(count, [&](std::int64_t i) {
-      std::uint32_t* to = space_.words.row<std::uint32_t>(i);
-      if (layer_.precision == Precision::fp32) {
-        std::copy(x + i * stride, x + i * stride + size, reinterpret_cast<float*>(to));
-      } else if (layer_.precision == Precision::bf16) {
-        kernels_.to_bf16(x + i * stride, size, to);
-      } else {
-        kernels_.quantise(x + i * stride, size, to, scale() + i, zero() + i);
-      }
+      cpu::to_words(kernels_, layer_.precision, x + i * stride, size, space_.words.row<std::uint32_t>(i), scale() + i,
+                    zero() + i);
     });
     member_.wait();
     return {space_.words.row<std::uint32_t>(0), space_.words.stride / 4, scale(), zero(), count};
@@ -221,11 +217,7 @@ std::vector<Block> cut(const std::int32_t* cu_seqlens, std::int64_t rows, std::i
 }
 
 void check(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t tokens) {
-  if (cu_seqlens[0] != 0 || cu_seqlens[rows] != tokens) {
-    throw std::invalid_argument("cu_seqlens goes from " + std::to_string(cu_seqlens[0]) + " to " +
-                                std::to_string(cu_seqlens[rows]) + ", expected 0 to the " + std::to_string(tokens) +
-                                " tokens there are");
-  }
+  check_ends(cu_seqlens, rows, tokens);
   for (std::int64_t row = 0; row < rows; ++row) {
     if (cu_seqlens[row + 1] <= cu_seqlens[row]) {
       throw std::invalid_argument("cu_seqlens does not rise at row " + std::to_string(row) +

@@ -14,7 +14,8 @@ namespace {
 constexpr std::int64_t kRows = 64;               // a block whose words stay in the second cache
 constexpr std::int64_t kSumsPerThread = 300000;  // products; below, waking a thread costs more than it does
 
-// x as words in `to`: row by row as the precision has it.
+}  // namespace
+
 void to_words(const Kernels& kernels, Precision precision, const float* x, std::int64_t size, std::uint32_t* to,
               float* scale, float* zero) {
   switch (precision) {
@@ -29,8 +30,6 @@ void to_words(const Kernels& kernels, Precision precision, const float* x, std::
       break;
   }
 }
-
-}  // namespace
 
 void run_linear(const Kernels& kernels, Precision precision, const Linear& linear, Columns columns,
                 Activation activation, Matrix x, std::int64_t rows, Matrix add, float* out, int threads) {

@@ -7,6 +7,10 @@
 
 namespace pfengine::cpu {
 
+// A row of `size` numbers as the words that products of a precision read; int8: its scale and zero too.
+void to_words(const Kernels& kernels, Precision precision, const float* x, std::int64_t size, std::uint32_t* to,
+              float* scale, float* zero);
+
 // Float32 rows, `stride` numbers apart.
 struct Matrix {
   const float* data;

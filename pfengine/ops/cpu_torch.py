@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import Activation, Block, reference
-from .reference import PreparedBlock, add_layer_norm, embed, prepare_embedding
+from .reference import PreparedBlock, embed, prepare_embedding
 
 __all__ = [
     "HEAD_ALIGNMENT",
@@ -115,11 +115,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 
 def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    attended = attention(linear(x, weights.qkv, "none"), cu_seqlens, weights.num_heads, weights.scale, first_only)
-    x = x.index_select(0, cu_seqlens[:-1]) if first_only else x
-    x = add_layer_norm(linear(attended, weights.attention_output, "none"), x, weights.attention_norm)
-    inner = linear(x, weights.intermediate, weights.activation)
-    return add_layer_norm(linear(inner, weights.output, "none"), x, weights.output_norm)
+    return reference.composed(x, cu_seqlens, weights, first_only, linear, attention)
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:

@@ -112,6 +112,18 @@ def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor
 
 
 def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
+    return composed(x, cu_seqlens, weights, first_only, linear, attention)
+
+
+def composed(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedBlock,
+    first_only: bool,
+    linear: Callable[[Tensor, Any, Activation], Tensor],
+    attention: Callable[[Tensor, Tensor, int, float, bool], Tensor],
+) -> Tensor:
+    """`block` of an op set that has these two."""
     attended = attention(linear(x, weights.qkv, "none"), cu_seqlens, weights.num_heads, weights.scale, first_only)
     x = x.index_select(0, cu_seqlens[:-1]) if first_only else x
     x = add_layer_norm(linear(attended, weights.attention_output, "none"), x, weights.attention_norm)
