@@ -229,18 +229,3 @@ def test_imitation(hidden: int, layer: int, dtype: torch.dtype, instructions: st
     for i in range(rows):
         assert torch.equal(cpu.guesses(states[i : i + 1], weights, layer), guesses[i : i + 1])
         assert torch.equal(cpu.imitation(states[i : i + 1], weights, layer), logits[i : i + 1])
-
-
-@pytest.mark.parametrize("labels", [1, 2, 3, 7])
-@pytest.mark.parametrize("per_row", [False, True])
-@pytest.mark.parametrize("form", ["paper", "authors", "authors, last layer"])
-def test_gate_merge(labels: int, per_row: bool, form: str) -> None:
-    torch.manual_seed(labels)
-    rows, width = 40, 1 if per_row else labels
-    past, gates, future = torch.randn(rows, labels), torch.randn(rows, width), torch.randn(rows, labels)
-    ahead = None if "last" in form else future
-    results = []
-    for ops in (cpu, reference):
-        gate = None if form == "paper" else ops.prepare_linear(torch.ones(width, width) / 3, gates[0], torch.float32)
-        results.append(ops.gate_merge(past, gates, ahead, gate, 3))
-    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)  # a handful of fp32 roundings

@@ -117,25 +117,6 @@ def test_imitation(labels: int, layer: int, activation: Activation, packed: bool
         torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-5)  # fp32, sums of up to 144 terms
 
 
-@pytest.mark.parametrize("labels", [1, 2, 3, 7])
-@pytest.mark.parametrize("per_row", [False, True])
-@pytest.mark.parametrize("form", ["paper", "authors", "authors, last layer"])
-def test_gate_merge(labels: int, per_row: bool, form: str, packed: bool) -> None:
-    torch.manual_seed(labels)
-    rows, width = 40, 1 if per_row else labels
-    past, gates, future = torch.randn(rows, labels), torch.randn(rows, width), torch.randn(rows, labels)
-    ahead = None if "last" in form else future
-    results = []
-    for ops in (cpu, reference):
-        gate = None if form == "paper" else ops.prepare_linear(torch.ones(width, width) / 3, gates[0], torch.float32)
-        results.append(ops.gate_merge(past, gates, ahead, gate, 3))
-        for i in range(rows if ops is cpu else 0):
-            part = slice(i, i + 1)
-            one = ops.gate_merge(past[part], gates[part], None if ahead is None else ahead[part], gate, 3)
-            assert torch.equal(one, results[0][part])
-    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)  # a handful of fp32 roundings
-
-
 def test_layer_norm_and_embedding_rows_stand_alone() -> None:
     torch.manual_seed(0)
     for hidden in (40, 48, 384):
