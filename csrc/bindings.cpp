@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "cpu/compact.h"
+#include "cpu/exit.h"
 #include "cpu/layer.h"
 #include "cpu/linear.h"
 #ifdef PFENGINE_CUDA
@@ -52,13 +54,14 @@ const cpu::Kernels* find_kernels(const std::string& name) {
 }
 
 cpu::Linear make_linear(Address weights, Address scale, Address sum, Address bias, std::int64_t inputs,
-                        std::int64_t outputs) {
+                        std::int64_t outputs, bool thin) {
   return {at<const std::uint32_t>(weights),
           at<const float>(scale),
           at<const float>(sum),
           at<const float>(bias),
           inputs,
-          outputs};
+          outputs,
+          thin};
 }
 
 cpu::Norm make_norm(Address weight, Address bias, float eps) {
@@ -98,28 +101,36 @@ void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu
                   matrix(add, add_stride), at<float>(out), threads);
 }
 
-void run_imitation(const cpu::Kernels& kernels, cpu::Precision precision, const cpu::Linear& learners,
-                   std::int64_t first_column, std::int64_t columns, cpu::Activation activation,
-                   const cpu::Linear& projection, Address x, std::int64_t stride, std::int64_t rows, Address out,
-                   int threads) {
-  cpu::run_imitation(kernels, precision, learners, {first_column, columns}, activation, projection, matrix(x, stride),
-                     rows, at<float>(out), threads);
+cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, const cpu::Linear* gate, float count) {
+  return {kind, labels, width, gate, count};
 }
 
-void run_merge(const cpu::Kernels& kernels, const cpu::Linear* gate, float count, Address past,
-               std::int64_t past_stride, std::int64_t labels, Address gates, std::int64_t gates_stride,
-               std::int64_t gate_width, Address future, std::int64_t future_stride, std::int64_t rows, Address out) {
-  const cpu::Merge merge{matrix(past, past_stride),
-                         matrix(gates, gates_stride),
-                         matrix(future, future_stride),
-                         labels,
-                         gate_width,
-                         gate == nullptr};
-  if (gate != nullptr) {
-    cpu::run_gated_merge(kernels, *gate, count, merge, rows, at<float>(out));
-  } else {
-    cpu::run_merge(merge, rows, at<float>(out));
+// Linear layers are kept by reference: Python holds on to them.
+cpu::Exit make_exit(cpu::Precision precision, const cpu::Linear* pooler, const cpu::Linear& past,
+                    const cpu::Linear* folded, const cpu::Linear* learners, cpu::Activation activation,
+                    const cpu::Linear* projection, const cpu::Merge& merge) {
+  return {precision, pooler, past, folded, learners, activation, projection, merge};
+}
+
+void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, std::int64_t tokens, Address starts,
+              std::int64_t rows, Address add, Address past, Address logits, int threads) {
+  cpu::run_exit(kernels, exit, at<const float>(x), tokens, at<const std::int32_t>(starts), rows, at<const float>(add),
+                at<float>(past), at<float>(logits), threads);
+}
+
+void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address past, Address gates, Address future,
+               std::int64_t rows, Address out) {
+  std::vector<float> room(2 * merge.width);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    cpu::merge_row(kernels, merge, at<const float>(past) + row * merge.labels,
+                   at<const float>(gates) + row * merge.width,
+                   future ? at<const float>(future) + row * merge.labels : nullptr, room.data(),
+                   at<float>(out) + row * merge.labels);
   }
+}
+
+void run_entropy(Address logits, std::int64_t rows, std::int64_t labels, Address out) {
+  cpu::run_entropy(at<const float>(logits), rows, labels, at<float>(out));
 }
 
 void run_embed(const cpu::Kernels& kernels, const cpu::Tables& tables, const cpu::Norm& norm, Address ids,
@@ -167,7 +178,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("panel", &cpu::Kernels::panel);
   m.def("find_kernels", &find_kernels, "name"_a, py::return_value_policy::reference);
   py::class_<cpu::Linear>(m, "Linear")
-      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "sum"_a, "bias"_a, "inputs"_a, "outputs"_a);
+      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "sum"_a, "bias"_a, "inputs"_a, "outputs"_a,
+           "thin"_a);
   py::class_<cpu::Norm>(m, "Norm").def(py::init(&make_norm), py::kw_only(), "weight"_a, "bias"_a, "eps"_a);
   py::class_<cpu::Tables>(m, "Tables")
       .def(py::init(&make_tables), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
@@ -179,10 +191,25 @@ PYBIND11_MODULE(_C, m) {
         "out"_a, "threads"_a, NoGil());
   m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "first_column"_a, "columns"_a,
         "activation"_a, "x"_a, "stride"_a, "rows"_a, "add"_a, "add_stride"_a, "out"_a, "threads"_a, NoGil());
-  m.def("run_imitation", &run_imitation, "kernels"_a, "precision"_a, "learners"_a, "first_column"_a, "columns"_a,
-        "activation"_a, "projection"_a, "x"_a, "stride"_a, "rows"_a, "out"_a, "threads"_a, NoGil());
-  m.def("run_merge", &run_merge, "kernels"_a, "gate"_a, "count"_a, "past"_a, "past_stride"_a, "labels"_a, "gates"_a,
-        "gates_stride"_a, "gate_width"_a, "future"_a, "future_stride"_a, "rows"_a, "out"_a, NoGil());
+  py::enum_<cpu::Gate>(m, "Gate")
+      .value("none", cpu::Gate::none)
+      .value("paper", cpu::Gate::paper)
+      .value("authors", cpu::Gate::authors);
+  py::class_<cpu::Merge>(m, "Merge")
+      .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
+  py::class_<cpu::Exit>(m, "Exit")
+      .def(py::init(&make_exit), py::kw_only(), "precision"_a, "pooler"_a, "past"_a, "folded"_a, "learners"_a,
+           "activation"_a, "projection"_a, "merge"_a);
+  m.def(
+      "columns_of",
+      [](const cpu::Linear& linear, cpu::Precision precision, std::int64_t first) {
+        return cpu::part_of(linear, precision, {first, linear.outputs - first});
+      },
+      "linear"_a, "precision"_a, "first"_a);
+  m.def("run_exit", &run_exit, "kernels"_a, "exit"_a, "x"_a, "tokens"_a, "starts"_a, "rows"_a, "add"_a, "past"_a,
+        "logits"_a, "threads"_a, NoGil());
+  m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
+  m.def("run_entropy", &run_entropy, "logits"_a, "rows"_a, "labels"_a, "out"_a);
   m.def("run_embed", &run_embed, "kernels"_a, "tables"_a, "norm"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a,
         "size"_a, "out"_a, "threads"_a, NoGil());
 #ifdef _OPENMP

@@ -67,6 +67,15 @@ def warn_once() -> None:
         )
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """As `exits.criteria.entropy`, on the CPU."""
+    logits = logits.float().contiguous()
+    rows = math.prod(logits.shape[:-1])
+    out = torch.empty(logits.shape[:-1])
+    native().run_entropy(logits.data_ptr(), rows, logits.shape[-1], out.data_ptr())
+    return out
+
+
 def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> Compacted:
     """The rows of a ragged batch where `stay` is true, in the same order, moved together; CPU tensors.
 

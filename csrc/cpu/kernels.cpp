@@ -17,6 +17,8 @@ const Kernels kKernels = {
     {multiply<F32>, multiply<Bf16>, multiply<Int8>},
     {attend<F32>, attend<Bf16>},
     attention_scratch,
+    dots,
+    activate_row,
     layer_norm,
     row_to_bf16,
     quantise_row<float>,

@@ -13,13 +13,14 @@ enum class Activation { none, gelu, gelu_tanh, relu, tanh };
 
 // y = activation(x W^T + bias), by panels of output columns: weights [panels, groups, panel] words, zeros where the
 // last panel reaches beyond `outputs`. int8: W is scale[column] times the numbers stored, sum[column] their sum times
-// scale.
+// scale. thin: float32 [outputs, inputs] as they are, for fewer outputs than a panel has.
 struct Linear {
   const std::uint32_t* weights;
   const float* scale;
   const float* sum;
   const float* bias;
   std::int64_t inputs, outputs;
+  bool thin;
 };
 
 struct Norm {
@@ -69,6 +70,10 @@ struct Kernels {
   void (*attend[2])(const Attention& attention);
   std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size);
 
+  // out[i] = x times row i of `weights`, `stride` numbers apart, for `outputs` of them.
+  void (*dots)(const float* x, const float* weights, std::ptrdiff_t stride, std::int64_t size, std::int64_t outputs,
+               float* out);
+  void (*activate)(Activation activation, float* x, std::int64_t size);
   // out = (x - mean) / sqrt(variance + eps) weight + bias, of `size` numbers.
   void (*layer_norm)(const float* x, const Norm& norm, std::int64_t size, float* out);
   // Numbers to words, padded with zeros to whole ones.

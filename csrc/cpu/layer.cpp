@@ -13,9 +13,6 @@
 #include "ragged.h"
 #include "scratch.h"
 #include "team.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace pfengine::cpu {
 namespace {
@@ -274,21 +271,7 @@ void run_layer(const Kernels& kernels, const Layer& layer, const float* x, std::
     }
   };
   const int used = teams * members;
-  bool alone = used == 1;
-#ifdef _OPENMP
-  if (!alone) {
-#pragma omp parallel num_threads(used)
-    {
-      // fewer than asked for, where a limit says so: those would wait for the missing ones for ever
-      if (omp_get_num_threads() == used) {
-        work(omp_get_thread_num());
-      } else if (omp_get_thread_num() == 0) {
-        alone = true;
-      }
-    }
-  }
-#endif
-  if (alone) {
+  if (used == 1 || !run_threads(used, work)) {
     const Member member{0, 1, &barriers[0]};
     barriers[0].set_size(1);
     const BlockRun run(kernels, layer, x, cu_seqlens, first_only, out, space_of(0), member);

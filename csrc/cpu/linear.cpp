@@ -1,10 +1,8 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "scratch.h"
 
@@ -31,11 +29,54 @@ void to_words(const Kernels& kernels, Precision precision, const float* x, std::
   }
 }
 
+Linear part_of(const Linear& linear, Precision precision, Columns columns) {
+  const std::int64_t group = 4 / bytes_of(precision);
+  Linear part = linear;
+  part.weights += columns.first * ((linear.inputs + group - 1) / group);
+  part.bias += columns.first;
+  if (precision == Precision::int8) {
+    part.scale += columns.first;
+    part.sum += columns.first;
+  }
+  part.outputs = columns.count;
+  return part;
+}
+
+void apply_row(const Kernels& kernels, const Linear& linear, const float* x, float* out) {
+  if (linear.thin) {
+    kernels.dots(x, reinterpret_cast<const float*>(linear.weights), linear.inputs, linear.inputs, linear.outputs, out);
+    for (std::int64_t i = 0; i < linear.outputs; ++i) out[i] += linear.bias[i];
+    return;
+  }
+  const Rows row{reinterpret_cast<const std::uint32_t*>(x), linear.inputs, nullptr, nullptr, 1};
+  kernels.multiply[static_cast<int>(Precision::fp32)](
+      row, linear, {out, linear.outputs, false, Activation::none, nullptr, 0}, 0,
+      (linear.outputs + kernels.panel - 1) / kernels.panel);
+}
+
+namespace {
+
+void run_thin(const Kernels& kernels, const Linear& linear, Activation activation, Matrix x, std::int64_t rows,
+              Matrix add, float* out, int threads) {
+  const int used = static_cast<int>(
+      std::clamp<std::int64_t>(rows * linear.inputs * linear.outputs / kSumsPerThread, 1, threads));
+#pragma omp parallel for num_threads(used) schedule(static) if (used > 1)
+  for (std::int64_t row = 0; row < rows; ++row) {
+    float* to = out + row * linear.outputs;
+    apply_row(kernels, linear, x.data + row * x.stride, to);
+    kernels.activate(activation, to, linear.outputs);
+    for (std::int64_t i = 0; add.data && i < linear.outputs; ++i) to[i] += add.data[row * add.stride + i];
+  }
+}
+
+}  // namespace
+
 void run_linear(const Kernels& kernels, Precision precision, const Linear& linear, Columns columns,
                 Activation activation, Matrix x, std::int64_t rows, Matrix add, float* out, int threads) {
   if (!rows) return;
+  if (linear.thin) return run_thin(kernels, linear, activation, x, rows, add, out, threads);
   static thread_local Scratch scratch;
-  const std::int64_t word_bytes = precision == Precision::fp32 ? 4 : precision == Precision::bf16 ? 2 : 1;
+  const std::int64_t word_bytes = bytes_of(precision);
   const auto lay_out = [&](char* memory, Buffer& words, Buffer& factors) {
     Layout layout(memory);
     words = layout.take(rows, word_bytes * linear.inputs + 4);
@@ -51,15 +92,7 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
   const std::int64_t used = std::clamp<std::int64_t>(rows * linear.inputs * columns.count / kSumsPerThread, 1, threads);
   // pieces of a block's panels where there are fewer blocks than threads
   const std::int64_t pieces = std::min<std::int64_t>(panels, blocks >= used ? 1 : (used + blocks - 1) / blocks);
-  const std::int64_t group = 4 / word_bytes;
-  Linear part = linear;
-  part.weights += columns.first * ((linear.inputs + group - 1) / group);
-  part.bias += columns.first;
-  if (precision == Precision::int8) {
-    part.scale += columns.first;
-    part.sum += columns.first;
-  }
-  part.outputs = columns.count;
+  const Linear part = part_of(linear, precision, columns);
 #pragma omp parallel num_threads(static_cast<int>(used)) if (used > 1)
   {
 #pragma omp for schedule(static)
@@ -81,45 +114,6 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
                                                     panels * (piece + 1) / pieces);
     }
   }
-}
-
-void run_imitation(const Kernels& kernels, Precision precision, const Linear& learners, Columns columns,
-                   Activation activation, const Linear& projection, Matrix x, std::int64_t rows, float* out,
-                   int threads) {
-  static thread_local Scratch scratch;
-  float* guesses = reinterpret_cast<float*>(scratch.reserve(4 * rows * columns.count));
-  run_linear(kernels, precision, learners, columns, activation, x, rows, {nullptr, 0}, guesses, threads);
-  run_linear(kernels, Precision::fp32, projection, {0, projection.outputs}, Activation::none, {guesses, columns.count},
-             rows, {nullptr, 0}, out, threads);
-}
-
-void run_merge(const Merge& merge, std::int64_t rows, float* out) {
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const float* past = merge.past.data + row * merge.past.stride;
-    const float* gates = merge.gates.data + row * merge.gates.stride;
-    const float* future = merge.future.data ? merge.future.data + row * merge.future.stride : nullptr;
-    for (std::int64_t label = 0; label < merge.labels; ++label) {
-      const float keep2 = 1.0f + std::tanh(gates[merge.gate_width == 1 ? 0 : label] / 2);  // 2 sigmoid(x)
-      const float merged = keep2 * past[label] + (future ? (2.0f - keep2) * future[label] : 0.0f);
-      out[row * merge.labels + label] = merge.halved ? merged / 2 : merged;
-    }
-  }
-}
-
-void run_gated_merge(const Kernels& kernels, const Linear& gate, float count, const Merge& merge, std::int64_t rows,
-                     float* out) {
-  const std::int64_t width = merge.gate_width;
-  std::vector<float> bounded(rows * width), gates(rows * width);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t i = 0; i < width; ++i) {
-      bounded[row * width + i] = std::tanh(merge.gates.data[row * merge.gates.stride + i] / count);
-    }
-  }
-  run_linear(kernels, Precision::fp32, gate, {0, width}, Activation::none, {bounded.data(), width}, rows, {nullptr, 0},
-             gates.data(), 1);
-  Merge merged = merge;
-  merged.gates = {gates.data(), width};
-  run_merge(merged, rows, out);
 }
 
 void run_embed(const Kernels& kernels, const Tables& tables, const Norm& norm, const std::int64_t* const ids[3],

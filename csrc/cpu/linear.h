@@ -1,4 +1,4 @@
-// Linear layers, what exit heads make of them, and the embeddings: all rows of a batch in one call.
+// Linear layers and the embeddings: all rows of a batch in one call.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,10 @@
 #include "kernels.h"
 
 namespace pfengine::cpu {
+
+inline std::int64_t bytes_of(Precision precision) {
+  return precision == Precision::fp32 ? 4 : precision == Precision::bf16 ? 2 : 1;
+}
 
 // A row of `size` numbers as the words that products of a precision read; int8: its scale and zero too.
 void to_words(const Kernels& kernels, Precision precision, const float* x, std::int64_t size, std::uint32_t* to,
@@ -22,28 +26,15 @@ struct Columns {
   std::int64_t first, count;
 };
 
+// The same layer with these columns alone.
+Linear part_of(const Linear& linear, Precision precision, Columns columns);
+
+// One row times a layer of fp32 weights.
+void apply_row(const Kernels& kernels, const Linear& linear, const float* x, float* out);
+
 // out [rows, columns] = activation(x W^T + b) + add, x: [rows, inputs]; add: [rows, columns], or null.
 void run_linear(const Kernels& kernels, Precision precision, const Linear& linear, Columns columns,
                 Activation activation, Matrix x, std::int64_t rows, Matrix add, float* out, int threads);
-
-// out [rows, C] = activation(x L^T + l) P^T + p: imitation learners (`columns` of them) and their projection, in fp32.
-void run_imitation(const Kernels& kernels, Precision precision, const Linear& learners, Columns columns,
-                   Activation activation, const Linear& projection, Matrix x, std::int64_t rows, float* out,
-                   int threads);
-
-// What is weighed: past [rows, labels]; gates [rows, 1 or labels]; future [rows, labels], or null for zero. out [rows,
-// labels] = w past + (2 - w) future, w = 2 sigmoid(gates), halved.
-struct Merge {
-  Matrix past, gates, future;
-  std::int64_t labels, gate_width;
-  bool halved;
-};
-
-void run_merge(const Merge& merge, std::int64_t rows, float* out);
-
-// The same with gates = tanh(gates / count) G^T + g.
-void run_gated_merge(const Kernels& kernels, const Linear& gate, float count, const Merge& merge, std::int64_t rows,
-                     float* out);
 
 // Word, position and token type: fp32 or bf16 [rows[i], size].
 struct Tables {

@@ -64,20 +64,41 @@ void multiply_as(const Rows& x, const Linear& linear, const Target& target, int6
   }
 }
 
+template <Activation kActivation>
+struct Constant {
+  static constexpr Activation value = kActivation;
+};
+
+// Calls step(Constant<activation>()).
+template <typename Step>
+PFENGINE_INLINE void with_activation(Activation activation, Step step) {
+  switch (activation) {
+    case Activation::none:
+      return step(Constant<Activation::none>());
+    case Activation::gelu:
+      return step(Constant<Activation::gelu>());
+    case Activation::gelu_tanh:
+      return step(Constant<Activation::gelu_tanh>());
+    case Activation::relu:
+      return step(Constant<Activation::relu>());
+    case Activation::tanh:
+      return step(Constant<Activation::tanh>());
+  }
+}
+
 template <class Dot>
 void multiply(const Rows& x, const Linear& linear, const Target& target, int64_t first, int64_t last) {
-  switch (target.activation) {
-    case Activation::none:
-      return multiply_as<Dot, Activation::none>(x, linear, target, first, last);
-    case Activation::gelu:
-      return multiply_as<Dot, Activation::gelu>(x, linear, target, first, last);
-    case Activation::gelu_tanh:
-      return multiply_as<Dot, Activation::gelu_tanh>(x, linear, target, first, last);
-    case Activation::relu:
-      return multiply_as<Dot, Activation::relu>(x, linear, target, first, last);
-    case Activation::tanh:
-      return multiply_as<Dot, Activation::tanh>(x, linear, target, first, last);
-  }
+  with_activation(target.activation, [&](auto activation) {
+    multiply_as<Dot, decltype(activation)::value>(x, linear, target, first, last);
+  });
+}
+
+inline void activate_row(Activation activation, float* x, int64_t size) {
+  with_activation(activation, [&](auto constant) {
+    each_vector(size, [&](int64_t i, int64_t count) {
+      store_floats(x + i, activate<decltype(constant)::value, false>(load_floats(x + i, count)), count);
+    });
+  });
 }
 
 }  // namespace pfengine::cpu::PFENGINE_ISA

@@ -48,6 +48,22 @@ inline void layer_norm(const float* x, const Norm& norm, int64_t size, float* ou
   });
 }
 
+// Every output's sum runs in the same order, whatever the number of outputs.
+inline void dots(const float* x, const float* weights, ptrdiff_t stride, int64_t size, int64_t outputs, float* out) {
+  constexpr int kAtOnce = 4;
+  for (int64_t first = 0; first < outputs; first += kAtOnce) {
+    const int64_t count = outputs - first < kAtOnce ? outputs - first : kAtOnce;
+    const float* rows[kAtOnce];
+    for (int j = 0; j < kAtOnce; ++j) rows[j] = weights + (first + (j < count ? j : 0)) * stride;
+    Floats sums[kAtOnce] = {};
+    each_vector(size, [&](int64_t i, int64_t left) {
+      const Floats column = load_floats(x + i, left);
+      for (int j = 0; j < kAtOnce; ++j) sums[j] += column * load_floats(rows[j] + i, left);
+    });
+    for (int64_t j = 0; j < count; ++j) out[first + j] = sum(sums[j]);
+  }
+}
+
 inline void row_to_bf16(const float* x, int64_t size, uint32_t* out) {
   uint16_t* to = (uint16_t*)out;
   if (size % 2) to[size] = 0;

@@ -4,6 +4,9 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace pfengine::cpu {
 
@@ -50,5 +53,32 @@ struct Member {
   Range share(std::int64_t count) const { return {count * index / size, count * (index + 1) / size}; }
   void wait() const { barrier->wait(); }
 };
+
+// work(thread) on so many threads at once; false, and no call, where a limit allows fewer: those would wait for the
+// missing ones for ever.
+template <typename Work>
+bool run_threads(int threads, const Work& work) {
+  bool ran = false;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+  {
+    if (omp_get_num_threads() == threads) {
+      work(omp_get_thread_num());
+      if (omp_get_thread_num() == 0) ran = true;
+    }
+  }
+#endif
+  return ran;
+}
+
+// work(member) by one team of `threads`, or by a team of one where so many cannot be had.
+template <typename Work>
+void run_team(int threads, const Work& work) {
+  Barrier barrier;
+  barrier.set_size(threads);
+  if (threads > 1 && run_threads(threads, [&](int thread) { work(Member{thread, threads, &barrier}); })) return;
+  barrier.set_size(1);
+  work(Member{0, 1, &barrier});
+}
 
 }  // namespace pfengine::cpu

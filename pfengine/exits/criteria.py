@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import extension
 from ..errors import ConfigError
 
 CriterionState = Any  # None at first, then whatever the criterion returned: a tuple of tensors that lead with rows
@@ -159,6 +160,8 @@ class Replay(Criterion):
 
 def entropy(logits: Tensor) -> Tensor:
     """-sum p ln p of p = softmax(logits): [rows, labels] -> [rows], in [0, ln labels]; a saturated row gives 0."""
+    if extension.has_cpu() and logits.device.type == "cpu":
+        return extension.entropy(logits)
     log_p = torch.log_softmax(logits.float(), dim=-1).clamp(min=-1e30)  # 0 times -inf would be nan
     return -(log_p.exp() * log_p).sum(-1)
 

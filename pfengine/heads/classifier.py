@@ -10,7 +10,7 @@ from torch import Tensor
 from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import OpSet
+from ..ops import Exit, OpSet
 from .base import ExitHead, HeadState
 
 
@@ -30,6 +30,7 @@ class Classifier(ExitHead):
         self.classifier = ops.prepare_linear(
             tensors[f"{classifier}.weight"], tensors[f"{classifier}.bias"], torch.float32
         )
+        self.exit = ops.prepare_exit(Exit(config.num_labels, past=self.classifier, pooler=self.pooler))
 
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
@@ -38,5 +39,5 @@ class Classifier(ExitHead):
             return None, ()
         if layer != self.num_layers:
             raise ValueError(f"a plain classifier answers at layer {self.num_layers} only, not at layer {layer}")
-        pooled = self.ops.linear(batch.first(), self.pooler, "tanh")
-        return self.ops.linear(pooled, self.classifier, "none"), ()
+        _, logits = self.ops.exit(batch.tokens, batch.cu_seqlens, self.exit, None, answer=False)
+        return logits, ()

@@ -83,26 +83,38 @@ class Past(ABC):
         """state: of layer `layer`, [rows, H]; float32 [rows, width] where `answer`, and what is to be kept."""
 
 
-class _SharedPast(Past):
-    """Each layer adds its own projection, the same for all exits."""
+class LinearPast(Past):
+    """Each layer adds its own numbers to what earlier ones left; the first of them are its exit's."""
+
+    width: int  # numbers of one exit
+    weights: list[Any]  # for each layer
+
+    def read(
+        self, layer: int, state: Tensor, memory: HeadState | None, answer: bool
+    ) -> tuple[Tensor | None, HeadState]:
+        past = self.ops.linear(state, self.weights[layer - 1], "none", memory[0] if memory else None)
+        return past[:, : self.width] if answer else None, self.keep(past)
+
+    def keep(self, past: Tensor) -> HeadState:
+        """What the next layer adds to."""
+        return (past,) if self.history else ()
+
+
+class _SharedPast(LinearPast):
+    """The same projection for all exits."""
 
     def __init__(self, ops: OpSet, tensors: dict[str, Tensor], layers: int, history: bool) -> None:
         super().__init__(ops, tensors, layers, history)
         weight, bias = tensors["projections.weight"], tensors["projections.bias"]
+        self.width = bias.shape[1]
         self.weights = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
 
     @staticmethod
     def shapes(layers: int, hidden: int, width: int, history: bool) -> Shapes:
         return {f"{PREFIX}projections.weight": (layers, width, hidden), f"{PREFIX}projections.bias": (layers, width)}
 
-    def read(
-        self, layer: int, state: Tensor, memory: HeadState | None, answer: bool
-    ) -> tuple[Tensor | None, HeadState]:
-        past = self.ops.linear(state, self.weights[layer - 1], "none", memory[0] if memory else None)
-        return past if answer else None, (past,) if self.history else ()
 
-
-class _ConcatPast(Past):
+class _ConcatPast(LinearPast):
     """Layer j's share of all exits i >= j is computed at once and added up: [rows, (n - j + 1) width] is kept."""
 
     def __init__(self, ops: OpSet, tensors: dict[str, Tensor], layers: int, history: bool) -> None:
@@ -124,11 +136,8 @@ class _ConcatPast(Past):
         pairs = layers * (layers + 1) // 2 if history else layers
         return {f"{PREFIX}past.weight": (pairs, width, hidden), f"{PREFIX}past.bias": (layers, width)}
 
-    def read(
-        self, layer: int, state: Tensor, memory: HeadState | None, answer: bool
-    ) -> tuple[Tensor | None, HeadState]:
-        shares = self.ops.linear(state, self.weights[layer - 1], "none", memory[0] if memory else None)
-        return shares[:, : self.width] if answer else None, (shares[:, self.width :],) if self.history else ()
+    def keep(self, past: Tensor) -> HeadState:
+        return (past[:, self.width :],) if self.history else ()
 
 
 class _PooledPast(Past):
@@ -230,8 +239,6 @@ class Future(ABC):
         """state: of layer `layer` < n, [rows, H] -> float32 [rows, C]."""
         if self.folded:
             return self.ops.linear(state, self.folded[layer - 1], "none")
-        if self.linear:
-            return self.ops.imitation(state, self.learners, layer)
         return self.read(layer, self.guesses(layer, state))
 
     def guesses(self, layer: int, state: Tensor) -> Tensor:

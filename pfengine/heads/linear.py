@@ -10,7 +10,7 @@ from torch import Tensor
 from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import OpSet
+from ..ops import Exit, OpSet
 from .base import PREFIX, ExitHead, HeadState
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
@@ -51,14 +51,18 @@ class Linear(ExitHead):
         t = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
         self.pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
-        self.classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
+        self.exits = []
+        for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
+            pooler = self.pooler.weights[i] if self.pooler.weights else None
+            parts = Exit(config.num_labels, past=ops.prepare_linear(w, b, torch.float32), pooler=pooler)
+            self.exits.append(ops.prepare_exit(parts))
 
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:
         if self.combine == "none" and not answer:
             return None, ()
-        logits = self.ops.linear(self.pooler(layer, batch.first()), self.classifiers[layer - 1], "none")
+        _, logits = self.ops.exit(batch.tokens, batch.cu_seqlens, self.exits[layer - 1], None, answer=False)
         if self.combine == "none":
             return logits, ()
         p = torch.softmax(logits, -1)

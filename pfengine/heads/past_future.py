@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch import Tensor
 from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import OpSet
+from ..ops import Exit, OpSet
 from .base import PREFIX, ExitHead, HeadState
-from .incorporate import FUTURES, PASTS, Incorporate
+from .incorporate import FUTURES, PASTS, Incorporate, LinearPast
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
 
@@ -124,16 +124,46 @@ class PastFuture(ExitHead):
         if self.options.future and config.num_layers > 1:
             self.future = FUTURES[kind](ops, t, config.num_layers, self.labels, self.options.learner, dtype, fold)
         self.gate = ops.prepare_linear(t["gate.weight"], t["gate.bias"], torch.float32) if "gate.weight" in t else None
+        past = self.past
+        self.exits = [ops.prepare_exit(self._exit(i, past)) for i in range(1, config.num_layers + 1)] if isinstance(
+            past, LinearPast
+        ) else []  # fmt: skip
+
+    def _has_future(self, layer: int) -> bool:
+        return self.options.future and layer < self.num_layers
+
+    def _exit(self, layer: int, past: LinearPast) -> Exit:
+        future = self.future if self._has_future(layer) else None
+        folded = future.folded[layer - 1] if future and future.folded else None
+        kind: Literal["none", "paper", "authors"] = "none"
+        if self.options.gate != "none" and (self.gate is not None or future is not None):
+            kind = "paper" if self.gate is None else "authors"
+        return Exit(
+            labels=self.labels,
+            past=past.weights[layer - 1],
+            pooler=self.pooler.weights[layer - 1] if self.pooler.weights else None,
+            folded=folded,
+            imitation=(future.learners, layer) if future and folded is None else None,
+            gate_kind=kind,
+            width=0 if kind == "none" else past.width - self.labels,
+            gate=self.gate,
+            states=layer if self.options.history else 1,
+        )
 
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:
+        if isinstance(self.past, LinearPast):
+            exit = self.exits[layer - 1]
+            logits, past = self.ops.exit(batch.tokens, batch.cu_seqlens, exit, state[0] if state else None, answer)
+            return logits, self.past.keep(past)
         current = self.pooler(layer, batch.first())
-        past, memory = self.past.read(layer, current, state, answer)
-        if past is None:
+        numbers, memory = self.past.read(layer, current, state, answer)
+        if numbers is None:
             return None, memory
-        has_future = self.options.future and layer < self.num_layers
-        return self.merge(layer, past, self.future.logits(layer, current) if has_future else None), memory
+        return self.merge(
+            layer, numbers, self.future.logits(layer, current) if self._has_future(layer) else None
+        ), memory
 
     def merge(self, layer: int, past: Tensor, future: Tensor | None) -> Tensor:
         """past: float32 [rows, C + k]; future: float32 [rows, C]; logits of layer `layer`, float32 [rows, C]."""

@@ -36,6 +36,26 @@ class Block(NamedTuple):
     activation: Activation
 
 
+class Exit(NamedTuple):
+    """One exit, of parts that an op set prepared: how the first tokens of a layer become logits.
+
+    state = tanh(pooler(first token)), or the first token itself; past = past(state) + what earlier exits left;
+    future = folded(state), or the projection of `imitation`'s guesses, or none. What the past's first numbers, `labels`
+    for the past proper and then `width` for its gates, and the future make together is said at `OpSet.gate_merge`, for
+    gate_kind "paper" and "authors"; "none" adds them.
+    """
+
+    labels: int
+    past: Any
+    pooler: Any | None = None
+    folded: Any | None = None
+    imitation: tuple[Any, int] | None = None  # what prepare_imitation made, and the layer
+    gate_kind: Literal["none", "paper", "authors"] = "none"
+    width: int = 0
+    gate: Any | None = None
+    states: int = 1  # how many the gates are summed over
+
+
 class OpSet(Protocol):
     """What every op-set module offers; `prepare_*` run once at load, their results are opaque to callers.
 
@@ -76,7 +96,7 @@ class OpSet(Protocol):
     ) -> Any:
         """Imitation learners of layers 2..n, [n-1, H, H] and [n-1, H], and what `project` does after layers 1..n-1.
 
-        projections: for layer i [C, (n-i) H] and [C]; none where `project` and `imitation` are not called.
+        projections: for layer i [C, (n-i) H] and [C]; none where `project` is not called.
         """
 
     def guesses(self, states: Tensor, weights: Any, layer: int) -> Tensor:
@@ -85,13 +105,21 @@ class OpSet(Protocol):
     def project(self, guesses: Tensor, weights: Any, layer: int) -> Tensor:
         """The projection after `layer` of imitated states side by side: [R, (n - layer) H] -> float32 [R, C]."""
 
-    def imitation(self, states: Tensor, weights: Any, layer: int) -> Tensor:
-        """project(guesses(states)): [R, H] -> float32 [R, C]; layer < n."""
-
     def gate_merge(self, past: Tensor, gates: Tensor, future: Tensor | None, gate: Any | None, count: int) -> Tensor:
         """Past and future weighed: float32 [R, C] of float32 past, future [R, C] and gates [R, C or 1].
 
         gate None:  lambda past + (1 - lambda) future, lambda = sigmoid(gates); future must be given.
         else:       2 lambda past + (2 - 2 lambda) future, lambda = sigmoid(gate(tanh(gates / count))), gate as
                     `prepare_linear` made it; future None for zero.
+        """
+
+    def prepare_exit(self, parts: Exit) -> Any:
+        """An exit for `exit`."""
+
+    def exit(
+        self, x: Tensor, cu_seqlens: Tensor, weights: Any, add: Tensor | None, answer: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Logits of each row, and its past: [T, H] -> float32 [R, C] (None unless `answer`) and float32 [R, W].
+
+        add: float32 [R, W], what earlier exits left, or None for zero.
         """

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from .. import extension
 from ..errors import ConfigError
-from . import Activation, Block, Norm
+from . import Activation, Block, Exit, Norm
 from .quantisation import quantise_weight
 
 HEAD_ALIGNMENT = 2  # bf16 comes in pairs
+THIN = 16  # fp32 layers of as many outputs or fewer stay as they are: a panel would be mostly padding
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
@@ -75,7 +76,19 @@ def _pack(weight: Tensor) -> Tensor:
     return words.view(-1, panel, words.shape[1]).transpose(1, 2).contiguous()
 
 
+class PreparedExit(NamedTuple):
+    native: Any  # _C.Exit: addresses of the parts below
+    hidden: int
+    width: int  # of the past
+    labels: int
+    parts: tuple[Any, ...]
+
+
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+    return _prepare_linear(weight, bias, dtype, dtype == torch.float32 and len(weight) <= THIN)
+
+
+def _prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, thin: bool = False) -> Linear:
     outputs, inputs = weight.shape
     scale = total = None
     if dtype == torch.int8:
@@ -83,7 +96,7 @@ def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
         total = numbers.sum(1, dtype=torch.int64).float() * scale
     else:
         numbers = weight.to(dtype)
-    packed, bias = _pack(numbers), bias.float().contiguous()
+    packed, bias = numbers.contiguous() if thin else _pack(numbers), bias.float().contiguous()
     C = extension.native()
     native = C.Linear(
         weights=packed.data_ptr(),
@@ -92,6 +105,7 @@ def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
         bias=bias.data_ptr(),
         inputs=inputs,
         outputs=outputs,
+        thin=thin,
     )
     tensors = tuple(t for t in (packed, scale, total, bias) if t is not None)
     return Linear(native, getattr(C.Precision, _PRECISIONS[dtype]), inputs, outputs, tensors)
@@ -182,7 +196,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     parts = {}
     for name in ("qkv", "attention_output", "intermediate", "output"):
         weight, bias = getattr(block, name)
-        parts[name] = prepare_linear(weight, bias, dtype)
+        parts[name] = _prepare_linear(weight, bias, dtype)
     attention_norm, attention_tensors = _norm(block.attention_norm)
     output_norm, output_tensors = _norm(block.output_norm)
     native = C.Layer(
@@ -199,13 +213,18 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     return PreparedBlock(native, parts["output"].outputs, tuple(tensors))
 
 
+def _check_ragged(x: Tensor, cu_seqlens: Tensor, hidden: int) -> None:
+    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != hidden or not x.is_contiguous():
+        raise ValueError(f"x is {x.dtype} {list(x.shape)}, expected contiguous torch.float32 [tokens, {hidden}]")
+    if cu_seqlens.dtype != torch.int32 or not cu_seqlens.is_contiguous() or len(cu_seqlens) < 1:
+        raise ValueError(
+            f"cu_seqlens is {cu_seqlens.dtype} {list(cu_seqlens.shape)}, expected contiguous torch.int32 [rows + 1]"
+        )
+
+
 def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    x, cu_seqlens = x.contiguous(), cu_seqlens.contiguous()
     rows = len(cu_seqlens) - 1
-    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != weights.hidden:
-        raise ValueError(f"x is {x.dtype} {list(x.shape)}, expected torch.float32 [tokens, {weights.hidden}]")
-    if cu_seqlens.dtype != torch.int32 or rows < 0:
-        raise ValueError(f"cu_seqlens is {cu_seqlens.dtype} {list(cu_seqlens.shape)}, expected torch.int32 [rows + 1]")
+    _check_ragged(x, cu_seqlens, weights.hidden)
     out = torch.empty(rows if first_only else x.shape[0], weights.hidden)
     extension.native().run_layer(
         kernels=kernels(),
@@ -231,12 +250,14 @@ def prepare_imitation(
     hidden = learners.shape[1]
     pad = -hidden % kernels().panel
     return Imitation(
-        prepare_linear(F.pad(learners, (0, 0, 0, pad)).flatten(0, 1), F.pad(learner_bias, (0, pad)).flatten(), dtype),
+        _prepare_linear(F.pad(learners, (0, 0, 0, pad)).flatten(0, 1), F.pad(learner_bias, (0, pad)).flatten(), dtype),
         hidden,
         hidden + pad,
         activation,
         [
-            prepare_linear(F.pad(matrix.unflatten(1, (-1, hidden)), (0, pad)).flatten(1), bias, torch.float32)
+            _prepare_linear(
+                F.pad(matrix.unflatten(1, (-1, hidden)), (0, pad)).flatten(1), bias, torch.float32, thin=True
+            )
             for matrix, bias in projections
         ],
     )
@@ -255,48 +276,76 @@ def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
     )
 
 
-def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
-    states, projection = _rows("states", states, weights.hidden), weights.projections[layer - 1]
-    C = extension.native()
-    out = torch.empty(states.shape[0], projection.outputs)
-    first = (layer - 1) * weights.width
-    C.run_imitation(
-        kernels=kernels(),
-        precision=weights.learners.precision,
-        learners=weights.learners.native,
-        first_column=first,
-        columns=weights.learners.outputs - first,
-        activation=getattr(C.Activation, weights.activation),
-        projection=projection.native,
-        x=states.data_ptr(),
-        stride=states.stride(0),
-        rows=states.shape[0],
-        out=out.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return out
-
-
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
     rows, labels = past.shape
     past, gates = _rows("past", past, labels), _rows("gates", gates, gates.shape[1], rows)
     if gates.shape[1] not in (1, labels) or (gate is None and future is None):
         raise ValueError(f"gates is {list(gates.shape)}, expected [{rows}, 1 or {labels}], and without gate a future")
-    future = future if future is None else _rows("future", future, labels, rows)
+    past, gates = past.contiguous(), gates.contiguous()
+    future = future if future is None else _rows("future", future, labels, rows).contiguous()
     out = torch.empty(rows, labels)
     extension.native().run_merge(
         kernels=kernels(),
-        gate=None if gate is None else gate.native,
-        count=count,
+        merge=_merge("paper" if gate is None else "authors", labels, gates.shape[1], gate, count),
         past=past.data_ptr(),
-        past_stride=past.stride(0),
-        labels=labels,
         gates=gates.data_ptr(),
-        gates_stride=gates.stride(0),
-        gate_width=gates.shape[1],
         future=_address(future),
-        future_stride=0 if future is None else future.stride(0),
         rows=rows,
         out=out.data_ptr(),
     )
     return out
+
+
+def _merge(kind: str, labels: int, width: int, gate: Linear | None, count: int) -> Any:
+    C = extension.native()
+    native = None if gate is None else gate.native
+    return C.Merge(kind=getattr(C.Gate, kind), labels=labels, width=width, gate=native, count=count)
+
+
+def prepare_exit(parts: Exit) -> PreparedExit:
+    C = extension.native()
+    merge = _merge(parts.gate_kind, parts.labels, parts.width, parts.gate, parts.states)
+    learners = projection = None
+    activation, precision = C.Activation.none, C.Precision.fp32
+    if parts.pooler is not None:
+        precision = parts.pooler.precision
+    if parts.imitation is not None:
+        imitation, layer = parts.imitation
+        precision, activation = imitation.learners.precision, getattr(C.Activation, imitation.activation)
+        learners = C.columns_of(imitation.learners.native, precision, (layer - 1) * imitation.width)
+        projection = imitation.projections[layer - 1].native
+    native = C.Exit(
+        precision=precision,
+        pooler=None if parts.pooler is None else parts.pooler.native,
+        past=parts.past.native,
+        folded=None if parts.folded is None else parts.folded.native,
+        learners=learners,
+        activation=activation,
+        projection=projection,
+        merge=merge,
+    )
+    return PreparedExit(native, parts.past.inputs, parts.past.outputs, parts.labels, (parts, learners))
+
+
+def exit(
+    x: Tensor, cu_seqlens: Tensor, weights: PreparedExit, add: Tensor | None, answer: bool
+) -> tuple[Tensor | None, Tensor]:
+    x, rows = x.float(), len(cu_seqlens) - 1
+    _check_ragged(x, cu_seqlens, weights.hidden)
+    if add is not None:
+        add = _rows("add", add, weights.width, rows).contiguous()
+    past = torch.empty(rows, weights.width)
+    logits = torch.empty(rows, weights.labels) if answer else None
+    extension.native().run_exit(
+        kernels(),
+        weights.native,
+        x.data_ptr(),
+        x.shape[0],
+        cu_seqlens.data_ptr(),
+        rows,
+        _address(add),
+        past.data_ptr(),
+        _address(logits),
+        torch.get_num_threads(),
+    )
+    return logits, past

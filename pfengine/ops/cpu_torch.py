@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,19 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, Block, reference
-from .reference import PreparedBlock, embed, prepare_embedding
+from . import Activation, Block, Exit, reference
+from .reference import PreparedBlock, embed, prepare_embedding, prepare_exit
 
 __all__ = [
     "HEAD_ALIGNMENT",
     "block",
     "embed",
+    "exit",
     "gate_merge",
     "guesses",
-    "imitation",
     "linear",
     "prepare_block",
     "prepare_embedding",
+    "prepare_exit",
     "prepare_imitation",
     "prepare_linear",
     "project",
@@ -175,13 +177,15 @@ def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
     return linear(guesses, weights.projections[layer - 1], "none")
 
 
-def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
-    return project(guesses(states, weights, layer).flatten(1), weights, layer)
-
-
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
     if gate is not None:
         gates = linear(torch.tanh(gates / count), gate, "none")
     keep2 = 1 + torch.tanh(gates / 2)  # 2 sigmoid(x) = 1 + tanh(x / 2)
     merged = keep2 * past if future is None else keep2 * past + (2 - keep2) * future
     return merged if gate is not None else merged / 2
+
+
+def exit(
+    x: Tensor, cu_seqlens: Tensor, weights: Exit, add: Tensor | None, answer: bool
+) -> tuple[Tensor | None, Tensor]:
+    return reference.composed_exit(x, cu_seqlens, weights, add, answer, sys.modules[__name__])

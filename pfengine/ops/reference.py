@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, Block, Norm
+from . import Activation, Block, Exit, Norm
 from .quantisation import fake_quantise_rows, quantise_weight
 
 HEAD_ALIGNMENT = 1
@@ -175,10 +176,6 @@ def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
     return F.linear(guesses.to(matrix.dtype), matrix, bias)
 
 
-def imitation(states: Tensor, weights: Imitation, layer: int) -> Tensor:
-    return project(guesses(states, weights, layer).flatten(1), weights, layer)
-
-
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
     if gate is None:
         assert future is not None
@@ -187,3 +184,36 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
     keep = torch.sigmoid(linear(torch.tanh(gates / count), gate, "none"))
     merged = 2 * keep * past
     return merged if future is None else merged + (2 - 2 * keep) * future
+
+
+def prepare_exit(parts: Exit) -> Exit:
+    return parts
+
+
+def exit(
+    x: Tensor, cu_seqlens: Tensor, weights: Exit, add: Tensor | None, answer: bool
+) -> tuple[Tensor | None, Tensor]:
+    return composed_exit(x, cu_seqlens, weights, add, answer, sys.modules[__name__])
+
+
+def composed_exit(
+    x: Tensor, cu_seqlens: Tensor, parts: Exit, add: Tensor | None, answer: bool, ops: Any
+) -> tuple[Tensor | None, Tensor]:
+    """`exit` of an op set that has linear, guesses, project and gate_merge."""
+    first = x.index_select(0, cu_seqlens[:-1])
+    state = first if parts.pooler is None else ops.linear(first, parts.pooler, "tanh")
+    past = ops.linear(state, parts.past, "none", add)
+    if not answer:
+        return None, past
+    logits, gates = past[:, : parts.labels], past[:, parts.labels : parts.labels + parts.width]
+    future = None
+    if parts.folded is not None:
+        future = ops.linear(state, parts.folded, "none")
+    if parts.imitation is not None:
+        imitation, layer = parts.imitation
+        future = ops.project(ops.guesses(state, imitation, layer).flatten(1), imitation, layer)
+    if parts.gate_kind != "none":
+        logits = ops.gate_merge(logits, gates, future, parts.gate, parts.states)
+    elif future is not None:
+        logits = logits + future
+    return logits.contiguous(), past

@@ -1,0 +1,219 @@
+#include "exit.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "linear.h"
+#include "scratch.h"
+#include "team.h"
+
+namespace pfengine::cpu {
+namespace {
+
+constexpr std::int64_t kRows = 64;               // a block whose words stay in the second cache
+constexpr std::int64_t kChunkPanels = 4;         // learners' panels whose output is projected while it is in the first
+constexpr std::int64_t kSumsPerThread = 150000;  // products; below, waking a thread costs more than it does
+
+struct Space {
+  Buffer words, state_words;  // what pooler and learners read
+  Buffer factors;             // int8: scales and zeros of `words`, then of `state_words`
+  Buffer states;              // float32
+  Buffer guesses;             // float32: a chunk of the learners' output, a buffer a thread
+  Buffer shares;              // float32: a chunk's share of the future, row by row
+  Buffer room;                // a row's future and the gate's intermediates, a row a thread
+};
+
+std::int64_t lay_out(char* memory, const Kernels& kernels, const Exit& exit, std::int64_t size, std::int64_t rows,
+                     std::int64_t chunks, int threads, Space& space) {
+  Layout layout(memory);
+  const std::int64_t word_bytes = bytes_of(exit.precision) * size + 4;
+  space.words = layout.take(exit.pooler ? rows : 0, word_bytes);
+  space.state_words = layout.take(exit.learners ? rows : 0, word_bytes);
+  space.factors = layout.take(4, 4 * rows);
+  space.states = layout.take(exit.pooler ? rows : 0, 4 * size);
+  space.guesses = layout.take(exit.learners ? threads : 0, 4 * rows * kChunkPanels * kernels.panel);
+  space.shares = layout.take(chunks, 4 * rows * exit.merge.labels);
+  space.room = layout.take(threads, 4 * (exit.merge.labels + 2 * exit.merge.width));
+  return layout.used();
+}
+
+// The exit of one block of rows, by all members of a team.
+class ExitRun {
+ public:
+  ExitRun(const Kernels& kernels, const Exit& exit, const Space& space, std::int64_t chunks, const Member& member)
+      : kernels_(kernels),
+        exit_(exit),
+        space_(space),
+        chunks_(chunks),
+        chunk_columns_(kChunkPanels * kernels.panel),
+        member_(member) {}
+
+  void run(const float* x, const std::int32_t* starts, std::int64_t rows, const float* add, float* past,
+           float* logits) const {
+    const std::int64_t size = exit_.past.inputs, width = exit_.past.outputs, labels = exit_.merge.labels;
+    if (exit_.pooler) pool(x, starts, rows);
+    const auto state = [&](std::int64_t row) {
+      return exit_.pooler ? space_.states.row<float>(row) : x + starts[row] * size;
+    };
+    each(rows, [&](std::int64_t row) {
+      float* to = past + row * width;
+      apply_row(kernels_, exit_.past, state(row), to);
+      if (add) {
+        for (std::int64_t i = 0; i < width; ++i) to[i] += add[row * width + i];
+      }
+      if (logits && exit_.learners) words(state(row), row, space_.state_words, 2);
+    });
+    member_.wait();
+    if (!logits) return;
+    if (exit_.learners) imitate(rows);
+    each(rows, [&](std::int64_t row) {
+      const float* own = past + row * width;
+      float* future = space_.room.row<float>(member_.index);
+      if (exit_.folded) apply_row(kernels_, *exit_.folded, state(row), future);
+      if (exit_.learners) add_shares(row, future);
+      merge_row(kernels_, exit_.merge, own, own + labels, exit_.folded || exit_.learners ? future : nullptr,
+                future + labels, logits + row * labels);
+    });
+    member_.wait();
+  }
+
+ private:
+  template <typename Call>
+  void each(std::int64_t count, Call call) const {
+    const Range mine = member_.share(count);
+    for (std::int64_t i = mine.begin; i < mine.end; ++i) call(i);
+  }
+
+  void words(const float* x, std::int64_t row, const Buffer& to, int factors) const {
+    to_words(kernels_, exit_.precision, x, exit_.past.inputs, to.row<std::uint32_t>(row),
+             space_.factors.row<float>(factors) + row, space_.factors.row<float>(factors + 1) + row);
+  }
+
+  Rows rows_of(const Buffer& buffer, int factors, std::int64_t rows) const {
+    return {buffer.row<std::uint32_t>(0), buffer.stride / 4, space_.factors.row<float>(factors),
+            space_.factors.row<float>(factors + 1), rows};
+  }
+
+  void pool(const float* x, const std::int32_t* starts, std::int64_t rows) const {
+    if (exit_.pooler->thin) {
+      each(rows, [&](std::int64_t row) {
+        float* state = space_.states.row<float>(row);
+        apply_row(kernels_, *exit_.pooler, x + starts[row] * exit_.past.inputs, state);
+        kernels_.activate(Activation::tanh, state, exit_.pooler->outputs);
+      });
+      member_.wait();
+      return;
+    }
+    each(rows, [&](std::int64_t row) { words(x + starts[row] * exit_.past.inputs, row, space_.words, 0); });
+    member_.wait();
+    const Range panels = member_.share((exit_.pooler->outputs + kernels_.panel - 1) / kernels_.panel);
+    const Target target{space_.states.data, space_.states.stride / 4, false, Activation::tanh, nullptr, 0};
+    kernels_.multiply[static_cast<int>(exit_.precision)](rows_of(space_.words, 0, rows), *exit_.pooler, target,
+                                                         panels.begin, panels.end);
+    member_.wait();
+  }
+
+  // Imitated states a chunk of columns at a time, and at once what they are worth in numbers a label: they never reach
+  // memory.
+  void imitate(std::int64_t rows) const {
+    const std::int64_t labels = exit_.merge.labels, all = exit_.learners->outputs;
+    float* guesses = space_.guesses.row<float>(member_.index);
+    const Target target{guesses, chunk_columns_, false, exit_.activation, nullptr, 0};
+    const float* projection = reinterpret_cast<const float*>(exit_.projection->weights);
+    each(chunks_, [&](std::int64_t chunk) {
+      const Columns columns{chunk * chunk_columns_, std::min(chunk_columns_, all - chunk * chunk_columns_)};
+      kernels_.multiply[static_cast<int>(exit_.precision)](
+          rows_of(space_.state_words, 2, rows), part_of(*exit_.learners, exit_.precision, columns), target, 0,
+          (columns.count + kernels_.panel - 1) / kernels_.panel);
+      float* shares = space_.shares.row<float>(chunk);
+      for (std::int64_t row = 0; row < rows; ++row) {
+        kernels_.dots(guesses + row * chunk_columns_, projection + columns.first, all, columns.count, labels,
+                      shares + row * labels);
+      }
+    });
+    member_.wait();
+  }
+
+  void add_shares(std::int64_t row, float* future) const {
+    const std::int64_t labels = exit_.merge.labels;
+    std::copy(exit_.projection->bias, exit_.projection->bias + labels, future);
+    for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      const float* share = space_.shares.row<float>(chunk) + row * labels;
+      for (std::int64_t label = 0; label < labels; ++label) future[label] += share[label];
+    }
+  }
+
+  const Kernels& kernels_;
+  const Exit& exit_;
+  const Space& space_;
+  const std::int64_t chunks_, chunk_columns_;
+  const Member& member_;
+};
+
+}  // namespace
+
+void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
+               float* room, float* logits) {
+  if (merge.kind == Gate::none) {
+    for (std::int64_t i = 0; i < merge.labels; ++i) logits[i] = future ? past[i] + future[i] : past[i];
+    return;
+  }
+  if (merge.kind == Gate::authors) {
+    for (std::int64_t i = 0; i < merge.width; ++i) room[i] = std::tanh(gates[i] / merge.count);
+    apply_row(kernels, *merge.gate, room, room + merge.width);
+    gates = room + merge.width;
+  }
+  for (std::int64_t i = 0; i < merge.labels; ++i) {
+    const float keep2 = 1.0f + std::tanh(gates[merge.width == 1 ? 0 : i] / 2);  // 2 sigmoid(x)
+    const float merged = keep2 * past[i] + (future ? (2.0f - keep2) * future[i] : 0.0f);
+    logits[i] = merge.kind == Gate::paper ? merged / 2 : merged;
+  }
+}
+
+void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int64_t tokens, const std::int32_t* starts,
+              std::int64_t rows, const float* add, float* past, float* logits, int threads) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (starts[row] < 0 || starts[row] >= tokens) {
+      throw std::invalid_argument("row " + std::to_string(row) + " starts at token " + std::to_string(starts[row]) +
+                                  " of " + std::to_string(tokens));
+    }
+  }
+  if (!rows) return;
+  const std::int64_t columns = logits && exit.learners ? exit.learners->outputs : 0;
+  const std::int64_t chunk_columns = kChunkPanels * kernels.panel;
+  const std::int64_t chunks = (columns + chunk_columns - 1) / chunk_columns;
+  const std::int64_t sums = rows * exit.past.inputs * (columns + (exit.pooler ? exit.pooler->outputs : 0));
+  const int used = static_cast<int>(std::clamp<std::int64_t>(sums / kSumsPerThread, 1, threads));
+  static thread_local Scratch scratch;
+  Space space;
+  const std::int64_t block = std::min(rows, kRows);
+  const auto place = [&](char* memory) {
+    return lay_out(memory, kernels, exit, exit.past.inputs, block, chunks, used, space);
+  };
+  place(scratch.reserve(place(nullptr)));
+  run_team(used, [&](const Member& member) {
+    const ExitRun run(kernels, exit, space, chunks, member);
+    for (std::int64_t row = 0; row < rows; row += kRows) {
+      run.run(x, starts + row, std::min(kRows, rows - row), add ? add + row * exit.past.outputs : nullptr,
+              past + row * exit.past.outputs, logits ? logits + row * exit.merge.labels : nullptr);
+    }
+  });
+}
+
+void run_entropy(const float* logits, std::int64_t rows, std::int64_t labels, float* out) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const float* x = logits + row * labels;
+    float largest = x[0], total = 0.0f, weighed = 0.0f;
+    for (std::int64_t i = 1; i < labels; ++i) largest = std::max(largest, x[i]);
+    for (std::int64_t i = 0; i < labels; ++i) {
+      const float distance = x[i] - largest, e = std::exp(distance);
+      total += e;
+      if (e != 0.0f) weighed += e * distance;  // 0 times -inf would be nan
+    }
+    out[row] = std::log(total) - weighed / total;
+  }
+}
+
+}  // namespace pfengine::cpu
