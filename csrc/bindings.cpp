@@ -89,6 +89,20 @@ void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, 
                  at<float>(out), threads);
 }
 
+void open_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens,
+                Address cu_seqlens, std::int64_t rows, Address qkv, Address first, int threads) {
+  cpu::open_layer(kernels, layer, at<const float>(x), tokens, at<const std::int32_t>(cu_seqlens), rows, at<char>(qkv),
+                  at<float>(first), threads);
+}
+
+void close_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens,
+                 Address cu_seqlens, std::int64_t rows, Address qkv, Address first, Address stay, Address out,
+                 Address new_cu_seqlens, int threads) {
+  cpu::close_layer(kernels, layer, at<const float>(x), tokens, at<const std::int32_t>(cu_seqlens), rows, at<char>(qkv),
+                   at<const float>(first), at<const std::uint8_t>(stay), at<float>(out),
+                   at<std::int32_t>(new_cu_seqlens), threads);
+}
+
 cpu::Matrix matrix(Address data, std::int64_t stride) {
   return {at<const float>(data), stride};
 }
@@ -189,6 +203,11 @@ PYBIND11_MODULE(_C, m) {
            "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
   m.def("run_layer", &run_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "first_only"_a,
         "out"_a, "threads"_a, NoGil());
+  m.def("qkv_stride", &cpu::qkv_stride, "layer"_a);
+  m.def("open_layer", &open_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "qkv"_a,
+        "first"_a, "threads"_a, NoGil());
+  m.def("close_layer", &close_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "qkv"_a,
+        "first"_a, "stay"_a, "out"_a, "new_cu_seqlens"_a, "threads"_a, NoGil());
   m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "first_column"_a, "columns"_a,
         "activation"_a, "x"_a, "stride"_a, "rows"_a, "add"_a, "add_stride"_a, "out"_a, "threads"_a, NoGil());
   py::enum_<cpu::Gate>(m, "Gate")

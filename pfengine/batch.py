@@ -47,6 +47,11 @@ class RaggedBatch:
     def with_tokens(self, tokens: Tensor) -> RaggedBatch:
         return RaggedBatch(tokens, self.cu_seqlens, self.row_ids)
 
+    def firsts(self, tokens: Tensor) -> RaggedBatch:
+        """The same rows with one token each, [R, H]."""
+        bounds = torch.arange(len(self) + 1, dtype=torch.int32, device=self.cu_seqlens.device)
+        return RaggedBatch(tokens, bounds, self.row_ids)
+
     def take(self, stay: Tensor) -> RaggedBatch:
         """The rows where `stay` (bool [R]) is true, in the same order, moved together."""
         if self.tokens.is_cuda and extension.has_cuda():

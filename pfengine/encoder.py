@@ -94,7 +94,30 @@ def layer(encoder: Encoder, number: int, batch: RaggedBatch, first_only: bool = 
     x, blocks = batch.tokens, encoder.layers[number - 1]
     for i, block in enumerate(blocks, start=1):
         x = encoder.ops.block(x, batch.cu_seqlens, block, first_only and i == len(blocks))
-    if not first_only:
-        return batch.with_tokens(x)
-    bounds = torch.arange(len(batch) + 1, dtype=torch.int32, device=batch.cu_seqlens.device)
-    return RaggedBatch(x, bounds, batch.row_ids)
+    return batch.firsts(x) if first_only else batch.with_tokens(x)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A layer whose rows' first tokens are done; the rest is for those rows that stay."""
+
+    ops: OpSet
+    first: RaggedBatch  # one token a row
+    rest: Any
+
+    def close(self, stay: Tensor) -> RaggedBatch:
+        """The layer of the rows where `stay` (bool [R]) is true, moved together."""
+        return RaggedBatch(*self.ops.close_block(self.rest, stay), self.first.row_ids[stay])
+
+
+def open_layer(encoder: Encoder, number: int, batch: RaggedBatch) -> Opened:
+    """Layer `number` in two halves: now the first tokens, which an exit reads; later the others, of rows that stay.
+
+    A row that leaves has cost keys and values of its tokens, a quarter of a layer. The same numbers as `layer`.
+    """
+    *before, last = encoder.layers[number - 1]
+    x = batch.tokens
+    for block in before:
+        x = encoder.ops.block(x, batch.cu_seqlens, block, False)
+    first, rest = encoder.ops.open_block(x, batch.cu_seqlens, last)
+    return Opened(encoder.ops, batch.firsts(first), rest)

@@ -18,6 +18,8 @@ from .errors import ConfigError
 from .exits import Criterion, Never
 from .heads import ExitHead
 
+MIN_ROWS_TO_OPEN = 4  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
+
 Rule = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
 
 
@@ -57,8 +59,13 @@ def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -
     batch = encoder.embed(model.encoder, inputs)
     head_state, exit_state = None, None
     for layer in range(1, last + 1):
-        batch = encoder.layer(model.encoder, layer, batch, first_only=layer == last)
         answer = layer == last or is_tested(model, criterion, layer)
+        opened = None
+        if answer and layer < last and len(batch) >= MIN_ROWS_TO_OPEN:
+            opened = encoder.open_layer(model.encoder, layer, batch)
+            batch = opened.first
+        else:
+            batch = encoder.layer(model.encoder, layer, batch, first_only=layer == last)
         logits, head_state = model.head.step(layer, batch, head_state, answer)
         if logits is None:
             continue
@@ -71,14 +78,15 @@ def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -
             raise ConfigError(
                 f"the criterion gave {got} after layer {layer}; it must give bool [{len(batch)}], one a row"
             )
-        if not leave.any():
-            continue
-        answers.put(batch.row_ids[leave], logits[leave], layer)
         stay = ~leave
-        batch = batch.take(stay)
-        if not len(batch):
-            return
-        head_state, exit_state = take(head_state, stay), take(exit_state, stay)
+        if leave.any():
+            answers.put(batch.row_ids[leave], logits[leave], layer)
+            if not stay.any():
+                return
+            head_state, exit_state = take(head_state, stay), take(exit_state, stay)
+            batch = opened.close(stay) if opened else batch.take(stay)
+        elif opened:
+            batch = opened.close(stay)
 
 
 def is_tested(model: Model, criterion: Rule, layer: int) -> bool:

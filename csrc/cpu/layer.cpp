@@ -7,6 +7,7 @@
 #include <atomic>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "linear.h"
@@ -32,14 +33,14 @@ struct Space {
   Buffer hidden;       // float32: between attention and feed-forward network
   Buffer inner;        // fp32 or bf16
   Buffer inner_words;  // int8
-  Buffer first;        // float32: each row's first token
+  Buffer residual;     // float32: tokens gathered
   Buffer attention;    // a row a member of the team
   Buffer factors;      // int8: scales and zeros of the rows of `words` or `inner_words`
 };
 
-// What blocks have at most.
+// What blocks have at most; row_tokens: keys of a row.
 struct Most {
-  std::int64_t tokens, rows, row_tokens, members;
+  std::int64_t tokens, row_tokens, members;
 };
 
 // The number of bytes, and the buffers if there is memory for them.
@@ -55,43 +56,77 @@ std::int64_t lay_out(char* memory, const Kernels& kernels, const Layer& layer, c
   space.hidden = layout.take(most.tokens, 4 * hidden);
   space.inner = layout.take(most.tokens, number * inner + 4);
   space.inner_words = layout.take(layer.precision == Precision::int8 ? most.tokens : 0, inner + 4);
-  space.first = layout.take(most.rows, 4 * hidden);
+  space.residual = layout.take(most.tokens, 4 * hidden);
   space.attention = layout.take(most.members, kernels.attention_scratch(most.row_tokens, layer.head_size));
   space.factors = layout.take(2, 4 * most.tokens);
   return layout.used();
 }
 
-// One layer of one block, by all members of a team.
+// Where a row's attention is: its first token among the keys, its tokens, the first of its queries and how many, and
+// the place of that query's result.
+struct Span {
+  std::int64_t first, tokens, query, queries, target;
+};
+
+// A layer's work on one block, by all members of a team.
 class BlockRun {
  public:
-  BlockRun(const Kernels& kernels, const Layer& layer, const float* x, const std::int32_t* cu_seqlens, bool first_only,
-           float* out, const Space& space, const Member& member)
-      : kernels_(kernels),
-        layer_(layer),
-        x_(x),
-        cu_seqlens_(cu_seqlens),
-        first_only_(first_only),
-        out_(out),
-        space_(space),
-        member_(member),
-        hidden_(layer.output.outputs) {}
+  BlockRun(const Kernels& kernels, const Layer& layer, const Space& space, const Member& member)
+      : kernels_(kernels), layer_(layer), space_(space), member_(member), hidden_(layer.output.outputs) {}
 
-  void run(const Block& block) const {
-    const std::int64_t start = cu_seqlens_[block.first_row], tokens = cu_seqlens_[block.last_row] - start;
-    const std::int64_t rows = block.last_row - block.first_row;
-    const float* x = x_ + start * hidden_;
-    multiply(to_words(x, hidden_, tokens, hidden_), layer_.qkv, plain(space_.qkv, layer_.precision != Precision::fp32));
-    attend(block);
-    const std::int64_t width = layer_.heads * layer_.head_size, count = first_only_ ? rows : tokens;
-    const Rows attended =
+  const Space& space() const { return space_; }
+
+  template <typename Call>
+  void each(std::int64_t count, Call call) const {
+    const Range mine = member_.share(count);
+    for (std::int64_t i = mine.begin; i < mine.end; ++i) call(i);
+  }
+
+  // Queries, keys and values of `count` tokens.
+  void project(const float* x, std::int64_t count, const Buffer& qkv) const {
+    multiply(to_words(x, hidden_, count, hidden_), layer_.qkv, plain(qkv, layer_.precision != Precision::fp32));
+  }
+
+  // All heads of `rows` rows; span_of(row) says where each is.
+  template <typename SpanOf>
+  void attend(std::int64_t rows, const Buffer& qkv, const Buffer& out, SpanOf span_of) const {
+    const bool bf16 = layer_.precision != Precision::fp32, bf16_out = layer_.precision == Precision::bf16;
+    const std::int64_t number = bf16 ? 2 : 4, out_number = bf16_out ? 2 : 4;
+    const std::int64_t size = layer_.head_size, width = layer_.heads * size;
+    each(rows * layer_.heads, [&](std::int64_t i) {
+      const Span span = span_of(i / layer_.heads);
+      const std::int64_t column = i % layer_.heads * size;
+      const char* key = qkv.row<char>(span.first) + (width + column) * number;
+      kernels_.attend[bf16]({qkv.row<char>(span.first + span.query) + column * number, key, key + width * number,
+                             qkv.stride / number, span.tokens, span.queries, size, layer_.scale,
+                             out.row<char>(span.target) + column * out_number, out.stride / out_number, bf16_out,
+                             space_.attention.row<char>(member_.index)});
+    });
+    member_.wait();
+  }
+
+  // Rows of x by number, side by side.
+  template <typename RowOf>
+  void gather(const float* x, std::int64_t count, RowOf row_of) const {
+    each(count, [&](std::int64_t i) {
+      const float* from = x + row_of(i) * hidden_;
+      std::copy(from, from + hidden_, space_.residual.row<float>(i));
+    });
+    member_.wait();
+  }
+
+  // What follows attention, of `count` tokens; out_row(i) is where the result of token i goes.
+  template <typename OutRow>
+  void finish(const Buffer& attended, std::int64_t count, const float* residual, std::int64_t residual_stride,
+              OutRow out_row) const {
+    const Rows words =
         layer_.precision == Precision::int8
-            ? to_words(space_.sums.row<float>(0), space_.sums.stride / 4, count, width)
-            : Rows{space_.words.row<std::uint32_t>(0), space_.words.stride / 4, nullptr, nullptr, count};
-    const float* residual = first_only_ ? space_.first.row<float>(0) : x;
+            ? to_words(attended.row<float>(0), attended.stride / 4, count, layer_.heads * layer_.head_size)
+            : Rows{attended.row<std::uint32_t>(0), attended.stride / 4, nullptr, nullptr, count};
     Target target = plain(space_.sums, false);
     target.residual = residual;
-    target.residual_stride = first_only_ ? space_.first.stride / 4 : hidden_;
-    multiply(attended, layer_.attention_output, target);
+    target.residual_stride = residual_stride;
+    multiply(words, layer_.attention_output, target);
     each(count, [&](std::int64_t i) {
       kernels_.layer_norm(space_.sums.row<float>(i), layer_.attention_norm, hidden_, space_.hidden.row<float>(i));
     });
@@ -103,20 +138,13 @@ class BlockRun {
     target.residual = space_.hidden.row<float>(0);
     target.residual_stride = space_.hidden.stride / 4;
     multiply(inner_words(count), layer_.output, target);
-    float* out = out_ + (first_only_ ? block.first_row : start) * hidden_;
     each(count, [&](std::int64_t i) {
-      kernels_.layer_norm(space_.sums.row<float>(i), layer_.output_norm, hidden_, out + i * hidden_);
+      kernels_.layer_norm(space_.sums.row<float>(i), layer_.output_norm, hidden_, out_row(i));
     });
     member_.wait();
   }
 
  private:
-  template <typename Call>
-  void each(std::int64_t count, Call call) const {
-    const Range mine = member_.share(count);
-    for (std::int64_t i = mine.begin; i < mine.end; ++i) call(i);
-  }
-
   float* scale() const { return space_.factors.row<float>(0); }
   float* zero() const { return space_.factors.row<float>(1); }
 
@@ -160,35 +188,8 @@ class BlockRun {
     return {words.row<std::uint32_t>(0), words.stride / 4, scale(), zero(), count};
   }
 
-  void attend(const Block& block) const {
-    const bool bf16 = layer_.precision != Precision::fp32;
-    const std::int64_t number = bf16 ? 2 : 4, start = cu_seqlens_[block.first_row];
-    const Buffer& out = layer_.precision == Precision::int8 ? space_.sums : space_.words;
-    const std::int64_t out_number = layer_.precision == Precision::bf16 ? 2 : 4;
-    const std::int64_t size = layer_.head_size, width = layer_.heads * size;
-    each((block.last_row - block.first_row) * layer_.heads, [&](std::int64_t i) {
-      const std::int64_t row = block.first_row + i / layer_.heads, head = i % layer_.heads;
-      const std::int64_t first = cu_seqlens_[row] - start, tokens = cu_seqlens_[row + 1] - cu_seqlens_[row];
-      const char* query = space_.qkv.row<char>(first) + head * size * number;
-      const std::int64_t target = first_only_ ? row - block.first_row : first;
-      kernels_.attend[bf16]({query, query + width * number, query + 2 * width * number, space_.qkv.stride / number,
-                             tokens, first_only_ ? 1 : tokens, size, layer_.scale,
-                             out.row<char>(target) + head * size * out_number, out.stride / out_number,
-                             layer_.precision == Precision::bf16, space_.attention.row<char>(member_.index)});
-      if (first_only_ && head == 0) {
-        const float* from = x_ + cu_seqlens_[row] * hidden_;
-        std::copy(from, from + hidden_, space_.first.row<float>(target));
-      }
-    });
-    member_.wait();
-  }
-
   const Kernels& kernels_;
   const Layer& layer_;
-  const float* x_;
-  const std::int32_t* cu_seqlens_;
-  const bool first_only_;
-  float* out_;
   const Space space_;
   const Member& member_;
   const std::int64_t hidden_;
@@ -223,26 +224,22 @@ void check(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t token
   }
 }
 
-}  // namespace
-
-void run_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
-               const std::int32_t* cu_seqlens, std::int64_t rows, bool first_only, float* out, int threads) {
-  check(cu_seqlens, rows, tokens);
+// Calls body(run, block) for blocks of rows bounds[r] to bounds[r + 1], by teams of threads.
+template <typename Body>
+void run_blocks(const Kernels& kernels, const Layer& layer, const std::int32_t* bounds, std::int64_t rows,
+                std::int64_t row_tokens, int threads, const Body& body) {
   if (!rows) return;
 #ifndef _OPENMP
   threads = 1;
 #endif
+  const std::int64_t tokens = bounds[rows];
   const std::int64_t wanted = std::min<std::int64_t>({threads, rows, std::max<std::int64_t>(1, tokens / kTeamTokens)});
-  std::vector<Block> blocks = cut(cu_seqlens, rows, wanted);
+  std::vector<Block> blocks = cut(bounds, rows, wanted);
   const int teams = static_cast<int>(std::min<std::int64_t>(wanted, blocks.size()));
   const int members = threads / teams;
-  Most most{0, 0, 0, members};
+  Most most{0, row_tokens, members};
   for (const Block& block : blocks) {
-    most.tokens = std::max<std::int64_t>(most.tokens, cu_seqlens[block.last_row] - cu_seqlens[block.first_row]);
-    most.rows = std::max(most.rows, block.last_row - block.first_row);
-  }
-  for (std::int64_t row = 0; row < rows; ++row) {
-    most.row_tokens = std::max<std::int64_t>(most.row_tokens, cu_seqlens[row + 1] - cu_seqlens[row]);
+    most.tokens = std::max<std::int64_t>(most.tokens, bounds[block.last_row] - bounds[block.first_row]);
   }
   static thread_local Scratch scratch;
   Space space;
@@ -259,24 +256,148 @@ void run_layer(const Kernels& kernels, const Layer& layer, const float* x, std::
   const auto work = [&](int thread) {
     const int team = thread / members;
     const Member member{thread % members, members, &barriers[team]};
-    const Space mine = space_of(team);
-    const BlockRun run(kernels, layer, x, cu_seqlens, first_only, out, mine, member);
+    const BlockRun run(kernels, layer, space_of(team), member);
     if (members == 1) {
       for (std::int64_t i;
            (i = next.fetch_add(1, std::memory_order_relaxed)) < static_cast<std::int64_t>(blocks.size());) {
-        run.run(blocks[i]);
+        body(run, blocks[i]);
       }
     } else {
-      for (std::size_t i = team; i < blocks.size(); i += teams) run.run(blocks[i]);
+      for (std::size_t i = team; i < blocks.size(); i += teams) body(run, blocks[i]);
     }
   };
   const int used = teams * members;
   if (used == 1 || !run_threads(used, work)) {
     const Member member{0, 1, &barriers[0]};
     barriers[0].set_size(1);
-    const BlockRun run(kernels, layer, x, cu_seqlens, first_only, out, space_of(0), member);
-    for (const Block& block : blocks) run.run(block);
+    const BlockRun run(kernels, layer, space_of(0), member);
+    for (const Block& block : blocks) body(run, block);
   }
+}
+
+std::int64_t longest(const std::int32_t* cu_seqlens, std::int64_t rows) {
+  std::int64_t most = 0;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    most = std::max<std::int64_t>(most, cu_seqlens[row + 1] - cu_seqlens[row]);
+  }
+  return most;
+}
+
+Buffer from(const Buffer& buffer, std::int64_t row) {
+  return {buffer.data + row * buffer.stride, buffer.stride};
+}
+
+}  // namespace
+
+void run_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
+               const std::int32_t* cu_seqlens, std::int64_t rows, bool first_only, float* out, int threads) {
+  check(cu_seqlens, rows, tokens);
+  const std::int64_t hidden = layer.output.outputs;
+  run_blocks(kernels, layer, cu_seqlens, rows, longest(cu_seqlens, rows), threads,
+             [&](const BlockRun& run, const Block& block) {
+               const std::int64_t start = cu_seqlens[block.first_row], count = block.last_row - block.first_row;
+               const std::int64_t tokens = cu_seqlens[block.last_row] - start;
+               const Space& space = run.space();
+               const Buffer& attended = layer.precision == Precision::int8 ? space.sums : space.words;
+               run.project(x + start * hidden, tokens, space.qkv);
+               run.attend(count, space.qkv, attended, [&](std::int64_t i) {
+                 const std::int64_t row = block.first_row + i, first = cu_seqlens[row] - start;
+                 const std::int64_t length = cu_seqlens[row + 1] - cu_seqlens[row];
+                 return first_only ? Span{first, length, 0, 1, i} : Span{first, length, 0, length, first};
+               });
+               if (!first_only) {
+                 run.finish(attended, tokens, x + start * hidden, hidden,
+                            [&](std::int64_t i) { return out + (start + i) * hidden; });
+                 return;
+               }
+               run.gather(x, count, [&](std::int64_t i) { return cu_seqlens[block.first_row + i]; });
+               run.finish(attended, count, space.residual.row<float>(0), space.residual.stride / 4,
+                          [&](std::int64_t i) { return out + (block.first_row + i) * hidden; });
+             });
+}
+
+std::int64_t qkv_stride(const Layer& layer) {
+  return Layout(nullptr).take(1, (layer.precision == Precision::fp32 ? 4 : 2) * layer.qkv.outputs).stride;
+}
+
+void open_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
+                const std::int32_t* cu_seqlens, std::int64_t rows, char* qkv, float* first, int threads) {
+  check(cu_seqlens, rows, tokens);
+  const std::int64_t hidden = layer.output.outputs;
+  const Buffer all{qkv, qkv_stride(layer)};
+  static thread_local Scratch scratch;
+  Layout layout(nullptr);
+  const std::int64_t bytes = (layer.precision == Precision::bf16 ? 2 : 4) * layer.heads * layer.head_size + 4;
+  layout.take(rows, bytes);
+  const Buffer attended = Layout(scratch.reserve(layout.used())).take(rows, bytes);
+  run_blocks(kernels, layer, cu_seqlens, rows, longest(cu_seqlens, rows), threads,
+             [&](const BlockRun& run, const Block& block) {
+               const std::int64_t start = cu_seqlens[block.first_row];
+               run.project(x + start * hidden, cu_seqlens[block.last_row] - start, from(all, start));
+               run.attend(block.last_row - block.first_row, all, attended, [&](std::int64_t i) {
+                 const std::int64_t row = block.first_row + i;
+                 return Span{cu_seqlens[row], cu_seqlens[row + 1] - cu_seqlens[row], 0, 1, row};
+               });
+             });
+  std::vector<std::int32_t> bounds(rows + 1);
+  for (std::int64_t row = 0; row <= rows; ++row) bounds[row] = static_cast<std::int32_t>(row);
+  run_blocks(kernels, layer, bounds.data(), rows, 1, threads, [&](const BlockRun& run, const Block& block) {
+    const std::int64_t count = block.last_row - block.first_row;
+    run.gather(x, count, [&](std::int64_t i) { return cu_seqlens[block.first_row + i]; });
+    run.finish(from(attended, block.first_row), count, run.space().residual.row<float>(0),
+               run.space().residual.stride / 4,
+               [&](std::int64_t i) { return first + (block.first_row + i) * hidden; });
+  });
+}
+
+void close_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
+                 const std::int32_t* cu_seqlens, std::int64_t rows, char* qkv, const float* first,
+                 const std::uint8_t* stay, float* out, std::int32_t* new_cu_seqlens, int threads) {
+  check(cu_seqlens, rows, tokens);
+  const std::int64_t hidden = layer.output.outputs;
+  const Buffer all{qkv, qkv_stride(layer)};
+  // rows that stay and have more than a first token: where they are, where they go, and how many tokens are left
+  struct Rest {
+    std::int64_t from, to;
+  };
+  std::vector<Rest> rests;
+  std::vector<std::int32_t> bounds{0};
+  std::int64_t kept = 0;
+  new_cu_seqlens[0] = 0;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (!stay[row]) continue;
+    const std::int32_t length = cu_seqlens[row + 1] - cu_seqlens[row], to = new_cu_seqlens[kept];
+    new_cu_seqlens[++kept] = to + length;
+    std::copy(first + row * hidden, first + (row + 1) * hidden, out + to * hidden);
+    if (length == 1) continue;
+    rests.push_back({cu_seqlens[row], to});
+    bounds.push_back(bounds.back() + length - 1);
+  }
+  run_blocks(kernels, layer, bounds.data(), rests.size(), longest(bounds.data(), rests.size()) + 1, threads,
+             [&](const BlockRun& run, const Block& block) {
+               const std::int64_t start = bounds[block.first_row], count = bounds[block.last_row] - start;
+               const Space& space = run.space();
+               const Buffer& attended = layer.precision == Precision::int8 ? space.sums : space.words;
+               run.attend(block.last_row - block.first_row, all, attended, [&](std::int64_t i) {
+                 const std::int64_t row = block.first_row + i, left = bounds[row + 1] - bounds[row];
+                 return Span{rests[row].from, left + 1, 1, left, bounds[row] - start};
+               });
+               std::int64_t row = block.first_row;  // each member's tokens rise
+               const auto place = [&](std::int64_t i) {
+                 while (bounds[row + 1] <= start + i) ++row;
+                 while (bounds[row] > start + i) --row;
+                 return std::pair(row, 1 + start + i - bounds[row]);
+               };
+               run.gather(x, count, [&](std::int64_t i) {
+                 const auto [row, token] = place(i);
+                 return rests[row].from + token;
+               });
+               run.finish(attended, count, space.residual.row<float>(0), space.residual.stride / 4,
+                          [&](std::int64_t i) {
+                            const auto [row, token] = place(i);
+                            return out + (rests[row].to + token) * hidden;
+                          });
+             });
 }
 
 }  // namespace pfengine::cpu

@@ -23,4 +23,20 @@ struct Layer {
 void run_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
                const std::int32_t* cu_seqlens, std::int64_t rows, bool first_only, float* out, int threads);
 
+// The same in two halves, so that rows that leave after the layer never pay for more than their first token: the others
+// only serve as its keys and values.
+
+// Bytes from token to token of `qkv`.
+std::int64_t qkv_stride(const Layer& layer);
+
+// qkv [tokens, qkv_stride + 64 bytes behind the last]: queries, keys and values, for close_layer. first: float32
+// [rows, H], each row's first token behind the layer.
+void open_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
+                const std::int32_t* cu_seqlens, std::int64_t rows, char* qkv, float* first, int threads);
+
+// The rows that stay, moved together: float32 [their tokens, H], and their borders.
+void close_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
+                 const std::int32_t* cu_seqlens, std::int64_t rows, char* qkv, const float* first,
+                 const std::uint8_t* stay, float* out, std::int32_t* new_cu_seqlens, int threads);
+
 }  // namespace pfengine::cpu

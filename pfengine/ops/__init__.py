@@ -86,6 +86,15 @@ class OpSet(Protocol):
         first_only: of each row's first token only, [R, H].
         """
 
+    def open_block(self, x: Tensor, cu_seqlens: Tensor, weights: Any) -> tuple[Tensor, Any]:
+        """`block` of each row's first token only, [R, H], and what `close_block` needs to go on."""
+
+    def close_block(self, opened: Any, stay: Tensor) -> tuple[Tensor, Tensor]:
+        """`block` of the rows where `stay`, bool [R], is true, moved together: [T', H], and their cu_seqlens.
+
+        The other rows have cost their first token, and keys and values of the rest.
+        """
+
     def prepare_imitation(
         self,
         learners: Tensor,

@@ -44,7 +44,16 @@ class Embedding(NamedTuple):
 class PreparedBlock(NamedTuple):
     native: Any  # _C.Layer
     hidden: int
+    qkv_stride: int  # bytes a token
     tensors: tuple[Tensor, ...]
+
+
+class OpenedBlock(NamedTuple):
+    x: Tensor
+    cu_seqlens: Tensor
+    weights: PreparedBlock
+    qkv: Tensor  # uint8: _C's own layout
+    first: Tensor
 
 
 class Imitation(NamedTuple):
@@ -210,7 +219,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
         **{name: part.native for name, part in parts.items()},
     )
     tensors = [*attention_tensors, *output_tensors, *(t for part in parts.values() for t in part.tensors)]
-    return PreparedBlock(native, parts["output"].outputs, tuple(tensors))
+    return PreparedBlock(native, parts["output"].outputs, C.qkv_stride(native), tuple(tensors))
 
 
 def _check_ragged(x: Tensor, cu_seqlens: Tensor, hidden: int) -> None:
@@ -238,6 +247,50 @@ def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: boo
         threads=torch.get_num_threads(),
     )
     return out
+
+
+def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, OpenedBlock]:
+    _check_ragged(x, cu_seqlens, weights.hidden)
+    C, tokens, rows = extension.native(), x.shape[0], len(cu_seqlens) - 1
+    qkv = torch.empty(tokens * weights.qkv_stride + 64, dtype=torch.uint8)
+    first = torch.empty(rows, weights.hidden)
+    C.open_layer(
+        kernels=kernels(),
+        layer=weights.native,
+        x=x.data_ptr(),
+        tokens=tokens,
+        cu_seqlens=cu_seqlens.data_ptr(),
+        rows=rows,
+        qkv=qkv.data_ptr(),
+        first=first.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return first, OpenedBlock(x, cu_seqlens, weights, qkv, first)
+
+
+def close_block(opened: OpenedBlock, stay: Tensor) -> tuple[Tensor, Tensor]:
+    x, cu_seqlens, weights, qkv, first = opened
+    tokens, rows, stay = x.shape[0], len(cu_seqlens) - 1, stay.contiguous()
+    if stay.dtype != torch.bool or stay.shape != (rows,):
+        raise ValueError(f"stay is {stay.dtype} {list(stay.shape)}, expected torch.bool [{rows}]")
+    C = extension.native()
+    kept_rows, kept_tokens = C.count_kept(cu_seqlens.data_ptr(), stay.data_ptr(), rows, tokens)
+    out, bounds = torch.empty(kept_tokens, weights.hidden), torch.empty(kept_rows + 1, dtype=torch.int32)
+    C.close_layer(
+        kernels=kernels(),
+        layer=weights.native,
+        x=x.data_ptr(),
+        tokens=tokens,
+        cu_seqlens=cu_seqlens.data_ptr(),
+        rows=rows,
+        qkv=qkv.data_ptr(),
+        first=first.data_ptr(),
+        stay=stay.data_ptr(),
+        out=out.data_ptr(),
+        new_cu_seqlens=bounds.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out, bounds
 
 
 def prepare_imitation(

@@ -12,23 +12,25 @@ import functools
 import logging
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import Activation, Block, Exit, reference
-from .reference import PreparedBlock, embed, prepare_embedding, prepare_exit
+from .reference import PreparedBlock, close_block, embed, prepare_embedding, prepare_exit
 
 __all__ = [
     "HEAD_ALIGNMENT",
     "block",
+    "close_block",
     "embed",
     "exit",
     "gate_merge",
     "guesses",
     "linear",
+    "open_block",
     "prepare_block",
     "prepare_embedding",
     "prepare_exit",
@@ -118,6 +120,11 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
     return reference.composed(x, cu_seqlens, weights, first_only, linear, attention)
+
+
+def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, Any]:
+    y = block(x, cu_seqlens, weights, False)
+    return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:

@@ -116,6 +116,20 @@ def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: boo
     return composed(x, cu_seqlens, weights, first_only, linear, attention)
 
 
+def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, Any]:
+    y = block(x, cu_seqlens, weights, False)
+    return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
+
+
+def close_block(opened: Any, stay: Tensor) -> tuple[Tensor, Tensor]:
+    y, cu_seqlens = opened
+    lengths = cu_seqlens.diff()
+    kept = lengths[stay]
+    bounds = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
+    torch.cumsum(kept, 0, dtype=torch.int32, out=bounds[1:])
+    return y[stay.repeat_interleave(lengths)], bounds
+
+
 def composed(
     x: Tensor,
     cu_seqlens: Tensor,
