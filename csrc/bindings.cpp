@@ -154,6 +154,10 @@ void run_embed(const cpu::Kernels& kernels, const cpu::Tables& tables, const cpu
   cpu::run_embed(kernels, tables, norm, all, tokens, size, at<float>(out), threads);
 }
 
+void run_entropy_below(Address logits, std::int64_t rows, std::int64_t labels, float threshold, Address out) {
+  cpu::run_entropy_below(at<const float>(logits), rows, labels, threshold, at<std::uint8_t>(out));
+}
+
 #ifdef PFENGINE_CUDA
 int compact_cuda(Address tokens, std::int64_t width_bytes, std::int64_t token_count, Address cu_seqlens,
                  Address row_ids, Address stay, std::int64_t rows, Address new_tokens, Address new_cu_seqlens,
@@ -229,6 +233,7 @@ PYBIND11_MODULE(_C, m) {
         "logits"_a, "threads"_a, NoGil());
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_entropy", &run_entropy, "logits"_a, "rows"_a, "labels"_a, "out"_a);
+  m.def("run_entropy_below", &run_entropy_below, "logits"_a, "rows"_a, "labels"_a, "threshold"_a, "out"_a);
   m.def("run_embed", &run_embed, "kernels"_a, "tables"_a, "norm"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a,
         "size"_a, "out"_a, "threads"_a, NoGil());
 #ifdef _OPENMP

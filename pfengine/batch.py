@@ -24,6 +24,8 @@ class RaggedInputs:
         return self.row_ids.shape[0]
 
     def to(self, device: torch.device) -> RaggedInputs:
+        if self.ids.device == device:
+            return self
         return RaggedInputs(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
@@ -40,7 +42,7 @@ class RaggedBatch:
 
     def first(self) -> Tensor:
         """Each row's first token: [R, H]."""
-        if self.tokens.shape[0] == len(self):  # one token a row is left
+        if self.tokens.shape[0] == self.row_ids.shape[0]:  # one token a row is left
             return self.tokens
         return self.tokens.index_select(0, self.cu_seqlens[:-1])
 

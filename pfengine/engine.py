@@ -78,15 +78,16 @@ def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -
             raise ConfigError(
                 f"the criterion gave {got} after layer {layer}; it must give bool [{len(batch)}], one a row"
             )
+        some = bool(leave.any())
+        if not some and opened is None:
+            continue
         stay = ~leave
-        if leave.any():
+        if some:
             answers.put(batch.row_ids[leave], logits[leave], layer)
             if not stay.any():
                 return
             head_state, exit_state = take(head_state, stay), take(exit_state, stay)
-            batch = opened.close(stay) if opened else batch.take(stay)
-        elif opened:
-            batch = opened.close(stay)
+        batch = opened.close(stay) if opened else batch.take(stay)
 
 
 def is_tested(model: Model, criterion: Rule, layer: int) -> bool:

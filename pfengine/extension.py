@@ -70,9 +70,17 @@ def warn_once() -> None:
 def entropy(logits: Tensor) -> Tensor:
     """As `exits.criteria.entropy`, on the CPU."""
     logits = logits.float().contiguous()
-    rows = math.prod(logits.shape[:-1])
     out = torch.empty(logits.shape[:-1])
-    native().run_entropy(logits.data_ptr(), rows, logits.shape[-1], out.data_ptr())
+    native().run_entropy(logits.data_ptr(), out.numel(), logits.shape[-1], out.data_ptr())
+    return out
+
+
+def entropy_below(logits: Tensor, threshold: float) -> Tensor:
+    """entropy(logits) < threshold of float32 [rows, labels], bool [rows], in one call."""
+    logits = logits.float().contiguous()
+    rows, labels = logits.shape
+    out = torch.empty(rows, dtype=torch.bool)
+    native().run_entropy_below(logits.data_ptr(), rows, labels, threshold, out.data_ptr())
     return out
 
 

@@ -5,6 +5,7 @@ Works on the `tokenizers` library alone; transformers is imported only for direc
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -241,21 +242,20 @@ def _uses_types(settings: dict[str, Any], config: BackboneConfig) -> bool:
 
 def pack(rows: Sequence[Row], config: BackboneConfig) -> RaggedInputs:
     """Rows end to end, as they come."""
-    lengths = np.array([len(row.ids) for row in rows], dtype=np.int32)
-    cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=cu_seqlens[1:])
+    lengths = [len(row.ids) for row in rows]
+    cu_seqlens = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
     ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, dtype=np.int64)
     types = np.zeros(len(ids), dtype=np.int64)
     for row, start in zip(rows, cu_seqlens, strict=False):
         if row.types is not None:
             types[start : start + len(row.ids)] = row.types
-    starts = np.repeat(cu_seqlens[:-1], lengths).astype(np.int64)
     if config.family.positions_after_pad:  # padding ids inside a row keep the padding position, as in transformers
         pad = config.pad_token_id
+        starts = np.repeat(cu_seqlens[:-1], lengths)
         seen = np.concatenate([[0], np.cumsum(ids != pad)])
         positions = np.where(ids != pad, pad + seen[1:] - seen[starts], pad)
     else:
-        positions = np.arange(len(ids)) - starts
+        positions = np.concatenate([np.arange(length) for length in lengths]) if rows else ids
     row_ids = np.array([row.row_id for row in rows], dtype=np.int64)
     return RaggedInputs(*(torch.from_numpy(array) for array in (ids, positions, types, cu_seqlens, row_ids)))
 

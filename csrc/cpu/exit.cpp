@@ -152,6 +152,17 @@ class ExitRun {
   const Member& member_;
 };
 
+float entropy(const float* x, std::int64_t labels) {
+  float largest = x[0], total = 0.0f, weighed = 0.0f;
+  for (std::int64_t i = 1; i < labels; ++i) largest = std::max(largest, x[i]);
+  for (std::int64_t i = 0; i < labels; ++i) {
+    const float distance = x[i] - largest, e = std::exp(distance);
+    total += e;
+    if (e != 0.0f) weighed += e * distance;  // 0 times -inf would be nan
+  }
+  return std::log(total) - weighed / total;
+}
+
 }  // namespace
 
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
@@ -203,17 +214,12 @@ void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int
 }
 
 void run_entropy(const float* logits, std::int64_t rows, std::int64_t labels, float* out) {
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const float* x = logits + row * labels;
-    float largest = x[0], total = 0.0f, weighed = 0.0f;
-    for (std::int64_t i = 1; i < labels; ++i) largest = std::max(largest, x[i]);
-    for (std::int64_t i = 0; i < labels; ++i) {
-      const float distance = x[i] - largest, e = std::exp(distance);
-      total += e;
-      if (e != 0.0f) weighed += e * distance;  // 0 times -inf would be nan
-    }
-    out[row] = std::log(total) - weighed / total;
-  }
+  for (std::int64_t row = 0; row < rows; ++row) out[row] = entropy(logits + row * labels, labels);
+}
+
+void run_entropy_below(const float* logits, std::int64_t rows, std::int64_t labels, float threshold,
+                       std::uint8_t* out) {
+  for (std::int64_t row = 0; row < rows; ++row) out[row] = entropy(logits + row * labels, labels) < threshold;
 }
 
 }  // namespace pfengine::cpu

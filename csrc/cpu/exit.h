@@ -46,4 +46,8 @@ void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int
 // -sum p ln p of p = softmax(logits [rows, labels]); 0 where one label has all, nan where a logit is.
 void run_entropy(const float* logits, std::int64_t rows, std::int64_t labels, float* out);
 
+// Is that below the threshold? 1 or 0.
+void run_entropy_below(const float* logits, std::int64_t rows, std::int64_t labels, float threshold,
+                       std::uint8_t* out);
+
 }  // namespace pfengine::cpu

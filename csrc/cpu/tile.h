@@ -18,7 +18,6 @@ constexpr int kTileRows = 6;
 constexpr int kTileRows = 4;
 #endif
 constexpr int64_t kRun = 128;
-constexpr int kAhead = 16;  // groups: a panel's lines are asked for 2 KiB before they are needed
 
 struct F32 {
   using Number = float;
@@ -73,6 +72,8 @@ struct Int8 {
 template <class Dot, int kRows>
 void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __restrict b, int64_t groups,
              uint32_t* __restrict out, ptrdiff_t out_stride, bool add) {
+  // groups: a panel's lines are asked for 2 KiB before they are needed, earlier where rows are few and time is short
+  constexpr int kAhead = kRows > 6 ? 16 : 64;
   typename Dot::Sums sums[kRows][kVectors] = {};
   for (int64_t p = 0; p < groups; ++p) {
     Words columns[kVectors];

@@ -84,6 +84,8 @@ class Entropy(Criterion):
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
     ) -> tuple[Tensor, CriterionState]:
+        if _in_c(logits):
+            return extension.entropy_below(logits, self.threshold), None
         return entropy(logits) < self.threshold, None
 
     def candidates(self, logits: Tensor) -> list[float]:
@@ -160,10 +162,14 @@ class Replay(Criterion):
 
 def entropy(logits: Tensor) -> Tensor:
     """-sum p ln p of p = softmax(logits): [rows, labels] -> [rows], in [0, ln labels]; a saturated row gives 0."""
-    if extension.has_cpu() and logits.device.type == "cpu":
+    if _in_c(logits):
         return extension.entropy(logits)
     log_p = torch.log_softmax(logits.float(), dim=-1).clamp(min=-1e30)  # 0 times -inf would be nan
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def _in_c(logits: Tensor) -> bool:
+    return logits.is_cpu and extension.has_cpu()
 
 
 def number(name: str, value: Any) -> float:

@@ -225,33 +225,33 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 def _check_ragged(x: Tensor, cu_seqlens: Tensor, hidden: int) -> None:
     if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != hidden or not x.is_contiguous():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}, expected contiguous torch.float32 [tokens, {hidden}]")
-    if cu_seqlens.dtype != torch.int32 or not cu_seqlens.is_contiguous() or len(cu_seqlens) < 1:
+    if cu_seqlens.dtype != torch.int32 or not cu_seqlens.is_contiguous() or cu_seqlens.dim() != 1:
         raise ValueError(
             f"cu_seqlens is {cu_seqlens.dtype} {list(cu_seqlens.shape)}, expected contiguous torch.int32 [rows + 1]"
         )
 
 
 def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    rows = len(cu_seqlens) - 1
+    rows = cu_seqlens.shape[0] - 1
     _check_ragged(x, cu_seqlens, weights.hidden)
     out = torch.empty(rows if first_only else x.shape[0], weights.hidden)
     extension.native().run_layer(
-        kernels=kernels(),
-        layer=weights.native,
-        x=x.data_ptr(),
-        tokens=x.shape[0],
-        cu_seqlens=cu_seqlens.data_ptr(),
-        rows=rows,
-        first_only=first_only,
-        out=out.data_ptr(),
-        threads=torch.get_num_threads(),
+        kernels(),
+        weights.native,
+        x.data_ptr(),
+        x.shape[0],
+        cu_seqlens.data_ptr(),
+        rows,
+        first_only,
+        out.data_ptr(),
+        torch.get_num_threads(),
     )
     return out
 
 
 def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, OpenedBlock]:
     _check_ragged(x, cu_seqlens, weights.hidden)
-    C, tokens, rows = extension.native(), x.shape[0], len(cu_seqlens) - 1
+    C, tokens, rows = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1
     qkv = torch.empty(tokens * weights.qkv_stride + 64, dtype=torch.uint8)
     first = torch.empty(rows, weights.hidden)
     C.open_layer(
@@ -270,7 +270,7 @@ def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[T
 
 def close_block(opened: OpenedBlock, stay: Tensor) -> tuple[Tensor, Tensor]:
     x, cu_seqlens, weights, qkv, first = opened
-    tokens, rows, stay = x.shape[0], len(cu_seqlens) - 1, stay.contiguous()
+    tokens, rows, stay = x.shape[0], cu_seqlens.shape[0] - 1, stay.contiguous()
     if stay.dtype != torch.bool or stay.shape != (rows,):
         raise ValueError(f"stay is {stay.dtype} {list(stay.shape)}, expected torch.bool [{rows}]")
     C = extension.native()
