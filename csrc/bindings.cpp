@@ -120,10 +120,10 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
 }
 
 // Linear layers are kept by reference: Python holds on to them.
-cpu::Exit make_exit(cpu::Precision precision, const cpu::Linear* pooler, const cpu::Linear& past,
+cpu::Exit make_exit(cpu::Precision precision, cpu::Precision learner_precision, const cpu::Linear* pooler, const cpu::Linear& past,
                     const cpu::Linear* folded, const cpu::Linear* learners, cpu::Activation activation,
                     const cpu::Linear* projection, const cpu::Merge& merge) {
-  return {precision, pooler, past, folded, learners, activation, projection, merge};
+  return {precision, learner_precision, pooler, past, folded, learners, activation, projection, merge};
 }
 
 void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, std::int64_t tokens, Address starts,
@@ -184,7 +184,8 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<cpu::Precision>(m, "Precision")
       .value("fp32", cpu::Precision::fp32)
       .value("bf16", cpu::Precision::bf16)
-      .value("int8", cpu::Precision::int8);
+      .value("int8", cpu::Precision::int8)
+      .value("int4", cpu::Precision::int4);
   py::enum_<cpu::Activation>(m, "Activation")
       .value("none", cpu::Activation::none)
       .value("gelu", cpu::Activation::gelu)
@@ -221,7 +222,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<cpu::Merge>(m, "Merge")
       .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
   py::class_<cpu::Exit>(m, "Exit")
-      .def(py::init(&make_exit), py::kw_only(), "precision"_a, "pooler"_a, "past"_a, "folded"_a, "learners"_a,
+      .def(py::init(&make_exit), py::kw_only(), "precision"_a, "learner_precision"_a, "pooler"_a, "past"_a, "folded"_a, "learners"_a,
            "activation"_a, "projection"_a, "merge"_a);
   m.def(
       "columns_of",

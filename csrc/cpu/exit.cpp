@@ -28,9 +28,8 @@ struct Space {
 std::int64_t lay_out(char* memory, const Kernels& kernels, const Exit& exit, std::int64_t size, std::int64_t rows,
                      std::int64_t chunks, int threads, Space& space) {
   Layout layout(memory);
-  const std::int64_t word_bytes = bytes_of(exit.precision) * size + 4;
-  space.words = layout.take(exit.pooler ? rows : 0, word_bytes);
-  space.state_words = layout.take(exit.learners ? rows : 0, word_bytes);
+  space.words = layout.take(exit.pooler ? rows : 0, bytes_of(exit.precision) * size + 4);
+  space.state_words = layout.take(exit.learners ? rows : 0, bytes_of(exit.learner_precision) * size + 8);
   space.factors = layout.take(4, 4 * rows);
   space.states = layout.take(exit.pooler ? rows : 0, 4 * size);
   space.guesses = layout.take(exit.learners ? threads : 0, 4 * rows * kChunkPanels * kernels.panel);
@@ -63,7 +62,7 @@ class ExitRun {
       if (add) {
         for (std::int64_t i = 0; i < width; ++i) to[i] += add[row * width + i];
       }
-      if (logits && exit_.learners) words(state(row), row, space_.state_words, 2);
+      if (logits && exit_.learners) words(exit_.learner_precision, state(row), row, space_.state_words, 2);
     });
     member_.wait();
     if (!logits) return;
@@ -86,8 +85,8 @@ class ExitRun {
     for (std::int64_t i = mine.begin; i < mine.end; ++i) call(i);
   }
 
-  void words(const float* x, std::int64_t row, const Buffer& to, int factors) const {
-    to_words(kernels_, exit_.precision, x, exit_.past.inputs, to.row<std::uint32_t>(row),
+  void words(Precision precision, const float* x, std::int64_t row, const Buffer& to, int factors) const {
+    to_words(kernels_, precision, x, exit_.past.inputs, to.row<std::uint32_t>(row),
              space_.factors.row<float>(factors) + row, space_.factors.row<float>(factors + 1) + row);
   }
 
@@ -106,7 +105,7 @@ class ExitRun {
       member_.wait();
       return;
     }
-    each(rows, [&](std::int64_t row) { words(x + starts[row] * exit_.past.inputs, row, space_.words, 0); });
+    each(rows, [&](std::int64_t row) { words(exit_.precision, x + starts[row] * exit_.past.inputs, row, space_.words, 0); });
     member_.wait();
     const Range panels = member_.share((exit_.pooler->outputs + kernels_.panel - 1) / kernels_.panel);
     const Target target{space_.states.data, space_.states.stride / 4, false, Activation::tanh, nullptr, 0};
@@ -124,8 +123,8 @@ class ExitRun {
     const float* projection = reinterpret_cast<const float*>(exit_.projection->weights);
     each(chunks_, [&](std::int64_t chunk) {
       const Columns columns{chunk * chunk_columns_, std::min(chunk_columns_, all - chunk * chunk_columns_)};
-      kernels_.multiply[static_cast<int>(exit_.precision)](
-          rows_of(space_.state_words, 2, rows), part_of(*exit_.learners, exit_.precision, columns), target, 0,
+      kernels_.multiply[static_cast<int>(exit_.learner_precision)](
+          rows_of(space_.state_words, 2, rows), part_of(*exit_.learners, exit_.learner_precision, columns), target, 0,
           (columns.count + kernels_.panel - 1) / kernels_.panel);
       float* shares = space_.shares.row<float>(chunk);
       for (std::int64_t row = 0; row < rows; ++row) {

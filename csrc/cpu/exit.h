@@ -28,7 +28,7 @@ void merge_row(const Kernels& kernels, const Merge& merge, const float* past, co
 // numbers are those of the merge's past, then its gates. Of the future one or none: `folded` of the state, or
 // `learners` [columns, H] with an activation, and `projection` [labels, columns] of what they give.
 struct Exit {
-  Precision precision;  // of pooler and learners
+  Precision precision, learner_precision;
   const Linear* pooler;
   Linear past;
   const Linear* folded;

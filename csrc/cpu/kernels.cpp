@@ -14,7 +14,7 @@ extern const Kernels kKernels;
 const Kernels kKernels = {
     PFENGINE_NAME(PFENGINE_ISA),
     kPanel,
-    {multiply<F32>, multiply<Bf16>, multiply<Int8>},
+    {multiply<F32>, multiply<Bf16>, multiply<Int8>, multiply<Int4>},
     {attend<F32>, attend<Bf16>},
     attention_scratch,
     dots,

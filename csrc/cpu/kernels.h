@@ -1,6 +1,7 @@
 // What a set of instructions offers: one table of functions a build of kernels.cpp, and the best this processor runs.
 //
-// All numbers of a linear layer's inner dimension come as 32-bit words: 1 fp32, 2 bf16 or 4 int8 ("a group").
+// All numbers of a linear layer's inner dimension come as 32-bit words: 1 fp32, 2 bf16, 4 int8 ("a group"), or 8 int4,
+// which are multiplied by int8: two groups in one word, the first in the low halves of its bytes.
 #pragma once
 
 #include <cstddef>
@@ -8,12 +9,12 @@
 
 namespace pfengine::cpu {
 
-enum class Precision { fp32, bf16, int8 };
+enum class Precision { fp32, bf16, int8, int4 };
 enum class Activation { none, gelu, gelu_tanh, relu, tanh };
 
 // y = activation(x W^T + bias), by panels of output columns: weights [panels, groups, panel] words, zeros where the
 // last panel reaches beyond `outputs`. int8: W is scale[column] times the numbers stored, sum[column] their sum times
-// scale. thin: float32 [outputs, inputs] as they are, for fewer outputs than a panel has.
+// scale; int4: the same, but scale 16 times smaller, as a number in the upper half of a byte is 16 times itself. thin: float32 [outputs, inputs] as they are, for fewer outputs than a panel has.
 struct Linear {
   const std::uint32_t* weights;
   const float* scale;
@@ -66,7 +67,7 @@ struct Kernels {
   std::int64_t panel;  // output columns a panel
 
   // Columns of panels [first, last).
-  void (*multiply[3])(const Rows& x, const Linear& linear, const Target& target, std::int64_t first, std::int64_t last);
+  void (*multiply[4])(const Rows& x, const Linear& linear, const Target& target, std::int64_t first, std::int64_t last);
   void (*attend[2])(const Attention& attention);
   std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size);
 

@@ -24,17 +24,18 @@ void to_words(const Kernels& kernels, Precision precision, const float* x, std::
       kernels.to_bf16(x, size, to);
       break;
     case Precision::int8:
+    case Precision::int4:
       kernels.quantise(x, size, to, scale, zero);
       break;
   }
 }
 
 Linear part_of(const Linear& linear, Precision precision, Columns columns) {
-  const std::int64_t group = 4 / bytes_of(precision);
+  const std::int64_t numbers = precision == Precision::int4 ? 8 : 4 / bytes_of(precision);  // a word
   Linear part = linear;
-  part.weights += columns.first * ((linear.inputs + group - 1) / group);
+  part.weights += columns.first * ((linear.inputs + numbers - 1) / numbers);
   part.bias += columns.first;
-  if (precision == Precision::int8) {
+  if (linear.scale) {
     part.scale += columns.first;
     part.sum += columns.first;
   }
@@ -79,7 +80,7 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
   const std::int64_t word_bytes = bytes_of(precision);
   const auto lay_out = [&](char* memory, Buffer& words, Buffer& factors) {
     Layout layout(memory);
-    words = layout.take(rows, word_bytes * linear.inputs + 4);
+    words = layout.take(rows, word_bytes * linear.inputs + 8);
     factors = layout.take(2, 4 * rows);
     return layout.used();
   };

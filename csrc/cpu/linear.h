@@ -7,6 +7,7 @@
 
 namespace pfengine::cpu {
 
+// Of a number of the rows that are multiplied.
 inline std::int64_t bytes_of(Precision precision) {
   return precision == Precision::fp32 ? 4 : precision == Precision::bf16 ? 2 : 1;
 }

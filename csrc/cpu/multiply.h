@@ -44,14 +44,14 @@ void finish(const uint32_t* sums, int64_t first_row, int64_t rows, const Rows& x
 
 template <class Dot, Activation kActivation>
 void multiply_as(const Rows& x, const Linear& linear, const Target& target, int64_t first, int64_t last) {
-  constexpr int64_t group = 4 / sizeof(typename Dot::Number);
-  const int64_t groups = (linear.inputs + group - 1) / group;
+  constexpr int64_t numbers = 4 / sizeof(typename Dot::Number) * Dot::kGroups;
+  const int64_t words = (linear.inputs + numbers - 1) / numbers;
   alignas(64) uint32_t sums[kTileRows * kPanel];
   for (int64_t panel = first; panel < last; ++panel) {
-    const uint32_t* weights = linear.weights + panel * groups * kPanel;
+    const uint32_t* weights = linear.weights + panel * words * kPanel;
     for (int64_t row = 0; row < x.count;) {
       const int64_t rows = next_rows(x.count - row);
-      tile<Dot>(rows, x.words + row * x.stride, x.stride, weights, groups, sums, kPanel);
+      tile<Dot>(rows, x.words + row * x.stride, x.stride, weights, words, sums, kPanel);
       for (int v = 0; v < kVectors; ++v) {
         const int64_t column = panel * kPanel + v * kWidth;
         const int64_t left = linear.outputs - column, count = left < kWidth ? left : kWidth;

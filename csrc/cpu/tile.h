@@ -1,7 +1,8 @@
 // The inner product of everything here: a few rows times one panel of weights, in registers.
 //
 // Both operands are 32-bit words of 1 fp32, 2 bf16 or 4 int8 numbers along the inner dimension ("a group"). A is rows
-// of such words; a panel of B is [groups, kPanel] words, kPanel output columns side by side.
+// of such words; a panel of B is [words, kPanel] of them, kPanel output columns side by side. int4: a word of B has two
+// groups, beside two words of A.
 #pragma once
 
 #include "simd.h"
@@ -19,13 +20,19 @@ constexpr int kTileRows = 4;
 #endif
 constexpr int64_t kRun = 128;
 
-struct F32 {
+// One group a word: it is the word.
+struct Whole {
+  static constexpr int kGroups = 1;
+  static PFENGINE_INLINE Words group(Words b, int) { return b; }
+};
+
+struct F32 : Whole {
   using Number = float;
   using Sums = Floats;
   static PFENGINE_INLINE Sums dot(Sums sums, Words a, Words b) { return sums + (Floats)a * (Floats)b; }
 };
 
-struct Bf16 {
+struct Bf16 : Whole {
   using Number = uint16_t;
   using Sums = Floats;
   static PFENGINE_INLINE Sums dot(Sums sums, Words a, Words b) {
@@ -39,7 +46,7 @@ struct Bf16 {
 };
 
 // unsigned a, signed b
-struct Int8 {
+struct Int8 : Whole {
   using Number = uint8_t;
   using Sums = Ints;
   static PFENGINE_INLINE Sums dot(Sums sums, Words a, Words b) {
@@ -68,25 +75,37 @@ struct Int8 {
   }
 };
 
+// Unsigned a, and b with two groups of signed numbers in each word; every product is 16 times what it should be.
+struct Int4 : Int8 {
+  static constexpr int kGroups = 2;
+  static PFENGINE_INLINE Words group(Words b, int index) { return (index ? b : b << 4) & 0xf0f0f0f0u; }
+};
+
 // out[i] = a[i] times the panel, or that added: [kRows, kPanel] of Dot::Sums' element, `out_stride` from row to row.
 template <class Dot, int kRows>
-void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __restrict b, int64_t groups,
+void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __restrict b, int64_t words,
              uint32_t* __restrict out, ptrdiff_t out_stride, bool add) {
   // groups: a panel's lines are asked for 2 KiB before they are needed, earlier where rows are few and time is short
   constexpr int kAhead = kRows > 6 ? 16 : 64;
   typename Dot::Sums sums[kRows][kVectors] = {};
-  for (int64_t p = 0; p < groups; ++p) {
+  for (int64_t p = 0; p < words; ++p) {
     Words columns[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       columns[v] = load<Words>(b + p * kPanel + v * kWidth);
       __builtin_prefetch(b + (p + kAhead) * kPanel + v * kWidth);
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const Words row = splat(a[i * stride + p]);
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = Dot::dot(sums[i][v], row, columns[v]);
+    for (int g = 0; g < Dot::kGroups; ++g) {
+      Words group[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) group[v] = Dot::group(columns[v], g);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const Words row = splat(a[i * stride + p * Dot::kGroups + g]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = Dot::dot(sums[i][v], row, group[v]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -100,12 +119,12 @@ void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __r
 }
 
 template <class Dot>
-PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t groups,
+PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t words,
                               uint32_t* out, ptrdiff_t out_stride, bool add) {
   switch (rows) {
 #define PFENGINE_TILE(n) \
   case n:                \
-    if constexpr (n <= kTileRows) return tile_of<Dot, n>(a, stride, b, groups, out, out_stride, add);
+    if constexpr (n <= kTileRows) return tile_of<Dot, n>(a, stride, b, words, out, out_stride, add);
     PFENGINE_TILE(1)
     PFENGINE_TILE(2)
     PFENGINE_TILE(3)
@@ -125,11 +144,11 @@ PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride,
 // The same for 1 to kTileRows rows. Each row's sums are the same to the bit whatever the number of rows: runs of kRun
 // groups one after the other, so that rounding grows with the length of a run, not of the whole.
 template <class Dot>
-PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t groups,
+PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t words,
                           uint32_t* out, ptrdiff_t out_stride) {
-  const int64_t run = sizeof(typename Dot::Number) == 1 ? groups : kRun;  // integers are exact
-  for (int64_t p = 0; p < groups; p += run) {
-    const int64_t count = groups - p < run ? groups - p : run;
+  const int64_t run = sizeof(typename Dot::Number) == 1 ? words : kRun;  // integers are exact
+  for (int64_t p = 0; p < words; p += run) {
+    const int64_t count = words - p < run ? words - p : run;
     tile_run<Dot>(rows, a + p, stride, b + p * kPanel, count, out, out_stride, p > 0);
   }
 }

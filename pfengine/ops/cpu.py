@@ -2,7 +2,7 @@
 
 Signatures and shapes: `ops.OpSet`. A row's results are the same bit for bit in every batch and on any number of
 threads. Weights are packed once, in one copy: panels of output columns, in each of them the inner dimension as 32-bit
-words of 1 fp32, 2 bf16 or 4 int8 numbers, so that a word of every column lies side by side.
+words of 1 fp32, 2 bf16, 4 int8 or 8 int4 numbers, so that a word of every column lies side by side.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import extension
 from ..errors import ConfigError
 from . import Activation, Block, Exit, Norm
-from .quantisation import quantise_weight
+from .quantisation import LEARNER_BITS, quantise_weight
 
 HEAD_ALIGNMENT = 2  # bf16 comes in pairs
 THIN = 16  # fp32 layers of as many outputs or fewer stay as they are: a panel would be mostly padding
@@ -93,16 +93,26 @@ class PreparedExit(NamedTuple):
     parts: tuple[Any, ...]
 
 
+def _halves(numbers: Tensor) -> Tensor:
+    """int8 [out, in] of -7 to 7 -> int8 [out, in / 2]: words of 8, the first 4 in the lower halves of their bytes."""
+    words = F.pad(numbers, (0, -numbers.shape[1] % 8)).unflatten(1, (-1, 2, 4))
+    return (words[:, :, 1] * 16 + (words[:, :, 0] & 15)).flatten(1)
+
+
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
-    return _prepare_linear(weight, bias, dtype, dtype == torch.float32 and len(weight) <= THIN)
+    return _prepare_linear(weight, bias, dtype, thin=dtype == torch.float32 and len(weight) <= THIN)
 
 
-def _prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, thin: bool = False) -> Linear:
+def _prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, thin: bool = False, bits: int = 8) -> Linear:
+    """bits: of the numbers where dtype is int8."""
     outputs, inputs = weight.shape
+    precision = "int4" if dtype == torch.int8 and bits == 4 else _PRECISIONS[dtype]
     scale = total = None
     if dtype == torch.int8:
-        numbers, scale = quantise_weight(weight)
+        numbers, scale = quantise_weight(weight, bits)
         total = numbers.sum(1, dtype=torch.int64).float() * scale
+        if precision == "int4":
+            numbers, scale = _halves(numbers), scale / 16
     else:
         numbers = weight.to(dtype)
     packed, bias = numbers.contiguous() if thin else _pack(numbers), bias.float().contiguous()
@@ -117,7 +127,7 @@ def _prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, thin: bool
         thin=thin,
     )
     tensors = tuple(t for t in (packed, scale, total, bias) if t is not None)
-    return Linear(native, getattr(C.Precision, _PRECISIONS[dtype]), inputs, outputs, tensors)
+    return Linear(native, getattr(C.Precision, precision), inputs, outputs, tensors)
 
 
 def _rows(name: str, x: Tensor, columns: int, rows: int | None = None) -> Tensor:
@@ -303,7 +313,12 @@ def prepare_imitation(
     hidden = learners.shape[1]
     pad = -hidden % kernels().panel
     return Imitation(
-        _prepare_linear(F.pad(learners, (0, 0, 0, pad)).flatten(0, 1), F.pad(learner_bias, (0, pad)).flatten(), dtype),
+        _prepare_linear(
+            F.pad(learners, (0, 0, 0, pad)).flatten(0, 1),
+            F.pad(learner_bias, (0, pad)).flatten(),
+            dtype,
+            bits=LEARNER_BITS,
+        ),
         hidden,
         hidden + pad,
         activation,
@@ -359,16 +374,17 @@ def prepare_exit(parts: Exit) -> PreparedExit:
     C = extension.native()
     merge = _merge(parts.gate_kind, parts.labels, parts.width, parts.gate, parts.states)
     learners = projection = None
-    activation, precision = C.Activation.none, C.Precision.fp32
+    activation, precision, learner_precision = C.Activation.none, C.Precision.fp32, C.Precision.fp32
     if parts.pooler is not None:
         precision = parts.pooler.precision
     if parts.imitation is not None:
         imitation, layer = parts.imitation
-        precision, activation = imitation.learners.precision, getattr(C.Activation, imitation.activation)
-        learners = C.columns_of(imitation.learners.native, precision, (layer - 1) * imitation.width)
+        activation, learner_precision = getattr(C.Activation, imitation.activation), imitation.learners.precision
+        learners = C.columns_of(imitation.learners.native, learner_precision, (layer - 1) * imitation.width)
         projection = imitation.projections[layer - 1].native
     native = C.Exit(
         precision=precision,
+        learner_precision=learner_precision,
         pooler=None if parts.pooler is None else parts.pooler.native,
         past=parts.past.native,
         folded=None if parts.folded is None else parts.folded.native,

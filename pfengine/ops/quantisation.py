@@ -1,21 +1,25 @@
-"""int8: weights per output channel, symmetric; activations per row, over their own range."""
+"""int8: weights per output channel, symmetric; activations per row, over their range; imitation learners in int4."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-LARGEST = 127
+LEARNER_BITS = 4
+"""Of imitation learners where all else is int8: what they say is summed over layers and states, and averages out."""
 
 
-def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """int8 [out, in] and float32 scale [out], weight ~ scale * numbers; exact for a weight that was int8 before.
+
+    bits: numbers are -(2^(bits - 1) - 1) to 2^(bits - 1) - 1.
 
     weight: float [out, in].
     """
     largest = weight.abs().amax(1).float()
-    scale = torch.where(largest > 0, largest / LARGEST, 1.0)
-    return (weight.float() / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
+    top = 2 ** (bits - 1) - 1
+    scale = torch.where(largest > 0, largest / top, 1.0)
+    return (weight.float() / scale[:, None]).round().clamp(-top, top).to(torch.int8), scale
 
 
 def fake_quantise_rows(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import Activation, Block, Exit, Norm
-from .quantisation import fake_quantise_rows, quantise_weight
+from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
 
 HEAD_ALIGNMENT = 1
 
@@ -170,7 +170,7 @@ def prepare_imitation(
 ) -> Imitation:
     projections = [(matrix.float(), bias.float()) for matrix, bias in projections]
     if dtype == torch.int8:
-        numbers, scale = quantise_weight(learners.flatten(0, 1))
+        numbers, scale = quantise_weight(learners.flatten(0, 1), LEARNER_BITS)
         learners = (numbers.float() * scale[:, None]).view_as(learners)
         return Imitation(learners, learner_bias.float(), activation, projections, int8=True)
     return Imitation(learners.to(dtype), learner_bias.to(dtype), activation, projections, int8=False)
