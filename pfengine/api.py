@@ -236,7 +236,7 @@ class Engine:
         def results() -> Iterator[Any]:
             for window in windows:
                 answers = self._run(window, rule, batch_tokens, batch_size)
-                scores = self._probabilities(answers.logits.numpy())
+                scores = self._probabilities(answers.logits)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
                         yield self._result(scores[i], int(answers.exit_layers[i]), top_k)
@@ -264,8 +264,8 @@ class Engine:
         for window in self._windows(inputs, truncation, batch_tokens, batch_size):
             _raise_first(window)
             answers = self._run(window, rule, batch_tokens, batch_size)
-            logits.append(answers.logits.numpy())
-            exit_layers.append(answers.exit_layers.numpy())
+            logits.append(answers.logits)
+            exit_layers.append(answers.exit_layers)
         scores = np.concatenate(logits)
         probabilities = self._probabilities(scores)
         return Predictions(scores, probabilities, probabilities.argmax(1), np.concatenate(exit_layers), self.num_layers)
@@ -329,8 +329,7 @@ class Engine:
             case "multi_label_classification":
                 with np.errstate(over="ignore"):  # exp(-logit) = inf gives the right 0
                     return 1.0 / (1.0 + np.exp(-logits))
-        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
-        return exponentials / exponentials.sum(axis=-1, keepdims=True)
+        return torch.softmax(torch.from_numpy(logits), -1).numpy()
 
     def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:
         if top_k == 1:

@@ -42,12 +42,12 @@ class Answers:
 
     def __init__(self, base: int, rows: int, labels: int) -> None:
         self.base = base
-        self.logits = torch.full((rows, labels), float("nan"))
-        self.exit_layers = torch.zeros(rows, dtype=torch.int64)
+        self.logits = np.full((rows, labels), np.nan, np.float32)
+        self.exit_layers = np.zeros(rows, np.int64)
 
     def put(self, row_ids: Tensor, logits: Tensor, layer: int) -> None:
-        places = (row_ids - self.base).cpu()
-        self.logits[places] = logits.cpu()
+        places = row_ids.numpy(force=True) - self.base
+        self.logits[places] = logits.numpy(force=True)
         self.exit_layers[places] = layer
 
 
