@@ -104,7 +104,7 @@ class Eager:
 
 def contestants(ckpt: Checkpoint, batch_size: int) -> dict[str, Callable[[Sequence[str]], Answers]]:
     """Name -> function from texts to answers; the first is what speed-ups are measured against."""
-    engine = pfengine.load(ckpt.path)
+    engine = pfengine.load(ckpt.path, precision="fp32")
     eager = Eager(ckpt)
     threshold = ckpt.engine.threshold
     assert threshold is not None, "the benchmark needs a checkpoint with a threshold of its own"

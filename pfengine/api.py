@@ -26,6 +26,8 @@ from .tokenization import Row, Tokenizer, batches, is_single, pack
 from .windows import read_windows
 
 BATCH_TOKENS = 4096
+AUTO_AGREEMENT = 0.99  # labels as fp32's that precision="auto" asks of a faster one
+AUTO_SPEEDUP_CHANGE = 0.03
 BUNDLED = Path(__file__).parent / "checkpoints"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
@@ -50,7 +52,9 @@ def load(
     path: a pfengine checkpoint directory, a plain Hugging Face sequence-classification directory (runs at full depth),
     or the name of a bundled checkpoint ("sst2").
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
-    precision: "auto" | "fp32" | "bf16" | "fp16" | "int8"; in this version "auto" is fp32.
+    precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
+    for and that, when the checkpoint was calibrated, answered as fp32 does; fp32 where that was never asked, or where a
+    guarantee was given.
     criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3"; default: the
     checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the checkpoint's
     calibration table. max_length: longest row in tokens, at most what the model allows.
@@ -61,20 +65,23 @@ def load(
     bundled = name == os.path.basename(name) != "" and not os.path.isdir(name) and os.path.isdir(BUNDLED / name)
     directory = BUNDLED / name if bundled else Path(name)
     target = _device(device)
-    dtype = _dtype(precision, target)
     ckpt = checkpoint.read(directory)
+    precision = _auto_precision(ckpt, target) if precision == "auto" else precision
+    dtype = _dtype(precision, target)
     whole = isinstance(max_length, int) and not isinstance(max_length, bool)
     if max_length is not None and not (whole and 1 <= max_length <= ckpt.backbone.max_tokens):
         raise ConfigError(f"max_length is {max_length!r}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
     rule = choose(ckpt, criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length)
     extension.warn_once()
-    return Engine(ckpt, build(ckpt, _op_set(target), dtype, target), tokenizer, rule, target)
+    return Engine(ckpt, build(ckpt, _op_set(target), dtype, target), tokenizer, rule, target, precision)
 
 
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
     """Prepare the weights of a checkpoint for an op set."""
-    tensors = ckpt.tensors if device is None else {key: value.to(device) for key, value in ckpt.tensors.items()}
+    tensors = ckpt.tensors
+    if device is not None and device.type != "cpu":
+        tensors = {key: value.to(device) for key, value in tensors.items()}
     with torch.inference_mode():
         head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
         return Model(ckpt.backbone, prepare(ops, ckpt.backbone, tensors, dtype), head, ckpt.engine.exit_layers)
@@ -112,9 +119,23 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
+    """The fastest that is known to answer as fp32; a guarantee was given for fp32, and holds for nothing else."""
+    if device.type != "cpu" or not extension.has_cpu() or ckpt.engine.guarantee is not None:
+        return "fp32"
+    from .ops import cpu
+
+    for name in cpu.fast_precisions():
+        check = ckpt.engine.precisions.get(name)
+        if check is None:
+            continue
+        agreement = min(check["agreement"], check["full_depth_agreement"])
+        if agreement >= AUTO_AGREEMENT and abs(check["layer_speedup_ratio"] - 1) <= AUTO_SPEEDUP_CHANGE:
+            return name
+    return "fp32"
+
+
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        return torch.float32
     if precision == "int8" and device.type != "cpu":
         raise ConfigError("precision 'int8' is for CPUs; use 'bf16', 'fp16' or 'fp32' on a GPU")
     if precision == "int8" and not extension.has_cpu():
@@ -149,10 +170,17 @@ class Engine:
     """A loaded model. Safe to use from several threads; a bad row never makes it unusable."""
 
     def __init__(
-        self, ckpt: Checkpoint, model: Model, tokenizer: Tokenizer, criterion: Rule, device: torch.device
+        self,
+        ckpt: Checkpoint,
+        model: Model,
+        tokenizer: Tokenizer,
+        criterion: Rule,
+        device: torch.device,
+        precision: str,
     ) -> None:
         self.checkpoint = replace(ckpt, tensors={})  # its tensors live on, prepared, in the model
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
+        self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
 
     @property
     def labels(self) -> tuple[str, ...]:

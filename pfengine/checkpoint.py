@@ -7,13 +7,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from .errors import CheckpointError
 from .exits import criteria
 from .families import Shapes
 from .heads import HEADS
+from .storage import SCALE, StoredTensors, quantise_rows, read_header
 
 CONFIG, ENGINE, WEIGHTS = "config.json", "pfengine.json", "model.safetensors"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
@@ -32,18 +32,17 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
 )
-SCALE = ".scale"  # key suffix of the fp32 scales of an int8-rows tensor
 PLAIN = EngineConfig(system="full-model", head={"type": "classifier"}, criterion="never")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory: checked configs, fp32 tensors by key, and the directory of its tokenizer, if any."""
+    """A checkpoint, checked: configs, fp32 tensors by key (read when asked for), directory of its tokenizer if any."""
 
     path: Path
     backbone: BackboneConfig
     engine: EngineConfig
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     tokenizer: Path | None
 
 
@@ -87,7 +86,7 @@ def write(
     path: str | os.PathLike[str],
     config: dict[str, Any],
     engine: EngineConfig,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     tokenizer: Path | None = None,
 ) -> Path:
     """Write a checkpoint beside `path`, check it by reading it back, then move it into place.
@@ -104,7 +103,7 @@ def write(
         temporary.chmod(0o755)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         (temporary / ENGINE).write_text(json.dumps(engine.to_json(), indent=2) + "\n")
-        stored = _quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
+        stored = quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
         save_file({key: value.contiguous() for key, value in stored.items()}, temporary / WEIGHTS)
         for name in TOKENIZER_FILES:
             if tokenizer is not None and (tokenizer / name).exists():
@@ -169,25 +168,17 @@ def read_json(path: Path, file: str) -> Any:
         raise CheckpointError(path, [f"{file} cannot be read: {error}"]) from None
 
 
-def open_safetensors(path: Path, file: str) -> dict[str, Tensor]:
-    """All tensors of one safetensors file as stored; a truncated or corrupt file is a CheckpointError."""
-    try:
-        with safe_open(path / file, framework="pt") as handle:
-            return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  (no dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(path, [f"{file} is truncated or corrupt: {error}; copy it again"]) from None
-
-
-def read_tensors(path: Path, expected: Shapes, config: BackboneConfig) -> dict[str, Tensor]:
-    """model.safetensors as fp32, held against `expected`; all differences are listed in one CheckpointError."""
+def read_tensors(path: Path, expected: Shapes, config: BackboneConfig) -> StoredTensors:
+    """model.safetensors as fp32, its header held against `expected`; one CheckpointError lists all differences."""
     if not (path / WEIGHTS).exists():
         pickles = [file.name for file in path.glob("*.bin")]
         hint = f"; {pickles[0]} is a pickle, which only `pfengine convert` reads" if pickles else ""
         raise CheckpointError(path, [f"{WEIGHTS} is missing{hint}"])
-    stored = open_safetensors(path, WEIGHTS)
+    header = read_header(path, WEIGHTS)
     # Checkpoints from before 2019 call LayerNorm's tensors gamma and beta.
-    stored = {key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
-              for key, value in stored.items()}  # fmt: skip
+    names = {key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): key
+             for key in header}  # fmt: skip
+    stored = {key: header[name] for key, name in names.items()}
     quantised = [key for key, value in stored.items() if value.dtype == torch.int8 and key + SCALE in stored]
     scales = {key: stored.pop(key + SCALE) for key in quantised}
     unused = (f"{config.family.prefix}pooler.", *_BUFFERS)
@@ -200,7 +191,9 @@ def read_tensors(path: Path, expected: Shapes, config: BackboneConfig) -> dict[s
             faults += _tensor_faults(key, tensors[key], scales.get(key), expected[key], config)
     if faults:
         raise CheckpointError(path, faults)
-    return {key: _restore(tensors[key], scales.get(key)) for key in expected}
+    return StoredTensors(
+        path, WEIGHTS, {key: names[key] for key in expected}, {key for key in expected if key in scales}
+    )
 
 
 _BUFFERS = ("position_ids", "token_type_ids")  # saved by old transformers, rebuilt by everyone
@@ -228,22 +221,3 @@ def _tensor_faults(
     elif not tensor.is_floating_point():
         return [f"{WEIGHTS}: '{key}' is {tensor.dtype}; weights must be floating point, or int8 with scales"]
     return []
-
-
-def _restore(tensor: Tensor, scale: Tensor | None) -> Tensor:
-    if tensor.dtype == torch.int8 and scale is not None:
-        return tensor.float() * scale.float().unsqueeze(-1)
-    return tensor.float()
-
-
-def _quantise_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices and embeddings as int8 with one fp32 scale a row (last axis), symmetric; the rest as it is."""
-    stored: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        if tensor.dim() < 2 or tensor.shape[-1] < 16 or key.endswith("bias"):
-            stored[key] = tensor
-            continue
-        scale = tensor.abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        stored[key] = (tensor / scale.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
-        stored[key + SCALE] = scale
-    return stored

@@ -97,14 +97,15 @@ def classify(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: pfengine convert official/ ckpt/ --system past-future")
+@app.command(epilog="Example: pfengine convert official/ ckpt/; or pfengine convert ckpt/ small/ --precision int8")
 def convert(
     source: Annotated[Path, typer.Argument(help="Directory with config.json and the official weights.")],
     out: Annotated[Path, typer.Argument(help="Directory to write.")],
     system: Annotated[str, typer.Option(help="auto or past-future.")] = "auto",
+    precision: Annotated[str, typer.Option(help="What the weights are kept in: fp32 or int8.")] = "fp32",
 ) -> None:
-    """Convert an official research checkpoint to ours."""
-    print(convert_checkpoint(source, out, system=system))
+    """Convert an official research checkpoint to ours, or keep one of ours in another precision."""
+    print(convert_checkpoint(source, out, system=system, precision=precision))
 
 
 @app.command(epilog="Example: pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows")
@@ -312,6 +313,8 @@ def info(checkpoint: Checkpoint, as_json: Json = False) -> None:
         "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
         "load_seconds": round(seconds, 2),
         "training": ckpt.engine.training,
+        "precisions": ckpt.engine.precisions,
+        "precision": engine.precision,  # that "auto" chooses here
         "extension": extension.status(),
     }
     if as_json:

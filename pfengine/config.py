@@ -72,6 +72,7 @@ class EngineConfig:
     exit_layers: tuple[int, ...] = ()
     calibration: tuple[dict[str, Any], ...] = ()
     guarantee: dict[str, Any] | None = None  # of the threshold, as `calibrate` found it
+    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)  # how they compare to fp32, as it found too
     storage: str = "float"
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -86,7 +87,7 @@ class EngineConfig:
             "calibration": list(self.calibration),
             "storage": self.storage,
             "training": self.training,
-        } | ({} if self.guarantee is None else {"guarantee": self.guarantee})
+        } | {key: value for key in ("guarantee", "precisions") if (value := getattr(self, key))}
 
 
 class _Fields:
@@ -254,8 +255,19 @@ def parse_engine(raw: Any, num_layers: int, faults: list[str], file: str = "pfen
             fields.get("calibration", "a list of objects with 'threshold' and 'layer_speedup'", _is_calibration, [], [])
         ),
         guarantee=fields.get("guarantee", "an object", lambda v: isinstance(v, dict), None, None),
+        precisions=fields.get("precisions", PRECISION_FIELDS, _is_precisions, {}, {}),
         storage=fields.get("storage", f"one of {', '.join(STORAGES)}", lambda v: v in STORAGES, "float", "float"),
         training=fields.get("training", "an object", lambda v: isinstance(v, dict), {}, {}),
+    )
+
+
+PRECISION_FIELDS = "an object of precisions with 'agreement', 'full_depth_agreement' and 'layer_speedup_ratio'"
+
+
+def _is_precisions(value: Any) -> bool:
+    keys = ("agreement", "full_depth_agreement", "layer_speedup_ratio")
+    return isinstance(value, dict) and all(
+        isinstance(check, dict) and all(_is_number(check.get(key)) for key in keys) for check in value.values()
     )
 
 

@@ -64,6 +64,6 @@ def run(checkpoint: str, speedup: float | None) -> Outcome:
         seconds=on,
         seconds_full=off,
         repeats=REPEATS,
-        precision="fp32",
+        precision=engine.precision,
         threads=torch.get_num_threads(),
     )

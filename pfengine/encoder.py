@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Encoder:
     layers: list[list[Any]]
 
 
-def prepare(ops: OpSet, config: BackboneConfig, tensors: dict[str, Tensor], dtype: torch.dtype) -> Encoder:
+def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Encoder:
     """Pack the tensors of a checkpoint (checked, fp32) for `ops` in `dtype`; shared blocks are packed once."""
     prefix = config.family.prefix
 
@@ -55,21 +56,26 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: dict[str, Tensor], dtyp
             dtype,
         )
 
-    prefixes = config.family.blocks(config)
-    blocks = {key: block(key) for key in dict.fromkeys(key for layer in prefixes for key in layer)}
+    # the tables first: in float32 they are the largest tensors of all, and nothing else is there yet
     word, position, token_type = (
         tensors[f"{prefix}embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
     )
+    embedding = ops.prepare_embedding((word, position, token_type), norm(f"{prefix}embeddings.LayerNorm"), dtype)
+    del word, position, token_type
+    prefixes = config.family.blocks(config)
+    blocks = {key: block(key) for key in dict.fromkeys(key for layer in prefixes for key in layer)}
     widen = f"{prefix}encoder.embedding_hidden_mapping_in"
     return Encoder(
         ops=ops,
-        embedding=ops.prepare_embedding((word, position, token_type), norm(f"{prefix}embeddings.LayerNorm"), dtype),
+        embedding=embedding,
         widen=ops.prepare_linear(*linear(widen), dtype) if config.family.factorised else None,
         layers=[[blocks[key] for key in layer] for layer in prefixes],
     )
 
 
-def _pad_heads(tensors: dict[str, Tensor], key: str, config: BackboneConfig, alignment: int) -> tuple[Tensor, Tensor]:
+def _pad_heads(
+    tensors: Mapping[str, Tensor], key: str, config: BackboneConfig, alignment: int
+) -> tuple[Tensor, Tensor]:
     """Weight and bias of a projection to heads, each head widened with zeros to a multiple of `alignment`."""
     pad = -config.head_size % alignment
     weight = tensors[f"{key}.weight"].unflatten(0, (config.num_heads, config.head_size))

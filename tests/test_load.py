@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import checkpoint, extension
 
 Make = Callable[..., Path]
 ROW = {"input_ids": [3, 4, 5]}
@@ -90,6 +90,41 @@ def test_explicit_defaults_change_nothing(ckpt: Path) -> None:
     expected = pfengine.load(ckpt).classify(ROW)
     for options in ({"device": "cpu"}, {"device": torch.device("cpu")}, {"precision": "fp32"}, {"max_length": 520}):
         assert pfengine.load(ckpt, **options).classify(ROW) == expected  # type: ignore[arg-type]
+
+
+GOOD = {"agreement": 0.995, "full_depth_agreement": 1.0, "layer_speedup_ratio": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("checks", "fast", "guarantee", "expected"),
+    [
+        ({}, ["int8", "bf16"], None, "fp32"),
+        ({"int8": GOOD, "bf16": GOOD}, ["int8", "bf16"], None, "int8"),
+        ({"int8": GOOD, "bf16": GOOD}, [], None, "fp32"),
+        ({"int8": GOOD | {"agreement": 0.98}, "bf16": GOOD}, ["int8", "bf16"], None, "bf16"),
+        ({"int8": GOOD | {"full_depth_agreement": 0.98}, "bf16": GOOD}, ["int8"], None, "fp32"),
+        ({"int8": GOOD | {"layer_speedup_ratio": 0.9}}, ["int8", "bf16"], None, "fp32"),
+        ({"int8": GOOD, "bf16": GOOD}, ["int8", "bf16"], {"promise": "agreement"}, "fp32"),
+    ],
+)
+def test_auto_is_the_fastest_that_passed_its_check(
+    make_checkpoint: Make, checks: dict, fast: list, guarantee: Any, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not extension.has_cpu():
+        pytest.skip(extension.status())
+    monkeypatch.setattr("pfengine.ops.cpu.fast_precisions", lambda: fast)
+    path = make_checkpoint("bert", precisions=checks, guarantee=guarantee)
+    assert pfengine.load(path, criterion="never").precision == expected
+    assert pfengine.load(path, criterion="never", precision="bf16").precision == "bf16"
+
+
+def test_precisions_of_the_wrong_form_are_named(make_checkpoint: Make, tmp_path: Path) -> None:
+    path = tmp_path / "ckpt"
+    shutil.copytree(make_checkpoint("bert"), path)
+    engine = json.loads((path / "pfengine.json").read_text())
+    (path / "pfengine.json").write_text(json.dumps(engine | {"precisions": {"int8": {"agreement": "much"}}}))
+    with pytest.raises(pfengine.CheckpointError, match=r"pfengine.json: 'precisions' is .* it must be an object of"):
+        pfengine.load(path)
 
 
 def test_bf16_is_close_and_is_not_fp32(make_checkpoint: Make, random_rows: Any) -> None:
@@ -190,7 +225,7 @@ def test_label_names_in_any_order(ckpt: Path) -> None:
 def test_int8_storage_keeps_rows_of_zeros(make_checkpoint: Make, tmp_path: Path) -> None:
     good = checkpoint.read(make_checkpoint("bert"))
     name = "bert.embeddings.word_embeddings.weight"
-    tensors = good.tensors | {name: good.tensors[name].clone()}
+    tensors = {**good.tensors}
     tensors[name][5] = 0
     tensors[name][6] = 0
     tensors[name][6, 3] = 1e-30

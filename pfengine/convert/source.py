@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import CONFIG, open_safetensors, read_json
+from ..checkpoint import CONFIG, read_json
 from ..errors import CheckpointError
 from ..families import ALBERT, BERT, ROBERTA, Family
+from ..storage import open_safetensors
 
 FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 

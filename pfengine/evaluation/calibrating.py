@@ -20,6 +20,7 @@ from ..exits.choice import choose
 from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import Placement, judge, place
 from .costs import measure_costs
+from .precisions import check_precisions
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Calibration:
     table: list[dict[str, Any]]
     guarantee: Guarantee | None
     layers: LayerChoice | None
+    precisions: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,8 +76,9 @@ def calibrate(
     given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
     0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
     speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
-    agreement with the full model. out: write there, not to `path` (which a bundled checkpoint needs). notify: is told
-    what is being done, a line a stage.
+    agreement with the full model. Thresholds are found in fp32; how bf16 and int8 compare is written beside them, for
+    `load(precision="auto")` to go by. out: write there, not to `path` (which a bundled checkpoint needs). notify: is
+    told what is being done, a line a stage.
 
     Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
     promise cannot be shown on so few rows.
@@ -87,7 +90,7 @@ def calibrate(
     for name, value in (("agreement", agreement), ("accuracy_drop", accuracy_drop), ("confidence", confidence)):
         if value is not None and not 0 < value < 1:
             raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
-    engine = load(path, criterion="never")
+    engine = load(path, precision="fp32", criterion="never")
     directory = engine.checkpoint.path
     if out is None and BUNDLED in directory.parents:
         raise ConfigError(f"{path} is bundled with the package; say where the calibrated copy goes with out")
@@ -134,6 +137,9 @@ def calibrate(
         rule = choose(replace(engine.checkpoint, engine=engine_config), None, None, speedup)
         engine_config = replace(engine_config, threshold=rule.threshold or own.grid(len(exit_layers), 2)[0])
     target = checkpoint.write_engine(directory, engine_config, out)
+    notify("bf16 and int8 beside fp32")
+    precisions = check_precisions(target, texts)
+    checkpoint.write_engine(target, replace(engine_config, precisions=precisions))
     return Calibration(
         checkpoint=os.fspath(target),
         data=Path(source).name,
@@ -144,6 +150,7 @@ def calibrate(
         table=table,
         guarantee=promised,
         layers=choice,
+        precisions=precisions,
     )
 
 
@@ -155,7 +162,7 @@ def every_exit(engine: Engine) -> tuple[int, ...]:
 
 def _with_every_exit(path: str | os.PathLike[str]) -> Engine:
     """The engine with all its exits in use again, so that the choice does not depend on an earlier one."""
-    engine = load(path, criterion="never")
+    engine = load(path, precision="fp32", criterion="never")
     engine.model = replace(engine.model, exit_layers=every_exit(engine))
     return engine
 

@@ -97,7 +97,7 @@ def evaluate(
         data=file.parent.name + "/" + file.name if file.parent.name else file.name,
         rows=len(examples),
         mean_tokens=tokens / len(examples),
-        precision="fp32" if precision == "auto" else precision,
+        precision=" and ".join(dict.fromkeys(engine.precision for engine in engines)),
         batch_tokens=batch_tokens,
         batch_size=batch_size,
         repeats=repeats,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,7 +41,12 @@ class Attached(ExitHead):
         return INNER[head["exits"]["type"]].shapes(config, head["exits"]) | Classifier.shapes(config, {})
 
     def __init__(
-        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+        self,
+        ops: OpSet,
+        config: BackboneConfig,
+        head: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
     ) -> None:
         self.num_layers = config.num_layers
         self.exits = INNER[head["exits"]["type"]](ops, config, head["exits"], tensors, dtype)

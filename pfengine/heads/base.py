@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,22 @@ from ..ops import OpSet
 
 PREFIX = "exit_head."  # of every head tensor's key in a checkpoint
 HeadState = tuple[Tensor, ...]  # every tensor leads with rows, so that it compacts with them
+
+
+class OwnTensors(Mapping[str, Tensor]):
+    """The head's tensors without their prefix, read when they are asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[PREFIX + key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.removeprefix(PREFIX) for key in self.tensors if key.startswith(PREFIX))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class ExitHead(ABC):
@@ -32,7 +49,12 @@ class ExitHead(ABC):
 
     @abstractmethod
     def __init__(
-        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+        self,
+        ops: OpSet,
+        config: BackboneConfig,
+        head: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
     ) -> None:
         """Prepare the weights once for an op set; dtype: of the large products, logits are always float32."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,12 @@ class Classifier(ExitHead):
         return config.family.classifier_shapes(config)
 
     def __init__(
-        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+        self,
+        ops: OpSet,
+        config: BackboneConfig,
+        head: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
     ) -> None:
         pooler, classifier = config.family.pooler, config.family.classifier
         self.ops, self.num_layers = ops, config.num_layers

@@ -14,6 +14,7 @@ and the incorporation are linear, both fold into one [C, H] matrix a layer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,7 @@ def attend(states: Tensor) -> Tensor:
 class Lstm:
     """One LSTM cell, gates in the order input, forget, cell, output; input, hidden [4H, H]."""
 
-    def __init__(self, ops: OpSet, tensors: dict[str, Tensor], name: str) -> None:
+    def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], name: str) -> None:
         weights = tensors[f"{name}.input.weight"], tensors[f"{name}.hidden.weight"]
         biases = tensors[f"{name}.input.bias"], tensors[f"{name}.hidden.bias"]
         self.ops = ops
@@ -68,7 +69,7 @@ def _sigmoid(x: Tensor) -> Tensor:
 class Past(ABC):
     """Numbers a label [rows, width] of the states up to the present layer."""
 
-    def __init__(self, ops: OpSet, tensors: dict[str, Tensor], layers: int, history: bool) -> None:
+    def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], layers: int, history: bool) -> None:
         """history: False where only the present state counts."""
         self.ops, self.history = ops, history
 
@@ -103,7 +104,7 @@ class LinearPast(Past):
 class _SharedPast(LinearPast):
     """The same projection for all exits."""
 
-    def __init__(self, ops: OpSet, tensors: dict[str, Tensor], layers: int, history: bool) -> None:
+    def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], layers: int, history: bool) -> None:
         super().__init__(ops, tensors, layers, history)
         weight, bias = tensors["projections.weight"], tensors["projections.bias"]
         self.width = bias.shape[1]
@@ -117,7 +118,7 @@ class _SharedPast(LinearPast):
 class _ConcatPast(LinearPast):
     """Layer j's share of all exits i >= j is computed at once and added up: [rows, (n - j + 1) width] is kept."""
 
-    def __init__(self, ops: OpSet, tensors: dict[str, Tensor], layers: int, history: bool) -> None:
+    def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], layers: int, history: bool) -> None:
         super().__init__(ops, tensors, layers, history)
         weight, bias = tensors["past.weight"], tensors["past.bias"]
         self.width = bias.shape[1]
@@ -143,7 +144,7 @@ class _ConcatPast(LinearPast):
 class _PooledPast(Past):
     """One vector a row of all states so far, and a linear layer for each exit."""
 
-    def __init__(self, ops: OpSet, tensors: dict[str, Tensor], layers: int, history: bool) -> None:
+    def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], layers: int, history: bool) -> None:
         super().__init__(ops, tensors, layers, history)
         weight, bias = tensors["past.weight"], tensors["past.bias"]
         self.weights = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
@@ -184,7 +185,7 @@ class _AttentionPast(_PooledPast):
 
 
 class _LstmPast(_PooledPast):
-    def __init__(self, ops: OpSet, tensors: dict[str, Tensor], layers: int, history: bool) -> None:
+    def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], layers: int, history: bool) -> None:
         super().__init__(ops, tensors, layers, history)
         self.lstm = Lstm(ops, tensors, "past_lstm")
 
@@ -205,7 +206,7 @@ class Future(ABC):
     def __init__(
         self,
         ops: OpSet,
-        tensors: dict[str, Tensor],
+        tensors: Mapping[str, Tensor],
         layers: int,
         labels: int,
         learner: str,
@@ -231,7 +232,7 @@ class Future(ABC):
     @abstractmethod
     def shapes(layers: int, hidden: int, labels: int) -> Shapes: ...
 
-    def projection(self, tensors: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
+    def projection(self, tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
         """Where linear: [C, (n - i) H] and [C] that make numbers of the imitated states side by side."""
         raise NotImplementedError
 
@@ -257,7 +258,7 @@ class _SharedFuture(Future):
     def shapes(layers: int, hidden: int, labels: int) -> Shapes:
         return {}  # the past's
 
-    def projection(self, tensors: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
+    def projection(self, tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
         weight = tensors["projections.weight"][layer:, : self.labels]
         return weight.transpose(0, 1).flatten(1), tensors["projections.bias"][layer:, : self.labels].sum(0)
 
@@ -271,7 +272,7 @@ class _ConcatFuture(Future):
         pairs = layers * (layers - 1) // 2
         return {f"{PREFIX}future.weight": (pairs, labels, hidden), f"{PREFIX}future.bias": (layers - 1, labels)}
 
-    def projection(self, tensors: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
+    def projection(self, tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
         before = sum(self.layers - i for i in range(1, layer))
         weight = tensors["future.weight"][before : before + self.layers - layer]
         return weight.transpose(0, 1).flatten(1), tensors["future.bias"][layer - 1]
@@ -285,7 +286,7 @@ class _AvgFuture(Future):
     linear = True
     shapes = staticmethod(_exit_shapes)
 
-    def projection(self, tensors: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
+    def projection(self, tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
         ahead = self.layers - layer
         return (tensors["future.weight"][layer - 1] / ahead).repeat(1, ahead), tensors["future.bias"][layer - 1]
 
@@ -293,7 +294,7 @@ class _AvgFuture(Future):
 class _PooledFuture(Future):
     shapes = staticmethod(_exit_shapes)
 
-    def __init__(self, ops: OpSet, tensors: dict[str, Tensor], *args: Any) -> None:
+    def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], *args: Any) -> None:
         super().__init__(ops, tensors, *args)
         weight, bias = tensors["future.weight"], tensors["future.bias"]
         self.weights = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
@@ -317,7 +318,7 @@ class _AttentionFuture(_PooledFuture):
 
 
 class _LstmFuture(_PooledFuture):
-    def __init__(self, ops: OpSet, tensors: dict[str, Tensor], *args: Any) -> None:
+    def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], *args: Any) -> None:
         super().__init__(ops, tensors, *args)
         self.lstm = Lstm(ops, tensors, "future_lstm")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +12,7 @@ from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet
-from .base import PREFIX, ExitHead, HeadState
+from .base import PREFIX, ExitHead, HeadState, OwnTensors
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
 Combine = Literal["none", "ensemble", "vote"]
@@ -45,10 +46,15 @@ class Linear(ExitHead):
         }
 
     def __init__(
-        self, ops: OpSet, config: BackboneConfig, head: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+        self,
+        ops: OpSet,
+        config: BackboneConfig,
+        head: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
     ) -> None:
         self.ops, self.combine = ops, head.get("combine", "none")
-        t = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+        t = OwnTensors(tensors)
         self.pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
         self.exits = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet
-from .base import PREFIX, ExitHead, HeadState
+from .base import PREFIX, ExitHead, HeadState, OwnTensors
 from .incorporate import FUTURES, PASTS, Incorporate, LinearPast
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
@@ -109,7 +110,7 @@ class PastFuture(ExitHead):
         ops: OpSet,
         config: BackboneConfig,
         head: dict[str, Any],
-        tensors: dict[str, Tensor],
+        tensors: Mapping[str, Tensor],
         dtype: torch.dtype,
         *,
         fold: bool = True,
@@ -117,7 +118,7 @@ class PastFuture(ExitHead):
         """fold: one matrix for learners and incorporation where both are linear; the same answers up to rounding."""
         self.ops, self.options = ops, Options.of(head)
         self.num_layers, self.labels = config.num_layers, config.num_labels
-        t = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+        t = OwnTensors(tensors)
         self.pooler = Pooler(ops, self.options.pooler, config.num_layers, t, dtype)
         kind = self.options.incorporate
         self.past = PASTS[kind](ops, t, config.num_layers, self.options.history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -26,7 +27,7 @@ class Pooler:
     """tanh(W_i h[first] + b_i), with one W for all layers where shared; h[first] itself without poolers."""
 
     def __init__(
-        self, ops: OpSet, kind: PoolerKind, layers: int, tensors: dict[str, Tensor], dtype: torch.dtype
+        self, ops: OpSet, kind: PoolerKind, layers: int, tensors: Mapping[str, Tensor], dtype: torch.dtype
     ) -> None:
         self.ops = ops
         self.weights = []

@@ -74,6 +74,11 @@ def kernels() -> Any:
     return found
 
 
+def fast_precisions() -> list[str]:
+    """The precisions faster than fp32 that this processor has instructions for, fastest first."""
+    return {"avx512_bf16": ["int8", "bf16"], "avx512": ["int8"]}.get(kernels().name, [])
+
+
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 

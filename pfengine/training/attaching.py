@@ -59,7 +59,7 @@ def attach(
     """
     output = Path(output)
     checkpoint.refuse_foreign(output)
-    teacher = load(model, criterion="never", max_length=max_length)
+    teacher = load(model, precision="fp32", criterion="never", max_length=max_length)
     ckpt = checkpoint.read(teacher.checkpoint.path)
     if ckpt.engine.head["type"] != "classifier":
         raise ConfigError(f"{model} has exits already; attach takes a plain sequence-classification directory")
@@ -99,7 +99,7 @@ def attach(
         exit_layers=tuple(range(1, n + 1)),
         training=record | {"data": Path(source).name, "rows": len(kept), "held_out_rows": len(held_out), "seed": seed},
     )
-    tensors = ckpt.tensors | {key: value.detach().cpu() for key, value in exits.head_tensors().items()}
+    tensors = {**ckpt.tensors, **{key: value.detach().cpu() for key, value in exits.head_tensors().items()}}
     checkpoint.write(output, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
     rows = [example.row for example in held_out]
     answers = teacher.predict(rows).label_ids

@@ -91,7 +91,7 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
 
     Calibrated on what was stored, which rounding to int8 may have changed. speedup: the layer speed-up it is to have.
     """
-    trained = load(path, criterion="never", max_length=max_length)
+    trained = load(path, precision="fp32", criterion="never", max_length=max_length)
     engine = trained.checkpoint.engine
     logits = trained.layer_logits(rows)
     if trained.model.config.problem_type == "regression":

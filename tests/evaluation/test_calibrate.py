@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pfengine
-from pfengine import checkpoint, cli
+from pfengine import checkpoint, cli, extension
 from pfengine.exits.guarantee import TooFewRows
 
 WORDS = ["good", "bad", "great", "bleak", "film", "movie", "very", "slow", "charming", "journey"]
@@ -41,7 +41,7 @@ def test_table_and_threshold_are_written_and_true(ckpt: Path, rows: Path) -> Non
     before = (ckpt / "model.safetensors").read_bytes()
     found = pfengine.calibrate(ckpt, rows, speedup=1.5)
     assert (ckpt / "model.safetensors").read_bytes() == before
-    engine = pfengine.load(ckpt)
+    engine = pfengine.load(ckpt, precision="fp32")
     out = engine.predict(texts(rows))
     assert out.layer_speedup == pytest.approx(1.5, rel=0.1)  # between two points of the table
     assert found.threshold == engine.checkpoint.engine.threshold
@@ -53,6 +53,23 @@ def test_table_and_threshold_are_written_and_true(ckpt: Path, rows: Path) -> Non
         assert np.mean(early.label_ids == np.arange(400) % 2) == pytest.approx(point["accuracy"])
     speedups = [engine.predict(texts(rows), speedup=s).layer_speedup for s in (1.0, 1.1, 1.4, 1.8)]
     assert speedups == sorted(speedups)
+
+
+def test_how_other_precisions_compare_is_found_and_kept(ckpt: Path, rows: Path) -> None:
+    found = pfengine.calibrate(ckpt, rows, speedup=1.5)
+    written = json.loads((ckpt / "pfengine.json").read_text())["precisions"]
+    assert written == found.precisions
+    assert set(written) == ({"bf16", "int8"} if extension.has_cpu() else {"bf16"})
+    exact = pfengine.load(ckpt, precision="fp32")
+    exits, full = exact.predict(texts(rows)), exact.predict(texts(rows), criterion="never")
+    for precision, check in written.items():
+        engine = pfengine.load(ckpt, precision=precision)
+        out = engine.predict(texts(rows))
+        assert check["agreement"] == np.mean(out.label_ids == exits.label_ids)
+        assert check["layer_speedup_ratio"] == pytest.approx(out.layer_speedup / exits.layer_speedup)
+        deep = engine.predict(texts(rows), criterion="never").label_ids
+        assert check["full_depth_agreement"] == np.mean(deep == full.label_ids)
+        assert check["rows"] == 400
 
 
 def test_promise_is_kept_on_these_rows_and_recorded(ckpt: Path, rows: Path) -> None:
@@ -101,7 +118,7 @@ def test_too_few_rows_says_how_many_and_changes_nothing(ckpt: Path, rows: Path, 
 def test_layers_are_chosen_and_can_be_chosen_again(ckpt: Path, rows: Path) -> None:
     found = pfengine.calibrate(ckpt, rows, choose_layers=True, speedup=1.5)
     assert found.layers is not None
-    engine = pfengine.load(ckpt)
+    engine = pfengine.load(ckpt, precision="fp32")
     assert engine.exit_layers == found.exit_layers == found.layers.chosen.exit_layers
     assert engine.exit_layers[-1] == 5
     out = engine.predict(texts(rows))

@@ -1,0 +1,46 @@
+"""Do faster precisions answer as fp32 does? `calibrate` asks, the checkpoint keeps the answer, `load` goes by it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import extension
+from ..api import load
+
+CHECKED = ("bf16", "int8")
+
+
+def check_precisions(path: str | os.PathLike[str], rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """For each precision that runs here, what `EngineConfig.precisions` holds.
+
+    agreement, full_depth_agreement: share of rows with the label of fp32 at the checkpoint's own threshold, and with
+    exits off (regression: 1 where no score is further off than a hundredth of their range); layer_speedup_ratio: layer
+    speed-up at that threshold over fp32's.
+    """
+    exact = load(path, precision="fp32")
+    exits, full = exact.predict(rows), exact.predict(rows, criterion="never")
+    regression = exact.model.config.problem_type == "regression"
+
+    def agreement(ours: Any, theirs: Any) -> float:
+        if regression:
+            furthest = np.abs(ours.logits - theirs.logits).max(initial=0.0)
+            return float(furthest <= 0.01 * np.ptp(theirs.logits))
+        return float((ours.label_ids == theirs.label_ids).mean())
+
+    found = {}
+    for precision in CHECKED:
+        if precision == "int8" and not extension.has_cpu():
+            continue
+        engine = load(path, precision=precision)
+        ours = engine.predict(rows)
+        found[precision] = {
+            "agreement": agreement(ours, exits),
+            "full_depth_agreement": agreement(engine.predict(rows, criterion="never"), full),
+            "layer_speedup_ratio": ours.layer_speedup / exits.layer_speedup,
+            "rows": len(rows),
+        }
+    return found
