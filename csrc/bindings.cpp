@@ -120,9 +120,9 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
 }
 
 // Linear layers are kept by reference: Python holds on to them.
-cpu::Exit make_exit(cpu::Precision precision, cpu::Precision learner_precision, const cpu::Linear* pooler, const cpu::Linear& past,
-                    const cpu::Linear* folded, const cpu::Linear* learners, cpu::Activation activation,
-                    const cpu::Linear* projection, const cpu::Merge& merge) {
+cpu::Exit make_exit(cpu::Precision precision, cpu::Precision learner_precision, const cpu::Linear* pooler,
+                    const cpu::Linear& past, const cpu::Linear* folded, const cpu::Linear* learners,
+                    cpu::Activation activation, const cpu::Linear* projection, const cpu::Merge& merge) {
   return {precision, learner_precision, pooler, past, folded, learners, activation, projection, merge};
 }
 
@@ -221,9 +221,9 @@ PYBIND11_MODULE(_C, m) {
       .value("authors", cpu::Gate::authors);
   py::class_<cpu::Merge>(m, "Merge")
       .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
-  py::class_<cpu::Exit>(m, "Exit")
-      .def(py::init(&make_exit), py::kw_only(), "precision"_a, "learner_precision"_a, "pooler"_a, "past"_a, "folded"_a, "learners"_a,
-           "activation"_a, "projection"_a, "merge"_a);
+  py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "precision"_a, "learner_precision"_a,
+                                       "pooler"_a, "past"_a, "folded"_a, "learners"_a, "activation"_a, "projection"_a,
+                                       "merge"_a);
   m.def(
       "columns_of",
       [](const cpu::Linear& linear, cpu::Precision precision, std::int64_t first) {

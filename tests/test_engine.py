@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import checkpoint, extension
 from pfengine.api import build
 from pfengine.engine import run_reference
 from pfengine.exits import Entropy
@@ -26,7 +26,10 @@ FAMILIES = [("bert", 2), ("roberta", 3), ("albert", 7)]
 LENGTHS = [1, 1, 2, 3, 5, 5, 5, 8, 13, 21, 34, 34, 55, 89, 144, 512]
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+PRECISIONS = ["fp32", "bf16", "int8"] if extension.has_cpu() else ["fp32", "bf16"]
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
 def precision(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -200,7 +203,7 @@ def test_real_size_any_batch(make_checkpoint: Make, random_rows: Any) -> None:
     sizes = {"hidden_size": 384, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 1536}
     path = make_checkpoint("bert", labels=2, config=sizes, exit_layers=tuple(range(1, 13)))
     rows = random_rows(np.random.default_rng(0).integers(1, 70, 40))
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         engine = pfengine.load(path, precision=precision, criterion="never")
         single = np.concatenate([engine.layer_logits([row]) for row in rows], axis=1)
         entropies = entropy(torch.from_numpy(single)).numpy()
@@ -210,3 +213,19 @@ def test_real_size_any_batch(make_checkpoint: Make, random_rows: Any) -> None:
                 expected = exits_of(entropies, float(threshold))
                 np.testing.assert_array_equal(out.exit_layers, expected)
                 np.testing.assert_array_equal(out.logits, single[expected - 1, range(len(rows))])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_alone_and_in_batches_of_2_7_64_and_500(make_checkpoint: Make, random_rows: Any, precision: str) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 256}
+    path = make_checkpoint("bert", labels=2, config=sizes)
+    rows = random_rows(np.random.default_rng(0).integers(1, 70, 500))
+    engine = pfengine.load(path, precision=precision, criterion="never")
+    single = np.concatenate([engine.layer_logits([row]) for row in rows], axis=1)
+    entropies = entropy(torch.from_numpy(single)).numpy()
+    threshold = float(np.quantile(entropies[:-1], 0.1))
+    expected = exits_of(entropies, threshold)
+    for batch_size in (2, 7, 64, 500):
+        out = engine.predict(rows, threshold=threshold, batch_size=batch_size, batch_tokens=100_000)
+        np.testing.assert_array_equal(out.exit_layers, expected)
+        np.testing.assert_array_equal(out.logits, single[expected - 1, range(len(rows))])

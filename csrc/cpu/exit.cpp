@@ -105,7 +105,8 @@ class ExitRun {
       member_.wait();
       return;
     }
-    each(rows, [&](std::int64_t row) { words(exit_.precision, x + starts[row] * exit_.past.inputs, row, space_.words, 0); });
+    each(rows,
+         [&](std::int64_t row) { words(exit_.precision, x + starts[row] * exit_.past.inputs, row, space_.words, 0); });
     member_.wait();
     const Range panels = member_.share((exit_.pooler->outputs + kernels_.panel - 1) / kernels_.panel);
     const Target target{space_.states.data, space_.states.stride / 4, false, Activation::tanh, nullptr, 0};

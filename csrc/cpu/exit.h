@@ -47,7 +47,6 @@ void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int
 void run_entropy(const float* logits, std::int64_t rows, std::int64_t labels, float* out);
 
 // Is that below the threshold? 1 or 0.
-void run_entropy_below(const float* logits, std::int64_t rows, std::int64_t labels, float threshold,
-                       std::uint8_t* out);
+void run_entropy_below(const float* logits, std::int64_t rows, std::int64_t labels, float threshold, std::uint8_t* out);
 
 }  // namespace pfengine::cpu

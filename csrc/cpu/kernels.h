@@ -14,7 +14,8 @@ enum class Activation { none, gelu, gelu_tanh, relu, tanh };
 
 // y = activation(x W^T + bias), by panels of output columns: weights [panels, groups, panel] words, zeros where the
 // last panel reaches beyond `outputs`. int8: W is scale[column] times the numbers stored, sum[column] their sum times
-// scale; int4: the same, but scale 16 times smaller, as a number in the upper half of a byte is 16 times itself. thin: float32 [outputs, inputs] as they are, for fewer outputs than a panel has.
+// scale; int4: the same, but scale 16 times smaller, as a number in the upper half of a byte is 16 times itself. thin:
+// float32 [outputs, inputs] as they are, for fewer outputs than a panel has.
 struct Linear {
   const std::uint32_t* weights;
   const float* scale;

@@ -50,17 +50,17 @@ void apply_row(const Kernels& kernels, const Linear& linear, const float* x, flo
     return;
   }
   const Rows row{reinterpret_cast<const std::uint32_t*>(x), linear.inputs, nullptr, nullptr, 1};
-  kernels.multiply[static_cast<int>(Precision::fp32)](
-      row, linear, {out, linear.outputs, false, Activation::none, nullptr, 0}, 0,
-      (linear.outputs + kernels.panel - 1) / kernels.panel);
+  kernels.multiply[static_cast<int>(Precision::fp32)](row, linear,
+                                                      {out, linear.outputs, false, Activation::none, nullptr, 0}, 0,
+                                                      (linear.outputs + kernels.panel - 1) / kernels.panel);
 }
 
 namespace {
 
 void run_thin(const Kernels& kernels, const Linear& linear, Activation activation, Matrix x, std::int64_t rows,
               Matrix add, float* out, int threads) {
-  const int used = static_cast<int>(
-      std::clamp<std::int64_t>(rows * linear.inputs * linear.outputs / kSumsPerThread, 1, threads));
+  const int used =
+      static_cast<int>(std::clamp<std::int64_t>(rows * linear.inputs * linear.outputs / kSumsPerThread, 1, threads));
 #pragma omp parallel for num_threads(used) schedule(static) if (used > 1)
   for (std::int64_t row = 0; row < rows; ++row) {
     float* to = out + row * linear.outputs;
