@@ -59,8 +59,8 @@ inline std::int64_t lay_out(char* memory, const Kernels& kernels, const Layer& l
   return layout.used();
 }
 
-// Where a row's attention is: its first token among the keys, its tokens, the first of its queries and how many, and
-// the place of that query's result.
+// Where a row's attention is: its first token among keys and values, its tokens, its first query and how many there
+// are, and the place of that query's result.
 struct Span {
   std::int64_t first, tokens, query, queries, target;
 };
@@ -79,14 +79,19 @@ class BlockRun {
     for (std::int64_t i = mine.begin; i < mine.end; ++i) call(i);
   }
 
-  // Queries, keys and values of `count` tokens.
-  void project(const float* x, std::int64_t count, const Buffer& qkv) const {
-    multiply(to_words(x, hidden_, count, hidden_), layer_.qkv, plain(qkv, layer_.precision != Precision::fp32));
+  // Queries, keys and values of `count` tokens, or those panels of them.
+  void project(const float* x, std::int64_t stride, std::int64_t count, const Buffer& qkv, Range panels) const {
+    multiply(to_words(x, stride, count, hidden_), layer_.qkv, plain(qkv, layer_.precision != Precision::fp32), panels);
   }
+
+  Range all_panels() const { return panels_of(layer_.qkv.outputs); }
+  Range query_panels() const { return panels_of(layer_.heads * layer_.head_size); }
+  // A panel that has both is among these and the queries'.
+  Range key_value_panels() const { return {layer_.heads * layer_.head_size / kernels_.panel, all_panels().end}; }
 
   // All heads of `rows` rows; span_of(row) says where each is.
   template <typename SpanOf>
-  void attend(std::int64_t rows, const Buffer& qkv, const Buffer& out, SpanOf span_of) const {
+  void attend(std::int64_t rows, const Buffer& queries, const Buffer& qkv, const Buffer& out, SpanOf span_of) const {
     const bool bf16 = layer_.precision != Precision::fp32, bf16_out = layer_.precision == Precision::bf16;
     const std::int64_t number = bf16 ? 2 : 4, out_number = bf16_out ? 2 : 4;
     const std::int64_t size = layer_.head_size, width = layer_.heads * size;
@@ -94,7 +99,7 @@ class BlockRun {
       const Span span = span_of(i / layer_.heads);
       const std::int64_t column = i % layer_.heads * size;
       const char* key = qkv.row<char>(span.first) + (width + column) * number;
-      kernels_.attend[bf16]({qkv.row<char>(span.first + span.query) + column * number, key, key + width * number,
+      kernels_.attend[bf16]({queries.row<char>(span.query) + column * number, key, key + width * number,
                              qkv.stride / number, span.tokens, span.queries, size, layer_.scale,
                              out.row<char>(span.target) + column * out_number, out.stride / out_number, bf16_out,
                              space_.attention.row<char>(member_.index)});
@@ -149,9 +154,16 @@ class BlockRun {
     return {buffer.data, buffer.stride / (bf16 ? 2 : 4), bf16, Activation::none, nullptr, 0};
   }
 
+  Range panels_of(std::int64_t columns) const { return {0, (columns + kernels_.panel - 1) / kernels_.panel}; }
+
   void multiply(const Rows& rows, const Linear& linear, const Target& target) const {
-    const Range panels = member_.share((linear.outputs + kernels_.panel - 1) / kernels_.panel);
-    kernels_.multiply[static_cast<int>(layer_.precision)](rows, linear, target, panels.begin, panels.end);
+    multiply(rows, linear, target, panels_of(linear.outputs));
+  }
+
+  void multiply(const Rows& rows, const Linear& linear, const Target& target, Range panels) const {
+    const Range mine = member_.share(panels.end - panels.begin);
+    kernels_.multiply[static_cast<int>(layer_.precision)](rows, linear, target, panels.begin + mine.begin,
+                                                          panels.begin + mine.end);
     member_.wait();
   }
 

@@ -47,11 +47,11 @@ void run_layer(const Kernels& kernels, const Layer& layer, const float* x, std::
                const std::int64_t tokens = cu_seqlens[block.last_row] - start;
                const Space& space = run.space();
                const Buffer& attended = layer.precision == Precision::int8 ? space.sums : space.words;
-               run.project(x + start * hidden, tokens, space.qkv);
-               run.attend(count, space.qkv, attended, [&](std::int64_t i) {
+               run.project(x + start * hidden, hidden, tokens, space.qkv, run.all_panels());
+               run.attend(count, space.qkv, space.qkv, attended, [&](std::int64_t i) {
                  const std::int64_t row = block.first_row + i, first = cu_seqlens[row] - start;
                  const std::int64_t length = cu_seqlens[row + 1] - cu_seqlens[row];
-                 return first_only ? Span{first, length, 0, 1, i} : Span{first, length, 0, length, first};
+                 return first_only ? Span{first, length, first, 1, i} : Span{first, length, first, length, first};
                });
                if (!first_only) {
                  run.finish(attended, tokens, x + start * hidden, hidden,
@@ -81,10 +81,15 @@ void open_layer(const Kernels& kernels, const Layer& layer, const float* x, std:
   run_blocks(kernels, layer, cu_seqlens, rows, longest(cu_seqlens, rows), threads,
              [&](const BlockRun& run, const Block& block) {
                const std::int64_t start = cu_seqlens[block.first_row];
-               run.project(x + start * hidden, cu_seqlens[block.last_row] - start, from(all, start));
-               run.attend(block.last_row - block.first_row, all, attended, [&](std::int64_t i) {
-                 const std::int64_t row = block.first_row + i;
-                 return Span{cu_seqlens[row], cu_seqlens[row + 1] - cu_seqlens[row], 0, 1, row};
+               run.project(x + start * hidden, hidden, cu_seqlens[block.last_row] - start, from(all, start),
+                           run.key_value_panels());
+               for (std::int64_t row = block.first_row; row < block.last_row; ++row) {
+                 const std::int64_t first = cu_seqlens[row];
+                 run.project(x + first * hidden, hidden, 1, from(all, first), run.query_panels());
+               }
+               run.attend(block.last_row - block.first_row, all, all, attended, [&](std::int64_t i) {
+                 const std::int64_t row = block.first_row + i, first = cu_seqlens[row];
+                 return Span{first, cu_seqlens[row + 1] - first, first, 1, row};
                });
              });
   std::vector<std::int32_t> bounds(rows + 1);
@@ -125,10 +130,6 @@ void close_layer(const Kernels& kernels, const Layer& layer, const float* x, std
                const std::int64_t start = bounds[block.first_row], count = bounds[block.last_row] - start;
                const Space& space = run.space();
                const Buffer& attended = layer.precision == Precision::int8 ? space.sums : space.words;
-               run.attend(block.last_row - block.first_row, all, attended, [&](std::int64_t i) {
-                 const std::int64_t row = block.first_row + i, left = bounds[row + 1] - bounds[row];
-                 return Span{rests[row].from, left + 1, 1, left, bounds[row] - start};
-               });
                std::int64_t row = block.first_row;  // each member's tokens rise
                const auto place = [&](std::int64_t i) {
                  while (bounds[row + 1] <= start + i) ++row;
@@ -138,6 +139,12 @@ void close_layer(const Kernels& kernels, const Layer& layer, const float* x, std
                run.gather(x, count, [&](std::int64_t i) {
                  const auto [row, token] = place(i);
                  return rests[row].from + token;
+               });
+               const std::int64_t stride = space.residual.stride / 4;
+               run.project(space.residual.row<float>(0), stride, count, space.qkv, run.query_panels());
+               run.attend(block.last_row - block.first_row, space.qkv, all, attended, [&](std::int64_t i) {
+                 const std::int64_t row = block.first_row + i, left = bounds[row + 1] - bounds[row];
+                 return Span{rests[row].from, left + 1, bounds[row] - start, left, bounds[row] - start};
                });
                run.finish(attended, count, space.residual.row<float>(0), space.residual.stride / 4,
                           [&](std::int64_t i) {
