@@ -20,7 +20,7 @@ EXIT_HEADS: dict[str, dict[str, Any]] = {
 
 
 def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
-    """BERT of `hidden` numbers a token and 12 layers; its encoder is the same whatever the head, a key of EXIT_HEADS."""
+    """BERT of `hidden` numbers a token and 12 layers; the same encoder whatever the head, a key of EXIT_HEADS."""
     path = directory / f"{head}-{hidden}"
     if path.is_dir():
         return path
