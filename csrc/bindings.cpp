@@ -1,11 +1,14 @@
 // pfengine._C: addresses come in as integers, so that no torch header is needed and one build serves every torch.
 // Shapes, dtypes and contiguity are checked by pfengine/extension.py, the only caller.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl_bind.h>
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "cpu/alone.h"
 #include "cpu/compact.h"
 #include "cpu/exit.h"
 #include "cpu/layer.h"
@@ -13,6 +16,8 @@
 #ifdef PFENGINE_CUDA
 #include "cuda/compact.h"
 #endif
+
+PYBIND11_MAKE_OPAQUE(std::vector<pfengine::cpu::Step>)
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -132,6 +137,13 @@ void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, std
                 at<float>(past), at<float>(logits), threads);
 }
 
+std::int64_t run_alone(const cpu::Kernels& kernels, const std::vector<cpu::Step>& steps, const std::string& tested,
+                       float entropy, std::int64_t layer, Address x, std::int64_t tokens, Address logits, int threads) {
+  const py::gil_scoped_release release;
+  return cpu::run_alone(kernels, steps, tested.data(), {entropy, layer}, at<const float>(x), tokens, at<float>(logits),
+                        threads);
+}
+
 void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address past, Address gates, Address future,
                std::int64_t rows, Address out) {
   std::vector<float> room(2 * merge.width);
@@ -232,6 +244,12 @@ PYBIND11_MODULE(_C, m) {
       "linear"_a, "precision"_a, "first"_a);
   m.def("run_exit", &run_exit, "kernels"_a, "exit"_a, "x"_a, "tokens"_a, "starts"_a, "rows"_a, "add"_a, "past"_a,
         "logits"_a, "threads"_a, NoGil());
+  py::class_<cpu::Step>(m, "Step").def(py::init([](const std::vector<const cpu::Layer*>& blocks, const cpu::Exit* exit,
+                                                   std::int64_t keep) { return cpu::Step{blocks, exit, keep}; }),
+                                       py::kw_only(), "blocks"_a, "exit"_a, "keep"_a);
+  py::bind_vector<std::vector<cpu::Step>>(m, "Steps");
+  m.def("run_alone", &run_alone, "kernels"_a, "steps"_a, "tested"_a, "entropy"_a, "layer"_a, "x"_a, "tokens"_a,
+        "logits"_a, "threads"_a);
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_entropy", &run_entropy, "logits"_a, "rows"_a, "labels"_a, "out"_a);
   m.def("run_entropy_below", &run_entropy_below, "logits"_a, "rows"_a, "labels"_a, "threshold"_a, "out"_a);

@@ -84,7 +84,10 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         tensors = {key: value.to(device) for key, value in tensors.items()}
     with torch.inference_mode():
         head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
-        return Model(ckpt.backbone, prepare(ops, ckpt.backbone, tensors, dtype), head, ckpt.engine.exit_layers)
+        encoder, exits, alone = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_alone(), None
+        if exits is not None and hasattr(ops, "prepare_alone"):
+            alone = ops.prepare_alone(encoder.layers, exits)
+        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, alone)
 
 
 def _op_set(device: torch.device) -> OpSet:

@@ -17,6 +17,7 @@ from .encoder import Encoder
 from .errors import ConfigError
 from .exits import Criterion, Never
 from .heads import ExitHead
+from .ops import cpu
 
 MIN_ROWS_TO_OPEN = 4  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
 
@@ -31,6 +32,7 @@ class Model:
     encoder: Encoder
     head: ExitHead
     exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
+    alone: Any = None  # what `ops.cpu.run_alone` takes, where a row can go through all layers in one call
 
     @property
     def num_layers(self) -> int:
@@ -57,6 +59,12 @@ def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -
         return
     last = model.num_layers
     batch = encoder.embed(model.encoder, inputs)
+    if len(batch) == 1 and model.alone is not None and isinstance(criterion, Criterion):
+        rule = criterion.alone(int(batch.row_ids[0]))
+        if rule is not None:
+            tested = bytes(is_tested(model, criterion, layer) for layer in range(1, last + 1))
+            answers.put(batch.row_ids, *cpu.run_alone(batch.tokens, model.alone, tested, *rule))
+            return
     head_state, exit_state = None, None
     for layer in range(1, last + 1):
         answer = layer == last or is_tested(model, criterion, layer)

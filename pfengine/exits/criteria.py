@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import extension
 from ..errors import ConfigError
 
+NO_LAYER = 1 << 30  # more than any model has
 CriterionState = Any  # None at first, then whatever the criterion returned: a tuple of tensors that lead with rows
 
 
@@ -28,6 +29,13 @@ class Criterion:
     def tests(self, layer: int) -> bool:
         """Does it look at the logits of this layer? Where it does not, the head does not compute them."""
         return True
+
+    def alone(self, row_id: int) -> tuple[float, int] | None:
+        """The rule for one row as two numbers, (entropy, layer), where it is as simple as that.
+
+        The row leaves behind the first tested layer where its entropy is below the one, or which is the other or later.
+        """
+        return None
 
     def with_threshold(self, threshold: float) -> Criterion:
         """The same criterion at another threshold; ConfigError where it has none or the value makes no sense."""
@@ -61,6 +69,9 @@ class Never(Criterion):
     def tests(self, layer: int) -> bool:
         return False
 
+    def alone(self, row_id: int) -> tuple[float, int] | None:
+        return -math.inf, NO_LAYER
+
     def __repr__(self) -> str:
         return "never"
 
@@ -80,6 +91,9 @@ class Entropy(Criterion):
 
     def with_threshold(self, threshold: float) -> Entropy:
         return Entropy(threshold)
+
+    def alone(self, row_id: int) -> tuple[float, int] | None:
+        return (self.threshold, NO_LAYER) if type(self) is Entropy else None  # a subclass may decide otherwise
 
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
@@ -155,6 +169,9 @@ class Replay(Criterion):
         if self.layers.device != row_ids.device:
             self.layers = self.layers.to(row_ids.device)
         return self.layers[row_ids] <= layer, None
+
+    def alone(self, row_id: int) -> tuple[float, int] | None:
+        return (-math.inf, int(self.layers[row_id])) if type(self) is Replay else None
 
     def __repr__(self) -> str:
         return "replay:" + ",".join(map(str, self.layers.tolist()))

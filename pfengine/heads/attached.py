@@ -52,6 +52,10 @@ class Attached(ExitHead):
         self.exits = INNER[head["exits"]["type"]](ops, config, head["exits"], tensors, dtype)
         self.classifier = Classifier(ops, config, {"type": "classifier"}, tensors, dtype)
 
+    def exits_alone(self) -> list[tuple[Any, int] | None] | None:
+        exits, classifier = self.exits.exits_alone(), self.classifier.exits_alone()
+        return None if exits is None or classifier is None else [*exits[:-1], classifier[-1]]
+
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:

@@ -96,9 +96,14 @@ class LinearPast(Past):
         past = self.ops.linear(state, self.weights[layer - 1], "none", memory[0] if memory else None)
         return past[:, : self.width] if answer else None, self.keep(past)
 
+    @property
+    def kept_from(self) -> int:
+        """The first number that the next layer adds to; -1 where it starts anew."""
+        return 0 if self.history else -1
+
     def keep(self, past: Tensor) -> HeadState:
         """What the next layer adds to."""
-        return (past,) if self.history else ()
+        return (past[:, self.kept_from :],) if self.history else ()
 
 
 class _SharedPast(LinearPast):
@@ -137,8 +142,9 @@ class _ConcatPast(LinearPast):
         pairs = layers * (layers + 1) // 2 if history else layers
         return {f"{PREFIX}past.weight": (pairs, width, hidden), f"{PREFIX}past.bias": (layers, width)}
 
-    def keep(self, past: Tensor) -> HeadState:
-        return (past[:, self.width :],) if self.history else ()
+    @property
+    def kept_from(self) -> int:
+        return self.width if self.history else -1
 
 
 class _PooledPast(Past):

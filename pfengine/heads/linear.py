@@ -63,6 +63,9 @@ class Linear(ExitHead):
             parts = Exit(config.num_labels, past=ops.prepare_linear(w, b, torch.float32), pooler=pooler)
             self.exits.append(ops.prepare_exit(parts))
 
+    def exits_alone(self) -> list[tuple[Any, int] | None] | None:
+        return [(exit, -1) for exit in self.exits] if self.combine == "none" else None
+
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:

@@ -151,6 +151,12 @@ class PastFuture(ExitHead):
             states=layer if self.options.history else 1,
         )
 
+    def exits_alone(self) -> list[tuple[Any, int] | None] | None:
+        past = self.past
+        if not isinstance(past, LinearPast):
+            return None
+        return [(exit, past.kept_from) for exit in self.exits]
+
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:

@@ -104,6 +104,13 @@ def _halves(numbers: Tensor) -> Tensor:
     return (words[:, :, 1] * 16 + (words[:, :, 0] & 15)).flatten(1)
 
 
+class Alone(NamedTuple):
+    steps: Any  # _C.Steps: addresses of the parts below
+    hidden: int
+    labels: int
+    parts: tuple[Any, ...]
+
+
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
     return _prepare_linear(weight, bias, dtype, thin=dtype == torch.float32 and len(weight) <= THIN)
 
@@ -334,6 +341,49 @@ def prepare_imitation(
             for matrix, bias in projections
         ],
     )
+
+
+def prepare_alone(layers: list[list[PreparedBlock]], exits: list[tuple[PreparedExit, int] | None]) -> Alone:
+    """For `run_alone`: the blocks of each layer, and its exit, if any, with the place from which the next one adds on
+    (-1: it adds nothing)."""
+    C = extension.native()
+    steps = C.Steps()
+    for blocks, behind in zip(layers, exits, strict=True):
+        prepared, keep = behind or (None, -1)
+        native = None if prepared is None else prepared.native
+        steps.append(C.Step(blocks=[block.native for block in blocks], exit=native, keep=keep))
+    last = exits[-1]
+    assert last is not None
+    return Alone(steps, layers[0][0].hidden, last[0].labels, (layers, exits))
+
+
+def run_alone(x: Tensor, weights: Alone, tested: bytes, entropy: float, layer: int) -> tuple[Tensor, int]:
+    """One row through the layers, [tokens, H], in one call: its logits, [1, C], and the layer it left behind.
+
+    It leaves behind the first layer i with tested[i - 1] that is `layer` or later or has an entropy below `entropy`,
+    or else behind the last.
+    """
+    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != weights.hidden or not x.is_contiguous():
+        raise ValueError(
+            f"x is {x.dtype} {list(x.shape)}, expected contiguous torch.float32 [tokens, {weights.hidden}]"
+        )
+    if not x.shape[0] or len(tested) != len(weights.steps):
+        raise ValueError(
+            f"{len(tested)} layers for {x.shape[0]} tokens, expected {len(weights.steps)} for a token or more"
+        )
+    logits = torch.empty(1, weights.labels)
+    left = extension.native().run_alone(
+        kernels(),
+        weights.steps,
+        tested,
+        entropy,
+        layer,
+        x.data_ptr(),
+        x.shape[0],
+        logits.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return logits, left
 
 
 def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
