@@ -47,9 +47,10 @@ class Answers:
         self.logits = np.full((rows, labels), np.nan, np.float32)
         self.exit_layers = np.zeros(rows, np.int64)
 
-    def put(self, row_ids: Tensor, logits: Tensor, layer: int) -> None:
-        places = row_ids.numpy(force=True) - self.base
-        self.logits[places] = logits.numpy(force=True)
+    def put(self, row_ids: Tensor, logits: Tensor, layer: int, rows: Any = slice(None)) -> None:
+        """rows: which of the batch's leave behind `layer`."""
+        places = row_ids.numpy(force=True)[rows] - self.base
+        self.logits[places] = logits.numpy(force=True)[rows]
         self.exit_layers[places] = layer
 
 
@@ -86,16 +87,17 @@ def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -
             raise ConfigError(
                 f"the criterion gave {got} after layer {layer}; it must give bool [{len(batch)}], one a row"
             )
-        some = bool(leave.any())
-        if not some and opened is None:
-            continue
-        stay = ~leave
-        if some:
-            answers.put(batch.row_ids[leave], logits[leave], layer)
-            if not stay.any():
+        gone = np.flatnonzero(leave.numpy(force=True))
+        if len(gone):
+            answers.put(batch.row_ids, logits, layer, gone)
+            if len(gone) == len(batch):
                 return
-            head_state, exit_state = take(head_state, stay), take(exit_state, stay)
-        batch = opened.close(stay) if opened else batch.take(stay)
+            stay = ~leave
+            kept = stay.nonzero().squeeze(1)
+            head_state, exit_state = take(head_state, kept), take(exit_state, kept)
+            batch = opened.close(stay) if opened else batch.take(stay)
+        elif opened:
+            batch = opened.close(~leave)
 
 
 def is_tested(model: Model, criterion: Rule, layer: int) -> bool:
@@ -104,11 +106,11 @@ def is_tested(model: Model, criterion: Rule, layer: int) -> bool:
     return wanted and layer in model.exit_layers
 
 
-def take(state: Any, stay: Tensor) -> Any:
-    """The rows of every tensor of a head's or criterion's state where `stay` is true."""
+def take(state: Any, rows: Tensor) -> Any:
+    """Those rows, by number, of every tensor of a head's or criterion's state."""
     if not isinstance(state, tuple):
-        return None if state is None else state[stay]
-    parts = [take(value, stay) for value in state]
+        return None if state is None else state.index_select(0, rows)
+    parts = [take(value, rows) for value in state]
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
