@@ -20,7 +20,7 @@ EXIT_HEADS: dict[str, dict[str, Any]] = {
 
 
 def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
-    """BERT of `hidden` numbers a token and 12 layers; its encoder is the same whatever the head, a key of EXIT_HEADS."""
+    """BERT of 12 layers and `hidden` numbers a token; its encoder is the same for every head, a key of EXIT_HEADS."""
     path = directory / f"{head}-{hidden}"
     if path.is_dir():
         return path

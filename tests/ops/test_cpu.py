@@ -191,7 +191,9 @@ def test_wrong_bounds_are_refused(bounds: list[int], message: str) -> None:
 
 def test_wrong_shapes_are_refused() -> None:
     weights = cpu.prepare_block(random_block(48, 4, 12, 72), torch.float32)
-    with pytest.raises(ValueError, match=r"x is torch.float32 \[4, 47\], expected contiguous torch.float32 \[tokens, 48\]"):
+    with pytest.raises(
+        ValueError, match=r"x is torch.float32 \[4, 47\], expected contiguous torch.float32 \[tokens, 48\]"
+    ):
         cpu.block(torch.randn(4, 47), bounds_of([4]), weights, False)
     with pytest.raises(ValueError, match=r"x is torch.float64"):
         cpu.block(torch.randn(4, 48).double(), bounds_of([4]), weights, False)
