@@ -8,11 +8,14 @@ from pathlib import Path
 ROUNDS = int(os.environ.get("PFENGINE_BENCH_ROUNDS", "5"))
 ROWS = int(os.environ.get("PFENGINE_BENCH_ROWS", "96"))
 HIDDEN = tuple(int(size) for size in os.environ.get("PFENGINE_BENCH_HIDDEN", "384,768").split(","))
-PRECISIONS = tuple(os.environ.get("PFENGINE_BENCH_PRECISIONS", "int8").split(","))  # of the replayed exits
-CONTESTANTS = tuple(os.environ.get("PFENGINE_BENCH_CONTESTANTS", "").split(","))  # how their names begin
+# of replayed exits
+PRECISIONS = tuple(os.environ.get("PFENGINE_BENCH_PRECISIONS", "int8").split(","))
+# how the names of those that run at full depth begin, such as "OpenVINO,pfengine int8"; transformers fp32 always does
+CONTESTANTS = tuple(os.environ.get("PFENGINE_BENCH_CONTESTANTS", "").split(","))
+# checkpoints and what the peers make of them, kept from run to run
 CACHE = Path(os.environ.get("PFENGINE_BENCH_CACHE", "~/.cache/pfengine-bench")).expanduser()
-JSON = os.environ.get("PFENGINE_BENCH_JSON")
-PICTURES = os.environ.get("PFENGINE_BENCH_PICTURES")
+JSON = os.environ.get("PFENGINE_BENCH_JSON")  # the report's path
+PICTURES = os.environ.get("PFENGINE_BENCH_PICTURES")  # a directory
 
 BatchSize = int | None  # None: "stream"
 
