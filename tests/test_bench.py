@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from pfengine import extension
+
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # at its end: pfengine stays the one that is installed
+
+from bench import conversions  # noqa: E402
+from bench.engines import NAMES, REFERENCE, disagreeing  # noqa: E402
+from bench.interleave import interleave  # noqa: E402
+from bench.rows import fixed_batches, make_rows, padded, replay_layers  # noqa: E402
 
 
-@pytest.mark.slow
-def test_bench_runs(tmp_path: Path) -> None:
-    report = tmp_path / "bench.json"
-    pytest_program = Path(sys.executable).parent / "pytest"
+def run_bench(report: Path, *files: str, **environment: str) -> tuple[str, dict[str, Any]]:
+    """One round on a few rows -> terminal output and JSON report."""
     result = subprocess.run(
-        [pytest_program, "bench", "--benchmark-only", "-q"],
+        [Path(sys.executable).parent / "pytest", *files, "--benchmark-only", "-q"],
         cwd=ROOT,
-        env=os.environ | {"PFENGINE_BENCH_ROWS": "6", "PFENGINE_BENCH_ROUNDS": "1", "PFENGINE_BENCH_JSON": str(report)},
+        env=os.environ | {"PFENGINE_BENCH_ROUNDS": "1", "PFENGINE_BENCH_JSON": str(report)} | environment,
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "layer speed-up" in result.stdout
-    assert "wall-clock speed-up" in result.stdout
-    results = json.loads(report.read_text())["results"]
+    return result.stdout, json.loads(report.read_text())
+
+
+@pytest.mark.slow
+def test_exits(tmp_path: Path) -> None:
+    output, report = run_bench(tmp_path / "bench.json", "bench/test_exits.py", PFENGINE_BENCH_ROWS="6")
+    assert "layer speed-up" in output
+    assert "wall-clock speed-up" in output
+    results = report["results"]
     assert set(results) == {"1", "8", "32"}
     for rows in results.values():
         by_name = {row["contestant"]: row for row in rows}
@@ -36,3 +52,103 @@ def test_bench_runs(tmp_path: Path) -> None:
         assert by_name["transformers eager"]["layer_speedup"] == 1
         assert by_name["pfengine, replay"]["layer_speedup"] == by_name["pfengine, exits on"]["layer_speedup"] > 1
         assert by_name["research loop, batch 1"]["layer_speedup"] == by_name["pfengine, exits on"]["layer_speedup"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not extension.has_cpu(), reason="int8 needs the compiled kernels")
+def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"  # onnxruntime is not installed, wherever this runs
+    absent.mkdir()
+    error = "ModuleNotFoundError(\"No module named 'onnxruntime'\", name='onnxruntime')"
+    (absent / "onnxruntime.py").write_text(f"raise {error}\n")
+    output, report = run_bench(
+        tmp_path / "bench.json",
+        *(f"bench/test_{suite}.py" for suite in ("full_depth", "latency", "replay")),
+        PFENGINE_BENCH_ROWS="4",
+        PFENGINE_BENCH_HIDDEN="48",
+        PFENGINE_BENCH_BATCHES="2,stream",
+        PFENGINE_BENCH_CACHE=str(tmp_path / "cache"),
+        PFENGINE_BENCH_CONTESTANTS="transformers,ONNX,OpenVINO,pfengine",  # torch.compile takes a minute
+        PFENGINE_BENCH_PICTURES=str(tmp_path / "pictures"),
+        PYTHONPATH=os.pathsep.join(filter(None, [str(absent), os.environ.get("PYTHONPATH")])),
+        OMP_NUM_THREADS="1",  # so small a model only waits for threads
+    )
+    skipped = report["skipped"]
+    assert skipped["ONNX Runtime fp32"] == skipped["ONNX Runtime int8"] == "onnxruntime is not installed"
+    assert "ONNX Runtime fp32: skipped: onnxruntime is not installed" in output
+    assert skipped["torch.compile fp32"] == "left out by PFENGINE_BENCH_CONTESTANTS"
+    assert report["refused"] == {}
+    timed = [name for name in NAMES if name not in skipped]
+    assert {"transformers fp32", "pfengine fp32", "pfengine bf16", "pfengine int8"} <= set(timed)
+
+    full_depth, latency, replay = (report[suite] for suite in ("full_depth", "latency", "replay"))
+    for size in ("2", "stream"):
+        assert [r["contestant"] for r in full_depth if r["batch_size"] == size] == timed
+    assert [r["contestant"] for r in latency] == timed
+    for record in full_depth + latency:
+        ratio = record["speedup_over_openvino"]
+        assert ratio is None if f"OpenVINO {record['precision']}" in skipped else 0 < ratio < math.inf
+        assert record["rows_per_second"] > 0
+    assert all(0 < r["share_of_roof"] < 1.5 for r in full_depth)
+    assert all(0 < r["p50_ms"] <= r["p99_ms"] for r in latency)
+    assert {"fp32", "bf16", "int8"} == set(report["gemm_gflops"])
+
+    for head in ("authors", "folded"):
+        for size in ("2", "stream"):
+            records = [r for r in replay if (r["head"], r["batch_size"]) == (head, size)]
+            assert [r["layer_speedup"] for r in records] == [1, 1.5, 2, 3, 4]
+            assert all(0 < r["wall_clock_over_layer_speedup"] < math.inf for r in records)
+    beside = [r["contestant"] for r in replay if r["speedup_over_openvino"]]
+    assert beside == ([] if "OpenVINO int8" in skipped else ["replay 3x"] * 2)
+    assert {"throughput-48.png", "throughput-48.svg", "replay-48-int8.png", "replay-48-int8.svg"} == {
+        path.name for path in (tmp_path / "pictures").iterdir()
+    }
+
+
+def test_rows() -> None:
+    rows = make_rows(96)
+    lengths = [len(row) for row in rows]
+    assert rows == make_rows(96)
+    assert 4 <= min(lengths) <= max(lengths) <= 66
+    assert 23 < sum(lengths) / 96 < 27
+    assert sorted(i for batch in fixed_batches(rows, 7) for i in batch) == list(range(96))
+    batch = padded([[1, 2, 3], [4]])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("n", [1, 7, 96])
+@pytest.mark.parametrize("speedup", [1.5, 2, 3, 4])
+def test_replayed_layers(n: int, speedup: float) -> None:
+    layers = replay_layers(n, speedup)
+    assert layers.sum() == round(n * 12 / speedup)
+    assert layers.min() >= 1
+    assert layers.max() <= 12
+
+
+def test_answers_that_differ_are_not_timed() -> None:
+    answers = {name: np.array([[0.0, 1.0], [1.0, 0.0]]) for name in (REFERENCE, "pfengine fp32", "pfengine int8")}
+    calls = {name: partial(array.copy) for name, array in answers.items()}
+    assert set(interleave(calls, disagreeing, rounds=2).seconds) == set(answers)
+    answers["pfengine fp32"] += 1e-3
+    answers["pfengine int8"][0, 0] = np.nan
+    rounds = interleave(calls, disagreeing, rounds=2)
+    assert set(rounds.seconds) == {REFERENCE}
+    assert rounds.speedup(REFERENCE, REFERENCE) == 1
+    assert rounds.speedup(REFERENCE, "pfengine int8") is None
+    assert disagreeing({"pfengine fp32": answers["pfengine fp32"]}) == {"pfengine fp32"}
+
+
+def test_what_is_interrupted_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversions, "CACHE", tmp_path)
+
+    def half(directory: Path) -> None:
+        (directory / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conversions.kept("torch", 48, "fp32", half)
+    assert not list(tmp_path.iterdir())
+    path = conversions.kept("torch", 48, "fp32", lambda directory: (directory / "whole").touch())
+    assert conversions.kept("torch", 48, "fp32", half) == path
+    assert [file.name for file in path.iterdir()] == ["whole"]

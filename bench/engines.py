@@ -1,0 +1,188 @@
+"""Who is measured at full depth: pfengine and its peers, all on one checkpoint."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pfengine
+
+from . import conversions
+from .knobs import CONTESTANTS, BatchSize
+from .rows import PEERS_STREAM, Row, fixed_batches, padded
+
+Call = Callable[[list[Row]], np.ndarray]  # a batch of rows -> logits [rows, labels]
+
+REFERENCE = "transformers fp32"  # whose logits the others must have
+FP32_TOLERANCE = 2e-4  # of a logit
+TOLERANCE = {"bf16": 0.05, "int8": 0.15}  # of the range of all logits; seen: 0.012 and 0.06
+SKIPPED: dict[str, str] = {}  # contestant -> why it is not there
+REFUSED: dict[str, str] = {}  # contestant -> how its answers differ
+
+
+@dataclass(frozen=True)
+class Contestant:
+    name: str
+    call: Call
+    streams: bool  # makes batches by itself
+
+    def run(self, rows: Sequence[Row], batch_size: BatchSize, laps: list[float] | None = None) -> np.ndarray:
+        """Logits in the rows' order, a call a batch; its seconds are appended to `laps`."""
+        if batch_size is None and self.streams:
+            return self.call(list(rows))
+        parts, order = [], []
+        for batch in fixed_batches(rows, batch_size or PEERS_STREAM):
+            start = perf_counter()
+            parts.append(self.call([rows[i] for i in batch]))
+            if laps is not None:
+                laps.append(perf_counter() - start)
+            order += batch
+        logits = np.concatenate(parts)
+        out = np.empty_like(logits)
+        out[order] = logits
+        return out
+
+
+def precision(name: str) -> str:
+    return name.split()[-1]
+
+
+def openvino_peer(name: str) -> str:
+    """OpenVINO of the same precision, which ratios are against."""
+    return f"OpenVINO {precision(name)}"
+
+
+@functools.cache
+def contestant(name: str, hidden: int) -> Contestant | None:
+    """None, and a line in SKIPPED, where it cannot run here."""
+    packages, make = _MAKERS[name]
+    if name != REFERENCE and not name.startswith(CONTESTANTS):
+        SKIPPED[name] = "left out by PFENGINE_BENCH_CONTESTANTS"
+        return None
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name == package
+            SKIPPED[name] = f"{package} is not installed" if missing else f"{package}: {_first_line(error)}"
+            return None
+    try:
+        call = make(hidden, precision(name))
+        call([[1, 2, 3], [4, 5]])  # what is compiled at the first call may fail there
+    except Exception as error:
+        # of pfengine only a precision that needs the compiled kernels may be missing
+        if name == REFERENCE or (name.startswith("pfengine") and not isinstance(error, pfengine.ConfigError)):
+            raise
+        SKIPPED[name] = _first_line(error)
+        return None
+    return Contestant(name, call, streams=name.startswith("pfengine"))
+
+
+def contestants(hidden: int, names: Sequence[str] | None = None) -> dict[str, Contestant]:
+    found = {name: contestant(name, hidden) for name in names or NAMES}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def disagreeing(answers: dict[str, Any]) -> set[str]:
+    """Contestants whose logits are not transformers' own, with a line each in REFUSED."""
+    if REFERENCE not in answers:
+        REFUSED.update(dict.fromkeys(answers, f"there is no {REFERENCE} to compare logits with"))
+        return set(answers)
+    expected = answers[REFERENCE]
+    refused = set()
+    for name, logits in answers.items():
+        allowed = TOLERANCE.get(precision(name), 0.0) * np.ptp(expected) or FP32_TOLERANCE
+        error = float(np.abs(logits - expected).max())
+        if not error <= allowed:  # nan too
+            REFUSED[name] = f"logits differ from {REFERENCE} by {error:.2g}, more than {allowed:.2g}"
+            refused.add(name)
+    return refused
+
+
+def stop_unless_timed(name: str, records: dict[str, Any]) -> None:
+    """End the test of a contestant without a record: skipped where it cannot run, failed where its answers differ."""
+    if name not in records:
+        if name in REFUSED:
+            pytest.fail(REFUSED[name])
+        pytest.skip(SKIPPED[name])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def _transformers(hidden: int, precision: str) -> Call:
+    return _torch_call(conversions.load_transformers(hidden, pfengine.api.DTYPES[precision]))
+
+
+def _compiled(hidden: int, precision: str) -> Call:
+    model = conversions.load_transformers(hidden, pfengine.api.DTYPES[precision])
+    return _torch_call(torch.compile(model, dynamic=True))
+
+
+def _torch_call(model: Any) -> Call:
+    @torch.inference_mode()
+    def call(rows: list[Row]) -> np.ndarray:
+        batch = {name: torch.from_numpy(array) for name, array in padded(rows).items()}
+        return model(**batch).logits.float().numpy()
+
+    return call
+
+
+def _onnx_runtime(hidden: int, precision: str) -> Call:
+    import onnxruntime
+
+    path = (conversions.onnx_int8 if precision == "int8" else conversions.onnx_fp32)(hidden)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda rows: session.run(None, padded(rows))[0]
+
+
+def _openvino(hidden: int, precision: str) -> Call:
+    import openvino
+
+    path = (conversions.openvino_int8 if precision == "int8" else conversions.openvino_fp32)(hidden)
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        # between its int8 products, too, OpenVINO is faster in bf16
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
+    }
+    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    # copied: the next call overwrites what the request returns
+    return lambda rows: request.infer(padded(rows))[0].copy()
+
+
+def _pfengine(hidden: int, precision: str) -> Call:
+    engine = pfengine.load(conversions.source(hidden), precision=precision)
+
+    def call(rows: list[Row]) -> np.ndarray:
+        # no batch size: the rows of a fixed batch are few enough to go through a layer together
+        return engine.predict([{"input_ids": row} for row in rows], criterion="never").logits
+
+    return call
+
+
+_MAKERS: dict[str, tuple[tuple[str, ...], Callable[[int, str], Call]]] = {
+    "transformers fp32": (("transformers",), _transformers),
+    "transformers bf16": (("transformers",), _transformers),
+    "torch.compile fp32": (("transformers",), _compiled),
+    "ONNX Runtime fp32": (("transformers", "onnx", "onnxruntime"), _onnx_runtime),
+    "ONNX Runtime int8": (("transformers", "onnx", "onnxruntime"), _onnx_runtime),
+    "OpenVINO fp32": (("transformers", "openvino"), _openvino),
+    "OpenVINO bf16": (("transformers", "openvino"), _openvino),
+    "OpenVINO int8": (("transformers", "openvino", "nncf"), _openvino),
+    "pfengine fp32": ((), _pfengine),
+    "pfengine bf16": ((), _pfengine),
+    "pfengine int8": ((), _pfengine),
+}
+NAMES = tuple(_MAKERS)

@@ -1,0 +1,45 @@
+"""Contestants timed in interleaved rounds: a drift of the machine's speed meets all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .knobs import ROUNDS
+
+
+@dataclass
+class Rounds:
+    answers: dict[str, Any] = field(default_factory=dict)  # of the warm-up round
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # one a round
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def speedup(self, name: str, base: str) -> float | None:
+        """How much faster `name` is than `base`, pair by pair within a round; None where `base` was not timed."""
+        if base not in self.seconds:
+            return None
+        return statistics.median(b / t for b, t in zip(self.seconds[base], self.seconds[name], strict=True))
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], Any]], check: Callable[[dict[str, Any]], Any], rounds: int = ROUNDS
+) -> Rounds:
+    """Every contestant once a round, after a warm-up round; `check` sees that round's answers.
+
+    It raises where nothing should be timed, or returns the names of those that should not.
+    """
+    result = Rounds(answers={name: call() for name, call in calls.items()})
+    refused = check(result.answers) or ()
+    timed = {name: call for name, call in calls.items() if name not in refused}
+    result.seconds = {name: [] for name in timed}
+    for _ in range(rounds):
+        for name, call in timed.items():
+            start = time.perf_counter()
+            call()
+            result.seconds[name].append(time.perf_counter() - start)
+    return result

@@ -1,0 +1,30 @@
+"""What the environment may say about a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROUNDS = int(os.environ.get("PFENGINE_BENCH_ROUNDS", "5"))
+ROWS = int(os.environ.get("PFENGINE_BENCH_ROWS", "96"))
+HIDDEN = tuple(int(size) for size in os.environ.get("PFENGINE_BENCH_HIDDEN", "384,768").split(","))
+# of replayed exits
+PRECISIONS = tuple(os.environ.get("PFENGINE_BENCH_PRECISIONS", "int8").split(","))
+# how the names of those that run at full depth begin, such as "OpenVINO,pfengine int8"; transformers fp32 always does
+CONTESTANTS = tuple(os.environ.get("PFENGINE_BENCH_CONTESTANTS", "").split(","))
+# checkpoints and what the peers make of them, kept from run to run
+CACHE = Path(os.environ.get("PFENGINE_BENCH_CACHE", "~/.cache/pfengine-bench")).expanduser()
+JSON = os.environ.get("PFENGINE_BENCH_JSON")  # the report's path
+PICTURES = os.environ.get("PFENGINE_BENCH_PICTURES")  # a directory
+
+BatchSize = int | None  # None: "stream"
+
+
+def batch_sizes(*default: BatchSize) -> tuple[BatchSize, ...]:
+    """Those of PFENGINE_BENCH_BATCHES, such as "8,stream"."""
+    said = os.environ.get("PFENGINE_BENCH_BATCHES")
+    return tuple(None if size == "stream" else int(size) for size in said.split(",")) if said else default
+
+
+def batch_name(size: BatchSize) -> str:
+    return "stream" if size is None else str(size)

@@ -1,0 +1,57 @@
+"""Rows of token ids as long as SST-2's, padded batches of them for the peers, and exit layers to replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .models import LAYERS, VOCABULARY
+
+Row = list[int]
+PEERS_STREAM = 32  # rows a batch for who does not batch by itself
+
+
+def make_rows(n: int, seed: int = 0) -> list[Row]:
+    """4 to 66 tokens, about 25 on average, in no order of length; the ids are random."""
+    generator = np.random.default_rng(seed)
+    lengths = np.clip(np.round(generator.gamma(4.5, 25 / 4.5, n)), 4, 66).astype(int)
+    return [generator.integers(1, VOCABULARY, length).tolist() for length in lengths]
+
+
+def fixed_batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[int]]:
+    """Indices of the rows of each batch: by length, so that little is padded; as they come where a batch is a row."""
+    order = list(range(len(rows)))
+    if batch_size > 1:
+        order.sort(key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def padded(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """A batch as every peer takes it: int64 [rows, longest]."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def replay_layers(n: int, speedup: float) -> np.ndarray:
+    """Exit layers of n rows, spread over the depth, whose layer speed-up is the one asked for up to rounding."""
+    generator = np.random.default_rng(1)
+    mean = LAYERS / speedup
+    layers = np.clip(np.round(generator.gamma(2, mean / 2, n)), 1, LAYERS).astype(np.int64)
+    while gap := round(n * mean) - layers.sum():
+        row, step = generator.integers(n), np.sign(gap)
+        if 1 <= layers[row] + step <= LAYERS:
+            layers[row] += step
+    return layers
+
+
+def encoder_flops(rows: Sequence[Row], hidden: int) -> int:
+    """Multiplications and additions of all layers on the tokens themselves, none on padding."""
+    tokens = sum(map(len, rows))
+    squares = sum(len(row) ** 2 for row in rows)
+    return LAYERS * (2 * tokens * 12 * hidden**2 + 4 * squares * hidden)
