@@ -14,6 +14,8 @@ PRECISIONS = tuple(os.environ.get("PFENGINE_BENCH_PRECISIONS", "int8").split(","
 CONTESTANTS = tuple(os.environ.get("PFENGINE_BENCH_CONTESTANTS", "").split(","))
 # checkpoints and what the peers make of them, kept from run to run
 CACHE = Path(os.environ.get("PFENGINE_BENCH_CACHE", "~/.cache/pfengine-bench")).expanduser()
+# of test_quality: a file of labelled rows, and one of rows to calibrate peers on; else the sentences of test_exits
+QUALITY, CALIBRATION = os.environ.get("PFENGINE_BENCH_QUALITY"), os.environ.get("PFENGINE_BENCH_CALIBRATION")
 JSON = os.environ.get("PFENGINE_BENCH_JSON")  # the report's path
 PICTURES = os.environ.get("PFENGINE_BENCH_PICTURES")  # a directory
 

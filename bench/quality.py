@@ -89,8 +89,13 @@ PEERS: dict[str, Callable[[Eager, FullDepth, Sequence[str]], Answers]] = {
 }
 
 
-def compare(texts: Sequence[str], labels: Sequence[int] | None, calibration: Sequence[str]) -> list[dict[str, Any]]:
-    """A record a contestant: agreement with pfengine fp32 on `texts`, accuracy where there are labels.
+NAMES = ("pfengine fp32", "pfengine bf16", "pfengine int8", *PEERS)
+
+
+def compare(
+    texts: Sequence[str], labels: Sequence[int] | None, calibration: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A record a contestant: labels as pfengine fp32's on `texts`, right ones by `labels`. And why others have none.
 
     pfengine's records also say what exits do: agreement and layer speed-up at the checkpoint's own threshold.
     """
@@ -98,15 +103,30 @@ def compare(texts: Sequence[str], labels: Sequence[int] | None, calibration: Seq
     exact = pfengine.load(ckpt.path, precision="fp32")
     full, exits = exact.predict(texts, criterion="never"), exact.predict(texts)
     truth = None if labels is None else np.asarray(labels)
-    records = []
+    records: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
 
     def record(name: str, ids: np.ndarray, **more: Any) -> None:
-        accuracy = {} if truth is None else {"accuracy": float((ids == truth).mean())}
         agreement = float((ids == full.label_ids).mean())
-        records.append({"contestant": name, "rows": len(texts), "agreement": agreement, **accuracy, **more})
+        records.append(
+            {
+                "contestant": name,
+                "rows": len(texts),
+                "agreement": agreement,
+                "accuracy": None if truth is None else float((ids == truth).mean()),
+                "exits_agreement": None,
+                "exits_accuracy": None,
+                "layer_speedup": None,
+                **more,
+            }
+        )
 
     for precision in ("fp32", "bf16", "int8"):
-        engine = pfengine.load(ckpt.path, precision=precision)
+        try:
+            engine = pfengine.load(ckpt.path, precision=precision)
+        except pfengine.ConfigError as error:
+            skipped[f"pfengine {precision}"] = str(error)
+            continue
         early = engine.predict(texts)
         more: dict[str, Any] = {
             "exits_agreement": float((early.label_ids == exits.label_ids).mean()),
@@ -122,7 +142,7 @@ def compare(texts: Sequence[str], labels: Sequence[int] | None, calibration: Seq
             try:
                 answers = build(eager, module, calibration)
             except ImportError as error:
-                records.append({"contestant": name, "skipped": f"{error.name or error} is not installed"})
+                skipped[name] = f"{error.name or error} is not installed"
                 continue
             record(name, answers(texts).argmax(1))
-    return records
+    return records, skipped

@@ -18,11 +18,12 @@ Record = dict[str, Any]
 PEERS = ("transformers", "openvino", "nncf", "onnx", "onnxruntime")
 
 EXITS: dict[int, list[Record]] = {}  # batch size -> records of test_exits
-TABLES: dict[str, list[Record]] = {"full_depth": [], "latency": [], "replay": []}
+TABLES: dict[str, list[Record]] = {"full_depth": [], "latency": [], "replay": [], "quality": []}
 TITLES = {
     "full_depth": "full depth, no exits: fixed batches by length; in a stream pfengine makes its own, peers 32 rows",
     "latency": "full depth, one row a call",
     "replay": "exits replayed, speed-ups against the same engine with exits off",
+    "quality": "the bundled checkpoint: labels as fp32's of the same weights at full depth, and with its own exits",
 }
 # key, heading, format
 _PLACE = (("hidden", "hidden", "d"), ("batch_size", "batch", "s"))
@@ -53,6 +54,15 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("wall_clock_speedup", "wall-clock speed-up", ".2f"),
         ("wall_clock_over_layer_speedup", "their ratio", ".3f"),
         ("speedup_over_openvino", "over OpenVINO", ".2f"),
+    ),
+    "quality": (
+        ("contestant", "contestant", "<s"),
+        ("rows", "rows", "d"),
+        ("agreement", "as fp32", ".2%"),
+        ("accuracy", "accuracy", ".2%"),
+        ("exits_agreement", "with exits: as fp32", ".2%"),
+        ("exits_accuracy", "accuracy", ".2%"),
+        ("layer_speedup", "layer speed-up", ".3f"),
     ),
     "exits": (
         ("batch_size", "batch", "d"),
@@ -119,7 +129,7 @@ def _write_table(name: str, title: str, records: Sequence[Record], line: Callabl
     cells = [[_cell(record[key], form) for key, _, form in columns] for record in records]
     widths = [max(len(heading), *(len(row[i]) for row in cells)) for i, (_, heading, _) in enumerate(columns)]
     line("")
-    line(f"{title}; medians of {ROUNDS} interleaved rounds")
+    line(f"{title}; medians of {ROUNDS} interleaved rounds" if name != "quality" else title)
     for row in [[heading for _, heading, _ in columns], *cells]:
         line(
             "  ".join(

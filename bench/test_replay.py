@@ -23,6 +23,7 @@ from .rows import fixed_batches, make_rows, replay_layers
 
 OFF, PEER = "exits off", "OpenVINO int8"
 SPEEDUPS = {f"replay {speedup:g}x": speedup for speedup in (1.5, 2.0, 3.0, 4.0)}
+STREAM = 4  # times the rows: a stream is longer than one of its batches
 BESIDE_PEER = "replay 3x"  # in a stream
 NAMES = (OFF, *SPEEDUPS, PEER)
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.timeout(3600)  # the first test may convert the checkpo
 
 @functools.cache
 def measured(hidden: int, precision: str, head: str, batch_size: BatchSize) -> dict[str, Any]:
-    rows = make_rows(ROWS)
+    rows = make_rows(STREAM * ROWS if batch_size is None else ROWS)
     try:
         engine = pfengine.load(random_checkpoint(CACHE, hidden, head), precision=precision)
     except pfengine.ConfigError as error:
