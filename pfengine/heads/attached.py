@@ -54,7 +54,12 @@ class Attached(ExitHead):
 
     def exits_alone(self) -> list[tuple[Any, int] | None] | None:
         exits, classifier = self.exits.exits_alone(), self.classifier.exits_alone()
-        return None if exits is None or classifier is None else [*exits[:-1], classifier[-1]]
+        if exits is None or classifier is None:
+            return None
+        before = exits[:-1]
+        if before and before[-1] is not None:
+            before[-1] = (before[-1][0], -1)  # the classifier adds to nothing
+        return [*before, classifier[-1]]
 
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
