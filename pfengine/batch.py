@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import extension
+
+
+@functools.lru_cache(maxsize=1024)
+def _count(numbers: int, device: torch.device) -> Tensor:
+    """int32 0, 1, 2...; asked for after every layer."""
+    with torch.inference_mode(False):
+        return torch.arange(numbers, dtype=torch.int32, device=device)
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,7 @@ class RaggedBatch:
 
     def firsts(self, tokens: Tensor) -> RaggedBatch:
         """The same rows with one token each, [R, H]."""
-        bounds = torch.arange(len(self) + 1, dtype=torch.int32, device=self.cu_seqlens.device)
-        return RaggedBatch(tokens, bounds, self.row_ids)
+        return RaggedBatch(tokens, _count(self.row_ids.shape[0] + 1, self.cu_seqlens.device), self.row_ids)
 
     def take(self, stay: Tensor) -> RaggedBatch:
         """The rows where `stay` (bool [R]) is true, in the same order, moved together."""

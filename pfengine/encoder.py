@@ -111,9 +111,10 @@ class Opened:
     first: RaggedBatch  # one token a row
     rest: Any
 
-    def close(self, stay: Tensor) -> RaggedBatch:
-        """The layer of the rows where `stay` (bool [R]) is true, moved together."""
-        return RaggedBatch(*self.ops.close_block(self.rest, stay), self.first.row_ids[stay])
+    def close(self, stay: Tensor, kept: Tensor | None) -> RaggedBatch:
+        """The layer of the rows where `stay` (bool [R]) is true, moved together; kept: their numbers, None for all."""
+        row_ids = self.first.row_ids if kept is None else self.first.row_ids.index_select(0, kept)
+        return RaggedBatch(*self.ops.close_block(self.rest, stay), row_ids)
 
 
 def open_layer(encoder: Encoder, number: int, batch: RaggedBatch) -> Opened:

@@ -95,9 +95,9 @@ def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -
             stay = ~leave
             kept = stay.nonzero().squeeze(1)
             head_state, exit_state = take(head_state, kept), take(exit_state, kept)
-            batch = opened.close(stay) if opened else batch.take(stay)
+            batch = opened.close(stay, kept) if opened else batch.take(stay)
         elif opened:
-            batch = opened.close(~leave)
+            batch = opened.close(~leave, None)
 
 
 def is_tested(model: Model, criterion: Rule, layer: int) -> bool:

@@ -168,7 +168,7 @@ class Replay(Criterion):
     ) -> tuple[Tensor, CriterionState]:
         if self.layers.device != row_ids.device:
             self.layers = self.layers.to(row_ids.device)
-        return self.layers[row_ids] <= layer, None
+        return self.layers.index_select(0, row_ids) <= layer, None
 
     def alone(self, row_id: int) -> tuple[float, int] | None:
         return (-math.inf, int(self.layers[row_id])) if type(self) is Replay else None
