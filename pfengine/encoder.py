@@ -14,6 +14,7 @@ from .batch import RaggedBatch, RaggedInputs
 from .config import BackboneConfig
 from .families import PARTS
 from .ops import Block, Norm, OpSet
+from .storage import give_back
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,19 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
             dtype,
         )
 
+    give_back()  # those of the head
     # the tables first: in float32 they are the largest tensors of all, and nothing else is there yet
     word, position, token_type = (
         tensors[f"{prefix}embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
     )
     embedding = ops.prepare_embedding((word, position, token_type), norm(f"{prefix}embeddings.LayerNorm"), dtype)
     del word, position, token_type
-    prefixes = config.family.blocks(config)
-    blocks = {key: block(key) for key in dict.fromkeys(key for layer in prefixes for key in layer)}
+    prefixes, blocks = config.family.blocks(config), {}
+    for key in dict.fromkeys(key for layer in prefixes for key in layer):
+        blocks[key] = block(key)
+        if dtype != torch.float32:
+            give_back()  # the float32 tensors it was made of, which are larger than it is
+    give_back()
     widen = f"{prefix}encoder.embedding_hidden_mapping_in"
     return Encoder(
         ops=ops,

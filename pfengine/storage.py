@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,6 +44,17 @@ def read_header(path: Path, file: str) -> dict[str, Tensor]:
             }
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(path, [f"{file} is truncated or corrupt: {error}; copy it again"]) from None
+
+
+def give_back() -> None:
+    """Lets the C library return what it keeps of freed tensors; nothing where it cannot."""
+    if _trim is not None:
+        _trim(0)
+
+
+_trim: Any = None
+with contextlib.suppress(AttributeError, OSError, TypeError):
+    _trim = ctypes.CDLL(None).malloc_trim  # glibc's
 
 
 class StoredTensors(Mapping[str, Tensor]):

@@ -7,8 +7,6 @@ words of 1 fp32, 2 bf16, 4 int8 or 8 int4 numbers, so that a word of every colum
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,21 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import extension
-from ..errors import ConfigError
 from . import Activation, Block, Exit, Norm
-from .quantisation import LEARNER_BITS, quantise_weight
+from .packing import Linear, address, pack_linear
+from .packing import fast_precisions as fast_precisions
+from .packing import kernels as kernels
+from .packing import prepare_linear as prepare_linear
+from .quantisation import LEARNER_BITS
 
 HEAD_ALIGNMENT = 2  # bf16 comes in pairs
-THIN = 16  # fp32 layers of as many outputs or fewer stay as they are: a panel would be mostly padding
-_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
-
-
-class Linear(NamedTuple):
-    native: Any  # _C.Linear: addresses of the tensors below
-    precision: Any  # _C.Precision
-    inputs: int
-    outputs: int
-    tensors: tuple[Tensor, ...]
 
 
 class Embedding(NamedTuple):
@@ -64,32 +55,6 @@ class Imitation(NamedTuple):
     projections: list[Linear]  # entry i - 1: of all layers after i side by side, [C, (n - i) H]
 
 
-@functools.cache
-def kernels() -> Any:
-    """The fastest kernels this processor runs, or those of PFENGINE_ISA: plain, avx2, avx512, avx512_bf16."""
-    name = os.environ.get("PFENGINE_ISA", "")
-    found = extension.native().find_kernels(name)
-    if found is None:
-        raise ConfigError(f"PFENGINE_ISA is {name!r}; there are no kernels of that name that this processor runs")
-    return found
-
-
-def fast_precisions() -> list[str]:
-    """The precisions faster than fp32 that this processor has instructions for, fastest first."""
-    return {"avx512_bf16": ["int8", "bf16"], "avx512": ["int8"]}.get(kernels().name, [])
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _pack(weight: Tensor) -> Tensor:
-    """[out, in] of 4-, 2- or 1-byte numbers -> int32 [panels, words of the inner dimension, panel]."""
-    panel, group = kernels().panel, 4 // weight.element_size()
-    words = F.pad(weight, (0, -weight.shape[1] % group, 0, -weight.shape[0] % panel)).contiguous().view(torch.int32)
-    return words.view(-1, panel, words.shape[1]).transpose(1, 2).contiguous()
-
-
 class PreparedExit(NamedTuple):
     native: Any  # _C.Exit: addresses of the parts below
     hidden: int
@@ -98,48 +63,11 @@ class PreparedExit(NamedTuple):
     parts: tuple[Any, ...]
 
 
-def _halves(numbers: Tensor) -> Tensor:
-    """int8 [out, in] of -7 to 7 -> int8 [out, in / 2]: words of 8, the first 4 in the lower halves of their bytes."""
-    words = F.pad(numbers, (0, -numbers.shape[1] % 8)).unflatten(1, (-1, 2, 4))
-    return (words[:, :, 1] * 16 + (words[:, :, 0] & 15)).flatten(1)
-
-
 class Alone(NamedTuple):
     steps: Any  # _C.Steps: addresses of the parts below
     hidden: int
     labels: int
     parts: tuple[Any, ...]
-
-
-def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
-    return _prepare_linear(weight, bias, dtype, thin=dtype == torch.float32 and len(weight) <= THIN)
-
-
-def _prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, thin: bool = False, bits: int = 8) -> Linear:
-    """bits: of the numbers where dtype is int8."""
-    outputs, inputs = weight.shape
-    precision = "int4" if dtype == torch.int8 and bits == 4 else _PRECISIONS[dtype]
-    scale = total = None
-    if dtype == torch.int8:
-        numbers, scale = quantise_weight(weight, bits)
-        total = numbers.sum(1, dtype=torch.int64).float() * scale
-        if precision == "int4":
-            numbers, scale = _halves(numbers), scale / 16
-    else:
-        numbers = weight.to(dtype)
-    packed, bias = numbers.contiguous() if thin else _pack(numbers), bias.float().contiguous()
-    C = extension.native()
-    native = C.Linear(
-        weights=packed.data_ptr(),
-        scale=_address(scale),
-        sum=_address(total),
-        bias=bias.data_ptr(),
-        inputs=inputs,
-        outputs=outputs,
-        thin=thin,
-    )
-    tensors = tuple(t for t in (packed, scale, total, bias) if t is not None)
-    return Linear(native, getattr(C.Precision, precision), inputs, outputs, tensors)
 
 
 def _rows(name: str, x: Tensor, columns: int, rows: int | None = None) -> Tensor:
@@ -172,7 +100,7 @@ def _linear(
         x=x.data_ptr(),
         stride=x.stride(0),
         rows=x.shape[0],
-        add=_address(add),
+        add=address(add),
         add_stride=0 if add is None else add.stride(0),
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
@@ -227,7 +155,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     parts = {}
     for name in ("qkv", "attention_output", "intermediate", "output"):
         weight, bias = getattr(block, name)
-        parts[name] = _prepare_linear(weight, bias, dtype)
+        parts[name] = pack_linear(weight, bias, dtype)
     attention_norm, attention_tensors = _norm(block.attention_norm)
     output_norm, output_tensors = _norm(block.output_norm)
     native = C.Layer(
@@ -325,7 +253,7 @@ def prepare_imitation(
     hidden = learners.shape[1]
     pad = -hidden % kernels().panel
     return Imitation(
-        _prepare_linear(
+        pack_linear(
             F.pad(learners, (0, 0, 0, pad)).flatten(0, 1),
             F.pad(learner_bias, (0, pad)).flatten(),
             dtype,
@@ -335,9 +263,7 @@ def prepare_imitation(
         hidden + pad,
         activation,
         [
-            _prepare_linear(
-                F.pad(matrix.unflatten(1, (-1, hidden)), (0, pad)).flatten(1), bias, torch.float32, thin=True
-            )
+            pack_linear(F.pad(matrix.unflatten(1, (-1, hidden)), (0, pad)).flatten(1), bias, torch.float32, thin=True)
             for matrix, bias in projections
         ],
     )
@@ -412,7 +338,7 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
         merge=_merge("paper" if gate is None else "authors", labels, gates.shape[1], gate, count),
         past=past.data_ptr(),
         gates=gates.data_ptr(),
-        future=_address(future),
+        future=address(future),
         rows=rows,
         out=out.data_ptr(),
     )
@@ -467,9 +393,9 @@ def exit(
         x.shape[0],
         cu_seqlens.data_ptr(),
         rows,
-        _address(add),
+        address(add),
         past.data_ptr(),
-        _address(logits),
+        address(logits),
         torch.get_num_threads(),
     )
     return logits, past

@@ -9,6 +9,9 @@ LEARNER_BITS = 4
 """Of imitation learners where all else is int8: what they say is summed over layers and states, and averages out."""
 
 
+_ROWS = 1024  # in between there are float32 copies of so many, not of the whole
+
+
 def quantise_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """int8 [out, in] and float32 scale [out], weight ~ scale * numbers; exact for a weight that was int8 before.
 
@@ -16,10 +19,13 @@ def quantise_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
 
     weight: float [out, in].
     """
-    largest = weight.abs().amax(1).float()
+    largest = torch.maximum(weight.amax(1), -weight.amin(1)).float()
     top = 2 ** (bits - 1) - 1
     scale = torch.where(largest > 0, largest / top, 1.0)
-    return (weight.float() / scale[:, None]).round().clamp(-top, top).to(torch.int8), scale
+    numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for part, rows, steps in zip(numbers.split(_ROWS), weight.split(_ROWS), scale.split(_ROWS), strict=True):
+        part.copy_((rows.float() / steps[:, None]).round_().clamp_(-top, top))
+    return numbers, scale
 
 
 def fake_quantise_rows(x: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+"""Weights as the compiled kernels read them: panels of output columns, in them 32-bit words side by side."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import extension
+from ..errors import ConfigError
+from .quantisation import quantise_weight
+
+THIN = 16  # fp32 layers of as many outputs or fewer stay as they are: a panel would be mostly padding
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
+
+
+@functools.cache
+def kernels() -> Any:
+    """The fastest kernels this processor runs, or those of PFENGINE_ISA: plain, avx2, avx512, avx512_bf16."""
+    name = os.environ.get("PFENGINE_ISA", "")
+    found = extension.native().find_kernels(name)
+    if found is None:
+        raise ConfigError(f"PFENGINE_ISA is {name!r}; there are no kernels of that name that this processor runs")
+    return found
+
+
+def fast_precisions() -> list[str]:
+    """The precisions faster than fp32 that this processor has instructions for, fastest first."""
+    return {"avx512_bf16": ["int8", "bf16"], "avx512": ["int8"]}.get(kernels().name, [])
+
+
+class Linear(NamedTuple):
+    native: Any  # _C.Linear: addresses of the tensors below
+    precision: Any  # _C.Precision
+    inputs: int
+    outputs: int
+    tensors: tuple[Tensor, ...]
+
+
+def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+    return pack_linear(weight, bias, dtype, thin=dtype == torch.float32 and len(weight) <= THIN)
+
+
+def pack_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, thin: bool = False, bits: int = 8) -> Linear:
+    """As `prepare_linear`. thin: rows as they are, not panels (fp32 only); bits: of the numbers where dtype is int8."""
+    outputs, inputs = weight.shape
+    precision = "int4" if dtype == torch.int8 and bits == 4 else _PRECISIONS[dtype]
+    scale = total = None
+    if dtype == torch.int8:
+        numbers, scale = quantise_weight(weight, bits)
+        total = numbers.sum(1, dtype=torch.int32).float() * scale
+        if precision == "int4":
+            numbers, scale = _halves(numbers), scale / 16
+    else:
+        numbers = weight.to(dtype)
+    packed, bias = numbers.contiguous() if thin else _pack(numbers), bias.float().contiguous()
+    C = extension.native()
+    native = C.Linear(
+        weights=packed.data_ptr(),
+        scale=address(scale),
+        sum=address(total),
+        bias=bias.data_ptr(),
+        inputs=inputs,
+        outputs=outputs,
+        thin=thin,
+    )
+    tensors = tuple(t for t in (packed, scale, total, bias) if t is not None)
+    return Linear(native, getattr(C.Precision, precision), inputs, outputs, tensors)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """[out, in] of 4-, 2- or 1-byte numbers -> int32 [panels, words of the inner dimension, panel]."""
+    panel, group = kernels().panel, 4 // weight.element_size()
+    words = F.pad(weight, (0, -weight.shape[1] % group, 0, -weight.shape[0] % panel)).contiguous().view(torch.int32)
+    return words.view(-1, panel, words.shape[1]).transpose(1, 2).contiguous()
+
+
+def _halves(numbers: Tensor) -> Tensor:
+    """int8 [out, in] of -7 to 7 -> int8 [out, in / 2]: words of 8, the first 4 in the lower halves of their bytes."""
+    words = F.pad(numbers, (0, -numbers.shape[1] % 8)).unflatten(1, (-1, 2, 4))
+    return (words[:, :, 1] * 16 + (words[:, :, 0] & 15)).flatten(1)
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
