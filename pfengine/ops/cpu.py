@@ -346,8 +346,7 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
 
 
 def _merge(kind: str, labels: int, width: int, gate: Linear | None, count: int) -> Any:
-    C = extension.native()
-    native = None if gate is None else gate.native
+    C, native = extension.native(), None if gate is None else gate.native
     return C.Merge(kind=getattr(C.Gate, kind), labels=labels, width=width, gate=native, count=count)
 
 
