@@ -74,8 +74,9 @@ def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
         OMP_NUM_THREADS="1",  # so small a model only waits for threads
     )
     skipped = report["skipped"]
-    assert skipped["ONNX Runtime fp32"] == skipped["ONNX Runtime int8"] == "onnxruntime is not installed"
-    assert "ONNX Runtime fp32: skipped: onnxruntime is not installed" in output
+    for name in ("ONNX Runtime fp32", "ONNX Runtime int8"):
+        assert skipped[name] in ("onnxruntime is not installed", "onnx is not installed")
+        assert f"{name}: skipped: {skipped[name]}" in output
     assert skipped["torch.compile fp32"] == "left out by PFENGINE_BENCH_CONTESTANTS"
     assert report["refused"] == {}
     timed = [name for name in NAMES if name not in skipped]
