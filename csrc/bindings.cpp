@@ -244,9 +244,11 @@ PYBIND11_MODULE(_C, m) {
       "linear"_a, "precision"_a, "first"_a);
   m.def("run_exit", &run_exit, "kernels"_a, "exit"_a, "x"_a, "tokens"_a, "starts"_a, "rows"_a, "add"_a, "past"_a,
         "logits"_a, "threads"_a, NoGil());
-  py::class_<cpu::Step>(m, "Step").def(py::init([](const std::vector<const cpu::Layer*>& blocks, const cpu::Exit* exit,
-                                                   std::int64_t keep) { return cpu::Step{blocks, exit, keep}; }),
-                                       py::kw_only(), "blocks"_a, "exit"_a, "keep"_a);
+  py::class_<cpu::Step>(m, "Step").def(
+      py::init([](const std::vector<const cpu::Layer*>& blocks, const cpu::Exit* exit, std::int64_t adds_from) {
+        return cpu::Step{blocks, exit, adds_from};
+      }),
+      py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::bind_vector<std::vector<cpu::Step>>(m, "Steps");
   m.def("run_alone", &run_alone, "kernels"_a, "steps"_a, "tested"_a, "entropy"_a, "layer"_a, "x"_a, "tokens"_a,
         "logits"_a, "threads"_a);

@@ -41,6 +41,7 @@ class Precision(enum.Enum):
     fp32 = 0
     bf16 = 1
     int8 = 2
+    int4 = 3
 
 class Activation(enum.Enum):
     none = 0
@@ -54,7 +55,9 @@ class Kernels:
     panel: int  # output columns that are packed together
 
 class Linear:
-    def __init__(self, *, weights: int, scale: int, sum: int, bias: int, inputs: int, outputs: int) -> None: ...
+    def __init__(
+        self, *, weights: int, scale: int, sum: int, bias: int, inputs: int, outputs: int, thin: bool
+    ) -> None: ...
 
 class Norm:
     def __init__(self, *, weight: int, bias: int, eps: float) -> None: ...
@@ -116,35 +119,82 @@ def run_linear(
     out: int,
     threads: int,
 ) -> None: ...
-def run_imitation(
+def columns_of(linear: Linear, precision: Precision, first: int) -> Linear: ...
+def qkv_stride(layer: Layer) -> int: ...
+def open_layer(
+    kernels: Kernels, layer: Layer, x: int, tokens: int, cu_seqlens: int, rows: int, qkv: int, first: int, threads: int
+) -> None: ...
+def close_layer(
     kernels: Kernels,
-    precision: Precision,
-    learners: Linear,
-    first_column: int,
-    columns: int,
-    activation: Activation,
-    projection: Linear,
+    layer: Layer,
     x: int,
-    stride: int,
+    tokens: int,
+    cu_seqlens: int,
     rows: int,
+    qkv: int,
+    first: int,
+    stay: int,
     out: int,
+    new_cu_seqlens: int,
     threads: int,
 ) -> None: ...
-def run_merge(
+
+class Gate(enum.Enum):
+    none = 0
+    paper = 1
+    authors = 2
+
+class Merge:
+    def __init__(self, *, kind: Gate, labels: int, width: int, gate: Linear | None, count: float) -> None: ...
+
+class Exit:
+    def __init__(
+        self,
+        *,
+        precision: Precision,
+        learner_precision: Precision,
+        pooler: Linear | None,
+        past: Linear,
+        folded: Linear | None,
+        learners: Linear | None,
+        activation: Activation,
+        projection: Linear | None,
+        merge: Merge,
+    ) -> None: ...
+
+class Step:
+    def __init__(self, *, blocks: list[Layer], exit: Exit | None, adds_from: int) -> None: ...
+
+class Steps:  # std::vector
+    def append(self, x: Step) -> None: ...
+    def __len__(self) -> int: ...
+
+def run_exit(
     kernels: Kernels,
-    gate: Linear | None,
-    count: float,
-    past: int,
-    past_stride: int,
-    labels: int,
-    gates: int,
-    gates_stride: int,
-    gate_width: int,
-    future: int,
-    future_stride: int,
+    exit: Exit,
+    x: int,
+    tokens: int,
+    starts: int,
     rows: int,
-    out: int,
+    add: int,
+    past: int,
+    logits: int,
+    threads: int,
 ) -> None: ...
+def run_alone(
+    kernels: Kernels,
+    steps: Steps,
+    tested: bytes,
+    entropy: float,
+    layer: int,
+    x: int,
+    tokens: int,
+    logits: int,
+    threads: int,
+) -> int: ...
+def run_merge(kernels: Kernels, merge: Merge, past: int, gates: int, future: int, rows: int, out: int) -> None: ...
+def run_entropy(logits: int, rows: int, labels: int, out: int) -> None: ...
+def run_entropy_below(logits: int, rows: int, labels: int, threshold: float, out: int) -> None: ...
 def run_embed(
     kernels: Kernels,
     tables: Tables,

@@ -67,8 +67,13 @@ class RaggedBatch:
             return RaggedBatch(*extension.compact_cuda(self.tokens, self.cu_seqlens, self.row_ids, stay))
         if not self.tokens.is_cuda and extension.has_cpu():
             return RaggedBatch(*extension.compact(self.tokens, self.cu_seqlens, self.row_ids, stay))
-        lengths = self.cu_seqlens.diff()
-        kept = lengths[stay]
-        cu_seqlens = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
-        torch.cumsum(kept, 0, dtype=torch.int32, out=cu_seqlens[1:])
-        return RaggedBatch(self.tokens[stay.repeat_interleave(lengths)], cu_seqlens, self.row_ids[stay])
+        return RaggedBatch(*compact(self.tokens, self.cu_seqlens, stay), self.row_ids[stay])
+
+
+def compact(tokens: Tensor, cu_seqlens: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and cu_seqlens of the rows where `stay` (bool [R]) is true, moved together, in plain torch."""
+    lengths = cu_seqlens.diff()
+    kept = lengths[stay]
+    bounds = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
+    torch.cumsum(kept, 0, dtype=torch.int32, out=bounds[1:])
+    return tokens[stay.repeat_interleave(lengths)], bounds

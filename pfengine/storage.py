@@ -21,13 +21,20 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def open_safetensors(path: Path, file: str) -> dict[str, Tensor]:
-    """All tensors of one safetensors file as stored; a truncated or corrupt file is a CheckpointError."""
+@contextlib.contextmanager
+def _open(path: Path, file: str) -> Iterator[Any]:
+    """The file's handle; what goes wrong with it is a CheckpointError."""
     try:
         with safe_open(path / file, framework="pt") as handle:
-            return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  (no dict)
+            yield handle
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(path, [f"{file} is truncated or corrupt: {error}; copy it again"]) from None
+
+
+def open_safetensors(path: Path, file: str) -> dict[str, Tensor]:
+    """All tensors of one safetensors file as stored; a truncated or corrupt file is a CheckpointError."""
+    with _open(path, file) as handle:
+        return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  (no dict)
 
 
 def read_header(path: Path, file: str) -> dict[str, Tensor]:
@@ -35,15 +42,12 @@ def read_header(path: Path, file: str) -> dict[str, Tensor]:
 
     A truncated or corrupt file is a CheckpointError.
     """
-    try:
-        with safe_open(path / file, framework="pt") as handle:
-            slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118  (no dict)
-            return {
-                key: torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.bool), device="meta")
-                for key, part in slices.items()
-            }
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(path, [f"{file} is truncated or corrupt: {error}; copy it again"]) from None
+    with _open(path, file) as handle:
+        slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118  (no dict)
+        return {
+            key: torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.bool), device="meta")
+            for key, part in slices.items()
+        }
 
 
 def give_back() -> None:

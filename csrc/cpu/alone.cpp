@@ -24,7 +24,7 @@ std::int64_t run_alone(const Kernels& kernels, const std::vector<Step>& steps, c
   };
   place(scratch.reserve(place(nullptr)));
   const std::int32_t bounds[2] = {0, static_cast<std::int32_t>(tokens)};
-  const float* add = nullptr;
+  bool first_exit = true;
   for (std::int64_t i = 0; i < layers; ++i) {
     const Step& step = steps[i];
     const bool last = i + 1 == layers, answer = last || (step.exit && tested[i]);
@@ -35,8 +35,9 @@ std::int64_t run_alone(const Kernels& kernels, const std::vector<Step>& steps, c
       std::swap(y, other);
     }
     if (!step.exit) continue;
+    const float* add = first_exit || step.adds_from < 0 ? nullptr : before + step.adds_from;
     run_exit(kernels, *step.exit, x, 1, bounds, 1, add, past, answer ? logits : nullptr, threads);
-    add = step.keep < 0 ? nullptr : past + step.keep;
+    first_exit = false;
     std::swap(past, before);
     if (!answer) continue;
     bool leaves = last || i + 1 >= leave.layer;

@@ -10,12 +10,12 @@
 
 namespace pfengine::cpu {
 
-// A layer's blocks, and the exit behind it, or null. keep: from which number of its past on the next exit adds up; -1
-// for nothing.
+// A layer's blocks, and the exit behind it, or null. adds_from: from which number of the past before it on it adds up;
+// -1 for nothing.
 struct Step {
   std::vector<const Layer*> blocks;
   const Exit* exit;
-  std::int64_t keep;
+  std::int64_t adds_from;
 };
 
 // Where the row leaves: behind the first tested layer that is `layer` or later, or where entropy is below `entropy`.

@@ -56,10 +56,7 @@ class Attached(ExitHead):
         exits, classifier = self.exits.exits_alone(), self.classifier.exits_alone()
         if exits is None or classifier is None:
             return None
-        before = exits[:-1]
-        if before and before[-1] is not None:
-            before[-1] = (before[-1][0], -1)  # the classifier adds to nothing
-        return [*before, classifier[-1]]
+        return [*exits[:-1], classifier[-1]]
 
     def step(
         self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool

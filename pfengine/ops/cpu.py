@@ -172,9 +172,13 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     return PreparedBlock(native, parts["output"].outputs, C.qkv_stride(native), tuple(tensors))
 
 
-def _check_ragged(x: Tensor, cu_seqlens: Tensor, hidden: int) -> None:
+def _check_tokens(x: Tensor, hidden: int) -> None:
     if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != hidden or not x.is_contiguous():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}, expected contiguous torch.float32 [tokens, {hidden}]")
+
+
+def _check_ragged(x: Tensor, cu_seqlens: Tensor, hidden: int) -> None:
+    _check_tokens(x, hidden)
     if cu_seqlens.dtype != torch.int32 or not cu_seqlens.is_contiguous() or cu_seqlens.dim() != 1:
         raise ValueError(
             f"cu_seqlens is {cu_seqlens.dtype} {list(cu_seqlens.shape)}, expected contiguous torch.int32 [rows + 1]"
@@ -270,14 +274,14 @@ def prepare_imitation(
 
 
 def prepare_alone(layers: list[list[PreparedBlock]], exits: list[tuple[PreparedExit, int] | None]) -> Alone:
-    """For `run_alone`: the blocks of each layer, and its exit, if any, with the place from which the next one adds on
-    (-1: it adds nothing)."""
+    """For `run_alone`: the blocks of each layer, and its exit, if any, with the place in the past of the exit before
+    from which on it adds (-1: it adds nothing)."""
     C = extension.native()
     steps = C.Steps()
     for blocks, behind in zip(layers, exits, strict=True):
-        prepared, keep = behind or (None, -1)
+        prepared, adds_from = behind or (None, -1)
         native = None if prepared is None else prepared.native
-        steps.append(C.Step(blocks=[block.native for block in blocks], exit=native, keep=keep))
+        steps.append(C.Step(blocks=[block.native for block in blocks], exit=native, adds_from=adds_from))
     last = exits[-1]
     assert last is not None
     return Alone(steps, layers[0][0].hidden, last[0].labels, (layers, exits))
@@ -289,10 +293,7 @@ def run_alone(x: Tensor, weights: Alone, tested: bytes, entropy: float, layer: i
     It leaves behind the first layer i with tested[i - 1] that is `layer` or later or has an entropy below `entropy`,
     or else behind the last.
     """
-    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != weights.hidden or not x.is_contiguous():
-        raise ValueError(
-            f"x is {x.dtype} {list(x.shape)}, expected contiguous torch.float32 [tokens, {weights.hidden}]"
-        )
+    _check_tokens(x, weights.hidden)
     if not x.shape[0] or len(tested) != len(weights.steps):
         raise ValueError(
             f"{len(tested)} layers for {x.shape[0]} tokens, expected {len(weights.steps)} for a token or more"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..batch import compact
 from . import Activation, Block, Exit, Norm
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
 
@@ -123,11 +124,7 @@ def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[T
 
 def close_block(opened: Any, stay: Tensor) -> tuple[Tensor, Tensor]:
     y, cu_seqlens = opened
-    lengths = cu_seqlens.diff()
-    kept = lengths[stay]
-    bounds = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
-    torch.cumsum(kept, 0, dtype=torch.int32, out=bounds[1:])
-    return y[stay.repeat_interleave(lengths)], bounds
+    return compact(y, cu_seqlens, stay)
 
 
 def composed(
