@@ -88,8 +88,7 @@ def _linear(
     """`columns` output columns from `first` on, which begins a panel."""
     x = _rows("x", x, weights.inputs)
     add = add if add is None else _rows("add", add, columns, len(x))
-    C = extension.native()
-    out = torch.empty(x.shape[0], columns)
+    C, out = extension.native(), torch.empty(x.shape[0], columns)
     C.run_linear(
         kernels=kernels(),
         precision=weights.precision,
