@@ -12,16 +12,18 @@ from pfengine.config import EngineConfig, parse_backbone
 from pfengine.heads import HEADS
 
 LAYERS, HEADS_OF_ATTENTION, VOCABULARY = 12, 12, 8000
-EXIT_HEADS: dict[str, dict[str, Any]] = {
-    "classifier": {"type": "classifier"},
-    "authors": {"type": "past-future", "pooler": "per-layer"},
-    "folded": {"type": "past-future", "pooler": "per-layer", "learner": "linear"},
+PAST_FUTURE = {"type": "past-future", "pooler": "per-layer"}
+EXIT_HEADS: dict[str, tuple[dict[str, Any], int]] = {  # and how many layers there are from exit to exit
+    "classifier": ({"type": "classifier"}, LAYERS),
+    "authors": (PAST_FUTURE, 1),
+    "authors, every second layer": (PAST_FUTURE, 2),
+    "folded": (PAST_FUTURE | {"learner": "linear"}, 1),
 }
 
 
 def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
     """BERT of `hidden` numbers a token and 12 layers; the same encoder whatever the head, a key of EXIT_HEADS."""
-    path = directory / f"{head}-{hidden}"
+    path = directory / f"{head.replace(', ', '-').replace(' ', '-')}-{hidden}"
     if path.is_dir():
         return path
     raw = {
@@ -33,7 +35,7 @@ def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
     faults: list[str] = []
     backbone = parse_backbone(raw, faults)
     assert backbone is not None, faults
-    options = EXIT_HEADS[head]
+    options, every = EXIT_HEADS[head]
     tensors = {}
     for shapes, seed in ((backbone.family.shapes(backbone), 0), (HEADS[options["type"]].shapes(backbone, options), 1)):
         generator = torch.Generator().manual_seed(seed)
@@ -47,6 +49,6 @@ def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
         system="full-model" if plain else "past-future",
         head=options,
         criterion="never" if plain else "entropy",
-        exit_layers=(LAYERS,) if plain else tuple(range(1, LAYERS + 1)),
+        exit_layers=tuple(range(every, LAYERS + 1, every)),
     )
     return checkpoint.write(path, raw, engine, tensors)

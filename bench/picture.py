@@ -12,7 +12,7 @@ from pfengine.evaluation.pictures import new_figure, save_figure
 from .engines import NAMES
 
 Report = dict[str, Any]
-STYLES = {"authors": "-", "folded": "--"}  # of the heads' lines
+STYLES = {"authors": "-", "authors, every second layer": ":", "folded": "--"}  # of the heads' lines
 
 
 def draw(report: Report, directory: Path) -> list[Path]:

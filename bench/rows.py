@@ -38,16 +38,23 @@ def padded(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def replay_layers(n: int, speedup: float) -> np.ndarray:
-    """Exit layers of n rows, spread over the depth, whose layer speed-up is the one asked for up to rounding."""
+def replay_layers(rows: Sequence[Row], speedup: float, every: int = 1) -> np.ndarray:
+    """Exit layers of the rows, spread over the depth, whose layer speed-up is the one asked for up to rounding.
+
+    every: exits are behind each layer, each second... Of 1,000 ways to hand the layers out, the one in which they
+    depend least on the rows' lengths: otherwise the clock of a few rows would show who by chance stayed long.
+    """
     generator = np.random.default_rng(1)
-    mean = LAYERS / speedup
-    layers = np.clip(np.round(generator.gamma(2, mean / 2, n)), 1, LAYERS).astype(np.int64)
+    n, exits, mean = len(rows), LAYERS // every, LAYERS / speedup / every
+    layers = np.clip(np.round(generator.gamma(2, mean / 2, n)), 1, exits).astype(np.int64)
     while gap := round(n * mean) - layers.sum():
         row, step = generator.integers(n), np.sign(gap)
-        if 1 <= layers[row] + step <= LAYERS:
+        if 1 <= layers[row] + step <= exits:
             layers[row] += step
-    return layers
+    lengths = np.array([len(row) for row in rows])
+    unbiased = lengths.mean() * layers.mean()
+    ways = (generator.permutation(layers) for _ in range(1000))
+    return every * min(ways, key=lambda way: abs((lengths * way).mean() - unbiased))
 
 
 def encoder_flops(rows: Sequence[Row], hidden: int) -> int:

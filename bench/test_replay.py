@@ -18,13 +18,18 @@ from . import engines, report
 from .engines import contestant, disagreeing
 from .interleave import interleave
 from .knobs import CACHE, HIDDEN, PRECISIONS, ROWS, BatchSize, batch_name, batch_sizes
-from .models import LAYERS, random_checkpoint
+from .models import EXIT_HEADS, LAYERS, random_checkpoint
 from .rows import fixed_batches, make_rows, replay_layers
 
 OFF, PEER = "exits off", "OpenVINO int8"
 SPEEDUPS = {f"replay {speedup:g}x": speedup for speedup in (1.5, 2.0, 3.0, 4.0)}
 STREAM = 4  # times the rows: a stream is longer than one of its batches
 BESIDE_PEER = "replay 3x"  # in a stream
+BATCHES: dict[str, tuple[BatchSize, ...]] = {
+    "authors": (None, 32, 1),
+    "authors, every second layer": (1,),  # one row pays most for an exit
+    "folded": (None, 32, 1),
+}
 NAMES = (OFF, *SPEEDUPS, PEER)
 
 pytestmark = pytest.mark.timeout(3600)  # the first test may convert the checkpoint for the peer
@@ -39,7 +44,7 @@ def measured(hidden: int, precision: str, head: str, batch_size: BatchSize) -> d
         engines.SKIPPED[f"pfengine {precision}"] = str(error)
         pytest.skip(str(error))
     inputs = [{"input_ids": row} for row in rows]
-    layers = {name: replay_layers(len(rows), speedup) for name, speedup in SPEEDUPS.items()}
+    layers = {name: replay_layers(rows, speedup, EXIT_HEADS[head][1]) for name, speedup in SPEEDUPS.items()}
     # made beforehand: who measures an engine does not measure its own lists
     order = [list(range(len(rows)))] if batch_size is None else list(fixed_batches(rows, batch_size))
 
@@ -96,15 +101,15 @@ def measured(hidden: int, precision: str, head: str, batch_size: BatchSize) -> d
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "name"),
+    ("head", "batch_size", "name"),
     [
-        pytest.param(size, name, id=f"{batch_name(size)}-{name}")
-        for size in batch_sizes(None, 32, 1)
+        pytest.param(head, size, name, id=f"{head}-{batch_name(size)}-{name}")
+        for head, sizes in BATCHES.items()
+        for size in batch_sizes(*sizes)
         for name in NAMES
         if name != PEER or size is None
     ],
 )
-@pytest.mark.parametrize("head", ["authors", "folded"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_replay(benchmark: Any, hidden: int, precision: str, head: str, batch_size: BatchSize, name: str) -> None:

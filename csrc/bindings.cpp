@@ -2,7 +2,6 @@
 // Shapes, dtypes and contiguity are checked by pfengine/extension.py, the only caller.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <pybind11/stl_bind.h>
 
 #include <cstdint>
 #include <string>
@@ -16,8 +15,6 @@
 #ifdef PFENGINE_CUDA
 #include "cuda/compact.h"
 #endif
-
-PYBIND11_MAKE_OPAQUE(std::vector<pfengine::cpu::Step>)
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -73,11 +70,14 @@ cpu::Norm make_norm(Address weight, Address bias, float eps) {
   return {at<const float>(weight), at<const float>(bias), eps};
 }
 
-cpu::Tables make_tables(Address word, Address position, Address token_type, std::int64_t words, std::int64_t positions,
-                        std::int64_t token_types, bool bf16) {
+cpu::Embedding make_embedding(Address word, Address position, Address token_type, std::int64_t words,
+                              std::int64_t positions, std::int64_t token_types, std::int64_t size, bool bf16,
+                              const cpu::Norm& norm) {
   return {{at<const void>(word), at<const void>(position), at<const void>(token_type)},
           {words, positions, token_types},
-          bf16};
+          size,
+          bf16,
+          norm};
 }
 
 cpu::Layer make_layer(cpu::Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
@@ -137,11 +137,12 @@ void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, std
                 at<float>(past), at<float>(logits), threads);
 }
 
-std::int64_t run_alone(const cpu::Kernels& kernels, const std::vector<cpu::Step>& steps, const std::string& tested,
-                       float entropy, std::int64_t layer, Address x, std::int64_t tokens, Address logits, int threads) {
+std::int64_t run_alone(const cpu::Kernels& kernels, const cpu::Alone& model, const std::string& tested, float entropy,
+                       std::int64_t layer, Address ids, Address positions, Address types, std::int64_t tokens,
+                       Address logits, int threads) {
   const py::gil_scoped_release release;
-  return cpu::run_alone(kernels, steps, tested.data(), {entropy, layer}, at<const float>(x), tokens, at<float>(logits),
-                        threads);
+  const cpu::Ids all = {at<const std::int64_t>(ids), at<const std::int64_t>(positions), at<const std::int64_t>(types)};
+  return cpu::run_alone(kernels, model, tested.data(), {entropy, layer}, all, tokens, at<float>(logits), threads);
 }
 
 void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address past, Address gates, Address future,
@@ -159,11 +160,10 @@ void run_entropy(Address logits, std::int64_t rows, std::int64_t labels, Address
   cpu::run_entropy(at<const float>(logits), rows, labels, at<float>(out));
 }
 
-void run_embed(const cpu::Kernels& kernels, const cpu::Tables& tables, const cpu::Norm& norm, Address ids,
-               Address positions, Address types, std::int64_t tokens, std::int64_t size, Address out, int threads) {
-  const std::int64_t* const all[3] = {at<const std::int64_t>(ids), at<const std::int64_t>(positions),
-                                      at<const std::int64_t>(types)};
-  cpu::run_embed(kernels, tables, norm, all, tokens, size, at<float>(out), threads);
+void run_embed(const cpu::Kernels& kernels, const cpu::Embedding& embedding, Address ids, Address positions,
+               Address types, std::int64_t tokens, Address out, int threads) {
+  const cpu::Ids all = {at<const std::int64_t>(ids), at<const std::int64_t>(positions), at<const std::int64_t>(types)};
+  cpu::run_embed(kernels, embedding, all, tokens, at<float>(out), threads);
 }
 
 void run_entropy_below(Address logits, std::int64_t rows, std::int64_t labels, float threshold, Address out) {
@@ -212,9 +212,9 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "sum"_a, "bias"_a, "inputs"_a, "outputs"_a,
            "thin"_a);
   py::class_<cpu::Norm>(m, "Norm").def(py::init(&make_norm), py::kw_only(), "weight"_a, "bias"_a, "eps"_a);
-  py::class_<cpu::Tables>(m, "Tables")
-      .def(py::init(&make_tables), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
-           "token_types"_a, "bf16"_a);
+  py::class_<cpu::Embedding>(m, "Embedding")
+      .def(py::init(&make_embedding), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
+           "token_types"_a, "size"_a, "bf16"_a, "norm"_a);
   py::class_<cpu::Layer>(m, "Layer")
       .def(py::init(&make_layer), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
            "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
@@ -249,14 +249,17 @@ PYBIND11_MODULE(_C, m) {
         return cpu::Step{blocks, exit, adds_from};
       }),
       py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
-  py::bind_vector<std::vector<cpu::Step>>(m, "Steps");
-  m.def("run_alone", &run_alone, "kernels"_a, "steps"_a, "tested"_a, "entropy"_a, "layer"_a, "x"_a, "tokens"_a,
-        "logits"_a, "threads"_a);
+  py::class_<cpu::Alone>(m, "Alone")
+      .def(py::init([](const cpu::Embedding& embedding, const cpu::Linear* widen, cpu::Precision precision,
+                       const std::vector<cpu::Step>& steps) { return cpu::Alone{embedding, widen, precision, steps}; }),
+           py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a);
+  m.def("run_alone", &run_alone, "kernels"_a, "model"_a, "tested"_a, "entropy"_a, "layer"_a, "ids"_a, "positions"_a,
+        "types"_a, "tokens"_a, "logits"_a, "threads"_a);
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_entropy", &run_entropy, "logits"_a, "rows"_a, "labels"_a, "out"_a);
   m.def("run_entropy_below", &run_entropy_below, "logits"_a, "rows"_a, "labels"_a, "threshold"_a, "out"_a);
-  m.def("run_embed", &run_embed, "kernels"_a, "tables"_a, "norm"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a,
-        "size"_a, "out"_a, "threads"_a, NoGil());
+  m.def("run_embed", &run_embed, "kernels"_a, "embedding"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a, "out"_a,
+        "threads"_a, NoGil());
 #ifdef _OPENMP
   m.attr("has_openmp") = true;
 #else

@@ -62,7 +62,7 @@ class Linear:
 class Norm:
     def __init__(self, *, weight: int, bias: int, eps: float) -> None: ...
 
-class Tables:
+class Embedding:
     def __init__(
         self,
         *,
@@ -72,7 +72,9 @@ class Tables:
         words: int,
         positions: int,
         token_types: int,
+        size: int,
         bf16: bool,
+        norm: Norm,
     ) -> None: ...
 
 class Layer:
@@ -165,9 +167,10 @@ class Exit:
 class Step:
     def __init__(self, *, blocks: list[Layer], exit: Exit | None, adds_from: int) -> None: ...
 
-class Steps:  # std::vector
-    def append(self, x: Step) -> None: ...
-    def __len__(self) -> int: ...
+class Alone:
+    def __init__(
+        self, *, embedding: Embedding, widen: Linear | None, precision: Precision, steps: list[Step]
+    ) -> None: ...
 
 def run_exit(
     kernels: Kernels,
@@ -183,11 +186,13 @@ def run_exit(
 ) -> None: ...
 def run_alone(
     kernels: Kernels,
-    steps: Steps,
+    model: Alone,
     tested: bytes,
     entropy: float,
     layer: int,
-    x: int,
+    ids: int,
+    positions: int,
+    types: int,
     tokens: int,
     logits: int,
     threads: int,
@@ -197,13 +202,11 @@ def run_entropy(logits: int, rows: int, labels: int, out: int) -> None: ...
 def run_entropy_below(logits: int, rows: int, labels: int, threshold: float, out: int) -> None: ...
 def run_embed(
     kernels: Kernels,
-    tables: Tables,
-    norm: Norm,
+    embedding: Embedding,
     ids: int,
     positions: int,
     types: int,
     tokens: int,
-    size: int,
     out: int,
     threads: int,
 ) -> None: ...

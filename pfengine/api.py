@@ -21,7 +21,7 @@ from .exits import Criterion, Replay
 from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
-from .ops import OpSet
+from .ops import OpSet, alone, cpu, cpu_torch, reference
 from .tokenization import Row, Tokenizer, batches, is_single, pack
 from .windows import read_windows
 
@@ -84,23 +84,15 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         tensors = {key: value.to(device) for key, value in tensors.items()}
     with torch.inference_mode():
         head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
-        encoder, exits, alone = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_alone(), None
-        if exits is not None and hasattr(ops, "prepare_alone"):
-            alone = ops.prepare_alone(encoder.layers, exits)
-        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, alone)
+        encoder, exits, one_call = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_alone(), None
+        if exits is not None and ops is cpu:
+            one_call = alone.prepare(encoder.embedding, encoder.widen, encoder.layers, exits)
+        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, one_call)
 
 
 def _op_set(device: torch.device) -> OpSet:
     if device.type == "cpu":
-        if extension.has_cpu():
-            from .ops import cpu
-
-            return cpu
-        from .ops import cpu_torch
-
-        return cpu_torch
-    from .ops import reference
-
+        return cpu if extension.has_cpu() else cpu_torch
     log.warning(
         "on a GPU this version runs plain torch operations: right, but neither fast nor the same to the last bit "
         "in every batch"
@@ -126,8 +118,6 @@ def _auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
     """The fastest that is known to answer as fp32; a guarantee was given for fp32, and holds for nothing else."""
     if device.type != "cpu" or not extension.has_cpu() or ckpt.engine.guarantee is not None:
         return "fp32"
-    from .ops import cpu
-
     for name in cpu.fast_precisions():
         check = ckpt.engine.precisions.get(name)
         if check is None:
@@ -360,7 +350,8 @@ class Engine:
             case "multi_label_classification":
                 with np.errstate(over="ignore"):  # exp(-logit) = inf gives the right 0
                     return 1.0 / (1.0 + np.exp(-logits))
-        return torch.softmax(torch.from_numpy(logits), -1).numpy()
+        powers = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
+        return powers / powers.sum(1, keepdims=True)
 
     def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:
         if top_k == 1:

@@ -17,7 +17,7 @@ from .encoder import Encoder
 from .errors import ConfigError
 from .exits import Criterion, Never
 from .heads import ExitHead
-from .ops import cpu
+from .ops import alone
 
 MIN_ROWS_TO_OPEN = 4  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
 
@@ -32,7 +32,7 @@ class Model:
     encoder: Encoder
     head: ExitHead
     exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
-    alone: Any = None  # what `ops.cpu.run_alone` takes, where a row can go through all layers in one call
+    alone: Any = None  # what `ops.alone.run` takes, where a row can go through all layers in one call
 
     @property
     def num_layers(self) -> int:
@@ -53,19 +53,24 @@ class Answers:
         self.logits[places] = logits.numpy(force=True)[rows]
         self.exit_layers[places] = layer
 
+    def put_row(self, row_id: int, logits: np.ndarray, layer: int) -> None:
+        self.logits[row_id - self.base] = logits
+        self.exit_layers[row_id - self.base] = layer
+
 
 def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -> None:
     """All rows of `inputs` through the layers, each until `criterion` lets it leave; results go into `answers`."""
     if not len(inputs):
         return
     last = model.num_layers
-    batch = encoder.embed(model.encoder, inputs)
-    if len(batch) == 1 and model.alone is not None and isinstance(criterion, Criterion):
-        rule = criterion.alone(int(batch.row_ids[0]))
+    if len(inputs) == 1 and model.alone is not None and isinstance(criterion, Criterion):
+        row_id = int(inputs.row_ids)
+        rule = criterion.alone(row_id)
         if rule is not None:
             tested = bytes(is_tested(model, criterion, layer) for layer in range(1, last + 1))
-            answers.put(batch.row_ids, *cpu.run_alone(batch.tokens, model.alone, tested, *rule))
+            answers.put_row(row_id, *alone.run(model.alone, inputs.ids, inputs.positions, inputs.types, tested, *rule))
             return
+    batch = encoder.embed(model.encoder, inputs)
     head_state, exit_state = None, None
     for layer in range(1, last + 1):
         answer = layer == last or is_tested(model, criterion, layer)

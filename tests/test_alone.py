@@ -14,7 +14,7 @@ import torch
 import pfengine
 from pfengine import extension
 from pfengine.exits import Entropy
-from pfengine.ops import cpu
+from pfengine.ops import alone
 
 if not extension.has_cpu():
     pytest.skip(extension.status(), allow_module_level=True)
@@ -93,9 +93,12 @@ def test_a_criterion_of_ones_own_is_asked(make_checkpoint: Make, random_rows: An
 
 def test_wrong_shapes_are_refused(make_checkpoint: Make) -> None:
     model = pfengine.load(make_checkpoint("bert"), criterion="never").model
-    with pytest.raises(ValueError, match=r"x is torch.float32 \[3, 47\]"):
-        cpu.run_alone(torch.randn(3, 47), model.alone, bytes(5), 0.0, 9)
+    three, none = torch.arange(3), torch.arange(0)
+    with pytest.raises(ValueError, match=r"types is torch.int64 \[0\], expected torch.int64 \[3\]"):
+        alone.run(model.alone, three, three, none, bytes(5), 0.0, 9)
     with pytest.raises(ValueError, match="4 layers for 3 tokens, expected 5"):
-        cpu.run_alone(torch.randn(3, 48), model.alone, bytes(4), 0.0, 9)
+        alone.run(model.alone, three, three, three * 0, bytes(4), 0.0, 9)
     with pytest.raises(ValueError, match="5 layers for 0 tokens"):
-        cpu.run_alone(torch.randn(0, 48), model.alone, bytes(5), 0.0, 9)
+        alone.run(model.alone, none, none, none, bytes(5), 0.0, 9)
+    with pytest.raises(IndexError, match="token id -1 of token 0 is outside its table"):
+        alone.run(model.alone, three - 1, three, three * 0, bytes(5), 0.0, 9)

@@ -94,13 +94,13 @@ def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
     assert all(0 < r["p50_ms"] <= r["p99_ms"] for r in latency)
     assert {"fp32", "bf16", "int8"} == set(report["gemm_gflops"])
 
-    for head in ("authors", "folded"):
+    for head in ("authors", "authors, every second layer", "folded"):
         for size in ("2", "stream"):
             records = [r for r in replay if (r["head"], r["batch_size"]) == (head, size)]
             assert [r["layer_speedup"] for r in records] == [1, 1.5, 2, 3, 4]
             assert all(0 < r["wall_clock_over_layer_speedup"] < math.inf for r in records)
     beside = [r["contestant"] for r in replay if r["speedup_over_openvino"]]
-    assert beside == ([] if "OpenVINO int8" in skipped else ["replay 3x"] * 2)
+    assert beside == ([] if "OpenVINO int8" in skipped else ["replay 3x"] * 3)
     assert {"throughput-48.png", "throughput-48.svg", "replay-48-int8.png", "replay-48-int8.svg"} == {
         path.name for path in (tmp_path / "pictures").iterdir()
     }
@@ -119,12 +119,18 @@ def test_rows() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 7, 96])
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("speedup", [1.5, 2, 3, 4])
-def test_replayed_layers(n: int, speedup: float) -> None:
-    layers = replay_layers(n, speedup)
-    assert layers.sum() == round(n * 12 / speedup)
-    assert layers.min() >= 1
+def test_replayed_layers(n: int, speedup: float, every: int) -> None:
+    rows = make_rows(n)
+    layers = replay_layers(rows, speedup, every)
+    assert layers.sum() == every * round(n * 12 / speedup / every)
+    assert layers.min() >= every
     assert layers.max() <= 12
+    assert not (layers % every).any()
+    if n == 96:  # who has more tokens does not stay longer
+        tokens = np.array([len(row) for row in rows])
+        assert (tokens * layers).sum() / tokens.sum() == pytest.approx(layers.mean(), rel=2e-3)
 
 
 def test_answers_that_differ_are_not_timed() -> None:

@@ -1,4 +1,4 @@
-// One row, from its embeddings to its answer, in one call.
+// One row, from its ids to its answer, in one call.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include "exit.h"
 #include "kernels.h"
 #include "layer.h"
+#include "linear.h"
 
 namespace pfengine::cpu {
 
@@ -18,15 +19,23 @@ struct Step {
   std::int64_t adds_from;
 };
 
+// All that a row goes through. widen: from the embeddings' size to the hidden states', or null.
+struct Alone {
+  Embedding embedding;
+  const Linear* widen;
+  Precision precision;  // of widen
+  std::vector<Step> steps;
+};
+
 // Where the row leaves: behind the first tested layer that is `layer` or later, or where entropy is below `entropy`.
 struct Leave {
   float entropy;
   std::int64_t layer;
 };
 
-// x: float32 [tokens, H]. tested [layers]: may the row leave behind this layer? The last step has an exit, and the row
-// leaves there. logits [labels]. Returns the layer it left behind, 1-based.
-std::int64_t run_alone(const Kernels& kernels, const std::vector<Step>& steps, const char* tested, Leave leave,
-                       const float* x, std::int64_t tokens, float* logits, int threads);
+// tested [layers]: may the row leave behind this layer? The last step has an exit, and the row leaves there. logits
+// [labels]. Returns the layer it left behind, 1-based. Throws std::out_of_range for a wrong id.
+std::int64_t run_alone(const Kernels& kernels, const Alone& model, const char* tested, Leave leave, const Ids& ids,
+                       std::int64_t tokens, float* logits, int threads);
 
 }  // namespace pfengine::cpu

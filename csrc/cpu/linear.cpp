@@ -117,26 +117,27 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
   }
 }
 
-void run_embed(const Kernels& kernels, const Tables& tables, const Norm& norm, const std::int64_t* const ids[3],
-               std::int64_t tokens, std::int64_t size, float* out, int threads) {
+void run_embed(const Kernels& kernels, const Embedding& embedding, const Ids& ids, std::int64_t tokens, float* out,
+               int threads) {
   static const char* const names[3] = {"token id", "position", "token type"};
   for (int i = 0; i < 3; ++i) {
     for (std::int64_t token = 0; token < tokens; ++token) {
-      if (ids[i][token] < 0 || ids[i][token] >= tables.rows[i]) {
+      if (ids[i][token] < 0 || ids[i][token] >= embedding.rows[i]) {
         throw std::out_of_range(std::string(names[i]) + " " + std::to_string(ids[i][token]) + " of token " +
-                                std::to_string(token) + " is outside its table of " + std::to_string(tables.rows[i]));
+                                std::to_string(token) + " is outside its table of " +
+                                std::to_string(embedding.rows[i]));
       }
     }
   }
-  const std::int64_t row_bytes = size * (tables.bf16 ? 2 : 4);
+  const std::int64_t size = embedding.size, row_bytes = size * (embedding.bf16 ? 2 : 4);
   const int used = static_cast<int>(std::clamp<std::int64_t>(tokens / 16, 1, threads));
 #pragma omp parallel for num_threads(used) schedule(static) if (used > 1)
   for (std::int64_t token = 0; token < tokens; ++token) {
     const void* rows[3];
-    for (int i = 0; i < 3; ++i) rows[i] = static_cast<const char*>(tables.data[i]) + ids[i][token] * row_bytes;
+    for (int i = 0; i < 3; ++i) rows[i] = static_cast<const char*>(embedding.tables[i]) + ids[i][token] * row_bytes;
     float* to = out + token * size;
-    kernels.add_rows(rows, tables.bf16, size, to);
-    kernels.layer_norm(to, norm, size, to);
+    kernels.add_rows(rows, embedding.bf16, size, to);
+    kernels.layer_norm(to, embedding.norm, size, to);
   }
 }
 

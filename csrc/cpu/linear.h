@@ -38,14 +38,19 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
                 Activation activation, Matrix x, std::int64_t rows, Matrix add, float* out, int threads);
 
 // Word, position and token type: fp32 or bf16 [rows[i], size].
-struct Tables {
-  const void* data[3];
+struct Embedding {
+  const void* tables[3];
   std::int64_t rows[3];
+  std::int64_t size;
   bool bf16;
+  Norm norm;
 };
 
-// out [tokens, size] = LayerNorm(sum of the rows that ids [3][tokens] name). Throws std::out_of_range for a wrong id.
-void run_embed(const Kernels& kernels, const Tables& tables, const Norm& norm, const std::int64_t* const ids[3],
-               std::int64_t tokens, std::int64_t size, float* out, int threads);
+// Word, position and token type of every token: [tokens] each.
+using Ids = const std::int64_t* [3];
+
+// out [tokens, size] = LayerNorm(sum of the rows that ids name). Throws std::out_of_range for a wrong id.
+void run_embed(const Kernels& kernels, const Embedding& embedding, const Ids& ids, std::int64_t tokens, float* out,
+               int threads);
 
 }  // namespace pfengine::cpu

@@ -59,7 +59,7 @@ class ExitHead(ABC):
         """Prepare the weights once for an op set; dtype: of the large products, logits are always float32."""
 
     def exits_alone(self) -> list[tuple[Any, int] | None] | None:
-        """For each layer what `ops.cpu.prepare_alone` takes, where every step is an op `exit` or nothing; else None."""
+        """For each layer what `ops.alone.prepare` takes, where every step is an op `exit` or nothing; else None."""
         return None
 
     @abstractmethod

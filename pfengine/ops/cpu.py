@@ -26,8 +26,7 @@ HEAD_ALIGNMENT = 2  # bf16 comes in pairs
 
 
 class Embedding(NamedTuple):
-    native: Any  # _C.Tables
-    norm: Any  # _C.Norm
+    native: Any  # _C.Embedding
     size: int
     tensors: tuple[Tensor, ...]
 
@@ -59,13 +58,6 @@ class PreparedExit(NamedTuple):
     native: Any  # _C.Exit: addresses of the parts below
     hidden: int
     width: int  # of the past
-    labels: int
-    parts: tuple[Any, ...]
-
-
-class Alone(NamedTuple):
-    steps: Any  # _C.Steps: addresses of the parts below
-    hidden: int
     labels: int
     parts: tuple[Any, ...]
 
@@ -116,33 +108,38 @@ def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: 
     dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
     word, position, token_type = (table.to(dtype).contiguous() for table in tables)
     native_norm, parts = _norm(norm)
-    native = extension.native().Tables(
+    native = extension.native().Embedding(
         word=word.data_ptr(),
         position=position.data_ptr(),
         token_type=token_type.data_ptr(),
         words=len(word),
         positions=len(position),
         token_types=len(token_type),
+        size=word.shape[1],
         bf16=dtype == torch.bfloat16,
+        norm=native_norm,
     )
-    return Embedding(native, native_norm, word.shape[1], (word, position, token_type, *parts))
+    return Embedding(native, word.shape[1], (word, position, token_type, *parts))
 
 
-def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
-    ids, positions, types = (x.contiguous() for x in (ids, positions, types))
+def ids_of(ids: Tensor, positions: Tensor, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three, contiguous; ValueError where they are not int64 [tokens]."""
     for name, x in (("ids", ids), ("positions", positions), ("types", types)):
         if x.dtype != torch.int64 or x.shape != (len(ids),):
             raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected torch.int64 [{len(ids)}]")
+    return ids.contiguous(), positions.contiguous(), types.contiguous()
+
+
+def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
+    ids, positions, types = ids_of(ids, positions, types)
     out = torch.empty(len(ids), weights.size)
     extension.native().run_embed(
         kernels=kernels(),
-        tables=weights.native,
-        norm=weights.norm,
+        embedding=weights.native,
         ids=ids.data_ptr(),
         positions=positions.data_ptr(),
         types=types.data_ptr(),
         tokens=len(ids),
-        size=weights.size,
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -270,46 +267,6 @@ def prepare_imitation(
             for matrix, bias in projections
         ],
     )
-
-
-def prepare_alone(layers: list[list[PreparedBlock]], exits: list[tuple[PreparedExit, int] | None]) -> Alone:
-    """For `run_alone`: the blocks of each layer, and its exit, if any, with the place in the past of the exit before
-    from which on it adds (-1: it adds nothing)."""
-    C = extension.native()
-    steps = C.Steps()
-    for blocks, behind in zip(layers, exits, strict=True):
-        prepared, adds_from = behind or (None, -1)
-        native = None if prepared is None else prepared.native
-        steps.append(C.Step(blocks=[block.native for block in blocks], exit=native, adds_from=adds_from))
-    last = exits[-1]
-    assert last is not None
-    return Alone(steps, layers[0][0].hidden, last[0].labels, (layers, exits))
-
-
-def run_alone(x: Tensor, weights: Alone, tested: bytes, entropy: float, layer: int) -> tuple[Tensor, int]:
-    """One row through the layers, [tokens, H], in one call: its logits, [1, C], and the layer it left behind.
-
-    It leaves behind the first layer i with tested[i - 1] that is `layer` or later or has an entropy below `entropy`,
-    or else behind the last.
-    """
-    _check_tokens(x, weights.hidden)
-    if not x.shape[0] or len(tested) != len(weights.steps):
-        raise ValueError(
-            f"{len(tested)} layers for {x.shape[0]} tokens, expected {len(weights.steps)} for a token or more"
-        )
-    logits = torch.empty(1, weights.labels)
-    left = extension.native().run_alone(
-        kernels(),
-        weights.steps,
-        tested,
-        entropy,
-        layer,
-        x.data_ptr(),
-        x.shape[0],
-        logits.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return logits, left
 
 
 def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
