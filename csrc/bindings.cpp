@@ -1,5 +1,6 @@
 // pfengine._C: addresses come in as integers, so that no torch header is needed and one build serves every torch.
 // Shapes, dtypes and contiguity are checked by pfengine/extension.py, the only caller.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -22,6 +23,7 @@ using namespace py::literals;
 namespace {
 
 using Address = std::uintptr_t;
+using Ids = py::array_t<std::int64_t, py::array::c_style>;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 template <typename T>
@@ -138,11 +140,13 @@ void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, std
 }
 
 std::int64_t run_alone(const cpu::Kernels& kernels, const cpu::Alone& model, const std::string& tested, float entropy,
-                       std::int64_t layer, Address ids, Address positions, Address types, std::int64_t tokens,
-                       Address logits, int threads) {
-  const py::gil_scoped_release release;
-  const cpu::Ids all = {at<const std::int64_t>(ids), at<const std::int64_t>(positions), at<const std::int64_t>(types)};
-  return cpu::run_alone(kernels, model, tested.data(), {entropy, layer}, all, tokens, at<float>(logits), threads);
+                       std::int64_t layer, const Ids& ids, const Ids& positions, const Ids& types,
+                       py::array_t<float, py::array::c_style> logits, int threads) {
+  const cpu::Ids all = {ids.data(), positions.data(), types.data()};
+  const std::int64_t tokens = ids.size();
+  float* const out = logits.mutable_data();
+  return without_gil(
+      [&] { return cpu::run_alone(kernels, model, tested.data(), {entropy, layer}, all, tokens, out, threads); });
 }
 
 void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address past, Address gates, Address future,
@@ -254,7 +258,7 @@ PYBIND11_MODULE(_C, m) {
                        const std::vector<cpu::Step>& steps) { return cpu::Alone{embedding, widen, precision, steps}; }),
            py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a);
   m.def("run_alone", &run_alone, "kernels"_a, "model"_a, "tested"_a, "entropy"_a, "layer"_a, "ids"_a, "positions"_a,
-        "types"_a, "tokens"_a, "logits"_a, "threads"_a);
+        "types"_a, "logits"_a.noconvert(), "threads"_a);
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_entropy", &run_entropy, "logits"_a, "rows"_a, "labels"_a, "out"_a);
   m.def("run_entropy_below", &run_entropy_below, "logits"_a, "rows"_a, "labels"_a, "threshold"_a, "out"_a);

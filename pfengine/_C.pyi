@@ -2,6 +2,8 @@
 
 import enum
 
+import numpy as np
+
 has_openmp: bool
 has_cuda: bool  # the three functions with "cuda" in their name are there
 
@@ -190,11 +192,10 @@ def run_alone(
     tested: bytes,
     entropy: float,
     layer: int,
-    ids: int,
-    positions: int,
-    types: int,
-    tokens: int,
-    logits: int,
+    ids: np.ndarray,
+    positions: np.ndarray,
+    types: np.ndarray,
+    logits: np.ndarray,
     threads: int,
 ) -> int: ...
 def run_merge(kernels: Kernels, merge: Merge, past: int, gates: int, future: int, rows: int, out: int) -> None: ...

@@ -281,15 +281,15 @@ class Engine:
     ) -> Predictions:
         """Answers as arrays. Raises InputError at the first bad row."""
         rule = self.choose(criterion, threshold, speedup)
-        logits, exit_layers = [np.empty((0, len(self.labels)), np.float32)], [np.empty(0, np.int64)]
+        parts = []
         for window in self._windows(inputs, truncation, batch_tokens, batch_size):
             _raise_first(window)
-            answers = self._run(window, rule, batch_tokens, batch_size)
-            logits.append(answers.logits)
-            exit_layers.append(answers.exit_layers)
-        scores = np.concatenate(logits)
-        probabilities = self._probabilities(scores)
-        return Predictions(scores, probabilities, probabilities.argmax(1), np.concatenate(exit_layers), self.num_layers)
+            parts.append(self._run(window, rule, batch_tokens, batch_size))
+        parts = parts or [Answers(0, 0, len(self.labels))]
+        logits = np.concatenate([part.logits for part in parts])
+        exit_layers = np.concatenate([part.exit_layers for part in parts])
+        probabilities = self._probabilities(logits)
+        return Predictions(logits, probabilities, probabilities.argmax(1), exit_layers, self.num_layers)
 
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`."""
@@ -297,10 +297,9 @@ class Engine:
         for window in self._windows(inputs, "truncate", batch_tokens, None):
             rows = _raise_first(window)
             out = torch.empty(len(self.exit_layers), len(rows), len(self.labels))
-            with torch.inference_mode():
-                for batch in batches(rows, batch_tokens):
-                    packed = pack(batch, self.model.config).to(self.device)
-                    out[:, packed.row_ids.cpu() - rows[0].row_id] = engine.all_logits(self.model, packed)
+            for batch in batches(rows, batch_tokens):
+                packed = pack(batch, self.model.config)
+                out[:, packed.row_ids - rows[0].row_id] = engine.all_logits(self.model, packed.to(self.device))
             parts.append(out.numpy())
         return np.concatenate(parts, axis=1)
 
@@ -333,14 +332,13 @@ class Engine:
     def _run(self, window: list[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None) -> Answers:
         rows = [row for row in window if isinstance(row, Row)]
         first = window[0].row_id if isinstance(window[0], Row) else window[0].row
-        if isinstance(rule, Replay) and first + len(window) > len(rule.layers):
-            raise ConfigError(
-                f"replay has exit layers for {len(rule.layers)} rows, but there is a row {len(rule.layers)}"
-            )
+        if isinstance(rule, Replay) and first + len(window) > rule.rows:
+            raise ConfigError(f"replay has exit layers for {rule.rows} rows, but there is a row {rule.rows}")
         answers = Answers(first, len(window), len(self.labels))
-        with torch.inference_mode():
-            for batch in batches(rows, batch_tokens, batch_size):
-                engine.run(self.model, pack(batch, self.model.config).to(self.device), rule, answers)
+        for batch in batches(rows, batch_tokens, batch_size):
+            packed = pack(batch, self.model.config)
+            if len(batch) > 1 or not engine.run_alone(self.model, packed, rule, answers):
+                engine.run(self.model, packed.to(self.device), rule, answers)
         return answers
 
     def _probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -350,8 +348,9 @@ class Engine:
             case "multi_label_classification":
                 with np.errstate(over="ignore"):  # exp(-logit) = inf gives the right 0
                     return 1.0 / (1.0 + np.exp(-logits))
-        powers = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
-        return powers / powers.sum(1, keepdims=True)
+        powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
+        powers /= np.add.reduce(powers, 1, keepdims=True)
+        return powers
 
     def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:
         if top_k == 1:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,23 +20,31 @@ def _count(numbers: int, device: torch.device) -> Tensor:
         return torch.arange(numbers, dtype=torch.int32, device=device)
 
 
+class Packed(NamedTuple):
+    """Token ids of R rows, T tokens in all, packed without padding."""
+
+    ids: np.ndarray  # int64 [T]
+    positions: np.ndarray  # int64 [T]
+    types: np.ndarray  # int64 [T]
+    cu_seqlens: np.ndarray  # int32 [R + 1]: row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]
+    row_ids: np.ndarray  # int64 [R]: which row of the caller's input each row is
+
+    def to(self, device: torch.device | str = "cpu") -> RaggedInputs:
+        return RaggedInputs(*(torch.from_numpy(array).to(device) for array in self))
+
+
 @dataclass(frozen=True)
 class RaggedInputs:
-    """Token ids of R rows, T tokens in all, packed without padding; what `encoder.embed` takes."""
+    """`Packed` as tensors, on a device; what `encoder.embed` takes."""
 
-    ids: Tensor  # int64 [T]
-    positions: Tensor  # int64 [T]
-    types: Tensor  # int64 [T]
-    cu_seqlens: Tensor  # int32 [R + 1]: row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]
-    row_ids: Tensor  # int64 [R]: which row of the caller's input each row is
+    ids: Tensor
+    positions: Tensor
+    types: Tensor
+    cu_seqlens: Tensor
+    row_ids: Tensor
 
     def __len__(self) -> int:
         return self.row_ids.shape[0]
-
-    def to(self, device: torch.device) -> RaggedInputs:
-        if self.ids.device == device:
-            return self
-        return RaggedInputs(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-import torch
 
-from .batch import RaggedInputs
+from .batch import Packed
 from .config import BackboneConfig
 from .errors import CheckpointError, ConfigError, InputError, InputTypeError
 
@@ -240,7 +239,7 @@ def _uses_types(settings: dict[str, Any], config: BackboneConfig) -> bool:
     return config.family.needs_type_ids if name is None else str(name).removesuffix("Fast") in _WITH_TYPES
 
 
-def pack(rows: Sequence[Row], config: BackboneConfig) -> RaggedInputs:
+def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
     """Rows end to end, as they come."""
     lengths = [len(row.ids) for row in rows]
     cu_seqlens = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
@@ -257,7 +256,7 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> RaggedInputs:
     else:
         positions = np.concatenate([np.arange(length) for length in lengths]) if rows else ids
     row_ids = np.array([row.row_id for row in rows], dtype=np.int64)
-    return RaggedInputs(*(torch.from_numpy(array) for array in (ids, positions, types, cu_seqlens, row_ids)))
+    return Packed(ids, positions, types, cu_seqlens, row_ids)
 
 
 def batches(rows: Sequence[Row], batch_tokens: int, batch_size: int | None = None) -> Iterator[list[Row]]:

@@ -77,17 +77,17 @@ def test_same_bits_alone_and_in_any_batch(cpu_ops: Any, dtype: torch.dtype, arch
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            alone = torch.cat([all_logits(model, pack([row], backbone)) for row in rows], dim=1)
+            alone = torch.cat([all_logits(model, pack([row], backbone).to()) for row in rows], dim=1)
             assert torch.isfinite(alone).all()
             for tokens, size in ((4096, None), (100, None), (4096, 2), (4096, 5)):
                 shuffled = [rows[i] for i in draw.permutation(len(rows))]
                 for batch in batches(shuffled, tokens, size):
-                    packed = pack(batch, backbone)
+                    packed = pack(batch, backbone).to()
                     assert torch.equal(all_logits(model, packed), alone[:, packed.row_ids]), (tokens, size)
             if dtype == torch.float32:
                 oracle = build(ckpt, reference, dtype)
                 layers = draw.integers(1, backbone.num_layers + 1, len(rows)).tolist()
-                inputs = [pack([row], backbone) for row in rows]
+                inputs = [pack([row], backbone).to() for row in rows]
                 logits, exits = run_reference(oracle, inputs, Replay(layers))
                 assert exits.tolist() == layers
                 np.testing.assert_allclose(alone.numpy()[exits - 1, range(len(rows))], logits, atol=2e-4, rtol=1e-4)

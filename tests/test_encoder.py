@@ -66,7 +66,7 @@ def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_s
     ]
     if kind != "bert":  # padding ids inside a row: RoBERTa's positions skip them
         rows[4].ids[2] = ckpt.backbone.pad_token_id
-    inputs = pack(rows, ckpt.backbone)
+    inputs = pack(rows, ckpt.backbone).to()
     bounds = inputs.cu_seqlens.tolist()
     assert inputs.ids.shape[0] == sum(lengths)
     inner = ckpt.backbone.inner_group_num  # transformers records a state for each inner layer of a group

@@ -102,7 +102,9 @@ def test_everyone_and_nobody_exits(alone: tuple) -> None:
 
 def as_inputs(engine: pfengine.Engine, rows: list[dict[str, Any]]) -> list[Any]:
     config = engine.model.config
-    return [pack([Row(i, row["input_ids"], row.get("token_type_ids"), False)], config) for i, row in enumerate(rows)]
+    return [
+        pack([Row(i, row["input_ids"], row.get("token_type_ids"), False)], config).to() for i, row in enumerate(rows)
+    ]
 
 
 @pytest.mark.parametrize(("family", "labels"), FAMILIES)

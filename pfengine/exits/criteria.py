@@ -162,6 +162,8 @@ class Replay(Criterion):
         if given.dim() != 1 or not whole or (given < 1).any():
             raise ConfigError("replay takes one exit layer >= 1 for each row, as a flat list of integers")
         self.layers = given.to(torch.int64)
+        self._on_host = self.layers.numpy(force=True)
+        self.rows = len(self._on_host)
 
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
@@ -171,7 +173,7 @@ class Replay(Criterion):
         return self.layers.index_select(0, row_ids) <= layer, None
 
     def alone(self, row_id: int) -> tuple[float, int] | None:
-        return (-math.inf, int(self.layers[row_id])) if type(self) is Replay else None
+        return (-math.inf, int(self._on_host[row_id])) if type(self) is Replay else None
 
     def __repr__(self) -> str:
         return "replay:" + ",".join(map(str, self.layers.tolist()))

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import extension
-from .cpu import Embedding, PreparedBlock, PreparedExit, ids_of
+from .cpu import Embedding, PreparedBlock, PreparedExit
 from .packing import Linear, kernels
 
 
@@ -45,28 +44,29 @@ def prepare(
 
 
 def run(
-    weights: Alone, ids: Tensor, positions: Tensor, types: Tensor, tested: bytes, entropy: float, layer: int
+    weights: Alone, ids: np.ndarray, positions: np.ndarray, types: np.ndarray, tested: bytes, entropy: float, layer: int
 ) -> tuple[np.ndarray, int]:
-    """The logits of the row with these ids, float32 [C], and the layer it left behind.
+    """The logits of the row with these ids, int64 [tokens] each: float32 [C], and the layer it left behind.
 
     It leaves behind the first layer i with tested[i - 1] that is `layer` or later or has an entropy below `entropy`,
     or else behind the last. Raises ValueError for wrong shapes and IndexError for an id outside its table.
     """
-    ids, positions, types = ids_of(ids, positions, types)
+    for name, x in (("ids", ids), ("positions", positions), ("types", types)):
+        if x.dtype != np.int64 or x.shape != (len(ids),):
+            raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected int64 [{len(ids)}]")
     if not len(ids) or len(tested) != weights.layers:
         raise ValueError(f"{len(tested)} layers for {len(ids)} tokens, expected {weights.layers} for a token or more")
-    logits = torch.empty(weights.labels)
+    logits = np.empty(weights.labels, np.float32)
     left = extension.native().run_alone(
         kernels(),
         weights.native,
         tested,
         entropy,
         layer,
-        ids.data_ptr(),
-        positions.data_ptr(),
-        types.data_ptr(),
-        len(ids),
-        logits.data_ptr(),
+        ids,
+        positions,
+        types,
+        logits,
         torch.get_num_threads(),
     )
-    return logits.numpy(), left
+    return logits, left

@@ -122,16 +122,11 @@ def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: 
     return Embedding(native, word.shape[1], (word, position, token_type, *parts))
 
 
-def ids_of(ids: Tensor, positions: Tensor, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three, contiguous; ValueError where they are not int64 [tokens]."""
+def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
+    ids, positions, types = (x.contiguous() for x in (ids, positions, types))
     for name, x in (("ids", ids), ("positions", positions), ("types", types)):
         if x.dtype != torch.int64 or x.shape != (len(ids),):
             raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected torch.int64 [{len(ids)}]")
-    return ids.contiguous(), positions.contiguous(), types.contiguous()
-
-
-def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
-    ids, positions, types = ids_of(ids, positions, types)
     out = torch.empty(len(ids), weights.size)
     extension.native().run_embed(
         kernels=kernels(),
