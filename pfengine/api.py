@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -148,10 +149,19 @@ class Predictions:
     """Answers for all rows of the input, as arrays."""
 
     logits: np.ndarray  # float32 [rows, labels]
-    probabilities: np.ndarray  # float32 [rows, labels]: softmax, sigmoid or none, as problem_type says
-    label_ids: np.ndarray  # int64 [rows]
     exit_layers: np.ndarray  # int64 [rows], 1-based
     num_layers: int
+    problem_type: str
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """float32 [rows, labels]: softmax, sigmoid or none of the logits, as problem_type says."""
+        return _probabilities(self.logits, self.problem_type)
+
+    @functools.cached_property
+    def label_ids(self) -> np.ndarray:
+        """int64 [rows]: the label with the largest logit."""
+        return self.logits.argmax(1)
 
     @property
     def layer_speedup(self) -> float:
@@ -257,7 +267,7 @@ class Engine:
         def results() -> Iterator[Any]:
             for window in windows:
                 answers = self._run(window, rule, batch_tokens, batch_size)
-                scores = self._probabilities(answers.logits)
+                scores = _probabilities(answers.logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
                         yield self._result(scores[i], int(answers.exit_layers[i]), top_k)
@@ -288,8 +298,7 @@ class Engine:
         parts = parts or [Answers(0, 0, len(self.labels))]
         logits = np.concatenate([part.logits for part in parts])
         exit_layers = np.concatenate([part.exit_layers for part in parts])
-        probabilities = self._probabilities(logits)
-        return Predictions(logits, probabilities, probabilities.argmax(1), exit_layers, self.num_layers)
+        return Predictions(logits, exit_layers, self.num_layers, self.model.config.problem_type)
 
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`."""
@@ -341,23 +350,24 @@ class Engine:
                 engine.run(self.model, packed.to(self.device), rule, answers)
         return answers
 
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
-        match self.model.config.problem_type:
-            case "regression":
-                return logits
-            case "multi_label_classification":
-                with np.errstate(over="ignore"):  # exp(-logit) = inf gives the right 0
-                    return 1.0 / (1.0 + np.exp(-logits))
-        powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
-        powers /= np.add.reduce(powers, 1, keepdims=True)
-        return powers
-
     def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:
         if top_k == 1:
             best = int(scores.argmax())
             return {"label": self.labels[best], "score": float(scores[best]), "exit_layer": exit_layer}
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": self.labels[i], "score": float(scores[i]), "exit_layer": exit_layer} for i in order]
+
+
+def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    match problem_type:
+        case "regression":
+            return logits
+        case "multi_label_classification":
+            with np.errstate(over="ignore"):  # exp(-logit) = inf gives the right 0
+                return 1.0 / (1.0 + np.exp(-logits))
+    powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
+    powers /= np.add.reduce(powers, 1, keepdims=True)
+    return powers
 
 
 def _raise_first(window: list[Row | InputError]) -> list[Row]:

@@ -201,10 +201,11 @@ def test_probabilities_follow_the_problem_type(make_text_checkpoint: Make, probl
     np.testing.assert_array_equal(out.label_ids, out.logits.argmax(1))
 
 
-def test_extreme_logits_give_finite_scores(engine: pfengine.Engine) -> None:
+def test_extreme_logits_give_finite_scores() -> None:
+    logits = np.array([[200.0, -200.0, 0.0], [-1e4, -1e4, -1e4]], np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = engine._probabilities(np.array([[200.0, -200.0, 0.0], [-1e4, -1e4, -1e4]], np.float32))
+        scores = pfengine.Predictions(logits, np.ones(2, np.int64), 6, "single_label_classification").probabilities
     np.testing.assert_allclose(scores, [[1, 0, 0], [1 / 3] * 3], atol=1e-6)
 
 
