@@ -21,7 +21,7 @@ from setuptools.errors import BaseError, CompileError, LinkError
 ROOT = Path(__file__).parent.resolve()
 CPP_SOURCES = [
     "csrc/bindings.cpp",
-    *(f"csrc/cpu/{name}.cpp" for name in ("alone", "compact", "exit", "find_kernels", "layer", "linear")),
+    *(f"csrc/cpu/{name}.cpp" for name in ("compact", "exit", "find_kernels", "layer", "linear", "model")),
 ]
 KERNELS = "csrc/cpu/kernels.cpp"  # built once for each of these; which of them runs is decided at run time
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma"]

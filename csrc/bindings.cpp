@@ -5,14 +5,15 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "cpu/alone.h"
 #include "cpu/compact.h"
 #include "cpu/exit.h"
 #include "cpu/layer.h"
 #include "cpu/linear.h"
+#include "cpu/model.h"
 #ifdef PFENGINE_CUDA
 #include "cuda/compact.h"
 #endif
@@ -139,14 +140,14 @@ void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, std
                 at<float>(past), at<float>(logits), threads);
 }
 
-std::int64_t run_alone(const cpu::Kernels& kernels, const cpu::Alone& model, const std::string& tested, float entropy,
-                       std::int64_t layer, const Ids& ids, const Ids& positions, const Ids& types,
-                       py::array_t<float, py::array::c_style> logits, int threads) {
-  const cpu::Ids all = {ids.data(), positions.data(), types.data()};
-  const std::int64_t tokens = ids.size();
-  float* const out = logits.mutable_data();
-  return without_gil(
-      [&] { return cpu::run_alone(kernels, model, tested.data(), {entropy, layer}, all, tokens, out, threads); });
+void run_model(const cpu::Kernels& kernels, const cpu::Model& model, const std::string& tested, float entropy,
+               const std::optional<Ids>& layers, std::int64_t open_from, const Ids& ids, const Ids& positions,
+               const Ids& types, const py::array_t<std::int32_t, py::array::c_style>& cu_seqlens, const Ids& places,
+               py::array_t<float, py::array::c_style> logits, Ids left, int threads) {
+  const cpu::Batch batch{{ids.data(), positions.data(), types.data()}, cu_seqlens.data(), places.size(), ids.size()};
+  const cpu::Rule rule{tested.data(), entropy, layers ? layers->data() : nullptr, open_from};
+  const cpu::Answers answers{places.data(), logits.mutable_data(), left.mutable_data()};
+  without_gil([&] { cpu::run_model(kernels, model, batch, rule, answers, threads); });
 }
 
 void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address past, Address gates, Address future,
@@ -253,12 +254,13 @@ PYBIND11_MODULE(_C, m) {
         return cpu::Step{blocks, exit, adds_from};
       }),
       py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
-  py::class_<cpu::Alone>(m, "Alone")
+  py::class_<cpu::Model>(m, "Model")
       .def(py::init([](const cpu::Embedding& embedding, const cpu::Linear* widen, cpu::Precision precision,
-                       const std::vector<cpu::Step>& steps) { return cpu::Alone{embedding, widen, precision, steps}; }),
+                       const std::vector<cpu::Step>& steps) { return cpu::Model{embedding, widen, precision, steps}; }),
            py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a);
-  m.def("run_alone", &run_alone, "kernels"_a, "model"_a, "tested"_a, "entropy"_a, "layer"_a, "ids"_a, "positions"_a,
-        "types"_a, "logits"_a.noconvert(), "threads"_a);
+  m.def("run_model", &run_model, py::kw_only(), "kernels"_a, "model"_a, "tested"_a, "entropy"_a, "layers"_a,
+        "open_from"_a, "ids"_a, "positions"_a, "types"_a, "cu_seqlens"_a, "places"_a, "logits"_a.noconvert(),
+        "left"_a.noconvert(), "threads"_a);
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_entropy", &run_entropy, "logits"_a, "rows"_a, "labels"_a, "out"_a);
   m.def("run_entropy_below", &run_entropy_below, "logits"_a, "rows"_a, "labels"_a, "threshold"_a, "out"_a);

@@ -169,7 +169,7 @@ class Exit:
 class Step:
     def __init__(self, *, blocks: list[Layer], exit: Exit | None, adds_from: int) -> None: ...
 
-class Alone:
+class Model:
     def __init__(
         self, *, embedding: Embedding, widen: Linear | None, precision: Precision, steps: list[Step]
     ) -> None: ...
@@ -186,18 +186,23 @@ def run_exit(
     logits: int,
     threads: int,
 ) -> None: ...
-def run_alone(
+def run_model(
+    *,
     kernels: Kernels,
-    model: Alone,
+    model: Model,
     tested: bytes,
     entropy: float,
-    layer: int,
+    layers: np.ndarray | None,
+    open_from: int,
     ids: np.ndarray,
     positions: np.ndarray,
     types: np.ndarray,
+    cu_seqlens: np.ndarray,
+    places: np.ndarray,
     logits: np.ndarray,
+    left: np.ndarray,
     threads: int,
-) -> int: ...
+) -> None: ...
 def run_merge(kernels: Kernels, merge: Merge, past: int, gates: int, future: int, rows: int, out: int) -> None: ...
 def run_entropy(logits: int, rows: int, labels: int, out: int) -> None: ...
 def run_entropy_below(logits: int, rows: int, labels: int, threshold: float, out: int) -> None: ...

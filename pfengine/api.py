@@ -22,7 +22,8 @@ from .exits import Criterion, Replay
 from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
-from .ops import OpSet, alone, cpu, cpu_torch, reference
+from .ops import OpSet, cpu, cpu_torch, reference
+from .ops.model import prepare_model
 from .tokenization import Row, Tokenizer, batches, is_single, pack
 from .windows import read_windows
 
@@ -85,10 +86,10 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         tensors = {key: value.to(device) for key, value in tensors.items()}
     with torch.inference_mode():
         head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
-        encoder, exits, one_call = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_alone(), None
+        encoder, exits, native = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_in_one_call(), None
         if exits is not None and ops is cpu:
-            one_call = alone.prepare(encoder.embedding, encoder.widen, encoder.layers, exits)
-        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, one_call)
+            native = prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
+        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, native)
 
 
 def _op_set(device: torch.device) -> OpSet:
@@ -345,9 +346,7 @@ class Engine:
             raise ConfigError(f"replay has exit layers for {rule.rows} rows, but there is a row {rule.rows}")
         answers = Answers(first, len(window), len(self.labels))
         for batch in batches(rows, batch_tokens, batch_size):
-            packed = pack(batch, self.model.config)
-            if len(batch) > 1 or not engine.run_alone(self.model, packed, rule, answers):
-                engine.run(self.model, packed.to(self.device), rule, answers)
+            engine.run(self.model, pack(batch, self.model.config), self.device, rule, answers)
         return answers
 
     def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:

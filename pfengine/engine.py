@@ -17,7 +17,7 @@ from .encoder import Encoder
 from .errors import ConfigError
 from .exits import Criterion, Never
 from .heads import ExitHead
-from .ops import alone
+from .ops import model as one_call
 
 MIN_ROWS_TO_OPEN = 4  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
 
@@ -32,7 +32,7 @@ class Model:
     encoder: Encoder
     head: ExitHead
     exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
-    alone: Any = None  # what `ops.alone.run` takes, where a row can go through all layers in one call
+    native: Any = None  # ops.model.PreparedModel, where a batch can go through all layers in one call
 
     @property
     def num_layers(self) -> int:
@@ -54,29 +54,33 @@ class Answers:
         self.exit_layers[places] = layer
 
 
-def run_alone(model: Model, row: Packed, criterion: Rule, answers: Answers) -> bool:
-    """`run` of a single row in one call. False, and nothing is done, where model or criterion need more than that.
-
-    Nothing of torch here: after a layer has passed through the caches, each of its calls costs up to 0.1 ms.
-    """
-    if model.alone is None or not isinstance(criterion, Criterion):
-        return False
-    row_id = int(row.row_ids[0])
-    rule = criterion.alone(row_id)
-    if rule is None:
-        return False
+def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, answers: Answers) -> None:
+    """All rows of `packed` through the layers, each until `criterion` lets it leave; results go into `answers`."""
+    if not len(packed.row_ids):
+        return
+    limits = criterion.in_numbers(packed.row_ids) if isinstance(criterion, Criterion) else None
+    if model.native is None or limits is None:
+        run_layers(model, packed.to(device), criterion, answers)
+        return
+    # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
     tested = bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1))
-    logits, layer = alone.run(model.alone, row.ids, row.positions, row.types, tested, *rule)
-    answers.logits[row_id - answers.base] = logits
-    answers.exit_layers[row_id - answers.base] = layer
-    return True
+    one_call.run_model(
+        model.native,
+        packed.ids,
+        packed.positions,
+        packed.types,
+        packed.cu_seqlens,
+        one_call.Rule(tested, *limits),
+        MIN_ROWS_TO_OPEN,
+        packed.row_ids - answers.base,
+        answers.logits,
+        answers.exit_layers,
+    )
 
 
 @torch.inference_mode()
-def run(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -> None:
-    """All rows of `inputs` through the layers, each until `criterion` lets it leave; results go into `answers`."""
-    if not len(inputs):
-        return
+def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -> None:
+    """`run` layer by layer: any head, any criterion, any device."""
     last = model.num_layers
     batch = encoder.embed(model.encoder, inputs)
     head_state, exit_state = None, None

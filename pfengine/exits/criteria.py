@@ -7,13 +7,13 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import extension
 from ..errors import ConfigError
 
-NO_LAYER = 1 << 30  # more than any model has
 CriterionState = Any  # None at first, then whatever the criterion returned: a tuple of tensors that lead with rows
 
 
@@ -30,10 +30,10 @@ class Criterion:
         """Does it look at the logits of this layer? Where it does not, the head does not compute them."""
         return True
 
-    def alone(self, row_id: int) -> tuple[float, int] | None:
-        """The rule for one row as two numbers, (entropy, layer), where it is as simple as that.
+    def in_numbers(self, row_ids: np.ndarray) -> tuple[float, np.ndarray | None] | None:
+        """The rule for these rows as numbers, where it is as simple as that: an entropy, and a layer for each row.
 
-        The row leaves behind the first tested layer where its entropy is below the one, or which is the other or later.
+        A row leaves behind the first tested layer where its entropy is below the one, or which is the other or later.
         """
         return None
 
@@ -69,8 +69,8 @@ class Never(Criterion):
     def tests(self, layer: int) -> bool:
         return False
 
-    def alone(self, row_id: int) -> tuple[float, int] | None:
-        return -math.inf, NO_LAYER
+    def in_numbers(self, row_ids: np.ndarray) -> tuple[float, np.ndarray | None] | None:
+        return -math.inf, None
 
     def __repr__(self) -> str:
         return "never"
@@ -92,8 +92,8 @@ class Entropy(Criterion):
     def with_threshold(self, threshold: float) -> Entropy:
         return Entropy(threshold)
 
-    def alone(self, row_id: int) -> tuple[float, int] | None:
-        return (self.threshold, NO_LAYER) if type(self) is Entropy else None  # a subclass may decide otherwise
+    def in_numbers(self, row_ids: np.ndarray) -> tuple[float, np.ndarray | None] | None:
+        return (self.threshold, None) if type(self) is Entropy else None  # a subclass may decide otherwise
 
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
@@ -172,8 +172,8 @@ class Replay(Criterion):
             self.layers = self.layers.to(row_ids.device)
         return self.layers.index_select(0, row_ids) <= layer, None
 
-    def alone(self, row_id: int) -> tuple[float, int] | None:
-        return (-math.inf, int(self._on_host[row_id])) if type(self) is Replay else None
+    def in_numbers(self, row_ids: np.ndarray) -> tuple[float, np.ndarray | None] | None:
+        return (-math.inf, self._on_host[row_ids]) if type(self) is Replay else None
 
     def __repr__(self) -> str:
         return "replay:" + ",".join(map(str, self.layers.tolist()))

@@ -52,8 +52,8 @@ class Attached(ExitHead):
         self.exits = INNER[head["exits"]["type"]](ops, config, head["exits"], tensors, dtype)
         self.classifier = Classifier(ops, config, {"type": "classifier"}, tensors, dtype)
 
-    def exits_alone(self) -> list[tuple[Any, int] | None] | None:
-        exits, classifier = self.exits.exits_alone(), self.classifier.exits_alone()
+    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
+        exits, classifier = self.exits.exits_in_one_call(), self.classifier.exits_in_one_call()
         if exits is None or classifier is None:
             return None
         return [*exits[:-1], classifier[-1]]

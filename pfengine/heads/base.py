@@ -58,8 +58,8 @@ class ExitHead(ABC):
     ) -> None:
         """Prepare the weights once for an op set; dtype: of the large products, logits are always float32."""
 
-    def exits_alone(self) -> list[tuple[Any, int] | None] | None:
-        """For each layer what `ops.alone.prepare` takes, where every step is an op `exit` or nothing; else None."""
+    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
+        """For each layer what `ops.model.prepare_model` takes; None where steps are more than an op `exit`."""
         return None
 
     @abstractmethod

@@ -38,7 +38,7 @@ class Classifier(ExitHead):
         )
         self.exit = ops.prepare_exit(Exit(config.num_labels, past=self.classifier, pooler=self.pooler))
 
-    def exits_alone(self) -> list[tuple[Any, int] | None] | None:
+    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
         return [*[None] * (self.num_layers - 1), (self.exit, -1)]
 
     def step(

@@ -63,7 +63,7 @@ class Linear(ExitHead):
             parts = Exit(config.num_labels, past=ops.prepare_linear(w, b, torch.float32), pooler=pooler)
             self.exits.append(ops.prepare_exit(parts))
 
-    def exits_alone(self) -> list[tuple[Any, int] | None] | None:
+    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
         return [(exit, -1) for exit in self.exits] if self.combine == "none" else None
 
     def step(

@@ -151,7 +151,7 @@ class PastFuture(ExitHead):
             states=layer if self.options.history else 1,
         )
 
-    def exits_alone(self) -> list[tuple[Any, int] | None] | None:
+    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
         past = self.past
         if not isinstance(past, LinearPast):
             return None

@@ -1,0 +1,106 @@
+"""A batch from its ids to its answers in one call: nothing of Python, or torch, between the layers. On the CPU."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .. import extension
+from .cpu import Embedding, PreparedBlock, PreparedExit
+from .packing import Linear, kernels
+
+
+class PreparedModel(NamedTuple):
+    native: Any  # _C.Model: addresses of the parts below
+    layers: int
+    labels: int
+    parts: tuple[Any, ...]
+
+
+class Rule(NamedTuple):
+    """When rows leave. For R rows and n layers; a row leaves behind the last layer at the latest."""
+
+    tested: bytes  # [n]: is the exit behind this layer tested?
+    entropy: float  # a row leaves where its entropy is below this
+    layers: np.ndarray | None  # int64 [R]: or behind this layer, 1-based, or a later one
+
+
+def prepare_model(
+    embedding: Embedding,
+    widen: Linear | None,
+    layers: list[list[PreparedBlock]],
+    exits: list[tuple[PreparedExit, int] | None],
+) -> PreparedModel:
+    """The blocks of each layer, and its exit, if any, with the place in the past of the exit before from which on it
+    adds (-1: it adds nothing). The last layer has an exit."""
+    C, steps = extension.native(), []
+    for blocks, behind in zip(layers, exits, strict=True):
+        prepared, adds_from = behind or (None, -1)
+        native = None if prepared is None else prepared.native
+        steps.append(C.Step(blocks=[block.native for block in blocks], exit=native, adds_from=adds_from))
+    last = exits[-1]
+    assert last is not None
+    native = C.Model(
+        embedding=embedding.native,
+        widen=None if widen is None else widen.native,
+        precision=C.Precision.fp32 if widen is None else widen.precision,
+        steps=steps,
+    )
+    return PreparedModel(native, len(steps), last[0].labels, (embedding, widen, layers, exits))
+
+
+def run_model(
+    weights: PreparedModel,
+    ids: np.ndarray,
+    positions: np.ndarray,
+    types: np.ndarray,
+    cu_seqlens: np.ndarray,
+    rule: Rule,
+    open_from: int,
+    places: np.ndarray,
+    logits: np.ndarray,
+    exit_layers: np.ndarray,
+) -> None:
+    """R rows, T tokens, packed: logits[places[r]] and exit_layers[places[r]] become the answers of row r.
+
+    ids, positions, types: int64 [T]; cu_seqlens: int32 [R + 1]; places: int64 [R]; logits: float32 [P, C]; exit_layers:
+    int64 [P], 1-based. open_from: from so many rows on a tested layer is computed in two halves.
+    Raises ValueError for wrong shapes and IndexError for an id outside its table.
+    """
+    tokens, rows = len(ids), len(places)
+    _check("ids", ids, np.int64, tokens)
+    _check("positions", positions, np.int64, tokens)
+    _check("types", types, np.int64, tokens)
+    _check("cu_seqlens", cu_seqlens, np.int32, rows + 1)
+    _check("places", places, np.int64, rows)
+    _check("logits", logits, np.float32, len(exit_layers), weights.labels)
+    _check("exit_layers", exit_layers, np.int64, len(exit_layers))
+    if rule.layers is not None:
+        _check("layers", rule.layers, np.int64, rows)
+    if len(rule.tested) != weights.layers:
+        raise ValueError(f"tested is for {len(rule.tested)} layers, expected {weights.layers}")
+    if rows and not 0 <= places.min() <= places.max() < len(exit_layers):
+        raise ValueError(f"places are {places.min()} to {places.max()}, expected 0 to {len(exit_layers) - 1}")
+    extension.native().run_model(
+        kernels=kernels(),
+        model=weights.native,
+        tested=rule.tested,
+        entropy=rule.entropy,
+        layers=rule.layers,
+        open_from=open_from,
+        ids=ids,
+        positions=positions,
+        types=types,
+        cu_seqlens=cu_seqlens,
+        places=places,
+        logits=logits,
+        left=exit_layers,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _check(name: str, x: np.ndarray, dtype: Any, *shape: int) -> None:
+    if x.dtype != dtype or x.shape != shape or not x.flags.c_contiguous:
+        raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected contiguous {np.dtype(dtype)} {list(shape)}")
