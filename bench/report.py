@@ -18,11 +18,12 @@ Record = dict[str, Any]
 PEERS = ("transformers", "openvino", "nncf", "onnx", "onnxruntime")
 
 EXITS: dict[int, list[Record]] = {}  # batch size -> records of test_exits
-TABLES: dict[str, list[Record]] = {"full_depth": [], "latency": [], "replay": [], "quality": []}
+TABLES: dict[str, list[Record]] = {"full_depth": [], "latency": [], "replay": [], "head": [], "quality": []}
 TITLES = {
     "full_depth": "full depth, no exits: fixed batches by length; in a stream pfengine makes its own, peers 32 rows",
     "latency": "full depth, one row a call",
     "replay": "exits replayed, speed-ups against the same engine with exits off",
+    "head": "every exit tested, no row leaves: time beyond that of the encoder with no exits, in thrice the rounds",
     "quality": "the bundled checkpoint: labels as fp32's of the same weights at full depth, and with its own exits",
 }
 # key, heading, format
@@ -54,6 +55,12 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("wall_clock_speedup", "wall-clock speed-up", ".2f"),
         ("wall_clock_over_layer_speedup", "their ratio", ".3f"),
         ("speedup_over_openvino", "over OpenVINO", ".2f"),
+    ),
+    "head": (
+        *_PLACE,
+        ("precision", "precision", "<s"),
+        ("head", "head", "<s"),
+        ("share_of_encoder", "of the encoder", ".1%"),
     ),
     "quality": (
         ("contestant", "contestant", "<s"),

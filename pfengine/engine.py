@@ -19,7 +19,7 @@ from .exits import Criterion, Never
 from .heads import ExitHead
 from .ops import model as one_call
 
-MIN_ROWS_TO_OPEN = 4  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
+MIN_ROWS_TO_OPEN = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
 
 Rule = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
 

@@ -63,7 +63,7 @@ def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
     (absent / "onnxruntime.py").write_text(f"raise {error}\n")
     output, report = run_bench(
         tmp_path / "bench.json",
-        *(f"bench/test_{suite}.py" for suite in ("full_depth", "latency", "replay")),
+        *(f"bench/test_{suite}.py" for suite in ("full_depth", "latency", "replay", "head")),
         PFENGINE_BENCH_ROWS="4",
         PFENGINE_BENCH_HIDDEN="48",
         PFENGINE_BENCH_BATCHES="2,stream",
@@ -101,6 +101,10 @@ def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
             assert all(0 < r["wall_clock_over_layer_speedup"] < math.inf for r in records)
     beside = [r["contestant"] for r in replay if r["speedup_over_openvino"]]
     assert beside == ([] if "OpenVINO int8" in skipped else ["replay 3x"] * 3)
+    assert [(r["batch_size"], r["head"]) for r in report["head"]] == [
+        (size, head) for size in ("2", "stream") for head in ("authors", "authors, every second layer", "folded")
+    ]
+    assert all(-1 < r["share_of_encoder"] < math.inf for r in report["head"])
     assert {"throughput-48.png", "throughput-48.svg", "replay-48-int8.png", "replay-48-int8.svg"} == {
         path.name for path in (tmp_path / "pictures").iterdir()
     }
