@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,12 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
 
     def block(key: str) -> Any:
         part = {name: key + config.family.block_parts[name] for name in PARTS}
-        qkv = [_pad_heads(tensors, part[name], config, ops.HEAD_ALIGNMENT) for name in ("query", "key", "value")]
+        qkv = _joined(_pad_heads(tensors, part[name], config, ops.HEAD_ALIGNMENT) for name in ("query", "key", "value"))
         output = tensors[f"{part['attention_output']}.weight"].unflatten(1, (config.num_heads, config.head_size))
         output = F.pad(output, (0, -config.head_size % ops.HEAD_ALIGNMENT)).flatten(1)
         return ops.prepare_block(
             Block(
-                qkv=(torch.cat([w for w, _ in qkv]), torch.cat([b for _, b in qkv])),
+                qkv=qkv,
                 attention_output=(output, tensors[f"{part['attention_output']}.bias"]),
                 attention_norm=norm(part["attention_norm"]),
                 intermediate=linear(part["intermediate"]),
@@ -77,6 +77,12 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
         widen=ops.prepare_linear(*linear(widen), dtype) if config.family.factorised else None,
         layers=[[blocks[key] for key in layer] for layer in prefixes],
     )
+
+
+def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One linear layer of several, whose outputs are side by side; theirs are not held any longer."""
+    weights, biases = zip(*parts, strict=True)
+    return torch.cat(weights), torch.cat(biases)
 
 
 def _pad_heads(

@@ -9,7 +9,7 @@ LEARNER_BITS = 4
 """Of imitation learners where all else is int8: what they say is summed over layers and states, and averages out."""
 
 
-_ROWS = 1024  # in between there are float32 copies of so many, not of the whole
+_ROWS = 128  # in between there are float32 copies of so many, not of the whole
 
 
 def quantise_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
