@@ -74,7 +74,7 @@ class StoredTensors(Mapping[str, Tensor]):
             with safe_open(self.path / self.file, framework="pt") as handle:
                 tensor = handle.get_tensor(name)
                 if key in self.scales:
-                    return tensor.float() * handle.get_tensor(name + SCALE).float().unsqueeze(-1)
+                    return tensor.float().mul_(handle.get_tensor(name + SCALE).float().unsqueeze(-1))
                 # a copy: what is mapped from a file changes, or is gone, when the file is
                 return tensor.to(torch.float32, copy=True)
         except (SafetensorError, OSError, ValueError) as error:
