@@ -73,12 +73,6 @@ class BlockRun {
 
   const Space& space() const { return space_; }
 
-  template <typename Call>
-  void each(std::int64_t count, Call call) const {
-    const Range mine = member_.share(count);
-    for (std::int64_t i = mine.begin; i < mine.end; ++i) call(i);
-  }
-
   // Queries, keys and values of `count` tokens, or those panels of them.
   void project(const float* x, std::int64_t stride, std::int64_t count, const Buffer& qkv, Range panels) const {
     multiply(to_words(x, stride, count, hidden_), layer_.qkv, plain(qkv, layer_.precision != Precision::fp32), panels);
@@ -95,7 +89,7 @@ class BlockRun {
     const bool bf16 = layer_.precision != Precision::fp32, bf16_out = layer_.precision == Precision::bf16;
     const std::int64_t number = bf16 ? 2 : 4, out_number = bf16_out ? 2 : 4;
     const std::int64_t size = layer_.head_size, width = layer_.heads * size;
-    each(rows * layer_.heads, [&](std::int64_t i) {
+    member_.each(rows * layer_.heads, [&](std::int64_t i) {
       const Span span = span_of(i / layer_.heads);
       const std::int64_t column = i % layer_.heads * size;
       const char* key = qkv.row<char>(span.first) + (width + column) * number;
@@ -110,7 +104,7 @@ class BlockRun {
   // Rows of x by number, side by side.
   template <typename RowOf>
   void gather(const float* x, std::int64_t count, RowOf row_of) const {
-    each(count, [&](std::int64_t i) {
+    member_.each(count, [&](std::int64_t i) {
       const float* from = x + row_of(i) * hidden_;
       std::copy(from, from + hidden_, space_.residual.row<float>(i));
     });
@@ -129,7 +123,7 @@ class BlockRun {
     target.residual = residual;
     target.residual_stride = residual_stride;
     multiply(words, layer_.attention_output, target);
-    each(count, [&](std::int64_t i) {
+    member_.each(count, [&](std::int64_t i) {
       kernels_.layer_norm(space_.sums.row<float>(i), layer_.attention_norm, hidden_, space_.hidden.row<float>(i));
     });
     member_.wait();
@@ -140,7 +134,7 @@ class BlockRun {
     target.residual = space_.hidden.row<float>(0);
     target.residual_stride = space_.hidden.stride / 4;
     multiply(inner_words(count), layer_.output, target);
-    each(count, [&](std::int64_t i) {
+    member_.each(count, [&](std::int64_t i) {
       kernels_.layer_norm(space_.sums.row<float>(i), layer_.output_norm, hidden_, out_row(i));
     });
     member_.wait();
@@ -154,7 +148,7 @@ class BlockRun {
     return {buffer.data, buffer.stride / (bf16 ? 2 : 4), bf16, Activation::none, nullptr, 0};
   }
 
-  Range panels_of(std::int64_t columns) const { return {0, (columns + kernels_.panel - 1) / kernels_.panel}; }
+  Range panels_of(std::int64_t columns) const { return {0, kernels_.panels(columns)}; }
 
   void multiply(const Rows& rows, const Linear& linear, const Target& target) const {
     multiply(rows, linear, target, panels_of(linear.outputs));
@@ -171,7 +165,7 @@ class BlockRun {
     if (layer_.precision == Precision::fp32 && stride % 512) {
       return {reinterpret_cast<const std::uint32_t*>(x), stride, nullptr, nullptr, count};
     }
-    each(count, [&](std::int64_t i) {
+    member_.each(count, [&](std::int64_t i) {
       cpu::to_words(kernels_, layer_.precision, x + i * stride, size, space_.words.row<std::uint32_t>(i), scale() + i,
                     zero() + i);
     });
@@ -183,12 +177,12 @@ class BlockRun {
     const Buffer& from = space_.inner;
     const std::int64_t size = layer_.output.inputs;
     if (layer_.precision == Precision::bf16 && size % 2) {  // the other half of the last word
-      each(count, [&](std::int64_t i) { from.row<std::uint16_t>(i)[size] = 0; });
+      member_.each(count, [&](std::int64_t i) { from.row<std::uint16_t>(i)[size] = 0; });
       member_.wait();
     }
     if (layer_.precision != Precision::int8)
       return {from.row<std::uint32_t>(0), from.stride / 4, nullptr, nullptr, count};
-    each(count, [&](std::int64_t i) {
+    member_.each(count, [&](std::int64_t i) {
       kernels_.quantise_bf16(from.row<std::uint16_t>(i), size, space_.inner_words.row<std::uint32_t>(i), scale() + i,
                              zero() + i);
     });

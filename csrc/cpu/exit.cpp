@@ -56,7 +56,7 @@ class ExitRun {
     const auto state = [&](std::int64_t row) {
       return exit_.pooler ? space_.states.row<float>(row) : x + starts[row] * size;
     };
-    each(rows, [&](std::int64_t row) {
+    member_.each(rows, [&](std::int64_t row) {
       float* to = past + row * width;
       apply_row(kernels_, exit_.past, state(row), to);
       if (add) {
@@ -67,7 +67,7 @@ class ExitRun {
     member_.wait();
     if (!logits) return;
     if (exit_.learners) imitate(rows);
-    each(rows, [&](std::int64_t row) {
+    member_.each(rows, [&](std::int64_t row) {
       const float* own = past + row * width;
       float* future = space_.room.row<float>(member_.index);
       if (exit_.folded) apply_row(kernels_, *exit_.folded, state(row), future);
@@ -79,12 +79,6 @@ class ExitRun {
   }
 
  private:
-  template <typename Call>
-  void each(std::int64_t count, Call call) const {
-    const Range mine = member_.share(count);
-    for (std::int64_t i = mine.begin; i < mine.end; ++i) call(i);
-  }
-
   void words(Precision precision, const float* x, std::int64_t row, const Buffer& to, int factors) const {
     to_words(kernels_, precision, x, exit_.past.inputs, to.row<std::uint32_t>(row),
              space_.factors.row<float>(factors) + row, space_.factors.row<float>(factors + 1) + row);
@@ -97,7 +91,7 @@ class ExitRun {
 
   void pool(const float* x, const std::int32_t* starts, std::int64_t rows) const {
     if (exit_.pooler->thin) {
-      each(rows, [&](std::int64_t row) {
+      member_.each(rows, [&](std::int64_t row) {
         float* state = space_.states.row<float>(row);
         apply_row(kernels_, *exit_.pooler, x + starts[row] * exit_.past.inputs, state);
         kernels_.activate(Activation::tanh, state, exit_.pooler->outputs);
@@ -105,10 +99,11 @@ class ExitRun {
       member_.wait();
       return;
     }
-    each(rows,
-         [&](std::int64_t row) { words(exit_.precision, x + starts[row] * exit_.past.inputs, row, space_.words, 0); });
+    member_.each(rows, [&](std::int64_t row) {
+      words(exit_.precision, x + starts[row] * exit_.past.inputs, row, space_.words, 0);
+    });
     member_.wait();
-    const Range panels = member_.share((exit_.pooler->outputs + kernels_.panel - 1) / kernels_.panel);
+    const Range panels = member_.share(kernels_.panels(exit_.pooler->outputs));
     const Target target{space_.states.data, space_.states.stride / 4, false, Activation::tanh, nullptr, 0};
     kernels_.multiply[static_cast<int>(exit_.precision)](rows_of(space_.words, 0, rows), *exit_.pooler, target,
                                                          panels.begin, panels.end);
@@ -122,11 +117,11 @@ class ExitRun {
     float* guesses = space_.guesses.row<float>(member_.index);
     const Target target{guesses, chunk_columns_, false, exit_.activation, nullptr, 0};
     const float* projection = reinterpret_cast<const float*>(exit_.projection->weights);
-    each(chunks_, [&](std::int64_t chunk) {
+    member_.each(chunks_, [&](std::int64_t chunk) {
       const Columns columns{chunk * chunk_columns_, std::min(chunk_columns_, all - chunk * chunk_columns_)};
       kernels_.multiply[static_cast<int>(exit_.learner_precision)](
           rows_of(space_.state_words, 2, rows), part_of(*exit_.learners, exit_.learner_precision, columns), target, 0,
-          (columns.count + kernels_.panel - 1) / kernels_.panel);
+          kernels_.panels(columns.count));
       float* shares = space_.shares.row<float>(chunk);
       for (std::int64_t row = 0; row < rows; ++row) {
         kernels_.dots(guesses + row * chunk_columns_, projection + columns.first, all, columns.count, labels,

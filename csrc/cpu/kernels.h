@@ -67,6 +67,8 @@ struct Kernels {
   const char* name;
   std::int64_t panel;  // output columns a panel
 
+  std::int64_t panels(std::int64_t columns) const { return (columns + panel - 1) / panel; }
+
   // Columns of panels [first, last).
   void (*multiply[4])(const Rows& x, const Linear& linear, const Target& target, std::int64_t first, std::int64_t last);
   void (*attend[2])(const Attention& attention);

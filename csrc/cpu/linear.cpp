@@ -50,9 +50,8 @@ void apply_row(const Kernels& kernels, const Linear& linear, const float* x, flo
     return;
   }
   const Rows row{reinterpret_cast<const std::uint32_t*>(x), linear.inputs, nullptr, nullptr, 1};
-  kernels.multiply[static_cast<int>(Precision::fp32)](row, linear,
-                                                      {out, linear.outputs, false, Activation::none, nullptr, 0}, 0,
-                                                      (linear.outputs + kernels.panel - 1) / kernels.panel);
+  kernels.multiply[static_cast<int>(Precision::fp32)](
+      row, linear, {out, linear.outputs, false, Activation::none, nullptr, 0}, 0, kernels.panels(linear.outputs));
 }
 
 namespace {
@@ -88,7 +87,7 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
   lay_out(scratch.reserve(lay_out(nullptr, words, factors)), words, factors);
   float *scale = factors.row<float>(0), *zero = factors.row<float>(1);
 
-  const std::int64_t panels = (columns.count + kernels.panel - 1) / kernels.panel;
+  const std::int64_t panels = kernels.panels(columns.count);
   const std::int64_t blocks = (rows + kRows - 1) / kRows;
   const std::int64_t used = std::clamp<std::int64_t>(rows * linear.inputs * columns.count / kSumsPerThread, 1, threads);
   // pieces of a block's panels where there are fewer blocks than threads

@@ -51,6 +51,11 @@ struct Member {
 
   // Its part of `count` pieces.
   Range share(std::int64_t count) const { return {count * index / size, count * (index + 1) / size}; }
+  template <typename Call>
+  void each(std::int64_t count, Call call) const {
+    const Range mine = share(count);
+    for (std::int64_t i = mine.begin; i < mine.end; ++i) call(i);
+  }
   void wait() const { barrier->wait(); }
 };
 
