@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -144,7 +145,27 @@ void run_model(const cpu::Kernels& kernels, const cpu::Model& model, const std::
                const std::optional<Ids>& layers, std::int64_t open_from, const Ids& ids, const Ids& positions,
                const Ids& types, const py::array_t<std::int32_t, py::array::c_style>& cu_seqlens, const Ids& places,
                py::array_t<float, py::array::c_style> logits, Ids left, int threads) {
-  const cpu::Batch batch{{ids.data(), positions.data(), types.data()}, cu_seqlens.data(), places.size(), ids.size()};
+  const auto expect = [](const char* name, std::int64_t size, std::int64_t expected) {
+    if (size != expected) {
+      throw std::invalid_argument(std::string(name) + " has " + std::to_string(size) + " numbers, expected " +
+                                  std::to_string(expected));
+    }
+  };
+  const std::int64_t rows = places.size(), tokens = ids.size();
+  expect("positions", positions.size(), tokens);
+  expect("types", types.size(), tokens);
+  expect("cu_seqlens", cu_seqlens.size(), rows + 1);
+  if (layers) expect("layers", layers->size(), rows);
+  expect("tested", tested.size(), model.steps.size());
+  expect("logits", logits.size(), left.size() * model.steps.back().exit->merge.labels);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (places.data()[row] < 0 || places.data()[row] >= left.size()) {
+      throw std::invalid_argument("row " + std::to_string(row) + " has the place " +
+                                  std::to_string(places.data()[row]) + ", expected 0 to " +
+                                  std::to_string(left.size() - 1));
+    }
+  }
+  const cpu::Batch batch{{ids.data(), positions.data(), types.data()}, cu_seqlens.data(), rows, tokens};
   const cpu::Rule rule{tested.data(), entropy, layers ? layers->data() : nullptr, open_from};
   const cpu::Answers answers{places.data(), logits.mutable_data(), left.mutable_data()};
   without_gil([&] { cpu::run_model(kernels, model, batch, rule, answers, threads); });
@@ -258,9 +279,9 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](const cpu::Embedding& embedding, const cpu::Linear* widen, cpu::Precision precision,
                        const std::vector<cpu::Step>& steps) { return cpu::Model{embedding, widen, precision, steps}; }),
            py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a);
-  m.def("run_model", &run_model, py::kw_only(), "kernels"_a, "model"_a, "tested"_a, "entropy"_a, "layers"_a,
-        "open_from"_a, "ids"_a, "positions"_a, "types"_a, "cu_seqlens"_a, "places"_a, "logits"_a.noconvert(),
-        "left"_a.noconvert(), "threads"_a);
+  m.def("run_model", &run_model, "kernels"_a, "model"_a, "tested"_a, "entropy"_a, "layers"_a.noconvert(), "open_from"_a,
+        "ids"_a.noconvert(), "positions"_a.noconvert(), "types"_a.noconvert(), "cu_seqlens"_a.noconvert(),
+        "places"_a.noconvert(), "logits"_a.noconvert(), "left"_a.noconvert(), "threads"_a);
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_entropy", &run_entropy, "logits"_a, "rows"_a, "labels"_a, "out"_a);
   m.def("run_entropy_below", &run_entropy_below, "logits"_a, "rows"_a, "labels"_a, "threshold"_a, "out"_a);

@@ -187,7 +187,6 @@ def run_exit(
     threads: int,
 ) -> None: ...
 def run_model(
-    *,
     kernels: Kernels,
     model: Model,
     tested: bytes,

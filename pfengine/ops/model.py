@@ -14,8 +14,6 @@ from .packing import Linear, kernels
 
 class PreparedModel(NamedTuple):
     native: Any  # _C.Model: addresses of the parts below
-    layers: int
-    labels: int
     parts: tuple[Any, ...]
 
 
@@ -40,15 +38,14 @@ def prepare_model(
         prepared, adds_from = behind or (None, -1)
         native = None if prepared is None else prepared.native
         steps.append(C.Step(blocks=[block.native for block in blocks], exit=native, adds_from=adds_from))
-    last = exits[-1]
-    assert last is not None
+    assert exits[-1] is not None
     native = C.Model(
         embedding=embedding.native,
         widen=None if widen is None else widen.native,
         precision=C.Precision.fp32 if widen is None else widen.precision,
         steps=steps,
     )
-    return PreparedModel(native, len(steps), last[0].labels, (embedding, widen, layers, exits))
+    return PreparedModel(native, (embedding, widen, layers, exits))
 
 
 def run_model(
@@ -67,40 +64,22 @@ def run_model(
 
     ids, positions, types: int64 [T]; cu_seqlens: int32 [R + 1]; places: int64 [R]; logits: float32 [P, C]; exit_layers:
     int64 [P], 1-based. open_from: from so many rows on a tested layer is computed in two halves.
-    Raises ValueError for wrong shapes and IndexError for an id outside its table.
+    Arrays must be contiguous. Raises TypeError for another dtype or layout, ValueError for sizes that do not fit, and
+    IndexError for an id outside its table.
     """
-    tokens, rows = len(ids), len(places)
-    _check("ids", ids, np.int64, tokens)
-    _check("positions", positions, np.int64, tokens)
-    _check("types", types, np.int64, tokens)
-    _check("cu_seqlens", cu_seqlens, np.int32, rows + 1)
-    _check("places", places, np.int64, rows)
-    _check("logits", logits, np.float32, len(exit_layers), weights.labels)
-    _check("exit_layers", exit_layers, np.int64, len(exit_layers))
-    if rule.layers is not None:
-        _check("layers", rule.layers, np.int64, rows)
-    if len(rule.tested) != weights.layers:
-        raise ValueError(f"tested is for {len(rule.tested)} layers, expected {weights.layers}")
-    if rows and not 0 <= places.min() <= places.max() < len(exit_layers):
-        raise ValueError(f"places are {places.min()} to {places.max()}, expected 0 to {len(exit_layers) - 1}")
     extension.native().run_model(
-        kernels=kernels(),
-        model=weights.native,
-        tested=rule.tested,
-        entropy=rule.entropy,
-        layers=rule.layers,
-        open_from=open_from,
-        ids=ids,
-        positions=positions,
-        types=types,
-        cu_seqlens=cu_seqlens,
-        places=places,
-        logits=logits,
-        left=exit_layers,
-        threads=torch.get_num_threads(),
+        kernels(),
+        weights.native,
+        rule.tested,
+        rule.entropy,
+        rule.layers,
+        open_from,
+        ids,
+        positions,
+        types,
+        cu_seqlens,
+        places,
+        logits,
+        exit_layers,
+        torch.get_num_threads(),
     )
-
-
-def _check(name: str, x: np.ndarray, dtype: Any, *shape: int) -> None:
-    if x.dtype != dtype or x.shape != shape or not x.flags.c_contiguous:
-        raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected contiguous {np.dtype(dtype)} {list(shape)}")
