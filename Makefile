@@ -8,7 +8,7 @@ CPP := $(shell find csrc -type f)
 # named after both choices, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-plain lint format bench clean help
+.PHONY: demo test test-plain kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -17,6 +17,10 @@ demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 
 test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
 	$(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels
+
+kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions
+	$(BIN)/python -m pfengine.kernels.report
 
 test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions
 	PFENGINE_ISA=plain $(BIN)/pytest -m "not slow" tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
 from .ops import OpSet, cpu, cpu_torch, reference
-from .ops.model import prepare_model
+from .ops.model import prepare_model, run_model
 from .tokenization import Row, Tokenizer, batches, is_single, pack
 from .windows import read_windows
 
@@ -86,9 +87,17 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         tensors = {key: value.to(device) for key, value in tensors.items()}
     with torch.inference_mode():
         head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
-        encoder, exits, native = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_in_one_call(), None
+        encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_in_one_call()
+        native: Callable[..., None] | None = None
         if exits is not None and ops is cpu:
-            native = prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
+            native = functools.partial(
+                run_model, prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
+            )
+        elif exits is not None and ops is sys.modules.get(f"{__package__}.ops.cuda"):  # which needs Triton
+            from .ops import cuda_model
+
+            prepared = cuda_model.PreparedModel(encoder.embedding, encoder.widen, encoder.layers, exits)
+            native = functools.partial(cuda_model.run_model, prepared)
         return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, native)
 
 

@@ -17,7 +17,7 @@ from .encoder import Encoder
 from .errors import ConfigError
 from .exits import Criterion, Never
 from .heads import ExitHead
-from .ops import model as one_call
+from .ops.model import Rule as Limits
 
 MIN_ROWS_TO_OPEN = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
 
@@ -32,7 +32,7 @@ class Model:
     encoder: Encoder
     head: ExitHead
     exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
-    native: Any = None  # ops.model.PreparedModel, where a batch can go through all layers in one call
+    native: Callable[..., None] | None = None  # ops.model.run_model of this model, where one call can do it all
 
     @property
     def num_layers(self) -> int:
@@ -64,13 +64,12 @@ def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, ans
         return
     # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
     tested = bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1))
-    one_call.run_model(
-        model.native,
+    model.native(
         packed.ids,
         packed.positions,
         packed.types,
         packed.cu_seqlens,
-        one_call.Rule(tested, *limits),
+        Limits(tested, *limits),
         MIN_ROWS_TO_OPEN,
         packed.row_ids - answers.base,
         answers.logits,

@@ -111,8 +111,7 @@ def test_no_rows(make_checkpoint: Make) -> None:
     model = pfengine.load(make_checkpoint("bert"), criterion="never").model
     none = np.empty(0, np.int64)
     logits, layers = np.full((1, 3), 7, np.float32), none
-    one_call.run_model(
-        model.native,
+    model.native(
         none,
         none,
         none,
@@ -139,7 +138,7 @@ def test_wrong_shapes_are_refused(make_checkpoint: Make) -> None:
         "logits": np.empty((2, 3), np.float32),
         "exit_layers": np.empty(2, np.int64),
     }
-    one_call.run_model(model.native, **good)
+    model.native(**good)
     for wrong, error, text in [
         ({"types": np.arange(0)}, ValueError, "types has 0 numbers, expected 3"),
         ({"positions": np.arange(6)[::2]}, TypeError, "incompatible function arguments"),
@@ -156,4 +155,4 @@ def test_wrong_shapes_are_refused(make_checkpoint: Make) -> None:
         ({"ids": np.arange(3) - 1}, IndexError, "token id -1 of token 0 is outside its table"),
     ]:
         with pytest.raises(error, match=text):
-            one_call.run_model(model.native, **good | wrong)
+            model.native(**good | wrong)

@@ -1,0 +1,39 @@
+"""Tiles and launch options, fixed: a table, no tuning at run time.
+
+A row's sums must not depend on how many rows there are. So BLOCK_K, the order of K, and the matrix instruction are
+the same at every size; rows and columns of a tile may follow it. BLOCK_M of 64 and more with 4 warps a 64 rows keeps
+16-bit products on one instruction (wgmma on sm_90, mma on sm_80) down to a single row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
+    """Of a product with at most `rows` rows."""
+    if dtype == torch.float32:
+        return Tile(32 if rows <= 256 else 64, 32 if rows <= 256 else 64, 32, 4, 2)
+    if rows <= 256:
+        return Tile(64, 32 if columns <= 1024 else 64, 64, 4, 4)
+    if rows <= 2048:
+        return Tile(64, 128, 64, 4, 3)
+    return Tile(128, 128, 64, 8, 3)
+
+
+ROWS = (256, 2048, 8192)  # one for each line of the table
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of products: float32 is float32, never tf32."""
+    return "ieee" if dtype == torch.float32 else "tf32"

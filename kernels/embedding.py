@@ -1,0 +1,76 @@
+"""out = LayerNorm(word[ids] + position[positions] + type[types]), token by token."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import FLOATS, check, check_count, launch, power_of_two
+from .layer_norm import normalise, warps
+
+
+@triton.jit
+def _row_of(table, ids, token, rows, size, column):
+    """A number outside the table gives zeros; the tokenizer lets none through."""
+    place = tl.load(ids + token)
+    columns = tl.where((place >= 0) & (place < rows), size, 0)
+    return tl.load(table + place * size + column, mask=column < columns, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _embed_kernel(
+    ids, positions, types, word, position, token_type, weight, bias, out, count,
+    words, places, kinds, size, eps, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0)
+    if token >= tl.load(count):
+        return
+    column = tl.arange(0, BLOCK)
+    is_column = column < size
+    total = _row_of(word, ids, token, words, size, column)
+    total += _row_of(position, positions, token, places, size, column)
+    total += _row_of(token_type, types, token, kinds, size, column)
+    y = normalise(total, is_column, size, weight, bias, column, eps)
+    tl.store(out + token.to(tl.int64) * size + column, y.to(out.dtype.element_ty), mask=is_column)
+
+
+def embed(
+    ids: Tensor,
+    positions: Tensor,
+    types: Tensor,
+    tables: tuple[Tensor, Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    count: Tensor,
+) -> Tensor:
+    """The embeddings of the first `count` tokens; the others of the result are left as they come.
+
+    ids, positions, types: int64 [T]; tables: word, position, token type, [rows, H], fp32, fp16 or bf16; weight, bias:
+    fp32 [H]; count: int32 [1], at most T. Returns [T, H] of the tables' dtype. Raises ValueError for anything else.
+    """
+    word, position, token_type = tables
+    size = word.shape[-1]
+    for name, x in (("ids", ids), ("positions", positions), ("types", types)):
+        check(name, x, torch.int64, ids.shape[0], like=ids)
+    for name, x in (("word", word), ("position", position), ("token_type", token_type)):
+        check(name, x, FLOATS if x is word else word.dtype, -1, size, like=ids)
+    check("weight", weight, torch.float32, size, like=ids)
+    check("bias", bias, torch.float32, size, like=ids)
+    check_count("count", count, ids)
+    out = torch.empty(ids.shape[0], size, dtype=word.dtype, device=ids.device)
+    block = power_of_two(size, 16)
+    launch(
+        _embed_kernel,
+        (ids.shape[0],),
+        {
+            "ids": ids, "positions": positions, "types": types, "word": word, "position": position,
+            "token_type": token_type, "weight": weight, "bias": bias, "out": out, "count": count,
+            "words": word.shape[0], "places": position.shape[0], "kinds": token_type.shape[0], "size": size, "eps": eps,
+        },
+        {"BLOCK": block},
+        num_warps=warps(block),
+    )  # fmt: skip
+    return out

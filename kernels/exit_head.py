@@ -1,0 +1,114 @@
+"""logits = x W^T + b, what a criterion reads of their softmax, and who leaves; in one launch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .functions import leaves, signal_of
+from .launch import FLOATS, check, check_count, launch, power_of_two
+
+Signal = Literal["entropy", "confidence", "margin"]
+SIGNALS = ("entropy", "confidence", "margin")
+MAX_LABELS = 1024
+BLOCK_R = 16
+
+
+@triton.jit
+def _exit_head_kernel(
+    x, weight, bias, places, threshold, logits, signal, leave, count, labels, size,
+    SIGNAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    rows = tl.load(count)
+    if tl.program_id(0) * BLOCK_R >= rows:
+        return
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    label, k = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K)
+    is_row, is_label = row < rows, label < labels
+    source = row
+    if places is not None:
+        source = tl.load(places + row, mask=is_row, other=0)
+    total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    for start in range(0, size, BLOCK_K):
+        is_k = start + k < size
+        a = tl.load(
+            x + source.to(tl.int64)[:, None] * size + start + k[None, :],
+            mask=is_row[:, None] & is_k[None, :], other=0.0,
+        ).to(tl.float32)  # fmt: skip
+        b = tl.load(
+            weight + label[None, :] * size + start + k[:, None], mask=is_label[None, :] & is_k[:, None], other=0.0
+        )
+        total = tl.dot(a, b, total, input_precision="ieee")
+    total += tl.load(bias + label, mask=is_label, other=0.0)[None, :]
+    tl.store(
+        logits + row.to(tl.int64)[:, None] * labels + label[None, :], total, mask=is_row[:, None] & is_label[None, :]
+    )
+    value = signal_of(total, is_label[None, :], SIGNAL)
+    tl.store(signal + row, value, mask=is_row)
+    tl.store(leave + row, leaves(value, tl.load(threshold), SIGNAL).to(tl.uint8), mask=is_row)
+
+
+def exit_head(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    signal: Signal,
+    threshold: Tensor,
+    count: Tensor,
+    *,
+    places: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits fp32 [R, C], signal fp32 [R] and who leaves, bool [R], of the first `count` rows; the others stay.
+
+    x: [T, H], fp32, fp16 or bf16; weight: fp32 [C, H], at most 1,024 labels; bias: fp32 [C]; threshold: fp32 [1], on
+    the device; count: int32 [1], at most R. places: int32 [R], which row of x each row is, or None: R = T then.
+    Raises ValueError for anything else.
+    """
+    check("x", x, FLOATS, -1, -1, like=x)
+    check("weight", weight, torch.float32, -1, x.shape[1], like=x)
+    labels, size = weight.shape
+    check("bias", bias, torch.float32, labels, like=x)
+    check("threshold", threshold, torch.float32, 1, like=x)
+    check_count("count", count, x)
+    rows = x.shape[0] if places is None else places.shape[0]
+    if places is not None:
+        check("places", places, torch.int32, rows, like=x)
+    check_labels(labels)
+    check_signal(signal)
+    out, value, leave = decisions(rows, labels, x)
+    block_c = power_of_two(labels, 16)
+    launch(
+        _exit_head_kernel,
+        (triton.cdiv(rows, BLOCK_R),),
+        {
+            "x": x, "weight": weight, "bias": bias, "places": places, "threshold": threshold, "logits": out,
+            "signal": value, "leave": leave.view(torch.uint8), "count": count, "labels": labels, "size": size,
+        },
+        {"SIGNAL": signal, "BLOCK_R": BLOCK_R, "BLOCK_C": block_c, "BLOCK_K": 64 if block_c <= 64 else 16},
+        num_warps=4 if block_c <= 256 else 8,
+        num_stages=2 if block_c <= 256 else 1,
+    )  # fmt: skip
+    return out, value, leave
+
+
+def decisions(rows: int, labels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for logits, signals, and who leaves: nobody, until a kernel says so."""
+    return (
+        torch.empty(rows, labels, device=like.device),
+        torch.empty(rows, device=like.device),
+        torch.zeros(rows, dtype=torch.bool, device=like.device),
+    )
+
+
+def check_labels(labels: int) -> None:
+    if not 1 <= labels <= MAX_LABELS:
+        raise ValueError(f"there are {labels} labels, expected 1 to {MAX_LABELS:,}")
+
+
+def check_signal(signal: str) -> None:
+    if signal not in SIGNALS:
+        raise ValueError(f"signal is {signal!r}; it must be one of {', '.join(SIGNALS)}")

@@ -1,0 +1,76 @@
+"""How every kernel is launched; and, for the report, what would be launched."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Launch(NamedTuple):
+    kernel: Any
+    arguments: dict[str, Any]  # tensors, numbers, None
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Launchers note what they would launch and launch nothing: tensors may be on the meta device."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+    *,
+    num_warps: int = 4,
+    num_stages: int = 2,
+) -> None:
+    """kernel[grid](...) on the device of its tensors; nothing for an empty grid."""
+    if not all(grid):
+        return
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, arguments, constants, num_warps, num_stages))
+        return
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](**arguments, **constants, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
+
+
+def check(name: str, x: Tensor, dtypes: torch.dtype | Sequence[torch.dtype], *shape: int, like: Tensor) -> None:
+    """ValueError unless x is contiguous, of one of the dtypes and this shape, and on the device of `like`.
+
+    -1 in the shape: any size.
+    """
+    dtypes = [dtypes] if isinstance(dtypes, torch.dtype) else dtypes
+    fits = x.dim() == len(shape) and all(want in (-1, size) for size, want in zip(x.shape, shape, strict=True))
+    if x.dtype not in dtypes or not fits or not x.is_contiguous() or x.device != like.device:
+        wanted = f"contiguous {' or '.join(map(str, dtypes))} {list(shape)} on {like.device}"
+        raise ValueError(f"{name} is {x.dtype} {list(x.shape)} on {x.device}, expected {wanted}")
+
+
+def check_count(name: str, count: Tensor, like: Tensor) -> None:
+    """A number on the device: int32 [1]."""
+    check(name, count, torch.int32, 1, like=like)
+
+
+def power_of_two(size: int, least: int = 1) -> int:
+    """The smallest power of two that is neither below `size` nor below `least`."""
+    return max(least, 1 << (max(size, 1) - 1).bit_length())

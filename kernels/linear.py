@@ -1,0 +1,96 @@
+"""out = activation(x W^T + b) + add, of as many rows as a number on the device says."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configs
+from .functions import activate
+from .launch import FLOATS, check, check_count, launch
+
+
+@triton.jit
+def _linear_kernel(
+    x, weight, bias, add, out, places, count, columns, inner,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    blocks_n = tl.cdiv(columns, BLOCK_N)
+    first_row = tl.program_id(0) // blocks_n * BLOCK_M
+    rows = tl.load(count)
+    if first_row >= rows:
+        return
+    row = first_row + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    column = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    k = tl.arange(0, BLOCK_K)
+    is_row, is_column = row < rows, column < columns
+    source = row
+    if places is not None:
+        source = tl.load(places + row, mask=is_row, other=0)
+    x_at = x + source.to(tl.int64)[:, None] * inner + k[None, :]
+    weight_at = weight + column.to(tl.int64)[None, :] * inner + k[:, None]
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, inner, BLOCK_K):
+        if EVEN_K:
+            a = tl.load(x_at + start, mask=is_row[:, None], other=0.0)
+            b = tl.load(weight_at + start, mask=is_column[None, :], other=0.0)
+        else:
+            a = tl.load(x_at + start, mask=is_row[:, None] & (start + k < inner)[None, :], other=0.0)
+            b = tl.load(weight_at + start, mask=is_column[None, :] & (start + k < inner)[:, None], other=0.0)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    total += tl.load(bias + column, mask=is_column, other=0.0)[None, :]
+    total = activate(total, ACTIVATION)
+    is_out = is_row[:, None] & is_column[None, :]
+    to = row.to(tl.int64)[:, None] * columns + column[None, :]
+    if add is not None:
+        total += tl.load(add + to, mask=is_out, other=0.0).to(tl.float32)
+    tl.store(out + to, total.to(out.dtype.element_ty), mask=is_out)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    activation: str,
+    count: Tensor,
+    *,
+    add: Tensor | None = None,
+    places: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`reference.linear` of the first `count` rows; the others of the result are left as they come.
+
+    x: [T, K], fp32, fp16 or bf16; weight: [N, K], the same dtype; bias: fp32 [N]; add: [R, N], any of them; count:
+    int32 [1], at most R. places: int32 [R], which row of x each row is, or None: R = T then. Returns [R, N] of
+    `out_dtype`, or else x's. Raises ValueError for anything else.
+    """
+    check("x", x, FLOATS, -1, -1, like=x)
+    check("weight", weight, x.dtype, -1, x.shape[1], like=x)
+    check("bias", bias, torch.float32, weight.shape[0], like=x)
+    check_count("count", count, x)
+    rows = x.shape[0] if places is None else places.shape[0]
+    columns, inner = weight.shape
+    if places is not None:
+        check("places", places, torch.int32, rows, like=x)
+    if add is not None:
+        check("add", add, FLOATS, rows, columns, like=x)
+    tile = configs.tile(rows, columns, x.dtype)
+    out = torch.empty(rows, columns, dtype=out_dtype or x.dtype, device=x.device)
+    launch(
+        _linear_kernel,
+        (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
+        {
+            "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "places": places, "count": count,
+            "columns": columns, "inner": inner,
+        },
+        {
+            "ACTIVATION": activation, "PRECISION": configs.precision(x.dtype), "EVEN_K": inner % tile.block_k == 0,
+            "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
+        },
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )  # fmt: skip
+    return out

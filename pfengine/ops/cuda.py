@@ -1,0 +1,167 @@
+"""The CUDA op set: Triton kernels over ragged batches. Signatures and shapes: `ops.OpSet`.
+
+Here every row of a tensor counts; `cuda_model` runs a batch through all layers with the counts on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..batch import compact
+from ..kernels.attention import attention
+from ..kernels.embedding import embed as embed_kernel
+from ..kernels.layer_norm import add_layer_norm
+from ..kernels.linear import linear as linear_kernel
+from . import Activation, Block, Exit, Norm, reference
+
+HEAD_ALIGNMENT = 8  # 16 bytes in 16-bit numbers: what a thread loads at once
+
+
+class Linear(NamedTuple):
+    weight: Tensor  # [out, in]
+    bias: Tensor  # fp32 [out]
+
+
+class Embedding(NamedTuple):
+    tables: tuple[Tensor, Tensor, Tensor]
+    norm: Norm
+
+
+class Imitation(NamedTuple):
+    learners: Tensor  # [(n - 1) H, H], of layers 2..n one below the other
+    bias: Tensor  # fp32 [(n - 1) H]
+    activation: Activation
+    projections: list[Linear]  # after layer i: fp32 [C, (n - i) H]
+
+
+@functools.lru_cache(maxsize=1024)
+def full(number: int, device: torch.device) -> Tensor:
+    """A count, int32 [1]: all rows."""
+    with torch.inference_mode(False):
+        return torch.full((1,), number, dtype=torch.int32, device=device)
+
+
+def _norm(norm: Norm) -> Norm:
+    return Norm(norm.weight.float().contiguous(), norm.bias.float().contiguous(), norm.eps)
+
+
+def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+    return Linear(weight.to(dtype).contiguous(), bias.float().contiguous())
+
+
+def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
+    x = x.to(weights.weight.dtype).contiguous()
+    add = None if add is None else add.contiguous()
+    return run_linear(x, weights, activation, full(len(x), x.device), add=add)
+
+
+def run_linear(
+    x: Tensor,
+    weights: Linear,
+    activation: Activation,
+    count: Tensor,
+    *,
+    add: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`linear` of as many rows as `count`, int32 [1] on the device, says."""
+    return linear_kernel(x, weights.weight, weights.bias, activation, count, add=add, out_dtype=out_dtype)
+
+
+def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
+    word, position, token_type = (table.to(dtype).contiguous() for table in tables)
+    return Embedding((word, position, token_type), _norm(norm))
+
+
+def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
+    return embed_kernel(ids, positions, types, weights.tables, *weights.norm, full(len(ids), ids.device))
+
+
+def prepare_block(block: Block, dtype: torch.dtype) -> reference.PreparedBlock:
+    prepared = reference.prepared(block, dtype, prepare_linear)
+    return prepared._replace(attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm))
+
+
+def block(x: Tensor, cu_seqlens: Tensor, weights: reference.PreparedBlock, first_only: bool) -> Tensor:
+    rows, device = len(cu_seqlens) - 1, x.device
+    longest = int(cu_seqlens.diff().max()) if rows else 1  # waits for the GPU; `cuda_model` knows it beforehand
+    counts = full(rows, device), full(len(x), device)
+    return run_block(x, cu_seqlens, weights, first_only, longest, counts)
+
+
+def run_block(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: reference.PreparedBlock,
+    first_only: bool,
+    longest: int,
+    counts: tuple[Tensor, Tensor],
+) -> Tensor:
+    """`block` of the first rows and tokens, as many as `counts`, int32 [1] each, say on the device."""
+    rows, tokens = counts
+    qkv = run_linear(x, weights.qkv, "none", tokens)
+    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, longest, rows, first_only)
+    if first_only:
+        x, tokens = x.index_select(0, cu_seqlens[:-1]), rows
+    x = add_layer_norm(
+        run_linear(attended, weights.attention_output, "none", tokens, add=x), None, *weights.attention_norm, tokens
+    )
+    inner = run_linear(x, weights.intermediate, weights.activation, tokens)
+    total = run_linear(inner, weights.output, "none", tokens, add=x)
+    return add_layer_norm(total, None, *weights.output_norm, tokens)
+
+
+def open_block(x: Tensor, cu_seqlens: Tensor, weights: reference.PreparedBlock) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    y = block(x, cu_seqlens, weights, False)
+    return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
+
+
+def close_block(opened: tuple[Tensor, Tensor], stay: Tensor) -> tuple[Tensor, Tensor]:
+    return compact(*opened, stay)
+
+
+def prepare_imitation(
+    learners: Tensor,
+    learner_bias: Tensor,
+    activation: Activation,
+    projections: Sequence[tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+) -> Imitation:
+    return Imitation(
+        learners.to(dtype).flatten(0, 1).contiguous(),
+        learner_bias.float().flatten().contiguous(),
+        activation,
+        [prepare_linear(*projection, torch.float32) for projection in projections],
+    )
+
+
+def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
+    hidden = states.shape[1]
+    part = Linear(weights.learners[(layer - 1) * hidden :], weights.bias[(layer - 1) * hidden :])
+    return linear(states, part, weights.activation).unflatten(1, (-1, hidden))
+
+
+def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
+    return F.linear(guesses.float(), *weights.projections[layer - 1])
+
+
+def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
+    plain = None if gate is None else reference.Linear(*gate)
+    return reference.gate_merge(past, gates, future, plain, count)
+
+
+def prepare_exit(parts: Exit) -> Exit:
+    return parts
+
+
+def exit(
+    x: Tensor, cu_seqlens: Tensor, weights: Exit, add: Tensor | None, answer: bool
+) -> tuple[Tensor | None, Tensor]:
+    return reference.composed_exit(x, cu_seqlens, weights, add, answer, sys.modules[__name__])

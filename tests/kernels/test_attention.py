@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pfengine.kernels.attention import attention
+
+
+def formula(qkv: Tensor, lengths: list[int], heads: int, scale: float, first_only: bool) -> Tensor:
+    out = []
+    for row in qkv.split(lengths):
+        q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in row.chunk(3, dim=1))
+        q = q[:, :1] if first_only else q
+        p = torch.softmax((q @ k.mT).float().to(torch.promote_types(qkv.dtype, torch.float32)) * scale, -1)
+        out.append((p.to(qkv.dtype) @ v).transpose(0, 1).flatten(1))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("size", [20, 32, 64])
+@pytest.mark.parametrize(("lengths", "used"), [([1], 1), ([5, 1, 33, 2], 4), ([64, 65, 7, 1], 3)])
+def test_attention(
+    draw: Any, count: Any, check: Any, device: torch.device, dtype: torch.dtype, lengths: list[int], used: int,
+    size: int, first_only: bool,
+) -> None:  # fmt: skip
+    heads, tokens = 2, sum(lengths)
+    kept = sum(lengths[:used])
+    qkv = draw(tokens, 3 * heads * size, dtype=dtype)
+    qkv[kept:] = float("nan")
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    ours = attention(qkv, bounds, heads, size**-0.5, max(lengths), count(used), first_only)
+    ours = ours[: used if first_only else kept]
+    check(ours, formula, [qkv[:kept], lengths[:used], heads, size**-0.5, first_only])
+
+
+def test_no_row_is_left(draw: Any, count: Any, device: torch.device) -> None:
+    bounds = torch.tensor([0, 3], dtype=torch.int32, device=device)
+    assert attention(draw(3, 96), bounds, 2, 0.25, 3, count(0)).shape == (3, 32)
+    assert attention(draw(0, 96), bounds[:1], 2, 0.25, 3, count(0)).shape == (0, 32)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(
+    draw: Any, count: Any, dtype: torch.dtype, device: torch.device
+) -> None:
+    lengths = [40, 3, 70, 33]
+    qkv = draw(sum(lengths), 96, dtype=dtype)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    ours = attention(qkv, bounds, 2, 0.25, 70, count(4))
+    for row, length in enumerate(lengths):
+        part = slice(int(bounds[row]), int(bounds[row + 1]))
+        alone = torch.tensor([0, length], dtype=torch.int32, device=device)
+        assert torch.equal(attention(qkv[part].contiguous(), alone, 2, 0.25, length, count(1)), ours[part])
+
+
+@pytest.mark.slow
+def test_long_rows(draw: Any, count: Any, check: Any, device: torch.device) -> None:
+    qkv = draw(522, 192, dtype=torch.float16)
+    bounds = torch.tensor([0, 512, 522], dtype=torch.int32, device=device)
+    check(attention(qkv, bounds, 1, 0.125, 512, count(2)), formula, [qkv, [512, 10], 1, 0.125, False])
+
+
+def test_wrong_arguments_are_refused() -> None:
+    qkv, bounds, used = torch.zeros(3, 24), torch.tensor([0, 3], dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="24 columns, expected three times a multiple of the 5 heads"):
+        attention(qkv, bounds, 5, 1.0, 3, used)
+    with pytest.raises(ValueError, match=r"cu_seqlens is torch.int64 \[2\]"):
+        attention(qkv, bounds.long(), 2, 1.0, 3, used)
+    with pytest.raises(ValueError, match="at most 0 tokens"):
+        attention(qkv, bounds, 2, 1.0, 0, used)

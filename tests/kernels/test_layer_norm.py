@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfengine.kernels.layer_norm import add_layer_norm
+
+
+def formula(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    total = x if residual is None else x + residual
+    return F.layer_norm(total, total.shape[1:], weight.to(x.dtype), bias.to(x.dtype), eps)
+
+
+@pytest.mark.parametrize("with_residual", [True, False])
+@pytest.mark.parametrize(("tokens", "used"), [(1, 1), (3, 0), (5, 3), (0, 0)])
+@pytest.mark.parametrize("size", [1, 60, 64, 768])
+def test_add_layer_norm(
+    draw: Any, count: Any, check: Any, dtype: torch.dtype, size: int, tokens: int, used: int, with_residual: bool
+) -> None:
+    x, weight, bias = draw(tokens, size, dtype=dtype), draw(size), draw(size)
+    residual = draw(tokens, size, dtype=dtype) if with_residual else None
+    x[used:] = float("nan")
+    ours = add_layer_norm(x, residual, weight, bias, 1e-5, count(used))
+    assert ours.dtype == dtype
+    check(ours[:used], formula, [x[:used], None if residual is None else residual[:used], weight, bias, 1e-5])
+
+
+def test_far_from_zero(draw: Any, count: Any) -> None:
+    """The variance comes from distances, not from squares whose difference would be lost."""
+    x = 1000 + draw(4, 64)
+    one = torch.ones_like(x[0])
+    ours = add_layer_norm(x, None, one, 0 * one, 1e-12, count(4))
+    exact = F.layer_norm(x.cpu().double(), (64,), eps=1e-12)
+    torch.testing.assert_close(ours.cpu().double(), exact, atol=2e-3, rtol=0)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    x, one, two = torch.zeros(2, 4), torch.ones(4), torch.full((1,), 2, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"weight is torch.float32 \[3\]"):
+        add_layer_norm(x, None, one[:3], one, 1e-5, two)
+    with pytest.raises(ValueError, match=r"residual is torch.float32 \[1, 4\]"):
+        add_layer_norm(x, x[:1], one, one, 1e-5, two)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfengine.kernels.linear import linear
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def formula(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, activation: str) -> Tensor:
+    y = ACTIVATIONS[activation](F.linear(x, weight) + bias.to(x.dtype))
+    return y if add is None else y + add
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("tokens", "used"), [(1, 1), (1, 0), (7, 7), (63, 40), (65, 65)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(60, 64), (64, 60)])
+def test_linear(
+    draw: Any, count: Any, check: Any, dtype: torch.dtype, activation: str, tokens: int, used: int, outputs: int,
+    inputs: int,
+) -> None:  # fmt: skip
+    x, weight = draw(tokens, inputs, dtype=dtype), draw(outputs, inputs, dtype=dtype, scale=inputs**-0.5)
+    bias, add = draw(outputs), draw(tokens, outputs, dtype=dtype) if activation == "none" else None
+    x[used:] = float("nan")  # nobody may read it
+    ours = linear(x, weight, bias, activation, count(used), add=add)
+    assert ours.dtype == dtype
+    check(ours[:used], formula, [x[:used], weight, bias, add if add is None else add[:used], activation])
+
+
+def test_rows_by_place(draw: Any, count: Any, check: Any, dtype: torch.dtype, device: torch.device) -> None:
+    x, weight, bias = draw(9, 32, dtype=dtype), draw(5, 32, dtype=dtype), draw(5)
+    places = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
+    ours = linear(x, weight, bias, "tanh", count(3), places=places, out_dtype=torch.float32)
+    assert ours.dtype == torch.float32
+    check(ours[:3].to(dtype), formula, [x[places[:3].long()], weight, bias, None, "tanh"])
+
+
+def test_a_row_does_not_depend_on_how_many_there_are(draw: Any, count: Any, dtype: torch.dtype) -> None:
+    x, weight, bias = draw(130, 48, dtype=dtype), draw(33, 48, dtype=dtype), draw(33)
+    ours = linear(x, weight, bias, "gelu", count(130))
+    for rows in (1, 2, 31, 64):
+        assert torch.equal(linear(x[:rows].contiguous(), weight, bias, "gelu", count(rows)), ours[:rows])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [384, 768])
+def test_real_sizes(draw: Any, count: Any, check: Any, hidden: int) -> None:
+    x, weight = draw(70, hidden, dtype=torch.float16), draw(4 * hidden, hidden, dtype=torch.float16, scale=hidden**-0.5)
+    bias = draw(4 * hidden)
+    check(linear(x, weight, bias, "gelu", count(70)), formula, [x, weight, bias, None, "gelu"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"x": torch.zeros(3, 4, dtype=torch.int64)}, r"x is torch.int64 \[3, 4\]"),
+        ({"x": torch.zeros(4, 3).T}, "x is torch.float32"),
+        ({"weight": torch.zeros(2, 5)}, r"weight is torch.float32 \[2, 5\].*\[-1, 4\]"),
+        ({"weight": torch.zeros(2, 4, dtype=torch.float16)}, "weight is torch.float16"),
+        ({"bias": torch.zeros(3)}, r"bias is torch.float32 \[3\]"),
+        ({"count": torch.zeros(1, dtype=torch.int64)}, r"count is torch.int64 \[1\]"),
+        ({"add": torch.zeros(2, 2)}, r"add is torch.float32 \[2, 2\]"),
+        ({"places": torch.zeros(2)}, r"places is torch.float32 \[2\]"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong: dict[str, Tensor], text: str) -> None:
+    good: dict[str, Any] = {
+        "x": torch.zeros(3, 4),
+        "weight": torch.zeros(2, 4),
+        "bias": torch.zeros(2),
+        "activation": "none",
+        "count": torch.ones(1, dtype=torch.int32),
+    }
+    with pytest.raises(ValueError, match=text):
+        linear(**(good | wrong))

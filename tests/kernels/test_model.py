@@ -1,0 +1,110 @@
+"""The whole exit loop on the device: it leaves where plain torch does, with the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pfengine
+from pfengine import api, checkpoint
+from pfengine.engine import Model
+from pfengine.exits import Entropy, Never, Replay
+from pfengine.ops import cuda, cuda_model, reference
+
+Make = Callable[..., Path]
+PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}
+PAPER = PAST_FUTURE | {"learner": "linear", "incorporate": "concat", "gate": "row"}
+HEADS: dict[str, dict[str, Any]] = {
+    "authors": PAST_FUTURE,
+    "folded": PAST_FUTURE | {"learner": "linear"},
+    "paper": PAPER,
+    "paper, tanh": PAPER | {"learner": "tanh"},
+    "no gate": PAST_FUTURE | {"gate": "none"},
+    "past only": PAST_FUTURE | {"states": "past", "gate": "none"},
+    "linear": {"type": "linear", "pooler": "per-layer"},
+    "classifier": {"type": "classifier"},
+}
+
+
+def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine.Engine]:
+    """On the device, and plain torch in float32."""
+    ckpt = checkpoint.read(path)
+    plain, ours = (pfengine.load(path, precision="fp32", criterion="never") for _ in range(2))
+    plain.model = api.build(ckpt, reference, torch.float32)
+    ours.model, ours.device = api.build(ckpt, cuda, torch.float32, device), device
+    assert ours.model.native is not None
+    return ours, plain
+
+
+def check(ours: pfengine.Engine, plain: pfengine.Engine, rows: list, criterion: Any, size: int | None = None) -> None:
+    answers = ours.predict(rows, criterion=criterion, batch_size=size)
+    expected = plain.predict(rows, criterion=criterion)
+    np.testing.assert_array_equal(answers.exit_layers, expected.exit_layers)
+    np.testing.assert_allclose(answers.logits, expected.logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_every_head(make_checkpoint: Make, random_rows: Any, device: torch.device, head: dict) -> None:
+    ours, plain = engines(make_checkpoint("bert", head=head), device)
+    rows = random_rows([1, 2, 9, 33, 5, 17])
+    for criterion in [Never(), *([Entropy(0.9), Replay([3, 1, 5, 2, 2, 4])] if head["type"] != "classifier" else [])]:
+        check(ours, plain, rows, criterion)
+
+
+@pytest.mark.parametrize("family", ["roberta", "albert"])
+def test_every_family(make_checkpoint: Make, random_rows: Any, device: torch.device, family: str) -> None:
+    ours, plain = engines(make_checkpoint(family), device)
+    check(ours, plain, random_rows([1, 17, 40]), Entropy(0.9))
+
+
+@pytest.mark.parametrize("layers", [[1] * 5, [5] * 5, [1, 2, 3, 4, 5], [4, 4, 1, 1, 2]])
+def test_rows_leave_everywhere(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, layers: list[int]
+) -> None:
+    ours, plain = engines(make_checkpoint("bert", head=PAST_FUTURE, exit_layers=(1, 2, 4, 5)), device)
+    check(ours, plain, random_rows([3, 20, 1, 7, 64]), Replay(layers))
+
+
+def test_a_row_is_the_same_bits_alone_and_in_batches(
+    make_checkpoint: Make, random_rows: Any, device: torch.device
+) -> None:
+    ours, _ = engines(make_checkpoint("bert", head=PAST_FUTURE), device)
+    rows = random_rows([3, 20, 1, 7, 40])
+    for criterion in (Entropy(0.9), Never()):
+        together = ours.predict(rows, criterion=criterion)
+        for i, row in enumerate(rows):
+            alone = ours.predict([row], criterion=criterion)
+            assert alone.exit_layers[0] == together.exit_layers[i]
+            np.testing.assert_array_equal(alone.logits[0], together.logits[i])
+        some = ours.predict(rows, criterion=criterion, batch_size=2)
+        np.testing.assert_array_equal(some.logits, together.logits)
+
+
+def test_other_criteria_go_layer_by_layer(make_checkpoint: Make, random_rows: Any, device: torch.device) -> None:
+    ours, plain = engines(make_checkpoint("bert", head=PAST_FUTURE), device)
+    check(ours, plain, random_rows([3, 20, 1, 7]), "patience:1")
+    ours, plain = engines_without(ours), plain
+    check(ours, plain, random_rows([3, 20, 1, 7]), Entropy(0.9))
+
+
+def engines_without(engine: pfengine.Engine) -> pfengine.Engine:
+    model: Model = engine.model
+    engine.model = Model(model.config, model.encoder, model.head, model.exit_layers)
+    return engine
+
+
+def test_sizes_that_do_not_fit(make_checkpoint: Make, device: torch.device) -> None:
+    ours, _ = engines(make_checkpoint("bert", head=PAST_FUTURE), device)
+    run = ours.model.native
+    assert isinstance(run, partial)
+    assert run.func is cuda_model.run_model
+    ids = np.zeros(3, np.int64)
+    with pytest.raises(ValueError, match="cu_seqlens has 2 numbers for 2 rows"):
+        run(ids, ids, ids, np.array([0, 3], np.int32), cuda_model.Rule(bytes(5), 0.0, None), 3, ids[:2],
+            np.empty((2, 3), np.float32), ids[:2].copy())  # fmt: skip
