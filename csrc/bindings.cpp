@@ -1,5 +1,5 @@
 // pfengine._C: addresses come in as integers, so that no torch header is needed and one build serves every torch.
-// Shapes, dtypes and contiguity are checked by pfengine/extension.py, the only caller.
+// Shapes, dtypes and contiguity are checked by the callers; where numpy arrays come in, here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .functions import leaves, signal_of
+from .functions import decide
 from .launch import FLOATS, check, check_count, launch, power_of_two
 
 Signal = Literal["entropy", "confidence", "margin"]
@@ -44,12 +44,7 @@ def _exit_head_kernel(
         )
         total = tl.dot(a, b, total, input_precision="ieee")
     total += tl.load(bias + label, mask=is_label, other=0.0)[None, :]
-    tl.store(
-        logits + row.to(tl.int64)[:, None] * labels + label[None, :], total, mask=is_row[:, None] & is_label[None, :]
-    )
-    value = signal_of(total, is_label[None, :], SIGNAL)
-    tl.store(signal + row, value, mask=is_row)
-    tl.store(leave + row, leaves(value, tl.load(threshold), SIGNAL).to(tl.uint8), mask=is_row)
+    decide(total, logits, signal, leave, threshold, row, label, is_row, is_label, labels, SIGNAL)
 
 
 def exit_head(

@@ -54,10 +54,18 @@ def signal_of(logits, is_label, SIGNAL: tl.constexpr):
 
 
 @triton.jit
-def leaves(signal, threshold, SIGNAL: tl.constexpr):
-    """Low entropy leaves, and high confidence or margin; nan stays."""
+def decide(numbers, logits, signal, leave, threshold, row, label, is_row, is_label, labels, SIGNAL: tl.constexpr):
+    """Writes fp32 numbers [rows, labels] as logits, what a criterion reads of them, and who leaves.
+
+    Low entropy leaves, and high confidence or margin; nan stays.
+    """
+    at = logits + row.to(tl.int64)[:, None] * labels + label[None, :]
+    tl.store(at, numbers, mask=is_row[:, None] & is_label[None, :])
+    value = signal_of(numbers, is_label[None, :], SIGNAL)
+    limit = tl.load(threshold)
     if SIGNAL == "entropy":
-        leave = signal < threshold
+        leaves = value < limit
     else:
-        leave = signal > threshold
-    return leave
+        leaves = value > limit
+    tl.store(signal + row, value, mask=is_row)
+    tl.store(leave + row, leaves.to(tl.uint8), mask=is_row)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .exit_head import Signal, check_labels, check_signal, decisions
-from .functions import leaves, signal_of, tanh
+from .functions import decide, tanh
 from .launch import check, check_count, launch, power_of_two
 
 Form = Literal["none", "paper", "authors"]
@@ -64,10 +64,7 @@ def _gate_merge_kernel(
             merged += (2.0 - double) * future
         if FORM == "paper":
             merged *= 0.5
-    tl.store(logits + row.to(tl.int64)[:, None] * labels + label[None, :], merged, mask=is_number)
-    value = signal_of(merged, is_label[None, :], SIGNAL)
-    tl.store(signal + row, value, mask=is_row)
-    tl.store(leave + row, leaves(value, tl.load(threshold), SIGNAL).to(tl.uint8), mask=is_row)
+    decide(merged, logits, signal, leave, threshold, row, label, is_row, is_label, labels, SIGNAL)
 
 
 def gate_merge(

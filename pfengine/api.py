@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,6 @@ from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
 from .ops import OpSet, cpu, cpu_torch, reference
-from .ops.model import prepare_model, run_model
 from .tokenization import Row, Tokenizer, batches, is_single, pack
 from .windows import read_windows
 
@@ -88,16 +86,9 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
     with torch.inference_mode():
         head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
         encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_in_one_call()
-        native: Callable[..., None] | None = None
-        if exits is not None and ops is cpu:
-            native = functools.partial(
-                run_model, prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
-            )
-        elif exits is not None and ops is sys.modules.get(f"{__package__}.ops.cuda"):  # which needs Triton
-            from .ops import cuda_model
-
-            prepared = cuda_model.PreparedModel(encoder.embedding, encoder.widen, encoder.layers, exits)
-            native = functools.partial(cuda_model.run_model, prepared)
+        native = None
+        if exits is not None:
+            native = ops.prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
         return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, native)
 
 

@@ -65,10 +65,7 @@ def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, ans
     # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
     tested = bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1))
     model.native(
-        packed.ids,
-        packed.positions,
-        packed.types,
-        packed.cu_seqlens,
+        packed,
         Limits(tested, *limits),
         MIN_ROWS_TO_OPEN,
         packed.row_ids - answers.base,

@@ -13,6 +13,7 @@ import torch
 
 import pfengine
 from pfengine import extension
+from pfengine.batch import Packed
 from pfengine.exits import Entropy, Replay
 from pfengine.ops import model as one_call
 
@@ -111,17 +112,8 @@ def test_no_rows(make_checkpoint: Make) -> None:
     model = pfengine.load(make_checkpoint("bert"), criterion="never").model
     none = np.empty(0, np.int64)
     logits, layers = np.full((1, 3), 7, np.float32), none
-    model.native(
-        none,
-        none,
-        none,
-        np.zeros(1, np.int32),
-        one_call.Rule(bytes(5), 0.0, None),
-        4,
-        none,
-        logits[:0],
-        layers,
-    )
+    packed = Packed(none, none, none, np.zeros(1, np.int32), none)
+    model.native(packed, one_call.Rule(bytes(5), 0.0, None), 4, none, logits[:0], layers)
     assert (logits == 7).all()
 
 
@@ -138,7 +130,13 @@ def test_wrong_shapes_are_refused(make_checkpoint: Make) -> None:
         "logits": np.empty((2, 3), np.float32),
         "exit_layers": np.empty(2, np.int64),
     }
-    model.native(**good)
+
+    def run(arguments: dict[str, Any]) -> None:
+        fields = {name: arguments[name] for name in ("ids", "positions", "types", "cu_seqlens")}
+        rest = {name: value for name, value in arguments.items() if name not in fields}
+        model.native(Packed(**fields, row_ids=arguments["places"]), **rest)
+
+    run(good)
     for wrong, error, text in [
         ({"types": np.arange(0)}, ValueError, "types has 0 numbers, expected 3"),
         ({"positions": np.arange(6)[::2]}, TypeError, "incompatible function arguments"),
@@ -155,4 +153,4 @@ def test_wrong_shapes_are_refused(make_checkpoint: Make) -> None:
         ({"ids": np.arange(3) - 1}, IndexError, "token id -1 of token 0 is outside its table"),
     ]:
         with pytest.raises(error, match=text):
-            model.native(**good | wrong)
+            run(good | wrong)

@@ -59,7 +59,7 @@ class ExitHead(ABC):
         """Prepare the weights once for an op set; dtype: of the large products, logits are always float32."""
 
     def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
-        """For each layer what `ops.model.prepare_model` takes; None where steps are more than an op `exit`."""
+        """For each layer what `OpSet.prepare_model` takes; None where steps are more than an op `exit`."""
         return None
 
     @abstractmethod

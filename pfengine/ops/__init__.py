@@ -5,7 +5,7 @@ T packed tokens, R rows, H hidden size, C labels, n layers. Chosen once, in `loa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -120,6 +120,15 @@ class OpSet(Protocol):
         gate None:  lambda past + (1 - lambda) future, lambda = sigmoid(gates); future must be given.
         else:       2 lambda past + (2 - 2 lambda) future, lambda = sigmoid(gate(tanh(gates / count))), gate as
                     `prepare_linear` made it; future None for zero.
+        """
+
+    def prepare_model(
+        self, embedding: Any, widen: Any | None, layers: list[list[Any]], exits: list[tuple[Any, int] | None]
+    ) -> Callable[..., None] | None:
+        """`model.run_model` of what this op set prepared, all layers in one call; None where it cannot do that.
+
+        layers: the blocks of each; exits: the exit behind each layer, if any, and the place in the past of the exit
+        before from which on it adds (-1: it adds nothing). The last layer has one.
         """
 
     def prepare_exit(self, parts: Exit) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import extension
 from . import Activation, Block, Exit, Norm
+from .model import prepare_model as prepare_model
 from .packing import Linear, address, pack_linear
 from .packing import fast_precisions as fast_precisions
 from .packing import kernels as kernels

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import Activation, Block, Exit, reference
-from .reference import PreparedBlock, close_block, embed, prepare_embedding, prepare_exit
+from .reference import PreparedBlock, close_block, embed, prepare_embedding, prepare_exit, prepare_model
 
 __all__ = [
     "HEAD_ALIGNMENT",
@@ -36,6 +36,7 @@ __all__ = [
     "prepare_exit",
     "prepare_imitation",
     "prepare_linear",
+    "prepare_model",
     "project",
 ]
 

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import compact
 from ..kernels.attention import attention
 from ..kernels.embedding import embed as embed_kernel
 from ..kernels.layer_norm import add_layer_norm
 from ..kernels.linear import linear as linear_kernel
 from . import Activation, Block, Exit, Norm, reference
+from .reference import PreparedBlock
+from .reference import close_block as close_block
+from .reference import prepare_exit as prepare_exit
 
 HEAD_ALIGNMENT = 8  # 16 bytes in 16-bit numbers: what a thread loads at once
 
@@ -81,15 +83,20 @@ def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: 
 
 
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
-    return embed_kernel(ids, positions, types, weights.tables, *weights.norm, full(len(ids), ids.device))
+    return run_embed(ids, positions, types, weights, full(len(ids), ids.device))
 
 
-def prepare_block(block: Block, dtype: torch.dtype) -> reference.PreparedBlock:
+def run_embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding, count: Tensor) -> Tensor:
+    """`embed` of as many tokens as `count`, int32 [1] on the device, says."""
+    return embed_kernel(ids, positions, types, weights.tables, *weights.norm, count)
+
+
+def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     prepared = reference.prepared(block, dtype, prepare_linear)
     return prepared._replace(attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm))
 
 
-def block(x: Tensor, cu_seqlens: Tensor, weights: reference.PreparedBlock, first_only: bool) -> Tensor:
+def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
     rows, device = len(cu_seqlens) - 1, x.device
     longest = int(cu_seqlens.diff().max()) if rows else 1  # waits for the GPU; `cuda_model` knows it beforehand
     counts = full(rows, device), full(len(x), device)
@@ -99,7 +106,7 @@ def block(x: Tensor, cu_seqlens: Tensor, weights: reference.PreparedBlock, first
 def run_block(
     x: Tensor,
     cu_seqlens: Tensor,
-    weights: reference.PreparedBlock,
+    weights: PreparedBlock,
     first_only: bool,
     longest: int,
     counts: tuple[Tensor, Tensor],
@@ -118,13 +125,9 @@ def run_block(
     return add_layer_norm(total, None, *weights.output_norm, tokens)
 
 
-def open_block(x: Tensor, cu_seqlens: Tensor, weights: reference.PreparedBlock) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     y = block(x, cu_seqlens, weights, False)
     return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
-
-
-def close_block(opened: tuple[Tensor, Tensor], stay: Tensor) -> tuple[Tensor, Tensor]:
-    return compact(*opened, stay)
 
 
 def prepare_imitation(
@@ -157,8 +160,15 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
     return reference.gate_merge(past, gates, future, plain, count)
 
 
-def prepare_exit(parts: Exit) -> Exit:
-    return parts
+def prepare_model(
+    embedding: Embedding,
+    widen: Linear | None,
+    layers: list[list[PreparedBlock]],
+    exits: list[tuple[Exit, int] | None],
+) -> Callable[..., None]:
+    from .cuda_model import PreparedModel, run_model  # which is made of what stands here
+
+    return functools.partial(run_model, PreparedModel(embedding, widen, layers, exits))
 
 
 def exit(

@@ -8,29 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..batch import Packed
 from ..kernels.answers import answer
 from ..kernels.compaction import compact
-from ..kernels.embedding import embed
 from ..kernels.gate_merge import gate_merge
 from ..kernels.imitation import imitation
-from . import Exit, reference
-from .cuda import Embedding, Linear, run_block, run_linear
+from . import Exit
+from .cuda import Embedding, Linear, run_block, run_embed, run_linear
 from .model import Rule
+from .reference import PreparedBlock
 
 
 class PreparedModel(NamedTuple):
     embedding: Embedding
     widen: Linear | None
-    layers: list[list[reference.PreparedBlock]]
+    layers: list[list[PreparedBlock]]
     exits: list[tuple[Exit, int] | None]  # behind each layer, and from which number of the past it adds up; -1: none
 
 
 def run_model(
     weights: PreparedModel,
-    ids: np.ndarray,
-    positions: np.ndarray,
-    types: np.ndarray,
-    cu_seqlens: np.ndarray,
+    packed: Packed,
     rule: Rule,
     open_from: int,
     places: np.ndarray,
@@ -41,7 +39,8 @@ def run_model(
 
     Waits once, for the answers. Raises ValueError for sizes that do not fit.
     """
-    rows, tokens, n = len(places), len(ids), len(weights.layers)
+    cu_seqlens = packed.cu_seqlens
+    rows, tokens, n = len(places), len(packed.ids), len(weights.layers)
     if len(cu_seqlens) != rows + 1 or len(rule.tested) != n:
         raise ValueError(
             f"cu_seqlens has {len(cu_seqlens)} numbers for {rows} rows, tested {len(rule.tested)} for {n} layers; "
@@ -59,7 +58,7 @@ def run_model(
     layers = None if rule.layers is None else copied(rule.layers)
     out_logits = torch.full((rows, logits.shape[1]), torch.nan, device=device)
     out_layers = torch.zeros(rows, dtype=torch.int64, device=device)
-    x = embed(copied(ids), copied(positions), copied(types), *_spread(weights.embedding), counts[1:])
+    x = run_embed(copied(packed.ids), copied(packed.positions), copied(packed.types), weights.embedding, counts[1:])
     if weights.widen is not None:
         x = run_linear(x, weights.widen, "none", counts[1:])
     past: Tensor | None = None
@@ -83,10 +82,6 @@ def run_model(
             x, bounds, row_ids, counts = compact(x, bounds, row_ids, stay, longest, counts[:1])
     logits[places] = out_logits.numpy(force=True)
     exit_layers[places] = out_layers.numpy(force=True)
-
-
-def _spread(embedding: Embedding) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor, float]:
-    return embedding.tables, *embedding.norm
 
 
 def _state(first: Tensor, parts: Exit, count: Tensor) -> Tensor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from .. import extension
-from .cpu import Embedding, PreparedBlock, PreparedExit
+from ..batch import Packed
 from .packing import Linear, kernels
+
+if TYPE_CHECKING:
+    from .cpu import Embedding, PreparedBlock, PreparedExit  # which offers what stands here
 
 
 class PreparedModel(NamedTuple):
@@ -30,9 +35,8 @@ def prepare_model(
     widen: Linear | None,
     layers: list[list[PreparedBlock]],
     exits: list[tuple[PreparedExit, int] | None],
-) -> PreparedModel:
-    """The blocks of each layer, and its exit, if any, with the place in the past of the exit before from which on it
-    adds (-1: it adds nothing). The last layer has an exit."""
+) -> Callable[..., None]:
+    """As `OpSet.prepare_model` says."""
     C, steps = extension.native(), []
     for blocks, behind in zip(layers, exits, strict=True):
         prepared, adds_from = behind or (None, -1)
@@ -45,25 +49,22 @@ def prepare_model(
         precision=C.Precision.fp32 if widen is None else widen.precision,
         steps=steps,
     )
-    return PreparedModel(native, (embedding, widen, layers, exits))
+    return functools.partial(run_model, PreparedModel(native, (embedding, widen, layers, exits)))
 
 
 def run_model(
     weights: PreparedModel,
-    ids: np.ndarray,
-    positions: np.ndarray,
-    types: np.ndarray,
-    cu_seqlens: np.ndarray,
+    packed: Packed,
     rule: Rule,
     open_from: int,
     places: np.ndarray,
     logits: np.ndarray,
     exit_layers: np.ndarray,
 ) -> None:
-    """R rows, T tokens, packed: logits[places[r]] and exit_layers[places[r]] become the answers of row r.
+    """R rows: logits[places[r]] and exit_layers[places[r]] become the answers of row r.
 
-    ids, positions, types: int64 [T]; cu_seqlens: int32 [R + 1]; places: int64 [R]; logits: float32 [P, C]; exit_layers:
-    int64 [P], 1-based. open_from: from so many rows on a tested layer is computed in two halves.
+    places: int64 [R]; logits: float32 [P, C]; exit_layers: int64 [P], 1-based. open_from: from so many rows on a tested
+    layer is computed in two halves.
     Arrays must be contiguous. Raises TypeError for another dtype or layout, ValueError for sizes that do not fit, and
     IndexError for an id outside its table.
     """
@@ -74,10 +75,10 @@ def run_model(
         rule.entropy,
         rule.layers,
         open_from,
-        ids,
-        positions,
-        types,
-        cu_seqlens,
+        packed.ids,
+        packed.positions,
+        packed.types,
+        packed.cu_seqlens,
         places,
         logits,
         exit_layers,

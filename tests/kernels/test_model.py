@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 import pfengine
 from pfengine import api, checkpoint
-from pfengine.engine import Model
+from pfengine.batch import Packed
 from pfengine.exits import Entropy, Never, Replay
 from pfengine.ops import cuda, cuda_model, reference
 
@@ -89,14 +90,8 @@ def test_a_row_is_the_same_bits_alone_and_in_batches(
 def test_other_criteria_go_layer_by_layer(make_checkpoint: Make, random_rows: Any, device: torch.device) -> None:
     ours, plain = engines(make_checkpoint("bert", head=PAST_FUTURE), device)
     check(ours, plain, random_rows([3, 20, 1, 7]), "patience:1")
-    ours, plain = engines_without(ours), plain
+    ours.model = replace(ours.model, native=None)
     check(ours, plain, random_rows([3, 20, 1, 7]), Entropy(0.9))
-
-
-def engines_without(engine: pfengine.Engine) -> pfengine.Engine:
-    model: Model = engine.model
-    engine.model = Model(model.config, model.encoder, model.head, model.exit_layers)
-    return engine
 
 
 def test_sizes_that_do_not_fit(make_checkpoint: Make, device: torch.device) -> None:
@@ -106,5 +101,5 @@ def test_sizes_that_do_not_fit(make_checkpoint: Make, device: torch.device) -> N
     assert run.func is cuda_model.run_model
     ids = np.zeros(3, np.int64)
     with pytest.raises(ValueError, match="cu_seqlens has 2 numbers for 2 rows"):
-        run(ids, ids, ids, np.array([0, 3], np.int32), cuda_model.Rule(bytes(5), 0.0, None), 3, ids[:2],
-            np.empty((2, 3), np.float32), ids[:2].copy())  # fmt: skip
+        run(Packed(ids, ids, ids, np.array([0, 3], np.int32), ids[:2]), cuda_model.Rule(bytes(5), 0.0, None), 3,
+            ids[:2], np.empty((2, 3), np.float32), ids[:2].copy())  # fmt: skip
