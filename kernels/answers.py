@@ -1,79 +1,82 @@
-"""Rows that leave write their logits and their layer where their answer belongs; who is left stays."""
+"""Where the answers of rows that leave go: written by the kernel that decides who leaves."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .exit_head import check_labels
-from .launch import check, check_count, launch, power_of_two
+from .functions import signal_of
+from .launch import check
 
-BLOCK_R = 16
+
+class Answers(NamedTuple):
+    """What rows that leave behind `layer` write, and where. P places in all."""
+
+    row_ids: Tensor  # int64 [R]: each row's place
+    logits: Tensor  # fp32 [P, C]
+    exit_layers: Tensor  # int64 [P]
+    layer: int
+    layers: Tensor | None = None  # int64 [P]: a row leaves behind its layer or a later one, too
+    last: bool = False  # all leave
+
+
+def check_answers(to: Answers, rows: int, labels: int, like: Tensor) -> None:
+    """ValueError for anything else than `Answers` says."""
+    check("row_ids", to.row_ids, torch.int64, rows, like=like)
+    check("answers' logits", to.logits, torch.float32, -1, labels, like=like)
+    check("exit_layers", to.exit_layers, torch.int64, to.logits.shape[0], like=like)
+    if to.layers is not None:
+        check("layers", to.layers, torch.int64, to.logits.shape[0], like=like)
+
+
+def arguments(to: Answers | None) -> dict[str, object]:
+    """Of a kernel that calls `decide`."""
+    if to is None:
+        return {"row_ids": None, "layers": None, "out_logits": None, "out_layers": None, "layer": 0}
+    return {
+        "row_ids": to.row_ids, "layers": to.layers, "out_logits": to.logits, "out_layers": to.exit_layers,
+        "layer": to.layer,
+    }  # fmt: skip
 
 
 @triton.jit
-def _answers_kernel(
-    logits, leave, row_ids, layers, out_logits, out_layers, stay, count, labels, layer,
-    LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+def decide(
+    numbers, logits, signal, leave, threshold, row_ids, layers, out_logits, out_layers, layer,
+    row, label, is_row, is_label, labels, SIGNAL: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    is_row = row < tl.load(count)
-    leaves = tl.load(leave + row, mask=is_row, other=0) != 0
-    place = tl.load(row_ids + row, mask=is_row, other=0)
-    if layers is not None:
-        leaves = leaves | (tl.load(layers + place, mask=is_row, other=0) <= layer)
-    if LAST:
-        leaves = is_row
-    leaves = leaves & is_row
-    tl.store(stay + row, (is_row & (leaves == 0)).to(tl.uint8), mask=is_row)
-    tl.store(out_layers + place, (place * 0 + layer).to(tl.int64), mask=leaves)
-    for first in range(0, labels, BLOCK_C):
-        label = first + tl.arange(0, BLOCK_C)
-        mask = leaves[:, None] & (label < labels)[None, :]
-        x = tl.load(logits + row.to(tl.int64)[:, None] * labels + label[None, :], mask=mask, other=0.0)
-        tl.store(out_logits + place[:, None] * labels + label[None, :], x, mask=mask)
+    """Writes fp32 numbers [rows, labels] as logits, what a criterion reads of them, who leaves, and their answers.
 
-
-def answer(
-    logits: Tensor,
-    leave: Tensor,
-    row_ids: Tensor,
-    layer: int,
-    out_logits: Tensor,
-    out_layers: Tensor,
-    count: Tensor,
-    *,
-    layers: Tensor | None = None,
-    last: bool = False,
-) -> Tensor:
-    """Answers of those of the first `count` rows that leave behind `layer`; who stays, bool [R].
-
-    logits: fp32 [R, C]; leave: bool [R]; row_ids: int64 [R], each row's place in out_logits, fp32 [P, C], and
-    out_layers, int64 [P]; layers: int64 [P], where a row leaves behind its layer or a later one, too; last: all leave;
-    count: int32 [1], at most R. Raises ValueError for anything else.
+    Low entropy leaves, and high confidence or margin; nan stays.
     """
-    check("logits", logits, torch.float32, -1, -1, like=logits)
-    rows, labels = logits.shape
-    check_labels(labels)
-    check("leave", leave, torch.bool, rows, like=logits)
-    check("row_ids", row_ids, torch.int64, rows, like=logits)
-    check("out_logits", out_logits, torch.float32, -1, labels, like=logits)
-    places = out_logits.shape[0]
-    check("out_layers", out_layers, torch.int64, places, like=logits)
-    if layers is not None:
-        check("layers", layers, torch.int64, places, like=logits)
-    check_count("count", count, logits)
-    stay = torch.zeros_like(leave)
-    launch(
-        _answers_kernel,
-        (triton.cdiv(rows, BLOCK_R),),
-        {
-            "logits": logits, "leave": leave.view(torch.uint8), "row_ids": row_ids, "layers": layers,
-            "out_logits": out_logits, "out_layers": out_layers, "stay": stay.view(torch.uint8), "count": count,
-            "labels": labels, "layer": layer,
-        },
-        {"LAST": last, "BLOCK_R": BLOCK_R, "BLOCK_C": min(128, power_of_two(labels, 2))},
-    )  # fmt: skip
-    return stay
+    is_number = is_row[:, None] & is_label[None, :]
+    tl.store(logits + row.to(tl.int64)[:, None] * labels + label[None, :], numbers, mask=is_number)
+    value = signal_of(numbers, is_label[None, :], SIGNAL)
+    tl.store(signal + row, value, mask=is_row)
+    limit = tl.load(threshold)
+    if SIGNAL == "entropy":
+        leaves = value < limit
+    else:
+        leaves = value > limit
+    if row_ids is not None:
+        place = tl.load(row_ids + row, mask=is_row, other=0)
+        if layers is not None:
+            leaves = leaves | (tl.load(layers + place, mask=is_row, other=0) <= layer)
+        if LAST:
+            leaves = is_row
+        gone = leaves & is_row
+        tl.store(out_layers + place, (place * 0 + layer).to(tl.int64), mask=gone)
+        tl.store(out_logits + place[:, None] * labels + label[None, :], numbers, mask=gone[:, None] & is_number)
+    tl.store(leave + row, leaves.to(tl.uint8), mask=is_row)
+
+
+def decisions(rows: int, labels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for logits, signals, and who leaves."""
+    return (
+        torch.empty(rows, labels, device=like.device),
+        torch.empty(rows, device=like.device),
+        torch.empty(rows, dtype=torch.bool, device=like.device),
+    )

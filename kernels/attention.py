@@ -11,24 +11,21 @@ from . import configs
 from .launch import FLOATS, check, check_count, launch, power_of_two
 
 BLOCK_N = 32  # keys at a time, whatever is beside a row: its sums then run alike
+SEVERAL, MANY = 4, 4096  # rows a program where they are short, and there are so many of them and of heads
 LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _attention_kernel(
-    qkv, out, cu_seqlens, count, heads, size, blocks, scale,
+def _attend(
+    qkv, out, cu_seqlens, row, first_query, heads, size, scale,
     FIRST_ONLY: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) // blocks
-    if row >= tl.load(count):
-        return
+    """Queries `first_query` and on of one row and head; none where the row has fewer."""
     start = tl.load(cu_seqlens + row).to(tl.int64)
     length = (tl.load(cu_seqlens + row + 1) - start).to(tl.int32)
-    first_query = tl.program_id(0) % blocks * BLOCK_M
     queries = 1 if FIRST_ONLY else length
-    if first_query >= queries:
-        return
+    keys = tl.where(first_query < queries, length, 0)
     width = heads * size
     column = tl.arange(0, BLOCK_D)
     is_column = column < size
@@ -39,7 +36,7 @@ def _attention_kernel(
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     weight = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for first_key in range(0, length, BLOCK_N):
+    for first_key in range(0, keys, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)
         is_key = key < length
         at = (start + key) * (3 * width)
@@ -63,6 +60,21 @@ def _attention_kernel(
     tl.store(to, total.to(out.dtype.element_ty), mask=is_query)
 
 
+@triton.jit
+def _attention_kernel(
+    qkv, out, cu_seqlens, count, heads, size, blocks, scale,
+    FIRST_ONLY: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) // blocks * ROWS
+    first_query = tl.program_id(0) % blocks * BLOCK_M
+    for i in range(row, tl.minimum(row + ROWS, tl.load(count))):
+        _attend(
+            qkv, out, cu_seqlens, i, first_query, heads, size, scale,
+            FIRST_ONLY, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+
+
 def attention(
     qkv: Tensor, cu_seqlens: Tensor, heads: int, scale: float, longest: int, count: Tensor, first_only: bool = False
 ) -> Tensor:
@@ -82,18 +94,23 @@ def attention(
         raise ValueError(f"there are {rows} rows of at most {longest} tokens, expected none or more, of one or more")
     size = qkv.shape[1] // (3 * heads)
     out = torch.empty(rows if first_only else tokens, heads * size, dtype=qkv.dtype, device=qkv.device)
-    block_m, num_warps = (16, 4) if qkv.dtype == torch.float32 else (32, 2)
-    blocks = 1 if first_only else triton.cdiv(longest, block_m)
+    queries = 1 if first_only else longest
+    if qkv.dtype == torch.float32:
+        block_m, num_warps = 16, 4
+    else:
+        block_m, num_warps = (16, 1) if queries <= 16 else (32, 2)
+    blocks = triton.cdiv(queries, block_m)
+    several = SEVERAL if blocks == 1 and rows * heads >= MANY else 1
     launch(
         _attention_kernel,
-        (rows * blocks, heads),
+        (triton.cdiv(rows, several) * blocks, heads),
         {
             "qkv": qkv, "out": out, "cu_seqlens": cu_seqlens, "count": count, "heads": heads, "size": size,
             "blocks": blocks, "scale": scale * LOG2_E,
         },
         {
-            "FIRST_ONLY": first_only, "PRECISION": configs.precision(qkv.dtype), "BLOCK_M": block_m,
-            "BLOCK_N": BLOCK_N, "BLOCK_D": power_of_two(size, 16),
+            "FIRST_ONLY": first_only, "PRECISION": configs.precision(qkv.dtype), "ROWS": several,
+            "BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_D": power_of_two(size, 16),
         },
         num_warps=num_warps,
     )  # fmt: skip

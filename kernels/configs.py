@@ -24,6 +24,8 @@ def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
     """Of a product with at most `rows` rows."""
     if dtype == torch.float32:
         return Tile(32 if rows <= 256 else 64, 32 if rows <= 256 else 64, 32, 4, 2)
+    if rows <= 64:
+        return Tile(64, 16, 64, 4, 8)  # the weights are all there is to read: by many programs, far ahead
     if rows <= 256:
         return Tile(64, 32 if columns <= 1024 else 64, 64, 4, 4)
     if rows <= 2048:
@@ -31,7 +33,7 @@ def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
     return Tile(128, 128, 64, 8, 3)
 
 
-ROWS = (256, 2048, 8192)  # one for each line of the table
+ROWS = (64, 256, 2048, 8192)  # one for each line of the table
 
 
 def precision(dtype: torch.dtype) -> str:

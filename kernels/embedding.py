@@ -45,11 +45,14 @@ def embed(
     bias: Tensor,
     eps: float,
     count: Tensor,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The embeddings of the first `count` tokens; the others of the result are left as they come.
 
     ids, positions, types: int64 [T]; tables: word, position, token type, [rows, H], fp32, fp16 or bf16; weight, bias:
-    fp32 [H]; count: int32 [1], at most T. Returns [T, H] of the tables' dtype. Raises ValueError for anything else.
+    fp32 [H]; count: int32 [1], at most T. Returns [T, H] of the tables' dtype; or fills `out`. Raises ValueError for
+    anything else.
     """
     word, position, token_type = tables
     size = word.shape[-1]
@@ -60,7 +63,10 @@ def embed(
     check("weight", weight, torch.float32, size, like=ids)
     check("bias", bias, torch.float32, size, like=ids)
     check_count("count", count, ids)
-    out = torch.empty(ids.shape[0], size, dtype=word.dtype, device=ids.device)
+    if out is not None:
+        check("out", out, FLOATS, ids.shape[0], size, like=ids)
+    else:
+        out = torch.empty(ids.shape[0], size, dtype=word.dtype, device=ids.device)
     block = power_of_two(size, 16)
     launch(
         _embed_kernel,

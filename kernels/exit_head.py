@@ -9,19 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .functions import decide
+from .answers import Answers, arguments, check_answers, decide, decisions
+from .functions import dot_rows
 from .launch import FLOATS, check, check_count, launch, power_of_two
 
 Signal = Literal["entropy", "confidence", "margin"]
 SIGNALS = ("entropy", "confidence", "margin")
 MAX_LABELS = 1024
+FEW_LABELS = 16  # a program a row reads all weights; more of them are read once for several rows
 BLOCK_R = 16
 
 
 @triton.jit
 def _exit_head_kernel(
-    x, weight, bias, places, threshold, logits, signal, leave, count, labels, size,
-    SIGNAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, weight, bias, places, threshold, logits, signal, leave, row_ids, layers, out_logits, out_layers,
+    count, labels, size, layer,
+    SIGNAL: tl.constexpr, LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_R >= rows:
@@ -32,19 +35,26 @@ def _exit_head_kernel(
     source = row
     if places is not None:
         source = tl.load(places + row, mask=is_row, other=0)
-    total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-    for start in range(0, size, BLOCK_K):
-        is_k = start + k < size
-        a = tl.load(
-            x + source.to(tl.int64)[:, None] * size + start + k[None, :],
-            mask=is_row[:, None] & is_k[None, :], other=0.0,
-        ).to(tl.float32)  # fmt: skip
-        b = tl.load(
-            weight + label[None, :] * size + start + k[:, None], mask=is_label[None, :] & is_k[:, None], other=0.0
-        )
-        total = tl.dot(a, b, total, input_precision="ieee")
+    if BLOCK_R == 1:
+        at = x + tl.sum(source, 0).to(tl.int64) * size
+        total = dot_rows(at, weight, size, label, is_label, BLOCK_C, BLOCK_K)[None, :]
+    else:
+        total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+        for start in range(0, size, BLOCK_K):
+            is_k = start + k < size
+            a = tl.load(
+                x + source.to(tl.int64)[:, None] * size + start + k[None, :],
+                mask=is_row[:, None] & is_k[None, :], other=0.0,
+            ).to(tl.float32)  # fmt: skip
+            b = tl.load(
+                weight + label[None, :] * size + start + k[:, None], mask=is_label[None, :] & is_k[:, None], other=0.0
+            )
+            total = tl.dot(a, b, total, input_precision="ieee")
     total += tl.load(bias + label, mask=is_label, other=0.0)[None, :]
-    decide(total, logits, signal, leave, threshold, row, label, is_row, is_label, labels, SIGNAL)
+    decide(
+        total, logits, signal, leave, threshold, row_ids, layers, out_logits, out_layers, layer,
+        row, label, is_row, is_label, labels, SIGNAL, LAST,
+    )  # fmt: skip
 
 
 def exit_head(
@@ -56,9 +66,11 @@ def exit_head(
     count: Tensor,
     *,
     places: Tensor | None = None,
+    to: Answers | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits fp32 [R, C], signal fp32 [R] and who leaves, bool [R], of the first `count` rows; the others stay.
+    """Logits fp32 [R, C], signal fp32 [R] and who leaves, bool [R], of the first `count` rows.
 
+    What is of other rows is left as it comes. to: where rows that leave write their answers.
     x: [T, H], fp32, fp16 or bf16; weight: fp32 [C, H], at most 1,024 labels; bias: fp32 [C]; threshold: fp32 [1], on
     the device; count: int32 [1], at most R. places: int32 [R], which row of x each row is, or None: R = T then.
     Raises ValueError for anything else.
@@ -72,31 +84,29 @@ def exit_head(
     rows = x.shape[0] if places is None else places.shape[0]
     if places is not None:
         check("places", places, torch.int32, rows, like=x)
+    if to is not None:
+        check_answers(to, rows, labels, x)
     check_labels(labels)
     check_signal(signal)
     out, value, leave = decisions(rows, labels, x)
-    block_c = power_of_two(labels, 16)
+    few = labels <= FEW_LABELS
+    block_r, block_c = (1, power_of_two(labels, 2)) if few else (BLOCK_R, power_of_two(labels, 16))
     launch(
         _exit_head_kernel,
-        (triton.cdiv(rows, BLOCK_R),),
+        (triton.cdiv(rows, block_r),),
         {
             "x": x, "weight": weight, "bias": bias, "places": places, "threshold": threshold, "logits": out,
             "signal": value, "leave": leave.view(torch.uint8), "count": count, "labels": labels, "size": size,
+            **arguments(to),
         },
-        {"SIGNAL": signal, "BLOCK_R": BLOCK_R, "BLOCK_C": block_c, "BLOCK_K": 64 if block_c <= 64 else 16},
+        {
+            "SIGNAL": signal, "LAST": to is not None and to.last, "BLOCK_R": block_r, "BLOCK_C": block_c,
+            "BLOCK_K": 128 if few else 64 if block_c <= 64 else 16,
+        },
         num_warps=4 if block_c <= 256 else 8,
         num_stages=2 if block_c <= 256 else 1,
     )  # fmt: skip
     return out, value, leave
-
-
-def decisions(rows: int, labels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for logits, signals, and who leaves: nobody, until a kernel says so."""
-    return (
-        torch.empty(rows, labels, device=like.device),
-        torch.empty(rows, device=like.device),
-        torch.zeros(rows, dtype=torch.bool, device=like.device),
-    )
 
 
 def check_labels(labels: int) -> None:

@@ -54,18 +54,13 @@ def signal_of(logits, is_label, SIGNAL: tl.constexpr):
 
 
 @triton.jit
-def decide(numbers, logits, signal, leave, threshold, row, label, is_row, is_label, labels, SIGNAL: tl.constexpr):
-    """Writes fp32 numbers [rows, labels] as logits, what a criterion reads of them, and who leaves.
-
-    Low entropy leaves, and high confidence or margin; nan stays.
-    """
-    at = logits + row.to(tl.int64)[:, None] * labels + label[None, :]
-    tl.store(at, numbers, mask=is_row[:, None] & is_label[None, :])
-    value = signal_of(numbers, is_label[None, :], SIGNAL)
-    limit = tl.load(threshold)
-    if SIGNAL == "entropy":
-        leaves = value < limit
-    else:
-        leaves = value > limit
-    tl.store(signal + row, value, mask=is_row)
-    tl.store(leave + row, leaves.to(tl.uint8), mask=is_row)
+def dot_rows(x, weight, inner, label, is_label, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr):
+    """W x of one row at x, whatever float it is, and an fp32 weight [labels, inner]: fp32 [BLOCK_C]."""
+    k = tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
+    for start in range(0, inner, BLOCK_K):
+        is_k = start + k < inner
+        a = tl.load(x + start + k, mask=is_k, other=0.0).to(tl.float32)
+        w_at = weight + label[:, None] * inner + start + k[None, :]
+        total += a[None, :] * tl.load(w_at, mask=is_label[:, None] & is_k[None, :], other=0.0)
+    return tl.sum(total, 1)

@@ -14,6 +14,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 class Launch(NamedTuple):
     kernel: Any
+    grid: tuple[int, ...]
     arguments: dict[str, Any]  # tensors, numbers, None
     constants: dict[str, Any]
     num_warps: int
@@ -47,7 +48,7 @@ def launch(
     if not all(grid):
         return
     if _recorded is not None:
-        _recorded.append(Launch(kernel, arguments, constants, num_warps, num_stages))
+        _recorded.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
         return
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():

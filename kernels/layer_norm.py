@@ -37,12 +37,19 @@ def _add_layer_norm_kernel(x, residual, weight, bias, out, count, size, eps, BLO
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, count: Tensor
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    count: Tensor,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm of x + residual, of the first `count` rows; the others of the result are left as they come.
 
     x: [T, H], fp32, fp16 or bf16; residual: the same shape, any of them, or None for zero; weight, bias: fp32 [H];
-    count: int32 [1], at most T. Returns x's shape and dtype. Raises ValueError for anything else.
+    count: int32 [1], at most T. Returns x's shape and dtype; or fills `out`. Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
     rows, size = x.shape
@@ -51,7 +58,10 @@ def add_layer_norm(
     check("weight", weight, torch.float32, size, like=x)
     check("bias", bias, torch.float32, size, like=x)
     check_count("count", count, x)
-    out = torch.empty_like(x)
+    if out is not None:
+        check("out", out, FLOATS, rows, size, like=x)
+    else:
+        out = torch.empty_like(x)
     block = power_of_two(size, 16)
     launch(
         _add_layer_norm_kernel,

@@ -14,7 +14,7 @@ from .launch import FLOATS, check, check_count, launch
 
 @triton.jit
 def _linear_kernel(
-    x, weight, bias, add, out, places, count, columns, inner,
+    x, weight, bias, add, out, places, add_places, count, columns, inner, add_width, add_from,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -35,10 +35,11 @@ def _linear_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, inner, BLOCK_K):
         if EVEN_K:
-            a = tl.load(x_at + start, mask=is_row[:, None], other=0.0)
+            a = tl.load(x_at + start, mask=is_row[:, None], other=0.0).to(weight.dtype.element_ty)
             b = tl.load(weight_at + start, mask=is_column[None, :], other=0.0)
         else:
             a = tl.load(x_at + start, mask=is_row[:, None] & (start + k < inner)[None, :], other=0.0)
+            a = a.to(weight.dtype.element_ty)
             b = tl.load(weight_at + start, mask=is_column[None, :] & (start + k < inner)[:, None], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
     total += tl.load(bias + column, mask=is_column, other=0.0)[None, :]
@@ -46,7 +47,11 @@ def _linear_kernel(
     is_out = is_row[:, None] & is_column[None, :]
     to = row.to(tl.int64)[:, None] * columns + column[None, :]
     if add is not None:
-        total += tl.load(add + to, mask=is_out, other=0.0).to(tl.float32)
+        added = row
+        if add_places is not None:
+            added = tl.load(add_places + row, mask=is_row, other=0)
+        add_at = add + added.to(tl.int64)[:, None] * add_width + add_from + column[None, :]
+        total += tl.load(add_at, mask=is_out, other=0.0).to(tl.float32)
     tl.store(out + to, total.to(out.dtype.element_ty), mask=is_out)
 
 
@@ -57,18 +62,22 @@ def linear(
     activation: str,
     count: Tensor,
     *,
-    add: Tensor | None = None,
     places: Tensor | None = None,
+    add: Tensor | None = None,
+    add_places: Tensor | None = None,
+    add_from: int = 0,
+    out: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`reference.linear` of the first `count` rows; the others of the result are left as they come.
 
-    x: [T, K], fp32, fp16 or bf16; weight: [N, K], the same dtype; bias: fp32 [N]; add: [R, N], any of them; count:
-    int32 [1], at most R. places: int32 [R], which row of x each row is, or None: R = T then. Returns [R, N] of
-    `out_dtype`, or else x's. Raises ValueError for anything else.
+    x: [T, K], fp32, fp16 or bf16; weight: [N, K], the same dtype or fp32, in which the product is then; bias: fp32 [N];
+    count: int32 [1], at most R. places: int32 [R], which row of x each row is, or None: R = T then. add: [A, W], any of
+    the dtypes; its N columns from `add_from` on are added, row for row or, with add_places, int32 [R], by place.
+    Returns [R, N] of `out_dtype`, or else x's; or fills `out`. Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
-    check("weight", weight, x.dtype, -1, x.shape[1], like=x)
+    check("weight", weight, (x.dtype, torch.float32), -1, x.shape[1], like=x)
     check("bias", bias, torch.float32, weight.shape[0], like=x)
     check_count("count", count, x)
     rows = x.shape[0] if places is None else places.shape[0]
@@ -76,18 +85,27 @@ def linear(
     if places is not None:
         check("places", places, torch.int32, rows, like=x)
     if add is not None:
-        check("add", add, FLOATS, rows, columns, like=x)
-    tile = configs.tile(rows, columns, x.dtype)
-    out = torch.empty(rows, columns, dtype=out_dtype or x.dtype, device=x.device)
+        check("add", add, FLOATS, -1 if add_places is not None else rows, -1, like=x)
+        if not 0 <= add_from <= add.shape[1] - columns:
+            raise ValueError(f"add has {add.shape[1]} columns, expected {columns} from column {add_from} on")
+    if add_places is not None:
+        check("add_places", add_places, torch.int32, rows, like=x)
+    if out is not None:
+        check("out", out, FLOATS, rows, columns, like=x)
+    else:
+        out = torch.empty(rows, columns, dtype=out_dtype or x.dtype, device=x.device)
+    tile = configs.tile(rows, columns, weight.dtype)
     launch(
         _linear_kernel,
         (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
         {
-            "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "places": places, "count": count,
-            "columns": columns, "inner": inner,
+            "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "places": places, "add_places": add_places,
+            "count": count, "columns": columns, "inner": inner, "add_width": 0 if add is None else add.shape[1],
+            "add_from": add_from,
         },
         {
-            "ACTIVATION": activation, "PRECISION": configs.precision(x.dtype), "EVEN_K": inner % tile.block_k == 0,
+            "ACTIVATION": activation, "PRECISION": configs.precision(weight.dtype),
+            "EVEN_K": inner % tile.block_k == 0,
             "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
         },
         num_warps=tile.num_warps,

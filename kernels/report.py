@@ -26,16 +26,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import configs
-from .answers import answer
+from .answers import Answers
 from .attention import attention
 from .compaction import compact
 from .embedding import embed
 from .exit_head import SIGNALS, exit_head
 from .gate_merge import gate_merge
 from .imitation import imitation
+from .imitation_pooled import imitation_pooled
 from .launch import FLOATS, Launch, recording
 from .layer_norm import add_layer_norm
 from .linear import linear
+from .survivors import Survivors, survivors
+from .thin_linear import thin_linear
 
 SHARED = {80: 166_912, 90: 232_448}  # bytes a block may ask for
 _POINTERS = {
@@ -78,34 +81,52 @@ def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
             x, inner = empty(rows, size, dtype=dtype), empty(rows, 4 * size, dtype=dtype)
             vector, places = empty(size), empty(rows, dtype=torch.int32)
             linear(x, empty(3 * size, size, dtype=dtype), empty(3 * size), "none", count)
-            linear(x, empty(size, size, dtype=dtype), vector, "none", count, add=x)
+            linear(x, empty(3 * size, size, dtype=dtype), empty(3 * size), "none", count, places=places)
+            for add_places in (None, places):
+                linear(x, empty(size, size, dtype=dtype), vector, "none", count, add=x, add_places=add_places)
             linear(inner, empty(size, 4 * size, dtype=dtype), vector, "none", count, add=x)
-            linear(x, empty(size, size, dtype=dtype), vector, "tanh", count, places=places)
-            for activation in ("gelu", "gelu_tanh", "relu"):
+            linear(x, empty(size, size, dtype=dtype), vector, "tanh", count, places=places, out_dtype=torch.float32)
+            linear(x, empty(size, size, dtype=dtype), vector, "tanh", count, out_dtype=torch.float32)
+            for activation in ("gelu", "gelu_tanh", "relu") if rows == configs.ROWS[-1] else ("gelu", "gelu_tanh"):
                 linear(x, empty(4 * size, size, dtype=dtype), empty(4 * size), activation, count)
             for residual in (x, None):
                 add_layer_norm(x, residual, vector, vector, 1e-12, count)
             ids, tables = empty(rows, dtype=torch.int64), tuple(empty(512, size, dtype=dtype) for _ in range(3))
             embed(ids, ids, ids, tables, vector, vector, 1e-12, count)  # type: ignore[arg-type]
             bounds, stay = empty(rows + 1, dtype=torch.int32), empty(rows, dtype=torch.bool)
-            for head_size, first_only in itertools.product((32, 64), (False, True)):
-                attention(empty(rows, 3 * size, dtype=dtype), bounds, size // head_size, 1.0, 512, count, first_only)
+            qkv = empty(rows, 3 * size, dtype=dtype)
+            for head_size, longest, first_only in itertools.product((32, 64), (16, 32, 512), (False, True)):
+                attention(qkv, bounds, size // head_size, 1.0, longest, count, first_only)
             if rows <= 4096:
-                answer(empty(rows, 2), stay, ids, 3, empty(rows, 2), ids, count, layers=ids)
-                answer(empty(rows, 150), stay, ids, 3, empty(rows, 150), ids, count, last=True)
+                survivors(bounds, ids, stay, 512, count, Survivors.empty(rows, 8192, ids.device))
                 compact(x, bounds, ids, stay, 512, count)
-            for labels, signal in itertools.product((2, 150, 1024), SIGNALS):
-                exit_head(x, empty(labels, size), empty(labels), signal, threshold, count, places=places)
+            for labels, signal in [*((2, signal) for signal in SIGNALS), (150, "entropy"), (1024, "entropy")]:
+                weight, bias = empty(labels, size), empty(labels)
+                exit_head(x, weight, bias, signal, threshold, count, places=places)
+                if signal == "entropy":
+                    to = Answers(ids, empty(rows, labels), ids, 3, ids)
+                    exit_head(x, weight, bias, signal, threshold, count, places=places, to=to)
+                    exit_head(x, weight, bias, signal, threshold, count, to=to._replace(layers=None, last=True))
+            for columns, before in itertools.product((2, 4, 48), (False, True)):
+                past = {"add": empty(rows, columns), "add_places": places} if before else {}
+                for states in (x, empty(rows, size)):
+                    thin_linear(states, empty(columns, size), empty(columns), count, places=places, **past)
             for labels, activation in itertools.product((2, 150), ("tanh", "none")):
                 learners = empty(11 * size, size, dtype=dtype)
-                imitation(x, learners, empty(11 * size), empty(labels, 11 * size), activation, count)
+                for states in (x, empty(rows, size)):
+                    imitation(states, learners, empty(11 * size), empty(labels, 11 * size), activation, count)
+                if activation == "tanh":
+                    for pooling in ("max", "attention"):
+                        pooled = empty(labels, size)
+                        imitation_pooled(x, learners, empty(11 * size), pooled, activation, pooling, count)
             for labels, width, future in itertools.product((2, 150, 1024), ("row", "label"), (True, False)):
                 gates = 1 if width == "row" else labels
                 shares = (empty(132, rows, labels), empty(labels)) if future else None
                 past, gate = empty(rows, labels + gates), (empty(gates, gates), empty(gates))
-                gate_merge(past, labels, gates, "authors", "entropy", threshold, count, future=shares, gate=gate)
+                to = Answers(ids, empty(rows, labels), ids, 3, last=not future)
+                gate_merge(past, labels, gates, "authors", "entropy", threshold, count, future=shares, gate=gate, to=to)
                 if future:
-                    gate_merge(past, labels, gates, "paper", "entropy", threshold, count, future=shares)
+                    gate_merge(past, labels, gates, "paper", "entropy", threshold, count, future=shares, to=to)
     return list({_key(launch): launch for launch in launches}.values())
 
 
@@ -115,19 +136,22 @@ def _key(launch: Launch) -> str:
 
 
 def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-    """As triton specialises a launch: None and 1 are constants, and what is a multiple of 16 is known to be."""
+    """As triton specialises a launch: None and 1 are constants, and what is a multiple of 16 is known to be.
+
+    Not where a kernel says do_not_specialize.
+    """
     signature, constants, attributes = {}, dict(launch.constants), {}
     for i, name in enumerate(launch.kernel.arg_names):
         value = launch.arguments.get(name)
-        divisible = isinstance(value, Tensor)
-        if name in constants or value is None or (isinstance(value, int) and value == 1):
+        divisible, plain = isinstance(value, Tensor), launch.kernel.params[i].do_not_specialize
+        if name in constants or value is None or (isinstance(value, int) and value == 1 and not plain):
             constants.setdefault(name, value)
             signature[name] = "constexpr"
             continue
         if isinstance(value, Tensor):
             signature[name] = _POINTERS[value.dtype]
         elif isinstance(value, int):
-            signature[name], divisible = "i32", value % 16 == 0
+            signature[name], divisible = "i32", value % 16 == 0 and not plain
         else:
             signature[name] = "fp32"
         if divisible:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,10 @@ import numpy as np
 import torch
 
 from . import checkpoint, engine, extension
+from .ahead import run_ahead
 from .checkpoint import Checkpoint
+from .devices import DTYPES as DTYPES
+from .devices import auto_precision, find_device, find_dtype, find_op_set
 from .encoder import prepare
 from .engine import Answers, Model, Rule
 from .errors import ConfigError, InputError
@@ -22,20 +25,15 @@ from .exits import Criterion, Replay
 from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
-from .ops import OpSet, cpu, cpu_torch, reference
+from .ops import OpSet
 from .tokenization import Row, Tokenizer, batches, is_single, pack
 from .windows import read_windows
 
 BATCH_TOKENS = 4096
-AUTO_AGREEMENT = 0.99  # labels as fp32's that precision="auto" asks of a faster one
-AUTO_SPEEDUP_CHANGE = 0.03
 BUNDLED = Path(__file__).parent / "checkpoints"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 OnError = Literal["raise", "return"]
 Truncation = Literal["truncate", "error"]
-
-log = logging.getLogger("pfengine")
 
 
 def load(
@@ -65,17 +63,17 @@ def load(
     name = os.fspath(path)
     bundled = name == os.path.basename(name) != "" and not os.path.isdir(name) and os.path.isdir(BUNDLED / name)
     directory = BUNDLED / name if bundled else Path(name)
-    target = _device(device)
+    target = find_device(device)
     ckpt = checkpoint.read(directory)
-    precision = _auto_precision(ckpt, target) if precision == "auto" else precision
-    dtype = _dtype(precision, target)
+    precision = auto_precision(ckpt, target) if precision == "auto" else precision
+    dtype = find_dtype(precision, target)
     whole = isinstance(max_length, int) and not isinstance(max_length, bool)
     if max_length is not None and not (whole and 1 <= max_length <= ckpt.backbone.max_tokens):
         raise ConfigError(f"max_length is {max_length!r}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
     rule = choose(ckpt, criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length)
     extension.warn_once()
-    return Engine(ckpt, build(ckpt, _op_set(target), dtype, target), tokenizer, rule, target, precision)
+    return Engine(ckpt, build(ckpt, find_op_set(target), dtype, target), tokenizer, rule, target, precision)
 
 
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
@@ -90,59 +88,6 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         if exits is not None:
             native = ops.prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
         return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, native)
-
-
-def _op_set(device: torch.device) -> OpSet:
-    if device.type == "cpu":
-        return cpu if extension.has_cpu() else cpu_torch
-    log.warning(
-        "on a GPU this version runs plain torch operations: right, but neither fast nor the same to the last bit "
-        "in every batch"
-    )
-    return reference
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {name!r}, but torch sees no GPU; use device='cpu'")
-    return device
-
-
-def _auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
-    """The fastest that is known to answer as fp32; a guarantee was given for fp32, and holds for nothing else."""
-    if device.type != "cpu" or not extension.has_cpu() or ckpt.engine.guarantee is not None:
-        return "fp32"
-    for name in cpu.fast_precisions():
-        check = ckpt.engine.precisions.get(name)
-        if check is None:
-            continue
-        agreement = min(check["agreement"], check["full_depth_agreement"])
-        if agreement >= AUTO_AGREEMENT and abs(check["layer_speedup_ratio"] - 1) <= AUTO_SPEEDUP_CHANGE:
-            return name
-    return "fp32"
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision == "int8" and device.type != "cpu":
-        raise ConfigError("precision 'int8' is for CPUs; use 'bf16', 'fp16' or 'fp32' on a GPU")
-    if precision == "int8" and not extension.has_cpu():
-        raise ConfigError(
-            f"precision 'int8' needs the compiled kernels, which are not there ({extension.status()}); install "
-            "pfengine again where a C++ compiler is, or use 'bf16' or 'fp32'"
-        )
-    if precision not in DTYPES:
-        raise ConfigError(f"precision is {precision!r}; it must be 'auto', 'fp32', 'bf16', 'fp16' or 'int8'")
-    if precision == "fp16" and device.type != "cuda":
-        raise ConfigError("precision 'fp16' is for GPUs; use 'bf16' or 'fp32' on a CPU")
-    return DTYPES[precision]
 
 
 @dataclass(frozen=True)
@@ -185,6 +130,7 @@ class Engine:
         self.checkpoint = replace(ckpt, tensors={})  # its tensors live on, prepared, in the model
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
+        self._workers = ThreadPoolExecutor(model.lanes, "pfengine") if model.lanes > 1 else None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -266,8 +212,7 @@ class Engine:
         windows = self._windows(inputs, truncation, batch_tokens, batch_size)
 
         def results() -> Iterator[Any]:
-            for window in windows:
-                answers = self._run(window, rule, batch_tokens, batch_size)
+            for window, answers in self._answered(windows, rule, batch_tokens, batch_size):
                 scores = _probabilities(answers.logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
@@ -292,10 +237,8 @@ class Engine:
     ) -> Predictions:
         """Answers as arrays. Raises InputError at the first bad row."""
         rule = self.choose(criterion, threshold, speedup)
-        parts = []
-        for window in self._windows(inputs, truncation, batch_tokens, batch_size):
-            _raise_first(window)
-            parts.append(self._run(window, rule, batch_tokens, batch_size))
+        windows = map(_raise_first, self._windows(inputs, truncation, batch_tokens, batch_size))
+        parts = [answers for _, answers in self._answered(windows, rule, batch_tokens, batch_size)]
         parts = parts or [Answers(0, 0, len(self.labels))]
         logits = np.concatenate([part.logits for part in parts])
         exit_layers = np.concatenate([part.exit_layers for part in parts])
@@ -312,6 +255,17 @@ class Engine:
                 out[:, packed.row_ids - rows[0].row_id] = engine.all_logits(self.model, packed.to(self.device))
             parts.append(out.numpy())
         return np.concatenate(parts, axis=1)
+
+    def warmup(self, rows: Sequence[int] = (1, 8, 32), tokens: Sequence[int] = (16, 32, 64, 128)) -> None:
+        """Do beforehand what the first calls of these sizes would wait for; no answers change.
+
+        rows, tokens: of a batch, and of each of its rows, every combination. On a GPU kernels are compiled and their
+        launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
+        """
+        for count in rows:
+            for length in sorted({min(size, self.max_length) for size in tokens}):
+                batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
+                engine.warmup(self.model, pack(batch, self.model.config), self.device, self.criterion)
 
     def choose(
         self,
@@ -339,15 +293,29 @@ class Engine:
             rows = iter([inputs])  # refused as row 0, with the forms a row may have
         return read_windows(self.tokenizer, rows, truncation, batch_tokens)
 
-    def _run(self, window: list[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None) -> Answers:
+    def _answered(
+        self, windows: Iterable[Sequence[Row | InputError]], rule: Rule, batch_tokens: int, batch_size: int | None
+    ) -> Iterator[tuple[Sequence[Row | InputError], Answers]]:
+        """Windows and their answers. On a GPU the next window is read while this one is computed."""
+        workers = self._workers if isinstance(rule, Criterion) else None  # a user's own may not stand threads
+        work = (self._work(window, rule, batch_tokens, batch_size) for window in windows)
+        return run_ahead(work, workers)
+
+    def _work(
+        self, window: Sequence[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None
+    ) -> tuple[tuple[Sequence[Row | InputError], Answers], list[Callable[[], None]]]:
+        """A window with room for its answers, and a task a batch."""
         rows = [row for row in window if isinstance(row, Row)]
         first = window[0].row_id if isinstance(window[0], Row) else window[0].row
         if isinstance(rule, Replay) and first + len(window) > rule.rows:
             raise ConfigError(f"replay has exit layers for {rule.rows} rows, but there is a row {rule.rows}")
         answers = Answers(first, len(window), len(self.labels))
-        for batch in batches(rows, batch_tokens, batch_size):
+
+        def run(batch: list[Row]) -> None:
             engine.run(self.model, pack(batch, self.model.config), self.device, rule, answers)
-        return answers
+
+        most = min(self.model.max_rows, batch_size or self.model.max_rows)
+        return (window, answers), [functools.partial(run, batch) for batch in batches(rows, batch_tokens, most)]
 
     def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:
         if top_k == 1:

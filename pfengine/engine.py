@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,16 @@ class Model:
     def num_layers(self) -> int:
         return self.config.num_layers
 
+    @property
+    def lanes(self) -> int:
+        """How many batches may be under way at once."""
+        return getattr(self.native, "LANES", 1)
+
+    @property
+    def max_rows(self) -> int:
+        """Of a batch."""
+        return getattr(self.native, "MAX_ROWS", sys.maxsize)
+
 
 class Answers:
     """Logits and exit layers of rows `base` to `base + rows - 1`, filled in as rows leave."""
@@ -63,15 +74,27 @@ def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, ans
         run_layers(model, packed.to(device), criterion, answers)
         return
     # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
-    tested = bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1))
     model.native(
         packed,
-        Limits(tested, *limits),
+        Limits(_tested(model, criterion), *limits),
         MIN_ROWS_TO_OPEN,
         packed.row_ids - answers.base,
         answers.logits,
         answers.exit_layers,
     )
+
+
+def warmup(model: Model, packed: Packed, device: torch.device, criterion: Rule) -> None:
+    """What the first batch of this size would wait for, done beforehand, through all layers."""
+    native: Any = model.native
+    if hasattr(native, "warmup"):
+        native.warmup(packed, _tested(model, criterion))
+    else:
+        run(model, packed, device, Never(), Answers(0, len(packed.row_ids), model.config.num_labels))
+
+
+def _tested(model: Model, criterion: Rule) -> bytes:
+    return bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1))
 
 
 @torch.inference_mode()

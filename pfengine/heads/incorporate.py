@@ -21,16 +21,11 @@ import torch
 from torch import Tensor
 
 from ..families import Shapes
-from ..ops import OpSet
+from ..ops import OpSet, Pooling
+from ..ops.reference import attend, pool
 from .base import PREFIX, HeadState
 
 Incorporate = Literal["concat-shared", "concat", "max", "avg", "attention", "lstm"]
-
-
-def attend(states: Tensor) -> Tensor:
-    """sum_j softmax_j(s_j . s_m / sqrt(H)) s_j of states [rows, m, H] -> [rows, H]."""
-    scores = (states * states[:, -1:]).sum(-1, keepdim=True) * states.shape[-1] ** -0.5
-    return (torch.softmax(scores, 1) * states).sum(1)
 
 
 class Lstm:
@@ -313,14 +308,24 @@ class _PooledFuture(Future):
         """G: [rows, n - layer, H] -> [rows, H]."""
 
 
-class _MaxFuture(_PooledFuture):
+class _PooledByOps(_PooledFuture):
+    """Pooled by the op set, which need not write imitated states out."""
+
+    pooling: Pooling
+
+    def logits(self, layer: int, state: Tensor) -> Tensor:
+        return self.ops.pooled(state, self.learners, layer, self.pooling, self.weights[layer - 1])
+
     def pool(self, guesses: Tensor) -> Tensor:
-        return guesses.amax(1)
+        return pool(guesses, self.pooling)
 
 
-class _AttentionFuture(_PooledFuture):
-    def pool(self, guesses: Tensor) -> Tensor:
-        return attend(guesses.float())
+class _MaxFuture(_PooledByOps):
+    pooling = "max"
+
+
+class _AttentionFuture(_PooledByOps):
+    pooling = "attention"
 
 
 class _LstmFuture(_PooledFuture):

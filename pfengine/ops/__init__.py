@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "tanh"]
+Pooling = Literal["max", "attention"]
 
 
 class Norm(NamedTuple):
@@ -113,6 +114,15 @@ class OpSet(Protocol):
 
     def project(self, guesses: Tensor, weights: Any, layer: int) -> Tensor:
         """The projection after `layer` of imitated states side by side: [R, (n - layer) H] -> float32 [R, C]."""
+
+    def pooled(self, states: Tensor, weights: Any, layer: int, pooling: Pooling, projection: Any) -> Tensor:
+        """`guesses`, pooled over j and projected: [R, H] -> float32 [R, C]; layer < n.
+
+        max:        P max_j s~_j + p
+        attention:  P sum_j softmax_j(s~_j . s~_n / sqrt(H)) s~_j + p
+
+        projection: P [C, H] and p [C] as `prepare_linear` made them in float32.
+        """
 
     def gate_merge(self, past: Tensor, gates: Tensor, future: Tensor | None, gate: Any | None, count: int) -> Tensor:
         """Past and future weighed: float32 [R, C] of float32 past, future [R, C] and gates [R, C or 1].

@@ -7,6 +7,7 @@ words of 1 fp32, 2 bf16, 4 int8 or 8 int4 numbers, so that a word of every colum
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import extension
-from . import Activation, Block, Exit, Norm
+from . import Activation, Block, Exit, Norm, Pooling
 from .model import prepare_model as prepare_model
 from .packing import Linear, address, pack_linear
 from .packing import fast_precisions as fast_precisions
 from .packing import kernels as kernels
 from .packing import prepare_linear as prepare_linear
 from .quantisation import LEARNER_BITS
+from .reference import composed_pooled
 
 HEAD_ALIGNMENT = 2  # bf16 comes in pairs
 
@@ -268,7 +270,7 @@ def prepare_imitation(
 def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
     first = (layer - 1) * weights.width  # learners start at layer 2, so the first imitates layer + 1
     imitated = _linear(states, weights.learners, weights.activation, first, weights.learners.outputs - first)
-    return imitated.view(len(states), -1, weights.width)[:, :, : weights.hidden]
+    return imitated.unflatten(1, (-1, weights.width))[:, :, : weights.hidden]
 
 
 def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
@@ -276,6 +278,10 @@ def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
     return linear(
         F.pad(side_by_side, (0, weights.width - weights.hidden)).flatten(1), weights.projections[layer - 1], "none"
     )
+
+
+def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, projection: Linear) -> Tensor:
+    return composed_pooled(states, weights, layer, pooling, projection, sys.modules[__name__])
 
 
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:

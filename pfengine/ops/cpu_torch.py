@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, Block, Exit, reference
+from . import Activation, Block, Exit, Pooling, reference
 from .reference import PreparedBlock, close_block, embed, prepare_embedding, prepare_exit, prepare_model
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "guesses",
     "linear",
     "open_block",
+    "pooled",
     "prepare_block",
     "prepare_embedding",
     "prepare_exit",
@@ -183,6 +184,10 @@ def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
 
 def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
     return linear(guesses, weights.projections[layer - 1], "none")
+
+
+def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, projection: Linear) -> Tensor:
+    return reference.composed_pooled(states, weights, layer, pooling, projection, sys.modules[__name__])
 
 
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..kernels.attention import attention
 from ..kernels.embedding import embed as embed_kernel
+from ..kernels.imitation_pooled import imitation_pooled
 from ..kernels.layer_norm import add_layer_norm
 from ..kernels.linear import linear as linear_kernel
-from . import Activation, Block, Exit, Norm, reference
+from . import Activation, Block, Exit, Norm, Pooling, reference
 from .reference import PreparedBlock
 from .reference import close_block as close_block
 from .reference import prepare_exit as prepare_exit
@@ -64,17 +65,9 @@ def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | Non
     return run_linear(x, weights, activation, full(len(x), x.device), add=add)
 
 
-def run_linear(
-    x: Tensor,
-    weights: Linear,
-    activation: Activation,
-    count: Tensor,
-    *,
-    add: Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    """`linear` of as many rows as `count`, int32 [1] on the device, says."""
-    return linear_kernel(x, weights.weight, weights.bias, activation, count, add=add, out_dtype=out_dtype)
+def run_linear(x: Tensor, weights: Linear, activation: Activation, count: Tensor, **options: Any) -> Tensor:
+    """`linear` of as many rows as `count`, int32 [1] on the device, says; options: of kernels.linear."""
+    return linear_kernel(x, weights.weight, weights.bias, activation, count, **options)
 
 
 def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
@@ -86,9 +79,11 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
     return run_embed(ids, positions, types, weights, full(len(ids), ids.device))
 
 
-def run_embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding, count: Tensor) -> Tensor:
+def run_embed(
+    ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding, count: Tensor, out: Tensor | None = None
+) -> Tensor:
     """`embed` of as many tokens as `count`, int32 [1] on the device, says."""
-    return embed_kernel(ids, positions, types, weights.tables, *weights.norm, count)
+    return embed_kernel(ids, positions, types, weights.tables, *weights.norm, count, out=out)
 
 
 def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
@@ -99,30 +94,35 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
     rows, device = len(cu_seqlens) - 1, x.device
     longest = int(cu_seqlens.diff().max()) if rows else 1  # waits for the GPU; `cuda_model` knows it beforehand
-    counts = full(rows, device), full(len(x), device)
-    return run_block(x, cu_seqlens, weights, first_only, longest, counts)
+    return run_block(x, cu_seqlens, weights, first_only, longest, (full(rows, device), full(len(x), device)))
 
 
 def run_block(
     x: Tensor,
-    cu_seqlens: Tensor,
+    bounds: Tensor,
     weights: PreparedBlock,
     first_only: bool,
     longest: int,
     counts: tuple[Tensor, Tensor],
+    places: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """`block` of the first rows and tokens, as many as `counts`, int32 [1] each, say on the device."""
+    """`block` of the first rows and tokens, as many as `counts`, int32 [1] each, say on the device.
+
+    places: which token of x each token, int32 [T], and each row's first token, int32 [R], is; None: tokens in order.
+    Fills `out` where it is given.
+    """
     rows, tokens = counts
-    qkv = run_linear(x, weights.qkv, "none", tokens)
-    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, longest, rows, first_only)
+    token_places, first_places = places or (None, None)
+    qkv = run_linear(x, weights.qkv, "none", tokens, places=token_places)
+    attended = attention(qkv, bounds, weights.num_heads, weights.scale, longest, rows, first_only)
     if first_only:
-        x, tokens = x.index_select(0, cu_seqlens[:-1]), rows
-    x = add_layer_norm(
-        run_linear(attended, weights.attention_output, "none", tokens, add=x), None, *weights.attention_norm, tokens
-    )
+        tokens, token_places = rows, bounds[:-1] if first_places is None else first_places
+    total = run_linear(attended, weights.attention_output, "none", tokens, add=x, add_places=token_places)
+    x = add_layer_norm(total, None, *weights.attention_norm, tokens)
     inner = run_linear(x, weights.intermediate, weights.activation, tokens)
     total = run_linear(inner, weights.output, "none", tokens, add=x)
-    return add_layer_norm(total, None, *weights.output_norm, tokens)
+    return add_layer_norm(total, None, *weights.output_norm, tokens, out=out)
 
 
 def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -155,6 +155,14 @@ def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
     return F.linear(guesses.float(), *weights.projections[layer - 1])
 
 
+def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, projection: Linear) -> Tensor:
+    first, count = (layer - 1) * states.shape[1], full(len(states), states.device)
+    learners, bias = weights.learners[first:], weights.bias[first:]
+    states = states.to(learners.dtype).contiguous()
+    shares = imitation_pooled(states, learners, bias, projection.weight, weights.activation, pooling, count)
+    return functools.reduce(torch.add, shares) + projection.bias  # one after the other, however many rows there are
+
+
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
     plain = None if gate is None else reference.Linear(*gate)
     return reference.gate_merge(past, gates, future, plain, count)
@@ -166,9 +174,10 @@ def prepare_model(
     layers: list[list[PreparedBlock]],
     exits: list[tuple[Exit, int] | None],
 ) -> Callable[..., None]:
-    from .cuda_model import PreparedModel, run_model  # which is made of what stands here
+    from .cuda_lanes import CudaModel  # which is made of what stands here
+    from .cuda_model import PreparedModel
 
-    return functools.partial(run_model, PreparedModel(embedding, widen, layers, exits))
+    return CudaModel(PreparedModel(embedding, widen, layers, exits))
 
 
 def exit(

@@ -1,22 +1,27 @@
-"""A batch through all layers on the GPU without a wait for the host: only the device knows how many rows are left."""
+"""A batch through layers on the GPU, at fixed capacity: only the device knows how many rows are left, nothing waits.
+
+Launches depend on sizes and on which exits are tested, never on a number of the batch: any layers make a CUDA graph.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import Packed
-from ..kernels.answers import answer
-from ..kernels.compaction import compact
+from ..kernels.answers import Answers
+from ..kernels.exit_head import exit_head
 from ..kernels.gate_merge import gate_merge
 from ..kernels.imitation import imitation
+from ..kernels.launch import power_of_two
+from ..kernels.survivors import Survivors, survivors
+from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
 from . import Exit
 from .cuda import Embedding, Linear, run_block, run_embed, run_linear
-from .model import Rule
 from .reference import PreparedBlock
+
+LEAST_TOKENS, LEAST_LONGEST = 16, 16  # of a bucket: below, no kernel is shorter
 
 
 class PreparedModel(NamedTuple):
@@ -25,98 +30,201 @@ class PreparedModel(NamedTuple):
     layers: list[list[PreparedBlock]]
     exits: list[tuple[Exit, int] | None]  # behind each layer, and from which number of the past it adds up; -1: none
 
+    def exit(self, layer: int) -> tuple[Exit, int]:
+        behind = self.exits[layer - 1]
+        assert behind is not None
+        return behind
 
-def run_model(
-    weights: PreparedModel,
-    packed: Packed,
-    rule: Rule,
-    open_from: int,
-    places: np.ndarray,
-    logits: np.ndarray,
-    exit_layers: np.ndarray,
-) -> None:
-    """As `ops.model.run_model`, on the device where the weights are; layers are always computed in one piece.
+    def exit_before(self, layer: int) -> int:
+        """The last layer before this one that has an exit; 0 for none."""
+        return max((i for i in range(1, layer) if self.exits[i - 1] is not None), default=0)
 
-    Waits once, for the answers. Raises ValueError for sizes that do not fit.
+    def exit_number(self, layer: int) -> int:
+        """Which of the exits the one behind `layer` is, from 1 on."""
+        return sum(behind is not None for behind in self.exits[:layer])
+
+    def is_kept(self, layer: int) -> bool:
+        """Does the next exit add to the past of this one?"""
+        later = (behind for behind in self.exits[layer:] if behind is not None)
+        return next(later, (None, -1))[1] >= 0
+
+    @property
+    def labels(self) -> int:
+        return self.exit(len(self.layers))[0].labels
+
+    @property
+    def hidden(self) -> int:
+        return len(self.layers[0][0].output_norm.weight)
+
+
+class Plan(NamedTuple):
+    """What decides which launches a batch is, beside its sizes."""
+
+    tested: bytes  # [n]: is the exit behind this layer tested?
+    replays: bool  # is a layer given for each row?
+
+    def segments(self) -> list[tuple[int, int]]:
+        """First and last layers of what runs in one piece: up to the next exit that is tested."""
+        n = len(self.tested)
+        ends = [layer for layer in range(1, n) if self.tested[layer - 1]] + [n]
+        return list(zip([1, *(end + 1 for end in ends)], ends, strict=False))
+
+    def exits_before(self, layer: int) -> int:
+        """How often rows may have left before this layer."""
+        return sum(map(bool, self.tested[: layer - 1]))
+
+
+class Bucket(NamedTuple):
+    """Sizes that launches are made for: powers of two, so that few of them serve all batches."""
+
+    rows: int
+    tokens: int
+    longest: int  # tokens of a row
+
+    @classmethod
+    def of(cls, rows: int, tokens: int, longest: int) -> Bucket:
+        return cls(power_of_two(rows), power_of_two(tokens, LEAST_TOKENS), power_of_two(longest, LEAST_LONGEST))
+
+
+class Buffers:
+    """Room for batches of so many rows and tokens: what outlives a segment, at addresses that stay.
+
+    What a batch brings is in `inbox`, int64, so that one copy brings all of it: the counts, the threshold, a layer and
+    a bound for each row that there is room for, then ids, positions and types of each token of the bucket.
     """
-    cu_seqlens = packed.cu_seqlens
-    rows, tokens, n = len(places), len(packed.ids), len(weights.layers)
-    if len(cu_seqlens) != rows + 1 or len(rule.tested) != n:
-        raise ValueError(
-            f"cu_seqlens has {len(cu_seqlens)} numbers for {rows} rows, tested {len(rule.tested)} for {n} layers; "
-            f"expected {rows + 1} and {n}"
-        )
-    device = weights.embedding.tables[0].device
-    longest = int(np.diff(cu_seqlens).max())
 
-    def copied(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
+    def __init__(self, weights: PreparedModel, rows: int, tokens: int) -> None:
+        device = weights.embedding.tables[0].device
+        dtype = weights.embedding.tables[0].dtype
+        exits = [behind[0] for behind in weights.exits if behind is not None]
+        self.rows, self.tokens, self.labels = rows, tokens, weights.labels
+        self.ids_from = -(-(2 + rows + rows // 2 + 1) // 16) * 16
+        self.inbox = torch.zeros(self.ids_from + 3 * tokens, dtype=torch.int64, device=device)
+        self.row_ids = torch.arange(rows, device=device)
+        self.states = [torch.empty(tokens, weights.hidden, dtype=dtype, device=device) for _ in range(2)]
+        width = max(len(parts.past.weight) for parts in exits)
+        self.pasts = [torch.empty(rows * width, device=device) for _ in range(2)]
+        self.slots = [Survivors.empty(rows, tokens, device) for _ in range(2)]
+        self.logits = torch.empty(rows, self.labels, device=device)
+        self.exit_layers = torch.empty(rows, dtype=torch.int64, device=device)
 
-    bounds, counts = copied(cu_seqlens), torch.tensor([rows, tokens], dtype=torch.int32, device=device)
-    row_ids, one_each = torch.arange(rows, device=device), torch.arange(rows + 1, dtype=torch.int32, device=device)
-    threshold = torch.tensor([rule.entropy], dtype=torch.float32, device=device)
-    layers = None if rule.layers is None else copied(rule.layers)
-    out_logits = torch.full((rows, logits.shape[1]), torch.nan, device=device)
-    out_layers = torch.zeros(rows, dtype=torch.int64, device=device)
-    x = run_embed(copied(packed.ids), copied(packed.positions), copied(packed.types), weights.embedding, counts[1:])
-    if weights.widen is not None:
-        x = run_linear(x, weights.widen, "none", counts[1:])
-    past: Tensor | None = None
-    for layer in range(1, n + 1):
-        blocks, behind = weights.layers[layer - 1], weights.exits[layer - 1]
-        last = layer == n
-        for i, block in enumerate(blocks, start=1):
-            x = run_block(x, bounds, block, last and i == len(blocks), longest, (counts[:1], counts[1:]))
-        if behind is None:
-            continue
-        parts, adds_from = behind
-        first = x if last else x.index_select(0, bounds[:-1])  # beyond the count bounds are 0
-        state = _state(first, parts, counts[:1])
-        past = _past(state, parts, past if adds_from >= 0 else None, adds_from, counts[:1])
-        if not last and not rule.tested[layer - 1]:
-            continue
-        here, _, leave = _decide(state, past, parts, threshold, counts[:1])
-        stay = answer(here, leave, row_ids, layer, out_logits, out_layers, counts[:1], layers=layers, last=last)
-        if not last:
-            past = compact(past, one_each, row_ids, stay, 1, counts[:1])[0]
-            x, bounds, row_ids, counts = compact(x, bounds, row_ids, stay, longest, counts[:1])
-    logits[places] = out_logits.numpy(force=True)
-    exit_layers[places] = out_layers.numpy(force=True)
+    @staticmethod
+    def inputs(inbox: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Counts int32 [2], threshold fp32 [1], layers int64 [R] and bounds int32 [R + 1] of an inbox for R rows."""
+        bounds = inbox[2 + rows : 2 + rows + rows // 2 + 1].view(torch.int32)[: rows + 1]
+        return inbox[:1].view(torch.int32), inbox[1:2].view(torch.float32)[:1], inbox[2 : 2 + rows], bounds
 
+    def ids(self, inbox: Tensor, bucket: Bucket) -> Tensor:
+        """Ids, positions and types, int64 [3, T]."""
+        return inbox[self.ids_from : self.ids_from + 3 * bucket.tokens].view(3, bucket.tokens)
 
-def _state(first: Tensor, parts: Exit, count: Tensor) -> Tensor:
-    """fp32 [R, H]: what the exit reads of each row's first token."""
-    if parts.pooler is None:
-        return first.float()
-    return run_linear(first.contiguous(), parts.pooler, "tanh", count, out_dtype=torch.float32)
+    def batch(self, exits_before: int, bucket: Bucket) -> Survivors:
+        """Who is there after so many tested exits; before any of them without `rows`, `firsts` and `tokens`."""
+        if exits_before:
+            slot = self.slots[exits_before % 2]
+        else:
+            counts, _, _, bounds = self.inputs(self.inbox, self.rows)
+            slot = self.slots[0]._replace(bounds=bounds, row_ids=self.row_ids, counts=counts)
+        rows, tokens = bucket.rows, bucket.tokens
+        return Survivors(
+            slot.bounds[: rows + 1], slot.row_ids[:rows], slot.rows[:rows], slot.firsts[:rows], slot.tokens[:tokens],
+            slot.counts,
+        )  # fmt: skip
+
+    def past(self, exit_number: int, width: int, rows: int) -> Tensor:
+        """fp32 [R, W]: what this exit leaves to the next one."""
+        return self.pasts[exit_number % 2][: rows * width].view(rows, width)
 
 
-def _past(state: Tensor, parts: Exit, before: Tensor | None, adds_from: int, count: Tensor) -> Tensor:
-    """fp32 [R, W]: this layer's numbers on top of those before."""
-    width = parts.past.weight.shape[0]
-    add = None if before is None else before[:, adds_from : adds_from + width].contiguous()
-    return run_linear(state, parts.past, "none", count, add=add)
+def run_segment(weights: PreparedModel, buffers: Buffers, plan: Plan, segment: tuple[int, int], bucket: Bucket) -> None:
+    """Layers `segment[0]` to `segment[1]`, and what their exits decide: all there is between two buffers' states."""
+    first, last = segment
+    n, exits_before = len(weights.layers), plan.exits_before(first)
+    here = buffers.batch(exits_before, bucket)
+    rows, tokens = here.counts[:1], here.counts[1:]
+    if first == 1:
+        _embed(weights, buffers, bucket, tokens)
+    moved = exits_before > 0
+    for layer in range(first, last + 1):
+        x = buffers.states[(layer - 1) % 2]
+        x, places = (x, (here.tokens, here.firsts)) if moved else (x[: bucket.tokens], None)
+        moved, final = False, layer == n
+        out = None if final else buffers.states[layer % 2][: bucket.tokens]
+        for i, block in enumerate(weights.layers[layer - 1], start=1):
+            ends = i == len(weights.layers[layer - 1])
+            x = run_block(
+                x, here.bounds, block, final and ends, bucket.longest, (rows, tokens), places, out if ends else None
+            )
+            places = None
+        leave = None
+        if weights.exits[layer - 1] is not None:
+            leave = _run_exit(weights, buffers, plan, layer, x, here)
+        if leave is not None and not final:
+            left = buffers.batch(exits_before + 1, bucket)
+            survivors(here.bounds, here.row_ids, leave, bucket.longest, rows, left)
 
 
-def _decide(
-    state: Tensor, past: Tensor, parts: Exit, threshold: Tensor, count: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, entropy, who leaves."""
-    future = None
+def _embed(weights: PreparedModel, buffers: Buffers, bucket: Bucket, tokens: Tensor) -> None:
+    ids, out = buffers.ids(buffers.inbox, bucket), buffers.states[0][: bucket.tokens]
+    if weights.widen is None:
+        run_embed(ids[0], ids[1], ids[2], weights.embedding, tokens, out)
+    else:
+        run_linear(run_embed(ids[0], ids[1], ids[2], weights.embedding, tokens), weights.widen, "none", tokens, out=out)
+
+
+def _run_exit(
+    weights: PreparedModel, buffers: Buffers, plan: Plan, layer: int, x: Tensor, here: Survivors
+) -> Tensor | None:
+    """Who leaves behind `layer`, bool [R], their answers written; None where the exit is not tested."""
+    parts, adds_from = weights.exit(layer)
+    final, kept, before = layer == len(plan.tested), weights.is_kept(layer), weights.exit_before(layer)
+    answer = final or bool(plan.tested[layer - 1])
+    if not answer and not kept:
+        return None
+    count, labels = here.counts[:1], parts.labels
+    _, threshold, layers, _ = buffers.inputs(buffers.inbox, buffers.rows)
+    to = Answers(here.row_ids, buffers.logits, buffers.exit_layers, layer, layers if plan.replays else None, final)
+    state, places = x, None if final else here.bounds[:-1]
+    if parts.pooler is not None:
+        state = run_linear(x, parts.pooler, "tanh", count, places=places, out_dtype=torch.float32)
+        places = None
+    add: dict[str, Any] = {}
+    if adds_from >= 0 and before:
+        width = len(weights.exit(before)[0].past.weight)
+        earlier = buffers.past(weights.exit_number(before), width, len(here.row_ids))
+        add = {"add": earlier, "add_from": adds_from, "add_places": here.rows if plan.tested[before - 1] else None}
+    has_future = parts.folded is not None or parts.imitation is not None
+    if not (kept or add or has_future) and parts.gate_kind == "none":
+        return exit_head(state, parts.past.weight, parts.past.bias, "entropy", threshold, count, places=places, to=to)[
+            2
+        ]
+    out = buffers.past(weights.exit_number(layer), len(parts.past.weight), len(here.row_ids))
+    past = _project(state, parts.past, count, places=places, out=out, **add)
+    if not answer:
+        return None
+    future: tuple[Tensor, Tensor | None] | None = None
     if parts.folded is not None:
-        shares = run_linear(state, parts.folded, "none", count).unsqueeze(0)
-        future = shares, torch.zeros_like(parts.folded.bias)
+        future = _project(state, parts.folded, count, places=places).unsqueeze(0), None
     if parts.imitation is not None:
-        learners, layer = parts.imitation
-        first = (layer - 1) * state.shape[1]
-        projection = learners.projections[layer - 1]
-        states = state.to(learners.learners.dtype)
-        shares = imitation(
-            states, learners.learners[first:], learners.bias[first:], projection.weight, learners.activation, count
-        )
-        future = shares, projection.bias
-    gate = None if parts.gate is None or parts.gate_kind != "authors" else tuple(parts.gate)
+        learners, i = parts.imitation
+        after = (i - 1) * learners.learners.shape[1]
+        projection = learners.projections[i - 1]
+        future = (
+            imitation(
+                state, learners.learners[after:], learners.bias[after:], projection.weight, learners.activation, count,
+                places=places,
+            ),
+            projection.bias,
+        )  # fmt: skip
+    gate = (parts.gate.weight, parts.gate.bias) if parts.gate_kind == "authors" and parts.gate is not None else None
     return gate_merge(
-        past, parts.labels, parts.width, parts.gate_kind, "entropy", threshold, count, future=future, gate=gate,
-        layers=parts.states,
-    )  # fmt: skip
+        past, labels, parts.width, parts.gate_kind, "entropy", threshold, count, future=future, gate=gate,
+        states=parts.states, to=to,
+    )[2]  # fmt: skip
+
+
+def _project(x: Tensor, weights: Linear, count: Tensor, **options: Any) -> Tensor:
+    """fp32: few columns, or many."""
+    if len(weights.weight) <= MAX_COLUMNS:
+        return thin_linear(x, weights.weight, weights.bias, count, **options)
+    return run_linear(x, weights, "none", count, out_dtype=torch.float32, **options)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import compact
-from . import Activation, Block, Exit, Norm
+from . import Activation, Block, Exit, Norm, Pooling
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
 
 HEAD_ALIGNMENT = 1
@@ -185,6 +185,30 @@ def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
 def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
     matrix, bias = weights.projections[layer - 1]
     return F.linear(guesses.to(matrix.dtype), matrix, bias)
+
+
+def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, projection: Linear) -> Tensor:
+    return composed_pooled(states, weights, layer, pooling, projection, sys.modules[__name__])
+
+
+def composed_pooled(states: Tensor, weights: Any, layer: int, pooling: Pooling, projection: Any, ops: Any) -> Tensor:
+    """`pooled` of an op set that has linear and guesses."""
+    return ops.linear(pool(ops.guesses(states, weights, layer), pooling), projection, "none")
+
+
+def pool(states: Tensor, pooling: Pooling) -> Tensor:
+    """[rows, m, H] -> [rows, H]."""
+    match pooling:
+        case "max":
+            return states.amax(1)
+        case "attention":
+            return attend(states.float())
+
+
+def attend(states: Tensor) -> Tensor:
+    """sum_j softmax_j(s_j . s_m / sqrt(H)) s_j of states [rows, m, H] -> [rows, H]."""
+    scores = (states * states[:, -1:]).sum(-1, keepdim=True) * states.shape[-1] ** -0.5
+    return (torch.softmax(scores, 1) * states).sum(1)
 
 
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:

@@ -163,6 +163,16 @@ def test_folded_equals_unfolded(head: dict[str, Any], cpu_ops: Any) -> None:
     np.testing.assert_allclose(step_through(folded, states), step_through(unfolded, states), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("head", [h for h in PAST_FUTURE if h["states"] == "future" and h["gate"] == "none"], ids=name)
+def test_what_is_trained_is_what_answers(head: dict[str, Any], op_set: Any) -> None:
+    """The future read from imitated states, as training does, has the bits of the future read from a state."""
+    config = config_of(LAYERS, HIDDEN, LABELS)
+    future = PastFuture(op_set, config, head, random_tensors(head, config), torch.float32, fold=False).future
+    state = torch.randn(ROWS, HIDDEN)
+    for layer in range(1, LAYERS):
+        assert torch.equal(future.logits(layer, state), future.read(layer, future.guesses(layer, state)))
+
+
 def test_a_folded_head_does_not_keep_its_learners() -> None:
     head = {"type": "past-future", "pooler": "none", "learner": "linear", "incorporate": "concat"}
     config = config_of(LAYERS, HIDDEN, LABELS)

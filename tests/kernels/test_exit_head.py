@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfengine.kernels.answers import Answers
 from pfengine.kernels.exit_head import SIGNALS, exit_head
 
 
@@ -40,7 +41,6 @@ def test_exit_head(
     exact = signal_of(logits[:used].cpu().double(), signal)
     torch.testing.assert_close(value[:used].cpu().double(), exact, atol=2e-6, rtol=0)
     assert torch.equal(leave[:used], value[:used] < limit if signal == "entropy" else value[:used] > limit)
-    assert not leave[used:].any()
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
@@ -67,12 +67,38 @@ def test_logits_that_saturate_or_tie_or_are_nan(count: Any, device: torch.device
     assert not leave.any()
 
 
-def test_rows_by_place(draw: Any, count: Any, device: torch.device) -> None:
-    x, weight, bias, threshold = draw(9, 32), draw(2, 32), draw(2), torch.zeros(1, device=device)
+@pytest.mark.parametrize("labels", [2, 20])
+def test_rows_by_place(draw: Any, count: Any, device: torch.device, labels: int) -> None:
+    x, weight, bias, threshold = draw(9, 32), draw(labels, 32), draw(labels), torch.zeros(1, device=device)
     places = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)
     some = exit_head(x, weight, bias, "entropy", threshold, count(3), places=places)[0]
     every = exit_head(x, weight, bias, "entropy", threshold, count(9))[0]
     assert torch.equal(some, every[places.long()])
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("with_layers", [False, True])
+@pytest.mark.parametrize(("rows", "used", "labels"), [(1, 1, 2), (5, 0, 3), (20, 17, 40)])
+def test_rows_that_leave_write_their_answers(
+    draw: Any, count: Any, device: torch.device, rows: int, used: int, labels: int, with_layers: bool, last: bool
+) -> None:
+    x, weight, bias = draw(rows, 32), draw(labels, 32, scale=0.3), draw(labels)
+    places = torch.arange(rows, device=device).flip(0) + 2
+    layers = torch.arange(rows + 2, device=device) if with_layers else None
+    out = torch.full((rows + 2, labels), 9.0, device=device)
+    left = torch.zeros(rows + 2, dtype=torch.int64, device=device)
+    alone, entropy, _ = exit_head(x, weight, bias, "entropy", torch.zeros(1, device=device), count(rows))
+    limit = entropy.median().reshape(1)
+    to = Answers(places, out, left, 5, layers, last)
+    logits, _, leave = exit_head(x, weight, bias, "entropy", limit, count(used), to=to)
+    assert torch.equal(logits[:used], alone[:used])
+    for row in range(rows):
+        place = int(places[row])
+        goes = row < used and (bool(entropy[row] < limit) or (with_layers and place <= 5) or last)
+        assert row >= used or bool(leave[row]) == goes
+        assert int(left[place]) == (5 if goes else 0)
+        assert torch.equal(out[place], alone[row] if goes else torch.full_like(alone[row], 9.0))
+    assert (out[:2] == 9).all()
 
 
 @pytest.mark.slow

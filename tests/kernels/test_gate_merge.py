@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pfengine.kernels.answers import Answers
 from pfengine.kernels.gate_merge import gate_merge
 from pfengine.ops import reference
 
@@ -31,12 +32,13 @@ def test_gate_merge(
     past, shares, bias = draw(rows, labels + gates + 2), draw(chunks, rows, labels), draw(labels)
     past[used:], shares[:, used:] = float("nan"), float("nan")
     gate = (draw(gates, gates), draw(gates)) if form == "authors" else None
-    future = (shares, bias) if chunks else None
+    future = (shares, bias if labels != 3 else None) if chunks else None
     limit = torch.tensor([0.4], device=device)
     logits, entropy, leave = gate_merge(
-        past, labels, gates, form, "entropy", limit, count(used), future=future, gate=gate, layers=3
+        past, labels, gates, form, "entropy", limit, count(used), future=future, gate=gate, states=3
     )
-    summed = None if future is None else (shares.cpu().double().sum(0) + bias.cpu().double())[:used]
+    summed = None if future is None else shares.cpu().double().sum(0)[:used]
+    summed = summed if summed is None or labels == 3 else summed + bias.cpu().double()
     prepared = None
     if gate is not None:
         prepared = reference.prepare_linear(*(x.cpu().double() for x in gate), torch.float64)
@@ -45,7 +47,20 @@ def test_gate_merge(
     log_p = torch.log_softmax(logits[:used].cpu().double(), -1)
     torch.testing.assert_close(entropy[:used].cpu().double(), -(log_p.exp() * log_p).sum(-1), atol=2e-6, rtol=0)
     assert torch.equal(leave[:used], entropy[:used] < 0.4)
-    assert not leave[used:].any()
+
+
+def test_rows_that_leave_write_their_answers(draw: Any, count: Any, device: torch.device) -> None:
+    past, shares, places = draw(20, 4), draw(2, 20, 2), torch.arange(20, device=device).flip(0)
+    out, left = torch.full((20, 2), 9.0, device=device), torch.zeros(20, dtype=torch.int64, device=device)
+    limit = torch.tensor([0.4], device=device)
+    to = Answers(places, out, left, 3)
+    logits, entropy, leave = gate_merge(past, 2, 2, "paper", "entropy", limit, count(18), future=(shares, None), to=to)
+    assert torch.equal(leave[:18], entropy[:18] < 0.4)
+    assert 0 < leave[:18].sum() < 18
+    goes = torch.zeros(20, dtype=torch.bool, device=device)
+    goes[:18] = leave[:18]
+    assert torch.equal(left.flip(0), 3 * goes)
+    assert torch.equal(out.flip(0), torch.where(goes[:, None], logits, 9.0))
 
 
 def test_wrong_arguments_are_refused() -> None:
@@ -57,6 +72,15 @@ def test_wrong_arguments_are_refused() -> None:
         ({"labels": 2, "gates": 2, "form": "paper"}, "the paper's gate weighs a future"),
         ({"labels": 2, "gates": 1, "form": "authors"}, "gate is None, which does not fit the form 'authors'"),
         ({"labels": 2, "gates": 1, "form": "neither"}, "form 'neither'"),
+        (
+            {
+                "labels": 2,
+                "gates": 0,
+                "form": "none",
+                "to": Answers(torch.arange(2), torch.zeros(2, 3), used.long(), 1),
+            },
+            r"answers' logits is torch.float32 \[2, 3\]",
+        ),
         ({"labels": 4, "gates": 0, "form": "none", "future": (torch.zeros(1, 2, 3), torch.zeros(4))}, "shares is"),
     ):
         with pytest.raises(ValueError, match=text):

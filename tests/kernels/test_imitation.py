@@ -42,6 +42,14 @@ def test_a_row_does_not_depend_on_how_many_there_are(draw: Any, count: Any, dtyp
         assert torch.equal(some, ours[:, :rows])
 
 
+def test_states_by_place(draw: Any, count: Any, dtype: torch.dtype, device: torch.device) -> None:
+    states, learners, bias, projection = draw(9, 32), draw(96, 32, dtype=dtype), draw(96), draw(3, 96)
+    places = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)
+    some = imitation(states, learners, bias, projection, "tanh", count(3), places=places)
+    every = imitation(states.to(dtype), learners, bias, projection, "tanh", count(9))
+    assert torch.equal(some, every[:, places.long()])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", [2, 150])
 def test_real_size(draw: Any, count: Any, labels: int) -> None:
@@ -56,5 +64,5 @@ def test_wrong_arguments_are_refused() -> None:
     states, learners, bias = torch.zeros(2, 4), torch.zeros(8, 4), torch.zeros(8)
     with pytest.raises(ValueError, match=r"projection is torch.float32 \[3, 9\]"):
         imitation(states, learners, bias, torch.zeros(3, 9), "tanh", torch.ones(1, dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"learners is torch\.float16"):
-        imitation(states, learners.half(), bias, torch.zeros(3, 8), "tanh", torch.ones(1, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"learners is torch\.float64"):
+        imitation(states, learners.double(), bias, torch.zeros(3, 8), "tanh", torch.ones(1, dtype=torch.int32))

@@ -46,6 +46,21 @@ def test_rows_by_place(draw: Any, count: Any, check: Any, dtype: torch.dtype, de
     check(ours[:3].to(dtype), formula, [x[places[:3].long()], weight, bias, None, "tanh"])
 
 
+def test_rows_to_add_by_place(draw: Any, count: Any, check: Any, dtype: torch.dtype, device: torch.device) -> None:
+    x, weight, bias, add = draw(4, 32, dtype=dtype), draw(5, 32, dtype=dtype), draw(5), draw(9, 8, dtype=dtype)
+    places = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
+    out = torch.full((4, 5), 9.0, dtype=dtype, device=device)
+    assert linear(x, weight, bias, "none", count(3), add=add, add_places=places, add_from=2, out=out) is out
+    check(out[:3], formula, [x[:3], weight, bias, add[places[:3].long(), 2:7], "none"])
+    assert (out[3] == 9).all()
+
+
+def test_a_product_in_float32(draw: Any, count: Any, check: Any, dtype: torch.dtype) -> None:
+    x, weight, bias = draw(4, 32, dtype=dtype), draw(5, 32), draw(5)
+    ours = linear(x, weight, bias, "none", count(4), out_dtype=torch.float32)
+    check(ours, formula, [x.float(), weight, bias, None, "none"])
+
+
 def test_a_row_does_not_depend_on_how_many_there_are(draw: Any, count: Any, dtype: torch.dtype) -> None:
     x, weight, bias = draw(130, 48, dtype=dtype), draw(33, 48, dtype=dtype), draw(33)
     ours = linear(x, weight, bias, "gelu", count(130))
@@ -71,6 +86,8 @@ def test_real_sizes(draw: Any, count: Any, check: Any, hidden: int) -> None:
         ({"bias": torch.zeros(3)}, r"bias is torch.float32 \[3\]"),
         ({"count": torch.zeros(1, dtype=torch.int64)}, r"count is torch.int64 \[1\]"),
         ({"add": torch.zeros(2, 2)}, r"add is torch.float32 \[2, 2\]"),
+        ({"add": torch.zeros(3, 3), "add_from": 2}, "add has 3 columns, expected 2 from column 2 on"),
+        ({"out": torch.zeros(3, 3)}, r"out is torch.float32 \[3, 3\]"),
         ({"places": torch.zeros(2)}, r"places is torch.float32 \[2\]"),
     ],
 )

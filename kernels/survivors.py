@@ -1,0 +1,108 @@
+"""Who is left after an exit, and where each of them is: what the next layer reads its rows by. Nothing moves.
+
+A move would read and write every state of every row that stays. Instead the next layer's first product, and its
+residual, read the states through `tokens`; what they write is packed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import check, check_count, launch, power_of_two
+
+MAX_ROWS = 4096  # one program looks at all of them
+BLOCK_T = 128
+
+
+class Survivors(NamedTuple):
+    """A ragged batch of R rows and T tokens at most, packed anew; beyond the counts numbers are as they come."""
+
+    bounds: Tensor  # int32 [R + 1]: row r is tokens bounds[r] to bounds[r + 1]
+    row_ids: Tensor  # int64 [R]
+    rows: Tensor  # int32 [R]: which row each was
+    firsts: Tensor  # int32 [R]: which token its first token was
+    tokens: Tensor  # int32 [T]: which token each was
+    counts: Tensor  # int32 [2]: rows and tokens that are left
+
+    @classmethod
+    def empty(cls, rows: int, tokens: int, device: torch.device) -> Survivors:
+        def numbers(n: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.empty(n, dtype=dtype, device=device)
+
+        return cls(numbers(rows + 1), numbers(rows, torch.int64), *map(numbers, (rows, rows, tokens, 2)))
+
+
+@triton.jit
+def _survivors_kernel(
+    bounds, row_ids, leave, count, new_bounds, new_row_ids, new_rows, new_firsts, new_counts, BLOCK: tl.constexpr
+):
+    row = tl.arange(0, BLOCK)
+    is_row = row < tl.load(count)
+    stays = is_row & (tl.load(leave + row, mask=is_row, other=1) == 0)
+    begin = tl.load(bounds + row, mask=is_row, other=0)
+    length = tl.where(stays, tl.load(bounds + row + 1, mask=is_row, other=0) - begin, 0)
+    ends = tl.cumsum(length, 0)
+    places = tl.cumsum(stays.to(tl.int32), 0)
+    tl.store(new_bounds + row, 0, mask=row == 0)
+    tl.store(new_bounds + places, ends, mask=stays)
+    tl.store(new_row_ids + places - 1, tl.load(row_ids + row, mask=is_row, other=0), mask=stays)
+    tl.store(new_rows + places - 1, row, mask=stays)
+    tl.store(new_firsts + places - 1, begin, mask=stays)
+    tl.store(new_counts + row, tl.sum(stays.to(tl.int32), 0), mask=row == 0)
+    tl.store(new_counts + row, tl.sum(length, 0), mask=row == 1)
+
+
+@triton.jit
+def _tokens_kernel(bounds, firsts, tokens, counts, blocks, BLOCK_T: tl.constexpr):
+    row = tl.program_id(0) // blocks
+    if row >= tl.load(counts):
+        return
+    start = tl.load(bounds + row)
+    token = start + tl.program_id(0) % blocks * BLOCK_T + tl.arange(0, BLOCK_T)
+    tl.store(tokens + token, tl.load(firsts + row) + token - start, mask=token < tl.load(bounds + row + 1))
+
+
+def survivors(bounds: Tensor, row_ids: Tensor, leave: Tensor, longest: int, count: Tensor, out: Survivors) -> Survivors:
+    """Those of the first `count` rows that do not leave, in the same order; fills `out`.
+
+    bounds: int32 [R + 1], rows as in `Survivors`; row_ids: int64 [R]; leave: bool [R]; longest: no row has more tokens;
+    count: int32 [1], at most R, which is at most 4,096; out: for as many rows, none of what comes in. Raises ValueError
+    for anything else.
+    """
+    rows = row_ids.shape[0]
+    check("bounds", bounds, torch.int32, rows + 1, like=row_ids)
+    check("row_ids", row_ids, torch.int64, rows, like=row_ids)
+    check("leave", leave, torch.bool, rows, like=row_ids)
+    check_count("count", count, row_ids)
+    if rows > MAX_ROWS or longest < 1:
+        raise ValueError(f"there are {rows} rows of {longest} tokens, expected at most {MAX_ROWS} rows, of one or more")
+    check("out.bounds", out.bounds, torch.int32, rows + 1, like=row_ids)
+    check("out.row_ids", out.row_ids, torch.int64, rows, like=row_ids)
+    for name in ("rows", "firsts", "tokens", "counts"):
+        size = {"tokens": -1, "counts": 2}.get(name, rows)
+        check(f"out.{name}", getattr(out, name), torch.int32, size, like=row_ids)
+    launch(
+        _survivors_kernel,
+        (1,),
+        {
+            "bounds": bounds, "row_ids": row_ids, "leave": leave.view(torch.uint8), "count": count,
+            "new_bounds": out.bounds, "new_row_ids": out.row_ids, "new_rows": out.rows, "new_firsts": out.firsts,
+            "new_counts": out.counts,
+        },
+        {"BLOCK": power_of_two(rows, 2)},
+        num_warps=4 if rows <= 1024 else 8,
+    )  # fmt: skip
+    blocks = triton.cdiv(longest, BLOCK_T)
+    launch(
+        _tokens_kernel,
+        (rows * blocks,),
+        {"bounds": out.bounds, "firsts": out.firsts, "tokens": out.tokens, "counts": out.counts, "blocks": blocks},
+        {"BLOCK_T": BLOCK_T},
+        num_warps=1,
+    )
+    return out

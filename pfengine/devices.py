@@ -1,0 +1,79 @@
+"""What a device and a precision asked for by name become, or why they cannot be had."""
+
+from __future__ import annotations
+
+import torch
+
+from . import extension
+from .checkpoint import Checkpoint
+from .errors import ConfigError
+from .ops import OpSet, cpu, cpu_torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+AUTO_AGREEMENT = 0.99  # labels as fp32's that precision="auto" asks of a faster one
+AUTO_SPEEDUP_CHANGE = 0.03
+OLDEST_GPU = (8, 0)  # compute capability: bf16, and enough shared memory
+
+
+def find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but torch sees no GPU; use device='cpu'")
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise ConfigError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on")
+        device = torch.device("cuda", index)
+    return device
+
+
+def find_op_set(device: torch.device) -> OpSet:
+    if device.type == "cpu":
+        return cpu if extension.has_cpu() else cpu_torch
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_GPU:
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; pfengine "
+            "needs 8.0 or newer, use device='cpu'"
+        )
+    try:
+        from .ops import cuda
+    except ImportError as error:
+        raise ConfigError(f"device {str(device)!r} needs triton ({error}); pip install triton") from None
+    return cuda
+
+
+def auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
+    """The fastest that is known to answer as fp32; a guarantee was given for fp32, and holds for nothing else."""
+    if device.type != "cpu" or not extension.has_cpu() or ckpt.engine.guarantee is not None:
+        return "fp32"
+    for name in cpu.fast_precisions():
+        check = ckpt.engine.precisions.get(name)
+        if check is None:
+            continue
+        agreement = min(check["agreement"], check["full_depth_agreement"])
+        if agreement >= AUTO_AGREEMENT and abs(check["layer_speedup_ratio"] - 1) <= AUTO_SPEEDUP_CHANGE:
+            return name
+    return "fp32"
+
+
+def find_dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "int8" and device.type != "cpu":
+        raise ConfigError("precision 'int8' is for CPUs; use 'bf16', 'fp16' or 'fp32' on a GPU")
+    if precision == "int8" and not extension.has_cpu():
+        raise ConfigError(
+            f"precision 'int8' needs the compiled kernels, which are not there ({extension.status()}); install "
+            "pfengine again where a C++ compiler is, or use 'bf16' or 'fp32'"
+        )
+    if precision not in DTYPES:
+        raise ConfigError(f"precision is {precision!r}; it must be 'auto', 'fp32', 'bf16', 'fp16' or 'int8'")
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError("precision 'fp16' is for GPUs; use 'bf16' or 'fp32' on a CPU")
+    return DTYPES[precision]

@@ -1,0 +1,221 @@
+"""What the host does around the launches: buckets, recorded launches, buffers that grow, several batches at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pfengine
+from pfengine import api, checkpoint
+from pfengine.exits import Entropy, Never, Replay
+from pfengine.kernels.launch import launch, recording
+from pfengine.ops import cuda, cuda_lanes
+from pfengine.ops.cuda_lanes import LANES, CudaModel, Graphs, Lane
+from pfengine.ops.cuda_model import Bucket, Plan, run_segment
+
+Make = Callable[..., Path]
+OPTIONS: dict[str, Any] = {
+    "head": {"type": "past-future", "pooler": "per-layer"},
+    "config": {"num_hidden_layers": 3},
+}
+
+
+class Recording:
+    """Stands in for a CUDA graph: launches with the arguments of the first time, whatever they hold by now."""
+
+    def __init__(self, launches: Callable[[], None]) -> None:
+        with recording() as self.recorded:
+            launches()
+
+    def replay(self) -> None:
+        for one in self.recorded:
+            launch(one.kernel, one.grid, one.arguments, one.constants, num_warps=one.num_warps)
+
+
+class FakeRecorder:
+    bytes = 0
+
+    def __init__(self) -> None:
+        self.recordings, self.cleared = 0, 0
+
+    def record(self, launches: Callable[[], None]) -> Recording:
+        self.recordings += 1
+        self.bytes += 10
+        return Recording(launches)
+
+    def clear(self) -> None:
+        self.cleared += 1
+        self.bytes = 0
+
+
+@pytest.fixture
+def recorder() -> FakeRecorder:
+    return FakeRecorder()
+
+
+def on_device(path: Path, device: torch.device) -> tuple[pfengine.Engine, CudaModel]:
+    engine = pfengine.load(path, precision="fp32", criterion="never")
+    engine.model, engine.device = api.build(checkpoint.read(path), cuda, torch.float32, device), device
+    assert isinstance(engine.model.native, CudaModel)
+    return engine, engine.model.native
+
+
+def with_graphs(path: Path, device: torch.device, recorder: Any, most: int = 99, most_bytes: float = 1e9) -> Any:
+    engine, model = on_device(path, device)
+    lane = Lane(model.weights)
+    lane.graphs = Graphs(recorder, most, most_bytes)
+    model.free.put(lane)
+    model.made = LANES
+    return engine
+
+
+def test_buckets() -> None:
+    assert Bucket.of(1, 1, 1) == (1, 16, 16)
+    assert Bucket.of(5, 70, 33) == (8, 128, 64)
+    assert Bucket.of(4096, 65536, 512) == (4096, 65536, 512)
+
+
+def test_segments_end_where_rows_may_leave() -> None:
+    assert Plan(bytes(5), False).segments() == [(1, 5)]
+    assert Plan(bytes([1, 1, 1, 1, 1]), False).segments() == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]
+    plan = Plan(bytes([0, 1, 0, 1, 0]), True)
+    assert plan.segments() == [(1, 2), (3, 4), (5, 5)]
+    assert [plan.exits_before(layer) for layer in (1, 2, 3, 4, 5)] == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("criterion", [Entropy(0.9), Never(), Replay([3, 1, 3, 2])], ids=repr)
+def test_recorded_launches_give_the_same_answers(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder, criterion: Any
+) -> None:
+    if device.type == "cuda":
+        pytest.skip("the GPU has graphs of its own")
+    path = make_checkpoint("bert", **OPTIONS)
+    engine, plain = with_graphs(path, device, recorder), on_device(path, device)[0]
+    for seed in range(3):
+        rows = random_rows([1 + seed, 2, 3, 5])
+        ours, expected = (each.predict(rows, criterion=criterion) for each in (engine, plain))
+        np.testing.assert_array_equal(ours.exit_layers, expected.exit_layers)
+        np.testing.assert_array_equal(ours.logits, expected.logits)
+    assert recorder.recordings
+
+
+def test_launches_are_recorded_the_second_time_and_the_oldest_forgotten(recorder: FakeRecorder) -> None:
+    ran: list[str] = []
+    graphs = Graphs(recorder, most=2, most_bytes=25)  # type: ignore[arg-type]
+    for key in "aaab":
+        graphs.run(key, lambda key=key: ran.append(key))  # type: ignore[misc]
+    assert recorder.recordings == 1
+    assert ran == ["a", "a", "b"]  # run, recorded (which is what the stand-in calls it for), run
+    graphs.run("c", lambda: None)
+    assert list(graphs.known) == ["b", "c"]
+    graphs.run("c", lambda: None)
+    graphs.run("b", lambda: None)
+    assert graphs.has_too_much()
+    graphs.clear()
+    assert not graphs.known
+    assert not graphs.has_too_much()
+
+
+def test_graphs_that_hold_too_much_memory_are_dropped(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder
+) -> None:
+    if device.type == "cuda":
+        pytest.skip("the GPU has graphs of its own")
+    engine = with_graphs(make_checkpoint("bert", **OPTIONS), device, recorder, most_bytes=5)
+    before = recorder.cleared
+    for _ in range(2):
+        engine.predict(random_rows([5, 6]), criterion="never")
+    assert recorder.cleared == before + 1
+    engine.predict(random_rows([5, 6]), criterion="never")
+
+
+def test_buffers_grow_to_the_largest_batch(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_lanes, "LEAST_ROWS", 2)
+    monkeypatch.setattr(cuda_lanes, "LEAST_TOKENS", 16)
+    engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
+    few = random_rows([3, 4])
+    before = engine.predict(few, criterion="never")
+    many = random_rows([2] * 10 + [40, 30])
+    engine.predict(many, criterion=Entropy(0.9))
+    lane = model.take()
+    assert lane.buffers.rows == 16
+    assert lane.buffers.tokens == 128
+    model.free.put(lane)
+    np.testing.assert_array_equal(engine.predict(few, criterion="never").logits, before.logits)
+
+
+def test_more_rows_than_a_batch_may_have_are_cut(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = on_device(make_checkpoint("bert", **OPTIONS), device)
+    rows = random_rows([2, 1, 3, 2, 1])
+    expected = engine.predict(rows, criterion=Entropy(0.9))
+    monkeypatch.setattr(CudaModel, "MAX_ROWS", 2)
+    found = engine.predict(rows, criterion=Entropy(0.9))
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+def test_several_threads(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_at_a_time = threading.Lock()  # the interpreter cannot do two, but segments of batches take turns
+
+    def run(*arguments: Any) -> None:
+        with one_at_a_time:
+            run_segment(*arguments)
+
+    monkeypatch.setattr(cuda_lanes, "run_segment", run)
+    engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
+    rows = random_rows([3, 9, 1, 17])
+    expected = engine.predict(rows, criterion=Entropy(0.9)).logits
+    found: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(engine.predict(rows, criterion=Entropy(0.9)).logits))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for logits in found:
+        np.testing.assert_array_equal(logits, expected)
+    assert len(found) == 3
+    assert model.made <= LANES
+
+
+def test_warmup_changes_no_answer(make_checkpoint: Make, random_rows: Any, device: torch.device) -> None:
+    engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
+    engine.criterion = Entropy(0.9)
+    rows = random_rows([3, 9])
+    before = engine.predict(rows)
+    engine.warmup(rows=(2,), tokens=(6,))
+    assert model.made == LANES
+    after = engine.predict(rows)
+    np.testing.assert_array_equal(after.logits, before.logits)
+    np.testing.assert_array_equal(after.exit_layers, before.exit_layers)
+
+
+def test_a_batch_that_fails_leaves_the_model_usable(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
+    rows = random_rows([3, 9])
+    expected = engine.predict(rows, criterion="never").logits
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lane, "segment", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.predict(rows, criterion="never")
+    assert model.free.qsize() == model.made == 1
+    np.testing.assert_array_equal(engine.predict(rows, criterion="never").logits, expected)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pfengine.kernels.survivors import Survivors, survivors
+
+
+def drawn(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return bounds.to(device), torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+@pytest.mark.parametrize("pattern", ["nobody", "everybody", "some", "first", "last"])
+@pytest.mark.parametrize("lengths", [[1], [5, 1], [3, 200, 1, 130, 7], [2] * 70])
+@pytest.mark.parametrize("beyond", [0, 2])
+def test_survivors(count: Any, device: torch.device, lengths: list[int], pattern: str, beyond: int) -> None:
+    used, rows = len(lengths) - min(beyond, len(lengths) - 1), len(lengths)
+    bounds, row_ids = drawn(lengths, device)
+    leave = {
+        "nobody": torch.zeros(rows), "everybody": torch.ones(rows), "some": torch.arange(rows) % 3 == 1,
+        "first": torch.arange(rows) == 0, "last": torch.arange(rows) == used - 1,
+    }[pattern].bool().to(device)  # fmt: skip
+    out = Survivors.empty(rows, int(bounds[-1]), device)
+    for part in out:
+        part.fill_(-7)
+    found = survivors(bounds, row_ids, leave, max(lengths), count(used), out)
+    stay = [row for row in range(used) if not leave[row]]
+    tokens = [token for row in stay for token in range(int(bounds[row]), int(bounds[row + 1]))]
+    left = len(stay)
+    assert found.counts.tolist() == [left, len(tokens)]
+    ends = torch.tensor([0, *(lengths[row] for row in stay)]).cumsum(0).tolist()
+    assert found.bounds[: left + 1].tolist() == ends
+    assert found.row_ids[:left].tolist() == row_ids[stay].tolist()
+    assert found.rows[:left].tolist() == stay
+    assert found.firsts[:left].tolist() == bounds[stay].tolist()
+    assert found.tokens[: len(tokens)].tolist() == tokens
+    assert (found.tokens[len(tokens) :] == -7).all()
+    assert (found.bounds[left + 1 :] == -7).all()
+
+
+def test_wrong_arguments_are_refused() -> None:
+    bounds, row_ids = drawn([2, 3], torch.device("cpu"))
+    leave, one, out = row_ids > 0, torch.ones(1, dtype=torch.int32), Survivors.empty(2, 5, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"bounds is torch.int32 \[2\]"):
+        survivors(bounds[:2], row_ids, leave, 3, one, out)
+    with pytest.raises(ValueError, match=r"out.counts is torch.int32 \[1\]"):
+        survivors(bounds, row_ids, leave, 3, one, out._replace(counts=one))
+    many = torch.zeros(4097, dtype=torch.int64)
+    with pytest.raises(ValueError, match="there are 4097 rows of 3 tokens, expected at most 4096"):
+        survivors(torch.zeros(4098, dtype=torch.int32), many, many > 0, 3, one, out)
