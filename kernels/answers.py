@@ -22,6 +22,7 @@ class Answers(NamedTuple):
     layer: int
     layers: Tensor | None = None  # int64 [P]: a row leaves behind its layer or a later one, too
     last: bool = False  # all leave
+    once: bool = False  # only who has no answer yet: whose exit layer is 0
 
 
 def check_answers(to: Answers, rows: int, labels: int, like: Tensor) -> None:
@@ -31,6 +32,11 @@ def check_answers(to: Answers, rows: int, labels: int, like: Tensor) -> None:
     check("exit_layers", to.exit_layers, torch.int64, to.logits.shape[0], like=like)
     if to.layers is not None:
         check("layers", to.layers, torch.int64, to.logits.shape[0], like=like)
+
+
+def constants(to: Answers | None) -> dict[str, object]:
+    """Of a kernel that calls `decide`."""
+    return {"LAST": to is not None and to.last, "ONCE": to is not None and to.once}
 
 
 def arguments(to: Answers | None) -> dict[str, object]:
@@ -46,7 +52,7 @@ def arguments(to: Answers | None) -> dict[str, object]:
 @triton.jit
 def decide(
     numbers, logits, signal, leave, threshold, row_ids, layers, out_logits, out_layers, layer,
-    row, label, is_row, is_label, labels, SIGNAL: tl.constexpr, LAST: tl.constexpr,
+    row, label, is_row, is_label, labels, SIGNAL: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
     """Writes fp32 numbers [rows, labels] as logits, what a criterion reads of them, who leaves, and their answers.
 
@@ -68,6 +74,8 @@ def decide(
         if LAST:
             leaves = is_row
         gone = leaves & is_row
+        if ONCE:
+            gone = gone & (tl.load(out_layers + place, mask=is_row, other=0) == 0)
         tl.store(out_layers + place, (place * 0 + layer).to(tl.int64), mask=gone)
         tl.store(out_logits + place[:, None] * labels + label[None, :], numbers, mask=gone[:, None] & is_number)
     tl.store(leave + row, leaves.to(tl.uint8), mask=is_row)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .answers import Answers, arguments, check_answers, decide, decisions
+from .answers import Answers, arguments, check_answers, constants, decide, decisions
 from .functions import dot_rows
 from .launch import FLOATS, check, check_count, launch, power_of_two
 
@@ -24,7 +24,8 @@ BLOCK_R = 16
 def _exit_head_kernel(
     x, weight, bias, places, threshold, logits, signal, leave, row_ids, layers, out_logits, out_layers,
     count, labels, size, layer,
-    SIGNAL: tl.constexpr, LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    SIGNAL: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_R >= rows:
@@ -53,7 +54,7 @@ def _exit_head_kernel(
     total += tl.load(bias + label, mask=is_label, other=0.0)[None, :]
     decide(
         total, logits, signal, leave, threshold, row_ids, layers, out_logits, out_layers, layer,
-        row, label, is_row, is_label, labels, SIGNAL, LAST,
+        row, label, is_row, is_label, labels, SIGNAL, LAST, ONCE,
     )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def exit_head(
             **arguments(to),
         },
         {
-            "SIGNAL": signal, "LAST": to is not None and to.last, "BLOCK_R": block_r, "BLOCK_C": block_c,
+            "SIGNAL": signal, **constants(to), "BLOCK_R": block_r, "BLOCK_C": block_c,
             "BLOCK_K": 128 if few else 64 if block_c <= 64 else 16,
         },
         num_warps=4 if block_c <= 256 else 8,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .answers import Answers, arguments, check_answers, decide, decisions
+from .answers import Answers, arguments, check_answers, constants, decide, decisions
 from .exit_head import Signal, check_labels, check_signal
 from .functions import tanh
 from .launch import check, check_count, launch, power_of_two
@@ -26,7 +26,8 @@ Form = Literal["none", "paper", "authors"]
 def _gate_merge_kernel(
     past, shares, bias, gate, gate_bias, threshold, logits, signal, leave, row_ids, layers, out_logits, out_layers,
     count, labels, gates, width, chunks, rows_of_shares, states, layer,
-    FORM: tl.constexpr, SIGNAL: tl.constexpr, LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    FORM: tl.constexpr, SIGNAL: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_R >= rows:
@@ -68,7 +69,7 @@ def _gate_merge_kernel(
             merged *= 0.5
     decide(
         merged, logits, signal, leave, threshold, row_ids, layers, out_logits, out_layers, layer,
-        row, label, is_row, is_label, labels, SIGNAL, LAST,
+        row, label, is_row, is_label, labels, SIGNAL, LAST, ONCE,
     )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def gate_merge(
             "gates": gates, "width": width, "chunks": 0 if shares is None else shares.shape[0],
             "rows_of_shares": rows, "states": float(states), **arguments(to),
         },
-        {"FORM": form, "SIGNAL": signal, "LAST": to is not None and to.last, "BLOCK_R": block_r, "BLOCK_C": block_c},
+        {"FORM": form, "SIGNAL": signal, "BLOCK_R": block_r, "BLOCK_C": block_c, **constants(to)},
         num_warps=4 if block_c <= 256 else 8,
     )  # fmt: skip
     return out, value, leave

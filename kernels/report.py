@@ -37,7 +37,7 @@ from .imitation_pooled import imitation_pooled
 from .launch import FLOATS, Launch, recording
 from .layer_norm import add_layer_norm
 from .linear import linear
-from .survivors import Survivors, survivors
+from .survivors import Survivors, remaining, survivors
 from .thin_linear import thin_linear
 
 SHARED = {80: 166_912, 90: 232_448}  # bytes a block may ask for
@@ -99,12 +99,13 @@ def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
                 attention(qkv, bounds, size // head_size, 1.0, longest, count, first_only)
             if rows <= 4096:
                 survivors(bounds, ids, stay, 512, count, Survivors.empty(rows, 8192, ids.device))
+                remaining(ids, empty(2, dtype=torch.int32), empty(2, dtype=torch.int32))
                 compact(x, bounds, ids, stay, 512, count)
             for labels, signal in [*((2, signal) for signal in SIGNALS), (150, "entropy"), (1024, "entropy")]:
                 weight, bias = empty(labels, size), empty(labels)
                 exit_head(x, weight, bias, signal, threshold, count, places=places)
                 if signal == "entropy":
-                    to = Answers(ids, empty(rows, labels), ids, 3, ids)
+                    to = Answers(ids, empty(rows, labels), ids, 3, ids, once=rows <= 512)
                     exit_head(x, weight, bias, signal, threshold, count, places=places, to=to)
                     exit_head(x, weight, bias, signal, threshold, count, to=to._replace(layers=None, last=True))
             for columns, before in itertools.product((2, 4, 48), (False, True)):
@@ -123,7 +124,7 @@ def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
                 gates = 1 if width == "row" else labels
                 shares = (empty(132, rows, labels), empty(labels)) if future else None
                 past, gate = empty(rows, labels + gates), (empty(gates, gates), empty(gates))
-                to = Answers(ids, empty(rows, labels), ids, 3, last=not future)
+                to = Answers(ids, empty(rows, labels), ids, 3, last=not future, once=rows <= 512)
                 gate_merge(past, labels, gates, "authors", "entropy", threshold, count, future=shares, gate=gate, to=to)
                 if future:
                     gate_merge(past, labels, gates, "paper", "entropy", threshold, count, future=shares, to=to)

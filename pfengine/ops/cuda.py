@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import extension
 from ..kernels.attention import attention
+from ..kernels.compaction import compact
 from ..kernels.embedding import embed as embed_kernel
 from ..kernels.imitation_pooled import imitation_pooled
 from ..kernels.layer_norm import add_layer_norm
 from ..kernels.linear import linear as linear_kernel
 from . import Activation, Block, Exit, Norm, Pooling, reference
 from .reference import PreparedBlock
-from .reference import close_block as close_block
 from .reference import prepare_exit as prepare_exit
 
 HEAD_ALIGNMENT = 8  # 16 bytes in 16-bit numbers: what a thread loads at once
@@ -128,6 +129,17 @@ def run_block(
 def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     y = block(x, cu_seqlens, weights, False)
     return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
+
+
+def close_block(opened: tuple[Tensor, Tensor], stay: Tensor) -> tuple[Tensor, Tensor]:
+    y, cu_seqlens = opened
+    row_ids = torch.arange(len(stay), device=y.device)
+    if y.is_cuda and extension.has_cuda():
+        return extension.compact_cuda(y, cu_seqlens, row_ids, stay)[:2]
+    count, longest = full(len(stay), y.device), int(cu_seqlens.diff().max())
+    moved, bounds, _, counts = compact(y, cu_seqlens, row_ids, stay.contiguous(), longest, count)
+    rows, tokens = counts.tolist()
+    return moved[:tokens], bounds[: rows + 1]
 
 
 def prepare_imitation(

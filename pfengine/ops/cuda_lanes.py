@@ -26,6 +26,8 @@ from .model import Rule
 LANES = 2  # one computes while another is copied to or answered
 MAX_GRAPHS = 1024  # of a lane; one a segment and bucket
 GRAPH_MEMORY = 1 / 16  # of the GPU's: most that the graphs of a lane may hold
+LATE_TOKENS = 512  # up to here a layer takes as long with fewer tokens, so that rows stay and exits run beside it
+LATE_TOKENS = 512  # up to here a layer takes as long with fewer tokens: rows stay together, exits run beside layers
 LEAST_ROWS, LEAST_TOKENS = 64, 1024  # of a lane's buffers, so that they seldom grow
 
 _recording = threading.Lock()  # lanes replay side by side, but record one after the other
@@ -94,10 +96,11 @@ class Lane:
         self.device = weights.embedding.tables[0].device
         self.graphs: Graphs | None = None  # without a GPU there is nothing to record
         self.stream: torch.cuda.Stream | None = None
+        self.side: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             memory = torch.cuda.get_device_properties(self.device).total_memory
             self.graphs = Graphs(Recorder(self.device), MAX_GRAPHS, GRAPH_MEMORY * memory)
-            self.stream = torch.cuda.Stream(self.device)
+            self.stream, self.side = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
             torch.cuda.synchronize(self.device)  # the weights are there for every stream
         self.left = self.host(len(weights.layers), 2, dtype=torch.int32)  # behind each layer: rows, tokens
         self.fit(LEAST_ROWS, LEAST_TOKENS)
@@ -122,7 +125,8 @@ class Lane:
                 if bucket.rows > self.buffers.rows or bucket.tokens > self.buffers.tokens:
                     self.fit(max(bucket.rows, self.buffers.rows), max(bucket.tokens, self.buffers.tokens))
                 self.send(packed, rule, bucket)
-                self.compute(Plan(rule.tested, rule.layers is not None), bucket)
+                late = any(rule.tested[:-1]) and bucket.tokens <= LATE_TOKENS
+                self.compute(Plan(rule.tested, rule.layers is not None, late), bucket)
                 self.logits[:rows].copy_(self.buffers.logits[:rows], non_blocking=True)
                 self.exit_layers[:rows].copy_(self.buffers.exit_layers[:rows], non_blocking=True)
             finally:
@@ -155,6 +159,7 @@ class Lane:
             to[:tokens] = values
         used = buffers.ids_from + ids.size
         buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
+        buffers.exit_layers[:rows].zero_()
 
     def compute(self, plan: Plan, bucket: Bucket) -> None:
         segments = plan.segments()
@@ -167,16 +172,16 @@ class Lane:
                 rows, tokens = self.left[i - 2].tolist()
                 if not rows:
                     return
-                bucket = Bucket.of(rows, tokens, bucket.longest)
+                if not plan.late:
+                    bucket = Bucket.of(rows, tokens, bucket.longest)
             self.segment(plan, segment, bucket)
             if i < len(segments) - 1:
-                counts = self.buffers.batch(i + 1, bucket).counts
-                self.left[i].copy_(counts, non_blocking=True)
+                self.left[i].copy_(self.buffers.batch_of(plan, i + 1, bucket).counts, non_blocking=True)
                 arrived.append(None if self.stream is None else self.stream.record_event())
 
     def segment(self, plan: Plan, segment: tuple[int, int], bucket: Bucket) -> None:
         def launches() -> None:
-            run_segment(self.weights, self.buffers, plan, segment, bucket)
+            run_segment(self.weights, self.buffers, plan, segment, bucket, self.side)
 
         if self.graphs is None:
             launches()

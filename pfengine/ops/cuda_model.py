@@ -5,6 +5,8 @@ Launches depend on sizes and on which exits are tested, never on a number of the
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from ..kernels.exit_head import exit_head
 from ..kernels.gate_merge import gate_merge
 from ..kernels.imitation import imitation
 from ..kernels.launch import power_of_two
-from ..kernels.survivors import Survivors, survivors
+from ..kernels.survivors import Survivors, remaining, survivors
 from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
 from . import Exit
 from .cuda import Embedding, Linear, run_block, run_embed, run_linear
@@ -62,6 +64,7 @@ class Plan(NamedTuple):
 
     tested: bytes  # [n]: is the exit behind this layer tested?
     replays: bool  # is a layer given for each row?
+    late: bool = False  # do exits run beside the next layer, whose rows stay together? See `run_segment`
 
     def segments(self) -> list[tuple[int, int]]:
         """First and last layers of what runs in one piece: up to the next exit that is tested."""
@@ -131,20 +134,43 @@ class Buffers:
             slot.counts,
         )  # fmt: skip
 
+    def batch_of(self, plan: Plan, segment: int, bucket: Bucket) -> Survivors:
+        """Who is there as a segment, from 0 on, begins. Where exits are late, all or nobody, one segment later."""
+        if not plan.late:
+            return self.batch(segment, bucket)
+        return self.batch(0, bucket)._replace(counts=self.batch(max(0, segment - 1), bucket).counts)
+
     def past(self, exit_number: int, width: int, rows: int) -> Tensor:
         """fp32 [R, W]: what this exit leaves to the next one."""
         return self.pasts[exit_number % 2][: rows * width].view(rows, width)
 
 
-def run_segment(weights: PreparedModel, buffers: Buffers, plan: Plan, segment: tuple[int, int], bucket: Bucket) -> None:
-    """Layers `segment[0]` to `segment[1]`, and what their exits decide: all there is between two buffers' states."""
+def run_segment(
+    weights: PreparedModel,
+    buffers: Buffers,
+    plan: Plan,
+    segment: tuple[int, int],
+    bucket: Bucket,
+    side: torch.cuda.Stream | None = None,
+) -> None:
+    """Layers `segment[0]` to `segment[1]`, and what exits decide: all there is between two buffers' states.
+
+    A large batch decides behind the last of them who goes on. A small one, whose layers cost the same however many rows
+    are in them, goes on whole (`plan.late`): the exit behind the segment before runs beside this one, on `side` where
+    there is such a stream, and once nobody is left all launches are empty. That costs a layer, and hides the exits.
+    Exit layers must be 0 before it.
+    """
     first, last = segment
     n, exits_before = len(weights.layers), plan.exits_before(first)
-    here = buffers.batch(exits_before, bucket)
+    here = buffers.batch_of(plan, exits_before, bucket)
     rows, tokens = here.counts[:1], here.counts[1:]
     if first == 1:
         _embed(weights, buffers, bucket, tokens)
-    moved = exits_before > 0
+    elif plan.late:
+        with _beside(side):
+            _run_exit(weights, buffers, plan, first - 1, buffers.states[(first - 1) % 2][: bucket.tokens], here)
+            remaining(buffers.exit_layers[: bucket.rows], here.counts, buffers.batch(exits_before, bucket).counts)
+    moved = exits_before > 0 and not plan.late
     for layer in range(first, last + 1):
         x = buffers.states[(layer - 1) % 2]
         x, places = (x, (here.tokens, here.firsts)) if moved else (x[: bucket.tokens], None)
@@ -156,12 +182,27 @@ def run_segment(weights: PreparedModel, buffers: Buffers, plan: Plan, segment: t
                 x, here.bounds, block, final and ends, bucket.longest, (rows, tokens), places, out if ends else None
             )
             places = None
-        leave = None
-        if weights.exits[layer - 1] is not None:
-            leave = _run_exit(weights, buffers, plan, layer, x, here)
+        if final and side is not None and plan.late:
+            torch.cuda.current_stream(side.device).wait_stream(side)  # who has an answer has no other
+        if weights.exits[layer - 1] is None or (plan.late and layer == last and not final):
+            continue
+        leave = _run_exit(weights, buffers, plan, layer, x, here)
         if leave is not None and not final:
             left = buffers.batch(exits_before + 1, bucket)
             survivors(here.bounds, here.row_ids, leave, bucket.longest, rows, left)
+    if side is not None and plan.late:
+        torch.cuda.current_stream(side.device).wait_stream(side)
+
+
+@contextlib.contextmanager
+def _beside(side: torch.cuda.Stream | None) -> Iterator[None]:
+    """On a stream that goes on from here by itself."""
+    if side is None:
+        yield
+        return
+    side.wait_stream(torch.cuda.current_stream(side.device))
+    with torch.cuda.stream(side):
+        yield
 
 
 def _embed(weights: PreparedModel, buffers: Buffers, bucket: Bucket, tokens: Tensor) -> None:
@@ -183,7 +224,15 @@ def _run_exit(
         return None
     count, labels = here.counts[:1], parts.labels
     _, threshold, layers, _ = buffers.inputs(buffers.inbox, buffers.rows)
-    to = Answers(here.row_ids, buffers.logits, buffers.exit_layers, layer, layers if plan.replays else None, final)
+    to = Answers(
+        here.row_ids,
+        buffers.logits,
+        buffers.exit_layers,
+        layer,
+        layers if plan.replays else None,
+        final,
+        once=plan.late,
+    )
     state, places = x, None if final else here.bounds[:-1]
     if parts.pooler is not None:
         state = run_linear(x, parts.pooler, "tanh", count, places=places, out_dtype=torch.float32)
@@ -192,7 +241,11 @@ def _run_exit(
     if adds_from >= 0 and before:
         width = len(weights.exit(before)[0].past.weight)
         earlier = buffers.past(weights.exit_number(before), width, len(here.row_ids))
-        add = {"add": earlier, "add_from": adds_from, "add_places": here.rows if plan.tested[before - 1] else None}
+        add = {
+            "add": earlier,
+            "add_from": adds_from,
+            "add_places": here.rows if plan.tested[before - 1] and not plan.late else None,
+        }
     has_future = parts.folded is not None or parts.imitation is not None
     if not (kept or add or has_future) and parts.gate_kind == "none":
         return exit_head(state, parts.past.weight, parts.past.bias, "entropy", threshold, count, places=places, to=to)[

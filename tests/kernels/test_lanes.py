@@ -89,10 +89,16 @@ def test_segments_end_where_rows_may_leave() -> None:
     assert [plan.exits_before(layer) for layer in (1, 2, 3, 4, 5)] == [0, 0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("criterion", [Entropy(0.9), Never(), Replay([3, 1, 3, 2])], ids=repr)
+@pytest.mark.parametrize(
+    ("criterion", "late_tokens"),
+    [(Entropy(0.9), 0), (Entropy(0.9), 512), (Never(), 0), (Replay([3, 1, 3, 2]), 0), (Replay([3, 1, 3, 2]), 512)],
+    ids=repr,
+)
 def test_recorded_launches_give_the_same_answers(
-    make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder, criterion: Any
-) -> None:
+    make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder, criterion: Any,
+    late_tokens: int, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cuda_lanes, "LATE_TOKENS", late_tokens)
     if device.type == "cuda":
         pytest.skip("the GPU has graphs of its own")
     path = make_checkpoint("bert", **OPTIONS)

@@ -15,7 +15,7 @@ import pfengine
 from pfengine import api, checkpoint
 from pfengine.batch import Packed
 from pfengine.exits import Entropy, Never, Replay
-from pfengine.ops import cuda, reference
+from pfengine.ops import cuda, cuda_lanes, reference
 from pfengine.ops.cuda_lanes import CudaModel
 from pfengine.ops.model import Rule
 
@@ -52,8 +52,17 @@ def check(ours: pfengine.Engine, plain: pfengine.Engine, rows: list, criterion: 
     np.testing.assert_allclose(answers.logits, expected.logits, atol=2e-5, rtol=1e-4)
 
 
+@pytest.fixture(params=[0, 512], ids=["rows leave", "rows stay"])
+def late_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches go on whole, or are treated as large ones."""
+    monkeypatch.setattr(cuda_lanes, "LATE_TOKENS", request.param)
+
+
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-def test_every_head(make_checkpoint: Make, random_rows: Any, device: torch.device, head: dict) -> None:
+def test_every_head(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, head: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_lanes, "LATE_TOKENS", 0)
     ours, plain = engines(make_checkpoint("bert", head=head, config=SHALLOW), device)
     rows = random_rows([1, 2, 9, 33, 5, 14])
     for criterion in [Never(), *([Entropy(0.9), Replay([3, 1, 2, 2, 1, 3])] if head["type"] != "classifier" else [])]:
@@ -66,6 +75,7 @@ def test_every_family(make_checkpoint: Make, random_rows: Any, device: torch.dev
     check(ours, plain, random_rows([1, 17, 40]), Entropy(0.9))
 
 
+@pytest.mark.usefixtures("late_tokens")
 @pytest.mark.parametrize("layers", [[1] * 5, [5] * 5, [1, 2, 3, 4, 5], [4, 4, 1, 1, 2]])
 def test_rows_leave_everywhere(
     make_checkpoint: Make, random_rows: Any, device: torch.device, layers: list[int]
@@ -75,8 +85,9 @@ def test_rows_leave_everywhere(
 
 
 def test_a_row_is_the_same_bits_alone_and_in_batches(
-    make_checkpoint: Make, random_rows: Any, device: torch.device
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cuda_lanes, "LATE_TOKENS", 32)  # so that both kinds of batches are there
     ours, _ = engines(make_checkpoint("bert", head=PAST_FUTURE, config=SHALLOW), device)
     rows = random_rows([3, 20, 1, 7, 40])
     for criterion in (Entropy(0.9), Never()):
@@ -87,6 +98,18 @@ def test_a_row_is_the_same_bits_alone_and_in_batches(
             np.testing.assert_array_equal(alone.logits[0], together.logits[i])
         some = ours.predict(rows, criterion=criterion, batch_size=2)
         np.testing.assert_array_equal(some.logits, together.logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hidden", "heads", "lengths"), [(384, 12, [512, 3]), (768, 12, [1, 9, 20])])
+def test_real_sizes(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, hidden: int, heads: int, lengths: list[int]
+) -> None:
+    config = {
+        "hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": 4 * hidden, "num_hidden_layers": 2,
+    }  # fmt: skip
+    ours, plain = engines(make_checkpoint("bert", head=PAST_FUTURE, config=config), device)
+    check(ours, plain, random_rows(lengths), Replay([2, 1, 2][: len(lengths)]))
 
 
 def test_other_criteria_go_layer_by_layer(make_checkpoint: Make, random_rows: Any, device: torch.device) -> None:

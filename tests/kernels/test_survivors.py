@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfengine.kernels.survivors import Survivors, survivors
+from pfengine.kernels.survivors import Survivors, remaining, survivors
 
 
 def drawn(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -40,6 +40,16 @@ def test_survivors(count: Any, device: torch.device, lengths: list[int], pattern
     assert found.tokens[: len(tokens)].tolist() == tokens
     assert (found.tokens[len(tokens) :] == -7).all()
     assert (found.bounds[left + 1 :] == -7).all()
+
+
+@pytest.mark.parametrize("answered", [[], [0, 2], [0, 1, 2], [0, 1, 2, 3]])
+@pytest.mark.parametrize("used", [0, 1, 3])
+def test_remaining(device: torch.device, answered: list[int], used: int) -> None:
+    exit_layers = torch.zeros(4, dtype=torch.int64, device=device)
+    exit_layers[answered] = 7
+    counts = torch.tensor([used, 5], dtype=torch.int32, device=device)
+    some = any(row not in answered for row in range(used))
+    assert remaining(exit_layers, counts, torch.full_like(counts, -1)).tolist() == ([used, 5] if some else [0, 0])
 
 
 def test_wrong_arguments_are_refused() -> None:
