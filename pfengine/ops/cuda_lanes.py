@@ -8,6 +8,7 @@ after the last row has left, and gets launches as small as the batch has become.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import queue
 import threading
@@ -22,6 +23,8 @@ from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
 from .cuda_model import Bucket, Buffers, Plan, PreparedModel, run_segment
 from .model import Rule
+
+log = logging.getLogger("pfengine")
 
 LANES = 2  # one computes while another is copied to or answered
 MAX_GRAPHS = 1024  # of a lane; one a segment and bucket
@@ -71,14 +74,23 @@ class Graphs:
         """What `launches` does, on the current stream. It must launch the same each time, at the same addresses."""
         graph = None
         if key in self.known:
-            graph = self.known[key] or self.recorder.record(launches)
-            graph.replay()
-        else:
+            graph = self.known[key] or self.record(launches)
+        if graph is None:
             launches()
+        else:
+            graph.replay()
         self.known[key] = graph
         self.known.move_to_end(key)
         if len(self.known) > self.most:
             self.known.popitem(last=False)
+
+    def record(self, launches: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """None where that is disturbed, as by another thread that waits for the whole device; the next time is another."""
+        try:
+            return self.recorder.record(launches)
+        except RuntimeError as error:
+            log.warning("launches could not be recorded as a CUDA graph and run one by one this time: %s", error)
+            return None
 
     def has_too_much(self) -> bool:
         return self.recorder.bytes > self.most_bytes
@@ -101,7 +113,6 @@ class Lane:
             memory = torch.cuda.get_device_properties(self.device).total_memory
             self.graphs = Graphs(Recorder(self.device), MAX_GRAPHS, GRAPH_MEMORY * memory)
             self.stream, self.side = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
-            torch.cuda.synchronize(self.device)  # the weights are there for every stream
         self.left = self.host(len(weights.layers), 2, dtype=torch.int32)  # behind each layer: rows, tokens
         self.fit(LEAST_ROWS, LEAST_TOKENS)
 
@@ -196,6 +207,9 @@ class CudaModel:
 
     def __init__(self, weights: PreparedModel) -> None:
         self.weights = weights
+        device = weights.embedding.tables[0].device
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # the weights are there for every stream
         self.free: queue.LifoQueue[Lane] = queue.LifoQueue()
         self.made = 0
         self.making, self.warming = threading.Lock(), threading.Lock()

@@ -128,6 +128,25 @@ def test_launches_are_recorded_the_second_time_and_the_oldest_forgotten(recorder
     assert not graphs.has_too_much()
 
 
+def test_launches_that_cannot_be_recorded_still_run(
+    recorder: FakeRecorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    graphs = Graphs(recorder, most=2, most_bytes=25)  # type: ignore[arg-type]
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeRecorder, "record", lambda self, launches: fail(launches))
+        for _ in range(2):
+            graphs.run("a", lambda: ran.append(1))
+    assert len(ran) == 2
+    assert "could not be recorded" in caplog.text
+    graphs.run("a", lambda: ran.append(1))
+    assert recorder.recordings == 1
+
+
 def test_graphs_that_hold_too_much_memory_are_dropped(
     make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder
 ) -> None:
