@@ -85,7 +85,7 @@ class Graphs:
             self.known.popitem(last=False)
 
     def record(self, launches: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """None where that is disturbed, as by a thread that waits for the whole device; the next time is another one."""
+        """None where that is disturbed, as by a thread that waits for the whole device; the next time is another."""
         try:
             return self.recorder.record(launches)
         except RuntimeError as error:

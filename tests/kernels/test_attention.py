@@ -55,6 +55,22 @@ def test_a_row_does_not_depend_on_its_neighbours(
         assert torch.equal(attention(qkv[part].contiguous(), alone, 2, 0.25, length, count(1)), ours[part])
 
 
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize(("most", "rows"), [(16, 1), (16, 9), (30, 6)])
+def test_several_rows_a_program(
+    draw: Any, count: Any, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch, most: int,
+    rows: int, first_only: bool,
+) -> None:  # fmt: skip
+    lengths = [1 + (7 * row) % most for row in range(rows - 1)] + [most]
+    qkv, used = draw(sum(lengths), 96, dtype=dtype), max(1, rows - 1)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    one = attention(qkv, bounds, 2, 0.25, most, count(used), first_only)
+    monkeypatch.setattr("pfengine.kernels.attention.MANY", 1)
+    several = attention(qkv, bounds, 2, 0.25, most, count(used), first_only)
+    kept = used if first_only else int(bounds[used])
+    assert torch.equal(several[:kept], one[:kept])
+
+
 @pytest.mark.slow
 def test_long_rows(draw: Any, count: Any, check: Any, device: torch.device) -> None:
     qkv = draw(522, 192, dtype=torch.float16)
