@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# On a machine with a GPU: builds pfengine, tests it on the device, measures it beside its peers. Under nine minutes.
+#   OUT                    where gpu.json, gpu.md and a log of each step go; default build/gpu
+#   PFENGINE_GPU_DOCS=1    gpu.json and gpu.md go to docs/results, too
+#   PFENGINE_GPU_DEADLINE  seconds from now on after which nothing more is measured; default 510
+#   PFENGINE_GPU_DRY=1     without a GPU: the whole way but the build on a CPU, kernels interpreted, tiny sizes
+#   PYTHON                 default python3
+# Exit status 0: everything was built, passed, and was measured or ran out of time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3}
+DRY=${PFENGINE_GPU_DRY:-0}
+DEADLINE=${PFENGINE_GPU_DEADLINE:-510}
+OUT=${OUT:-build/gpu}
+TEST_SECONDS=$((DEADLINE * 150 / 510)) # for the tests, and for what runs beside them
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+rm -f "$OUT"/{install,tests,memcheck,warm,measure}.log "$OUT"/{gpu,dry}.{json,md}
+PFENGINE_GPU_STARTED=$(date +%s)
+export PFENGINE_GPU_STARTED PFENGINE_GPU_DEADLINE=$DEADLINE PFENGINE_GPU_OUT=$OUT
+export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+failed=()
+
+# Not `python -m pytest`: the root of the repository must not be on sys.path.
+PYTEST=$("$PYTHON" -c 'import os, sys; print(os.path.join(os.path.dirname(sys.executable), "pytest"))')
+[ -x "$PYTEST" ] || PYTEST=$(command -v pytest) || { echo "there is no pytest beside $PYTHON" >&2; exit 2; }
+
+if [ "$DRY" = 1 ]; then
+    export TRITON_INTERPRET=1
+elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "torch sees no GPU on this machine, and bench/gpu.sh measures one; PFENGINE_GPU_DRY=1 tries the way on a CPU" >&2
+    exit 2
+fi
+
+left() { echo $((PFENGINE_GPU_STARTED + DEADLINE - $(date +%s))); }
+
+# step NAME SECONDS COMMAND...: its output goes to NAME.log; says how long it took and how it ended
+step() {
+    local name=$1 limit=$2 start=$SECONDS code=0 end=ok
+    shift 2
+    timeout --signal=INT --kill-after=8 "$limit" "$@" >>"$OUT/$name.log" 2>&1 || code=$?
+    case $code in
+        0) ;;
+        124 | 137) end="stopped after $limit s" ;;
+        *) end="exit status $code" ;;
+    esac
+    printf '%-9s %4d s  %s\n' "$name" $((SECONDS - start)) "$end"
+    return $code
+}
+
+install() {
+    PFENGINE_EXT=$1 step install 100 "$PYTHON" -m pip install -e . --no-deps --no-build-isolation --no-input \
+        --disable-pip-version-check
+}
+
+tests_on_the_device() {
+    local options=(-q -p no:cacheprovider --timeout=100) where=(tests/kernels tests/test_extension.py)
+    # that one compiles for other chips, too, and needs no GPU
+    options+=(--ignore=tests/kernels/test_report.py)
+    [ ! -e tests/test_gpu.py ] || where+=(tests/test_gpu.py)
+    [ "$DRY" != 1 ] || where=(tests/kernels/test_layer_norm.py)
+    ! "$PYTHON" -c 'import xdist' 2>/dev/null || options+=(-n 8)
+    step tests "$TEST_SECONDS" "$PYTEST" "${where[@]}" "${options[@]}"
+}
+
+# The CUDA compaction under compute-sanitizer, every tensor an allocation of its own; 1 where it found something
+memcheck() {
+    local tool log=$OUT/memcheck.log
+    tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1) || true
+    if [ -z "$tool" ]; then
+        echo "memcheck          not run: there is no compute-sanitizer"
+        return 0
+    fi
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step memcheck "$TEST_SECONDS" "$tool" --tool memcheck \
+        "$PYTEST" tests/test_extension.py -k "test_widths and cuda" -q -p no:cacheprovider || true
+    if grep -q 'ERROR SUMMARY: 0 errors' "$log" && grep -q ' passed' "$log" && ! grep -q ' failed' "$log"; then
+        echo "memcheck          no errors"
+    elif grep -Eq 'ERROR SUMMARY: [1-9]' "$log" && ! grep -q 'not supported' "$log"; then
+        grep -E -m 5 'ERROR SUMMARY|Invalid|========= Error' "$log"
+        return 1
+    else
+        echo "memcheck          does not work here: $(grep -Ei -m 1 'not supported|error|skipped' "$log" || echo 'see its log')"
+    fi
+}
+
+if [ "$DRY" != 1 ]; then
+    install cuda || { failed+=("build with CUDA"); install auto || failed+=(build); }
+fi
+
+# Beside the tests, none of which is timed. In the background a shell ignores SIGINT, so there only time kills.
+PFENGINE_GPU_WARM=$((1 - DRY)) step warm "$TEST_SECONDS" "$PYTEST" bench/gpu/test_warm.py -q -p no:cacheprovider &
+warm=$!
+memcheck &
+checked=$!
+tests_on_the_device || failed+=(tests)
+wait "$warm" || true # what fails there fails again, and is said then
+wait "$checked" || failed+=(memcheck)
+grep -E '^(FAILED|ERROR) |^(=+ )?[0-9]+ (passed|failed|error|skipped)' "$OUT/tests.log" | cut -c 1-200 | tail -n 25 || true
+
+limit=$(($(left) + 2)) code=0
+step measure $((limit > 5 ? limit : 5)) "$PYTEST" bench/gpu/test_measure.py -q -p no:cacheprovider \
+    -W ignore::pytest.PytestUnraisableExceptionWarning || code=$?
+# called off at the deadline is no failure
+if [ "$code" != 0 ] && { [ "$code" != 124 ] || grep -Eq '^(FAILED|ERROR)' "$OUT/measure.log"; }; then
+    failed+=(measuring)
+fi
+if [ "$DRY" != 1 ] && [ ! -e "$OUT/gpu.md" ]; then # it was killed
+    PFENGINE_GPU_REPORT=1 PFENGINE_GPU_DOCS=0 step measure 15 "$PYTEST" bench/gpu/test_counted.py -q -p no:cacheprovider || true
+fi
+grep -E '(>=|<=) [0-9]|^(not measured|dry run|FAILED|ERROR)|^(=+ )?[0-9]+ (passed|failed|error|skipped)' \
+    "$OUT/measure.log" | cut -c 1-200 | tail -n 70 || tail -n 5 "$OUT/measure.log"
+
+echo "all of it $(($(date +%s) - PFENGINE_GPU_STARTED)) s; $OUT"
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[@]}"
+    exit 1
+fi

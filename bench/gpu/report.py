@@ -1,0 +1,138 @@
+"""The report as a page: goals, what was measured or that it was not, and what was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from . import goals
+from .counted_part import counted_part
+from .exits import OFF
+from .peers import EAGER, OURS
+from .results import Record
+from .tables import maybe, short, table
+from .work import Cell
+
+INTRODUCTION = """# The GPU path beside its peers
+
+    bench/gpu.sh                            # on a machine with a GPU: builds, tests, measures; under nine minutes
+    PFENGINE_GPU_DOCS=1 bench/gpu.sh        # the same, and this page and gpu.json are written anew
+    PFENGINE_GPU_DOCS=1 pytest bench/gpu    # without a GPU: this page anew, what is counted and what gpu.json holds
+"""
+RULES = """\
+12 layers of random weights, bf16, random ids. SST-2 lengths: 4 to 66 tokens a row, 25 on average. Wall-clock: a call of
+`Engine.predict`, from lists of ids to answers on the host; peers' padding and copies likewise. Device: from the first
+launch to the last, by CUDA events. Medians of interleaved rounds, ratios pair by pair within a round; logits are held
+against transformers fp32 before anything is timed, exit layers against those asked for."""
+
+
+def markdown(data: Record | None) -> str:
+    """data: of `Results`, None for no measurement."""
+    return "\n".join([*_lines(data)]) + "\n"
+
+
+def _lines(data: Record | None) -> Iterator[str]:
+    yield INTRODUCTION
+    yield _machine(data)
+    yield ""
+    yield RULES
+    yield "\n## Goals"
+    yield from table(("", "goal", "reached"), ((g.what, g.goal, goals.reached(g, data)) for g in goals.GOALS))
+    if data:
+        yield from _measured(data)
+    yield from counted_part(data)
+
+
+def _machine(data: Record | None) -> str:
+    if data and data["dry"]:
+        return "**A dry run on a CPU: its times mean nothing.**"
+    if not data or not data["ceilings"]:
+        return "**Nothing on this page was measured: no GPU has run it yet.** The floors rest on rates said of an H200."
+    found, rates = data["machine"], data["ceilings"]
+    named = ", ".join(f"{name} {found.get(name)}" for name in ("torch", "triton", "transformers", "cuda", "python"))
+    return (
+        f"{found.get('gpu', 'no GPU')}; {named}. Measured there: bf16 product of {rates['gemm_size']:,} squared "
+        f"{rates['gemm_flops_per_second'] / 1e12:.0f} TFLOP/s, copy "
+        f"{rates['copy_bytes_per_second'] / 1e12:.2f} TB/s read and written. Numbers: [gpu.json](gpu.json)."
+    )
+
+
+def _measured(data: Record) -> Iterator[str]:
+    if data["full_depth"]:
+        yield "\n## Full depth"
+        yield "One batch, or several of small ones, in one call; ms: of all of them.\n"
+        yield from table(
+            ("", "batch", "", "rows/s", "ms", "device ms", "pfengine is faster", "on the device", "padding"),
+            (
+                (
+                    _cell(r), str(r["batch"]), r["contestant"], short(r["rows_per_second"]), short(1e3 * r["seconds"]),
+                    maybe(r["device_seconds"], 1e3), maybe(r["pfengine_is_faster"]),
+                    maybe(r["pfengine_is_faster_on_device"]), f"{r['padded_tokens'] / r['tokens'] - 1:.0%}",
+                )
+                for r in sorted(data["full_depth"], key=lambda r: (-r["hidden"], r["lengths"], r["batch"]))
+                if r["contestant"] != OURS or EAGER in r["beside"]  # beside what is compiled it is timed again
+            ),
+        )  # fmt: skip
+    if data["replay"]:
+        yield "\n## Saved layers as saved time"
+        yield "Wall-clock speed-up over exits off; in brackets over layer speed-up, and that on the device.\n"
+        yield from table(("", "batch", "rows/s, exits off", "1.5x", "2x", "3x", "4x"), _replays(data["replay"]))
+    passes = [r for r in data["single"] if r["what"] in ("gemm share", "latency")]
+    if passes:
+        yield "\n## Large batches of one length, and one row"
+        yield from table(
+            ("", "ms", "device ms", "share of the GEMM rate"),
+            (
+                (
+                    f"{r['what']}, hidden {r['hidden']}, {r['tokens_of_a_row']} tokens a row",
+                    *(short(1e3 * r[f"{clock}_seconds"]) for clock in ("wall", "device")), _shares(r, data),
+                )
+                for r in passes
+            ),
+        )  # fmt: skip
+    heads = [r for r in data["single"] if r["what"] == "exit head"]
+    if heads:
+        yield "\n## Exit head"
+        yield "Every exit tested and nobody leaving, beside the same rows without; share of a layer's time an exit.\n"
+        yield from table(
+            ("beside", "wall", "device"),
+            (
+                (r["base"], f"{r['wall_share_of_a_layer']:.1%}", f"{r['device_share_of_a_layer']:.1%}")
+                for r in heads
+            ),
+        )  # fmt: skip
+    ragged = [r for r in data["single"] if r["what"] == "ragged attention"]
+    if ragged:
+        yield "\n## Ragged attention"
+        yield from table(
+            ("", "us", "pfengine is faster"),
+            ((r["contestant"], short(1e6 * r["seconds"]), maybe(r["pfengine_is_faster"])) for r in ragged),
+        )
+    if data["not_measured"]:
+        yield "\n## Not measured"
+        yield from table(("what", "why"), ((what, why.replace("|", "/")) for what, why in data["not_measured"].items()))
+
+
+def _cell(record: Record) -> str:
+    return str(Cell(record["hidden"], record["lengths"], record["batch"])).rpartition(", batch")[0]
+
+
+def _shares(record: Record, data: Record) -> str:
+    if record["what"] != "gemm share" or not data["ceilings"]:
+        return ""
+    rate = data["ceilings"]["gemm_flops_per_second"]
+    return ", ".join(f"{record[f'{clock}_flops_per_second'] / rate:.1%} ({clock})" for clock in ("wall", "device"))
+
+
+def _replays(records: Sequence[Record]) -> Iterator[Sequence[str]]:
+    cells: dict[tuple[str, int], dict[str, Record]] = {}
+    for record in records:
+        cells.setdefault((_cell(record), record["batch"]), {})[record["contestant"]] = record
+    for (cell, batch), found in cells.items():
+        yield [
+            cell, str(batch), short(found[OFF]["rows_per_second"]) if OFF in found else "",
+            *(
+                f"{r['wall_clock_speedup']:.2f} ({r['wall_clock_over_layer_speedup']:.2f}, "
+                f"{r['device_over_layer_speedup']:.2f})" if (r := found.get(name)) else ""
+                for name in ("1.5x", "2x", "3x", "4x")
+            ),
+        ]  # fmt: skip
