@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 
 test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
 	$(BIN)/pytest
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels tests/test_bench_gpu.py
 
 kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions
 	$(BIN)/python -m pfengine.kernels.report

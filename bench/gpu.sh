@@ -60,7 +60,7 @@ tests_on_the_device() {
     options+=(--ignore=tests/kernels/test_report.py)
     [ ! -e tests/test_gpu.py ] || where+=(tests/test_gpu.py)
     [ "$DRY" != 1 ] || where=(tests/kernels/test_layer_norm.py)
-    ! "$PYTHON" -c 'import xdist' 2>/dev/null || options+=(-n 8)
+    ! "$PYTHON" -c 'import xdist' 2>/dev/null || options+=(-n $(($(nproc) < 8 ? $(nproc) : 8)))
     step tests "$TEST_SECONDS" "$PYTEST" "${where[@]}" "${options[@]}"
 }
 
