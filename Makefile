@@ -16,7 +16,7 @@ demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 	$(BIN)/pfengine demo
 
 test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels tests/test_bench_gpu.py
 
 kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions

@@ -99,7 +99,7 @@ def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
                 attention(qkv, bounds, size // head_size, 1.0, longest, count, first_only)
             if rows <= 4096:
                 survivors(bounds, ids, stay, 512, count, Survivors.empty(rows, 8192, ids.device))
-                remaining(ids, empty(2, dtype=torch.int32), empty(2, dtype=torch.int32))
+                remaining(ids, empty(2, dtype=torch.int32))
                 compact(x, bounds, ids, stay, 512, count)
             for labels, signal in [*((2, signal) for signal in SIGNALS), (150, "entropy"), (1024, "entropy")]:
                 weight, bias = empty(labels, size), empty(labels)

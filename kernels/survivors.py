@@ -68,16 +68,16 @@ def _tokens_kernel(bounds, firsts, tokens, counts, blocks, BLOCK_T: tl.constexpr
 
 
 @triton.jit
-def _remaining_kernel(exit_layers, counts, new_counts, BLOCK: tl.constexpr):
+def _remaining_kernel(exit_layers, counts, BLOCK: tl.constexpr):
     row = tl.arange(0, BLOCK)
     rows = tl.load(counts)
     waits = (row < rows) & (tl.load(exit_layers + row, mask=row < rows, other=1) == 0)
     some = tl.max(waits.to(tl.int32), 0)
-    tl.store(new_counts + row, some * tl.load(counts + row, mask=row < 2, other=0), mask=row < 2)
+    tl.store(counts + row, 0, mask=(row < 2) & (some == 0))
 
 
-def remaining(exit_layers: Tensor, counts: Tensor, out: Tensor) -> Tensor:
-    """`counts` while some row has no answer, else zeros: int32 [2], which fills `out`.
+def remaining(exit_layers: Tensor, counts: Tensor) -> Tensor:
+    """`counts`, which become zeros once no row is without an answer.
 
     exit_layers: int64 [R], 0 for no answer yet; counts: int32 [2], rows, at most R and 4,096, and tokens. Raises
     ValueError for anything else.
@@ -85,17 +85,16 @@ def remaining(exit_layers: Tensor, counts: Tensor, out: Tensor) -> Tensor:
     rows = exit_layers.shape[0]
     check("exit_layers", exit_layers, torch.int64, rows, like=exit_layers)
     check("counts", counts, torch.int32, 2, like=exit_layers)
-    check("out", out, torch.int32, 2, like=exit_layers)
     if rows > MAX_ROWS:
         raise ValueError(f"there are {rows} rows, expected at most {MAX_ROWS}")
     launch(
         _remaining_kernel,
         (1,),
-        {"exit_layers": exit_layers, "counts": counts, "new_counts": out},
+        {"exit_layers": exit_layers, "counts": counts},
         {"BLOCK": power_of_two(rows, 2)},
         num_warps=4 if rows <= 1024 else 8,
     )
-    return out
+    return counts
 
 
 def survivors(bounds: Tensor, row_ids: Tensor, leave: Tensor, longest: int, count: Tensor, out: Survivors) -> Survivors:

@@ -15,7 +15,7 @@ import pfengine
 Make = Callable[..., Path]
 GOOD = "a charming and often affecting journey"
 WRONG_TYPE = [
-    None, 5, 1.5, True, b"bytes", [GOOD], ("a", "b", "c"), ("a",), (GOOD, None), (GOOD, 3), object(), {"text": None},
+    None, 5, 1.5, True, b"bytes", [GOOD], ("a", "b", "c"), ("a",), (GOOD, None), (GOOD, 3), Ellipsis, {"text": None},
     {"text": b"x"}, {"text": GOOD, "text_pair": 3}, {"txt": GOOD}, {"text": GOOD, "label": 1}, {}, {"text_pair": GOOD},
     {"input_ids": [5], "text": GOOD}, {"input_ids": "5 6"}, {"input_ids": [[5, 6]]}, {"input_ids": [5.0, 6.0]},
     {"input_ids": [5, "6"]}, {"input_ids": None}, {"input_ids": [True]}, {"input_ids": [5], "token_type_ids": ["a"]},
@@ -75,7 +75,7 @@ def test_only_bad_rows(engine: pfengine.Engine) -> None:
     assert [answer["row"] for answer in answers] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("inputs", [None, 5, 2.5, object(), np.array("text"), b"text", bytearray(b"text")])
+@pytest.mark.parametrize("inputs", [None, 5, 2.5, Ellipsis, np.array("text"), b"text", bytearray(b"text")])
 def test_no_iterable(engine: pfengine.Engine, inputs: Any) -> None:
     with pytest.raises(TypeError, match="row 0"):
         engine.classify(inputs)

@@ -30,7 +30,10 @@ def run_bench(report: Path, *files: str, **environment: str) -> tuple[str, dict[
     result = subprocess.run(
         [Path(sys.executable).parent / "pytest", *files, "--benchmark-only", "-q"],
         cwd=ROOT,
-        env=os.environ | {"PFENGINE_BENCH_ROUNDS": "1", "PFENGINE_BENCH_JSON": str(report)} | environment,
+        # not one of several workers, which have no benchmarks
+        env={name: value for name, value in os.environ.items() if "XDIST" not in name}
+        | {"PFENGINE_BENCH_ROUNDS": "1", "PFENGINE_BENCH_JSON": str(report)}
+        | environment,
         capture_output=True,
         text=True,
     )

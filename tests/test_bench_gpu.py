@@ -359,7 +359,7 @@ def test_without_a_gpu_the_script_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="goes with the other kernels that are interpreted")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="goes with what else is interpreted")
 def test_a_dry_run_goes_all_the_way(tmp_path: Path) -> None:
     """Kernels are interpreted and the clock shows nothing; all is called as on a GPU but for CUDA's own."""
     result = run("bench/gpu.sh", OUT=str(tmp_path), PFENGINE_GPU_DRY="1", PFENGINE_GPU_DOCS="1")

@@ -132,12 +132,16 @@ class Lane:
         with torch.inference_mode(), self.on_stream():
             rows, tokens = len(places), len(packed.ids)
             bucket = Bucket.of(rows, tokens, int(np.diff(packed.cu_seqlens).max()))
+            tested = bytes(
+                is_tested and behind is not None
+                for is_tested, behind in zip(rule.tested, self.weights.exits, strict=True)
+            )
             try:
                 if bucket.rows > self.buffers.rows or bucket.tokens > self.buffers.tokens:
                     self.fit(max(bucket.rows, self.buffers.rows), max(bucket.tokens, self.buffers.tokens))
                 self.send(packed, rule, bucket)
-                late = any(rule.tested[:-1]) and bucket.tokens <= LATE_TOKENS
-                self.compute(Plan(rule.tested, rule.layers is not None, late), bucket)
+                late = any(tested[:-1]) and bucket.tokens <= LATE_TOKENS
+                self.compute(Plan(tested, rule.layers is not None, late), bucket)
                 self.logits[:rows].copy_(self.buffers.logits[:rows], non_blocking=True)
                 self.exit_layers[:rows].copy_(self.buffers.exit_layers[:rows], non_blocking=True)
             finally:

@@ -135,10 +135,8 @@ class Buffers:
         )  # fmt: skip
 
     def batch_of(self, plan: Plan, segment: int, bucket: Bucket) -> Survivors:
-        """Who is there as a segment, from 0 on, begins. Where exits are late, all or nobody, one segment later."""
-        if not plan.late:
-            return self.batch(segment, bucket)
-        return self.batch(0, bucket)._replace(counts=self.batch(max(0, segment - 1), bucket).counts)
+        """Who is there as a segment, from 0 on, begins. Where exits are late, all of them, until it is nobody."""
+        return self.batch(0 if plan.late else segment, bucket)
 
     def past(self, exit_number: int, width: int, rows: int) -> Tensor:
         """fp32 [R, W]: what this exit leaves to the next one."""
@@ -157,8 +155,8 @@ def run_segment(
 
     A large batch decides behind the last of them who goes on. A small one, whose layers cost the same however many rows
     are in them, goes on whole (`plan.late`): the exit behind the segment before runs beside this one, on `side` where
-    there is such a stream, and once nobody is left all launches are empty. That costs a layer, and hides the exits.
-    Exit layers must be 0 before it.
+    there is such a stream. Once nobody is left it says so, and all launches from there on are empty, those of this very
+    segment, too: whichever of them have run by then, nobody reads what they wrote. Exit layers must be 0 beforehand.
     """
     first, last = segment
     n, exits_before = len(weights.layers), plan.exits_before(first)
@@ -169,7 +167,7 @@ def run_segment(
     elif plan.late:
         with _beside(side):
             _run_exit(weights, buffers, plan, first - 1, buffers.states[(first - 1) % 2][: bucket.tokens], here)
-            remaining(buffers.exit_layers[: bucket.rows], here.counts, buffers.batch(exits_before, bucket).counts)
+            remaining(buffers.exit_layers[: bucket.rows], here.counts)
     moved = exits_before > 0 and not plan.late
     for layer in range(first, last + 1):
         x = buffers.states[(layer - 1) % 2]

@@ -49,7 +49,7 @@ def test_remaining(device: torch.device, answered: list[int], used: int) -> None
     exit_layers[answered] = 7
     counts = torch.tensor([used, 5], dtype=torch.int32, device=device)
     some = any(row not in answered for row in range(used))
-    assert remaining(exit_layers, counts, torch.full_like(counts, -1)).tolist() == ([used, 5] if some else [0, 0])
+    assert remaining(exit_layers, counts).tolist() == ([used, 5] if some else [0, 0])
 
 
 def test_wrong_arguments_are_refused() -> None:
