@@ -73,7 +73,7 @@ def _remaining_kernel(exit_layers, counts, BLOCK: tl.constexpr):
     rows = tl.load(counts)
     waits = (row < rows) & (tl.load(exit_layers + row, mask=row < rows, other=1) == 0)
     some = tl.max(waits.to(tl.int32), 0)
-    tl.store(counts + row, 0, mask=(row < 2) & (some == 0))
+    tl.store(counts + row, 0, mask=row < 2 - 2 * some)
 
 
 def remaining(exit_layers: Tensor, counts: Tensor) -> Tensor:

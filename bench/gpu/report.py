@@ -29,16 +29,17 @@ EXPECTED = """
 By count, before anything ran; a launch in a graph is taken as 1 us where it is empty and 2 to 3 where it is small.
 
 - **One row of 32 tokens, full depth**: 85 launches (no exits) and 46 us of bytes: 0.2 to 0.3 ms.
-- **One row, replay**: a layer is 7 launches, some 20 us, and a tested exit behind it 6 more. In line, exits would take half
-  of a layer each, and a speed-up of 2 would show as 1.2. Beside the next layer they are hidden; a row that leaves pays
-  for about half a layer more, as the rest of that layer finds nobody left, and for one or two empty segments: 2x as
-  1.6 to 1.7 and 3x as 2.2 to 2.3, which is 0.80 to 0.85 and 0.73 to 0.77 of it. 3x is below the goal.
+- **One row, replay**: a layer is 7 launches, some 20 us, and a tested exit behind it 6 more. In line, exits would
+  take half of a layer each, and a speed-up of 2 would show as 1.2. Beside the next layer they are hidden; a row that
+  leaves pays for about half a layer more, as the rest of that layer finds nobody left, and for one or two empty
+  segments: 2x as 1.6 to 1.7 and 3x as 2.2 to 2.3, which is 0.80 to 0.85 and 0.73 to 0.77 of it. 3x is below the goal.
 - **32 rows**: 800 tokens. A layer is 11 GFLOP, 20 us at 0.7 of the rate and as much in launches, so it does not get
   shorter in proportion: 0.7 to 0.8 of the layer speed-up, below the goal, unless batches overlap (two lanes).
-- **512 rows**: 12,400 tokens, 240 us of floor a layer, 350 at 0.7 of it; launches and empty segments are 5%: 0.93 to 0.97.
-- **Exit head, 128 rows**: 3,100 tokens, 60 us of floor a layer, 85 at 0.7. Of an exit, 2 us are bytes and FLOPs, but its
-  6 launches are 10 to 15 in line: 12 to 18%, above the goal. Beside the next layer it would be hidden, as it is for
-  small batches, and rows would leave a layer later.
+- **512 rows**: 12,400 tokens, 240 us of floor a layer, 350 at 0.7 of it; launches and empty segments are 5%: 0.93 to
+  0.97.
+- **Exit head, 128 rows**: 3,100 tokens, 60 us of floor a layer, 85 at 0.7. Of an exit, 2 us are bytes and FLOPs, but
+  its 6 launches are 10 to 15 in line: 12 to 18%, above the goal. Beside the next layer it would be hidden, as it is
+  for small batches, and rows would leave a layer later.
 """
 
 
