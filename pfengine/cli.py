@@ -30,7 +30,8 @@ app = typer.Typer(
 Checkpoint = Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a bundled one (sst2).")]
 Threshold = Annotated[float | None, typer.Option(help="Threshold of the checkpoint's criterion.")]
 Speedup = Annotated[float | None, typer.Option(help="Layer speed-up to look up in the calibration table.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
+Device = Annotated[str, typer.Option(help="auto (the CPU), cpu, cuda or cuda:1.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, int8 (CPU) or fp16 (GPU).")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
 
 
@@ -60,6 +61,7 @@ def classify(
     speedup: Speedup = None,
     criterion: Annotated[str | None, typer.Option(help="Such as entropy:0.3 or never.")] = None,
     top_k: Annotated[int, typer.Option(help="Labels a row; 0 for all.")] = 1,
+    device: Device = "auto",
     precision: Precision = "auto",
     max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Most tokens that go through a layer together.")] = BATCH_TOKENS,
@@ -77,6 +79,7 @@ def classify(
     source = contextlib.nullcontext(texts) if texts else cli_io.open_rows(file, input_format)
     engine = load(
         checkpoint,
+        device=device,
         precision=precision,
         criterion=criterion,
         threshold=threshold,
@@ -253,6 +256,7 @@ def evaluate(
     speedups: Annotated[str | None, typer.Option(help="Calibrated layer speed-ups, with commas.")] = None,
     compare: Annotated[list[str] | None, typer.Option(help="Another checkpoint in the same run; repeat it.")] = None,
     metrics: Annotated[str | None, typer.Option(help="accuracy, f1, pearson, spearman; with commas.")] = None,
+    device: Device = "auto",
     precision: Precision = "auto",
     batch_tokens: int = BATCH_TOKENS,
     batch_size: Annotated[int | None, typer.Option(help="Most rows a batch.")] = None,
@@ -271,7 +275,7 @@ def evaluate(
     found = run(
         checkpoint, data, thresholds=_numbers(thresholds, "--thresholds"), speedups=_numbers(speedups, "--speedups"),
         compare=compare or (), metrics=metrics.split(",") if metrics else (), curves=bool(report or out or as_json),
-        precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, max_length=max_length,
+        device=device, precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, max_length=max_length,
         text_column=text_column, pair_column=pair_column, label_column=label_column, repeats=repeats,
         progress=lambda runs, total: cli_io.progress(runs, total, "evaluate"),
     )  # fmt: skip

@@ -115,10 +115,12 @@ def _console() -> Console:
 
 
 def print_report(report: Report) -> None:
+    from .evaluation.machine import name_machine
+
     console = _console()
     console.print(
         f"{report.checkpoint} on {report.data}: {report.rows} rows of {report.mean_tokens:.1f} tokens on average, "
-        f"{report.precision}, {report.machine['threads']} threads, {report.machine['processor']}; "
+        f"{report.precision}, {name_machine(report.machine)}; "
         f"medians of {report.repeats} interleaved runs",
         highlight=False,
     )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import pfengine
 from pfengine import cli
@@ -179,3 +180,11 @@ def test_demo(run) -> None:
     facts = run("demo", "--json").json[0]
     assert len(facts["answers"]) >= 5
     assert facts["layer_speedup"] > 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", [("classify", "sst2", "a text"), ("evaluate", "sst2", "rows.tsv")])
+def test_a_gpu_that_is_not_there(run, command: tuple[str, ...]) -> None:
+    outcome = run(*command, "--device", "cuda")
+    assert outcome.code == 2
+    assert outcome.err == "error: device is 'cuda', but torch sees no GPU; use device='cpu'\n"

@@ -172,6 +172,16 @@ def test_nothing_in_the_forward_pass_waits(make_checkpoint: Make, random_rows: A
         engine.predict(rows, criterion=Entropy(0.9))
 
 
+def test_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from pfengine import cli
+
+    monkeypatch.setattr(
+        "sys.argv", ["pfengine", "classify", "sst2", "a charming journey", "--device", "cuda", "--json"]
+    )
+    cli.app(standalone_mode=False)
+    assert '"positive"' in capsys.readouterr().out
+
+
 def test_a_gpu_that_is_not_there(make_checkpoint: Make) -> None:
     with pytest.raises(pfengine.ConfigError, match="torch sees"):
         pfengine.load(make_checkpoint("bert"), device="cuda:99")

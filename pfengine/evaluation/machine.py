@@ -11,9 +11,11 @@ import torch
 from .. import extension
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, instruction set, threads and versions, as every report carries them."""
+def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Processor, instruction set, threads and versions, as every report carries them; the GPU where that is it."""
+    on_gpu = device is not None and device.type == "cuda"
     return {
+        **({"gpu": torch.cuda.get_device_name(device)} if on_gpu else {}),
         "processor": _processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -21,6 +23,13 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "extension": extension.status(),
     }
+
+
+def name_machine(machine: dict[str, Any]) -> str:
+    """What did the work, of `describe_machine`."""
+    return (
+        machine.get("gpu") or f"{machine['threads']} threads of {machine['processor']} ({machine['instruction_set']})"
+    )
 
 
 def _processor() -> str:

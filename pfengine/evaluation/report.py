@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .curve import Oracle
+from .machine import name_machine
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Report:
             f"# {Path(self.checkpoint).name} on {self.data}",
             "",
             f"{self.rows} rows of {self.mean_tokens:.1f} tokens on average; {self.precision}, "
-            f"{self.machine['threads']} threads of {self.machine['processor']} ({self.machine['instruction_set']}), "
+            f"{name_machine(self.machine)}, "
             f"at most {self.batch_tokens} tokens" + (f" and {self.batch_size} rows" if self.batch_size else "")
             + f" a batch; medians of {self.repeats} interleaved runs; ± one standard error.",
             "",

@@ -34,6 +34,7 @@ def evaluate(
     compare: Sequence[str | os.PathLike[str]] = (),
     metrics: Sequence[str] = (),
     curves: bool = True,
+    device: str = "auto",
     precision: str = "auto",
     batch_tokens: int = BATCH_TOKENS,
     batch_size: int | None = None,
@@ -50,15 +51,15 @@ def evaluate(
     depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same
     run at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`.
     metrics: of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and
-    spearman. curves: also quality over all thresholds, and the oracle. repeats: timed runs of each setting, in turn;
-    medians are reported. progress: wraps the runs, given how many there are.
+    spearman. curves: also quality over all thresholds, and the oracle. device, precision: as in `load`. repeats: timed
+    runs of each setting, in turn; medians are reported. progress: wraps the runs, given how many there are.
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
     """
     if repeats < 1:
         raise ConfigError(f"repeats is {repeats}; it must be at least 1")
     paths = (path, *compare)
-    engines = [load(p, precision=precision, criterion="never", max_length=max_length) for p in paths]
+    engines = [load(p, device=device, precision=precision, criterion="never", max_length=max_length) for p in paths]
     main = engines[0]
     for engine, other in zip(engines[1:], compare, strict=True):
         if engine.labels != main.labels or _regression(engine) != _regression(main):
@@ -101,7 +102,7 @@ def evaluate(
         batch_tokens=batch_tokens,
         batch_size=batch_size,
         repeats=repeats,
-        machine=describe_machine(),
+        machine=describe_machine(main.device),
         settings=settings,
         curves=[_curve(e, os.fspath(p), texts, truth, names) for e, p in zip(engines, paths, strict=True)]
         if curves and not _regression(main)

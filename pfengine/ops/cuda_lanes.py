@@ -114,7 +114,8 @@ class Lane:
             self.graphs = Graphs(Recorder(self.device), MAX_GRAPHS, GRAPH_MEMORY * memory)
             self.stream, self.side = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
         self.left = self.host(len(weights.layers), 2, dtype=torch.int32)  # behind each layer: rows, tokens
-        self.fit(LEAST_ROWS, LEAST_TOKENS)
+        with torch.inference_mode(), self.on_stream():  # which is the one that reads what is filled in here
+            self.fit(LEAST_ROWS, LEAST_TOKENS)
 
     def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(*shape, dtype=dtype, pin_memory=self.stream is not None)
@@ -250,8 +251,10 @@ class CudaModel:
         rule, rows = Rule(tested, -math.inf, None), len(packed.row_ids)
         places, logits = np.arange(rows), np.empty((rows, self.weights.labels), np.float32)
         with self.warming:  # two that each hold a lane would wait for each other's
-            lanes = [self.take() for _ in range(LANES)]
+            lanes: list[Lane] = []
             try:
+                for _ in range(LANES):
+                    lanes.append(self.take())
                 for lane in lanes:
                     for _ in range(2):  # recorded at the second time
                         lane.run(packed, rule, places, logits, np.empty(rows, np.int64))
