@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -212,7 +212,7 @@ class Engine:
         windows = self._windows(inputs, truncation, batch_tokens, batch_size)
 
         def results() -> Iterator[Any]:
-            for window, answers in self._answered(windows, rule, batch_tokens, batch_size):
+            for window, answers in self._answered(inputs, windows, rule, batch_tokens, batch_size):
                 scores = _probabilities(answers.logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
@@ -238,7 +238,7 @@ class Engine:
         """Answers as arrays. Raises InputError at the first bad row."""
         rule = self.choose(criterion, threshold, speedup)
         windows = map(_raise_first, self._windows(inputs, truncation, batch_tokens, batch_size))
-        parts = [answers for _, answers in self._answered(windows, rule, batch_tokens, batch_size)]
+        parts = [answers for _, answers in self._answered(inputs, windows, rule, batch_tokens, batch_size)]
         parts = parts or [Answers(0, 0, len(self.labels))]
         logits = np.concatenate([part.logits for part in parts])
         exit_layers = np.concatenate([part.exit_layers for part in parts])
@@ -294,10 +294,20 @@ class Engine:
         return read_windows(self.tokenizer, rows, truncation, batch_tokens)
 
     def _answered(
-        self, windows: Iterable[Sequence[Row | InputError]], rule: Rule, batch_tokens: int, batch_size: int | None
+        self,
+        inputs: Any,
+        windows: Iterable[Sequence[Row | InputError]],
+        rule: Rule,
+        batch_tokens: int,
+        batch_size: int | None,
     ) -> Iterator[tuple[Sequence[Row | InputError], Answers]]:
-        """Windows and their answers. On a GPU the next window is read while this one is computed."""
-        workers = self._workers if isinstance(rule, Criterion) else None  # a user's own may not stand threads
+        """Windows and their answers. On a GPU the next window is read while this one is computed.
+
+        Not where a batch is all there is, for which no thread need be woken, nor with a criterion of the user's own,
+        which may not stand threads.
+        """
+        one_batch = is_single(inputs) or (isinstance(inputs, Sized) and len(inputs) <= (batch_size or 1))
+        workers = None if one_batch or not isinstance(rule, Criterion) else self._workers
         work = (self._work(window, rule, batch_tokens, batch_size) for window in windows)
         return run_ahead(work, workers)
 

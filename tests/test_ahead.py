@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import pfengine
 from pfengine.ahead import Work, run_ahead
 
 
@@ -72,3 +76,24 @@ def test_nothing_more_is_started_when_the_reader_stops(workers: ThreadPoolExecut
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert set(done) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("criterion", ["entropy:0.9", lambda layer, logits, state, row_ids: (logits[:, 0] > 0, state)])
+def test_an_engine_with_workers_gives_the_same_answers(
+    make_checkpoint: Callable[..., Path], random_rows: Any, criterion: Any
+) -> None:
+    engine = pfengine.load(make_checkpoint("bert"), precision="fp32")
+    rows = random_rows([3, 9, 1, 17, 5] * 20)
+    expected = engine.predict(rows, criterion=criterion)
+    with ThreadPoolExecutor(2) as pool:
+        engine._workers = pool
+        found = engine.predict(rows, criterion=criterion, batch_tokens=40)
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        np.testing.assert_array_equal(found.exit_layers, expected.exit_layers)
+        answers = list(engine.stream(iter(rows), criterion=criterion, batch_tokens=40))
+        assert [answer["exit_layer"] for answer in answers] == expected.exit_layers.tolist()
+        bad = engine.classify([*rows, 7, rows[0]], criterion=criterion, on_error="return", batch_tokens=40)
+        assert bad[:-2] == answers
+        assert bad[-2]["row"] == len(rows)
+        with pytest.raises(pfengine.InputError, match="row 1"):
+            engine.predict([rows[0], 7])
