@@ -5,8 +5,7 @@ Launches depend on sizes and on which exits are tested, never on a number of the
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -164,10 +163,14 @@ def run_segment(
     rows, tokens = here.counts[:1], here.counts[1:]
     if first == 1:
         _embed(weights, buffers, bucket, tokens)
-    elif plan.late:
-        with _beside(side):
+    forked = plan.late and first > 1
+    if forked:
+
+        def decide() -> None:
             _run_exit(weights, buffers, plan, first - 1, buffers.states[(first - 1) % 2][: bucket.tokens], here)
             remaining(buffers.exit_layers[: bucket.rows], here.counts)
+
+        _fork(side, decide)
     moved = exits_before > 0 and not plan.late
     for layer in range(first, last + 1):
         x = buffers.states[(layer - 1) % 2]
@@ -180,27 +183,29 @@ def run_segment(
                 x, here.bounds, block, final and ends, bucket.longest, (rows, tokens), places, out if ends else None
             )
             places = None
-        if final and side is not None and plan.late:
-            torch.cuda.current_stream(side.device).wait_stream(side)  # who has an answer has no other
+        if forked and layer == first:
+            _join(side)  # what follows writes where that exit reads, and reads what it writes
         if weights.exits[layer - 1] is None or (plan.late and layer == last and not final):
             continue
         leave = _run_exit(weights, buffers, plan, layer, x, here)
         if leave is not None and not final:
             left = buffers.batch(exits_before + 1, bucket)
             survivors(here.bounds, here.row_ids, leave, bucket.longest, rows, left)
-    if side is not None and plan.late:
-        torch.cuda.current_stream(side.device).wait_stream(side)
 
 
-@contextlib.contextmanager
-def _beside(side: torch.cuda.Stream | None) -> Iterator[None]:
-    """On a stream that goes on from here by itself."""
+def _fork(side: torch.cuda.Stream | None, launches: Callable[[], None]) -> None:
+    """On a stream that goes on from here by itself, until `_join`."""
     if side is None:
-        yield
+        launches()
         return
     side.wait_stream(torch.cuda.current_stream(side.device))
     with torch.cuda.stream(side):
-        yield
+        launches()
+
+
+def _join(side: torch.cuda.Stream | None) -> None:
+    if side is not None:
+        torch.cuda.current_stream(side.device).wait_stream(side)
 
 
 def _embed(weights: PreparedModel, buffers: Buffers, bucket: Bucket, tokens: Tensor) -> None:

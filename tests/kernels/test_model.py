@@ -15,7 +15,7 @@ import pfengine
 from pfengine import api, checkpoint
 from pfengine.batch import Packed
 from pfengine.exits import Entropy, Never, Replay
-from pfengine.ops import cuda, cuda_lanes, reference
+from pfengine.ops import cuda, cuda_lanes, cuda_model, reference
 from pfengine.ops.cuda_lanes import CudaModel
 from pfengine.ops.model import Rule
 
@@ -82,6 +82,27 @@ def test_rows_leave_everywhere(
 ) -> None:
     ours, plain = engines(make_checkpoint("bert", head=PAST_FUTURE, exit_layers=(1, 2, 4, 5)), device)
     check(ours, plain, random_rows([3, 20, 1, 7, 64]), Replay(layers))
+
+
+@pytest.mark.parametrize("head", ["authors", "linear"])
+def test_an_exit_beside_a_layer_may_run_as_late_as_that_layer_ends(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    """Elsewhere it runs before the layer: on a GPU it is anything between."""
+    waiting: list[Callable[[], None]] = []
+
+    def fork(_: Any, launches: Callable[[], None]) -> None:
+        assert not waiting
+        waiting.append(launches)
+
+    monkeypatch.setattr(cuda_model, "_fork", fork)
+    monkeypatch.setattr(cuda_model, "_join", lambda _: waiting.pop()())
+    monkeypatch.setattr(cuda_lanes, "LATE_TOKENS", 512)
+    ours, plain = engines(make_checkpoint("bert", head=HEADS[head], exit_layers=(1, 3, 5)), device)
+    rows = random_rows([3, 9, 1, 7])
+    for criterion in (Entropy(0.9), Replay([3, 1, 5, 3])):
+        check(ours, plain, rows, criterion)
+    assert not waiting
 
 
 def test_a_row_is_the_same_bits_alone_and_in_batches(
