@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -306,7 +306,7 @@ class Engine:
         Not where a batch is all there is, for which no thread need be woken, nor with a criterion of the user's own,
         which may not stand threads.
         """
-        one_batch = is_single(inputs) or (isinstance(inputs, Sized) and len(inputs) <= (batch_size or 1))
+        one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (batch_size or 1))
         workers = None if one_batch or not isinstance(rule, Criterion) else self._workers
         work = (self._work(window, rule, batch_tokens, batch_size) for window in windows)
         return run_ahead(work, workers)
