@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .answers import Answers, arguments, check_answers, constants, decide, decisions
 from .functions import dot_rows
-from .launch import FLOATS, check, check_count, launch, power_of_two
+from .launch import FLOATS, check, check_count, launch, power_of_two, rows_of
 
 Signal = Literal["entropy", "confidence", "margin"]
 SIGNALS = ("entropy", "confidence", "margin")
@@ -82,9 +82,7 @@ def exit_head(
     check("bias", bias, torch.float32, labels, like=x)
     check("threshold", threshold, torch.float32, 1, like=x)
     check_count("count", count, x)
-    rows = x.shape[0] if places is None else places.shape[0]
-    if places is not None:
-        check("places", places, torch.int32, rows, like=x)
+    rows = rows_of(x, places)
     if to is not None:
         check_answers(to, rows, labels, x)
     check_labels(labels)

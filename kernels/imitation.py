@@ -10,7 +10,7 @@ from torch import Tensor
 from . import configs
 from .exit_head import check_labels
 from .functions import activate
-from .launch import FLOATS, check, check_count, launch
+from .launch import FLOATS, check, check_count, launch, rows_of
 
 BLOCK_N, BLOCK_C = 64, 16  # fixed: how often a sum is cut decides its last bit
 
@@ -99,9 +99,7 @@ def imitation(
     """
     check("states", states, FLOATS, -1, -1, like=states)
     inner = states.shape[1]
-    rows = states.shape[0] if places is None else places.shape[0]
-    if places is not None:
-        check("places", places, torch.int32, rows, like=states)
+    rows = rows_of(states, places)
     check("learners", learners, FLOATS, -1, inner, like=states)
     columns = learners.shape[0]
     check("bias", bias, torch.float32, columns, like=states)

@@ -67,6 +67,14 @@ def check(name: str, x: Tensor, dtypes: torch.dtype | Sequence[torch.dtype], *sh
         raise ValueError(f"{name} is {x.dtype} {list(x.shape)} on {x.device}, expected {wanted}")
 
 
+def rows_of(x: Tensor, places: Tensor | None) -> int:
+    """How many rows are read of x: all, or as `places`, int32 [R], says; ValueError where it is anything else."""
+    if places is None:
+        return x.shape[0]
+    check("places", places, torch.int32, -1, like=x)
+    return places.shape[0]
+
+
 def check_count(name: str, count: Tensor, like: Tensor) -> None:
     """A number on the device: int32 [1]."""
     check(name, count, torch.int32, 1, like=like)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from . import configs
 from .functions import activate
-from .launch import FLOATS, check, check_count, launch
+from .launch import FLOATS, check, check_count, launch, rows_of
 
 
 @triton.jit
@@ -78,31 +81,13 @@ def linear(
     """
     check("x", x, FLOATS, -1, -1, like=x)
     check("weight", weight, (x.dtype, torch.float32), -1, x.shape[1], like=x)
-    check("bias", bias, torch.float32, weight.shape[0], like=x)
-    check_count("count", count, x)
-    rows = x.shape[0] if places is None else places.shape[0]
-    columns, inner = weight.shape
-    if places is not None:
-        check("places", places, torch.int32, rows, like=x)
-    if add is not None:
-        check("add", add, FLOATS, -1 if add_places is not None else rows, -1, like=x)
-        if not 0 <= add_from <= add.shape[1] - columns:
-            raise ValueError(f"add has {add.shape[1]} columns, expected {columns} from column {add_from} on")
-    if add_places is not None:
-        check("add_places", add_places, torch.int32, rows, like=x)
-    if out is not None:
-        check("out", out, FLOATS, rows, columns, like=x)
-    else:
-        out = torch.empty(rows, columns, dtype=out_dtype or x.dtype, device=x.device)
+    arguments = arguments_of(x, weight, bias, count, places, add, add_places, add_from, out, out_dtype or x.dtype)
+    (rows, columns), inner = arguments["out"].shape, weight.shape[1]
     tile = configs.tile(rows, columns, weight.dtype)
     launch(
         _linear_kernel,
         (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
-        {
-            "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "places": places, "add_places": add_places,
-            "count": count, "columns": columns, "inner": inner, "add_width": 0 if add is None else add.shape[1],
-            "add_from": add_from,
-        },
+        arguments,
         {
             "ACTIVATION": activation, "PRECISION": configs.precision(weight.dtype),
             "EVEN_K": inner % tile.block_k == 0,
@@ -111,4 +96,42 @@ def linear(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
-    return out
+    return arguments["out"]
+
+
+def arguments_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    count: Tensor,
+    places: Tensor | None,
+    add: Tensor | None,
+    add_places: Tensor | None,
+    add_from: int,
+    out: Tensor | None,
+    out_dtype: torch.dtype,
+    dtypes: Sequence[torch.dtype] = FLOATS,
+) -> dict[str, Any]:
+    """What a kernel for `linear` takes, "out" made where there is none; ValueError for what `linear` refuses.
+
+    x and weight are checked already, their dtypes being what kernels differ in. dtypes: what `add` and `out` may be.
+    """
+    columns, inner = weight.shape
+    check("bias", bias, torch.float32, columns, like=x)
+    check_count("count", count, x)
+    rows = rows_of(x, places)
+    if add is not None:
+        check("add", add, dtypes, -1 if add_places is not None else rows, -1, like=x)
+        if not 0 <= add_from <= add.shape[1] - columns:
+            raise ValueError(f"add has {add.shape[1]} columns, expected {columns} from column {add_from} on")
+    if add_places is not None:
+        check("add_places", add_places, torch.int32, rows, like=x)
+    if out is not None:
+        check("out", out, dtypes, rows, columns, like=x)
+    else:
+        out = torch.empty(rows, columns, dtype=out_dtype, device=x.device)
+    return {
+        "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "places": places, "add_places": add_places,
+        "count": count, "columns": columns, "inner": inner, "add_width": 0 if add is None else add.shape[1],
+        "add_from": add_from,
+    }  # fmt: skip

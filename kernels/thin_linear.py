@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .functions import dot_rows
-from .launch import FLOATS, check, check_count, launch, power_of_two
+from .launch import FLOATS, check, launch, power_of_two
+from .linear import arguments_of
 
 MAX_COLUMNS = 64
 
@@ -54,34 +55,17 @@ def thin_linear(
     """
     check("x", x, FLOATS, -1, -1, like=x)
     check("weight", weight, torch.float32, -1, x.shape[1], like=x)
-    columns, inner = weight.shape
+    columns = weight.shape[0]
     if not 1 <= columns <= MAX_COLUMNS:
         raise ValueError(f"weight has {columns} rows, expected 1 to {MAX_COLUMNS}")
-    check("bias", bias, torch.float32, columns, like=x)
-    check_count("count", count, x)
-    rows = x.shape[0] if places is None else places.shape[0]
-    if places is not None:
-        check("places", places, torch.int32, rows, like=x)
-    if add is not None:
-        check("add", add, torch.float32, -1 if add_places is not None else rows, -1, like=x)
-        if not 0 <= add_from <= add.shape[1] - columns:
-            raise ValueError(f"add has {add.shape[1]} columns, expected {columns} from column {add_from} on")
-    if add_places is not None:
-        check("add_places", add_places, torch.int32, rows, like=x)
-    if out is not None:
-        check("out", out, torch.float32, rows, columns, like=x)
-    else:
-        out = torch.empty(rows, columns, device=x.device)
+    fp32 = torch.float32
+    arguments = arguments_of(x, weight, bias, count, places, add, add_places, add_from, out, fp32, (fp32,))
     block_c = power_of_two(columns, 2)
     launch(
         _thin_linear_kernel,
-        (rows,),
-        {
-            "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "places": places, "add_places": add_places,
-            "count": count, "columns": columns, "inner": inner, "add_width": 0 if add is None else add.shape[1],
-            "add_from": add_from,
-        },
+        (arguments["out"].shape[0],),
+        arguments,
         {"BLOCK_C": block_c, "BLOCK_K": 128 if block_c <= 16 else 64},
         num_warps=4,
-    )  # fmt: skip
-    return out
+    )
+    return arguments["out"]

@@ -44,6 +44,11 @@ class Imitation(NamedTuple):
     activation: Activation
     projections: list[Linear]  # after layer i: fp32 [C, (n - i) H]
 
+    def after(self, layer: int) -> Linear:
+        """Those of the layers behind it."""
+        first = (layer - 1) * self.learners.shape[1]
+        return Linear(self.learners[first:], self.bias[first:])
+
 
 @functools.lru_cache(maxsize=1024)
 def full(number: int, device: torch.device) -> Tensor:
@@ -158,9 +163,7 @@ def prepare_imitation(
 
 
 def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
-    hidden = states.shape[1]
-    part = Linear(weights.learners[(layer - 1) * hidden :], weights.bias[(layer - 1) * hidden :])
-    return linear(states, part, weights.activation).unflatten(1, (-1, hidden))
+    return linear(states, weights.after(layer), weights.activation).unflatten(1, (-1, states.shape[1]))
 
 
 def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
@@ -168,8 +171,8 @@ def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
 
 
 def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, projection: Linear) -> Tensor:
-    first, count = (layer - 1) * states.shape[1], full(len(states), states.device)
-    learners, bias = weights.learners[first:], weights.bias[first:]
+    learners, bias = weights.after(layer)
+    count = full(len(states), states.device)
     states = states.to(learners.dtype).contiguous()
     shares = imitation_pooled(states, learners, bias, projection.weight, weights.activation, pooling, count)
     return functools.reduce(torch.add, shares) + projection.bias  # one after the other, however many rows there are

@@ -251,9 +251,8 @@ def _run_exit(
         }
     has_future = parts.folded is not None or parts.imitation is not None
     if not (kept or add or has_future) and parts.gate_kind == "none":
-        return exit_head(state, parts.past.weight, parts.past.bias, "entropy", threshold, count, places=places, to=to)[
-            2
-        ]
+        weight, bias = parts.past
+        return exit_head(state, weight, bias, "entropy", threshold, count, places=places, to=to)[2]
     out = buffers.past(weights.exit_number(layer), len(parts.past.weight), len(here.row_ids))
     past = _project(state, parts.past, count, places=places, out=out, **add)
     if not answer:
@@ -262,16 +261,11 @@ def _run_exit(
     if parts.folded is not None:
         future = _project(state, parts.folded, count, places=places).unsqueeze(0), None
     if parts.imitation is not None:
-        learners, i = parts.imitation
-        after = (i - 1) * learners.learners.shape[1]
-        projection = learners.projections[i - 1]
-        future = (
-            imitation(
-                state, learners.learners[after:], learners.bias[after:], projection.weight, learners.activation, count,
-                places=places,
-            ),
-            projection.bias,
-        )  # fmt: skip
+        learned, i = parts.imitation
+        learners, bias = learned.after(i)
+        projection = learned.projections[i - 1]
+        shares = imitation(state, learners, bias, projection.weight, learned.activation, count, places=places)
+        future = shares, projection.bias
     gate = (parts.gate.weight, parts.gate.bias) if parts.gate_kind == "authors" and parts.gate is not None else None
     return gate_merge(
         past, labels, parts.width, parts.gate_kind, "entropy", threshold, count, future=future, gate=gate,
