@@ -141,6 +141,5 @@ COSTS: dict[str, Callable[[Launched, Use], Cost]] = {
     "survivors": _no_products,
     "tokens": _no_products,
     "remaining": _no_products,
-    "places": _no_products,
     "move": _no_products,
 }
