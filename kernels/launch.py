@@ -20,19 +20,28 @@ class Launch(NamedTuple):
     num_warps: int
     num_stages: int
 
+    def run(self, arguments: dict[str, Any] | None = None) -> None:
+        """On the device of its tensors; with other arguments where they are given."""
+        arguments = self.arguments if arguments is None else arguments
+        device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel[self.grid](**arguments, **self.constants, **options)
+
 
 _recorded: list[Launch] | None = None
+_run = True
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Launchers note what they would launch and launch nothing: tensors may be on the meta device."""
-    global _recorded
-    before, _recorded = _recorded, []
+def recording(run: bool = False) -> Iterator[list[Launch]]:
+    """Launchers note what they launch; where it does not run, too, tensors may be on the meta device."""
+    global _recorded, _run
+    before, (_recorded, _run) = (_recorded, _run), ([], run)
     try:
         yield _recorded
     finally:
-        _recorded = before
+        _recorded, _run = before
 
 
 def launch(
@@ -47,12 +56,11 @@ def launch(
     """kernel[grid](...) on the device of its tensors; nothing for an empty grid."""
     if not all(grid):
         return
+    one = Launch(kernel, grid, arguments, constants, num_warps, num_stages)
     if _recorded is not None:
-        _recorded.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
-        return
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[grid](**arguments, **constants, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
+        _recorded.append(one)
+    if _run:
+        one.run()
 
 
 def check(name: str, x: Tensor, dtypes: torch.dtype | Sequence[torch.dtype], *shape: int, like: Tensor) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfengine.kernels.launch import Launch
 from pfengine.ops.cuda_lanes import CudaModel
 
 from .costs import cost
 from .counted import lengths, tested
 from .knobs import DRY, SIZES
-from .launches import Pass, Traced, label, signature
+from .launches import Pass, label, signature
 from .results import Results
 from .timing import graphed, interleaved
 from .work import engine
@@ -55,12 +56,12 @@ def kernels(batch: int, device: torch.device, results: Results) -> None:
     # never late, as no batch of this size is: what a late exit counts is another number the second time
     once = Pass(native.weights, rows, tested(native.weights, True), SIZES.vocabulary, late=False)
     once.run()  # compiled
-    groups: dict[str, list[Traced]] = {}
-    for launch in once.traced():
+    groups: dict[str, list[Launch]] = {}
+    for launch in once.noted(run=True):
         groups.setdefault(signature(launch), []).append(launch)
     for launches in groups.values():
         one = launches[0]
-        calls = around([partial(one.again, arguments) for arguments in copies(one.arguments, device)])
+        calls = around([partial(one.run, arguments) for arguments in copies(one.arguments, device)])
         rounds = interleaved({"kernel": graphed(calls, device)}, ROUNDS)
         least = cost(one, once.use)
         results.add("kernels", {

@@ -7,20 +7,11 @@ Exponentials and the like are not counted. Buffers must be as large as what is i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
-
-class Launched(Protocol):
-    """`pfengine.kernels.launch.Launch`, or `launches.Traced`."""
-
-    @property
-    def kernel(self) -> Any: ...
-    @property
-    def arguments(self) -> dict[str, Any]: ...
-    @property
-    def constants(self) -> dict[str, Any]: ...
+from pfengine.kernels.launch import Launch
 
 
 class Use(NamedTuple):
@@ -34,45 +25,45 @@ class Cost(NamedTuple):
     bytes: int
 
 
-def cost(launch: Launched, use: Use) -> Cost:
+def cost(launch: Launch, use: Use) -> Cost:
     """KeyError where the kernel is not in COSTS."""
     return COSTS[name(launch)](launch, use)
 
 
-def name(launch: Launched) -> str:
+def name(launch: Launch) -> str:
     """Of the kernel, as a table shows it."""
     return str(launch.kernel.__name__).strip("_").removesuffix("_kernel")
 
 
-def _bytes(launch: Launched, **numbers: int) -> int:
+def _bytes(launch: Launch, **numbers: int) -> int:
     """Of all tensors once; numbers: how many of a tensor's numbers are in use, where it is not all of them."""
     tensors = {key: value for key, value in launch.arguments.items() if isinstance(value, Tensor)}
     return sum(numbers.get(key, value.numel()) * value.element_size() for key, value in tensors.items())
 
 
-def _shape(launch: Launched, key: str) -> tuple[int, ...]:
+def _shape(launch: Launch, key: str) -> tuple[int, ...]:
     return tuple(launch.arguments[key].shape)
 
 
-def _linear(launch: Launched, use: Use) -> Cost:
+def _linear(launch: Launch, use: Use) -> Cost:
     rows, (columns, inner) = _shape(launch, "out")[0], _shape(launch, "weight")
     numbers = {"x": rows * inner, "add": rows * columns}
     return Cost(2 * rows * columns * inner, _bytes(launch, **numbers))
 
 
-def _add_layer_norm(launch: Launched, use: Use) -> Cost:
+def _add_layer_norm(launch: Launch, use: Use) -> Cost:
     numbers = launch.arguments["out"].numel()
     return Cost((7 if launch.arguments["residual"] is None else 8) * numbers, _bytes(launch))
 
 
-def _embed(launch: Launched, use: Use) -> Cost:
+def _embed(launch: Launch, use: Use) -> Cost:
     tokens, size = _shape(launch, "out")
     kinds = {"word": tokens, "position": max(use.lengths), "token_type": tokens}
     read = {table: min(rows, _shape(launch, table)[0]) * size for table, rows in kinds.items()}
     return Cost(9 * tokens * size, _bytes(launch, **read))
 
 
-def _attention(launch: Launched, use: Use) -> Cost:
+def _attention(launch: Launch, use: Use) -> Cost:
     tokens, width = sum(use.lengths), _shape(launch, "out")[1]
     first_only = launch.constants["FIRST_ONLY"]
     queries = [1] * len(use.lengths) if first_only else use.lengths
@@ -80,53 +71,53 @@ def _attention(launch: Launched, use: Use) -> Cost:
     return Cost(4 * width * pairs, _bytes(launch, qkv=(2 * tokens + sum(queries)) * width))
 
 
-def _answers(launch: Launched, **numbers: int) -> int:
+def _answers(launch: Launch, **numbers: int) -> int:
     """Bytes of a launch that ends with `answers.decide`: before the last layer nobody leaves."""
     last, once = launch.constants["LAST"], launch.constants["ONCE"]
     untouched = ([] if last else ["out_logits"]) + ([] if last or once else ["out_layers"])
     return _bytes(launch, **numbers, **dict.fromkeys(untouched, 0))
 
 
-def _exit_head(launch: Launched, use: Use) -> Cost:
+def _exit_head(launch: Launch, use: Use) -> Cost:
     rows, (labels, inner) = _shape(launch, "logits")[0], _shape(launch, "weight")
     return Cost(2 * rows * labels * inner, _answers(launch, x=rows * inner))
 
 
-def _gate_merge(launch: Launched, use: Use) -> Cost:
+def _gate_merge(launch: Launch, use: Use) -> Cost:
     rows, labels = _shape(launch, "logits")
     gates, chunks = launch.arguments["gates"], launch.arguments["chunks"]
     weighs = 2 * gates * labels if launch.arguments["gate"] is not None else 0
     return Cost(rows * (chunks * labels + weighs), _answers(launch, past=rows * (labels + gates)))
 
 
-def _imitation(launch: Launched, use: Use) -> Cost:
+def _imitation(launch: Launch, use: Use) -> Cost:
     _, rows, labels = _shape(launch, "shares")
     columns, inner = _shape(launch, "learners")
     return Cost(2 * rows * columns * (inner + labels), _bytes(launch, states=rows * inner))
 
 
-def _imitation_max(launch: Launched, use: Use) -> Cost:
+def _imitation_max(launch: Launch, use: Use) -> Cost:
     _, rows, labels = _shape(launch, "shares")
     columns, inner = _shape(launch, "learners")
     return Cost(2 * rows * inner * (columns + labels), _bytes(launch, states=rows * inner))
 
 
-def _imitation_attend(launch: Launched, use: Use) -> Cost:
+def _imitation_attend(launch: Launch, use: Use) -> Cost:
     _, _, rows, labels = _shape(launch, "shares")
     columns, inner = _shape(launch, "learners")
     return Cost(2 * rows * columns * (inner + 1 + labels), _bytes(launch, states=rows * inner))
 
 
-def _imitation_weigh(launch: Launched, use: Use) -> Cost:
+def _imitation_weigh(launch: Launch, use: Use) -> Cost:
     chunks, ahead, rows, labels = _shape(launch, "shares")
     return Cost(rows * ahead * (chunks * (1 + labels) + 2 * labels), _bytes(launch))
 
 
-def _no_products(launch: Launched, use: Use) -> Cost:
+def _no_products(launch: Launch, use: Use) -> Cost:
     return Cost(0, _bytes(launch))
 
 
-COSTS: dict[str, Callable[[Launched, Use], Cost]] = {
+COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "linear": _linear,
     "thin_linear": _linear,
     "add_layer_norm": _add_layer_norm,

@@ -2,52 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-from unittest import mock
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from pfengine.kernels import launch as launching
+from pfengine.kernels.launch import Launch, recording
 from pfengine.ops.cuda_lanes import LATE_TOKENS
 from pfengine.ops.cuda_model import Bucket, Buffers, Plan, PreparedModel, run_segment
 
-from .costs import Cost, Launched, Use, cost, name
+from .costs import Cost, Use, cost, name
 
 WEIGHTS = ("weight", "bias", "learners", "projection", "gate", "gate_bias")
-
-
-class Traced(NamedTuple):
-    kernel: Any
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    grid: tuple[int, ...]
-    options: dict[str, Any]
-
-    def again(self, arguments: dict[str, Any] | None = None) -> None:
-        launching.launch(self.kernel, self.grid, arguments or self.arguments, self.constants, **self.options)
-
-
-@contextlib.contextmanager
-def traced() -> Iterator[list[Traced]]:
-    """Launches with their grids, as they run; `launching.recording` runs none, and then no count would be right."""
-    found: list[Traced] = []
-    real = launching.launch
-
-    def launch(kernel: Any, grid: Any, arguments: Any, constants: Any, **options: Any) -> None:
-        if all(grid):
-            found.append(Traced(kernel, arguments, constants, grid, options))
-        real(kernel, grid, arguments, constants, **options)
-
-    modules = [module for key, module in sys.modules.items() if key.startswith("pfengine.kernels.")]
-    with contextlib.ExitStack() as patches:
-        for module in modules:
-            if module is not launching and getattr(module, "launch", None) is real:
-                patches.enter_context(mock.patch.object(module, "launch", launch))
-        yield found
 
 
 class Pass:
@@ -92,19 +59,14 @@ class Pass:
         for segment in self.plan.segments():
             run_segment(self.weights, self.buffers, self.plan, segment, self.bucket)
 
-    def noted(self) -> list[launching.Launch]:
-        """What would be launched, on the meta device too."""
-        with launching.recording() as launches:
-            self.run()
-        return list(launches)
-
-    def traced(self) -> list[Traced]:
-        with traced() as launches:
+    def noted(self, run: bool = False) -> list[Launch]:
+        """What is launched; on the meta device too, where it does not run."""
+        with recording(run) as launches:
             self.run()
         return launches
 
 
-def label(launch: Launched, use: Use) -> str:
+def label(launch: Launch, use: Use) -> str:
     """What a line of a table is about: the kernel, the shape of a product, what is fused with it."""
     kind, arguments, constants = name(launch), launch.arguments, launch.constants
     parts = [kind]
@@ -137,7 +99,7 @@ class Ceilings(NamedTuple):
         return max(cost.flops / self.flops, cost.bytes / self.bytes)
 
 
-def lines(launches: Sequence[Launched], use: Use, ceilings: Ceilings) -> list[Line]:
+def lines(launches: Sequence[Launch], use: Use, ceilings: Ceilings) -> list[Line]:
     """In the order of the first launch of each."""
     found: dict[str, Line] = {}
     for launch in launches:
@@ -148,7 +110,7 @@ def lines(launches: Sequence[Launched], use: Use, ceilings: Ceilings) -> list[Li
     return list(found.values())
 
 
-def weight_bytes(launches: Sequence[Launched]) -> int:
+def weight_bytes(launches: Sequence[Launch]) -> int:
     """Of matrices and vectors that launches read, each once."""
     return sum(
         launch.arguments[key].numel() * launch.arguments[key].element_size()
@@ -158,7 +120,7 @@ def weight_bytes(launches: Sequence[Launched]) -> int:
     )
 
 
-def signature(launch: Launched) -> str:
+def signature(launch: Launch) -> str:
     """The same for launches that take the same time: one kernel on the same shapes, whatever the numbers."""
     arguments = {
         key: (value.dtype, tuple(value.shape)) if isinstance(value, torch.Tensor) else value

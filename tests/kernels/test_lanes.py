@@ -14,7 +14,7 @@ import torch
 import pfengine
 from pfengine import api, checkpoint
 from pfengine.exits import Entropy, Never, Replay
-from pfengine.kernels.launch import launch, recording
+from pfengine.kernels.launch import recording
 from pfengine.ops import cuda, cuda_lanes
 from pfengine.ops.cuda_lanes import LANES, CudaModel, Graphs, Lane
 from pfengine.ops.cuda_model import Bucket, Plan, run_segment
@@ -35,7 +35,7 @@ class Recording:
 
     def replay(self) -> None:
         for one in self.recorded:
-            launch(one.kernel, one.grid, one.arguments, one.constants, num_warps=one.num_warps)
+            one.run()
 
 
 class FakeRecorder:
