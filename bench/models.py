@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pfengine import checkpoint
+from pfengine import saving
 from pfengine.config import EngineConfig, parse_backbone
 from pfengine.heads import HEADS
 
@@ -51,4 +51,4 @@ def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
         criterion="never" if plain else "entropy",
         exit_layers=tuple(range(every, LAYERS + 1, every)),
     )
-    return checkpoint.write(path, raw, engine, tensors)
+    return saving.write(path, raw, engine, tensors)

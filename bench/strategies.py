@@ -20,7 +20,7 @@ import torch
 import typer
 
 import pfengine
-from pfengine import checkpoint, data, tasks
+from pfengine import checkpoint, data, saving, tasks
 from pfengine.evaluation.curve import curve, oracle
 from pfengine.evaluation.metrics import measure, standard_error
 from pfengine.evaluation.pictures import new_figure, save_figure
@@ -125,7 +125,7 @@ def trained(name: str, config: pfengine.TrainingConfig, work: Path, layers: int)
     if method.combine is None:
         return path
     engine = checkpoint.read(path).engine
-    return checkpoint.write_engine(
+    return saving.write_engine(
         path, replace(engine, head={**engine.head, "combine": method.combine}), work / stem(method.combine, seed)
     )
 

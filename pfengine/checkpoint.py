@@ -1,19 +1,15 @@
-"""The checkpoint directory: read, checked and written. safetensors only; all faults come in one CheckpointError."""
+"""The checkpoint directory, read and checked. safetensors only; all faults come in one CheckpointError."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import BackboneConfig, EngineConfig, parse_backbone, parse_engine
@@ -21,7 +17,7 @@ from .errors import CheckpointError
 from .exits import criteria
 from .families import Shapes
 from .heads import HEADS
-from .storage import SCALE, StoredTensors, quantise_rows, read_header
+from .storage import SCALE, StoredTensors, read_header
 
 CONFIG, ENGINE, WEIGHTS = "config.json", "pfengine.json", "model.safetensors"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
@@ -80,83 +76,6 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     tensors = read_tensors(path, expected, backbone)
     tokenizer = path if any((path / file).exists() for file in VOCABULARY_FILES) else None
     return Checkpoint(path, backbone, engine, tensors, tokenizer)
-
-
-def write(
-    path: str | os.PathLike[str],
-    config: dict[str, Any],
-    engine: EngineConfig,
-    tensors: Mapping[str, Tensor],
-    tokenizer: Path | None = None,
-) -> Path:
-    """Write a checkpoint beside `path`, check it by reading it back, then move it into place.
-
-    config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: directory whose tokenizer
-    files are copied. An existing checkpoint at `path` is replaced only once the new one is whole; any other non-empty
-    directory is refused.
-    """
-    path = Path(path)
-    refuse_foreign(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        temporary.chmod(0o755)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        (temporary / ENGINE).write_text(json.dumps(engine.to_json(), indent=2) + "\n")
-        stored = quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
-        save_file({key: value.contiguous() for key, value in stored.items()}, temporary / WEIGHTS)
-        for name in TOKENIZER_FILES:
-            if tokenizer is not None and (tokenizer / name).exists():
-                shutil.copyfile(tokenizer / name, temporary / name)
-        for file in temporary.iterdir():
-            file.chmod(0o644)
-        read(temporary)
-        if path.exists():
-            backup = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            try:
-                os.replace(path, backup / "old")
-                try:
-                    os.replace(temporary, path)
-                except OSError:
-                    os.replace(backup / "old", path)
-                    raise
-                shutil.rmtree(backup / "old")
-            finally:
-                with contextlib.suppress(OSError):  # not empty where the old checkpoint could not be moved back
-                    backup.rmdir()
-        else:
-            os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
-
-
-def write_engine(path: Path, engine: EngineConfig, out: str | os.PathLike[str] | None = None) -> Path:
-    """Replace pfengine.json of the checkpoint at `path`, or of a copy of it at `out`; never half of it."""
-    if out is not None and Path(out).resolve() != path.resolve():
-        ckpt = read(path)
-        return write(out, ckpt.backbone.raw, engine, ckpt.tensors, path)
-    faults: list[str] = []
-    text = json.dumps(engine.to_json(), indent=2) + "\n"
-    parse_engine(json.loads(text), engine.exit_layers[-1], faults)
-    if faults:
-        raise CheckpointError(path, faults)
-    file, temporary = tempfile.mkstemp(prefix=f".{ENGINE}.", dir=path)
-    try:
-        with os.fdopen(file, "w") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path / ENGINE)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    return path
-
-
-def refuse_foreign(path: Path) -> None:
-    """CheckpointError where something other than a checkpoint of ours would be replaced."""
-    if path.exists() and not (path / ENGINE).exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
 
 
 def read_json(path: Path, file: str) -> Any:

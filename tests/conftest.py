@@ -18,7 +18,7 @@ import pytest
 import tokenizers
 import torch
 
-from pfengine import checkpoint, extension
+from pfengine import extension, saving
 from pfengine.config import EngineConfig, parse_backbone
 from pfengine.heads import HEADS
 
@@ -113,7 +113,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
             shapes = backbone.family.shapes(backbone) | HEADS[kind].shapes(backbone, options)
             path = tmp_path_factory.mktemp("checkpoint") / family
             engine = EngineConfig(head=options, **(defaults | fields))
-            made[key] = checkpoint.write(path, raw, engine, random_tensors(shapes, seed))
+            made[key] = saving.write(path, raw, engine, random_tensors(shapes, seed))
         return made[key]
 
     return make

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import checkpoint, saving
 from pfengine.checkpoint import SCALE
 
 Make = Callable[..., Path]  # the fixture make_checkpoint
@@ -48,7 +48,7 @@ def faults(path: Path) -> list[str]:
 def test_round_trip(make_checkpoint: Make, tmp_path: Path, family: str, storage: str) -> None:
     path = make_checkpoint(family, storage=storage, calibration=({"threshold": 0.3, "layer_speedup": 2.0},))
     first = checkpoint.read(path)
-    again = checkpoint.write(tmp_path / "again", first.backbone.raw, first.engine, first.tensors)
+    again = saving.write(tmp_path / "again", first.backbone.raw, first.engine, first.tensors)
     second = checkpoint.read(again)
     assert (second.backbone, second.engine) == (first.backbone, first.engine)
     assert second.tensors.keys() == first.tensors.keys()
@@ -226,12 +226,12 @@ def test_failed_writing_leaves_the_old_checkpoint(ckpt: Path, monkeypatch: pytes
     def full_disk(*_args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(saving, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.write(ckpt, good.backbone.raw, good.engine, good.tensors)
+        saving.write(ckpt, good.backbone.raw, good.engine, good.tensors)
     monkeypatch.undo()
     with pytest.raises(pfengine.CheckpointError, match="is missing"):  # what is written is read back first
-        checkpoint.write(ckpt, good.backbone.raw, good.engine, {})
+        saving.write(ckpt, good.backbone.raw, good.engine, {})
     assert {file.name: file.read_bytes() for file in ckpt.iterdir()} == before
     assert os.listdir(ckpt.parent) == ["ckpt"]
 
@@ -241,7 +241,7 @@ def test_foreign_directories_are_never_replaced(ckpt: Path, tmp_path: Path) -> N
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(pfengine.CheckpointError, match="is no pfengine checkpoint"):
-        checkpoint.write(tmp_path / "mine", good.backbone.raw, good.engine, good.tensors)
+        saving.write(tmp_path / "mine", good.backbone.raw, good.engine, good.tensors)
     assert (tmp_path / "mine" / "thesis.txt").exists()
-    checkpoint.write(ckpt, good.backbone.raw, good.engine, good.tensors)  # one of ours is
+    saving.write(ckpt, good.backbone.raw, good.engine, good.tensors)  # one of ours is
     assert checkpoint.read(ckpt).engine == good.engine

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pfengine
-from pfengine import checkpoint, extension
+from pfengine import checkpoint, extension, saving
 
 Make = Callable[..., Path]
 ROW = {"input_ids": [3, 4, 5]}
@@ -230,7 +230,7 @@ def test_int8_storage_keeps_rows_of_zeros(make_checkpoint: Make, tmp_path: Path)
     tensors[name][6] = 0
     tensors[name][6, 3] = 1e-30
     engine = pfengine.checkpoint.EngineConfig(**(vars(good.engine) | {"storage": "int8-rows"}))
-    restored = checkpoint.read(checkpoint.write(tmp_path / "out", good.backbone.raw, engine, tensors)).tensors
+    restored = checkpoint.read(saving.write(tmp_path / "out", good.backbone.raw, engine, tensors)).tensors
     assert torch.isfinite(restored[name]).all()
     assert (restored[name][5] == 0).all()
     assert restored[name][6, 3].item() == pytest.approx(1e-30)
@@ -250,17 +250,17 @@ def test_a_move_that_fails_leaves_the_old_checkpoint(ckpt: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "replace", flaky)
     with pytest.raises(OSError, match="Input/output error"):
-        checkpoint.write(ckpt, good.backbone.raw, good.engine, good.tensors)
+        saving.write(ckpt, good.backbone.raw, good.engine, good.tensors)
     assert calls[0] >= failing
     assert {file.name: file.read_bytes() for file in ckpt.iterdir()} == before
 
 
 def test_writing_takes_the_tokenizer_along(text_checkpoint: Path, tmp_path: Path) -> None:
     good = checkpoint.read(text_checkpoint)
-    out = checkpoint.write(tmp_path / "a" / "b", good.backbone.raw, good.engine, good.tensors, good.tokenizer)
+    out = saving.write(tmp_path / "a" / "b", good.backbone.raw, good.engine, good.tensors, good.tokenizer)
     text = "the film is very good"
     assert pfengine.load(out).classify(text) == pfengine.load(text_checkpoint).classify(text)
-    again = checkpoint.write(out, good.backbone.raw, good.engine, good.tensors, out)  # its own, over itself
+    again = saving.write(out, good.backbone.raw, good.engine, good.tensors, out)  # its own, over itself
     assert pfengine.load(again).classify(text) == pfengine.load(text_checkpoint).classify(text)
     assert sorted(os.listdir(tmp_path / "a")) == ["b"]
 
@@ -274,10 +274,10 @@ def test_writing_over_something_else_is_refused(ckpt: Path, tmp_path: Path, kind
         target = tmp_path / "link"
         target.symlink_to("mine")
     with pytest.raises(pfengine.CheckpointError, match="no pfengine checkpoint"):
-        checkpoint.write(target, good.backbone.raw, good.engine, good.tensors)
+        saving.write(target, good.backbone.raw, good.engine, good.tensors)
     assert (tmp_path / "mine").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
-    assert checkpoint.read(checkpoint.write(tmp_path / "empty", good.backbone.raw, good.engine, good.tensors))
+    assert checkpoint.read(saving.write(tmp_path / "empty", good.backbone.raw, good.engine, good.tensors))
 
 
 def test_loading_does_not_touch_the_files(ckpt: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from .. import checkpoint
+from .. import checkpoint, saving
 from ..errors import CheckpointError, ConfigError
 from . import past_future
 from .source import read_source
@@ -44,11 +44,11 @@ def convert(
     if not names:
         raise CheckpointError(source, [f"holds the tensors of no known system ({', '.join(sorted(SYSTEMS))})"])
     config, engine, converted = SYSTEMS[names[0]].convert(Path(source), raw, tensors)
-    return checkpoint.write(out, config, replace(engine, storage=STORAGE[precision]), converted, Path(source))
+    return saving.write(out, config, replace(engine, storage=STORAGE[precision]), converted, Path(source))
 
 
 def _keep(source: Path, out: str | os.PathLike[str], precision: str) -> Path:
     """A checkpoint that `load` reads, with its weights kept in that precision."""
     ckpt = checkpoint.read(source)
     engine = replace(ckpt.engine, storage=STORAGE[precision])
-    return checkpoint.write(out, ckpt.backbone.raw, engine, ckpt.tensors, ckpt.tokenizer)
+    return saving.write(out, ckpt.backbone.raw, engine, ckpt.tensors, ckpt.tokenizer)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint, data
+from .. import data, saving
 from ..api import BUNDLED, Engine, load
 from ..errors import ConfigError
 from ..exits import Criterion, Never, parse
@@ -136,10 +136,10 @@ def calibrate(
     if speedup is not None and choice is None:
         rule = choose(replace(engine.checkpoint, engine=engine_config), None, None, speedup)
         engine_config = replace(engine_config, threshold=rule.threshold or own.grid(len(exit_layers), 2)[0])
-    target = checkpoint.write_engine(directory, engine_config, out)
+    target = saving.write_engine(directory, engine_config, out)
     notify("bf16 and int8 beside fp32")
     precisions = check_precisions(target, texts)
-    checkpoint.write_engine(target, replace(engine_config, precisions=precisions))
+    saving.write_engine(target, replace(engine_config, precisions=precisions))
     return Calibration(
         checkpoint=os.fspath(target),
         data=Path(source).name,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .. import checkpoint, data, encoder
+from .. import checkpoint, data, encoder, saving
 from ..api import BATCH_TOKENS, Engine, load
 from ..config import EngineConfig
 from ..errors import ConfigError, InputError
@@ -58,7 +58,7 @@ def attach(
     the loss stops being a number.
     """
     output = Path(output)
-    checkpoint.refuse_foreign(output)
+    saving.refuse_foreign(output)
     teacher = load(model, precision="fp32", criterion="never", max_length=max_length)
     ckpt = checkpoint.read(teacher.checkpoint.path)
     if ckpt.engine.head["type"] != "classifier":
@@ -100,7 +100,7 @@ def attach(
         training=record | {"data": Path(source).name, "rows": len(kept), "held_out_rows": len(held_out), "seed": seed},
     )
     tensors = {**ckpt.tensors, **{key: value.detach().cpu() for key, value in exits.head_tensors().items()}}
-    checkpoint.write(output, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
+    saving.write(output, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
     rows = [example.row for example in held_out]
     answers = teacher.predict(rows).label_ids
     return calibrated(output, rows, answers, speedup, teacher.max_length)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint
+from .. import checkpoint, saving
 from .config import TrainingConfig
 from .going_on import go_on_with
 from .run import train
@@ -30,7 +30,7 @@ def search(
     goes on with the first cell that is missing, and the interrupted one goes on where it last saved.
     """
     output = Path(config.output)
-    checkpoint.refuse_foreign(output)
+    saving.refuse_foreign(output)
     directory = output.parent / f".{output.name}.grid"
     described = config.record() | {"head": config.head(factorised=False)}
     varied = ("batch_size", "learning_rate")
@@ -46,7 +46,7 @@ def search(
     best = max(cells, key=lambda cell: cell["score"])
     winner = directory / f"batch{best['batch_size']}-lr{best['learning_rate']:g}"
     ckpt = checkpoint.read(winner)
-    checkpoint.write(output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, winner)
+    saving.write(output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, winner)
     return output, cells
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checkpoint, data, tasks
+from .. import checkpoint, data, saving, tasks
 from ..api import load
 from ..config import BackboneConfig, EngineConfig, parse_backbone
 from ..data import Example
@@ -43,7 +43,7 @@ def train(config: TrainingConfig) -> Path:
         from transformers import set_seed
     except ImportError:
         raise ConfigError("training needs transformers: pip install 'pfengine[train]'") from None
-    checkpoint.refuse_foreign(Path(config.output))
+    saving.refuse_foreign(Path(config.output))
     source = Path(config.model)
     file = data.locate(config.data, "train")
     columns = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
@@ -81,7 +81,7 @@ def train(config: TrainingConfig) -> Path:
         storage=config.storage,
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
-    checkpoint.write(config.output, backbone_config.raw, engine, model.checkpoint_tensors(), source)
+    saving.write(config.output, backbone_config.raw, engine, model.checkpoint_tensors(), source)
     values = np.array(label_values(held_out, labels, str(file)))
     return calibrated(Path(config.output), [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
 
@@ -103,7 +103,7 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
         table = calibration_table(parse(engine.criterion, 1.0), logits, values, trained.exit_layers)
         nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
         engine = replace(engine, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
-    return checkpoint.write_engine(path, engine)
+    return saving.write_engine(path, engine)
 
 
 def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:

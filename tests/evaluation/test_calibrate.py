@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pfengine
-from pfengine import checkpoint, cli, extension
+from pfengine import cli, extension, saving
 from pfengine.exits.guarantee import TooFewRows
 
 WORDS = ["good", "bad", "great", "bleak", "film", "movie", "very", "slow", "charming", "journey"]
@@ -182,7 +182,7 @@ def test_full_disk_leaves_the_old_file(ckpt: Path, rows: Path, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fdopen", full)
+    monkeypatch.setattr(saving.os, "fdopen", full)
     with pytest.raises(OSError, match="No space left"):
         pfengine.calibrate(ckpt, rows, speedup=1.2)
     assert (ckpt / "pfengine.json").read_text() == before

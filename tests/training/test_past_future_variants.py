@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import saving
 from pfengine.config import EngineConfig, parse_backbone
 from pfengine.training.freezing import Freezing
 from pfengine.training.past_future import PastFutureModel, imitation_loss
@@ -63,10 +63,10 @@ def test_trains_and_answers_alike(make_checkpoint: Callable[..., Path], tmp_path
     with torch.no_grad():
         theirs = model(**batch)["logits"].transpose(0, 1).numpy()
     engine = EngineConfig("test", head, criterion="entropy", exit_layers=tuple(range(1, 6)))
-    path = checkpoint.write(tmp_path / "ckpt", raw, engine, model.checkpoint_tensors())
+    path = saving.write(tmp_path / "ckpt", raw, engine, model.checkpoint_tensors())
     if head.get("combine", "none") != "none":
         head = head | {"combine": "none"}  # trained as plain classifiers
-        path = checkpoint.write(
+        path = saving.write(
             tmp_path / "plain", raw, EngineConfig("test", head, exit_layers=engine.exit_layers),
             model.checkpoint_tensors(),
         )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import checkpoint, saving
 from pfengine.training import fit as fitting
 from pfengine.training import grid
 from pfengine.training.grid import search
@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(saving, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         pfengine.train(config(encoder, rows, out, epochs=1, seed=1))
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
@@ -155,7 +155,7 @@ def test_the_papers_grid_is_one_command(
     def pretend(cell: pfengine.TrainingConfig) -> Path:
         cells.append((cell.batch_size, cell.learning_rate))
         ckpt = checkpoint.read(ready)
-        return checkpoint.write(cell.output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, ready)
+        return saving.write(cell.output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, ready)
 
     monkeypatch.setattr(grid, "train", pretend)
     with pytest.raises(SystemExit) as caught:
