@@ -37,13 +37,13 @@ PLAIN = EngineConfig(system="full-model", head={"type": "classifier"}, criterion
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, checked: configs, fp32 tensors by key (read when asked for), directory of its tokenizer if any."""
+    """A checkpoint, checked: configs, fp32 tensors by key (read when asked for), tokenizer files by name if any."""
 
     path: Path
     backbone: BackboneConfig
     engine: EngineConfig
     tensors: Mapping[str, Tensor]
-    tokenizer: Path | None
+    tokenizer: Mapping[str, bytes] | None
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -78,8 +78,20 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(path, faults)
     expected = backbone.family.shapes(backbone) | HEADS[head_type].shapes(backbone, engine.head)
     tensors = read_tensors(path, expected, backbone)
-    tokenizer = path if any((path / file).exists() for file in VOCABULARY_FILES) else None
-    return Checkpoint(path, backbone, engine, tensors, tokenizer)
+    return Checkpoint(path, backbone, engine, tensors, tokenizer_files(path))
+
+
+def tokenizer_files(path: Path) -> dict[str, bytes] | None:
+    """Contents of the tokenizer's files by name; None where no vocabulary is among them."""
+    files: dict[str, bytes] = {}
+    for name in TOKENIZER_FILES:
+        try:
+            files[name] = (path / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(path, [f"{name} cannot be read: {error}"]) from None
+    return files if any(name in files for name in VOCABULARY_FILES) else None
 
 
 def write(
@@ -87,12 +99,12 @@ def write(
     config: dict[str, Any],
     engine: EngineConfig,
     tensors: Mapping[str, Tensor],
-    tokenizer: Path | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a checkpoint beside `path`, check it by reading it back, then move it into place.
 
-    config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: directory whose tokenizer
-    files are copied. An existing checkpoint at `path` is replaced only once the new one is whole; any other non-empty
+    config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: contents of the tokenizer's
+    files by name. An existing checkpoint at `path` is replaced only once the new one is whole; any other non-empty
     directory is refused.
     """
     path = Path(path)
@@ -105,9 +117,8 @@ def write(
         (temporary / ENGINE).write_text(json.dumps(engine.to_json(), indent=2) + "\n")
         stored = quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
         save_file({key: value.contiguous() for key, value in stored.items()}, temporary / WEIGHTS)
-        for name in TOKENIZER_FILES:
-            if tokenizer is not None and (tokenizer / name).exists():
-                shutil.copyfile(tokenizer / name, temporary / name)
+        for name, content in (tokenizer or {}).items():
+            (temporary / name).write_bytes(content)
         for file in temporary.iterdir():
             file.chmod(0o644)
         read(temporary)
@@ -135,7 +146,7 @@ def write_engine(path: Path, engine: EngineConfig, out: str | os.PathLike[str] |
     """Replace pfengine.json of the checkpoint at `path`, or of a copy of it at `out`; never half of it."""
     if out is not None and Path(out).resolve() != path.resolve():
         ckpt = read(path)
-        return write(out, ckpt.backbone.raw, engine, ckpt.tensors, path)
+        return write(out, ckpt.backbone.raw, engine, ckpt.tensors, ckpt.tokenizer)
     faults: list[str] = []
     text = json.dumps(engine.to_json(), indent=2) + "\n"
     parse_engine(json.loads(text), engine.exit_layers[-1], faults)
