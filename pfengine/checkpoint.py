@@ -33,13 +33,13 @@ PLAIN = EngineConfig(system="full-model", head={"type": "classifier"}, criterion
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, checked: configs, fp32 tensors by key (read when asked for), directory of its tokenizer if any."""
+    """A checkpoint, checked: configs, fp32 tensors by key (read when asked for), tokenizer files by name if any."""
 
     path: Path
     backbone: BackboneConfig
     engine: EngineConfig
     tensors: Mapping[str, Tensor]
-    tokenizer: Path | None
+    tokenizer: Mapping[str, bytes] | None
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -74,8 +74,20 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(path, faults)
     expected = backbone.family.shapes(backbone) | HEADS[head_type].shapes(backbone, engine.head)
     tensors = read_tensors(path, expected, backbone)
-    tokenizer = path if any((path / file).exists() for file in VOCABULARY_FILES) else None
-    return Checkpoint(path, backbone, engine, tensors, tokenizer)
+    return Checkpoint(path, backbone, engine, tensors, tokenizer_files(path))
+
+
+def tokenizer_files(path: Path) -> dict[str, bytes] | None:
+    """Contents of the tokenizer's files by name; None where no vocabulary is among them."""
+    files: dict[str, bytes] = {}
+    for name in TOKENIZER_FILES:
+        try:
+            files[name] = (path / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(path, [f"{name} cannot be read: {error}"]) from None
+    return files if any(name in files for name in VOCABULARY_FILES) else None
 
 
 def read_json(path: Path, file: str) -> Any:

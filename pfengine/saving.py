@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import CONFIG, ENGINE, TOKENIZER_FILES, WEIGHTS, read
+from .checkpoint import CONFIG, ENGINE, WEIGHTS, read
 from .config import EngineConfig, parse_engine
 from .errors import CheckpointError
 from .storage import quantise_rows
@@ -25,12 +25,12 @@ def write(
     config: dict[str, Any],
     engine: EngineConfig,
     tensors: Mapping[str, Tensor],
-    tokenizer: Path | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a checkpoint beside `path`, check it by reading it back, then move it into place.
 
-    config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: directory whose tokenizer
-    files are copied. An existing checkpoint at `path` is replaced only once the new one is whole; any other non-empty
+    config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: contents of the tokenizer's
+    files by name. An existing checkpoint at `path` is replaced only once the new one is whole; any other non-empty
     directory is refused.
     """
     path = Path(path)
@@ -43,9 +43,8 @@ def write(
         (temporary / ENGINE).write_text(json.dumps(engine.to_json(), indent=2) + "\n")
         stored = quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
         save_file({key: value.contiguous() for key, value in stored.items()}, temporary / WEIGHTS)
-        for name in TOKENIZER_FILES:
-            if tokenizer is not None and (tokenizer / name).exists():
-                shutil.copyfile(tokenizer / name, temporary / name)
+        for name, content in (tokenizer or {}).items():
+            (temporary / name).write_bytes(content)
         for file in temporary.iterdir():
             file.chmod(0o644)
         read(temporary)
@@ -73,7 +72,7 @@ def write_engine(path: Path, engine: EngineConfig, out: str | os.PathLike[str] |
     """Replace pfengine.json of the checkpoint at `path`, or of a copy of it at `out`; never half of it."""
     if out is not None and Path(out).resolve() != path.resolve():
         ckpt = read(path)
-        return write(out, ckpt.backbone.raw, engine, ckpt.tensors, path)
+        return write(out, ckpt.backbone.raw, engine, ckpt.tensors, ckpt.tokenizer)
     faults: list[str] = []
     text = json.dumps(engine.to_json(), indent=2) + "\n"
     parse_engine(json.loads(text), engine.exit_layers[-1], faults)

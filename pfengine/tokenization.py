@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,15 +109,18 @@ def _integers(row_id: int, key: str, values: Any) -> np.ndarray:
 class Tokenizer:
     """Tokenises texts and checks ids for one model.
 
+    files: contents of the tokenizer's files by name, as `checkpoint.tokenizer_files` reads them; None for none.
     max_length: longest row in tokens; longer texts are truncated (the longer part of a pair first).
     """
 
-    def __init__(self, path: Path | None, config: BackboneConfig, max_length: int | None = None) -> None:
+    def __init__(
+        self, files: Mapping[str, bytes] | None, config: BackboneConfig, max_length: int | None = None
+    ) -> None:
         self.config = config
         self.backend: tokenizers.Tokenizer | None = None
         settings: dict[str, Any] = {}
-        if path is not None:
-            self.backend, settings = _load(path)
+        if files is not None:
+            self.backend, settings = _load(files, config)
         limit = settings.get("model_max_length")
         if not isinstance(limit, (int, float)) or not limit > 0:
             limit = config.max_tokens
@@ -204,29 +208,33 @@ class Tokenizer:
         return row
 
 
-def _load(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+def _load(files: Mapping[str, bytes], config: BackboneConfig) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     settings: dict[str, Any] = {}
     try:
-        if (path / "tokenizer_config.json").exists():
-            settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if "tokenizer_config.json" in files:
+            settings = json.loads(files["tokenizer_config.json"])
             if not isinstance(settings, dict) or settings.get("truncation_side", "right") not in ("left", "right"):
                 raise ValueError("tokenizer_config.json must be a JSON object, its 'truncation_side' left or right")
-        if (path / "tokenizer.json").exists():
-            return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")), settings
+        if "tokenizer.json" in files:
+            return tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode()), settings
     except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(path, [f"the tokenizer files cannot be read: {error}"]) from None
+        raise CheckpointError("tokenizer", [f"the files cannot be read: {error}"]) from None
     try:
         from transformers import AutoTokenizer
     except ImportError:
         raise CheckpointError(
-            path, ["tokenizer.json is missing; install transformers, which can build it from the other tokenizer files"]
+            "tokenizer",
+            ["tokenizer.json is missing; install transformers, which can build it from the other tokenizer files"],
         ) from None
-    try:
-        backend = AutoTokenizer.from_pretrained(path).backend_tokenizer
-    except Exception as error:
-        raise CheckpointError(
-            path, [f"transformers cannot build a fast tokenizer from the files here: {error}"]
-        ) from None
+    with tempfile.TemporaryDirectory() as path:
+        for name, content in ({**files} | {"config.json": json.dumps(config.raw).encode()}).items():
+            (Path(path) / name).write_bytes(content)
+        try:
+            backend = AutoTokenizer.from_pretrained(path, local_files_only=True).backend_tokenizer
+        except Exception as error:
+            raise CheckpointError(
+                "tokenizer", [f"transformers cannot build a fast tokenizer from the files: {error}"]
+            ) from None
     return backend, settings
 
 

@@ -260,7 +260,7 @@ def test_writing_takes_the_tokenizer_along(text_checkpoint: Path, tmp_path: Path
     out = saving.write(tmp_path / "a" / "b", good.backbone.raw, good.engine, good.tensors, good.tokenizer)
     text = "the film is very good"
     assert pfengine.load(out).classify(text) == pfengine.load(text_checkpoint).classify(text)
-    again = saving.write(out, good.backbone.raw, good.engine, good.tensors, out)  # its own, over itself
+    again = saving.write(out, good.backbone.raw, good.engine, good.tensors, good.tokenizer)  # its own, over itself
     assert pfengine.load(again).classify(text) == pfengine.load(text_checkpoint).classify(text)
     assert sorted(os.listdir(tmp_path / "a")) == ["b"]
 

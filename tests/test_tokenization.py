@@ -19,6 +19,7 @@ from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 import pfengine
 from pfengine import tokenization
 from pfengine.checkpoint import read
+from pfengine.checkpoint import tokenizer_files as tokenizer_files_of
 from pfengine.config import BackboneConfig, parse_backbone
 from pfengine.tokenization import Row, Tokenizer, batches, pack, parse
 
@@ -44,6 +45,10 @@ def configure(path: Path, **fields: Any) -> Path:
     return path
 
 
+def loaded(path: Path, config: BackboneConfig, max_length: int | None = None) -> Tokenizer:
+    return Tokenizer(tokenizer_files_of(path), config, max_length)
+
+
 def ids_of(tokenizer: Tokenizer, *rows: Any) -> list[list[int]]:
     out = []
     for row in tokenizer.encode(enumerate(rows)):
@@ -63,7 +68,7 @@ def test_ids_and_types_are_those_of_transformers(text_checkpoint: Path, text: st
         None if t is None else t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in (text, pair)
     ]
     expected = theirs(*clean, truncation=True, max_length=64)
-    (row,) = Tokenizer(text_checkpoint, read(text_checkpoint).backbone).encode(
+    (row,) = loaded(text_checkpoint, read(text_checkpoint).backbone).encode(
         [(7, text if pair is None else (text, pair))]
     )
     assert isinstance(row, Row)
@@ -91,7 +96,7 @@ def test_the_cut_of_long_texts_changes_nothing(files: Path, long: str, side: str
     theirs = transformers.AutoTokenizer.from_pretrained(files)
     assert theirs.truncation_side == side
     expected = theirs(long, truncation=True, max_length=64)["input_ids"]
-    tokenizer = Tokenizer(files, backbone())
+    tokenizer = loaded(files, backbone())
     assert ids_of(tokenizer, long) == [expected]
     (row,) = tokenizer.encode([(0, long)])
     assert isinstance(row, Row)
@@ -103,7 +108,7 @@ def test_the_cut_of_long_texts_changes_nothing(files: Path, long: str, side: str
 
 @pytest.mark.parametrize("max_length", [3, 4, 5, 7, 64])
 def test_rows_are_cut_to_max_length(files: Path, max_length: int) -> None:
-    tokenizer = Tokenizer(files, backbone(), max_length)
+    tokenizer = loaded(files, backbone(), max_length)
     assert tokenizer.max_length == max_length
     ids = list(range(5, 75))
     rows = tokenizer.encode(
@@ -118,15 +123,15 @@ def test_rows_are_cut_to_max_length(files: Path, max_length: int) -> None:
 
 
 def test_limits_of_tokenizer_and_model(files: Path) -> None:
-    assert Tokenizer(files, backbone()).max_length == 64
+    assert loaded(files, backbone()).max_length == 64
     configure(files, model_max_length=16)
-    assert Tokenizer(files, backbone()).max_length == 16
-    assert Tokenizer(files, backbone(), 40).max_length == 40  # asked for, and the model can
-    assert Tokenizer(files, backbone(), 8).max_length == 8
+    assert loaded(files, backbone()).max_length == 16
+    assert loaded(files, backbone(), 40).max_length == 40  # asked for, and the model can
+    assert loaded(files, backbone(), 8).max_length == 8
     assert Tokenizer(None, backbone()).max_length == 64
     assert Tokenizer(None, backbone("roberta", pad_token_id=1)).max_length == 62
     for odd in (None, 0, -1, "many", 1e30, float("nan")):
-        assert Tokenizer(configure(files, model_max_length=odd), backbone()).max_length == 64
+        assert loaded(configure(files, model_max_length=odd), backbone()).max_length == 64
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"text"', '{"truncation_side": "up"}'])

@@ -44,7 +44,8 @@ def convert(
     if not names:
         raise CheckpointError(source, [f"holds the tensors of no known system ({', '.join(sorted(SYSTEMS))})"])
     config, engine, converted = SYSTEMS[names[0]].convert(Path(source), raw, tensors)
-    return saving.write(out, config, replace(engine, storage=STORAGE[precision]), converted, Path(source))
+    engine = replace(engine, storage=STORAGE[precision])
+    return saving.write(out, config, engine, converted, checkpoint.tokenizer_files(Path(source)))
 
 
 def _keep(source: Path, out: str | os.PathLike[str], precision: str) -> Path:

@@ -46,7 +46,7 @@ def search(
     best = max(cells, key=lambda cell: cell["score"])
     winner = directory / f"batch{best['batch_size']}-lr{best['learning_rate']:g}"
     ckpt = checkpoint.read(winner)
-    saving.write(output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, winner)
+    saving.write(output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, ckpt.tokenizer)
     return output, cells
 
 

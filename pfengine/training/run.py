@@ -61,7 +61,8 @@ def train(config: TrainingConfig) -> Path:
     set_seed(config.seed)
     backbone_config = _backbone_config(source, labels, config.layers)
     backbone = _backbone(source, backbone_config)
-    tokenizer = Tokenizer(source, backbone_config, min(config.max_length, backbone_config.max_tokens))
+    files = checkpoint.tokenizer_files(source)
+    tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens))
     head = config.head(backbone_config.family.factorised)
     freezing = Freezing(config.freezing, config.frozen_layers)
     if config.freezing == "layers" and backbone_config.family.factorised:
@@ -81,7 +82,7 @@ def train(config: TrainingConfig) -> Path:
         storage=config.storage,
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
-    saving.write(config.output, backbone_config.raw, engine, model.checkpoint_tensors(), source)
+    saving.write(config.output, backbone_config.raw, engine, model.checkpoint_tensors(), files)
     values = np.array(label_values(held_out, labels, str(file)))
     return calibrated(Path(config.output), [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
 

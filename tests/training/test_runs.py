@@ -155,7 +155,7 @@ def test_the_papers_grid_is_one_command(
     def pretend(cell: pfengine.TrainingConfig) -> Path:
         cells.append((cell.batch_size, cell.learning_rate))
         ckpt = checkpoint.read(ready)
-        return saving.write(cell.output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, ready)
+        return saving.write(cell.output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, ckpt.tokenizer)
 
     monkeypatch.setattr(grid, "train", pretend)
     with pytest.raises(SystemExit) as caught:
