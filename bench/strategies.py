@@ -26,7 +26,7 @@ from pfengine.evaluation.metrics import measure, standard_error
 from pfengine.evaluation.pictures import new_figure, save_figure
 from pfengine.exits import Criterion, parse
 from pfengine.exits.calibration import answers_at, exits_taken, layer_speedup, threshold_for
-from pfengine.training.going_on import go_on_with
+from pfengine.training.going_on import files_of, go_on_with
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def main(
     )  # fmt: skip
     described = {key: value for key, value in base.record().items() if key != "seed"}
     try:
-        go_on_with(work, described | {"test": test.name}, "checkpoints trained")
+        inputs = {"data": files_of(data.locate(source, "train"), held_out, test), "model": files_of(encoder)}
+        go_on_with(work, described | {"test": test.name}, inputs, "checkpoints trained")
     except pfengine.ConfigError as error:
         sys.exit(str(error))
     for seed in map(int, seeds.split(",")):
@@ -124,10 +125,9 @@ def trained(name: str, config: pfengine.TrainingConfig, work: Path, layers: int)
         pfengine.train(replace(config, output=str(path), layers=kept, **method.options))
     if method.combine is None:
         return path
-    engine = checkpoint.read(path).engine
-    return saving.write_engine(
-        path, replace(engine, head={**engine.head, "combine": method.combine}), work / stem(method.combine, seed)
-    )
+    ckpt = checkpoint.read(path)
+    engine = replace(ckpt.engine, head={**ckpt.engine.head, "combine": method.combine})
+    return saving.write(work / stem(method.combine, seed), ckpt.backbone.raw, engine, ckpt.tensors, ckpt.tokenizer)
 
 
 def judged(path: Path, method: Method, held_out: Path, test: Path, source: Path, layers: int) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def load(
     bundled = name == os.path.basename(name) != "" and not os.path.isdir(name) and os.path.isdir(BUNDLED / name)
     directory = BUNDLED / name if bundled else Path(name)
     target = find_device(device)
-    ckpt = checkpoint.read(directory)
+    ckpt = checkpoint.begin_reading(directory)
     precision = auto_precision(ckpt, target) if precision == "auto" else precision
     dtype = find_dtype(precision, target)
     whole = isinstance(max_length, int) and not isinstance(max_length, bool)
@@ -73,7 +73,8 @@ def load(
     rule = choose(ckpt, criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length)
     extension.warn_once()
-    return Engine(ckpt, build(ckpt, find_op_set(target), dtype, target), tokenizer, rule, target, precision)
+    model = build(ckpt, find_op_set(target), dtype, target)
+    return Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
 
 
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:

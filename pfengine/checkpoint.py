@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import manifest
 from .config import BackboneConfig, EngineConfig, parse_backbone, parse_engine
 from .errors import CheckpointError
 from .exits import criteria
@@ -40,13 +43,34 @@ class Checkpoint:
     engine: EngineConfig
     tensors: Mapping[str, Tensor]
     tokenizer: Mapping[str, bytes] | None
+    weights: manifest.Check | None = field(default=None, repr=False, compare=False)  # see `checked`
+
+    def checked(self) -> Checkpoint:
+        """Waits until the weights are known to be those saved with this checkpoint; CheckpointError where not."""
+        if self.weights is not None and (faults := self.weights.faults()):
+            raise CheckpointError(self.path, faults)
+        return replace(self, weights=None)
+
+
+def is_of_checkpoint(name: str) -> bool:
+    """Is a file of this name read as part of a checkpoint, and replaced with it?"""
+    return name in (CONFIG, ENGINE, *TOKENIZER_FILES) or bool(_WEIGHTS.fullmatch(name))
+
+
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
+    """`begin_reading`, and wait until all files are checked."""
+    return begin_reading(path).checked()
+
+
+def begin_reading(path: str | os.PathLike[str]) -> Checkpoint:
     """Read and check a directory of ours, or a plain Hugging Face sequence-classification directory.
 
     Raises CheckpointError with every fault found: unreadable files, wrong or missing fields (file and key named),
-    missing, extra or mis-shaped tensors, labels that do not fit the classifier.
+    missing, extra or mis-shaped tensors, labels that do not fit the classifier, files of another checkpoint. Weights
+    are hashed meanwhile, in a thread of their own: what comes of it is told by `Checkpoint.checked`.
     """
     path = Path(path)
     if not os.path.isdir(path):
@@ -62,19 +86,36 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         engine = parse_engine(read_json(path, ENGINE), backbone.num_layers, faults)
     elif not faults:
         engine = replace(PLAIN, exit_layers=(backbone.num_layers,))
+    mixed, weights = _compare(path, engine)
     if engine is None or faults:
-        raise CheckpointError(path, faults)
+        raise CheckpointError(path, faults + mixed)
     head_type = engine.head["type"]
     if head_type not in HEADS:
         known = ", ".join(sorted(HEADS))
         raise CheckpointError(path, [f"{ENGINE}: 'head.type' is {head_type!r}; this pfengine has {known}"])
     faults += [f"{ENGINE}: {fault}" for fault in HEADS[head_type].config_faults(engine.head)]
     faults += [f"{ENGINE}: {fault}" for fault in criteria.faults(engine.criterion, engine.threshold)]
-    if faults:
-        raise CheckpointError(path, faults)
+    if faults or mixed:
+        raise CheckpointError(path, faults + mixed)
     expected = backbone.family.shapes(backbone) | HEADS[head_type].shapes(backbone, engine.head)
     tensors = read_tensors(path, expected, backbone)
-    return Checkpoint(path, backbone, engine, tensors, tokenizer_files(path))
+    return Checkpoint(path, backbone, engine, tensors, tokenizer_files(path), weights)
+
+
+def _compare(path: Path, engine: EngineConfig | None) -> tuple[list[str], manifest.Check | None]:
+    """What is not as `files` says, apart from the contents of the weights; those are being compared."""
+    if engine is None or not engine.files:
+        return [], None
+    present = [name for name in os.listdir(path) if is_of_checkpoint(name) and name != ENGINE]
+
+    def open_file(name: str) -> BufferedReader:
+        return open(path / name, "rb")
+
+    def heavy(name: str) -> bool:
+        return name.endswith(".safetensors")
+
+    mixed = manifest.faults(engine.files, present, open_file, lambda name: not heavy(name))
+    return mixed, None if mixed else manifest.Check(engine.files, present, open_file, heavy)
 
 
 def tokenizer_files(path: Path) -> dict[str, bytes] | None:

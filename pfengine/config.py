@@ -75,6 +75,8 @@ class EngineConfig:
     precisions: dict[str, dict[str, Any]] = field(default_factory=dict)  # how they compare to fp32, as it found too
     storage: str = "float"
     training: dict[str, Any] = field(default_factory=dict)
+    # sizes and hashes of the files saved with it, see `manifest`; {}: not known
+    files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -87,7 +89,7 @@ class EngineConfig:
             "calibration": list(self.calibration),
             "storage": self.storage,
             "training": self.training,
-        } | {key: value for key in ("guarantee", "precisions") if (value := getattr(self, key))}
+        } | {key: value for key in ("guarantee", "precisions", "files") if (value := getattr(self, key))}
 
 
 class _Fields:
@@ -258,6 +260,7 @@ def parse_engine(raw: Any, num_layers: int, faults: list[str], file: str = "pfen
         precisions=fields.get("precisions", PRECISION_FIELDS, _is_precisions, {}, {}),
         storage=fields.get("storage", f"one of {', '.join(STORAGES)}", lambda v: v in STORAGES, "float", "float"),
         training=fields.get("training", "an object", lambda v: isinstance(v, dict), {}, {}),
+        files=fields.get("files", "an object of file names with 'size' and 'sha256'", _is_files, {}, {}),
     )
 
 
@@ -268,6 +271,17 @@ def _is_precisions(value: Any) -> bool:
     keys = ("agreement", "full_depth_agreement", "layer_speedup_ratio")
     return isinstance(value, dict) and all(
         isinstance(check, dict) and all(_is_number(check.get(key)) for key in keys) for check in value.values()
+    )
+
+
+def _is_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        not set(name) & set("/\\\0")
+        and name not in ("", ".", "..")
+        and isinstance(file, dict)
+        and _is_int(file.get("size"))
+        and isinstance(file.get("sha256"), str)
+        for name, file in value.items()
     )
 
 

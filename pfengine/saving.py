@@ -1,20 +1,24 @@
-"""The checkpoint directory, written: beside its place first, then moved there."""
+"""The checkpoint directory, written: staged, checked by reading it back, then put in place."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import CONFIG, ENGINE, WEIGHTS, read
+from . import destination, manifest
+from .checkpoint import CONFIG, ENGINE, WEIGHTS, is_of_checkpoint, read
 from .config import EngineConfig, parse_engine
 from .errors import CheckpointError
 from .storage import quantise_rows
@@ -27,70 +31,132 @@ def write(
     tensors: Mapping[str, Tensor],
     tokenizer: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write a checkpoint beside `path`, check it by reading it back, then move it into place.
+    """Write a checkpoint beside `path`, check it by reading it back, then put it in place.
 
     config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: contents of the tokenizer's
-    files by name. An existing checkpoint at `path` is replaced only once the new one is whole; any other non-empty
-    directory is refused.
+    files by name. See `replacing` for what happens to what is there.
     """
-    path = Path(path)
-    refuse_foreign(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        temporary.chmod(0o755)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        (temporary / ENGINE).write_text(json.dumps(engine.to_json(), indent=2) + "\n")
+    with replacing(path) as stage:
+        fill(stage, config, engine, tensors, tokenizer)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A directory to `fill` with a checkpoint; leaving the block puts it at `path`, an error leaves `path` as it is.
+
+    Files of an existing checkpoint are replaced once the new one is whole; what else lies beside them stays. Raises
+    CheckpointError where `path` is something other than a checkpoint, or cannot be written.
+    """
+    directory = destination.resolved(path)
+    refuse_foreign(directory)
+    with contextlib.ExitStack() as stack:
+        with _explained(path):
+            stage = stack.enter_context(destination.replacing(directory))
+        try:
+            yield stage
+        except CheckpointError as error:
+            if error.path != stage:
+                raise
+            raise CheckpointError(path, error.faults) from None
+        with _explained(path):
+            stack.close()
+
+
+def fill(
+    stage: Path,
+    config: dict[str, Any],
+    engine: EngineConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Mapping[str, bytes] | None = None,
+) -> EngineConfig:
+    """Write the files of a checkpoint into an empty directory and read them back; arguments as in `write`.
+
+    Returns what pfengine.json says now: `engine` with its `files`.
+    """
+    with _explained(stage):
+        (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         stored = quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
-        save_file({key: value.contiguous() for key, value in stored.items()}, temporary / WEIGHTS)
+        save_file({key: value.contiguous() for key, value in stored.items()}, stage / WEIGHTS)
+        (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)  # the umask's; safetensors makes it private
         for name, content in (tokenizer or {}).items():
-            (temporary / name).write_bytes(content)
-        for file in temporary.iterdir():
-            file.chmod(0o644)
-        read(temporary)
-        if path.exists():
-            backup = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            try:
-                os.replace(path, backup / "old")
-                try:
-                    os.replace(temporary, path)
-                except OSError:
-                    os.replace(backup / "old", path)
-                    raise
-                shutil.rmtree(backup / "old")
-            finally:
-                with contextlib.suppress(OSError):  # not empty where the old checkpoint could not be moved back
-                    backup.rmdir()
-        else:
-            os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
+            (stage / name).write_bytes(content)
+        files = manifest.described(os.listdir(stage), lambda name: open(stage / name, "rb"))  # noqa: SIM115
+        (stage / ENGINE).write_text(_text(replace(engine, files=files)))
+    return read(stage).engine
 
 
-def write_engine(path: Path, engine: EngineConfig, out: str | os.PathLike[str] | None = None) -> Path:
-    """Replace pfengine.json of the checkpoint at `path`, or of a copy of it at `out`; never half of it."""
-    if out is not None and Path(out).resolve() != path.resolve():
-        ckpt = read(path)
-        return write(out, ckpt.backbone.raw, engine, ckpt.tensors, ckpt.tokenizer)
+def write_engine(path: Path, engine: EngineConfig) -> Path:
+    """Replace pfengine.json of the checkpoint at `path`, in one step."""
+    text = _text(engine)
     faults: list[str] = []
-    text = json.dumps(engine.to_json(), indent=2) + "\n"
     parse_engine(json.loads(text), engine.exit_layers[-1], faults)
     if faults:
         raise CheckpointError(path, faults)
-    file, temporary = tempfile.mkstemp(prefix=f".{ENGINE}.", dir=path)
-    try:
-        with os.fdopen(file, "w") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path / ENGINE)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    directory = destination.resolved(path)
+    with _explained(path), destination.beside(directory) as stage:
+        (stage / ENGINE).write_text(text)
+        destination.move(stage / ENGINE, directory)
     return path
+
+
+@contextlib.contextmanager
+def trial(path: Path, engine: EngineConfig) -> Iterator[Path]:
+    """The checkpoint at `path` with another pfengine.json, to be tried before it is changed; gone after the block."""
+    with contextlib.ExitStack() as stack:
+        with _explained(path):
+            stage = stack.enter_context(destination.beside(destination.resolved(path)))
+            for name in filter(is_of_checkpoint, os.listdir(path)):
+                try:
+                    os.link(path / name, stage / name)
+                except OSError:
+                    shutil.copyfile(path / name, stage / name)
+            (stage / ENGINE).unlink()  # it may be a link
+            (stage / ENGINE).write_text(_text(engine))
+        yield stage
+
+
+def try_destination(path: str | os.PathLike[str]) -> None:
+    """CheckpointError where a checkpoint could not be written to `path`; leaves nothing there. To ask before work."""
+    directory = destination.resolved(path)
+    refuse_foreign(directory)
+    with _explained(path):
+        destination.attempt(directory)
 
 
 def refuse_foreign(path: Path) -> None:
     """CheckpointError where something other than a checkpoint of ours would be replaced."""
-    if path.exists() and not (path / ENGINE).exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
+    with _explained(path):
+        occupied = path.exists() and (not path.is_dir() or bool(destination.foreign(path)))
+        if occupied and not (path / ENGINE).exists():
+            raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
+
+
+def _text(engine: EngineConfig) -> str:
+    return json.dumps(engine.to_json(), indent=2) + "\n"
+
+
+_HINTS = {
+    errno.ENOSPC: "make room there, or choose another output directory",
+    errno.EDQUOT: "your quota is used up: make room, or choose another output directory",
+    errno.EFBIG: "it is more than the limit on file sizes (`ulimit -f`), or than the file system takes",
+}
+
+
+@contextlib.contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the file system says, as a CheckpointError in one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(path, [f"cannot be written: {said(error)}; nothing was changed there"]) from None
+
+
+def said(error: Exception) -> str:
+    """The reason in an OSError, in a SafetensorError made of one, with what to do about it."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    if number is None:
+        return str(error)
+    return f"{os.strerror(number)} ({_HINTS.get(number, 'choose another output directory')})"

@@ -67,6 +67,13 @@ def cpu_ops(request: pytest.FixtureRequest) -> Any:
     return find_op_set(request.param)
 
 
+def accept_edits(path: Path) -> None:
+    """Without its list of files a checkpoint is read whatever is done to one of them, as most tests of reading do."""
+    written = json.loads((path / "pfengine.json").read_text())
+    del written["files"]
+    (path / "pfengine.json").write_text(json.dumps(written))
+
+
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
     """Weights that keep signals alive through the layers and logits apart."""
     generator = torch.Generator().manual_seed(seed)
@@ -114,6 +121,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
             path = tmp_path_factory.mktemp("checkpoint") / family
             engine = EngineConfig(head=options, **(defaults | fields))
             made[key] = saving.write(path, raw, engine, random_tensors(shapes, seed))
+            accept_edits(path)
         return made[key]
 
     return make

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -217,31 +216,3 @@ def test_tensors_of_old_transformers_are_understood(make_checkpoint: Make, tmp_p
     save_file(old, ckpt / "model.safetensors")
     (ckpt / "pfengine.json").unlink()
     assert (pfengine.load(ckpt).layer_logits({"input_ids": [5, 6, 7]}) == before).all()
-
-
-def test_failed_writing_leaves_the_old_checkpoint(ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {file.name: file.read_bytes() for file in ckpt.iterdir()}
-    good = checkpoint.read(ckpt)
-
-    def full_disk(*_args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(saving, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        saving.write(ckpt, good.backbone.raw, good.engine, good.tensors)
-    monkeypatch.undo()
-    with pytest.raises(pfengine.CheckpointError, match="is missing"):  # what is written is read back first
-        saving.write(ckpt, good.backbone.raw, good.engine, {})
-    assert {file.name: file.read_bytes() for file in ckpt.iterdir()} == before
-    assert os.listdir(ckpt.parent) == ["ckpt"]
-
-
-def test_foreign_directories_are_never_replaced(ckpt: Path, tmp_path: Path) -> None:
-    good = checkpoint.read(ckpt)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(pfengine.CheckpointError, match="is no pfengine checkpoint"):
-        saving.write(tmp_path / "mine", good.backbone.raw, good.engine, good.tensors)
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-    saving.write(ckpt, good.backbone.raw, good.engine, good.tensors)  # one of ours is
-    assert checkpoint.read(ckpt).engine == good.engine

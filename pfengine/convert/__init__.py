@@ -35,6 +35,7 @@ def convert(
         raise ConfigError(f"precision is {precision!r}; weights are kept in {' or '.join(STORAGE)}")
     if system != "auto" and system not in SYSTEMS:
         raise ConfigError(f"system is {system!r}; it must be 'auto' or one of {', '.join(sorted(SYSTEMS))}")
+    saving.try_destination(out)
     if system == "auto" and (Path(source) / checkpoint.ENGINE).exists():
         return _keep(Path(source), out, precision)
     raw, tensors = read_source(Path(source))

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import data, saving
 from ..api import BUNDLED, Engine, load
+from ..checkpoint import read
 from ..errors import ConfigError
 from ..exits import Criterion, Never, parse
 from ..exits.calibration import calibration_table
@@ -94,6 +95,8 @@ def calibrate(
     directory = engine.checkpoint.path
     if out is None and BUNDLED in directory.parents:
         raise ConfigError(f"{path} is bundled with the package; say where the calibrated copy goes with out")
+    target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
+    saving.try_destination(target)
     own = _criterion(engine, criterion)
     examples = data.read(data.locate(source, "dev"), text=text_column, pair=pair_column, label=label_column)
     labelled = any(example.label is not None for example in examples)
@@ -136,10 +139,17 @@ def calibrate(
     if speedup is not None and choice is None:
         rule = choose(replace(engine.checkpoint, engine=engine_config), None, None, speedup)
         engine_config = replace(engine_config, threshold=rule.threshold or own.grid(len(exit_layers), 2)[0])
-    target = saving.write_engine(directory, engine_config, out)
     notify("bf16 and int8 beside fp32")
-    precisions = check_precisions(target, texts)
-    saving.write_engine(target, replace(engine_config, precisions=precisions))
+    if target == directory:
+        with saving.trial(directory, engine_config) as stage:
+            precisions = check_precisions(stage, texts)
+        saving.write_engine(directory, replace(engine_config, precisions=precisions))
+    else:
+        ckpt = read(directory)
+        with saving.replacing(target) as stage:
+            written = saving.fill(stage, ckpt.backbone.raw, engine_config, ckpt.tensors, ckpt.tokenizer)
+            precisions = check_precisions(stage, texts)
+            saving.write_engine(stage, replace(written, precisions=precisions))
     return Calibration(
         checkpoint=os.fspath(target),
         data=Path(source).name,

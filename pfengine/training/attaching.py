@@ -17,7 +17,8 @@ from ..config import EngineConfig
 from ..errors import ConfigError, InputError
 from ..tokenization import Row, batches, pack
 from .config import TrainingConfig
-from .fit import fit
+from .fit import fit, forget
+from .going_on import contents, files_of
 from .model import ExitModel
 from .run import RECIPES, calibrated
 
@@ -58,7 +59,7 @@ def attach(
     the loss stops being a number.
     """
     output = Path(output)
-    saving.refuse_foreign(output)
+    saving.try_destination(output)
     teacher = load(model, precision="fp32", criterion="never", max_length=max_length)
     ckpt = checkpoint.read(teacher.checkpoint.path)
     if ckpt.engine.head["type"] != "classifier":
@@ -88,7 +89,8 @@ def attach(
     exits = RECIPES[head["type"]](None, ckpt.backbone, head, dropout=dropout)
     exits.objective = config.form  # type: ignore[assignment]
     student = _OnStates(exits)
-    fit(student, _States(states, torch.softmax(logits, -1)), config, collator=_stack)
+    inputs = {"data": contents(kept, held_out), "model": files_of(ckpt.path)}
+    fit(student, _States(states, torch.softmax(logits, -1)), config, _stack, inputs)
 
     n = ckpt.backbone.num_layers
     record = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "dropout": dropout}
@@ -100,10 +102,13 @@ def attach(
         training=record | {"data": Path(source).name, "rows": len(kept), "held_out_rows": len(held_out), "seed": seed},
     )
     tensors = {**ckpt.tensors, **{key: value.detach().cpu() for key, value in exits.head_tensors().items()}}
-    saving.write(output, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
     rows = [example.row for example in held_out]
     answers = teacher.predict(rows).label_ids
-    return calibrated(output, rows, answers, speedup, teacher.max_length)
+    with saving.replacing(output) as stage:
+        saving.fill(stage, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
+        calibrated(stage, rows, answers, speedup, teacher.max_length)
+    forget(config)
+    return output
 
 
 def first_states(engine: Engine, texts: list[Any], progress: Any = None) -> tuple[Tensor, Tensor]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
+from .. import destination
 from ..errors import ConfigError, InputError, TrainingError
+from ..saving import said
 from ..tokenization import Tokenizer
+from . import states
 from .freezing import Freezing
-from .going_on import go_on_with
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -69,20 +72,62 @@ class Collator:
         return batch
 
 
+class Order(Sampler[int]):
+    """Rows in an order that depends on the seed and the epoch alone, so that a run that goes on has the same one.
+
+    lengths: of the rows, to have such of similar length in one batch, as transformers does; None: any order.
+    """
+
+    def __init__(self, rows: int, lengths: list[int] | None, batch_size: int, seed: int) -> None:
+        self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        drawn = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(drawn >> np.uint64(1)))
+        if self.lengths is None:
+            return iter(torch.randperm(self.rows, generator=generator).tolist())
+        return iter(LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator))
+
+
 def fit(
-    model: nn.Module, rows: Dataset[dict[str, Any]], config: TrainingConfig, collator: Callable[[Any], Any]
+    model: nn.Module,
+    rows: Dataset[dict[str, Any]],
+    config: TrainingConfig,
+    collator: Callable[[Any], Any],
+    inputs: dict[str, str],
 ) -> None:
     """Train `model` in place: an ExitModel, or a part of one with its `freezing`.
 
-    State to go on from is kept beside `config.output` until the run is through.
+    State to go on from is kept in `.NAME.trainer` beside `config.output` until `forget` is called. inputs: hashes of
+    what is trained on and from. On a CPU a run that was killed, at whatever moment, ends with the same weights as one
+    that was not.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Watch(TrainerCallback):  # transformers is imported where it is used
-        """Tells freezing and reader how far the run is, and stops a run whose loss is no number."""
+        """Tells freezing, order and reader how far the run is, stops one whose loss is no number, seals its states."""
+
+        saving = False
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            order.epoch = state.global_step // len(kwargs["train_dataloader"])
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             freezing.progress = state.global_step / max(1, state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.saving = control.should_save
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                states.seal(directory, state.global_step)
+            self.saving = False
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if not logs or "loss" not in logs:
@@ -96,11 +141,13 @@ def fit(
                     f"written: lower learning_rate ({config.learning_rate:g}), or train with precision 'fp32'"
                 )
 
+    class OrderedTrainer(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+            return order
+
     freezing: Freezing = model.freezing  # type: ignore[assignment]
     terminal = sys.stderr.isatty()
-    output = Path(config.output)
-    directory = output.parent / f".{output.name}.trainer"
-    resume = _resumable(directory, config)
+    directory = destination.work_directory(config.output, "trainer")
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(directory),
@@ -113,12 +160,9 @@ def fit(
         max_grad_norm=1.0,
         bf16=config.precision == "bf16",
         use_cpu=not cuda,
-        train_sampling_strategy="group_by_length" if isinstance(rows, Rows) else "random",
-        length_column_name="length",
         remove_unused_columns=False,
         save_strategy="steps",
         save_steps=config.save_every,
-        save_total_limit=1,
         logging_steps=10,
         logging_nan_inf_filter=False,
         report_to=[],
@@ -127,24 +171,32 @@ def fit(
         ddp_find_unused_parameters=config.freezing != "none",
         disable_tqdm=not terminal,
     )
-    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[Watch()])
-    trainer.remove_callback(PrinterCallback)  # to standard output, which is for results
-    trainer.train(resume_from_checkpoint=resume)
+    lengths = [row["length"] for row in rows.rows] if isinstance(rows, Rows) else None
+    order = Order(len(rows), lengths, arguments.train_batch_size, config.seed)  # type: ignore[arg-type]
+    watch = Watch()
+    with states.opened(directory, asdict(config) | {"save_every": None}, inputs) as last:
+        if last is not None and states.ended(last):
+            model.load_state_dict(load_file(last / "model.safetensors"))
+        else:
+            trainer = OrderedTrainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[watch])
+            trainer.remove_callback(PrinterCallback)  # to standard output, which is for results
+            try:
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            except (OSError, RuntimeError, SafetensorError) as error:  # torch's for a full disk is a RuntimeError
+                if not watch.saving or isinstance(error, TrainingError):
+                    raise
+                raise TrainingError(
+                    f"the run's state cannot be written to {directory}: {said(error)}; started again with the same "
+                    "options, the run goes on where it last saved"
+                ) from error
     model.eval()
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise TrainingError(
             f"'{broken[0]}' holds numbers that are not finite; nothing was written: lower learning_rate"
         )
-    shutil.rmtree(directory, ignore_errors=True)
 
 
-def _resumable(directory: Path, config: TrainingConfig) -> str | None:
-    """The last state of an interrupted run with the same configuration; ConfigError where it was another."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
-    if last is None:
-        shutil.rmtree(directory, ignore_errors=True)
-    go_on_with(directory, asdict(config) | {"save_every": None}, "an interrupted run")
-    return last
+def forget(config: TrainingConfig) -> None:
+    """Remove the state of a run whose checkpoint is in place."""
+    states.remove(destination.work_directory(config.output, "trainer"))

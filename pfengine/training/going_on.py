@@ -1,28 +1,94 @@
-"""Work that goes on where it stopped: only with the options it was begun with."""
+"""Work that goes on where it stopped: only with the options it was begun with, over the same data and model."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from .. import __version__
+from ..checkpoint import is_of_checkpoint
+from ..errors import CheckpointError, ConfigError
 
 NOTE = "options.json"
 
 
-def go_on_with(directory: Path, options: dict[str, Any], what: str) -> None:
-    """Note the options in a directory, which is made; ConfigError where it was begun with other ones.
+def go_on_with(directory: Path, options: dict[str, Any], inputs: dict[str, str], what: str) -> None:
+    """Note options and inputs in a directory, which is made; ConfigError where it was begun with other ones.
 
-    what: is in the directory, for the message: "an interrupted run".
+    inputs: hashes of what the work reads, by what it is: {"data": ..., "model": ...}. The version of pfengine must be
+    the same too, as another one may train otherwise; those of torch and transformers need not, as they change rounding
+    alone. what: is in the directory, for the message: "an interrupted run".
     """
-    options = json.loads(json.dumps(options))
+    now = json.loads(json.dumps({"options": options, "inputs": inputs, "pfengine": __version__}))
     note = directory / NOTE
-    before = json.loads(note.read_text()) if note.exists() else options
-    if changed := sorted(key for key in {*options, *before} if options.get(key) != before.get(key)):
-        raise ConfigError(
-            f"{directory} holds {what} with another {', '.join(changed)}; finish it with the same options, or remove "
-            "the directory to start anew"
-        )
+    if note.exists():
+        _compare(directory, now, what)
     directory.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(options, indent=2) + "\n")
+    written = directory / f"{NOTE}.new"
+    with open(written, "w") as stream:
+        stream.write(json.dumps(now, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(written, note)
+
+
+def _compare(directory: Path, now: dict[str, Any], what: str) -> None:
+    anew = "remove the directory to start anew"
+    try:
+        before = json.loads((directory / NOTE).read_bytes())
+        options, inputs = dict(before["options"]), dict(before["inputs"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(f"{directory} holds {what}, but {NOTE} in it does not say of what; {anew}") from None
+    if changed := _changed(options, now["options"]):
+        raise ConfigError(
+            f"{directory} holds {what} with another {', '.join(changed)}; finish it with the same options, or {anew}"
+        )
+    if changed := _changed(inputs, now["inputs"]):
+        raise ConfigError(
+            f"{directory} holds {what}, and its {' and '.join(changed)} changed since; restore what was there to "
+            f"finish it, or {anew}"
+        )
+    if before.get("pfengine") != now["pfengine"]:
+        raise ConfigError(
+            f"{directory} holds {what} of pfengine {before.get('pfengine')}, and this is {now['pfengine']}; finish it "
+            f"with that version, or {anew}"
+        )
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+
+
+def contents(*parts: Iterable[Any]) -> str:
+    """A hash of rows or names, several lists of them."""
+    found = hashlib.sha256()
+    for part in parts:
+        for item in part:
+            found.update(json.dumps(item, default=str).encode() + b"\n")
+        found.update(b"\n")
+    return found.hexdigest()
+
+
+def files_of(*paths: str | Path) -> str:
+    """A hash of files; of a directory those that a model is read from. CheckpointError where one cannot be read."""
+    found = hashlib.sha256()
+    for path in map(Path, paths):
+        try:
+            files = (
+                [path / name for name in sorted(os.listdir(path)) if _is_of_model(name)] if path.is_dir() else [path]
+            )
+            for file in files:
+                with open(file, "rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                found.update(f"{file.name if path.is_dir() else ''} {digest}\n".encode())
+        except OSError as error:
+            raise CheckpointError(path, [f"cannot be read: {error}"]) from None
+    return found.hexdigest()
+
+
+def _is_of_model(name: str) -> bool:
+    return is_of_checkpoint(name) or name.endswith((".safetensors", ".bin", ".index.json"))

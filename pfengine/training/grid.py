@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, saving
+from .. import checkpoint, data, destination, saving
 from .config import TrainingConfig
-from .going_on import go_on_with
+from .going_on import files_of, go_on_with
 from .run import train
 
 BATCH_SIZES = (16, 32, 128)  # the paper's
@@ -30,11 +30,13 @@ def search(
     goes on with the first cell that is missing, and the interrupted one goes on where it last saved.
     """
     output = Path(config.output)
-    saving.refuse_foreign(output)
-    directory = output.parent / f".{output.name}.grid"
+    saving.try_destination(output)
+    directory = destination.work_directory(output, "grid")
     described = config.record() | {"head": config.head(factorised=False)}
     varied = ("batch_size", "learning_rate")
-    go_on_with(directory, {k: v for k, v in described.items() if k not in varied}, "a grid search")
+    files: list[str | Path] = [data.locate(config.data, "train"), *([config.held_out] if config.held_out else [])]
+    inputs = {"data": files_of(*files), "model": files_of(config.model)}
+    go_on_with(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
     cells: list[dict[str, Any]] = []
     for batch_size in batch_sizes:
         for rate in learning_rates:

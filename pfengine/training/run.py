@@ -21,8 +21,9 @@ from ..exits import parse
 from ..exits.calibration import calibration_table
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
-from .fit import Collator, Rows, encode, fit
+from .fit import Collator, Rows, encode, fit, forget
 from .freezing import Freezing
+from .going_on import contents, files_of
 from .model import ExitModel
 from .past_future import PastFutureModel
 from .plain import FullModel, LinearModel
@@ -43,7 +44,7 @@ def train(config: TrainingConfig) -> Path:
         from transformers import set_seed
     except ImportError:
         raise ConfigError("training needs transformers: pip install 'pfengine[train]'") from None
-    saving.refuse_foreign(Path(config.output))
+    saving.try_destination(config.output)
     source = Path(config.model)
     file = data.locate(config.data, "train")
     columns = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
@@ -70,7 +71,8 @@ def train(config: TrainingConfig) -> Path:
     model = RECIPES[head["type"]](backbone, backbone_config, head, dropout=config.dropout, freezing=freezing)
     if isinstance(model, PastFutureModel):
         model.objective = config.form
-    fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config.pad_token_id))
+    inputs = {"data": contents(kept, held_out, labels), "model": files_of(source)}
+    fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config.pad_token_id), inputs)
 
     last = backbone_config.num_layers
     exits = head["type"] != "classifier"
@@ -82,9 +84,12 @@ def train(config: TrainingConfig) -> Path:
         storage=config.storage,
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
-    saving.write(config.output, backbone_config.raw, engine, model.checkpoint_tensors(), files)
     values = np.array(label_values(held_out, labels, str(file)))
-    return calibrated(Path(config.output), [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
+    with saving.replacing(config.output) as stage:
+        saving.fill(stage, backbone_config.raw, engine, model.checkpoint_tensors(), files)
+        calibrated(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
+    forget(config)
+    return Path(config.output)
 
 
 def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:

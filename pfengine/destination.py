@@ -1,0 +1,347 @@
+"""Putting a checkpoint in place: built in a stage, then exchanged with what is there, or moved in file by file.
+
+A stage is a directory `.NAME.pfengine-XXXXXXXX` beside the destination, or inside it where a rename from beside would
+not reach (mount points). Its owner holds a lock on it; one that nobody holds was left by a killed run, and the next
+save removes it. What is being built lies in `new`. What was replaced lies in `old`, with whatever else the user had
+there, which goes back and is never deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import ENGINE, is_of_checkpoint
+
+NEW, OLD = "new", "old"
+
+
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """The directory that is meant: a link's target, and `.` by its name."""
+    return Path(os.path.realpath(path))
+
+
+def stem(directory: Path) -> str:
+    """What names of stages and other work for `directory` start with; short enough for any file system."""
+    name = directory.name
+    return f".{name if len(os.fsencode(name)) <= 200 else hashlib.sha256(os.fsencode(name)).hexdigest()}."
+
+
+def work_directory(path: str | os.PathLike[str], kind: str) -> Path:
+    """Where work that outlives a process goes, `.NAME.KIND`: beside `path`, or inside it where it is a mount point."""
+    directory = resolved(path)
+    inside = directory.is_dir() and (os.path.ismount(directory) or not os.access(directory.parent, os.W_OK))
+    return (directory if inside else directory.parent) / f"{stem(directory)}{kind}"
+
+
+def foreign(directory: Path) -> list[str]:
+    """Names in `directory` that no work of ours for it has made."""
+    return [name for name in os.listdir(directory)
+            if name != "lost+found" and not name.startswith(stem(directory))]  # fmt: skip
+
+
+def attempt(directory: Path) -> None:
+    """OSError where `directory` could not be written; leaves nothing behind, and makes nothing."""
+    while not _exists(directory):
+        if directory.parent.exists():
+            with _stage(directory):  # beside it, where it is to be made
+                return
+        directory = directory.parent
+    with _stage(directory) as stage:
+        (stage / NEW).mkdir()
+
+
+def _exists(directory: Path) -> bool:
+    """OSError where there can be no directory: a link to itself, a name that is too long, a file on the way."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(directory)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A new directory to build in; leaving the block puts it in place of `directory`, an error leaves that as it is.
+
+    Only files of a checkpoint are replaced or removed. This is one step where system and file system can exchange
+    directories; elsewhere files go one by one, and what lies there in between is refused by `load`.
+    """
+    if not _exists(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    sweep(directory)
+    with _stage(directory) as stage:
+        (stage / NEW).mkdir()
+        yield stage / NEW
+        flush(stage / NEW)
+        _put(stage, directory)
+        discard(stage, directory)
+
+
+@contextlib.contextmanager
+def beside(directory: Path) -> Iterator[Path]:
+    """A new directory from which files can be moved into `directory`; gone when the block is left."""
+    sweep(directory)
+    with _stage(directory) as stage:
+        (stage / NEW).mkdir()
+        yield stage / NEW
+
+
+def move(file: Path, directory: Path) -> None:
+    """Put one file in the place of that of the same name in `directory`, in one step."""
+    _sync(file)
+    os.replace(file, directory / file.name)
+    _sync(directory)
+
+
+def lock(directory: Path) -> int:
+    """An exclusive lock on a directory, held until the descriptor is closed; BlockingIOError where another has it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(directory)):
+            raise BlockingIOError(errno.EWOULDBLOCK, "replaced meanwhile", str(directory))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextlib.contextmanager
+def _stage(directory: Path) -> Iterator[Path]:
+    stage, descriptor = _make(directory)
+    try:
+        yield stage
+    finally:
+        # `old` is here only where `discard` found something of the user's that it could not put back
+        shutil.rmtree(stage / NEW, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            stage.rmdir()
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _make(directory: Path) -> tuple[Path, int | None]:
+    """A locked stage from which files can be renamed into `directory`: beside it, else in it."""
+    if directory.is_dir():
+        with contextlib.suppress(OSError):
+            stage, descriptor = _locked(directory.parent, directory)
+            try:
+                probe = stage / "probe"
+                probe.touch()
+                os.rename(probe, directory / stage.name)
+                os.unlink(directory / stage.name)
+                return stage, descriptor
+            except OSError:
+                shutil.rmtree(stage, ignore_errors=True)
+                if descriptor is not None:
+                    os.close(descriptor)
+        return _locked(directory, directory)
+    return _locked(directory.parent, directory)
+
+
+def _locked(parent: Path, directory: Path) -> tuple[Path, int | None]:
+    while True:
+        stage = parent / f"{stem(directory)}pfengine-{secrets.token_hex(4)}"
+        stage.mkdir(0o700)
+        try:
+            return stage, lock(stage)
+        except (BlockingIOError, FileNotFoundError):  # taken for a leftover before it was locked: another one
+            continue
+        except OSError:  # a file system without locks, where leftovers stay
+            return stage, None
+
+
+def sweep(directory: Path) -> None:
+    """Remove the stages of saves to `directory` that were killed; what was the user's in them goes back."""
+    for parent in (directory.parent, directory):
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:
+            for entry in list(entries):
+                if entry.name.startswith(f"{stem(directory)}pfengine-"):
+                    with contextlib.suppress(OSError):
+                        _sweep(Path(entry.path), directory)
+
+
+def _sweep(stage: Path, directory: Path) -> None:
+    status = stage.lstat()
+    if status.st_uid != os.geteuid():  # planted, or another user's
+        return
+    if not stage.is_dir() or stage.is_symlink():
+        stage.unlink()  # what `_make` tries a rename with
+        return
+    descriptor = lock(stage)  # OSError: its owner is alive
+    try:
+        discard(stage, directory)
+        shutil.rmtree(stage / NEW, ignore_errors=True)
+        (stage / "probe").unlink(missing_ok=True)
+        stage.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def discard(stage: Path, directory: Path) -> None:
+    """Remove what was replaced; other files go back to `directory`, unless they are there, and are never deleted."""
+    old = stage / OLD
+    if not old.is_dir():
+        return
+    for name in os.listdir(old):
+        file, kept = old / name, directory / name
+        with contextlib.suppress(OSError):
+            is_directory = file.is_dir() and not file.is_symlink()
+            if (is_of_checkpoint(name) and not is_directory) or (
+                os.path.lexists(kept) and os.path.samestat(file.lstat(), kept.lstat())
+            ):
+                file.unlink()
+            elif not os.path.lexists(kept):
+                os.rename(file, kept)
+    with contextlib.suppress(OSError):
+        old.rmdir()
+
+
+def _put(stage: Path, directory: Path) -> None:
+    new = stage / NEW
+    if not directory.exists():
+        with contextlib.suppress(FileExistsError, NotADirectoryError):
+            os.rename(new, directory)
+            _sync(directory.parent)
+            return
+    if not _exchange(stage, directory):
+        _one_by_one(stage, directory)
+    _sync(directory)
+    _sync(directory.parent)
+
+
+def _exchange(stage: Path, directory: Path) -> bool:
+    """Exchange `new` with `directory` in one step; False, and all as before, where that cannot be."""
+    with contextlib.suppress(OSError):
+        if os.path.samefile(directory, os.curdir):  # whoever is in it would be left in the old one
+            return False
+    new, moved = stage / OLD, []
+    try:
+        status, built = directory.stat(), (stage / NEW).stat()
+        if (status.st_uid, status.st_gid) != (built.st_uid, built.st_gid):
+            os.chown(stage / NEW, status.st_uid, status.st_gid)
+        os.chmod(stage / NEW, status.st_mode & 0o7777)
+        os.rename(stage / NEW, new)
+    except OSError:
+        return False
+    try:
+        for name in os.listdir(directory):
+            if not is_of_checkpoint(name):
+                with contextlib.suppress(OSError):  # a directory, or no hard links: moved afterwards
+                    os.link(directory / name, new / name, follow_symlinks=False)
+        swap(new, directory)
+        try:
+            for name in os.listdir(new):
+                if not is_of_checkpoint(name) and not os.path.lexists(directory / name):
+                    os.rename(new / name, directory / name)
+                    moved.append(name)
+        except OSError:  # something is mounted there
+            for name in moved:
+                os.rename(directory / name, new / name)
+            swap(new, directory)
+            raise
+        return True
+    except OSError:
+        for name in os.listdir(new):
+            if not is_of_checkpoint(name):  # second links
+                os.unlink(new / name)
+        os.rename(new, stage / NEW)
+        return False
+
+
+def _one_by_one(stage: Path, directory: Path) -> None:
+    """Every file into its place, one by one; where it stops halfway, `files` of the pfengine.json there says so.
+
+    So that file goes last; but first where the one there has no `files`, which could not tell.
+    """
+    new, old = stage / NEW, stage / OLD
+    names = sorted(os.listdir(new), key=lambda name: name == ENGINE)
+    stale = [name for name in os.listdir(directory) if is_of_checkpoint(name) and name not in names]
+    if not _lists_files(directory):
+        names = names[-1:] + names[:-1]
+        names, stale = names[:1] + stale + names[1:], []
+    old.mkdir()
+    kept: list[str] = []
+    placed: list[str] = []
+    try:
+        for name in [*stale, *names]:
+            if os.path.lexists(directory / name):
+                _keep(directory / name, old / name)
+                kept.append(name)
+            if name == names[-1]:
+                _sync(directory)
+            placed.append(name)
+            if (new / name).exists():
+                os.replace(new / name, directory / name)
+            else:
+                (directory / name).unlink(missing_ok=True)
+    except BaseException:
+        for name in placed:
+            if name not in kept:
+                (directory / name).unlink(missing_ok=True)
+        for name in reversed(kept):
+            os.replace(old / name, directory / name)
+            (old / name).unlink(missing_ok=True)  # a rename between two links of one file does nothing
+        old.rmdir()
+        raise
+
+
+def _lists_files(directory: Path) -> bool:
+    try:
+        return bool(json.loads((directory / ENGINE).read_bytes()).get("files"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _keep(file: Path, kept: Path) -> None:
+    try:
+        os.link(file, kept, follow_symlinks=False)
+    except OSError:
+        if file.is_dir():
+            raise
+        os.replace(file, kept)
+
+
+def swap(one: Path, other: Path) -> None:
+    """Exchange two directories in one step; OSError where the system or the file system cannot."""
+    if _renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if _renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_renameat2: Any = None
+with contextlib.suppress(AttributeError, OSError, TypeError):
+    _renameat2 = ctypes.CDLL(None, use_errno=True).renameat2  # Linux
+
+
+def flush(directory: Path) -> None:
+    """All files of a directory to the disk."""
+    for file in directory.iterdir():
+        if file.is_file():
+            _sync(file)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    """To the disk, so that it outlives a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # file systems that know no such thing for directories
+            raise
+    finally:
+        os.close(descriptor)

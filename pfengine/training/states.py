@@ -1,0 +1,90 @@
+"""States of a run under way, on disk: the newest whole one is gone on from, whatever moment the run was killed at.
+
+transformers writes `checkpoint-N`, file by file. Once all is on the disk it is renamed to `whole-N`, and only then are
+older ones removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import destination
+from ..errors import ConfigError
+from .going_on import go_on_with
+
+WRITTEN, WHOLE = "checkpoint-", "whole-"
+
+
+@contextlib.contextmanager
+def opened(directory: Path, options: dict[str, Any], inputs: dict[str, str]) -> Iterator[Path | None]:
+    """The newest whole state of an interrupted run, None where there is none; nobody else has it meanwhile.
+
+    ConfigError where the run was begun with other options or inputs, or is under way. Where several processes train
+    one model, the first looks after the directory.
+    """
+    if int(os.environ.get("RANK", "0")):
+        yield next(iter(_whole(directory)[-1:]), None)
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = None
+    try:
+        descriptor = destination.lock(directory)
+    except BlockingIOError:
+        raise ConfigError(f"{directory} is in use by another run; wait for it, or choose another output") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        whole = _whole(directory)
+        for entry in directory.iterdir():
+            if entry.is_dir() and entry not in whole[-1:]:
+                _remove(entry)
+            elif not whole:
+                entry.unlink()
+        go_on_with(directory, options, inputs, "an interrupted run")
+        yield whole[-1] if whole else None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def seal(directory: Path, step: int) -> None:
+    """What was written at a step is whole; older states go."""
+    written = directory / f"{WRITTEN}{step}"
+    destination.flush(written)
+    os.rename(written, directory / f"{WHOLE}{step}")
+    destination.flush(directory)
+    for older in _whole(directory)[:-1]:
+        _remove(older)
+
+
+def ended(state: Path) -> bool:
+    """Was this the last step of the run?"""
+    said = json.loads((state / "trainer_state.json").read_bytes())
+    return bool(said["global_step"] >= said["max_steps"])
+
+
+def remove(directory: Path) -> None:
+    """Remove all states, so that one that is left by a kill is not taken for whole."""
+    with contextlib.suppress(OSError):
+        for state in _whole(directory):
+            _remove(state)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _whole(directory: Path) -> list[Path]:
+    found = [entry for entry in directory.glob(f"{WHOLE}*") if entry.name.removeprefix(WHOLE).isdigit()]
+    return sorted(found, key=lambda entry: int(entry.name.removeprefix(WHOLE)))
+
+
+def _remove(state: Path) -> None:
+    if state.name.startswith(WHOLE):
+        gone = state.with_name("removed-" + state.name)
+        os.rename(state, gone)
+        state = gone
+    shutil.rmtree(state, ignore_errors=True)
