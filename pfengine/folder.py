@@ -98,6 +98,7 @@ class _Stream(io.RawIOBase):
 class Folder:
     """A directory whose files are all taken from what lay at `path` when it was opened.
 
+    names: of its files then, sorted.
     own_files: follow no symbolic link out of the directory. A snapshot in a Hugging Face hub cache consists of links
     into the folder `blobs` beside `snapshots`; those are followed.
     """
@@ -107,23 +108,18 @@ class Folder:
         self._seen: dict[str, File | None] = {}  # every file that was asked for; None where there was none
         self._directory: int | None = None
         try:
-            if not stat.S_ISDIR(os.stat(self.path).st_mode):
-                raise NotADirectoryError
             if _BY_DESCRIPTOR:
-                self._directory = os.open(self.path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
+                self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
                 weakref.finalize(self, os.close, self._directory)
+            self.names = sorted(os.listdir(self.path if self._directory is None else self._directory))
         except PermissionError as error:
             raise CheckpointError(self.path, [f"cannot be opened: {_reason(error)}"]) from None
         except (OSError, ValueError):
             raise CheckpointError(
                 self.path, ["is no directory; give a checkpoint directory or the name of a bundled checkpoint"]
             ) from None
-
-    def names(self) -> list[str]:
-        """Of all files, sorted; none where the directory may not be listed."""
-        with contextlib.suppress(OSError):
-            return sorted(os.listdir(self.path))
-        return []
+        if not self._is_in_place():  # its files may have been on their way out when they were listed
+            raise self._replaced()
 
     def has(self, name: str) -> bool:
         return self._find(name) is not None
@@ -174,9 +170,10 @@ class Folder:
                 descriptor = os.open(place, flags, dir_fd=self._directory)
                 self._seen[name] = File(self.path, name, descriptor)
             except FileNotFoundError:
-                self._not_moved()
                 if self._is_link(name):
                     raise CheckpointError(self.path, [f"{name} is a symbolic link that leads nowhere"]) from None
+                if name in self.names:
+                    raise (changed(self.path, name) if self._is_in_place() else self._replaced()) from None
                 self._seen[name] = None
             except OSError as error:
                 raise CheckpointError(self.path, [f"{name} cannot be opened: {_reason(error)}"]) from None
@@ -207,14 +204,17 @@ class Folder:
             )
         return target
 
-    def _not_moved(self) -> None:
-        """CheckpointError where another directory has taken the place of this one, whose files may be gone."""
-        if self._directory is not None:
-            ours, now = os.fstat(self._directory), None
-            with contextlib.suppress(OSError):
-                now = os.stat(self.path)
-            if now is None or (now.st_dev, now.st_ino) != (ours.st_dev, ours.st_ino):
-                raise CheckpointError(self.path, ["was replaced while it was being read; load it again"])
+    def _is_in_place(self) -> bool:
+        if self._directory is None:
+            return True
+        ours = os.fstat(self._directory)
+        with contextlib.suppress(OSError):
+            now = os.stat(self.path)
+            return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
+        return False
+
+    def _replaced(self) -> CheckpointError:
+        return CheckpointError(self.path, ["was replaced while it was being read; load it again"])
 
 
 def changed(path: Path, name: str) -> CheckpointError:

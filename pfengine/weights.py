@@ -64,7 +64,7 @@ def read_shards(folder: Folder, index: str, read: Callable[[str], dict[str, Stor
 
 
 def _hint(folder: Folder) -> str:
-    names = folder.names()
+    names = folder.names
     pickles = [name for name in names if name.endswith((".bin", ".bin.index.json"))]
     if pickles and not any(name.startswith("adapter_") for name in names):
         command = f"pfengine convert {shlex.quote(str(folder.path))} OUT"
@@ -75,8 +75,7 @@ def _hint(folder: Folder) -> str:
 
 def foreign(folder: Folder) -> str:
     """What another library's files here are, and what to do with them; nothing where there are none."""
-    names = folder.names()
-    return next((f"; {name} {advice}" for name, advice in _FOREIGN.items() if name in names), "")
+    return next((f"; {name} {advice}" for name, advice in _FOREIGN.items() if name in folder.names), "")
 
 
 def fit(
