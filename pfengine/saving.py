@@ -81,8 +81,7 @@ def fill(
         (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)  # the umask's; safetensors makes it private
         for name, content in (tokenizer or {}).items():
             (stage / name).write_bytes(content)
-        files = manifest.described(os.listdir(stage), lambda name: open(stage / name, "rb"))  # noqa: SIM115
-        (stage / ENGINE).write_text(_text(replace(engine, files=files)))
+        (stage / ENGINE).write_text(_text(replace(engine, files=manifest.described(stage))))
     return read(stage).engine
 
 

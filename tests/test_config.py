@@ -84,7 +84,6 @@ def test_labels() -> None:
     assert parsed().labels == ("LABEL_0", "LABEL_1")
     assert parsed(num_labels=3).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert parsed(id2label={"1": "b", "0": "a"}).labels == ("a", "b")
-    assert parsed(id2label={"0": "a"}, num_labels=5).labels == ("a",)
     many = {str(i): f"l{i}" for i in range(12)}
     assert parsed(id2label=many).labels == tuple(f"l{i}" for i in range(12))  # by number, not by text
 
