@@ -26,7 +26,8 @@ from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
 from .ops import OpSet
-from .tokenization import Row, Tokenizer, batches, is_single, pack
+from .rows import Row, is_single, rows_of
+from .tokenization import Tokenizer, batches, pack
 from .windows import read_windows
 
 BATCH_TOKENS = 4096
@@ -45,6 +46,7 @@ def load(
     threshold: float | None = None,
     speedup: float | None = None,
     max_length: int | None = None,
+    token_types: bool | None = None,
 ) -> Engine:
     """Load a checkpoint and prepare it for one device and precision.
 
@@ -57,6 +59,9 @@ def load(
     criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3"; default: the
     checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the checkpoint's
     calibration table. max_length: longest row in tokens, at most what the model allows.
+    token_types: does the second text of a pair have token type 1? None: as the installed pipeline of transformers 5
+    decides. It dropped the types of ALBERT's pairs, with which version 4 trained: a checkpoint saved by that warns at
+    its first pair, and True gives them back.
 
     Raises CheckpointError for a directory that cannot be used, ConfigError for a choice that cannot be met.
     """
@@ -71,7 +76,7 @@ def load(
     if max_length is not None and not (whole and 1 <= max_length <= ckpt.backbone.max_tokens):
         raise ConfigError(f"max_length is {max_length!r}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
     rule = choose(ckpt, criterion, threshold, speedup)
-    tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length)
+    tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, path=directory)
     extension.warn_once()
     model = build(ckpt, find_op_set(target), dtype, target)
     return Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
@@ -167,7 +172,8 @@ class Engine:
         """One dict a row, {"label", "score", "exit_layer"}, in input order.
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
-        ["text_pair"]} or {"input_ids", ["token_type_ids"]} (taken verbatim). One row gives a list of one.
+        ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding);
+        other keys of a dict are passed over. One row gives a list of one.
         top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
         criterion, threshold, speedup: for this call, as in `load`.
         on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place.
@@ -288,11 +294,7 @@ class Engine:
         for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
-        try:
-            rows = iter([inputs] if is_single(inputs) else inputs)
-        except TypeError:
-            rows = iter([inputs])  # refused as row 0, with the forms a row may have
-        return read_windows(self.tokenizer, rows, truncation, batch_tokens)
+        return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens)
 
     def _answered(
         self,

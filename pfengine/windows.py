@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import InputError
-from .tokenization import Row, Tokenizer
+from .rows import Row, size
+from .tokenization import Tokenizer
 
 WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of like length share a batch
 BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # most that is tokenised in one go
@@ -53,17 +54,8 @@ def _block(rows: Iterator[tuple[int, Any]], max_length: int, most: int) -> list[
     tokens = characters = 0
     for row_id, row in itertools.islice(rows, BLOCK_ROWS):
         block.append((row_id, row))
-        parts = row.values() if isinstance(row, Mapping) else row if isinstance(row, tuple) else (row,)
-        length = sum(map(_length, parts))
+        length = size(row)
         tokens, characters = tokens + min(max_length, length), characters + length
         if tokens >= most or characters > BLOCK_CHARACTERS:
             break
     return block
-
-
-def _length(part: Any) -> int:
-    """Characters of a text, or ids; 0 for what has no length: such a row is refused when it is parsed."""
-    try:
-        return len(part)
-    except TypeError:
-        return 0

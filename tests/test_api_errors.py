@@ -16,8 +16,8 @@ Make = Callable[..., Path]
 GOOD = "a charming and often affecting journey"
 WRONG_TYPE = [
     None, 5, 1.5, True, b"bytes", [GOOD], ("a", "b", "c"), ("a",), (GOOD, None), (GOOD, 3), Ellipsis, {"text": None},
-    {"text": b"x"}, {"text": GOOD, "text_pair": 3}, {"txt": GOOD}, {"text": GOOD, "label": 1}, {}, {"text_pair": GOOD},
-    {"input_ids": [5], "text": GOOD}, {"input_ids": "5 6"}, {"input_ids": [[5, 6]]}, {"input_ids": [5.0, 6.0]},
+    {"text": b"x"}, {"text": GOOD, "text_pair": 3}, {"txt": GOOD}, {"text": [GOOD]}, {}, {"text_pair": GOOD},
+    {"input_ids": [5], "text": GOOD}, {"input_ids": "5 6"}, {"input_ids": [[5, 6], [7, 8]]}, {"input_ids": [5.0, 6.0]},
     {"input_ids": [5, "6"]}, {"input_ids": None}, {"input_ids": [True]}, {"input_ids": [5], "token_type_ids": ["a"]},
 ]  # fmt: skip
 WRONG_VALUE: list[tuple[Any, str]] = [

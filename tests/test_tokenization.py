@@ -159,11 +159,11 @@ def test_a_text_the_tokenizer_refuses_is_a_bad_row(text_checkpoint: Path, tmp_pa
     (path / "tokenizer.json").unlink()
     tokenizer.save(str(path / "tokenizer.json"))
     engine = pfengine.load(path)
-    good = engine.classify({"input_ids": [0, 1]})
+    good = engine.classify({"input_ids": [2, 0, 1, 3]})
     assert engine.classify("good film") == good
     with pytest.raises(pfengine.InputError, match="row 1"):
         engine.classify(["good film", "bad film", "good film"])
-    answers = engine.classify(["good film", "bad film", "", "good film"], on_error="return")
+    answers = engine.classify(["good film", "bad film", "worse", "good film"], on_error="return")
     assert answers[::3] == good * 2
     assert [answers[1]["row"], answers[2]["row"]] == [1, 2]
     assert engine.classify("good film") == good

@@ -63,7 +63,7 @@ def train(config: TrainingConfig) -> Path:
     backbone_config = _backbone_config(source, labels, config.layers)
     backbone = _backbone(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
-    tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens))
+    tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
     head = config.head(backbone_config.family.factorised)
     freezing = Freezing(config.freezing, config.frozen_layers)
     if config.freezing == "layers" and backbone_config.family.factorised:
@@ -174,7 +174,7 @@ def _backbone_config(source: Path, labels: tuple[str, ...], layers: int | None) 
         "label2id": {name: i for i, name in enumerate(names)},
         "problem_type": "single_label_classification" if labels else "regression",
     }
-    for key in ("num_labels", "torch_dtype", "dtype", "_name_or_path", "architectures"):
+    for key in ("num_labels", "torch_dtype", "dtype", "_name_or_path", "architectures", "transformers_version"):
         raw.pop(key, None)
     if layers is not None:
         if layers > raw.get("num_hidden_layers", layers):

@@ -1,0 +1,49 @@
+"""Rows of token ids to ragged batches within a token budget, by length."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .batch import Packed
+from .config import BackboneConfig
+from .rows import Row
+
+
+def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
+    """Rows end to end, as they come."""
+    lengths = [len(row.ids) for row in rows]
+    cu_seqlens = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
+    ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, dtype=np.int64)
+    types = np.zeros(len(ids), dtype=np.int64)
+    for row, start in zip(rows, cu_seqlens, strict=False):
+        if row.types is not None:
+            types[start : start + len(row.ids)] = row.types
+    if config.family.positions_after_pad:  # padding ids inside a row keep the padding position, as in transformers
+        pad = config.pad_token_id
+        starts = np.repeat(cu_seqlens[:-1], lengths)
+        seen = np.concatenate([[0], np.cumsum(ids != pad)])
+        positions = np.where(ids != pad, pad + seen[1:] - seen[starts], pad)
+    else:
+        positions = np.concatenate([np.arange(length) for length in lengths]) if rows else ids
+    row_ids = np.array([row.row_id for row in rows], dtype=np.int64)
+    return Packed(ids, positions, types, cu_seqlens, row_ids)
+
+
+def batches(rows: Sequence[Row], batch_tokens: int, batch_size: int | None = None) -> Iterator[list[Row]]:
+    """Rows sorted by length, cut into batches of at most `batch_tokens` tokens and `batch_size` rows.
+
+    A row longer than the budget is a batch of its own.
+    """
+    batch: list[Row] = []
+    tokens = 0
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        if batch and (tokens + len(row.ids) > batch_tokens or len(batch) == batch_size):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(row)
+        tokens += len(row.ids)
+    if batch:
+        yield batch

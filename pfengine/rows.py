@@ -1,0 +1,206 @@
+"""The forms in which rows come: texts, pairs, dicts of text, and encodings as Hugging Face tokenizers give them.
+
+Whatever a row is, and whatever its methods do when they are called, it costs at most itself.
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import ConfigError, InputError, InputTypeError
+
+MOST_IDS = 1 << 20  # read of what may have no end; no model takes rows as long
+ROW_FORMS = (
+    "a string, a tuple of two strings, {'text', 'text_pair'} or {'input_ids', 'token_type_ids', 'attention_mask'}"
+)
+_SECOND_TEXTS = ("pair", "textpair", "text_b", "text2", "text_2", "sentence2", "hypothesis", "second_text")
+_NOT_TAKEN = ("position_ids", "inputs_embeds")  # what transformers would heed
+_KINDS = {"input_ids": "iu", "token_type_ids": "iu", "attention_mask": "iub"}  # of numpy's dtypes
+_INT = {int}
+_BYTES = (bytes, bytearray, memoryview)
+
+
+class Text(NamedTuple):
+    text: str
+    pair: str | None
+
+
+class Unreadable(NamedTuple):
+    """In the place of a row whose source could not be read; becomes that row's error."""
+
+    reason: str
+
+
+class Row(NamedTuple):
+    """One tokenised row."""
+
+    row_id: int
+    ids: np.ndarray  # int64 [tokens]
+    types: np.ndarray | None  # int64 [tokens], None for all zero
+    truncated: bool
+
+
+def is_single(inputs: Any) -> bool:
+    """Is `inputs` one row rather than an iterable of rows?"""
+    return isinstance(inputs, (str, *_BYTES, Mapping)) or _is_pair(inputs)
+
+
+def rows_of(inputs: Any) -> Iterator[Any]:
+    """The rows of `inputs`, one row or an iterable of rows; ConfigError for what iterates over something else."""
+    if is_single(inputs):
+        return iter([inputs])
+    names = {kind.__name__ for kind in type(inputs).__mro__}  # pandas, polars and pyarrow need not be installed
+    if names & {"DataFrame", "LazyFrame", "Table", "RecordBatch"} and hasattr(inputs, "columns"):
+        raise ConfigError(
+            f"inputs is a {type(inputs).__name__}, which iterates over columns; give the texts of one, df['text']"
+        )
+    if isinstance(inputs, (set, frozenset)):
+        raise ConfigError("inputs is a set, which has no order that answers could come in; give a list")
+    if hasattr(inputs, "readline"):
+        raise ConfigError(
+            "inputs is an open file, whose lines end in line breaks; give (line.rstrip('\\n') for line in file)"
+        )
+    try:
+        return iter(inputs)
+    except TypeError:
+        return iter([inputs])  # refused as row 0, with the forms a row may have
+
+
+def size(row: Any) -> int:
+    """About how many characters or ids a row has; 0 for what cannot be measured, which is refused when parsed."""
+    if type(row) is str:
+        return len(row)
+    try:
+        parts = row.values() if isinstance(row, Mapping) else row if isinstance(row, tuple) else (row,)
+        return sum(map(_length, itertools.islice(parts, 10)))
+    except Exception:  # a row's own methods raise what they like
+        return 0
+
+
+def _length(part: Any) -> int:
+    try:
+        return len(part)
+    except Exception:
+        return 0
+
+
+def parse(row_id: int, value: Any) -> Text | Row:
+    """One row of the input in any of its forms; InputTypeError or InputError names the row."""
+    try:
+        return Text(_clean(value), None) if isinstance(value, str) else _parse(row_id, value)
+    except InputError:
+        raise
+    except Exception as error:  # raised by the row's own methods
+        raise InputTypeError(row_id, f"{_describe(value)} cannot be read: it raises {type(error).__name__}") from None
+
+
+def _parse(row_id: int, value: Any) -> Text | Row:
+    if _is_pair(value):
+        return Text(_clean(value[0]), _clean(value[1]) or None)
+    if isinstance(value, Unreadable):
+        raise InputError(row_id, value.reason)
+    if isinstance(value, _BYTES):
+        raise InputTypeError(row_id, f"is {_describe(value)}; decode it to a string first")
+    if not isinstance(value, Mapping):
+        raise InputTypeError(row_id, f"is {_describe(value)}; a row is {ROW_FORMS}")
+    if "input_ids" in value:
+        return _encoding(row_id, value)
+    if "text" in value:
+        return _record(row_id, value)
+    keys = sorted(str(key) for key in itertools.islice(value, 10))
+    raise InputTypeError(row_id, f"is a dict with the keys {keys}; a row is {ROW_FORMS}")
+
+
+def _record(row_id: int, value: Mapping[str, Any]) -> Text:
+    """{"text", ["text_pair"]}; other keys, such as a data set's label, are passed over."""
+    text, pair = value["text"], value.get("text_pair")
+    for key, part in (("text", text), ("text_pair", pair)):
+        if not isinstance(part, str) and (key == "text" or part is not None):
+            hint = "; give a dict for each row" if isinstance(part, (list, tuple)) else ""
+            raise InputTypeError(row_id, f"'{key}' is {_describe(part)}; it must be a string{hint}")
+    if len(value) > 1 and pair is None:
+        for key in _SECOND_TEXTS:
+            if isinstance(value.get(key), str):
+                raise InputError(row_id, f"has 'text' and '{key}'; the second text of a pair goes by 'text_pair'")
+    return Text(_clean(text), _clean(pair or "") or None)
+
+
+def _encoding(row_id: int, value: Mapping[str, Any]) -> Row:
+    """{"input_ids", ["token_type_ids"], ["attention_mask"]}, of one row; padding at its end is cut off."""
+    for key in ("text", *_NOT_TAKEN) if len(value) > 1 else ():
+        if key in value:
+            raise InputTypeError(row_id, f"has 'input_ids' and '{key}'; leave one of them out")
+    ids = _integers(row_id, "input_ids", value["input_ids"])
+    types, mask = value.get("token_type_ids"), value.get("attention_mask")
+    if types is not None:
+        types = _integers(row_id, "token_type_ids", types, len(ids))
+    if mask is not None:
+        mask = _integers(row_id, "attention_mask", mask, len(ids))
+        end = int(np.count_nonzero(mask))
+        if end == 0 or not (mask[:end] == 1).all():
+            raise InputError(
+                row_id, "'attention_mask' must be 1 for a row's tokens, and 0 only for padding behind them"
+            )
+        ids, types = ids[:end], None if types is None else types[:end]
+    return Row(row_id, ids, types, truncated=False)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+def _describe(value: Any) -> str:
+    kind = type(value)
+    return "a tuple that is no pair of strings" if issubclass(kind, tuple) else f"of type {kind.__name__}"
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates are no text: U+FFFD in their place, as every UTF-8 encoder would write."""
+    if type(text) is not str:
+        text = str.__str__(text)  # of a subclass, which may override anything
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _integers(row_id: int, key: str, values: Any, length: int | None = None) -> np.ndarray:
+    """int64 [n], n > 0, from a sequence or array of integers, or of one such row. length: what n must be."""
+    try:
+        found = _array(values)
+    except Exception:  # whatever its methods or its items raise
+        found = None
+    if found is not None and found.ndim == 2 and len(found) != 1:
+        raise InputTypeError(row_id, f"'{key}' holds {len(found)} rows; give a dict for each row")
+    if found is not None and found.ndim == 2:
+        found = found[0]
+    if found is None or found.ndim != 1 or (found.size and found.dtype.kind not in _KINDS[key]):
+        raise InputTypeError(row_id, f"'{key}' must be a flat sequence of integers")
+    if found.size == 0:
+        raise InputError(row_id, f"'{key}' is empty; give at least one token")
+    if length is not None and len(found) != length:
+        raise InputError(row_id, f"has {length} input_ids but {len(found)} {key}")
+    return found.astype(np.int64)  # a copy: an array stays the caller's
+
+
+def _array(values: Any) -> np.ndarray | None:
+    """`values` as an array, None for what is no sequence; of those only the items are read, up to MOST_IDS."""
+    if type(values) is not list and type(values) is not tuple:
+        if hasattr(type(values), "__array__"):
+            return np.asarray(values)
+        if isinstance(values, (str, *_BYTES)) or not isinstance(values, Sequence):
+            return None
+        values = list(itertools.islice(values, MOST_IDS))
+    kinds = set(map(type, values))
+    if kinds == _INT or not values:
+        return np.array(values, np.int64)
+    if kinds == {list}:  # a batch
+        return np.empty((len(values), 0)) if len(values) > 1 else np.array([_array(values[0])])
+    numbers = np.array(array.array("q", values))  # TypeError for all but integers
+    return numbers.astype(bool) if bool in kinds else numbers
