@@ -65,6 +65,7 @@ def calibrate(
     confidence: float = 0.95,
     choose_layers: bool = False,
     out: str | os.PathLike[str] | None = None,
+    data_format: str = "auto",
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -72,7 +73,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrate a checkpoint on rows it was not trained on, and write the result into it.
 
-    source: a file or a directory with a `dev` split; labels are used where there are any. criterion: a new one by
+    source: a file or a directory with a `dev` split; labels are used where there are any. data_format, text_column,
+    pair_column, label_column: as in `data.stream`. criterion: a new one by
     name, such as "patience"; default: the checkpoint's own. The threshold it will run at is, by the first that is
     given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
     0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
@@ -98,7 +100,8 @@ def calibrate(
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     saving.try_destination(target)
     own = _criterion(engine, criterion)
-    examples = data.read(data.locate(source, "dev"), text=text_column, pair=pair_column, label=label_column)
+    columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
+    examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)
     if accuracy_drop is not None and not labelled:
         raise ConfigError(f"{source} has no labels, which accuracy_drop needs; agreement does not")

@@ -93,9 +93,41 @@ def test_accuracy_needs_labels_agreement_does_not(ckpt: Path, rows: Path, tmp_pa
     assert all("accuracy" not in point for point in found.table)
     with pytest.raises(pfengine.ConfigError, match="has no labels, which accuracy_drop needs"):
         pfengine.calibrate(ckpt, bare, accuracy_drop=0.01)
-    found = pfengine.calibrate(ckpt, rows, accuracy_drop=0.1)
+    found = pfengine.calibrate(ckpt, labelled(ckpt, rows, tmp_path, ["L0", "L1"]), accuracy_drop=0.1)
     assert found.guarantee is not None
     assert found.guarantee.promise == "accuracy"
+
+
+def labelled(ckpt: Path, rows: Path, folder: Path, names: list[str]) -> Path:
+    """The rows with the names of the labels the full model gives them, every tenth with the other one."""
+    answers = pfengine.load(ckpt, precision="fp32").predict(texts(rows), criterion="never").label_ids
+    lines = [
+        f"{text}\t{names[answer if i % 10 else 1 - answer]}"
+        for i, (text, answer) in enumerate(zip(texts(rows), answers, strict=True))
+    ]
+    file = folder / f"{'-'.join(names)}.tsv"
+    file.write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
+    return file
+
+
+def test_accuracy_is_not_promised_where_the_labels_do_not_fit(ckpt: Path, rows: Path, tmp_path: Path) -> None:
+    before = (ckpt / "pfengine.json").read_text()
+    by_id = labelled(ckpt, rows, tmp_path, ["0", "1"])
+    assert pfengine.calibrate(ckpt, by_id, accuracy_drop=0.1, out=tmp_path / "copy").guarantee is not None
+    swapped, unrelated, alike = labelled(ckpt, rows, tmp_path, ["L1", "L0"]), rows, tmp_path / "alike.tsv"
+    alike.write_text("sentence\tlabel\n" + "".join(f"{text}\tL0\n" for text in texts(rows)))
+    for file, message in (
+        (swapped, "at full depth 40 of 400 rows are right, where about .* would be by chance: the labels probably"),
+        (unrelated, "at full depth 200 of 400 rows are right, where about 200 would be by chance: the labels probably"),
+        (alike, "all 400 rows have the same label, which cannot show that the labels fit the checkpoint"),
+    ):
+        with pytest.raises(pfengine.ConfigError, match=message):
+            pfengine.calibrate(ckpt, file, accuracy_drop=0.1)
+        if file is not alike:
+            with pytest.warns(UserWarning, match=message):
+                pfengine.evaluate(ckpt, file, repeats=1, curves=False)
+        pfengine.calibrate(ckpt, file, agreement=0.9, out=tmp_path / "copy")  # which no label plays a part in
+    assert (ckpt / "pfengine.json").read_text() == before
 
 
 def test_too_few_rows_says_how_many_and_changes_nothing(ckpt: Path, rows: Path, capsys: pytest.CaptureFixture) -> None:
