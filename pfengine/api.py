@@ -25,7 +25,9 @@ from .exits import Criterion, Replay
 from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
+from .notices import warn
 from .ops import OpSet
+from .options import whole
 from .rows import Row, is_single, rows_of
 from .tokenization import Tokenizer, batches, pack
 from .windows import read_windows
@@ -65,21 +67,35 @@ def load(
 
     Raises CheckpointError for a directory that cannot be used, ConfigError for a choice that cannot be met.
     """
-    name = os.fspath(path)
-    bundled = name == os.path.basename(name) != "" and not os.path.isdir(name) and os.path.isdir(BUNDLED / name)
-    directory = BUNDLED / name if bundled else Path(name)
+    directory = find(path)
     target = find_device(device)
     ckpt = checkpoint.begin_reading(directory)
     precision = auto_precision(ckpt, target) if precision == "auto" else precision
     dtype = find_dtype(precision, target)
-    whole = isinstance(max_length, int) and not isinstance(max_length, bool)
-    if max_length is not None and not (whole and 1 <= max_length <= ckpt.backbone.max_tokens):
-        raise ConfigError(f"max_length is {max_length!r}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
+    if max_length is not None:
+        max_length = whole("max_length", max_length, f", at most {ckpt.backbone.max_tokens} for this model")
+        if max_length > ckpt.backbone.max_tokens:
+            raise ConfigError(f"max_length is {max_length}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
     rule = choose(ckpt, criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, path=directory)
     extension.warn_once()
     model = build(ckpt, find_op_set(target), dtype, target)
     return Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The directory that a path or a bundled checkpoint's name stands for; a local folder goes before the name."""
+    name = os.fspath(path)
+    bundled = BUNDLED / name
+    if name != os.path.basename(name) or not name or not os.path.isdir(bundled):
+        return Path(name)
+    if not os.path.isdir(name):
+        return bundled
+    warn(
+        f"{name!r} is the local folder {os.path.abspath(name)}, which hides the bundled checkpoint of that name; "
+        f"for the bundled one give {str(bundled)!r}, for the folder './{name}'"
+    )
+    return Path(name)
 
 
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
@@ -137,6 +153,15 @@ class Engine:
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
         self._workers = ThreadPoolExecutor(model.lanes, "pfengine") if model.lanes > 1 else None
+
+    def __repr__(self) -> str:
+        labels = ", ".join(map(repr, self.labels[:6])) + (f", ... ({len(self.labels)})" if len(self.labels) > 6 else "")
+        criterion = repr(self.criterion)
+        criterion = criterion if len(criterion) <= 60 else criterion[:57] + "..."
+        return (
+            f"<Engine {str(self.checkpoint.path)!r}: {self.model.config.family.name}, {self.num_layers} layers, "
+            f"labels {labels}, {self.precision} on {self.device}, criterion {criterion}>"
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -209,21 +234,23 @@ class Engine:
     ) -> Iterator[Any]:
         """As `classify`, lazily: in input order, in bounded memory, however long `inputs` is.
 
-        Reads about four token budgets ahead; a smaller `batch_tokens` reads less.
+        Reads about four token budgets ahead; a smaller `batch_tokens` reads less. Where `inputs` is slow, its rows are
+        answered once they have been waited for a tenth of a second. What it raises is raised after the answers to the
+        rows before.
         """
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-            raise ConfigError(f"top_k is {top_k!r}; it must be a positive integer, or None for all labels")
+        top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
         rule = self.choose(criterion, threshold, speedup)
-        windows = self._windows(inputs, truncation, batch_tokens, batch_size)
+        tokens, most = _sizes(batch_tokens, batch_size)
+        windows = self._windows(inputs, truncation, tokens, prompt=True)
 
         def results() -> Iterator[Any]:
-            for window, answers in self._answered(inputs, windows, rule, batch_tokens, batch_size):
+            for window, answers in self._answered(inputs, windows, rule, tokens, most):
                 scores = _probabilities(answers.logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
-                        yield self._result(scores[i], int(answers.exit_layers[i]), top_k)
+                        yield self._result(scores[i], int(answers.exit_layers[i]), top)
                     elif on_error == "raise":
                         raise row
                     else:
@@ -244,8 +271,9 @@ class Engine:
     ) -> Predictions:
         """Answers as arrays. Raises InputError at the first bad row."""
         rule = self.choose(criterion, threshold, speedup)
-        windows = map(_raise_first, self._windows(inputs, truncation, batch_tokens, batch_size))
-        parts = [answers for _, answers in self._answered(inputs, windows, rule, batch_tokens, batch_size)]
+        tokens, most = _sizes(batch_tokens, batch_size)
+        windows = map(_raise_first, self._windows(inputs, truncation, tokens))
+        parts = [answers for _, answers in self._answered(inputs, windows, rule, tokens, most)]
         parts = parts or [Answers(0, 0, len(self.labels))]
         logits = np.concatenate([part.logits for part in parts])
         exit_layers = np.concatenate([part.exit_layers for part in parts])
@@ -254,10 +282,11 @@ class Engine:
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`."""
         parts = [np.empty((len(self.exit_layers), 0, len(self.labels)), np.float32)]
-        for window in self._windows(inputs, "truncate", batch_tokens, None):
+        tokens, _ = _sizes(batch_tokens, None)
+        for window in self._windows(inputs, "truncate", tokens):
             rows = _raise_first(window)
             out = torch.empty(len(self.exit_layers), len(rows), len(self.labels))
-            for batch in batches(rows, batch_tokens):
+            for batch in batches(rows, tokens):
                 packed = pack(batch, self.model.config)
                 out[:, packed.row_ids - rows[0].row_id] = engine.all_logits(self.model, packed.to(self.device))
             parts.append(out.numpy())
@@ -269,8 +298,8 @@ class Engine:
         rows, tokens: of a batch, and of each of its rows, every combination. On a GPU kernels are compiled and their
         launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
         """
-        for count in rows:
-            for length in sorted({min(size, self.max_length) for size in tokens}):
+        for count in [whole("rows", count) for count in rows]:
+            for length in sorted({min(whole("tokens", size), self.max_length) for size in tokens}):
                 batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
                 engine.warmup(self.model, pack(batch, self.model.config), self.device, self.criterion)
 
@@ -286,15 +315,12 @@ class Engine:
         return choose(self.checkpoint, self.criterion if criterion is None else criterion, threshold, speedup)
 
     def _windows(
-        self, inputs: Any, truncation: str, batch_tokens: int, batch_size: int | None
+        self, inputs: Any, truncation: str, batch_tokens: int, prompt: bool = False
     ) -> Iterator[list[Row | InputError]]:
-        """Rows a few token budgets at a time; the options are checked at once."""
+        """Rows a few token budgets at a time; `truncation` is checked at once. prompt: as `read_windows` has it."""
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
-        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
-        return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens)
+        return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens, prompt)
 
     def _answered(
         self,
@@ -319,6 +345,8 @@ class Engine:
     ) -> tuple[tuple[Sequence[Row | InputError], Answers], list[Callable[[], None]]]:
         """A window with room for its answers, and a task a batch."""
         rows = [row for row in window if isinstance(row, Row)]
+        if not window:
+            return (window, Answers(0, 0, len(self.labels))), []
         first = window[0].row_id if isinstance(window[0], Row) else window[0].row
         if isinstance(rule, Replay) and first + len(window) > rule.rows:
             raise ConfigError(f"replay has exit layers for {rule.rows} rows, but there is a row {rule.rows}")
@@ -348,6 +376,11 @@ def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
     powers /= np.add.reduce(powers, 1, keepdims=True)
     return powers
+
+
+def _sizes(batch_tokens: int, batch_size: int | None) -> tuple[int, int | None]:
+    """Both as plain ints, checked."""
+    return whole("batch_tokens", batch_tokens), None if batch_size is None else whole("batch_size", batch_size)
 
 
 def _raise_first(window: list[Row | InputError]) -> list[Row]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
-import warnings
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,17 +13,18 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from . import cli_io
+from . import __version__, cli_io, cli_output, console
 from .api import BATCH_TOKENS, load
 from .convert import convert as convert_checkpoint
-from .errors import ConfigError, PFEngineError
+from .errors import ConfigError
+from .strict_json import dumps
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Early-exit text classification.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Checkpoint = Annotated[str, typer.Argument(help="Checkpoint directory, or the name of a bundled one (sst2).")]
@@ -42,19 +42,23 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for
 
 
 def main() -> None:
-    """Entry point: exit code 2 for wrong use, 1 for failure, one line on stderr and no traceback."""
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
-    try:
-        app()
-    except PFEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    """Entry point; `console.run` says how it ends."""
+    console.run(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.show(f"pfengine {__version__}")
+        raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Early-exit text classification."""
 
 
 @app.command(epilog="Example: pfengine classify sst2 'a charming journey' --speedup 2")
@@ -92,9 +96,10 @@ def classify(
         raise ConfigError("give texts, or --file with its format and columns, not both")
     if top_k < 0:
         raise ConfigError(f"--top-k is {top_k}; it must be at least 0")
+    shown: deque[Any] = deque()  # rows read ahead of their answers: a few token budgets at most
     source: contextlib.AbstractContextManager[Iterable[Any]]
     if texts:
-        source = contextlib.nullcontext(texts)
+        source = contextlib.nullcontext([cli_io.argument(text) for text in texts])
     else:
         source = cli_io.open_rows(file, input_format, text_column, pair_column, label_column)
     engine = load(
@@ -107,16 +112,14 @@ def classify(
         max_length=max_length,
     )
     failed = total = 0
-    with source as rows:
-        shown: list[Any] = []  # rows read ahead of their answers: a few token budgets at most
-        kept = (shown.append(row) or row for row in rows)  # type: ignore[func-returns-value]
-        results = engine.stream(kept, top_k=top_k or None, on_error="return", batch_tokens=batch_tokens)
+    with cli_io.reading(source, file, shown) as rows:
+        results = engine.stream(rows, top_k=top_k or None, on_error="return", batch_tokens=batch_tokens)
         for result in cli_io.progress(results, None, "classify", quiet=sys.stdout.isatty()):
             total += 1
             failed += isinstance(result, dict) and "error" in result
-            cli_io.print_result(shown.pop(0), result, as_json)
+            cli_output.print_result(shown.popleft(), result, as_json)
     if failed:
-        print(f"error: {failed} of {total} rows could not be classified", file=sys.stderr)
+        console.say(f"error: {failed} of {total} rows could not be classified")
         raise typer.Exit(1)
 
 
@@ -128,7 +131,7 @@ def convert(
     precision: Annotated[str, typer.Option(help="What the weights are kept in: fp32 or int8.")] = "fp32",
 ) -> None:
     """Convert an official research checkpoint to ours, or keep one of ours in another precision."""
-    print(convert_checkpoint(source, out, system=system, precision=precision))
+    console.show(convert_checkpoint(source, out, system=system, precision=precision))
 
 
 @app.command(epilog="Example: pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows")
@@ -195,12 +198,12 @@ def train(
         hold_out=hold_out, max_rows=max_rows, save_every=save_every, storage=storage, speedup=speedup,
     )  # fmt: skip
     if not grid:
-        print(run(config))
+        console.show(run(config))
         return
     from .training.grid import search
 
     best, cells = search(config)
-    print(json.dumps({"output": str(best), "grid": cells}))
+    cli_output.print_json({"output": str(best), "grid": cells})
 
 
 @app.command(epilog="Example: pfengine attach my-model/ texts.jsonl ckpt/")
@@ -229,7 +232,7 @@ def attach(
     """Give a model one already has exits, from unlabelled text; its full depth answers as before, bit for bit."""
     from .training import attach as run
 
-    print(
+    console.show(
         run(
             model, data, output, system=system, form=form, data_format=input_format, text_column=text_column,
             pair_column=pair_column, label_column=label_column,
@@ -269,12 +272,12 @@ def calibrate(
         checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
         confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,
         text_column=text_column, pair_column=pair_column, label_column=label_column,
-        notify=lambda stage: print(f"calibrate: {stage}", file=sys.stderr),
+        notify=lambda stage: console.say(f"calibrate: {stage}"),
     )  # fmt: skip
     if as_json:
-        print(json.dumps(outcome.to_json(), allow_nan=False))
+        cli_output.print_json(outcome.to_json())
     else:
-        cli_io.print_calibration(outcome)
+        cli_output.print_calibration(outcome)
 
 
 @app.command(epilog="Example: pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3")
@@ -302,6 +305,10 @@ def evaluate(
     """Quality, layer and wall-clock speed-up and exit layers, at full depth and at each threshold."""
     from .evaluation import evaluate as run
 
+    if out is not None:
+        cli_io.check_file(out, "--out")
+    if report is not None:
+        cli_io.check_folder(report, "--report")
     found = run(
         checkpoint, data, thresholds=_numbers(thresholds, "--thresholds"), speedups=_numbers(speedups, "--speedups"),
         compare=compare or (), metrics=metrics.split(",") if metrics else (), curves=bool(report or out or as_json),
@@ -310,15 +317,17 @@ def evaluate(
         repeats=repeats,
         progress=lambda runs, total: cli_io.progress(runs, total, "evaluate"),
     )  # fmt: skip
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
-    if report is not None:
-        found.write(report)
-    if as_json:
-        print(json.dumps(found.to_json(), allow_nan=False))
-    else:
-        cli_io.print_report(found)
+    try:
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(dumps(found.to_json(), indent=2) + "\n")
+        if report is not None:
+            found.write(report)
+    finally:  # what was measured is shown, even where the disk has become full in the meantime
+        if as_json:
+            cli_output.print_json(found.to_json())
+        else:
+            cli_output.print_report(found)
 
 
 @app.command(epilog="Example: pfengine info sst2")
@@ -353,9 +362,9 @@ def info(checkpoint: Checkpoint, as_json: Json = False) -> None:
         "extension": extension.status(),
     }
     if as_json:
-        print(json.dumps(facts))
+        cli_output.print_json(facts)
     else:
-        cli_io.print_facts(facts)
+        cli_output.print_facts(facts)
 
 
 @app.command(epilog="Example: pfengine demo")
@@ -369,9 +378,9 @@ def demo(
 
     outcome = run(checkpoint, speedup)
     if as_json:
-        print(json.dumps(asdict(outcome)))
+        cli_output.print_json(asdict(outcome))
     else:
-        cli_io.print_demo(outcome)
+        cli_output.print_demo(outcome)
 
 
 def _numbers(text: str | None, option: str) -> list[float]:

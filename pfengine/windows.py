@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-import warnings
+import time
 from collections.abc import Iterator
 from typing import Any
 
+from .arriving import Arriving
 from .errors import InputError
+from .notices import warn
 from .rows import Row, size
 from .tokenization import Tokenizer
 
 WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of like length share a batch
 BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # most that is tokenised in one go
+PATIENCE = 0.1  # seconds the rows of a window are waited for, where answers are wanted as rows come
 
 
 def read_windows(
-    tokenizer: Tokenizer, inputs: Iterator[Any], truncation: str, batch_tokens: int
+    tokenizer: Tokenizer, inputs: Iterator[Any], truncation: str, batch_tokens: int, prompt: bool = False
 ) -> Iterator[list[Row | InputError]]:
     """Consecutive rows in order, a bad one as its error; about WINDOW_BATCHES x batch_tokens tokens a window.
 
-    Rows that were truncated are counted in one warning at the end, or are bad rows where `truncation` is "error".
+    prompt: a window also ends once its rows have been waited for PATIENCE seconds. An empty window follows it, so that
+    what is under way is answered before more rows are waited for.
+
+    Rows that were truncated are counted in one warning at the end, or are bad rows where `truncation` is "error". What
+    `inputs` raises is raised after the window of the rows before it.
     """
-    rows = enumerate(inputs)
-    limit = tokenizer.max_length
+    limit, most = tokenizer.max_length, WINDOW_BATCHES * batch_tokens
+    source = _Source(inputs, prompt)
     truncated = seen = tokens = 0
     window: list[Row | InputError] = []
     try:
-        while block := _block(rows, limit, WINDOW_BATCHES * batch_tokens):
+        while block := source.block(limit, most):
             for row in tokenizer.encode(block):
                 seen += 1
                 if isinstance(row, Row) and row.truncated and truncation == "error":
@@ -38,24 +44,60 @@ def read_windows(
                     truncated += row.truncated
                     tokens += len(row.ids)
                 window.append(row)
-            if tokens >= WINDOW_BATCHES * batch_tokens or len(window) >= batch_tokens:
+            if tokens >= most or len(window) >= batch_tokens or source.is_late():
                 yield window
                 window, tokens = [], 0
+                if source.is_late():
+                    yield []
+                source.waited = 0.0
         if window:
             yield window
+        if source.failure is not None:
+            raise source.failure
     finally:
         if truncated:
-            warnings.warn(f"{truncated} of {seen} rows had more than {limit} tokens and were truncated", stacklevel=2)
+            warn(f"{truncated} of {seen} rows had more than {limit} tokens and were truncated")
 
 
-def _block(rows: Iterator[tuple[int, Any]], max_length: int, most: int) -> list[tuple[int, Any]]:
-    """The next rows to tokenise together, until they may have `most` tokens: a character is at most about one."""
-    block = []
-    tokens = characters = 0
-    for row_id, row in itertools.islice(rows, BLOCK_ROWS):
-        block.append((row_id, row))
-        length = size(row)
-        tokens, characters = tokens + min(max_length, length), characters + length
-        if tokens >= most or characters > BLOCK_CHARACTERS:
-            break
-    return block
+class _Source:
+    """Numbered rows in blocks, and for how long the window's rows have been waited for."""
+
+    def __init__(self, inputs: Iterator[Any], prompt: bool) -> None:
+        self.rows, self.prompt = enumerate(inputs), prompt
+        self.arriving = inputs if isinstance(inputs, Arriving) else None
+        self.waited = 0.0
+        self.failure: Exception | None = None  # what the inputs raised
+
+    def is_late(self) -> bool:
+        """Should the rows there are be answered before the next is waited for?
+
+        Only `Arriving` knows beforehand whether that is so. Of other inputs it is known once a row has taken its time.
+        """
+        if not self.prompt or self.arriving is None:
+            return self.prompt and self.waited >= PATIENCE
+        before = time.perf_counter()
+        late = not self.arriving.ready(max(0.0, PATIENCE - self.waited))
+        self.waited += time.perf_counter() - before
+        return late
+
+    def block(self, max_length: int, most: int) -> list[tuple[int, Any]]:
+        """The next rows to tokenise together, until they may have `most` tokens: a character is at most about one."""
+        block: list[tuple[int, Any]] = []
+        tokens = characters = 0
+        while self.failure is None and len(block) < BLOCK_ROWS and not (block and self.is_late()):
+            before = time.perf_counter()
+            try:
+                numbered = next(self.rows, None)
+            except Exception as error:
+                self.failure = error
+                break
+            if numbered is None:
+                break
+            if self.arriving is None:
+                self.waited += time.perf_counter() - before
+            block.append(numbered)
+            length = size(numbered[1])
+            tokens, characters = tokens + min(max_length, length), characters + length
+            if tokens >= most or characters > BLOCK_CHARACTERS:
+                break
+        return block

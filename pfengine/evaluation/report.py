@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..strict_json import dumps
 from .curve import Oracle
 from .machine import name_machine
 
@@ -71,7 +71,7 @@ class Report:
         from .pictures import draw_curves, draw_exits
 
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "report.json").write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
+        (directory / "report.json").write_text(dumps(self.to_json(), indent=2) + "\n")
         pictures = []
         if any(curve.points for curve in self.curves):
             draw_curves(self, directory / "curve")

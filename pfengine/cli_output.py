@@ -1,0 +1,135 @@
+"""Results out: what the command line prints, as JSON, lines and tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .console import printable, show, to_output, write
+from .strict_json import dumps
+
+if TYPE_CHECKING:
+    from .demo import Outcome
+    from .evaluation import Calibration, Report
+
+
+def print_result(row: Any, result: Any, as_json: bool) -> None:
+    """One row's answer as a JSON line, or as a line of a table: label, score, exit layer, text."""
+    if as_json:
+        print_json(result)
+        return
+    if isinstance(result, dict) and "error" in result:
+        show(f"row {result['row']}: {result['error']}")
+        return
+    best = result if isinstance(result, list) else [result]
+    labels = "  ".join(f"{answer['label']} {answer['score']:.4f}" for answer in best)
+    text = row if isinstance(row, str) else " | ".join(row) if isinstance(row, tuple) else dumps(row)
+    show(f"{labels}  layer {best[0]['exit_layer']:>2}  {text}")
+
+
+def print_json(value: Any) -> None:
+    write(dumps(value))
+
+
+def _console() -> Console:
+    """As wide as the terminal; elsewhere wide enough that no cell is broken. Cells are text, not markup."""
+    return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    with to_output():
+        _console().print(table)
+
+
+def print_report(report: Report) -> None:
+    from .evaluation.machine import name_machine
+
+    show(
+        f"{report.checkpoint} on {report.data}: {report.rows} rows of {report.mean_tokens:.1f} tokens on average, "
+        f"{report.precision}, {name_machine(report.machine)}; "
+        f"medians of {report.repeats} interleaved runs"
+    )
+    several = len({s.checkpoint for s in report.settings}) > 1
+    metrics = report.settings[0].metrics
+    table = Table("setting", "threshold", *(f"{name} %" for name in metrics), "+-", "layer speed-up",
+                  "wall-clock speed-up", "rows/s")  # fmt: skip
+    for s in report.settings:
+        table.add_row(
+            printable(f"{Path(s.checkpoint).name}, {s.name}" if several else s.name),
+            "" if s.threshold is None else f"{s.threshold:.4f}", *(f"{100 * v:.1f}" for v in s.metrics.values()),
+            f"{100 * s.standard_error:.1f}", f"{s.layer_speedup:.2f}", f"{s.wall_clock_speedup:.2f}",
+            f"{report.rows / s.seconds:.0f}",
+        )  # fmt: skip
+    print_table(table)
+    early = [s for s in report.settings if s.checkpoint == report.checkpoint][1:]
+    histogram = Table("exit layer", *(s.name for s in early))
+    bar = "#" if _console().options.ascii_only else "█"
+    for layer in sorted({layer for s in early for layer in s.exit_layers}):
+        shares = [s.exit_layers.get(layer, 0) / report.rows for s in early]
+        histogram.add_row(str(layer), *(f"{100 * share:4.1f}% {bar * round(20 * share)}" for share in shares))
+    if early:
+        print_table(histogram)
+
+
+def print_calibration(outcome: Calibration) -> None:
+    table = Table("layer speed-up", "threshold", "agreement %", "accuracy %")
+    for point in outcome.table:
+        table.add_row(
+            f"{point['layer_speedup']:.2f}", f"{point['threshold']:.4f}", f"{100 * point['agreement']:.1f}",
+            f"{100 * point['accuracy']:.1f}" if "accuracy" in point else "",
+        )  # fmt: skip
+    show(f"{outcome.checkpoint}: {outcome.criterion} on {outcome.rows} rows of {outcome.data}")
+    print_table(table)
+    if outcome.layers is not None:
+        chosen, every = outcome.layers.chosen, outcome.layers.every
+        choice = Table("exits tested", "agreement %", "layer speed-up", "predicted us/row", "measured us/row")
+        for name, part, measured in (
+            (", ".join(map(str, every.exit_layers)), every, outcome.layers.measured_every),
+            (", ".join(map(str, chosen.exit_layers)), chosen, outcome.layers.measured_seconds),
+        ):
+            choice.add_row(
+                name, f"{100 * part.agreement:.1f}", f"{part.layer_speedup:.2f}", f"{1e6 * part.seconds:.0f}",
+                f"{1e6 * measured:.0f}",
+            )  # fmt: skip
+        print_table(choice)
+        show(f"full depth: {1e6 * outcome.layers.measured_full_depth:.0f} us/row measured")
+    if (promise := outcome.guarantee) is not None:
+        what = "answered as at full depth" if promise.promise == "agreement" else "not made wrong by an early exit"
+        show(
+            f"with confidence {promise.confidence:g} at least {1 - promise.limit:.4g} of rows are {what}: threshold "
+            f"{promise.threshold:.4f}, layer speed-up {promise.layer_speedup:.2f} on these rows "
+            f"({promise.faults} of {promise.rows} at fault, p = {promise.p_value:.3g})"
+        )
+    show(f"threshold now: {outcome.threshold}")
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        if key == "calibration" and value:
+            show("calibration:")
+            for point in value:
+                show("  " + ", ".join(f"{name} {number:.4g}" for name, number in point.items()))
+        elif isinstance(value, dict):
+            show(f"{key}: " + ", ".join(f"{name} {item}" for name, item in value.items()))
+        else:
+            show(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def print_demo(outcome: Outcome) -> None:
+    table = Table("label", "score", "exit layer", "sentence")
+    for answer in outcome.answers:
+        table.add_row(
+            printable(answer["label"]), f"{answer['score']:.3f}", f"{answer['exit_layer']}/{outcome.num_layers}",
+            printable(answer["text"]),
+        )  # fmt: skip
+    print_table(table)
+    show(
+        f"layer speed-up {outcome.layer_speedup:.2f}, wall-clock speed-up {outcome.wall_clock_speedup:.2f} against "
+        f"full depth ({1000 * outcome.seconds_full:.1f} ms -> {1000 * outcome.seconds:.1f} ms for "
+        f"{len(outcome.answers)} sentences in one batch; medians of {outcome.repeats} interleaved runs, "
+        f"{outcome.precision}, {outcome.threads} threads)"
+    )

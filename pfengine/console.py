@@ -1,0 +1,165 @@
+"""The command line's exit codes, and its standard streams: closed, full, gone, or in another code page."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import typer
+
+from .errors import ConfigError, PFEngineError
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+_WRONG_USE: Any = typer.BadParameter.__mro__[1]  # the parser's UsageError; typer has no public name for it
+# What moves the cursor, starts a line or turns the reading direction; and halves of characters, which no code page has.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run the command line and exit: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
+
+    Whatever a user can cause is one line on standard error. A traceback means a mistake of ours.
+    """
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what the code page lacks is printed as \xe9 or \u65e5, rather than nothing
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+    log = logging.getLogger("pfengine")
+    if not any(isinstance(handler, _Say) for handler in log.handlers):
+        log.addHandler(_Say())
+    code = _call(lambda: typer.main.get_command(app).main(standalone_mode=False))
+    sys.exit(_flushed(code))
+
+
+def say(message: str) -> None:
+    """A line on standard error; where nobody can read it, nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
+
+
+def show(line: Any) -> None:
+    """A line on standard output."""
+    write(printable(str(line)))
+
+
+def write(text: str) -> None:
+    """Print on standard output, at once for whoever waits for it."""
+    with to_output():
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def to_output() -> Iterator[None]:
+    """Name standard output in the error where it cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def printable(text: str) -> str:
+    """`text` on one line and harmless to a terminal: control characters as escapes."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class _Say(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _call(command: Callable[[], Any]) -> int:
+    try:
+        code = command()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):  # the parser makes the one of the other
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        return FAILED
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else FAILED
+    except _WRONG_USE as error:
+        say(_wrong_use(error))
+        return WRONG_USE
+    except PFEngineError as error:
+        say(f"error: {error}")
+        return WRONG_USE if isinstance(error, ConfigError) else FAILED
+    except OSError as error:
+        say(f"error: {_describe(error)}")
+        return FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        say("error: there is not enough memory; give fewer tokens a batch, or a smaller model")
+        return FAILED
+
+
+def _wrong_use(error: Any) -> str:
+    message = error.format_message()
+    if "\n" in message:  # no arguments at all: the help
+        return str(message)
+    context = error.ctx
+    if context is None:
+        return f"error: {message}"
+    if context.info_name == "classify" and hasattr(error, "option_name") and not error.possibilities:
+        message = message.rstrip(".") + "; a text that begins with - goes after --"
+    return f"error: {message.rstrip('.')} (see {context.command_path} --help)"
+
+
+def _describe(error: OSError) -> str:
+    """What happened to which file, without the number that str() begins with."""
+    names = [printable(str(name)) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([*names, error.strerror or str(error)])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+
+
+def _open_closed_streams() -> None:
+    """Give closed streams a file, lest the first file that is opened takes their number and their output.
+
+    What is written to a closed standard output fails; standard input stays None.
+    """
+    while (number := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        pass
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(number, "w", encoding="utf-8", closefd=False)  # not open for writing: a flush says so
+    else:
+        os.close(number)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+
+
+def _flushed(code: int) -> int:
+    """The exit code once everything is written, or could not be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or FAILED
+        _silence(sys.stdout)
+    except OSError as error:
+        if code == 0:
+            say(f"error: standard output: {error.strerror}")
+        code = code or FAILED
+        _silence(sys.stdout)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _silence(sys.stderr)
+    return code
+
+
+def _silence(stream: Any) -> None:
+    """Let what is still buffered go nowhere, so that the interpreter does not fail to write it at its end."""
+    number = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(number, stream.fileno())
+    os.close(number)

@@ -1,0 +1,24 @@
+"""Options that are whole numbers, in whatever type they come."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigError
+
+
+def whole(name: str, value: Any, otherwise: str = "") -> int:
+    """`value` as an int of at least 1: an int, or numpy's or torch's of one. ConfigError for anything else.
+
+    otherwise: what else the option may be, for the error.
+    """
+    try:
+        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a positive integer{otherwise}")
+    return number
