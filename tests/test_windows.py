@@ -16,6 +16,7 @@ import pytest
 import pfengine
 from pfengine import windows
 from pfengine.arriving import ROWS, Arriving
+from pfengine.rows import size
 
 Make = Callable[..., Path]
 
@@ -42,7 +43,7 @@ def ids(token: int) -> dict[str, Any]:
 
 
 def arriving(rows: Iterator[Any]) -> Arriving[Any]:
-    return Arriving(contextlib.nullcontext(rows), windows.characters_of)
+    return Arriving(contextlib.nullcontext(rows), size)
 
 
 def test_a_slow_generator_is_answered_row_by_row(any_engine: pfengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
