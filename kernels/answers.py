@@ -84,7 +84,7 @@ def decide(
 def decisions(rows: int, labels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Room for logits, signals, and who leaves."""
     return (
-        torch.empty(rows, labels, device=like.device),
-        torch.empty(rows, device=like.device),
+        torch.empty(rows, labels, dtype=torch.float32, device=like.device),
+        torch.empty(rows, dtype=torch.float32, device=like.device),
         torch.empty(rows, dtype=torch.bool, device=like.device),
     )

@@ -108,7 +108,7 @@ def imitation(
     labels = projection.shape[0]
     check_labels(labels)
     chunks = triton.cdiv(columns, BLOCK_N)
-    shares = torch.empty(chunks, rows, labels, device=states.device)
+    shares = torch.empty(chunks, rows, labels, dtype=torch.float32, device=states.device)
     block_m, block_k = (32, 32) if learners.dtype == torch.float32 else (64, 64)
     launch(
         _imitation_kernel,

@@ -150,14 +150,14 @@ def imitation_pooled(
         "BLOCK_K": block_k, "BLOCK_C": BLOCK_C,
     }  # fmt: skip
     if pooling == "max":
-        shares = torch.empty(chunks, rows, labels, device=states.device)
+        shares = torch.empty(chunks, rows, labels, dtype=torch.float32, device=states.device)
         launch(_imitation_max_kernel, grid, arguments | {"shares": shares}, constants, num_warps=4)
         return shares
-    products = torch.empty(chunks, ahead, rows, device=states.device)
-    shares = torch.empty(chunks, ahead, rows, labels, device=states.device)
+    products = torch.empty(chunks, ahead, rows, dtype=torch.float32, device=states.device)
+    shares = torch.empty(chunks, ahead, rows, labels, dtype=torch.float32, device=states.device)
     parts = {"products": products, "shares": shares}
     launch(_imitation_attend_kernel, grid, arguments | parts, constants, num_warps=4)
-    out = torch.empty(1, rows, labels, device=states.device)
+    out = torch.empty(1, rows, labels, dtype=torch.float32, device=states.device)
     block_j = power_of_two(ahead)
     block_r = max(1, WEIGHED // (block_j * BLOCK_C))
     launch(

@@ -29,6 +29,7 @@ from .notices import warn
 from .ops import OpSet
 from .options import whole
 from .rows import Row, is_single, rows_of
+from .surroundings import undisturbed
 from .tokenization import Tokenizer, batches, pack
 from .windows import read_windows
 
@@ -69,7 +70,8 @@ def load(
     """
     directory = find(path)
     target = find_device(device)
-    ckpt = checkpoint.begin_reading(directory)
+    with undisturbed():
+        ckpt = checkpoint.begin_reading(directory)
     precision = auto_precision(ckpt, target) if precision == "auto" else precision
     dtype = find_dtype(precision, target)
     if max_length is not None:
@@ -103,7 +105,7 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
     tensors = ckpt.tensors
     if device is not None and device.type != "cpu":
         tensors = {key: value.to(device) for key, value in tensors.items()}
-    with torch.inference_mode():
+    with undisturbed():
         head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
         encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_in_one_call()
         native = None
@@ -285,11 +287,11 @@ class Engine:
         tokens, _ = _sizes(batch_tokens, None)
         for window in self._windows(inputs, "truncate", tokens):
             rows = _raise_first(window)
-            out = torch.empty(len(self.exit_layers), len(rows), len(self.labels))
+            out = np.empty((len(self.exit_layers), len(rows), len(self.labels)), np.float32)
             for batch in batches(rows, tokens):
                 packed = pack(batch, self.model.config)
                 out[:, packed.row_ids - rows[0].row_id] = engine.all_logits(self.model, packed.to(self.device))
-            parts.append(out.numpy())
+            parts.append(out)
         return np.concatenate(parts, axis=1)
 
     def warmup(self, rows: Sequence[int] = (1, 8, 32), tokens: Sequence[int] = (16, 32, 64, 128)) -> None:
@@ -371,11 +373,12 @@ def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
         case "regression":
             return logits
         case "multi_label_classification":
-            with np.errstate(over="ignore"):  # exp(-logit) = inf gives the right 0
+            with np.errstate(all="ignore"):  # exp(-logit) = inf gives the right 0
                 return 1.0 / (1.0 + np.exp(-logits))
-    powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
-    powers /= np.add.reduce(powers, 1, keepdims=True)
-    return powers
+    with np.errstate(all="ignore"):  # and exp(-inf) the right 0; nan where a row has no answer
+        powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
+        powers /= np.add.reduce(powers, 1, keepdims=True)
+        return powers
 
 
 def _sizes(batch_tokens: int, batch_size: int | None) -> tuple[int, int | None]:

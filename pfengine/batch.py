@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import extension
+from .surroundings import undisturbed
 
 
 @functools.lru_cache(maxsize=1024)
@@ -29,6 +30,7 @@ class Packed(NamedTuple):
     cu_seqlens: np.ndarray  # int32 [R + 1]: row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]
     row_ids: np.ndarray  # int64 [R]: which row of the caller's input each row is
 
+    @undisturbed()
     def to(self, device: torch.device | str = "cpu") -> RaggedInputs:
         return RaggedInputs(*(torch.from_numpy(array).to(device) for array in self))
 

@@ -19,6 +19,7 @@ from .errors import ConfigError
 from .exits import Criterion, Never
 from .heads import ExitHead
 from .ops.model import Rule as Limits
+from .surroundings import undisturbed
 
 MIN_ROWS_TO_OPEN = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
 
@@ -97,7 +98,7 @@ def _tested(model: Model, criterion: Rule) -> bytes:
     return bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1))
 
 
-@torch.inference_mode()
+@undisturbed()
 def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -> None:
     """`run` layer by layer: any head, any criterion, any device."""
     last = model.num_layers
@@ -150,20 +151,20 @@ def take(state: Any, rows: Tensor) -> Any:
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
-@torch.inference_mode()
-def all_logits(model: Model, inputs: RaggedInputs) -> Tensor:
-    """Logits of every exit, no exits taken: [exits, rows, labels]."""
+@undisturbed()
+def all_logits(model: Model, inputs: RaggedInputs) -> np.ndarray:
+    """Logits of every exit, no exits taken: float32 [exits, rows, labels]."""
     batch = encoder.embed(model.encoder, inputs)
     state, answers = None, []
     for layer in range(1, model.num_layers + 1):
         batch = encoder.layer(model.encoder, layer, batch, first_only=layer == model.num_layers)
         logits, state = model.head.step(layer, batch, state, answer=layer in model.exit_layers)
         if logits is not None:
-            answers.append(logits.cpu())
-    return torch.stack(answers)
+            answers.append(logits.numpy(force=True))
+    return np.stack(answers)
 
 
-@torch.inference_mode()
+@undisturbed()
 def run_reference(model: Model, rows: list[RaggedInputs], criterion: Rule) -> tuple[np.ndarray, np.ndarray]:
     """The oracle: one row at a time, no packing, no compaction. Logits [rows, labels] and exit layers [rows].
 

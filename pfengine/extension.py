@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ except ImportError as error:
 
 log = logging.getLogger("pfengine")
 Compacted = tuple[Tensor, Tensor, Tensor]  # tokens [T, ...], cu_seqlens int32 [R + 1], row_ids int64 [R]
+_CPU = torch.device("cpu")  # read faster than its name
 _warned = threading.Lock()  # taken once, never given back
 
 
@@ -67,20 +69,52 @@ def warn_once() -> None:
         )
 
 
+def address(
+    name: str, x: Tensor | None, dtype: torch.dtype, shape: Sequence[int], *, apart: bool = False, cuda: bool = False
+) -> int:
+    """Where the numbers of x begin, for _C, which believes what it is told; 0 for None.
+
+    apart: [rows, columns] whose rows may lie apart. cuda: on a GPU, not on the CPU. ValueError where x is of another
+    dtype or shape, elsewhere, or not contiguous.
+    """
+    if x is None:
+        return 0
+    there = x.is_cuda if cuda else x.is_cpu
+    if x.dtype is not dtype or x.shape != shape or not there or not (x.is_contiguous() or (apart and _in_rows(x))):
+        spread = "" if x.is_contiguous() else ", not contiguous,"
+        raise ValueError(
+            f"{name} is {x.dtype} {list(x.shape)}{spread} on {x.device}, expected contiguous {dtype} {list(shape)} on "
+            f"{'a GPU' if cuda else 'the CPU'}"
+        )
+    return x.data_ptr()
+
+
+def room(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, int]:
+    """A new tensor on the CPU for _C to fill, and its address."""
+    out = torch.empty(shape, dtype=dtype, device=_CPU)
+    return out, out.data_ptr()
+
+
+def _in_rows(x: Tensor) -> bool:
+    return x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1)
+
+
 def entropy(logits: Tensor) -> Tensor:
     """As `exits.criteria.entropy`, on the CPU."""
     logits = logits.float().contiguous()
-    out = torch.empty(logits.shape[:-1])
-    native().run_entropy(logits.data_ptr(), out.numel(), logits.shape[-1], out.data_ptr())
+    rows, labels = logits.shape[:-1], logits.shape[-1]
+    out, to = room(rows, torch.float32)
+    native().run_entropy(address("logits", logits, torch.float32, (*rows, labels)), out.numel(), labels, to)
     return out
 
 
 def entropy_below(logits: Tensor, threshold: float) -> Tensor:
     """entropy(logits) < threshold of float32 [rows, labels], bool [rows], in one call."""
-    logits = logits.float().contiguous()
+    if logits.dtype is not torch.float32 or not logits.is_contiguous():  # asked first: it is called between layers
+        logits = logits.float().contiguous()
     rows, labels = logits.shape
-    out = torch.empty(rows, dtype=torch.bool)
-    native().run_entropy_below(logits.data_ptr(), rows, labels, threshold, out.data_ptr())
+    out, to = room((rows,), torch.bool)
+    native().run_entropy_below(address("logits", logits, torch.float32, (rows, labels)), rows, labels, threshold, to)
     return out
 
 
@@ -91,18 +125,22 @@ def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -
     """
     tokens, cu_seqlens, row_ids, stay = _checked(tokens, cu_seqlens, row_ids, stay, "cpu")
     rows = row_ids.shape[0]
-    kept = _C.count_kept(cu_seqlens.data_ptr(), stay.data_ptr(), rows, tokens.shape[0])
+    bounds, staying = (
+        address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
+        address("stay", stay, torch.bool, (rows,)),
+    )
+    kept = _C.count_kept(bounds, staying, rows, tokens.shape[0])
     out = _empty(tokens, cu_seqlens, row_ids, *kept)
     _C.compact(
-        tokens=tokens.data_ptr(),
+        tokens=address("tokens", tokens, tokens.dtype, tokens.shape),
         width_bytes=_width_bytes(tokens),
-        cu_seqlens=cu_seqlens.data_ptr(),
-        row_ids=row_ids.data_ptr(),
-        stay=stay.data_ptr(),
+        cu_seqlens=bounds,
+        row_ids=address("row_ids", row_ids, torch.int64, (rows,)),
+        stay=staying,
         rows=rows,
-        new_tokens=out[0].data_ptr(),
-        new_cu_seqlens=out[1].data_ptr(),
-        new_row_ids=out[2].data_ptr(),
+        new_tokens=address("new_tokens", out[0], tokens.dtype, (kept[1], *tokens.shape[1:])),
+        new_cu_seqlens=address("new_cu_seqlens", out[1], torch.int32, (kept[0] + 1,)),
+        new_row_ids=address("new_row_ids", out[2], torch.int64, (kept[0],)),
         threads=torch.get_num_threads(),  # said each time: a thread new to OpenMP would take all cores
     )
     return out
@@ -127,18 +165,18 @@ def compact_cuda_async(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay
     out = _empty(tokens, cu_seqlens, row_ids, rows, tokens.shape[0])
     shift, counts = cu_seqlens.new_empty(rows), cu_seqlens.new_empty(2)
     error = _C.compact_cuda(
-        tokens=tokens.data_ptr(),
+        tokens=address("tokens", tokens, tokens.dtype, tokens.shape, cuda=True),
         width_bytes=_width_bytes(tokens),
         token_count=tokens.shape[0],
-        cu_seqlens=cu_seqlens.data_ptr(),
-        row_ids=row_ids.data_ptr(),
-        stay=stay.data_ptr(),
+        cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,), cuda=True),
+        row_ids=address("row_ids", row_ids, torch.int64, (rows,), cuda=True),
+        stay=address("stay", stay, torch.bool, (rows,), cuda=True),
         rows=rows,
-        new_tokens=out[0].data_ptr(),
-        new_cu_seqlens=out[1].data_ptr(),
-        new_row_ids=out[2].data_ptr(),
-        shift=shift.data_ptr(),
-        counts=counts.data_ptr(),
+        new_tokens=address("new_tokens", out[0], tokens.dtype, tokens.shape, cuda=True),
+        new_cu_seqlens=address("new_cu_seqlens", out[1], torch.int32, (rows + 1,), cuda=True),
+        new_row_ids=address("new_row_ids", out[2], torch.int64, (rows,), cuda=True),
+        shift=address("shift", shift, torch.int32, (rows,), cuda=True),
+        counts=address("counts", counts, torch.int32, (2,), cuda=True),
         device=tokens.get_device(),
         stream=torch.cuda.current_stream(tokens.device).cuda_stream,
     )

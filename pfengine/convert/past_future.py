@@ -35,7 +35,7 @@ def convert(
         if tensor is None or tensor.dim() != dims:
             got = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
             faults.append(f"'{key}' {got}; a Past-Future checkpoint has it with {dims} dimensions")
-            return torch.zeros([1] * dims)
+            return torch.zeros([1] * dims, dtype=torch.float32, device="cpu")
         return tensor
 
     projections, projection_bias = get("classifiers.weight", 3), get("classifiers.bias", 2)

@@ -12,6 +12,7 @@ import torch
 from .. import encoder
 from ..api import BATCH_TOKENS, Engine
 from ..exits.placement import Costs, Price
+from ..surroundings import undisturbed
 from ..tokenization import Row, batches, pack
 
 SPLIT = 4  # batches are also measured in so many parts, to tell a call's cost from its rows'
@@ -53,7 +54,7 @@ def _pass(engine: Engine, parts: Sequence[Any], criterion: Any) -> tuple[np.ndar
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    with torch.inference_mode():
+    with undisturbed():
         for part in parts:
             start = clock()
             batch = encoder.embed(model.encoder, pack(part, model.config).to(engine.device))

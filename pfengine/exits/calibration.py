@@ -19,9 +19,9 @@ def exits_taken(criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[
     exit_layers: 1-based, the last is the full model's.
     """
     rows = logits.shape[1]
-    row_ids, state = torch.arange(rows), None
-    taken = torch.full((rows,), exit_layers[-1])
-    gone = torch.zeros(rows, dtype=torch.bool)
+    row_ids, state = torch.arange(rows, dtype=torch.int64, device="cpu"), None
+    taken = torch.full((rows,), exit_layers[-1], dtype=torch.int64, device="cpu")
+    gone = torch.zeros(rows, dtype=torch.bool, device="cpu")
     for layer, values in zip(exit_layers[:-1], logits, strict=False):
         leave, state = criterion(layer, torch.from_numpy(values), state, row_ids)
         taken[leave & ~gone] = layer

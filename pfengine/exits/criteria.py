@@ -152,28 +152,25 @@ class Patience(Criterion):
 class Replay(Criterion):
     """Leave at a layer given beforehand: row r at layers[r]. The full cost of every head is paid all the same."""
 
-    def __init__(self, layers: Sequence[int] | Tensor) -> None:
+    def __init__(self, layers: Sequence[int] | np.ndarray | Tensor) -> None:
         """layers: exit layer of each row of the input, 1-based, [rows]."""
         try:
-            given = torch.as_tensor(layers)
+            given = layers.numpy(force=True) if isinstance(layers, Tensor) else np.asarray(layers)
         except (TypeError, ValueError, RuntimeError):
-            given = torch.empty(0, 0)
-        whole = not given.numel() or not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-        if given.dim() != 1 or not whole or (given < 1).any():
+            given = np.empty((0, 0))
+        whole = not given.size or given.dtype.kind in "iu"
+        if given.ndim != 1 or not whole or (given < 1).any() or (given > np.iinfo(np.int64).max).any():
             raise ConfigError("replay takes one exit layer >= 1 for each row, as a flat list of integers")
-        self.layers = given.to(torch.int64)
-        self._on_host = self.layers.numpy(force=True)
-        self.rows = len(self._on_host)
+        self.layers = given.astype(np.int64)
+        self.rows = len(self.layers)
 
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
     ) -> tuple[Tensor, CriterionState]:
-        if self.layers.device != row_ids.device:
-            self.layers = self.layers.to(row_ids.device)
-        return self.layers.index_select(0, row_ids) <= layer, None
+        return torch.from_numpy(self.layers).to(row_ids.device).index_select(0, row_ids) <= layer, None
 
     def in_numbers(self, row_ids: np.ndarray) -> tuple[float, np.ndarray | None] | None:
-        return (-math.inf, self._on_host[row_ids]) if type(self) is Replay else None
+        return (-math.inf, self.layers[row_ids]) if type(self) is Replay else None
 
     def __repr__(self) -> str:
         return "replay:" + ",".join(map(str, self.layers.tolist()))

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import extension
+from ..extension import address, room
 from . import Activation, Block, Exit, Norm, Pooling
 from .model import prepare_model as prepare_model
-from .packing import Linear, address, pack_linear
+from .packing import Linear, pack_linear
 from .packing import fast_precisions as fast_precisions
 from .packing import kernels as kernels
 from .packing import prepare_linear as prepare_linear
@@ -65,12 +66,16 @@ class PreparedExit(NamedTuple):
     parts: tuple[Any, ...]
 
 
-def _rows(name: str, x: Tensor, columns: int, rows: int | None = None) -> Tensor:
-    """x as float32 [rows, columns] whose rows may lie apart; ValueError where its shape is another."""
-    if x.dim() != 2 or x.shape[1] != columns or (rows is not None and x.shape[0] != rows):
-        raise ValueError(f"{name} is {list(x.shape)}, expected [{'rows' if rows is None else rows}, {columns}]")
-    x = x.float()
-    return x if x.stride(1) == 1 or columns == 1 else x.contiguous()
+def _rows(x: Tensor) -> Tensor:
+    """x as float32 whose rows may lie apart."""
+    x = x if x.dtype is torch.float32 else x.float()
+    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """x as contiguous float32; what it is already is asked first, which is faster."""
+    x = x if x.dtype is torch.float32 else x.float()
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
@@ -81,9 +86,10 @@ def _linear(
     x: Tensor, weights: Linear, activation: Activation, first: int, columns: int, add: Tensor | None = None
 ) -> Tensor:
     """`columns` output columns from `first` on, which begins a panel."""
-    x = _rows("x", x, weights.inputs)
-    add = add if add is None else _rows("add", add, columns, len(x))
-    C, out = extension.native(), torch.empty(x.shape[0], columns)
+    x = _rows(x)
+    rows = x.shape[0]
+    add = add if add is None else _rows(add)
+    C, (out, to) = extension.native(), room((rows, columns), torch.float32)
     C.run_linear(
         kernels=kernels(),
         precision=weights.precision,
@@ -91,54 +97,54 @@ def _linear(
         first_column=first,
         columns=columns,
         activation=getattr(C.Activation, activation),
-        x=x.data_ptr(),
+        x=address("x", x, torch.float32, (rows, weights.inputs), apart=True),
         stride=x.stride(0),
-        rows=x.shape[0],
-        add=address(add),
+        rows=rows,
+        add=address("add", add, torch.float32, (rows, columns), apart=True),
         add_stride=0 if add is None else add.stride(0),
-        out=out.data_ptr(),
+        out=to,
         threads=torch.get_num_threads(),
     )
     return out
 
 
-def _norm(norm: Norm) -> tuple[Any, tuple[Tensor, Tensor]]:
-    weight, bias = norm.weight.float().contiguous(), norm.bias.float().contiguous()
-    return extension.native().Norm(weight=weight.data_ptr(), bias=bias.data_ptr(), eps=norm.eps), (weight, bias)
+def _norm(norm: Norm, size: int) -> tuple[Any, tuple[Tensor, ...]]:
+    parts = {"weight": norm.weight.float().contiguous(), "bias": norm.bias.float().contiguous()}
+    where = {name: address(name, part, torch.float32, (size,)) for name, part in parts.items()}
+    return extension.native().Norm(eps=norm.eps, **where), tuple(parts.values())
 
 
 def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
     dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
     word, position, token_type = (table.to(dtype).contiguous() for table in tables)
-    native_norm, parts = _norm(norm)
+    size = word.shape[1]
+    native_norm, parts = _norm(norm, size)
     native = extension.native().Embedding(
-        word=word.data_ptr(),
-        position=position.data_ptr(),
-        token_type=token_type.data_ptr(),
+        word=address("word", word, dtype, (len(word), size)),
+        position=address("position", position, dtype, (len(position), size)),
+        token_type=address("token_type", token_type, dtype, (len(token_type), size)),
         words=len(word),
         positions=len(position),
         token_types=len(token_type),
-        size=word.shape[1],
+        size=size,
         bf16=dtype == torch.bfloat16,
         norm=native_norm,
     )
-    return Embedding(native, word.shape[1], (word, position, token_type, *parts))
+    return Embedding(native, size, (word, position, token_type, *parts))
 
 
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
     ids, positions, types = (x.contiguous() for x in (ids, positions, types))
-    for name, x in (("ids", ids), ("positions", positions), ("types", types)):
-        if x.dtype != torch.int64 or x.shape != (len(ids),):
-            raise ValueError(f"{name} is {x.dtype} {list(x.shape)}, expected torch.int64 [{len(ids)}]")
-    out = torch.empty(len(ids), weights.size)
+    tokens = len(ids)
+    out, to = room((tokens, weights.size), torch.float32)
     extension.native().run_embed(
         kernels=kernels(),
         embedding=weights.native,
-        ids=ids.data_ptr(),
-        positions=positions.data_ptr(),
-        types=types.data_ptr(),
-        tokens=len(ids),
-        out=out.data_ptr(),
+        ids=address("ids", ids, torch.int64, (tokens,)),
+        positions=address("positions", positions, torch.int64, (tokens,)),
+        types=address("types", types, torch.int64, (tokens,)),
+        tokens=tokens,
+        out=to,
         threads=torch.get_num_threads(),
     )
     return out
@@ -150,8 +156,9 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     for name in ("qkv", "attention_output", "intermediate", "output"):
         weight, bias = getattr(block, name)
         parts[name] = pack_linear(weight, bias, dtype)
-    attention_norm, attention_tensors = _norm(block.attention_norm)
-    output_norm, output_tensors = _norm(block.output_norm)
+    hidden = parts["output"].outputs
+    attention_norm, attention_tensors = _norm(block.attention_norm, hidden)
+    output_norm, output_tensors = _norm(block.output_norm, hidden)
     native = C.Layer(
         precision=parts["qkv"].precision,
         activation=getattr(C.Activation, block.activation),
@@ -163,79 +170,69 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
         **{name: part.native for name, part in parts.items()},
     )
     tensors = [*attention_tensors, *output_tensors, *(t for part in parts.values() for t in part.tensors)]
-    return PreparedBlock(native, parts["output"].outputs, C.qkv_stride(native), tuple(tensors))
-
-
-def _check_tokens(x: Tensor, hidden: int) -> None:
-    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != hidden or not x.is_contiguous():
-        raise ValueError(f"x is {x.dtype} {list(x.shape)}, expected contiguous torch.float32 [tokens, {hidden}]")
-
-
-def _check_ragged(x: Tensor, cu_seqlens: Tensor, hidden: int) -> None:
-    _check_tokens(x, hidden)
-    if cu_seqlens.dtype != torch.int32 or not cu_seqlens.is_contiguous() or cu_seqlens.dim() != 1:
-        raise ValueError(
-            f"cu_seqlens is {cu_seqlens.dtype} {list(cu_seqlens.shape)}, expected contiguous torch.int32 [rows + 1]"
-        )
+    return PreparedBlock(native, hidden, C.qkv_stride(native), tuple(tensors))
 
 
 def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    rows = cu_seqlens.shape[0] - 1
-    _check_ragged(x, cu_seqlens, weights.hidden)
-    out = torch.empty(rows if first_only else x.shape[0], weights.hidden)
+    tokens, rows, hidden = x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
+    out, to = room((rows if first_only else tokens, hidden), torch.float32)
     extension.native().run_layer(
         kernels(),
         weights.native,
-        x.data_ptr(),
-        x.shape[0],
-        cu_seqlens.data_ptr(),
+        address("x", x, torch.float32, (tokens, hidden)),
+        tokens,
+        address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
         rows,
         first_only,
-        out.data_ptr(),
+        to,
         torch.get_num_threads(),
     )
     return out
 
 
 def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, OpenedBlock]:
-    _check_ragged(x, cu_seqlens, weights.hidden)
-    C, tokens, rows = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1
-    qkv = torch.empty(tokens * weights.qkv_stride + 64, dtype=torch.uint8)
-    first = torch.empty(rows, weights.hidden)
+    C, tokens, rows, hidden = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
+    qkv, qkv_to = room((_qkv_bytes(tokens, weights),), torch.uint8)
+    first, first_to = room((rows, hidden), torch.float32)
     C.open_layer(
         kernels=kernels(),
         layer=weights.native,
-        x=x.data_ptr(),
+        x=address("x", x, torch.float32, (tokens, hidden)),
         tokens=tokens,
-        cu_seqlens=cu_seqlens.data_ptr(),
+        cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
         rows=rows,
-        qkv=qkv.data_ptr(),
-        first=first.data_ptr(),
+        qkv=qkv_to,
+        first=first_to,
         threads=torch.get_num_threads(),
     )
     return first, OpenedBlock(x, cu_seqlens, weights, qkv, first)
 
 
+def _qkv_bytes(tokens: int, weights: PreparedBlock) -> int:
+    return tokens * weights.qkv_stride + 64
+
+
 def close_block(opened: OpenedBlock, stay: Tensor) -> tuple[Tensor, Tensor]:
     x, cu_seqlens, weights, qkv, first = opened
-    tokens, rows, stay = x.shape[0], cu_seqlens.shape[0] - 1, stay.contiguous()
-    if stay.dtype != torch.bool or stay.shape != (rows,):
-        raise ValueError(f"stay is {stay.dtype} {list(stay.shape)}, expected torch.bool [{rows}]")
-    C = extension.native()
-    kept_rows, kept_tokens = C.count_kept(cu_seqlens.data_ptr(), stay.data_ptr(), rows, tokens)
-    out, bounds = torch.empty(kept_tokens, weights.hidden), torch.empty(kept_rows + 1, dtype=torch.int32)
+    C, tokens, rows, hidden = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
+    stay = stay.contiguous()
+    starts = address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,))
+    staying = address("stay", stay, torch.bool, (rows,))
+    kept_rows, kept_tokens = C.count_kept(starts, staying, rows, tokens)
+    out, to = room((kept_tokens, hidden), torch.float32)
+    bounds, bounds_to = room((kept_rows + 1,), torch.int32)
     C.close_layer(
         kernels=kernels(),
         layer=weights.native,
-        x=x.data_ptr(),
+        x=address("x", x, torch.float32, (tokens, hidden)),
         tokens=tokens,
-        cu_seqlens=cu_seqlens.data_ptr(),
+        cu_seqlens=starts,
         rows=rows,
-        qkv=qkv.data_ptr(),
-        first=first.data_ptr(),
-        stay=stay.data_ptr(),
-        out=out.data_ptr(),
-        new_cu_seqlens=bounds.data_ptr(),
+        qkv=address("qkv", qkv, torch.uint8, (_qkv_bytes(tokens, weights),)),
+        first=address("first", first, torch.float32, (rows, hidden)),
+        stay=staying,
+        out=to,
+        new_cu_seqlens=bounds_to,
         threads=torch.get_num_threads(),
     )
     return out, bounds
@@ -286,20 +283,19 @@ def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, pro
 
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
     rows, labels = past.shape
-    past, gates = _rows("past", past, labels), _rows("gates", gates, gates.shape[1], rows)
     if gates.shape[1] not in (1, labels) or (gate is None and future is None):
         raise ValueError(f"gates is {list(gates.shape)}, expected [{rows}, 1 or {labels}], and without gate a future")
-    past, gates = past.contiguous(), gates.contiguous()
-    future = future if future is None else _rows("future", future, labels, rows).contiguous()
-    out = torch.empty(rows, labels)
+    past, gates = _contiguous(past), _contiguous(gates)
+    future = future if future is None else _contiguous(future)
+    out, to = room(shape := (rows, labels), torch.float32)
     extension.native().run_merge(
         kernels=kernels(),
         merge=_merge("paper" if gate is None else "authors", labels, gates.shape[1], gate, count),
-        past=past.data_ptr(),
-        gates=gates.data_ptr(),
-        future=address(future),
+        past=address("past", past, torch.float32, shape),
+        gates=address("gates", gates, torch.float32, (rows, gates.shape[1])),
+        future=address("future", future, torch.float32, shape),
         rows=rows,
-        out=out.data_ptr(),
+        out=to,
     )
     return out
 
@@ -338,22 +334,22 @@ def prepare_exit(parts: Exit) -> PreparedExit:
 def exit(
     x: Tensor, cu_seqlens: Tensor, weights: PreparedExit, add: Tensor | None, answer: bool
 ) -> tuple[Tensor | None, Tensor]:
-    x, rows = x.float(), len(cu_seqlens) - 1
-    _check_ragged(x, cu_seqlens, weights.hidden)
+    x, rows = _contiguous(x), len(cu_seqlens) - 1
+    tokens, width, labels = x.shape[0], weights.width, weights.labels
     if add is not None:
-        add = _rows("add", add, weights.width, rows).contiguous()
-    past = torch.empty(rows, weights.width)
-    logits = torch.empty(rows, weights.labels) if answer else None
+        add = _contiguous(add)
+    past, past_to = room((rows, width), torch.float32)
+    logits, logits_to = room((rows, labels), torch.float32) if answer else (None, 0)
     extension.native().run_exit(
         kernels(),
         weights.native,
-        x.data_ptr(),
-        x.shape[0],
-        cu_seqlens.data_ptr(),
+        address("x", x, torch.float32, (tokens, weights.hidden)),
+        tokens,
+        address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
         rows,
-        address(add),
-        past.data_ptr(),
-        address(logits),
+        address("add", add, torch.float32, (rows, width)),
+        past_to,
+        logits_to,
         torch.get_num_threads(),
     )
     return logits, past

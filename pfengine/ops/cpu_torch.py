@@ -70,10 +70,10 @@ class Imitation(NamedTuple):
 def has_packed_linear() -> bool:
     """Does this torch build carry oneDNN's packed linear op? They are private, so they are tried, once."""
     try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16), 2)
+        one = torch.eye(16, dtype=torch.float32, device="cpu")
+        weight = torch.ops.mkldnn._reorder_linear_weight(one, 2)
         ok = torch.equal(
-            torch.ops.mkldnn._linear_pointwise.default(torch.eye(16), weight, torch.zeros(16), "none", [], ""),
-            torch.eye(16),
+            torch.ops.mkldnn._linear_pointwise.default(one, weight, one.new_zeros(16), "none", [], ""), one
         )
     except (AttributeError, RuntimeError, NotImplementedError):
         ok = False

@@ -138,7 +138,7 @@ def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[T
 
 def close_block(opened: tuple[Tensor, Tensor], stay: Tensor) -> tuple[Tensor, Tensor]:
     y, cu_seqlens = opened
-    row_ids = torch.arange(len(stay), device=y.device)
+    row_ids = torch.arange(len(stay), dtype=torch.int64, device=y.device)
     if y.is_cuda and extension.has_cuda():
         return extension.compact_cuda(y, cu_seqlens, row_ids, stay)[:2]
     count, longest = full(len(stay), y.device), int(cu_seqlens.diff().max())

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
+from ..surroundings import undisturbed
 from .cuda_model import Bucket, Buffers, Plan, PreparedModel, run_segment
 from .model import Rule
 
@@ -114,11 +115,11 @@ class Lane:
             self.graphs = Graphs(Recorder(self.device), MAX_GRAPHS, GRAPH_MEMORY * memory)
             self.stream, self.side = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
         self.left = self.host(len(weights.layers), 2, dtype=torch.int32)  # behind each layer: rows, tokens
-        with torch.inference_mode(), self.on_stream():  # which is the one that reads what is filled in here
+        with undisturbed(), self.on_stream():  # which is the one that reads what is filled in here
             self.fit(LEAST_ROWS, LEAST_TOKENS)
 
     def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, pin_memory=self.stream is not None)
+        return torch.empty(*shape, dtype=dtype, device="cpu", pin_memory=self.stream is not None)
 
     def fit(self, rows: int, tokens: int) -> None:
         """Room for so many."""
@@ -130,7 +131,7 @@ class Lane:
             self.graphs.clear()
 
     def run(self, packed: Packed, rule: Rule, places: np.ndarray, logits: np.ndarray, exit_layers: np.ndarray) -> None:
-        with torch.inference_mode(), self.on_stream():
+        with undisturbed(), self.on_stream():
             rows, tokens = len(places), len(packed.ids)
             bucket = Bucket.of(rows, tokens, int(np.diff(packed.cu_seqlens).max()))
             tested = bytes(

@@ -102,12 +102,12 @@ class Buffers:
         self.rows, self.tokens, self.labels = rows, tokens, weights.labels
         self.ids_from = -(-(2 + rows + rows // 2 + 1) // 16) * 16
         self.inbox = torch.zeros(self.ids_from + 3 * tokens, dtype=torch.int64, device=device)
-        self.row_ids = torch.arange(rows, device=device)
+        self.row_ids = torch.arange(rows, dtype=torch.int64, device=device)
         self.states = [torch.empty(tokens, weights.hidden, dtype=dtype, device=device) for _ in range(2)]
         width = max(len(parts.past.weight) for parts in exits)
-        self.pasts = [torch.empty(rows * width, device=device) for _ in range(2)]
+        self.pasts = [torch.empty(rows * width, dtype=torch.float32, device=device) for _ in range(2)]
         self.slots = [Survivors.empty(rows, tokens, device) for _ in range(2)]
-        self.logits = torch.empty(rows, self.labels, device=device)
+        self.logits = torch.empty(rows, self.labels, dtype=torch.float32, device=device)
         self.exit_layers = torch.empty(rows, dtype=torch.int64, device=device)
 
     @staticmethod

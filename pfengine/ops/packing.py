@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import extension
 from ..errors import ConfigError
+from ..extension import address
 from .quantisation import quantise_weight
 
 THIN = 16  # fp32 layers of as many outputs or fewer stay as they are: a panel would be mostly padding
@@ -59,11 +60,13 @@ def pack_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, thin: bool 
         numbers = weight.to(dtype)
     packed, bias = numbers.contiguous() if thin else _pack(numbers), bias.float().contiguous()
     C = extension.native()
+    panel, group = kernels().panel, {"fp32": 1, "bf16": 2, "int8": 4, "int4": 8}[precision]
+    shape = (outputs, inputs) if thin else (-(-outputs // panel), -(-inputs // group), panel)
     native = C.Linear(
-        weights=packed.data_ptr(),
-        scale=address(scale),
-        sum=address(total),
-        bias=bias.data_ptr(),
+        weights=address("weight", packed, torch.float32 if thin else torch.int32, shape),
+        scale=address("scale", scale, torch.float32, (outputs,)),
+        sum=address("sum", total, torch.float32, (outputs,)),
+        bias=address("bias", bias, torch.float32, (outputs,)),
         inputs=inputs,
         outputs=outputs,
         thin=thin,
@@ -83,7 +86,3 @@ def _halves(numbers: Tensor) -> Tensor:
     """int8 [out, in] of -7 to 7 -> int8 [out, in / 2]: words of 8, the first 4 in the lower halves of their bytes."""
     words = F.pad(numbers, (0, -numbers.shape[1] % 8)).unflatten(1, (-1, 2, 4))
     return (words[:, :, 1] * 16 + (words[:, :, 0] & 15)).flatten(1)
-
-
-def address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

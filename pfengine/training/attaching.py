@@ -15,6 +15,7 @@ from .. import checkpoint, data, encoder, saving
 from ..api import BATCH_TOKENS, Engine, load
 from ..config import EngineConfig
 from ..errors import ConfigError, InputError
+from ..surroundings import undisturbed
 from ..tokenization import Row, batches, pack
 from .config import TrainingConfig
 from .fit import fit, forget
@@ -132,10 +133,11 @@ def first_states(engine: Engine, texts: list[Any], progress: Any = None) -> tupl
         if isinstance(row, InputError):
             raise ConfigError(f"training data, {row}")
         rows.append(row)
-    states = torch.empty(len(rows), model.num_layers, model.config.hidden_size)
-    logits = torch.empty(len(rows), model.config.num_labels)
+    size = (len(rows), model.num_layers, model.config.hidden_size)
+    states = torch.empty(size, dtype=torch.float32, device="cpu")
+    logits = torch.empty(len(rows), model.config.num_labels, dtype=torch.float32, device="cpu")
     packed = list(batches(rows, BATCH_TOKENS))
-    with torch.inference_mode():
+    with undisturbed():
         for part in progress(packed, len(packed)) if progress is not None else packed:
             batch = encoder.embed(model.encoder, pack(part, model.config).to(engine.device))
             places = batch.row_ids.cpu()

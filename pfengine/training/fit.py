@@ -59,7 +59,7 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         longest = max(row["length"] for row in rows)
-        ids = torch.full((len(rows), longest), self.pad)
+        ids = torch.full((len(rows), longest), self.pad, dtype=torch.int64, device="cpu")
         types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : row["length"]] = torch.from_numpy(row["input_ids"])
@@ -68,7 +68,9 @@ class Collator:
                 types[i, : row["length"]] = torch.from_numpy(row["types"])
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         if "labels" in rows[0]:
-            batch["labels"] = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
+            labels = [row["labels"] for row in rows]
+            kind = torch.float32 if isinstance(labels[0], float) else torch.int64
+            batch["labels"] = torch.tensor(labels, dtype=kind, device="cpu")
         return batch
 
 

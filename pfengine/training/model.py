@@ -38,7 +38,9 @@ class ExitModel(nn.Module):
         self._keys: dict[str, str] = {}
         self.exit_head = nn.Module()  # no ParameterDict: DataParallel's copies of one are empty
         for key, shape in HEADS[head["type"]].shapes(config, head).items():
-            value = torch.zeros(shape) if key.endswith("bias") else torch.randn(shape) * std
+            value = torch.zeros(shape, dtype=torch.float32, device="cpu")
+            if not key.endswith("bias"):
+                value = torch.randn(shape, dtype=torch.float32, device="cpu") * std
             name = key.removeprefix(PREFIX).replace(".", "_")
             self._keys[name] = key
             self.exit_head.register_parameter(name, nn.Parameter(value))

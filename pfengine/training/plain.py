@@ -45,4 +45,4 @@ def _batch(first: Tensor) -> RaggedBatch:
     """Rows of one token each."""
     rows = len(first)
     bounds = torch.arange(rows + 1, dtype=torch.int32, device=first.device)
-    return RaggedBatch(first, bounds, torch.arange(rows, device=first.device))
+    return RaggedBatch(first, bounds, torch.arange(rows, dtype=torch.int64, device=first.device))

@@ -192,14 +192,16 @@ def test_wrong_bounds_are_refused(bounds: list[int], message: str) -> None:
 def test_wrong_shapes_are_refused() -> None:
     weights = cpu.prepare_block(random_block(48, 4, 12, 72), torch.float32)
     with pytest.raises(
-        ValueError, match=r"x is torch.float32 \[4, 47\], expected contiguous torch.float32 \[tokens, 48\]"
+        ValueError, match=r"x is torch.float32 \[4, 47\] on cpu, expected contiguous torch.float32 \[4, 48\]"
     ):
         cpu.block(torch.randn(4, 47), bounds_of([4]), weights, False)
     with pytest.raises(ValueError, match=r"x is torch.float64"):
         cpu.block(torch.randn(4, 48).double(), bounds_of([4]), weights, False)
     with pytest.raises(ValueError, match=r"cu_seqlens is torch.int64"):
         cpu.block(torch.randn(4, 48), bounds_of([4]).long(), weights, False)
-    with pytest.raises(ValueError, match=r"x is \[4, 5\], expected \[rows, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"x is torch.float32 \[4, 5\] on cpu, expected contiguous torch.float32 \[4, 3\]"
+    ):
         cpu.linear(torch.randn(4, 5), cpu.prepare_linear(torch.randn(2, 3), torch.randn(2), torch.float32), "none")
 
 

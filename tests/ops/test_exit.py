@@ -132,7 +132,9 @@ def test_bad_shapes_are_refused() -> None:
     bounds = torch.tensor([0, 1, 2], dtype=torch.int32)
     with pytest.raises(ValueError, match=r"x is torch.float32 \[2, 47\]"):
         cpu.exit(torch.randn(2, 47), bounds, weights, None, True)
-    with pytest.raises(ValueError, match=r"add is \[3, 2\], expected \[2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"add is torch.float32 \[3, 2\] on cpu, expected contiguous torch.float32 \[2, 2\]"
+    ):
         cpu.exit(torch.randn(2, 48), bounds, weights, torch.randn(3, 2), True)
     with pytest.raises(ValueError, match="row 1 starts at token 7 of 2"):
         cpu.exit(torch.randn(2, 48), torch.tensor([0, 7, 8], dtype=torch.int32), weights, None, True)
