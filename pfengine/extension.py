@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import processors
+
 _missing = ""  # why _C is not there
 try:
     from . import _C
@@ -34,6 +36,11 @@ def native() -> Any:
     if _missing:
         raise RuntimeError(f"the compiled kernels are not available: {status()}")
     return _C
+
+
+def threads() -> int:
+    """For one call of `_C`: torch's number, but no more than there are processors for this process."""
+    return min(torch.get_num_threads(), processors.allowed())
 
 
 @functools.cache
@@ -103,7 +110,7 @@ def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -
         new_tokens=out[0].data_ptr(),
         new_cu_seqlens=out[1].data_ptr(),
         new_row_ids=out[2].data_ptr(),
-        threads=torch.get_num_threads(),  # said each time: a thread new to OpenMP would take all cores
+        threads=threads(),
     )
     return out
 

@@ -97,7 +97,7 @@ def _linear(
         add=address(add),
         add_stride=0 if add is None else add.stride(0),
         out=out.data_ptr(),
-        threads=torch.get_num_threads(),
+        threads=extension.threads(),
     )
     return out
 
@@ -139,7 +139,7 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
         types=types.data_ptr(),
         tokens=len(ids),
         out=out.data_ptr(),
-        threads=torch.get_num_threads(),
+        threads=extension.threads(),
     )
     return out
 
@@ -192,7 +192,7 @@ def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: boo
         rows,
         first_only,
         out.data_ptr(),
-        torch.get_num_threads(),
+        extension.threads(),
     )
     return out
 
@@ -211,7 +211,7 @@ def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[T
         rows=rows,
         qkv=qkv.data_ptr(),
         first=first.data_ptr(),
-        threads=torch.get_num_threads(),
+        threads=extension.threads(),
     )
     return first, OpenedBlock(x, cu_seqlens, weights, qkv, first)
 
@@ -236,7 +236,7 @@ def close_block(opened: OpenedBlock, stay: Tensor) -> tuple[Tensor, Tensor]:
         stay=stay.data_ptr(),
         out=out.data_ptr(),
         new_cu_seqlens=bounds.data_ptr(),
-        threads=torch.get_num_threads(),
+        threads=extension.threads(),
     )
     return out, bounds
 
@@ -354,6 +354,6 @@ def exit(
         address(add),
         past.data_ptr(),
         address(logits),
-        torch.get_num_threads(),
+        extension.threads(),
     )
     return logits, past
