@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import processors
+from . import forking, processors
 
 _missing = ""  # why _C is not there
 try:
@@ -39,8 +39,11 @@ def native() -> Any:
 
 
 def threads() -> int:
-    """For one call of `_C`: torch's number, but no more than there are processors for this process."""
-    return min(torch.get_num_threads(), processors.allowed())
+    """For one call of `_C`: torch's number, but no more than there are processors for this process.
+
+    The child of a fork has the number of its parent.
+    """
+    return min(forking.torch_threads(), processors.allowed())
 
 
 @functools.cache
@@ -53,15 +56,14 @@ def status() -> str:
     """What is built, what is not and why, in one line."""
     if _missing:
         return f"no pfengine._C: {_missing}"
-    built = "pfengine._C" if _C.has_openmp else "pfengine._C (one thread: built without OpenMP)"
     if not _C.has_cuda:
-        return f"{built} with C++ code; built without CUDA"
+        return "pfengine._C with C++ code; built without CUDA"
     devices, error = _C.cuda_device_count()
     if error:
-        return f"{built} with C++ and CUDA code; no GPU: {_C.cuda_error_string(error)}"
+        return f"pfengine._C with C++ and CUDA code; no GPU: {_C.cuda_error_string(error)}"
     if not devices:
-        return f"{built} with C++ and CUDA code; no GPU of compute capability 8.0 or more"
-    return f"{built} with C++ and CUDA code; GPUs: {devices}"
+        return "pfengine._C with C++ and CUDA code; no GPU of compute capability 8.0 or more"
+    return f"pfengine._C with C++ and CUDA code; GPUs: {devices}"
 
 
 def warn_once() -> None:

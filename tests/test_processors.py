@@ -14,7 +14,8 @@ from pfengine import extension, processors
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def any_number_of_threads() -> Iterator[None]:
+    """Not here: as many as this machine has, or a test says it has."""
     threads = torch.get_num_threads()
     processors._rounded_quota.cache_clear()
     yield
