@@ -21,7 +21,7 @@ from setuptools.errors import BaseError, CompileError, LinkError
 ROOT = Path(__file__).parent.resolve()
 CPP_SOURCES = [
     "csrc/bindings.cpp",
-    *(f"csrc/cpu/{name}.cpp" for name in ("compact", "exit", "find_kernels", "layer", "linear", "model")),
+    *(f"csrc/cpu/{name}.cpp" for name in ("compact", "crew", "exit", "find_kernels", "layer", "linear", "model")),
 ]
 KERNELS = "csrc/cpu/kernels.cpp"  # built once for each of these; which of them runs is decided at run time
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma"]
@@ -33,8 +33,8 @@ CUDA_SOURCES = ["csrc/cuda/compact.cu"]
 CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC", *CUDA_TARGETS]
 
-CPU, CUDA, NO_OPENMP = "C++", "C++ and CUDA", "C++, no OpenMP"
-ATTEMPTS = {"auto": [CUDA, CPU, NO_OPENMP], "cuda": [CUDA], "cpu": [CPU, NO_OPENMP], "0": []}
+CPU, CUDA = "C++", "C++ and CUDA"
+ATTEMPTS = {"auto": [CUDA, CPU], "cuda": [CUDA], "cpu": [CPU], "0": []}
 
 
 def find_nvcc() -> Path | None:
@@ -73,9 +73,8 @@ class BuildExtension(build_ext):
     def build_extension(self, extension: Pybind11Extension) -> None:
         compile_args, link_args = extension.extra_compile_args, extension.extra_link_args
         for attempt in ATTEMPTS[MODE]:
-            openmp = [] if attempt == NO_OPENMP else ["-fopenmp"]
-            extension.extra_compile_args = [*compile_args, "-O3", *openmp]
-            extension.extra_link_args = [*link_args, *openmp]
+            extension.extra_compile_args = [*compile_args, "-O3"]
+            extension.extra_link_args = [*link_args, "-pthread"]
             extension.extra_objects, extension.define_macros = [], []
             try:
                 self.add_kernels(extension)

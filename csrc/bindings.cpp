@@ -287,11 +287,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_entropy_below", &run_entropy_below, "logits"_a, "rows"_a, "labels"_a, "threshold"_a, "out"_a);
   m.def("run_embed", &run_embed, "kernels"_a, "embedding"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a, "out"_a,
         "threads"_a, NoGil());
-#ifdef _OPENMP
-  m.attr("has_openmp") = true;
-#else
-  m.attr("has_openmp") = false;
-#endif
 #ifdef PFENGINE_CUDA
   m.attr("has_cuda") = true;
   m.def("compact_cuda", &compact_cuda, "tokens"_a, "width_bytes"_a, "token_count"_a, "cu_seqlens"_a, "row_ids"_a,

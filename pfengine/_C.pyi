@@ -4,7 +4,6 @@ import enum
 
 import numpy as np
 
-has_openmp: bool
 has_cuda: bool  # the three functions with "cuda" in their name are there
 
 def count_kept(cu_seqlens: int, stay: int, rows: int, tokens: int) -> tuple[int, int]: ...

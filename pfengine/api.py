@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import checkpoint, engine, extension
+from . import checkpoint, engine, extension, forking
 from .ahead import run_ahead
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
@@ -154,6 +154,7 @@ class Engine:
         self.checkpoint = replace(ckpt, tensors={})  # its tensors live on, prepared, in the model
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
+        self._forks = forking.forks
         self._workers = ThreadPoolExecutor(model.lanes, "pfengine") if model.lanes > 1 else None
 
     def __repr__(self) -> str:
@@ -300,6 +301,7 @@ class Engine:
         rows, tokens: of a batch, and of each of its rows, every combination. On a GPU kernels are compiled and their
         launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
         """
+        self._check_process()
         for count in [whole("rows", count) for count in rows]:
             for length in sorted({min(whole("tokens", size), self.max_length) for size in tokens}):
                 batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
@@ -316,10 +318,19 @@ class Engine:
             return self.criterion
         return choose(self.checkpoint, self.criterion if criterion is None else criterion, threshold, speedup)
 
+    def _check_process(self) -> None:
+        """A GPU's memory is not the forked child's."""
+        if self.device.type != "cpu" and self._forks != forking.forks:
+            raise ConfigError(
+                f"this engine was loaded on {self.device} before this process was forked, and CUDA cannot be used "
+                "after a fork; load it in the child, or start processes with the method 'spawn'"
+            )
+
     def _windows(
         self, inputs: Any, truncation: str, batch_tokens: int, prompt: bool = False
     ) -> Iterator[list[Row | InputError]]:
         """Rows a few token budgets at a time; `truncation` is checked at once. prompt: as `read_windows` has it."""
+        self._check_process()
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
         return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens, prompt)

@@ -26,6 +26,11 @@ def find_device(name: str) -> torch.device:
         raise ConfigError(f"device is {name!r}; it must be 'auto', 'cpu' or 'cuda'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {name!r}, but torch sees no GPU; use device='cpu'")
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise ConfigError(
+            f"device is {name!r}, but this process was forked from one that had used CUDA, which cannot be used here; "
+            "start processes with the method 'spawn'"
+        )
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         if index >= torch.cuda.device_count():

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import forking, processors
+
 _missing = ""  # why _C is not there
 try:
     from . import _C
@@ -38,6 +40,14 @@ def native() -> Any:
     return _C
 
 
+def threads() -> int:
+    """For one call of `_C`: torch's number, but no more than there are processors for this process.
+
+    The child of a fork has the number of its parent.
+    """
+    return min(forking.torch_threads(), processors.allowed())
+
+
 @functools.cache
 def has_cuda() -> bool:
     """Is the CUDA code there, and a GPU that runs it?"""
@@ -48,15 +58,14 @@ def status() -> str:
     """What is built, what is not and why, in one line."""
     if _missing:
         return f"no pfengine._C: {_missing}"
-    built = "pfengine._C" if _C.has_openmp else "pfengine._C (one thread: built without OpenMP)"
     if not _C.has_cuda:
-        return f"{built} with C++ code; built without CUDA"
+        return "pfengine._C with C++ code; built without CUDA"
     devices, error = _C.cuda_device_count()
     if error:
-        return f"{built} with C++ and CUDA code; no GPU: {_C.cuda_error_string(error)}"
+        return f"pfengine._C with C++ and CUDA code; no GPU: {_C.cuda_error_string(error)}"
     if not devices:
-        return f"{built} with C++ and CUDA code; no GPU of compute capability 8.0 or more"
-    return f"{built} with C++ and CUDA code; GPUs: {devices}"
+        return "pfengine._C with C++ and CUDA code; no GPU of compute capability 8.0 or more"
+    return f"pfengine._C with C++ and CUDA code; GPUs: {devices}"
 
 
 def warn_once() -> None:
@@ -141,7 +150,7 @@ def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -
         new_tokens=address("new_tokens", out[0], tokens.dtype, (kept[1], *tokens.shape[1:])),
         new_cu_seqlens=address("new_cu_seqlens", out[1], torch.int32, (kept[0] + 1,)),
         new_row_ids=address("new_row_ids", out[2], torch.int64, (kept[0],)),
-        threads=torch.get_num_threads(),  # said each time: a thread new to OpenMP would take all cores
+        threads=threads(),
     )
     return out
 

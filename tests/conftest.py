@@ -18,7 +18,7 @@ import pytest
 import tokenizers
 import torch
 
-from pfengine import extension, saving
+from pfengine import extension, processors, saving
 from pfengine.config import EngineConfig, parse_backbone
 from pfengine.heads import HEADS
 
@@ -39,6 +39,12 @@ COMMON = {
     "type_vocab_size": 2,
 }  # fmt: skip
 Make = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a test asks torch for, whatever this machine has."""
+    monkeypatch.setattr(processors, "allowed", lambda: 64)
 
 
 @pytest.fixture(scope="session")

@@ -179,7 +179,7 @@ def test_a_fresh_python_thread() -> None:
 @needs_cpu
 @pytest.mark.parametrize("first", ["torch", "_C"])
 def test_either_import_order(first: str) -> None:
-    """torch and _C both bring OpenMP; whichever comes first, both work."""
+    """Both bring threads; whichever comes first, both work."""
     script = """
         import importlib.util, sys
         def load():
@@ -321,14 +321,10 @@ def test_nothing_is_said_where_it_is_there(caplog: pytest.LogCaptureFixture, mon
     assert not caplog.records
 
 
-NO_OPENMP = "pfengine._C (one thread: built without OpenMP) with C++ and CUDA code; GPUs: 1"
-
-
 @pytest.mark.parametrize(
     ("built", "expected_status"),
     [
         ({"has_cuda": False}, "pfengine._C with C++ code; built without CUDA"),
-        ({"has_openmp": False, "devices": (1, 0)}, NO_OPENMP),
         ({"devices": (0, 35)}, "pfengine._C with C++ and CUDA code; no GPU: old driver"),
         ({"devices": (0, 0)}, "pfengine._C with C++ and CUDA code; no GPU of compute capability 8.0 or more"),
         ({"devices": (2, 0)}, "pfengine._C with C++ and CUDA code; GPUs: 2"),
@@ -336,7 +332,6 @@ NO_OPENMP = "pfengine._C (one thread: built without OpenMP) with C++ and CUDA co
 )
 def test_status(monkeypatch: pytest.MonkeyPatch, built: dict[str, Any], expected_status: str) -> None:
     class FakeModule:
-        has_openmp = built.get("has_openmp", True)
         has_cuda = built.get("has_cuda", True)
 
         def cuda_device_count(self) -> tuple[int, int]:

@@ -222,9 +222,6 @@ template <typename Body>
 void run_blocks(const Kernels& kernels, const Layer& layer, const std::int32_t* bounds, std::int64_t rows,
                 std::int64_t row_tokens, int threads, const Body& body) {
   if (!rows) return;
-#ifndef _OPENMP
-  threads = 1;
-#endif
   const std::int64_t tokens = bounds[rows];
   const std::int64_t wanted = std::min<std::int64_t>({threads, rows, std::max<std::int64_t>(1, tokens / kTeamTokens)});
   std::vector<Block> blocks = cut(bounds, rows, wanted);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ragged.h"
+#include "team.h"
 
 namespace pfengine::cpu {
 namespace {
@@ -80,10 +81,9 @@ void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* c
   // parts of equal bytes, not of equal rows: one long row is shared by all threads
   const std::int64_t parts = std::clamp<std::int64_t>(total / kBytesPerThread, 1, threads);
   const auto border = [&](std::int64_t part) { return part == parts ? total : total / parts * part / kLine * kLine; };
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1) if (parts > 1)
-  for (std::int64_t part = 0; part < parts; ++part) {
-    move(runs, to, border(part), border(part + 1));
-  }
+  run_team(static_cast<int>(parts), [&](const Member& member) {
+    member.each(parts, [&](std::int64_t part) { move(runs, to, border(part), border(part + 1)); });
+  });
 }
 
 }  // namespace pfengine::cpu

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "scratch.h"
+#include "team.h"
 
 namespace pfengine::cpu {
 namespace {
@@ -60,13 +61,14 @@ void run_thin(const Kernels& kernels, const Linear& linear, Activation activatio
               Matrix add, float* out, int threads) {
   const int used =
       static_cast<int>(std::clamp<std::int64_t>(rows * linear.inputs * linear.outputs / kSumsPerThread, 1, threads));
-#pragma omp parallel for num_threads(used) schedule(static) if (used > 1)
-  for (std::int64_t row = 0; row < rows; ++row) {
-    float* to = out + row * linear.outputs;
-    apply_row(kernels, linear, x.data + row * x.stride, to);
-    kernels.activate(activation, to, linear.outputs);
-    for (std::int64_t i = 0; add.data && i < linear.outputs; ++i) to[i] += add.data[row * add.stride + i];
-  }
+  run_team(used, [&](const Member& member) {
+    member.each(rows, [&](std::int64_t row) {
+      float* to = out + row * linear.outputs;
+      apply_row(kernels, linear, x.data + row * x.stride, to);
+      kernels.activate(activation, to, linear.outputs);
+      for (std::int64_t i = 0; add.data && i < linear.outputs; ++i) to[i] += add.data[row * add.stride + i];
+    });
+  });
 }
 
 }  // namespace
@@ -93,15 +95,13 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
   // pieces of a block's panels where there are fewer blocks than threads
   const std::int64_t pieces = std::min<std::int64_t>(panels, blocks >= used ? 1 : (used + blocks - 1) / blocks);
   const Linear part = part_of(linear, precision, columns);
-#pragma omp parallel num_threads(static_cast<int>(used)) if (used > 1)
-  {
-#pragma omp for schedule(static)
-    for (std::int64_t row = 0; row < rows; ++row) {
+  run_team(static_cast<int>(used), [&](const Member& member) {
+    member.each(rows, [&](std::int64_t row) {
       to_words(kernels, precision, x.data + row * x.stride, linear.inputs, words.row<std::uint32_t>(row), scale + row,
                zero + row);
-    }
-#pragma omp for schedule(static)
-    for (std::int64_t task = 0; task < blocks * pieces; ++task) {
+    });
+    member.wait();
+    member.each(blocks * pieces, [&](std::int64_t task) {
       const std::int64_t row = task / pieces * kRows, piece = task % pieces, count = std::min(kRows, rows - row);
       const Rows block{words.row<std::uint32_t>(row), words.stride / 4, scale + row, zero + row, count};
       const Target target{out + row * columns.count,
@@ -112,8 +112,8 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
                           add.stride};
       kernels.multiply[static_cast<int>(precision)](block, part, target, panels * piece / pieces,
                                                     panels * (piece + 1) / pieces);
-    }
-  }
+    });
+  });
 }
 
 void run_embed(const Kernels& kernels, const Embedding& embedding, const Ids& ids, std::int64_t tokens, float* out,
@@ -130,14 +130,15 @@ void run_embed(const Kernels& kernels, const Embedding& embedding, const Ids& id
   }
   const std::int64_t size = embedding.size, row_bytes = size * (embedding.bf16 ? 2 : 4);
   const int used = static_cast<int>(std::clamp<std::int64_t>(tokens / 16, 1, threads));
-#pragma omp parallel for num_threads(used) schedule(static) if (used > 1)
-  for (std::int64_t token = 0; token < tokens; ++token) {
-    const void* rows[3];
-    for (int i = 0; i < 3; ++i) rows[i] = static_cast<const char*>(embedding.tables[i]) + ids[i][token] * row_bytes;
-    float* to = out + token * size;
-    kernels.add_rows(rows, embedding.bf16, size, to);
-    kernels.layer_norm(to, embedding.norm, size, to);
-  }
+  run_team(used, [&](const Member& member) {
+    member.each(tokens, [&](std::int64_t token) {
+      const void* rows[3];
+      for (int i = 0; i < 3; ++i) rows[i] = static_cast<const char*>(embedding.tables[i]) + ids[i][token] * row_bytes;
+      float* to = out + token * size;
+      kernels.add_rows(rows, embedding.bf16, size, to);
+      kernels.layer_norm(to, embedding.norm, size, to);
+    });
+  });
 }
 
 }  // namespace pfengine::cpu

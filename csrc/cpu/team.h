@@ -3,10 +3,8 @@
 
 #include <atomic>
 #include <cstdint>
-#include <thread>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+
+#include "crew.h"
 
 namespace pfengine::cpu {
 
@@ -22,19 +20,10 @@ class Barrier {
       phase_.store(phase + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-      if (spins < kSpins) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-      } else {
-        std::this_thread::yield();  // more threads than processors
-      }
-    }
+    for (Pause pause; phase_.load(std::memory_order_acquire) == phase;) pause();
   }
 
  private:
-  static constexpr int kSpins = 4096;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> phase_{0};
   int size_ = 1;
@@ -58,23 +47,6 @@ struct Member {
   }
   void wait() const { barrier->wait(); }
 };
-
-// work(thread) on so many threads at once; false, and no call, where a limit allows fewer: those would wait for the
-// missing ones for ever.
-template <typename Work>
-bool run_threads(int threads, const Work& work) {
-  bool ran = false;
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-  {
-    if (omp_get_num_threads() == threads) {
-      work(omp_get_thread_num());
-      if (omp_get_thread_num() == 0) ran = true;
-    }
-  }
-#endif
-  return ran;
-}
 
 // work(member) by one team of `threads`, or by a team of one where so many cannot be had.
 template <typename Work>

@@ -103,7 +103,7 @@ def _linear(
         add=address("add", add, torch.float32, (rows, columns), apart=True),
         add_stride=0 if add is None else add.stride(0),
         out=to,
-        threads=torch.get_num_threads(),
+        threads=extension.threads(),
     )
     return out
 
@@ -145,7 +145,7 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
         types=address("types", types, torch.int64, (tokens,)),
         tokens=tokens,
         out=to,
-        threads=torch.get_num_threads(),
+        threads=extension.threads(),
     )
     return out
 
@@ -185,7 +185,7 @@ def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: boo
         rows,
         first_only,
         to,
-        torch.get_num_threads(),
+        extension.threads(),
     )
     return out
 
@@ -203,7 +203,7 @@ def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[T
         rows=rows,
         qkv=qkv_to,
         first=first_to,
-        threads=torch.get_num_threads(),
+        threads=extension.threads(),
     )
     return first, OpenedBlock(x, cu_seqlens, weights, qkv, first)
 
@@ -233,7 +233,7 @@ def close_block(opened: OpenedBlock, stay: Tensor) -> tuple[Tensor, Tensor]:
         stay=staying,
         out=to,
         new_cu_seqlens=bounds_to,
-        threads=torch.get_num_threads(),
+        threads=extension.threads(),
     )
     return out, bounds
 
@@ -350,6 +350,6 @@ def exit(
         address("add", add, torch.float32, (rows, width)),
         past_to,
         logits_to,
-        torch.get_num_threads(),
+        extension.threads(),
     )
     return logits, past

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from .. import extension
 from ..batch import Packed
@@ -82,5 +81,5 @@ def run_model(
         places,
         logits,
         exit_layers,
-        torch.get_num_threads(),
+        extension.threads(),
     )

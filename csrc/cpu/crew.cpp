@@ -1,0 +1,127 @@
+#include "crew.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace pfengine::cpu {
+namespace {
+
+// How long a thread without work stays awake. Within a call, work follows in less; between calls, often.
+constexpr std::chrono::microseconds kAwake{2000};
+
+// How often this process was born of a fork.
+std::atomic<int> forks{0};
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+#endif
+
+struct Job {
+  void (*work)(const void* context, int thread);
+  const void* context;
+  std::atomic<int> under_way;
+};
+
+class Worker {
+ public:
+  explicit Worker(int number) : number_(number), thread_([this] { run(); }) {}
+  ~Worker() {
+    give(&end_);
+    thread_.join();
+  }
+
+  void give(Job* job) {
+    job_.store(job);
+    if (asleep_.load()) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      woken_.notify_one();
+    }
+  }
+
+ private:
+  void run() {
+    for (Job* job; (job = next()) != &end_;) {
+      job_.store(nullptr, std::memory_order_relaxed);  // before the caller may give another
+      job->work(job->context, number_);
+      job->under_way.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  Job* next() {
+    using Clock = std::chrono::steady_clock;
+    Job* job;
+    Pause pause;
+    for (const auto end = Clock::now() + kAwake; Clock::now() < end; pause()) {
+      if ((job = job_.load(std::memory_order_acquire))) return job;
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    asleep_.store(true);  // before the last look: whoever gives a job looks at this after
+    woken_.wait(lock, [&] { return (job = job_.load()) != nullptr; });
+    asleep_.store(false);
+    return job;
+  }
+
+  alignas(64) std::atomic<Job*> job_{nullptr};
+  std::atomic<bool> asleep_{false};
+  std::mutex mutex_;
+  std::condition_variable woken_;
+  Job end_{};
+  const int number_;
+  std::thread thread_;  // the last: it reads the others
+};
+
+class Crew {
+ public:
+  ~Crew() { leave_if_forked(); }
+
+  // Are there so many, the caller counted?
+  bool muster(int threads) {
+    leave_if_forked();
+    try {
+      while (static_cast<int>(workers_.size()) + 1 < threads) {
+        workers_.push_back(std::make_unique<Worker>(static_cast<int>(workers_.size()) + 1));
+      }
+    } catch (const std::system_error&) {  // a limit on threads
+      return false;
+    }
+    return true;
+  }
+
+  void run(int threads, Job& job) {
+    for (int i = 0; i < threads - 1; ++i) workers_[i]->give(&job);
+    job.work(job.context, 0);
+    for (Pause pause; job.under_way.load(std::memory_order_acquire);) pause();
+  }
+
+ private:
+  // The threads of workers made before a fork are not in this process: nobody can join them, or their locks.
+  void leave_if_forked() {
+    if (forks_ == forks.load(std::memory_order_relaxed)) return;
+    for (std::unique_ptr<Worker>& worker : workers_) worker.release();
+    workers_.clear();
+    forks_ = forks.load(std::memory_order_relaxed);
+  }
+
+  int forks_ = forks.load(std::memory_order_relaxed);
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+}  // namespace
+
+bool run_on_crew(int threads, void (*work)(const void* context, int thread), const void* context) {
+  static thread_local Crew crew;
+  if (!crew.muster(threads)) return false;
+  Job job{work, context, {threads - 1}};
+  crew.run(threads, job);
+  return true;
+}
+
+}  // namespace pfengine::cpu
