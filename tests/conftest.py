@@ -6,7 +6,8 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,22 @@ def make_text_checkpoint(
 @pytest.fixture(scope="session")
 def text_checkpoint(make_text_checkpoint: Make) -> Path:
     return make_text_checkpoint()
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[..., None]]:
+    """mount(where, kind, options): a real one; a skip where that is not allowed."""
+    mounted: list[Path] = []
+
+    def make(where: Path, *arguments: str) -> None:
+        where.mkdir(exist_ok=True)
+        try:
+            subprocess.run(["mount", *arguments, str(where)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no file system may be mounted here: {error}")
+        if where not in mounted:
+            mounted.append(where)
+
+    yield make
+    for where in reversed(mounted):
+        subprocess.run(["umount", str(where)], check=True)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +63,6 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def hidden(*paths: Path) -> list[Path]:
     return [entry for path in paths for entry in path.glob(".*")]
-
-
-@pytest.fixture
-def mount() -> Iterator[Callable[..., None]]:
-    """mount(where, kind, options): a real one; a skip where that is not allowed."""
-    mounted: list[Path] = []
-
-    def make(where: Path, *arguments: str) -> None:
-        where.mkdir(exist_ok=True)
-        try:
-            subprocess.run(["mount", *arguments, str(where)], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no file system may be mounted here: {error}")
-        if where not in mounted:
-            mounted.append(where)
-
-    yield make
-    for where in reversed(mounted):
-        subprocess.run(["umount", str(where)], check=True)
 
 
 PLACES = ["nothing", "empty", "ours", "link", "link to nothing", "here", "bind mount", "file system", "no exchange"]
@@ -377,6 +358,23 @@ def test_the_umask_and_the_directorys_own_mode(save: Save, tmp_path: Path) -> No
         assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o664}
     finally:
         os.umask(before)
+
+
+def test_the_place_is_tried_before_any_work(text_checkpoint: Path, tmp_path: Path) -> None:
+    from pfengine.training.grid import search
+
+    (tmp_path / "file").write_text("")
+    bad = tmp_path / "file" / "out"
+    config = pfengine.TrainingConfig("no-model", "no-data", str(bad))
+    for work in (
+        lambda: pfengine.train(config),
+        lambda: search(config),
+        lambda: pfengine.attach("no-model", "no-data", bad),
+        lambda: pfengine.convert("no-model", bad),
+        lambda: pfengine.calibrate(text_checkpoint, "no-data", out=bad),
+    ):
+        with pytest.raises(pfengine.CheckpointError, match=r"out: cannot be written: Not a directory"):
+            work()
 
 
 @pytest.mark.parametrize("way", ["in", "out", "itself"])
