@@ -257,6 +257,9 @@ def _exchange(stage: Path, directory: Path) -> bool:
                 os.rename(directory / name, new / name)
             swap(new, directory)
             raise
+        except BaseException:
+            discard(stage, directory)
+            raise
         return True
     except OSError:
         for name in os.listdir(new):

@@ -19,7 +19,7 @@ import pytest
 import tokenizers
 import torch
 
-from pfengine import extension, saving
+from pfengine import checkpoint, extension, saving
 from pfengine.config import EngineConfig, parse_backbone
 from pfengine.heads import HEADS
 
@@ -212,3 +212,22 @@ def mount() -> Iterator[Callable[..., None]]:
     yield make
     for where in reversed(mounted):
         subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.fixture(scope="session")
+def sources(make_checkpoint: Make) -> dict[str, checkpoint.Checkpoint]:
+    """Two checkpoints of the same shapes, so that a mixture of them could be loaded."""
+    return {name: checkpoint.read(make_checkpoint("bert", seed=i)) for i, name in enumerate(("old", "new"))}
+
+
+@pytest.fixture
+def save(sources: dict[str, checkpoint.Checkpoint]) -> Callable[..., Path]:
+    """save(path, "old" | "new"); `new` has tokenizer files that `old` has not, and the other way round."""
+
+    def write(path: str | Path, name: str) -> Path:
+        good = sources[name]
+        config = good.backbone.raw | {"made_by": name}
+        files = {"added_tokens.json": b"{}"} if name == "old" else {"special_tokens_map.json": b"{ }"}
+        return saving.write(path, config, good.engine, good.tensors, files)
+
+    return write

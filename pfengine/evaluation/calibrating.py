@@ -96,8 +96,8 @@ def calibrate(
     if out is None and BUNDLED in directory.parents:
         raise ConfigError(f"{path} is bundled with the package; say where the calibrated copy goes with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
-    saving.try_destination(target)
     own = _criterion(engine, criterion)
+    saving.try_destination(target)
     examples = data.read(data.locate(source, "dev"), text=text_column, pair=pair_column, label=label_column)
     labelled = any(example.label is not None for example in examples)
     if accuracy_drop is not None and not labelled:

@@ -134,7 +134,7 @@ def test_killed_at_any_step_in_files(
     """Inside the first save, one in the second epoch, and the last with all that follows."""
     asked = config(encoder, rows, tmp_path / "ckpt", **SETTINGS)
     events = 0
-    while killed(lambda: pfengine.train(asked), step, events := events + 7) and events < 250:
+    while killed(lambda: pfengine.train(asked), step, events := events + 13) and events < 250:
         assert bytes_of(pfengine.train(asked)) == whole, events
         assert not list(tmp_path.glob(".*")), events
         shutil.rmtree(asked.output)
