@@ -122,10 +122,7 @@ def _stage(directory: Path) -> Iterator[Path]:
     try:
         yield stage
     finally:
-        # `old` is here only where `discard` found something of the user's that it could not put back
-        shutil.rmtree(stage / NEW, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            stage.rmdir()
+        _clear(stage)
         if descriptor is not None:
             os.close(descriptor)
 
@@ -181,11 +178,21 @@ def _sweep(stage: Path, directory: Path) -> None:
     descriptor = lock(stage)  # OSError: its owner is alive
     try:
         discard(stage, directory)
-        shutil.rmtree(stage / NEW, ignore_errors=True)
-        (stage / "probe").unlink(missing_ok=True)
-        stage.rmdir()
+        _clear(stage)
     finally:
         os.close(descriptor)
+
+
+def _clear(stage: Path) -> None:
+    """Remove a stage, unless `old` still holds something of the user's that could not be put back."""
+    for entry in stage.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            if entry.name != OLD:
+                shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
+    with contextlib.suppress(OSError):
+        stage.rmdir()
 
 
 def discard(stage: Path, directory: Path) -> None:
@@ -249,6 +256,9 @@ def _exchange(stage: Path, directory: Path) -> bool:
             for name in moved:
                 os.rename(directory / name, new / name)
             swap(new, directory)
+            raise
+        except BaseException:
+            discard(stage, directory)
             raise
         return True
     except OSError:

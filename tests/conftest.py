@@ -6,7 +6,8 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import tokenizers
 import torch
 
-from pfengine import extension, processors, saving
+from pfengine import checkpoint, extension, processors, saving
 from pfengine.config import EngineConfig, parse_backbone
 from pfengine.heads import HEADS
 
@@ -198,3 +199,41 @@ def make_text_checkpoint(
 @pytest.fixture(scope="session")
 def text_checkpoint(make_text_checkpoint: Make) -> Path:
     return make_text_checkpoint()
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[..., None]]:
+    """mount(where, kind, options): a real one; a skip where that is not allowed."""
+    mounted: list[Path] = []
+
+    def make(where: Path, *arguments: str) -> None:
+        where.mkdir(exist_ok=True)
+        try:
+            subprocess.run(["mount", *arguments, str(where)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no file system may be mounted here: {error}")
+        if where not in mounted:
+            mounted.append(where)
+
+    yield make
+    for where in reversed(mounted):
+        subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.fixture(scope="session")
+def sources(make_checkpoint: Make) -> dict[str, checkpoint.Checkpoint]:
+    """Two checkpoints of the same shapes, so that a mixture of them could be loaded."""
+    return {name: checkpoint.read(make_checkpoint("bert", seed=i)) for i, name in enumerate(("old", "new"))}
+
+
+@pytest.fixture
+def save(sources: dict[str, checkpoint.Checkpoint]) -> Callable[..., Path]:
+    """save(path, "old" | "new"); `new` has tokenizer files that `old` has not, and the other way round."""
+
+    def write(path: str | Path, name: str) -> Path:
+        good = sources[name]
+        config = good.backbone.raw | {"made_by": name}
+        files = {"added_tokens.json": b"{}"} if name == "old" else {"special_tokens_map.json": b"{ }"}
+        return saving.write(path, config, good.engine, good.tensors, files)
+
+    return write

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +18,8 @@ import torch
 import pfengine
 from pfengine import checkpoint, destination, saving
 
-from .conftest import accept_edits
-
 Make = Callable[..., Path]  # the fixture make_checkpoint
 Save = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def sources(make_checkpoint: Make) -> dict[str, checkpoint.Checkpoint]:
-    """Two checkpoints of the same shapes, so that a mixture of them could be loaded."""
-    return {name: checkpoint.read(make_checkpoint("bert", seed=i)) for i, name in enumerate(("old", "new"))}
-
-
-@pytest.fixture
-def save(sources: dict[str, checkpoint.Checkpoint]) -> Save:
-    """save(path, "old" | "new"); `new` has tokenizer files that `old` has not, and the other way round."""
-
-    def write(path: str | Path, name: str) -> Path:
-        good = sources[name]
-        config = good.backbone.raw | {"made_by": name}
-        files = {"added_tokens.json": b"{}"} if name == "old" else {"special_tokens_map.json": b"{ }"}
-        return saving.write(path, config, good.engine, good.tensors, files)
-
-    return write
 
 
 def which(path: str | Path, sources: dict[str, checkpoint.Checkpoint]) -> str:
@@ -63,25 +39,6 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def hidden(*paths: Path) -> list[Path]:
     return [entry for path in paths for entry in path.glob(".*")]
-
-
-@pytest.fixture
-def mount() -> Iterator[Callable[..., None]]:
-    """mount(where, kind, options): a real one; a skip where that is not allowed."""
-    mounted: list[Path] = []
-
-    def make(where: Path, *arguments: str) -> None:
-        where.mkdir(exist_ok=True)
-        try:
-            subprocess.run(["mount", *arguments, str(where)], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no file system may be mounted here: {error}")
-        if where not in mounted:
-            mounted.append(where)
-
-    yield make
-    for where in reversed(mounted):
-        subprocess.run(["umount", str(where)], check=True)
 
 
 PLACES = ["nothing", "empty", "ours", "link", "link to nothing", "here", "bind mount", "file system", "no exchange"]
@@ -135,120 +92,6 @@ def test_every_place(
         assert Path(target).is_symlink()
     if place in ("here", "bind mount", "file system", "no exchange"):
         assert out.stat().st_ino == before, "whoever has it open has the new one"
-
-
-def killed_at(event: int, work: Callable[[], Any]) -> bool:
-    """Does the work in a process that dies without a word at its n-th step in the file system; False where it ends."""
-    child = os.fork()
-    if child == 0:
-        steps = 0
-
-        def count(name: str, _arguments: Any) -> None:
-            nonlocal steps
-            steps += name.startswith(("os.", "open", "shutil.", "ctypes.call_function", "fcntl."))
-            if steps >= event:
-                os._exit(9)
-
-        try:
-            sys.addaudithook(count)
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
-@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("over", ["old", "older", "empty"])
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "one by one"])
-def test_killed_at_any_step(
-    exchange: bool,
-    over: str,
-    stride: int,
-    sources: dict[str, checkpoint.Checkpoint],
-    save: Save,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Old or new is there, or what is there is refused; the next save mends it and cleans up.
-
-    older: the checkpoint that is replaced has no list of its files.
-    """
-    if not exchange:
-        monkeypatch.setattr(destination, "_renameat2", None)
-    event, seen = 0, set()
-    while True:
-        event += stride
-        path = tmp_path / f"out{event}"
-        path.mkdir()
-        if over != "empty":
-            save(path, "old")
-            (path / "NOTES.md").write_text("mine")
-            (path / "report").mkdir()
-            (path / "report" / "a.txt").write_text("b")
-        if over == "older":
-            accept_edits(path)
-        if not killed_at(event, lambda: save(path, "new")):  # noqa: B023  (called here)
-            break
-        try:
-            seen.add(which(path, sources))
-        except pfengine.CheckpointError as error:
-            seen.add("empty" if "config.json is missing" in str(error) else "refused")
-        save(path, "new")
-        assert which(path, sources) == "new", event
-        assert not hidden(tmp_path, path), event
-        if over != "empty":
-            assert (path / "NOTES.md").read_text() == "mine", event
-            assert (path / "report" / "a.txt").read_text() == "b", event
-        shutil.rmtree(path)
-    assert event > 40
-    if exchange:
-        assert seen <= {"empty" if over == "empty" else "old", "new"}
-
-
-def test_killed_at_random_moments(sources: dict[str, checkpoint.Checkpoint], save: Save, tmp_path: Path) -> None:
-    path = save(tmp_path / "out", "old")
-    (path / "NOTES.md").write_text("mine")
-    draw = random.Random(0)
-    for _ in range(25):
-        child = os.fork()
-        if child == 0:
-            try:
-                while True:
-                    save(path, "new")
-                    save(path, "old")
-            finally:
-                os._exit(1)
-        time.sleep(draw.uniform(0.0, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        which(path, sources)
-    save(path, "new")
-    assert which(path, sources) == "new"
-    assert not hidden(tmp_path, path)
-    assert (path / "NOTES.md").read_text() == "mine"
-
-
-@pytest.mark.parametrize("failing", range(1, 8))
-def test_a_move_that_fails_is_undone(failing: int, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(tmp_path / "out", "old")
-    before = contents(path)
-    monkeypatch.setattr(destination, "_renameat2", None)
-    calls, replace = [0], os.replace
-
-    def flaky(source: Any, target: Any) -> None:
-        calls[0] += 1
-        if calls[0] == failing:
-            raise OSError(5, "Input/output error")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", flaky)
-    if failing <= 4:  # the new one has four files
-        with pytest.raises(pfengine.CheckpointError, match=r"Input/output error .*; nothing was changed there"):
-            save(path, "new")
-        assert contents(path) == before
-    else:
-        save(path, "new")
-    assert not hidden(tmp_path, path)
 
 
 def test_what_is_mounted_inside_stays_so(
@@ -379,6 +222,23 @@ def test_the_umask_and_the_directorys_own_mode(save: Save, tmp_path: Path) -> No
         os.umask(before)
 
 
+def test_the_place_is_tried_before_any_work(text_checkpoint: Path, tmp_path: Path) -> None:
+    from pfengine.training.grid import search
+
+    (tmp_path / "file").write_text("")
+    bad = tmp_path / "file" / "out"
+    config = pfengine.TrainingConfig("no-model", "no-data", str(bad))
+    for work in (
+        lambda: pfengine.train(config),
+        lambda: search(config),
+        lambda: pfengine.attach("no-model", "no-data", bad),
+        lambda: pfengine.convert("no-model", bad),
+        lambda: pfengine.calibrate(text_checkpoint, "no-data", out=bad),
+    ):
+        with pytest.raises(pfengine.CheckpointError, match=r"out: cannot be written: Not a directory"):
+            work()
+
+
 @pytest.mark.parametrize("way", ["in", "out", "itself"])
 def test_source_and_destination_in_each_other(way: str, make_checkpoint: Make, tmp_path: Path) -> None:
     outer = Path(shutil.copytree(make_checkpoint("bert"), tmp_path / "outer"))
@@ -391,73 +251,3 @@ def test_source_and_destination_in_each_other(way: str, make_checkpoint: Make, t
         assert torch.equal(value, wanted[key])
     assert contents(inner) == kept
     assert not hidden(tmp_path, outer)
-
-
-def test_leftovers(sources: dict[str, checkpoint.Checkpoint], save: Save, tmp_path: Path) -> None:
-    """Those of the dead go, with what is the user's given back; those of the living and of others stay."""
-    path = save(tmp_path / "out", "old")
-    dead, alive = tmp_path / ".out.pfengine-0000dead", tmp_path / ".out.pfengine-000alive"
-    for stage in (dead, alive, tmp_path / ".output.pfengine-1", tmp_path / ".out.backup"):
-        (stage / "new").mkdir(parents=True)
-        (stage / "new" / "model.safetensors").write_bytes(b"half")
-    (dead / "old" / "report").mkdir(parents=True)
-    (dead / "old" / "report" / "a").write_text("mine")
-    (dead / "old" / "config.json").write_text("{}")
-    descriptor = destination.lock(alive)
-    save(path, "new")
-    assert sorted(entry.name for entry in hidden(tmp_path)) == [
-        ".out.backup", ".out.pfengine-000alive", ".output.pfengine-1"
-    ]  # fmt: skip
-    assert (path / "report" / "a").read_text() == "mine"
-    os.close(descriptor)
-    save(path, "old")
-    assert which(path, sources) == "old"
-    assert sorted(entry.name for entry in hidden(tmp_path)) == [".out.backup", ".output.pfengine-1"]
-
-
-def test_the_same_bytes(save: Save, tmp_path: Path) -> None:
-    assert contents(save(tmp_path / "a", "old")) == contents(save(tmp_path / "b", "old"))
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "reason"),
-    [
-        ("model.safetensors", "other", "model.safetensors is not the file that was saved with this checkpoint"),
-        ("model.safetensors", "bit", "model.safetensors is not the file that was saved with this checkpoint"),
-        ("config.json", "space", "config.json is not the file that was saved with this checkpoint"),
-        ("config.json", "longer", "config.json has .* bytes, but .* were saved with it"),
-        ("added_tokens.json", "gone", "added_tokens.json is missing, though 'files' of pfengine.json lists it"),
-        ("tokenizer_config.json", "new", "tokenizer_config.json was not saved with this checkpoint"),
-    ],
-)
-def test_a_mixture_is_refused(name: str, change: str, reason: str, save: Save, tmp_path: Path) -> None:
-    path = save(tmp_path / "out", "old")
-    file = path / name
-    content = file.read_bytes() if file.exists() else b""
-    if change == "gone":
-        file.unlink()
-    else:
-        file.write_bytes(
-            {
-                "other": (save(tmp_path / "other", "new") / name).read_bytes() if change == "other" else b"",
-                "bit": content[:-1] + bytes([content[-1] ^ 1]) if content else b"",
-                "space": content.replace(b": ", b":\n"),
-                "longer": content + b"\n",
-                "new": b"{}",
-            }[change]
-        )
-    for refuse in (checkpoint.read, pfengine.load):
-        with pytest.raises(pfengine.CheckpointError, match=reason) as caught:
-            refuse(path)
-        assert "remove 'files' from pfengine.json to accept a deliberate edit" in str(caught.value)
-    accept_edits(path)
-    assert checkpoint.read(path)
-
-
-@pytest.mark.parametrize("files", [[], {"../x": {"size": 1, "sha256": ""}}, {"config.json": 3}, {"a": {"size": "1"}}])
-def test_a_list_of_files_that_is_none(files: Any, save: Save, tmp_path: Path) -> None:
-    path = save(tmp_path / "out", "old")
-    written = json.loads((path / "pfengine.json").read_text())
-    (path / "pfengine.json").write_text(json.dumps(written | {"files": files or 7}))
-    with pytest.raises(pfengine.CheckpointError, match=r"pfengine\.json: 'files' is"):
-        checkpoint.read(path)

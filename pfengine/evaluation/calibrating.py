@@ -98,8 +98,8 @@ def calibrate(
     if out is None and BUNDLED in directory.parents:
         raise ConfigError(f"{path} is bundled with the package; say where the calibrated copy goes with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
-    saving.try_destination(target)
     own = _criterion(engine, criterion)
+    saving.try_destination(target)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)

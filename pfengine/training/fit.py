@@ -187,9 +187,10 @@ def fit(
             except (OSError, RuntimeError, SafetensorError) as error:  # torch's for a full disk is a RuntimeError
                 if not watch.saving or isinstance(error, TrainingError):
                     raise
+                reason = said(states.reason(directory, error))
                 raise TrainingError(
-                    f"the run's state cannot be written to {directory}: {said(error)}; started again with the same "
-                    "options, the run goes on where it last saved"
+                    f"the run's state cannot be written to {directory}: {reason}; started again with the same options, "
+                    "the run goes on where it last saved"
                 ) from error
     model.eval()
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]

@@ -63,6 +63,18 @@ def seal(directory: Path, step: int) -> None:
         _remove(older)
 
 
+def reason(directory: Path, error: Exception) -> Exception:
+    """Why a state could not be written; torch does not tell, so one more write is tried where it stopped."""
+    if isinstance(error, RuntimeError):
+        try:
+            for file in directory.glob(f"{WRITTEN}*/*"):
+                with open(file, "ab") as stream:
+                    stream.write(bytes(1 << 20))
+        except OSError as found:
+            return found
+    return error
+
+
 def ended(state: Path) -> bool:
     """Was this the last step of the run?"""
     said = json.loads((state / "trainer_state.json").read_bytes())
