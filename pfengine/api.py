@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 
 from . import checkpoint, engine, extension
+from .again import Marked, load_again, mark
 from .ahead import run_ahead
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
@@ -75,7 +78,11 @@ def load(
     rule = choose(ckpt, criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length)
     extension.warn_once()
-    return Engine(ckpt, build(ckpt, find_op_set(target), dtype, target), tokenizer, rule, target, precision)
+    tensors = Marked(ckpt.tensors)
+    model = build(replace(ckpt, tensors=tensors), find_op_set(target), dtype, target)
+    engine = Engine(ckpt, model, tokenizer, rule, target, precision)
+    engine.source = Source(name if bundled else os.path.abspath(directory), {"max_length": max_length}, tensors.sums)
+    return engine
 
 
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
@@ -117,8 +124,23 @@ class Predictions:
         return layer_speedup(self.exit_layers, self.num_layers)
 
 
+@dataclass(frozen=True)
+class Source:
+    """What an engine was loaded from: a path or bundled name, options that it does not show, tensors' checksums."""
+
+    path: str
+    options: dict[str, Any]
+    sums: dict[str, int]
+
+
 class Engine:
-    """A loaded model. Safe to use from several threads; a bad row never makes it unusable."""
+    """A loaded model. Safe to use from several threads; a bad row never makes it unusable.
+
+    It pickles as the path and the options it was loaded with, and is loaded from there again, with the precision and
+    criterion it has: so it can be handed to other processes that see the same files. Copies share its weights.
+    """
+
+    source: Source | None = None  # where it was not made by `load`
 
     def __init__(
         self,
@@ -132,7 +154,38 @@ class Engine:
         self.checkpoint = replace(ckpt, tensors={})  # its tensors live on, prepared, in the model
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
-        self._workers = ThreadPoolExecutor(model.lanes, "pfengine") if model.lanes > 1 else None
+        self._process = os.getpid()
+        self._pool: tuple[int, Executor] | None = None
+
+    @property
+    def mark(self) -> str:
+        """Tells checkpoints apart: another after training, or with another tokenizer, wherever it lies."""
+        return mark(self, self.source.sums if self.source is not None else {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.source is None:
+            raise pickle.PicklingError("this engine was not made by pfengine.load: nothing says where to load it again")
+        options = {"device": str(self.device), "precision": self.precision, "criterion": self.criterion}
+        return load_again, (self.source.path, self.source.options | options, self.mark)
+
+    def __copy__(self) -> Engine:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        other = copy.copy(self)  # weights do not change
+        other.criterion = copy.deepcopy(self.criterion, memo)
+        return other
+
+    @property
+    def _workers(self) -> Executor | None:
+        """Threads for as many batches as may be under way; a forked process has none of its parent's."""
+        if self.model.lanes == 1:
+            return None
+        if self._pool is None or self._pool[0] != os.getpid():
+            self._pool = os.getpid(), ThreadPoolExecutor(self.model.lanes, "pfengine")
+        return self._pool[1]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -284,6 +337,11 @@ class Engine:
         self, inputs: Any, truncation: str, batch_tokens: int, batch_size: int | None
     ) -> Iterator[list[Row | InputError]]:
         """Rows a few token budgets at a time; the options are checked at once."""
+        if self.device.type == "cuda" and os.getpid() != self._process:
+            raise ConfigError(
+                "this engine was loaded on a GPU before the process was forked, which CUDA does not survive; load it "
+                "in the child, or start processes with 'spawn'"
+            )
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
         for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):

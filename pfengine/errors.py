@@ -7,7 +7,16 @@ from typing import Any
 
 
 class PFEngineError(Exception):
-    """Base of all errors a user's input can cause."""
+    """Base of all errors a user's input can cause. They pickle, whatever their constructors take."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[PFEngineError], args: tuple[Any, ...], state: dict[str, Any]) -> PFEngineError:
+    error = kind.__new__(kind, *args)  # which sets args; a constructor would make a message of them again
+    error.__dict__.update(state)
+    return error
 
 
 class CheckpointError(PFEngineError, ValueError):
