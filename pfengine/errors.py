@@ -13,6 +13,15 @@ class PFEngineError(Exception):
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 
+def shown(value: Any) -> str:
+    """repr(value) for a message: short, and whatever the value is; Python writes no integer of 5,000 digits."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"an object of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _rebuilt(kind: type[PFEngineError], args: tuple[Any, ...], state: dict[str, Any]) -> PFEngineError:
     error = kind.__new__(kind, *args)  # which sets args; a constructor would make a message of them again
     error.__dict__.update(state)
