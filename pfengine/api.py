@@ -18,6 +18,8 @@ import torch
 from . import checkpoint, engine, extension
 from .again import Marked, load_again, mark
 from .ahead import run_ahead
+from .answers import Predictions as Predictions
+from .answers import judged, probabilities, raise_first
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
 from .devices import auto_precision, find_device, find_dtype, find_op_set
@@ -25,7 +27,6 @@ from .encoder import prepare
 from .engine import Answers, Model, Rule
 from .errors import ConfigError, InputError
 from .exits import Criterion, Replay
-from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
 from .ops import OpSet
@@ -97,31 +98,6 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         if exits is not None:
             native = ops.prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
         return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, native)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Answers for all rows of the input, as arrays."""
-
-    logits: np.ndarray  # float32 [rows, labels]
-    exit_layers: np.ndarray  # int64 [rows], 1-based
-    num_layers: int
-    problem_type: str
-
-    @functools.cached_property
-    def probabilities(self) -> np.ndarray:
-        """float32 [rows, labels]: softmax, sigmoid or none of the logits, as problem_type says."""
-        return _probabilities(self.logits, self.problem_type)
-
-    @functools.cached_property
-    def label_ids(self) -> np.ndarray:
-        """int64 [rows]: the label with the largest logit."""
-        return self.logits.argmax(1)
-
-    @property
-    def layer_speedup(self) -> float:
-        """As `exits.calibration.layer_speedup` has it; nan without rows."""
-        return layer_speedup(self.exit_layers, self.num_layers)
 
 
 @dataclass(frozen=True)
@@ -224,7 +200,8 @@ class Engine:
         ["text_pair"]} or {"input_ids", ["token_type_ids"]} (taken verbatim). One row gives a list of one.
         top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
         criterion, threshold, speedup: for this call, as in `load`.
-        on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place.
+        on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place; a row
+        whose logits overflow is one.
         truncation: rows over `max_length` tokens are cut, with one warning that counts them, or bad rows with "error".
         batch_tokens, batch_size: most tokens and rows that go through a layer together.
         """
@@ -268,7 +245,7 @@ class Engine:
 
         def results() -> Iterator[Any]:
             for window, answers in self._answered(inputs, windows, rule, batch_tokens, batch_size):
-                scores = _probabilities(answers.logits, self.model.config.problem_type)
+                scores = probabilities(answers.logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
                         yield self._result(scores[i], int(answers.exit_layers[i]), top_k)
@@ -290,24 +267,31 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Predictions:
-        """Answers as arrays. Raises InputError at the first bad row."""
+        """Answers as arrays. Raises InputError at the first bad row, and at one whose logits are nan or infinite."""
         rule = self.choose(criterion, threshold, speedup)
-        windows = map(_raise_first, self._windows(inputs, truncation, batch_tokens, batch_size))
-        parts = [answers for _, answers in self._answered(inputs, windows, rule, batch_tokens, batch_size)]
+        windows = map(raise_first, self._windows(inputs, truncation, batch_tokens, batch_size))
+        parts = []
+        for window, answers in self._answered(inputs, windows, rule, batch_tokens, batch_size):
+            raise_first(window)
+            parts.append(answers)
         parts = parts or [Answers(0, 0, len(self.labels))]
         logits = np.concatenate([part.logits for part in parts])
         exit_layers = np.concatenate([part.exit_layers for part in parts])
         return Predictions(logits, exit_layers, self.num_layers, self.model.config.problem_type)
 
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`."""
+        """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`.
+
+        Raises InputError at the first bad row, and at one with a nan at any exit.
+        """
         parts = [np.empty((len(self.exit_layers), 0, len(self.labels)), np.float32)]
         for window in self._windows(inputs, "truncate", batch_tokens, None):
-            rows = _raise_first(window)
+            rows = raise_first(window)
             out = np.empty((len(self.exit_layers), len(rows), len(self.labels)), np.float32)
             for batch in batches(rows, batch_tokens):
                 packed = pack(batch, self.model.config)
                 out[:, packed.row_ids - rows[0].row_id] = engine.all_logits(self.model, packed.to(self.device))
+            raise_first(judged(rows, out, self.precision))
             parts.append(out)
         return np.concatenate(parts, axis=1)
 
@@ -361,7 +345,7 @@ class Engine:
         batch_tokens: int,
         batch_size: int | None,
     ) -> Iterator[tuple[Sequence[Row | InputError], Answers]]:
-        """Windows and their answers. On a GPU the next window is read while this one is computed.
+        """Windows, rows without an answer as their errors, and answers; on a GPU the next is read meanwhile.
 
         Not where a batch is all there is, for which no thread need be woken, nor with a criterion of the user's own,
         which may not stand threads.
@@ -369,7 +353,8 @@ class Engine:
         one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (batch_size or 1))
         workers = None if one_batch or not isinstance(rule, Criterion) else self._workers
         work = (self._work(window, rule, batch_tokens, batch_size) for window in windows)
-        return run_ahead(work, workers)
+        for window, answers in run_ahead(work, workers):
+            yield judged(window, answers.logits, self.precision), answers
 
     def _work(
         self, window: Sequence[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None
@@ -393,25 +378,3 @@ class Engine:
             return {"label": self.labels[best], "score": float(scores[best]), "exit_layer": exit_layer}
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": self.labels[i], "score": float(scores[i]), "exit_layer": exit_layer} for i in order]
-
-
-def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    match problem_type:
-        case "regression":
-            return logits
-        case "multi_label_classification":
-            with np.errstate(all="ignore"):  # exp(-logit) = inf gives the right 0
-                return 1.0 / (1.0 + np.exp(-logits))
-    with np.errstate(all="ignore"):  # and exp(-inf) the right 0; nan where a row has no answer
-        powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
-        powers /= np.add.reduce(powers, 1, keepdims=True)
-        return powers
-
-
-def _raise_first(window: list[Row | InputError]) -> list[Row]:
-    rows = []
-    for row in window:
-        if isinstance(row, InputError):
-            raise row
-        rows.append(row)
-    return rows
