@@ -82,7 +82,8 @@ def load(
     tensors = Marked(ckpt.tensors)
     model = build(replace(ckpt, tensors=tensors), find_op_set(target), dtype, target)
     engine = Engine(ckpt, model, tokenizer, rule, target, precision)
-    engine.source = Source(name if bundled else os.path.abspath(directory), {"max_length": max_length}, tensors.sums)
+    where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
+    engine.source = Source(where, {"max_length": max_length}, tensors.sums)
     return engine
 
 
@@ -130,7 +131,6 @@ class Engine:
         self.checkpoint = replace(ckpt, tensors={})  # its tensors live on, prepared, in the model
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
-        self._process = os.getpid()
         self._pool: tuple[int, Executor] | None = None
 
     @property
@@ -321,11 +321,6 @@ class Engine:
         self, inputs: Any, truncation: str, batch_tokens: int, batch_size: int | None
     ) -> Iterator[list[Row | InputError]]:
         """Rows a few token budgets at a time; the options are checked at once."""
-        if self.device.type == "cuda" and os.getpid() != self._process:
-            raise ConfigError(
-                "this engine was loaded on a GPU before the process was forked, which CUDA does not survive; load it "
-                "in the child, or start processes with 'spawn'"
-            )
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
         for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
