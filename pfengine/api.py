@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,10 @@ import numpy as np
 import torch
 
 from . import checkpoint, engine, extension, forking
+from .again import Marked, load_again, mark
 from .ahead import run_ahead
+from .answers import Predictions as Predictions
+from .answers import judged, probabilities, raise_first
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
 from .devices import auto_precision, find_device, find_dtype, find_op_set
@@ -22,7 +27,6 @@ from .encoder import prepare
 from .engine import Answers, Model, Rule
 from .errors import ConfigError, InputError
 from .exits import Criterion, Replay
-from .exits.calibration import layer_speedup
 from .exits.choice import choose
 from .heads import HEADS
 from .notices import warn
@@ -81,8 +85,12 @@ def load(
     rule = choose(ckpt, criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, path=directory)
     extension.warn_once()
-    model = build(ckpt, find_op_set(target), dtype, target)
-    return Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
+    tensors = Marked(ckpt.tensors)
+    model = build(replace(ckpt, tensors=tensors), find_op_set(target), dtype, target)
+    engine = Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
+    where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
+    engine.source = Source(where, {"max_length": max_length, "token_types": token_types}, tensors.sums)
+    return engine
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -115,32 +123,22 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Answers for all rows of the input, as arrays."""
+class Source:
+    """What an engine was loaded from: a path or bundled name, options that it does not show, tensors' checksums."""
 
-    logits: np.ndarray  # float32 [rows, labels]
-    exit_layers: np.ndarray  # int64 [rows], 1-based
-    num_layers: int
-    problem_type: str
-
-    @functools.cached_property
-    def probabilities(self) -> np.ndarray:
-        """float32 [rows, labels]: softmax, sigmoid or none of the logits, as problem_type says."""
-        return _probabilities(self.logits, self.problem_type)
-
-    @functools.cached_property
-    def label_ids(self) -> np.ndarray:
-        """int64 [rows]: the label with the largest logit."""
-        return self.logits.argmax(1)
-
-    @property
-    def layer_speedup(self) -> float:
-        """As `exits.calibration.layer_speedup` has it; nan without rows."""
-        return layer_speedup(self.exit_layers, self.num_layers)
+    path: str
+    options: dict[str, Any]
+    sums: dict[str, int]
 
 
 class Engine:
-    """A loaded model. Safe to use from several threads; a bad row never makes it unusable."""
+    """A loaded model. Safe to use from several threads; a bad row never makes it unusable.
+
+    It pickles as the path and the options it was loaded with, and is loaded from there again, with the precision and
+    criterion it has: so it can be handed to other processes that see the same files. Copies share its weights.
+    """
+
+    source: Source | None = None  # where it was not made by `load`
 
     def __init__(
         self,
@@ -155,7 +153,37 @@ class Engine:
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
         self._forks = forking.forks
-        self._workers = ThreadPoolExecutor(model.lanes, "pfengine") if model.lanes > 1 else None
+        self._pool: tuple[int, Executor] | None = None
+
+    @property
+    def mark(self) -> str:
+        """Tells checkpoints apart: another after training, or with another tokenizer, wherever it lies."""
+        return mark(self, self.source.sums if self.source is not None else {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.source is None:
+            raise pickle.PicklingError("this engine was not made by pfengine.load: nothing says where to load it again")
+        options = {"device": str(self.device), "precision": self.precision, "criterion": self.criterion}
+        return load_again, (self.source.path, self.source.options | options, self.mark)
+
+    def __copy__(self) -> Engine:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        other = copy.copy(self)  # weights do not change
+        other.criterion = copy.deepcopy(self.criterion, memo)
+        return other
+
+    @property
+    def _workers(self) -> Executor | None:
+        """Threads for as many batches as may be under way; a forked process has none of its parent's."""
+        if self.model.lanes == 1:
+            return None
+        if self._pool is None or self._pool[0] != os.getpid():
+            self._pool = os.getpid(), ThreadPoolExecutor(self.model.lanes, "pfengine")
+        return self._pool[1]
 
     def __repr__(self) -> str:
         labels = ", ".join(map(repr, self.labels[:6])) + (f", ... ({len(self.labels)})" if len(self.labels) > 6 else "")
@@ -204,7 +232,8 @@ class Engine:
         other keys of a dict are passed over. One row gives a list of one.
         top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
         criterion, threshold, speedup: for this call, as in `load`.
-        on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place.
+        on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place; a row
+        whose logits overflow is one.
         truncation: rows over `max_length` tokens are cut, with one warning that counts them, or bad rows with "error".
         batch_tokens, batch_size: most tokens and rows that go through a layer together.
         """
@@ -250,7 +279,7 @@ class Engine:
 
         def results() -> Iterator[Any]:
             for window, answers in self._answered(inputs, windows, rule, tokens, most):
-                scores = _probabilities(answers.logits, self.model.config.problem_type)
+                scores = probabilities(answers.logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
                         yield self._result(scores[i], int(answers.exit_layers[i]), top)
@@ -272,26 +301,33 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Predictions:
-        """Answers as arrays. Raises InputError at the first bad row."""
+        """Answers as arrays. Raises InputError at the first bad row, and at one whose logits are nan or infinite."""
         rule = self.choose(criterion, threshold, speedup)
         tokens, most = _sizes(batch_tokens, batch_size)
-        windows = map(_raise_first, self._windows(inputs, truncation, tokens))
-        parts = [answers for _, answers in self._answered(inputs, windows, rule, tokens, most)]
+        windows = map(raise_first, self._windows(inputs, truncation, tokens))
+        parts = []
+        for window, answers in self._answered(inputs, windows, rule, tokens, most):
+            raise_first(window)
+            parts.append(answers)
         parts = parts or [Answers(0, 0, len(self.labels))]
         logits = np.concatenate([part.logits for part in parts])
         exit_layers = np.concatenate([part.exit_layers for part in parts])
         return Predictions(logits, exit_layers, self.num_layers, self.model.config.problem_type)
 
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`."""
+        """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`.
+
+        Raises InputError at the first bad row, and at one with a nan at any exit.
+        """
         parts = [np.empty((len(self.exit_layers), 0, len(self.labels)), np.float32)]
         tokens, _ = _sizes(batch_tokens, None)
         for window in self._windows(inputs, "truncate", tokens):
-            rows = _raise_first(window)
+            rows = raise_first(window)
             out = np.empty((len(self.exit_layers), len(rows), len(self.labels)), np.float32)
             for batch in batches(rows, tokens):
                 packed = pack(batch, self.model.config)
                 out[:, packed.row_ids - rows[0].row_id] = engine.all_logits(self.model, packed.to(self.device))
+            raise_first(judged(rows, out, self.precision))
             parts.append(out)
         return np.concatenate(parts, axis=1)
 
@@ -343,7 +379,7 @@ class Engine:
         batch_tokens: int,
         batch_size: int | None,
     ) -> Iterator[tuple[Sequence[Row | InputError], Answers]]:
-        """Windows and their answers. On a GPU the next window is read while this one is computed.
+        """Windows, rows without an answer as their errors, and answers; on a GPU the next is read meanwhile.
 
         Not where a batch is all there is, for which no thread need be woken, nor with a criterion of the user's own,
         which may not stand threads.
@@ -351,7 +387,8 @@ class Engine:
         one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (batch_size or 1))
         workers = None if one_batch or not isinstance(rule, Criterion) else self._workers
         work = (self._work(window, rule, batch_tokens, batch_size) for window in windows)
-        return run_ahead(work, workers)
+        for window, answers in run_ahead(work, workers):
+            yield judged(window, answers.logits, self.precision), answers
 
     def _work(
         self, window: Sequence[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None
@@ -379,28 +416,6 @@ class Engine:
         return [{"label": self.labels[i], "score": float(scores[i]), "exit_layer": exit_layer} for i in order]
 
 
-def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    match problem_type:
-        case "regression":
-            return logits
-        case "multi_label_classification":
-            with np.errstate(all="ignore"):  # exp(-logit) = inf gives the right 0
-                return 1.0 / (1.0 + np.exp(-logits))
-    with np.errstate(all="ignore"):  # and exp(-inf) the right 0; nan where a row has no answer
-        powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
-        powers /= np.add.reduce(powers, 1, keepdims=True)
-        return powers
-
-
 def _sizes(batch_tokens: int, batch_size: int | None) -> tuple[int, int | None]:
     """Both as plain ints, checked."""
     return whole("batch_tokens", batch_tokens), None if batch_size is None else whole("batch_size", batch_size)
-
-
-def _raise_first(window: list[Row | InputError]) -> list[Row]:
-    rows = []
-    for row in window:
-        if isinstance(row, InputError):
-            raise row
-        rows.append(row)
-    return rows

@@ -15,8 +15,8 @@ from . import encoder
 from .batch import Packed, RaggedInputs
 from .config import BackboneConfig
 from .encoder import Encoder
-from .errors import ConfigError
 from .exits import Criterion, Never
+from .exits.asking import asked, in_numbers
 from .heads import ExitHead
 from .ops.model import Rule as Limits
 from .surroundings import undisturbed
@@ -70,7 +70,7 @@ def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, ans
     """All rows of `packed` through the layers, each until `criterion` lets it leave; results go into `answers`."""
     if not len(packed.row_ids):
         return
-    limits = criterion.in_numbers(packed.row_ids) if isinstance(criterion, Criterion) else None
+    limits = in_numbers(criterion, packed.row_ids)
     if model.native is None or limits is None:
         run_layers(model, packed.to(device), criterion, answers)
         return
@@ -103,7 +103,7 @@ def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Ans
     """`run` layer by layer: any head, any criterion, any device."""
     last = model.num_layers
     batch = encoder.embed(model.encoder, inputs)
-    head_state, exit_state = None, None
+    head_state, exit_state, ask = None, None, asked(criterion)
     for layer in range(1, last + 1):
         answer = layer == last or is_tested(model, criterion, layer)
         opened = None
@@ -118,12 +118,7 @@ def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Ans
         if layer == last:
             answers.put(batch.row_ids, logits, layer)
             return
-        leave, exit_state = criterion(layer, logits, exit_state, batch.row_ids)
-        if leave.dtype != torch.bool or leave.shape != batch.row_ids.shape:
-            got = f"{leave.dtype} {list(leave.shape)}"
-            raise ConfigError(
-                f"the criterion gave {got} after layer {layer}; it must give bool [{len(batch)}], one a row"
-            )
+        leave, exit_state = ask(layer, logits, exit_state, batch.row_ids)
         gone = np.flatnonzero(leave.numpy(force=True))
         if len(gone):
             answers.put(batch.row_ids, logits, layer, gone)
@@ -148,7 +143,7 @@ def take(state: Any, rows: Tensor) -> Any:
     if not isinstance(state, tuple):
         return None if state is None else state.index_select(0, rows)
     parts = [take(value, rows) for value in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 
 @undisturbed()

@@ -10,7 +10,16 @@ MOST_FAULTS, MOST_CHARACTERS = 10, 400  # of a message, and of each of its fault
 
 
 class PFEngineError(Exception):
-    """Base of all errors a user's input can cause."""
+    """Base of all errors a user's input can cause. They pickle, whatever their constructors take."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[PFEngineError], args: tuple[Any, ...], state: dict[str, Any]) -> PFEngineError:
+    error = kind.__new__(kind, *args)  # which sets args; a constructor would make a message of them again
+    error.__dict__.update(state)
+    return error
 
 
 class CheckpointError(PFEngineError, ValueError):
@@ -25,9 +34,6 @@ class CheckpointError(PFEngineError, ValueError):
             if len(self.faults) == 1
             else head + f"{len(self.faults):,} faults:\n" + "\n".join(lines)
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.faults)
 
 
 class ConfigError(PFEngineError, ValueError):
@@ -51,8 +57,11 @@ class InputTypeError(InputError, TypeError):
 
 
 def shown(value: Any) -> str:
-    """A value from a file as a message shows it, however large or deep it is."""
-    return _SHORT.repr(value)
+    """repr(value) for a message: short, however large or deep it is, and whatever its own `__repr__` does."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:
+        return f"an object of type {type(value).__name__}"
 
 
 _SHORT = reprlib.Repr()

@@ -80,13 +80,13 @@ def test_nothing_more_is_started_when_the_reader_stops(workers: ThreadPoolExecut
 
 @pytest.mark.parametrize("criterion", ["entropy:0.9", lambda layer, logits, state, row_ids: (logits[:, 0] > 0, state)])
 def test_an_engine_with_workers_gives_the_same_answers(
-    make_checkpoint: Callable[..., Path], random_rows: Any, criterion: Any
+    make_checkpoint: Callable[..., Path], random_rows: Any, criterion: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = pfengine.load(make_checkpoint("bert"), precision="fp32")
     rows = random_rows([3, 9, 1, 17, 5] * 20)
     expected = engine.predict(rows, criterion=criterion)
     with ThreadPoolExecutor(2) as pool:
-        engine._workers = pool
+        monkeypatch.setattr(pfengine.Engine, "_workers", pool)
         found = engine.predict(rows, criterion=criterion, batch_tokens=40)
         np.testing.assert_array_equal(found.logits, expected.logits)
         np.testing.assert_array_equal(found.exit_layers, expected.exit_layers)

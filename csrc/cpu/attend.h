@@ -87,7 +87,7 @@ PFENGINE_INLINE void pack_values(const uint16_t* values, ptrdiff_t stride, int64
 // softmax(scale x) of a row without the division: the sum of what stays in `out`. Zeros from `tokens` to `padded`.
 template <typename Number>
 PFENGINE_INLINE float exponentials(const float* x, float scale, int64_t tokens, int64_t padded, Number* out) {
-  const Floats lowest = splat(-3.0e38f);
+  const Floats lowest = splat(-__builtin_inff());  // where all scores are that, the weights are nan, as in torch
   const auto scores = [&](int64_t i) {
     const Floats y = load<Floats>(x + i);
     return i + kWidth <= tokens ? y : lanes() < (int32_t)(tokens - i) ? y : lowest;

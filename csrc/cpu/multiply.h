@@ -11,7 +11,7 @@ template <Activation kActivation, bool kRough>
 PFENGINE_INLINE Floats activate(Floats x) {
   if constexpr (kActivation == Activation::gelu) return kRough ? gelu_rough(x) : gelu(x);
   if constexpr (kActivation == Activation::gelu_tanh) return gelu_tanh(x);
-  if constexpr (kActivation == Activation::relu) return max(x, Floats{});
+  if constexpr (kActivation == Activation::relu) return max(Floats{}, x);
   if constexpr (kActivation == Activation::tanh) return tanh(x);
   return x;
 }

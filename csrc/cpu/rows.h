@@ -70,17 +70,19 @@ inline void row_to_bf16(const float* x, int64_t size, uint32_t* out) {
   each_vector(size, [&](int64_t i, int64_t count) { store_floats(to + i, load_floats(x + i, count), count); });
 }
 
-// The range of a row, zero included, over 0 to 255: one bit better than signed where the numbers are of one sign.
+// The range of a row, zero included, over 0 to 255: one bit better than signed where the numbers are of one sign. A row
+// with a number that is not finite has the scale nan, so that what it is multiplied with becomes nan too.
 template <typename Number>
 void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, float* zero) {
-  Floats low{}, high{};
+  Floats low{}, high{}, odd{};
   each_vector(size, [&](int64_t i, int64_t count) {
     const Floats y = load_floats(x + i, count);
+    odd += y * 0.0f;  // 0, or nan
     low = min(y, low);
     high = max(y, high);
   });
   const float smallest = -largest(-low), range = largest(high) - smallest;
-  *scale = range > 0 ? range / 255 : 1.0f;
+  *scale = (range > 0 ? range / 255 : 1.0f) + sum(odd);
   const float inverse = 1 / *scale;
   *zero = round_to_even(splat(-smallest * inverse))[0];
   uint8_t* to = (uint8_t*)out;

@@ -46,6 +46,7 @@ PFENGINE_INLINE Floats splat(float x) {
 PFENGINE_INLINE Words splat(uint32_t x) {
   return x - Words{};
 }
+// Where one is nan, y: with the bounds first, min and max keep an x that is none.
 PFENGINE_INLINE Floats min(Floats x, Floats y) {
   return x < y ? x : y;
 }
@@ -92,9 +93,9 @@ PFENGINE_INLINE float largest(Floats x) {
   return part[0];
 }
 
-// e^x within 2 ulp for -87 <= x <= 88; below it is e^-87.
+// e^x within 2 ulp for -87 <= x <= 88; below it is e^-87; nan of nan.
 PFENGINE_INLINE Floats exp(Floats x) {
-  x = min(max(x, splat(-87.0f)), splat(88.0f));
+  x = min(splat(88.0f), max(splat(-87.0f), x));
   const Floats n = round_to_even(x * 1.44269504f);
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Floats p = splat(1.9875691500e-4f);

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .asking import asked
 from .criteria import Criterion
 
 SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
@@ -19,11 +20,12 @@ def exits_taken(criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[
     exit_layers: 1-based, the last is the full model's.
     """
     rows = logits.shape[1]
+    ask = asked(criterion)
     row_ids, state = torch.arange(rows, dtype=torch.int64, device="cpu"), None
     taken = torch.full((rows,), exit_layers[-1], dtype=torch.int64, device="cpu")
     gone = torch.zeros(rows, dtype=torch.bool, device="cpu")
     for layer, values in zip(exit_layers[:-1], logits, strict=False):
-        leave, state = criterion(layer, torch.from_numpy(values), state, row_ids)
+        leave, state = ask(layer, torch.from_numpy(values), state, row_ids)
         taken[leave & ~gone] = layer
         gone |= leave
     return taken.numpy()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from .criteria import Criterion, Never, number, parse
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: f
     if isinstance(criterion, Never) and threshold is not None and own != "never":
         criterion = own  # loaded at full depth, asked for exits in this call
     rule = parse(criterion, threshold) if isinstance(criterion, str) else _with_threshold(criterion, threshold)
+    if isinstance(rule, type):
+        raise ConfigError(f"criterion is the class {rule.__name__}; give an object of it")
     if not callable(rule):
         raise ConfigError(
             f"criterion is of type {type(rule).__name__}; give an object of pfengine.exits, a callable, or text"
@@ -58,7 +60,7 @@ def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: f
             f"{ckpt.path} has no exit before its last layer: it runs at full depth, with criterion 'never'"
         )
     if isinstance(rule, Criterion) and ckpt.backbone.problem_type not in rule.problem_types:
-        raise ConfigError(f"criterion {rule!r} makes no sense for problem_type {ckpt.backbone.problem_type!r}")
+        raise ConfigError(f"criterion {shown(rule)} makes no sense for problem_type {ckpt.backbone.problem_type!r}")
     return rule
 
 
@@ -66,7 +68,7 @@ def _with_threshold(criterion: Any, threshold: float | None) -> Any:
     if threshold is None:
         return criterion
     if not isinstance(criterion, Criterion):
-        raise ConfigError(f"criterion {criterion!r} takes no threshold")
+        raise ConfigError(f"criterion {shown(criterion)} takes no threshold")
     return criterion.with_threshold(threshold)
 
 

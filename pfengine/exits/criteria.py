@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 
 CriterionState = Any  # None at first, then whatever the criterion returned: a tuple of tensors that lead with rows
 
@@ -57,8 +57,11 @@ class Criterion:
     ) -> tuple[Tensor, CriterionState]:
         """Which rows leave after `layer` (1-based).
 
-        logits: float32 [rows, labels]; row_ids: int64 [rows], each row's place in the caller's input. Returns bool
-        [rows] and the new state. Must not read a value on the host.
+        logits: float32 [rows, labels]; row_ids: int64 [rows], each row's place in the caller's input; a criterion of
+        the user's own is handed copies. state: None at first, then what the last call returned, for the rows that are
+        left. Returns bool [rows] and the new state: None, or tensors that lead with rows, in tuples. Runs in inference
+        mode, without the caller's autocast and default device. Must not read a value on the host, where it is to be
+        one of ours.
         """
         raise TypeError(f"{type(self).__name__} must define __call__(layer, logits, state, row_ids)")
 
@@ -125,8 +128,8 @@ class Patience(Criterion):
 
     def __init__(self, threshold: int) -> None:
         value = number("the threshold of patience", threshold)
-        if value != int(value) or value < 1:
-            raise ConfigError(f"the threshold of patience is {threshold!r}; it must be an integer >= 1")
+        if value != int(value) or not 1 <= value < 2**31:
+            raise ConfigError(f"the threshold of patience is {shown(threshold)}; it must be an integer >= 1")
         self.threshold = int(value)
 
     def with_threshold(self, threshold: float) -> Patience:
@@ -189,9 +192,13 @@ def _in_c(logits: Tensor) -> bool:
 
 
 def number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}; it must be a finite number")
-    return float(value)
+    try:
+        real = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    except (OverflowError, ValueError):  # an integer of 400 digits
+        real = math.nan
+    if not math.isfinite(real):
+        raise ConfigError(f"{name} is {shown(value)}; it must be a finite number")
+    return real
 
 
 CRITERIA: dict[str, type[Criterion]] = {"entropy": Entropy, "never": Never, "patience": Patience, "replay": Replay}
@@ -205,7 +212,7 @@ def parse(text: str, threshold: float | None = None) -> Criterion:
     """
     name, _, argument = text.strip().partition(":")
     if name not in CRITERIA:
-        raise ConfigError(f"criterion {text!r} is unknown; there are {', '.join(sorted(CRITERIA))}")
+        raise ConfigError(f"criterion {shown(text)} is unknown; there are {', '.join(sorted(CRITERIA))}")
     if name == "never":
         if argument or threshold is not None:
             raise ConfigError("criterion 'never' takes no threshold")
@@ -216,7 +223,7 @@ def parse(text: str, threshold: float | None = None) -> Criterion:
         try:
             return Replay([int(layer) for layer in argument.split(",")])
         except ValueError:
-            raise ConfigError(f"criterion {text!r}: give one layer for each row, 'replay:3,5,2'") from None
+            raise ConfigError(f"criterion {shown(text)}: give one layer for each row, 'replay:3,5,2'") from None
     if threshold is None:
         if not argument:
             example = _EXAMPLES[name]
@@ -226,7 +233,7 @@ def parse(text: str, threshold: float | None = None) -> Criterion:
         except ValueError:
             threshold = None
         if threshold is None or "_" in argument:  # Python reads 0_3 as 3
-            raise ConfigError(f"criterion {text!r}: {argument!r} is no number")
+            raise ConfigError(f"criterion {shown(text)}: {shown(argument)} is no number")
     return Patience(threshold) if name == "patience" else Entropy(threshold)  # type: ignore[arg-type]
 
 

@@ -43,11 +43,10 @@ __all__ = [
 
 HEAD_ALIGNMENT = 16
 BLOCK, TILE = 32, 16  # rows of one product, and what its sizes are multiples of, where oneDNN's packed ops are missing
-_POST_OPS = {  # activation -> oneDNN's name and algorithm
+_POST_OPS = {  # activation -> oneDNN's name and algorithm; its relu makes 0 of nan
     "none": ("none", ""),
     "gelu": ("gelu", "none"),
     "gelu_tanh": ("gelu", "tanh"),
-    "relu": ("relu", ""),
     "tanh": ("tanh", ""),
 }
 
@@ -100,11 +99,11 @@ def _linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
     rows = x.shape[0]
     if not weights.packed:
         return _linear_in_blocks(x, weights, activation)
-    post, algorithm = _POST_OPS[activation]
+    post, algorithm = _POST_OPS.get(activation, _POST_OPS["none"])
     y = torch.ops.mkldnn._linear_pointwise.default(
         torch.cat([x, x]) if rows == 1 else x, weights.weight, weights.bias, post, [], algorithm
     )
-    return y[:rows]
+    return y[:rows] if activation in _POST_OPS else reference.activate(y[:rows], activation)
 
 
 def _linear_in_blocks(x: Tensor, weights: Linear, activation: Activation) -> Tensor:

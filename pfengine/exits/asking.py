@@ -1,0 +1,87 @@
+"""Asking a criterion, so that one of the user's own decides who leaves and can change nothing else."""
+
+from __future__ import annotations
+
+import functools
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, shown
+from .criteria import CRITERIA, Criterion
+
+OWN = frozenset(CRITERIA.values())  # those of ours keep the rules, and are handed the engine's own tensors
+
+
+def asked(criterion: Callable[..., Any]) -> Callable[..., Any]:
+    """The criterion; a user's own with copies for arguments, and its results checked.
+
+    It runs as the engine does: in inference mode, without the caller's autocast, default device or torch modes.
+    """
+    return criterion if type(criterion) in OWN else functools.partial(_ask, criterion)
+
+
+def in_numbers(criterion: Any, row_ids: np.ndarray) -> tuple[float, np.ndarray | None] | None:
+    """As `Criterion.in_numbers`; None for a mere callable."""
+    if type(criterion) in OWN:
+        return criterion.in_numbers(row_ids)
+    if not isinstance(criterion, Criterion):
+        return None
+    given: Any = criterion.in_numbers(row_ids.copy())
+    if given is None:
+        return None
+    entropy, layers = given if isinstance(given, tuple) and len(given) == 2 else (None, None)
+    fits = isinstance(layers, np.ndarray) and layers.dtype == np.int64 and layers.shape == row_ids.shape
+    if not isinstance(entropy, numbers.Real) or not (layers is None or fits):
+        raise ConfigError(
+            f"in_numbers of the criterion {_name(criterion)} gave {shown(given)}; it must give None, or an entropy and "
+            f"int64 [{len(row_ids)}] or None"
+        )
+    return float(entropy), None if layers is None else np.array(layers)
+
+
+def _ask(criterion: Callable[..., Any], layer: int, logits: Tensor, state: Any, row_ids: Tensor) -> tuple[Tensor, Any]:
+    try:
+        given = criterion(layer, logits.clone(), state, row_ids.clone())
+    except Exception as error:
+        error.add_note(f"raised by the criterion {_name(criterion)} after layer {layer}")
+        raise
+    rows, device = row_ids.shape[0], row_ids.device
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise _wrong(criterion, layer, _kind(given), f"(leave, state), where leave is bool [{rows}]")
+    leave, state = given
+    fits = isinstance(leave, Tensor) and leave.dtype is torch.bool and leave.shape == (rows,)
+    if not fits or leave.device != device or leave.layout is not torch.strided:
+        raise _wrong(criterion, layer, _kind(leave), f"bool [{rows}] on {device}, one a row, as a torch tensor")
+    for part in _parts(state):
+        fits = isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] == rows
+        if not fits or part.device != device or part.layout is not torch.strided:
+            what = f"None, or tensors that lead with the {rows} rows, on {device}, in tuples"
+            raise _wrong(criterion, layer, f"a state with {_kind(part)}", f"as state {what}")
+    return leave, state
+
+
+def _parts(state: Any) -> list[Any]:
+    if isinstance(state, tuple):
+        return [part for value in state for part in _parts(value)]
+    return [] if state is None else [state]
+
+
+def _wrong(criterion: Any, layer: int, got: str, wanted: str) -> ConfigError:
+    return ConfigError(f"the criterion {_name(criterion)} gave {got} after layer {layer}; it must give {wanted}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)} on {value.device}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def _name(criterion: Any) -> str:
+    return str(getattr(criterion, "__name__", type(criterion).__name__))
