@@ -13,7 +13,7 @@ from typing import Any
 from .. import tasks
 from ..errors import ConfigError
 from ..tokenization import Unreadable
-from .columns import LABELS, PAIRS, TEXTS, Columns, text_columns
+from .columns import LABELS, PAIRS, TEXTS, Columns, clipped, text_columns
 from .examples import Example
 from .holding_out import held_apart, hold_out
 from .labels import as_text, label_ids, names_of, number, read_as, scores
@@ -111,7 +111,7 @@ def read(
         if value is not None:
             labels = True
         elif labelled is not False and not bare:
-            what = "no label" if record.label_column is None else f"no label in column {record.label_column!r}"
+            what = "no label" if record.label_column is None else f"no label in column {clipped(record.label_column)!r}"
             bare = f"{named(file)}, {unit} {record.line}: has {what}; label it, or leave it out"
         if bare and (labels or (labelled and record.label_column is not None)):
             raise ConfigError(bare)

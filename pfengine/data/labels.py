@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .columns import LABELS
+from .columns import LABELS, clipped, listed
 from .examples import Example
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -93,12 +93,11 @@ def _misfit(found: dict[str, int], labels: tuple[str, ...]) -> str:
     numbered = any(number(name) is not None for name in known)
     allowed = known if fitting is not None or numbered else ids
     wrong = next((label for label in found if _plain(label) not in allowed), next(iter(found)))
-    listed = ", ".join(labels[:20]) + ", ..." * (len(labels) > 20)
-    reason = f"row {found[wrong]}: label {wrong!r} is none of {listed}"
+    reason = f"row {found[wrong]}: label {clipped(wrong)!r} is none of {listed(labels)}"
     if wrong == "-1":
         return f"{reason}: the rows are not labelled"
     if fitting is not None and wrong in ids and not numbered:
-        return f"{reason}, while row {found[fitting]} has {fitting!r}; label all rows by name, or all by id"
+        return f"{reason}, while row {found[fitting]} has {clipped(fitting)!r}; label all rows by name, or all by id"
     return reason
 
 
@@ -108,7 +107,7 @@ def scores(examples: Sequence[Example], file: str) -> list[float]:
     for row, example in enumerate(examples):
         value = number(example.label)
         if value is None:
-            raise ConfigError(f"{file}, row {row}: label {example.label!r} is no finite number")
+            raise ConfigError(f"{file}, row {row}: label {clipped(str(example.label))!r} is no finite number")
         values.append(value)
     return values
 

@@ -60,9 +60,9 @@ def train(config: TrainingConfig) -> Path:
         raise ConfigError(
             f"all {len(held_out)} held-out rows have one score, which nothing correlates with; hold out more rows"
         )
-    unseen = {example.label for example in held_out} - {example.label for example in kept}
-    if labels and unseen:
-        warnings.warn(f"no row with the label {min(map(str, unseen))!r} is left to train on", stacklevel=2)
+    unseen = set(values) - set(label_values(kept, labels, str(file))) if labels else set()
+    if unseen:
+        warnings.warn(f"no row with the label {labels[min(unseen)]!r} is left to train on", stacklevel=2)
 
     set_seed(config.seed)
     backbone_config = _backbone_config(source, labels, config.layers)
