@@ -22,7 +22,7 @@ from .records import BLANK, FORMATS, SUFFIXES, read_records
 
 __all__ = [
     "FORMATS", "LABELS", "PAIRS", "STDIN", "TEXTS", "Example", "find_split", "held_apart", "hold_out", "label_ids",
-    "locate", "names_of", "number", "read", "read_as", "scores", "stream", "text_columns",
+    "locate", "named", "names_of", "number", "read", "read_as", "scores", "stream", "text_columns",
 ]  # fmt: skip
 
 SPLITS = {"dev": ("dev", "validation", "dev_matched")}  # the names a split goes by

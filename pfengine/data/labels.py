@@ -22,7 +22,7 @@ def as_text(value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, (list, dict, bytes, tuple, set)):
-        raise ConfigError(f"is of type {type(value).__name__}; it must be a name or a number")
+        raise ConfigError(f"has a label of type {type(value).__name__}; it must be a name or a number")
     return str(value).strip() or None
 
 
@@ -62,7 +62,7 @@ def read_as(found: Sequence[str], labels: Sequence[str]) -> dict[str, int] | Non
     written as floats, True for true, 3 for LABEL_3 and the other way round); as ids, but only where no name is a
     number, so that what is a name is never an id.
     """
-    for plain in (str, _plain):
+    for plain in (str.strip, _plain):
         ids = {plain(name): i for i, name in enumerate(labels)}
         if len(ids) == len(labels) and all(plain(label) in ids for label in found):
             return {label: ids[plain(label)] for label in found}
@@ -119,6 +119,7 @@ def _whole(label: str) -> str:
 
 def _plain(label: str) -> str:
     """One spelling for what means the same."""
+    label = label.strip()
     if label in ("true", "false"):
         return label.capitalize()
     match = _DEFAULT.fullmatch(label)

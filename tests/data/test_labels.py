@@ -64,7 +64,7 @@ def test_integers_written_as_floats_are_classes_and_said() -> None:
         (("LABEL_1", "LABEL_10", "LABEL_2"), ("10", "2", "1"), [1, 2, 0]),  # as earlier versions named 1, 10 and 2
         (("negative", "positive"), ("0", "1"), [0, 1]),
         (("negative", "positive"), ("positive", "negative"), [1, 0]),
-        (("so so", "very good"), ("very good",), [1]),
+        (("so so", " very good"), ("very good",), [1]),
     ],
 )
 def test_names_come_before_ids(labels: tuple[str, ...], found: tuple[str, ...], ids: list[int]) -> None:
