@@ -70,8 +70,9 @@ def stream(
 
     source: a file, a pipe, or `-` for standard input. kind: of FORMATS; "auto" goes by the name and is text where that
     says nothing. text, pair, label: columns, as in `read`. Plain text has a row a line, an empty line too, but for
-    empty ones at the end. A TSV need not name its columns: it then has text, or text and second text. Raises
-    ConfigError at once for what can be no source, at the first row for columns that do not fit.
+    empty ones at the end. A TSV has no quoting, as GLUE's have none, and need not name its columns: it then has text,
+    or text and second text. Raises ConfigError at once for what can be no source, at the first row for columns that do
+    not fit.
     """
     path = _checked(source, kind)
     records = read_records(path, kind, Columns(text, pair, label), headed=False)

@@ -14,6 +14,7 @@ from .examples import Example
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _WRITTEN_AS_FLOAT = re.compile(r"(-?[0-9]{1,18})\.0*")
+_NUMERAL = re.compile(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])")  # that stands by itself within a name
 _DEFAULT = re.compile(r"LABEL_([0-9]{1,18})")  # what transformers calls a class without a name
 
 
@@ -60,7 +61,7 @@ def read_as(found: Sequence[str], labels: Sequence[str]) -> dict[str, int] | Non
 
     All of them are read in one way, the first of these that fits all: as names; as names in another spelling (integers
     written as floats, True for true, 3 for LABEL_3 and the other way round); as ids, but only where no name is a
-    number, so that what is a name is never an id.
+    number, so that what is a name is never an id, nor holds another number than its id, as "1 star" does at id 0.
     """
     for plain in (str.strip, _plain):
         ids = {plain(name): i for i, name in enumerate(labels)}
@@ -68,7 +69,9 @@ def read_as(found: Sequence[str], labels: Sequence[str]) -> dict[str, int] | Non
             return {label: ids[plain(label)] for label in found}
     numbers = {str(i): i for i in range(len(labels))}
     known = {_plain(name) for name in labels}
-    if all(_plain(label) in numbers for label in found) and all(number(name) is None for name in known):
+    bare = all(number(name) is None for name in known)
+    counted = all(numeral == str(i) for i, name in enumerate(labels) for numeral in _NUMERAL.findall(name))
+    if bare and counted and all(_plain(label) in numbers for label in found):
         return {label: numbers[_plain(label)] for label in found}
     return None
 

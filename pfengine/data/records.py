@@ -104,7 +104,7 @@ def _of_object(number: int, value: dict[str, Any], columns: Columns, known: dict
             chosen = columns.choose(keys)
         except ConfigError as error:
             return Record(number, Unreadable(str(error)))
-        if len(known) < 1000:  # files whose every record has other keys are not worth the memory
+        if len(known) < 1000 and sum(map(len, keys)) < 10_000:  # else not worth the memory
             known[keys] = chosen
     else:
         chosen = known[keys]
