@@ -34,7 +34,7 @@ def read_names(text: str) -> tuple[str, ...]:
     """Names with commas between; without a comma, which is no set of labels, a file with one name a line."""
     if "," in text:
         return tuple(name.strip() for name in text.split(","))
-    if not Path(text).exists():
+    if not Path(text).exists() or Path(text).is_dir():
         raise ConfigError(f"--labels is {text!r}; give names with commas between, or a file with one name a line")
     return tuple(example.text.strip() for example in data.read(text, kind="text"))
 

@@ -13,7 +13,7 @@ from typing import Any
 from .. import tasks
 from ..errors import ConfigError
 from ..tokenization import Unreadable
-from .columns import LABELS, PAIRS, TEXTS, Columns, text_columns
+from .columns import LABELS, PAIRS, TEXTS, Columns, clipped, text_columns
 from .examples import Example
 from .holding_out import held_apart, hold_out
 from .labels import as_text, label_ids, names_of, number, read_as, scores
@@ -22,7 +22,7 @@ from .records import BLANK, FORMATS, SUFFIXES, read_records
 
 __all__ = [
     "FORMATS", "LABELS", "PAIRS", "STDIN", "TEXTS", "Example", "find_split", "held_apart", "hold_out", "label_ids",
-    "locate", "names_of", "number", "read", "read_as", "scores", "stream", "text_columns",
+    "locate", "named", "names_of", "number", "read", "read_as", "scores", "stream", "text_columns",
 ]  # fmt: skip
 
 SPLITS = {"dev": ("dev", "validation", "dev_matched")}  # the names a split goes by
@@ -70,8 +70,9 @@ def stream(
 
     source: a file, a pipe, or `-` for standard input. kind: of FORMATS; "auto" goes by the name and is text where that
     says nothing. text, pair, label: columns, as in `read`. Plain text has a row a line, an empty line too, but for
-    empty ones at the end. A TSV need not name its columns: it then has text, or text and second text. Raises
-    ConfigError at once for what can be no source, at the first row for columns that do not fit.
+    empty ones at the end. A TSV has no quoting, as GLUE's have none, and need not name its columns: it then has text,
+    or text and second text. Raises ConfigError at once for what can be no source, at the first row for columns that do
+    not fit.
     """
     path = _checked(source, kind)
     records = read_records(path, kind, Columns(text, pair, label), headed=False)
@@ -111,7 +112,7 @@ def read(
         if value is not None:
             labels = True
         elif labelled is not False and not bare:
-            what = "no label" if record.label_column is None else f"no label in column {record.label_column!r}"
+            what = "no label" if record.label_column is None else f"no label in column {clipped(record.label_column)!r}"
             bare = f"{named(file)}, {unit} {record.line}: has {what}; label it, or leave it out"
         if bare and (labels or (labelled and record.label_column is not None)):
             raise ConfigError(bare)

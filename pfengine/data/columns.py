@@ -31,23 +31,36 @@ class Columns(NamedTuple):
         """Those among `names`; ConfigError, to come after the name of a file, where one is missing or not clear."""
         for column in self:
             if column is not None and column not in names:
-                raise ConfigError(f"has no column {column!r}; it has {', '.join(names)}")
+                raise ConfigError(f"has no column {clipped(column)!r}; it has {listed(names)}")
         given = [column for column in self if column is not None]
         if len(set(given)) < len(given):
-            raise ConfigError(f"cannot have {given[0]!r} as two columns at once")
+            raise ConfigError(f"cannot have {clipped(given[0])!r} as two columns at once")
         text, pair = self.text, self.pair
         if text is None:
             text, usual = text_columns(name for name in names if name not in given)
             pair = usual if pair is None else pair
         if text is None:
             raise ConfigError(
-                f"has the columns {', '.join(names)}; the text must be in one named {' or '.join(TEXTS)}, or name it"
+                f"has the columns {listed(names)}; the text must be in one named {' or '.join(TEXTS)}, or name it"
             )
         chosen = Columns(text, pair, self.label or _find(LABELS, [name for name in names if name not in (text, pair)]))
         for column in chosen:
             if names.count(column) > 1:
-                raise ConfigError(f"has {names.count(column)} columns named {column!r}; rename all but one")
+                raise ConfigError(
+                    f"has {names.count(column)} columns named {clipped(str(column))!r}; rename all but one"
+                )
         return chosen
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, however many and long they are."""
+    return ", ".join(clipped(name) for name in names[:20]) + ", ..." * (len(names) > 20)
+
+
+def clipped(text: str) -> str:
+    """A text for a message, in one line and not too long."""
+    text = " ".join(text.split())
+    return text if len(text) <= 50 else text[:47] + "..."
 
 
 def text_columns(columns: Iterable[str]) -> tuple[str | None, str | None]:

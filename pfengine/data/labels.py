@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .columns import LABELS
+from .columns import LABELS, clipped, listed
 from .examples import Example
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _WRITTEN_AS_FLOAT = re.compile(r"(-?[0-9]{1,18})\.0*")
+_NUMERAL = re.compile(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])")  # that stands by itself within a name
 _DEFAULT = re.compile(r"LABEL_([0-9]{1,18})")  # what transformers calls a class without a name
 
 
@@ -22,7 +23,7 @@ def as_text(value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, (list, dict, bytes, tuple, set)):
-        raise ConfigError(f"is of type {type(value).__name__}; it must be a name or a number")
+        raise ConfigError(f"has a label of type {type(value).__name__}; it must be a name or a number")
     return str(value).strip() or None
 
 
@@ -60,15 +61,17 @@ def read_as(found: Sequence[str], labels: Sequence[str]) -> dict[str, int] | Non
 
     All of them are read in one way, the first of these that fits all: as names; as names in another spelling (integers
     written as floats, True for true, 3 for LABEL_3 and the other way round); as ids, but only where no name is a
-    number, so that what is a name is never an id.
+    number, so that what is a name is never an id, nor holds another number than its id, as "1 star" does at id 0.
     """
-    for plain in (str, _plain):
+    for plain in (str.strip, _plain):
         ids = {plain(name): i for i, name in enumerate(labels)}
         if len(ids) == len(labels) and all(plain(label) in ids for label in found):
             return {label: ids[plain(label)] for label in found}
     numbers = {str(i): i for i in range(len(labels))}
     known = {_plain(name) for name in labels}
-    if all(_plain(label) in numbers for label in found) and all(number(name) is None for name in known):
+    bare = all(number(name) is None for name in known)
+    counted = all(numeral == str(i) for i, name in enumerate(labels) for numeral in _NUMERAL.findall(name))
+    if bare and counted and all(_plain(label) in numbers for label in found):
         return {label: numbers[_plain(label)] for label in found}
     return None
 
@@ -93,12 +96,11 @@ def _misfit(found: dict[str, int], labels: tuple[str, ...]) -> str:
     numbered = any(number(name) is not None for name in known)
     allowed = known if fitting is not None or numbered else ids
     wrong = next((label for label in found if _plain(label) not in allowed), next(iter(found)))
-    listed = ", ".join(labels[:20]) + ", ..." * (len(labels) > 20)
-    reason = f"row {found[wrong]}: label {wrong!r} is none of {listed}"
+    reason = f"row {found[wrong]}: label {clipped(wrong)!r} is none of {listed(labels)}"
     if wrong == "-1":
         return f"{reason}: the rows are not labelled"
     if fitting is not None and wrong in ids and not numbered:
-        return f"{reason}, while row {found[fitting]} has {fitting!r}; label all rows by name, or all by id"
+        return f"{reason}, while row {found[fitting]} has {clipped(fitting)!r}; label all rows by name, or all by id"
     return reason
 
 
@@ -108,7 +110,7 @@ def scores(examples: Sequence[Example], file: str) -> list[float]:
     for row, example in enumerate(examples):
         value = number(example.label)
         if value is None:
-            raise ConfigError(f"{file}, row {row}: label {example.label!r} is no finite number")
+            raise ConfigError(f"{file}, row {row}: label {clipped(str(example.label))!r} is no finite number")
         values.append(value)
     return values
 
@@ -120,6 +122,7 @@ def _whole(label: str) -> str:
 
 def _plain(label: str) -> str:
     """One spelling for what means the same."""
+    label = label.strip()
     if label in ("true", "false"):
         return label.capitalize()
     match = _DEFAULT.fullmatch(label)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..tokenization import Unreadable
-from .columns import Columns, is_header
+from .columns import Columns, clipped, is_header
 from .labels import number
 from .lines import MOST_BYTES, STDIN, Line, bare_name, named, read_lines
 
@@ -104,7 +104,7 @@ def _of_object(number: int, value: dict[str, Any], columns: Columns, known: dict
             chosen = columns.choose(keys)
         except ConfigError as error:
             return Record(number, Unreadable(str(error)))
-        if len(known) < 1000:  # files whose every record has other keys are not worth the memory
+        if len(known) < 1000 and sum(map(len, keys)) < 10_000:  # else not worth the memory
             known[keys] = chosen
     else:
         chosen = known[keys]
@@ -121,7 +121,7 @@ def _row(record: dict[str, Any], chosen: Columns, null_pair: bool = False) -> An
             continue
         if not isinstance(value, str):
             what = "is null" if value is None or value != value else f"is of type {type(value).__name__}"
-            return Unreadable(f"column {column!r} {what}; it must be a string")
+            return Unreadable(f"column {clipped(column)!r} {what}; it must be a string")
         texts.append(value)
     return texts[0] if len(texts) == 1 else tuple(texts)
 
@@ -201,7 +201,7 @@ def _table(
         elif row == [""] and len(header) > 1:
             yield Record(line, BLANK)
         elif len(row) < len(header) and (missing := next((c for c in chosen[:2] if c in header[len(row) :]), None)):
-            yield Record(line, Unreadable(f"has fewer columns than the header: column {missing!r} is missing"))
+            yield Record(line, Unreadable(f"has fewer columns than the header: column {clipped(missing)!r} is missing"))
         elif any(row[len(header) :]):
             yield Record(line, Unreadable(f"has {len(row)} columns; the header has {len(header)}"))
         else:
@@ -227,8 +227,8 @@ def _headless(
             yield Record(place, Unreadable(fault))
         elif index < 2 and len(cells) == 2 and number(cells[1]) is not None:
             raise ConfigError(
-                f"{name} has a second column with numbers such as {cells[1]!r}, and no header with usual names: name "
-                "the columns in a first line"
+                f"{name} has a second column with numbers such as {clipped(cells[1])!r}, and no header with usual "
+                "names: name the columns in a first line"
             )
         else:
             yield Record(place, cells[0] if len(cells) == 1 else tuple(cells))

@@ -73,11 +73,11 @@ def evaluate(
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples = data.read(file, **columns, kind=data_format, labelled=True)
     if _regression(main):
-        truth = np.array(data.scores(examples, str(source)))
+        truth = np.array(data.scores(examples, data.named(Path(source))))
         if len(set(truth)) < 2:
             raise ConfigError(f"{source}: all {len(truth)} rows have one score, which nothing correlates with")
     else:
-        truth = np.array(data.label_ids(examples, main.labels, str(source)))
+        truth = np.array(data.label_ids(examples, main.labels, data.named(Path(source))))
     names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
     measure(names, truth, truth)  # what is missing is said before anything runs
 
@@ -107,7 +107,7 @@ def evaluate(
     tokens = sum(len(row.ids) for row in main.tokenizer.encode(enumerate(texts)) if isinstance(row, Row))
     return Report(
         checkpoint=os.fspath(path),
-        data=file.parent.name + "/" + file.name if file.parent.name else file.name,
+        data=f"{file.parent.name}/{file.name}" if file.parent.name else data.named(file),
         rows=len(examples),
         mean_tokens=tokens / len(examples),
         precision=" and ".join(dict.fromkeys(engine.precision for engine in engines)),

@@ -86,7 +86,7 @@ def attach(
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     file = data.locate(source, "train")
     examples = data.read(file, **columns, kind=data_format, labelled=False, most=config.max_rows)
-    kept, held_out = data.held_apart(examples, config.hold_out, config.seed, str(source))
+    kept, held_out = data.held_apart(examples, config.hold_out, config.seed, data.named(file))
     size = len(kept) * ckpt.backbone.num_layers * ckpt.backbone.hidden_size * 4
     if size > MOST_BYTES:
         raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")

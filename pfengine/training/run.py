@@ -48,22 +48,23 @@ def train(config: TrainingConfig) -> Path:
     saving.try_destination(config.output)
     source = Path(config.model)
     file = data.locate(config.data, "train")
+    name = data.named(file)
     columns: dict[str, Any] = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
     examples = data.read(file, **columns, kind=config.data_format, labelled=True, most=config.max_rows)
-    labels = config.labels or _labels(examples, config.data, str(file))
-    label_values(examples, labels, str(file))  # so that a wrong one is named by its row
+    labels = config.labels or _labels(examples, config.data, name)
+    label_values(examples, labels, name)  # so that a wrong one is named by its row
     if config.held_out is not None:
         kept, held_out = examples, data.read(config.held_out, **columns, labelled=True)
     else:
-        kept, held_out = data.held_apart(examples, config.hold_out, config.seed, str(file))
-    values = np.array(label_values(held_out, labels, config.held_out or str(file)))
+        kept, held_out = data.held_apart(examples, config.hold_out, config.seed, name)
+    values = np.array(label_values(held_out, labels, config.held_out or name))
     if not labels and len(set(values)) < 2:
         raise ConfigError(
             f"all {len(held_out)} held-out rows have one score, which nothing correlates with; hold out more rows"
         )
-    unseen = {example.label for example in held_out} - {example.label for example in kept}
-    if labels and unseen:
-        warnings.warn(f"no row with the label {min(map(str, unseen))!r} is left to train on", stacklevel=2)
+    unseen = set(values) - set(label_values(kept, labels, name)) if labels else set()
+    if unseen:
+        warnings.warn(f"no row with the label {labels[min(unseen)]!r} is left to train on", stacklevel=2)
 
     set_seed(config.seed)
     backbone_config = _backbone_config(source, labels, config.layers)

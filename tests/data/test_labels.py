@@ -64,7 +64,9 @@ def test_integers_written_as_floats_are_classes_and_said() -> None:
         (("LABEL_1", "LABEL_10", "LABEL_2"), ("10", "2", "1"), [1, 2, 0]),  # as earlier versions named 1, 10 and 2
         (("negative", "positive"), ("0", "1"), [0, 1]),
         (("negative", "positive"), ("positive", "negative"), [1, 0]),
-        (("so so", "very good"), ("very good",), [1]),
+        (("class_0", "class_1", "h1n1"), ("2", "0"), [2, 0]),
+        (("1 star", "2 stars"), ("2 stars", "1 star"), [1, 0]),
+        (("so so", " very good"), ("very good",), [1]),
     ],
 )
 def test_names_come_before_ids(labels: tuple[str, ...], found: tuple[str, ...], ids: list[int]) -> None:
@@ -83,6 +85,8 @@ def test_names_come_before_ids(labels: tuple[str, ...], found: tuple[str, ...], 
             ("1", "no"),
             "row 0: label '1' is none of no, yes, while row 1 has 'no'; label all rows by name",
         ),
+        (("1 star", "2 stars", "3 stars"), ("1", "2"), "row 0: label '1' is none of 1 star, 2 stars, 3 stars$"),
+        (("class 1", "class 2"), ("0", "1"), "row 0: label '0' is none of class 1, class 2$"),
         (("no", "yes"), ("1", "2"), "row 1: label '2' is none of no, yes$"),
         (("no", "yes"), ("True", "False"), "row 0: label 'True' is none of no, yes$"),
         (("no", "yes"), ("No",), "row 0: label 'No' is none of no, yes$"),

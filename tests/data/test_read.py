@@ -156,3 +156,70 @@ def test_the_shared_tables_are_glue_tasks(shared: Path) -> None:
             assert 0 <= min(data.scores(examples, name)) <= max(data.scores(examples, name)) <= 5
         else:
             assert set(data.label_ids(examples, task.labels, name)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("x.csv", "text,label\na,1\nb,\n"),
+        ("x.tsv", "text\tlabel\na\t1\nb\n"),
+        ("x.tsv", "text\tlabel\na\t1\nb\t \n"),
+        ("x.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": null}\n'),
+        ("x.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": NaN}\n'),
+        ("x.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n'),
+        ("x.parquet", [1.0, None]),
+        ("x.parquet", [1.0, float("nan")]),
+    ],
+)
+def test_missing_labels(tmp_path: Path, name: str, rows: str | list) -> None:
+    file = tmp_path / name
+    if isinstance(rows, list):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": rows}), file)
+        place = "row 2"
+    else:
+        file.write_text(rows)
+        place = f"line {len(rows.splitlines())}"
+    for labelled in (True, None):
+        with pytest.raises(pfengine.ConfigError, match=f"{name}, {place}: has no label( in column 'label')?; label it"):
+            data.read(file, labelled=labelled)
+    assert [example.label for example in data.read(file, labelled=False)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("x.csv", "text,label\nb,\n"),
+        ("x.tsv", "text\tlabel\nb\n"),
+        ("x.jsonl", '{"text": "b", "label": null}\n'),
+    ],
+)
+def test_no_label_at_all_is_none_where_none_is_needed(tmp_path: Path, name: str, rows: str) -> None:
+    (tmp_path / name).write_text(rows)
+    assert data.read(tmp_path / name) == [Example("b", None, None)]
+    with pytest.raises(pfengine.ConfigError, match="has no label in column 'label'"):
+        data.read(tmp_path / name, labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", '{"text": "a", "label": [1]}\n', "line 1: has a label of type list"),
+        ("x.jsonl", '{"text": "a"}\n{"text": "b", "text_pair": "c"}\n', "line 2: has two texts, the first row one"),
+        ("x.jsonl", '{"text": "a", "text_pair": "c"}\n{"text": "b"}\n', "line 2: has one text, the first row two"),
+        ("x.jsonl", '{"text": "a"}\n{"text": 3}\n', "line 2: column 'text' is of type int; it must be a string"),
+        ("x.jsonl", '{"input_ids": [1]}\n', "line 1: is no text"),
+        ("x.txt", "a\nb\n", r"x\.txt has no column with labels"),
+    ],
+)
+def test_rows_that_do_not_go_together(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(pfengine.ConfigError, match=message):
+        data.label_ids(data.read(tmp_path / name), ("no", "yes"), str(tmp_path / name))
+
+
+def test_only_the_first_rows_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"a\nb\n\xff\n")
+    assert [example.text for example in data.read(tmp_path / "x.txt", most=2)] == ["a", "b"]

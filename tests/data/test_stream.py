@@ -74,6 +74,7 @@ def test_line_ends(tmp_path: Path, kind: str, newline: str, tail: str) -> None:
     ("name", "content", "rows"),
     [
         ("x.txt", "a\n\nb\n \n\n\n", ["a", "", "b", " "]),
+        ("x.txt", "a\u2028b\x0bc\x0cd\x85e\x1cf\n", ["a\u2028b\x0bc\x0cd\x85e\x1cf"]),
         ("x.tsv", "a\tpair\n\nb\n", [("a", "pair"), "", "b"]),
         ("x.tsv", "Sentence1\tsentence2\tx\na\tb\t\n", [("a", "b")]),
         ("x.csv", 'text,label\n\n"two\nlines",1\n\nb,0\n', ["two\nlines", "b"]),

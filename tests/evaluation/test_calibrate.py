@@ -72,6 +72,17 @@ def test_how_other_precisions_compare_is_found_and_kept(ckpt: Path, rows: Path) 
         assert check["rows"] == 400
 
 
+def test_numbers_of_numpy_and_few_rows(ckpt: Path, rows: Path, tmp_path: Path) -> None:
+    found = pfengine.calibrate(ckpt, rows, agreement=np.float32(0.9), confidence=np.float64(0.9), out=tmp_path / "copy")
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["guarantee"]["limit"] == pytest.approx(0.1)
+    (tmp_path / "one.txt").write_text("a film\n")
+    with pytest.warns(UserWarning, match=r"one\.txt has 1 rows; thresholds from fewer than 30 mean little"):
+        pfengine.calibrate(ckpt, tmp_path / "one.txt", out=tmp_path / "copy")
+    (tmp_path / "none.csv").write_text("text,label\n")
+    with pytest.raises(pfengine.ConfigError, match=r"none\.csv has no rows"):
+        pfengine.calibrate(ckpt, tmp_path / "none.csv", out=tmp_path / "copy")
+
+
 def test_promise_is_kept_on_these_rows_and_recorded(ckpt: Path, rows: Path) -> None:
     found = pfengine.calibrate(ckpt, rows, agreement=0.9, confidence=0.95)
     assert found.guarantee is not None
@@ -188,7 +199,11 @@ def test_other_criterion_and_copy(ckpt: Path, rows: Path, tmp_path: Path) -> Non
         ({"agreement": 0.9, "speedup": 2.0}, "not both"),
         ({"agreement": 1.0}, "agreement is 1.0; it must be between 0 and 1"),
         ({"agreement": 0.9, "confidence": 2}, "confidence is 2"),
+        ({"agreement": float("nan")}, "agreement is nan"),
+        ({"accuracy_drop": "0.1"}, "accuracy_drop is '0.1'"),
         ({"speedup": 50.0}, "covers 1.00 to"),
+        ({"speedup": 0.5, "choose_layers": True}, "speedup is 0.5; it must be at least 1"),
+        ({"data_format": "xml"}, "format is 'xml'"),
         ({"criterion": "never"}, "no criterion"),
         ({"criterion": "loudness"}, "unknown"),
         ({"label_column": "mood"}, "no column 'mood'; it has sentence, label"),
