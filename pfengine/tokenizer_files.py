@@ -112,8 +112,9 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
             )
     try:
         last = max(guarded(backend.encode, "").ids, default=0)
-    except ValueError:
-        last = 0  # texts are refused one by one
+    except ValueError as error:
+        yield f"{source} makes a tokenizer that fails on every text: {error}"
+        last = 0
     if last >= limit:
         yield (
             f"{source} lacks the special token {backend.id_to_token(last)!r}; its id would be {last}, but this model's "
