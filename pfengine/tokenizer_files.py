@@ -66,7 +66,7 @@ def _ask_transformers(
     try:
         from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
     except ImportError:
-        raise CheckpointError(path, [f"{reason}; install transformers, which knows what to make of it"]) from None
+        raise CheckpointError(path, [f"{reason}; install transformers 5, which knows what to make of it"]) from None
     with tempfile.TemporaryDirectory() as directory:
         for name, content in {**files, "config.json": json.dumps(config.raw).encode()}.items():
             (Path(directory) / name).write_bytes(content)

@@ -169,6 +169,20 @@ def test_a_text_the_tokenizer_refuses_is_a_bad_row(text_checkpoint: Path, tmp_pa
     assert engine.classify("good film") == good
 
 
+def test_token_types_are_an_option_of_load(text_checkpoint: Path) -> None:
+    pair = ("the film is good", "very bad")
+    (row,) = loaded(text_checkpoint, read(text_checkpoint).backbone).encode([(0, pair)])
+    assert isinstance(row, Row)
+    engine = pfengine.load(text_checkpoint)
+    typed, untyped = (pfengine.load(text_checkpoint, token_types=given) for given in (True, False))
+    assert (
+        typed.classify(pair)
+        == engine.classify(pair)
+        == engine.classify({"input_ids": row.ids, "token_type_ids": row.types})
+    )
+    assert untyped.classify(pair) == engine.classify({"input_ids": row.ids}) != engine.classify(pair)
+
+
 def as_it_stands(source: Path, target: Path, **sections: Any) -> Path:
     """A copy whose tokenizer.json is changed, and taken as it stands."""
     path = Path(shutil.copytree(source, target))

@@ -218,6 +218,8 @@ FILES: dict[str, dict[str, Any]] = {
     "the map is not read": {MAP: {"sep_token": "tok1"}, SETTINGS: {"added_tokens_decoder": {"7": NEW}}},
     "added in tokenizer.json": {JSON: lambda raw: raw | {
         "added_tokens": [*raw["added_tokens"], {"id": 900} | NEW, {"id": 901} | EXTRA]}},
+    "a token in two files": {ADDED: {"newtok": 12}, JSON: lambda raw: raw | {
+        "added_tokens": [*raw["added_tokens"], {"id": 900} | token("newtok", single_word=True, lstrip=True)]}},
     "lower case in tokenizer.json": changed(normalizer={"type": "Lowercase"}),
     "no normalizer": changed(normalizer=None),
     "other words": changed(pre_tokenizer={"type": "Whitespace"}),
@@ -319,6 +321,10 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
                          "sentencepiece.bpe.model is missing"),
     "of no class": ("bert", {SETTINGS: {"tokenizer_class": "PreTrainedTokenizerFast"}},
                     "tokenizer.json is missing"),
+    "of a class unknown here": ("bert", {"vocab.txt": None, "vocab.json": {"the": 0}, SETTINGS: {
+        "tokenizer_class": "DistilBertTokenizer"}}, "vocab.txt " + MISSING.format("DistilBertTokenizer")),
+    "of a class in Python": ("bert", {SETTINGS: {"tokenizer_class": "BertJapaneseTokenizer"}},
+                             "BertJapaneseTokenizer is a tokenizer that works in Python"),
     "empty vocab.txt": ("bert", {"vocab.txt": ""}, "vocab.txt has no words, only special tokens"),
     "special tokens alone": ("bert", {"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"}, "vocab.txt has no words"),
     "no special tokens": ("bert", {"vocab.txt": "\n".join(map(str, range(157)))}, "vocab.txt lacks the special token"),
