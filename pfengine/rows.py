@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import ConfigError, InputError, InputTypeError
 
-MOST_IDS = 1 << 20  # read of what may have no end; no model takes rows as long
+MOST_IDS = 1 << 17  # read of what may have no end; no model takes rows as long
 ROW_FORMS = (
     "a string, a tuple of two strings, {'text', 'text_pair'} or {'input_ids', 'token_type_ids', 'attention_mask'}"
 )

@@ -15,7 +15,7 @@ import tokenizers
 from .batching import batches as batches
 from .batching import pack as pack
 from .config import BackboneConfig
-from .errors import ConfigError, InputError
+from .errors import CheckpointError, ConfigError, InputError
 from .rows import Row as Row
 from .rows import Text, parse
 from .rows import Unreadable as Unreadable
@@ -62,7 +62,10 @@ class Tokenizer:
         limit = built.longest
         if max_length is None and isinstance(limit, (int, float)) and limit > 0:  # 1e30 where nobody set it
             self.max_length = int(min(limit, config.max_tokens))
-        special = self.backend.num_special_tokens_to_add(False)
+        try:
+            special = guarded(self.backend.num_special_tokens_to_add, False)
+        except ValueError as error:
+            raise CheckpointError(path, [f"the tokenizer cannot say what it adds to a text: {error}"]) from None
         single, pair = (self._has_types(*texts) for texts in (("a",), ("a", "a")))
         if self.max_length <= special:
             raise ConfigError(f"max_length is {self.max_length}, but the tokenizer adds {special} tokens of its own")

@@ -102,7 +102,10 @@ class Reproduced:
         """Read tokenizer.json; None where it is the tokenizer as it stands."""
         if self.kind.start is None:
             self.source = guarded(tokenizers.Tokenizer.from_str, self.files[JSON].decode("utf-8"))
-            self.added = dict(self.source.get_added_tokens_decoder())
+            if ADDED in self.files:  # then the ids count that stand in tokenizer.json, right or not
+                self.added = _added(read_object(self.files, JSON, self.path))
+            else:
+                self.added = dict(self.source.get_added_tokens_decoder())
             return None
         raw = read_object(self.files, JSON, self.path)
         model = raw["model"] if isinstance(raw.get("model"), dict) else {}
@@ -116,12 +119,7 @@ class Reproduced:
         self.source = guarded(
             tokenizers.Tokenizer.from_str, json.dumps(raw | {"added_tokens": [], "model": model | least})
         )
-        self.added = {}
-        for token in raw.get("added_tokens") or []:
-            if not isinstance(token, dict) or "id" not in token:
-                raise NotKnown(f"{JSON}: 'added_tokens' has a token without 'id'")
-            fields = {key: value for key, value in token.items() if key != "id"}
-            self.added[_id(token["id"], JSON)] = _token(fields, f"{JSON}: 'added_tokens'")
+        self.added = _added(raw)
         return raw
 
     def _given(self) -> tuple[dict[str, Any], dict[int, AddedToken]]:
@@ -192,15 +190,14 @@ class Reproduced:
     def _add(
         self, backend: tokenizers.Tokenizer, decoder: dict[int, AddedToken], options: dict[str, Any], given: Any
     ) -> None:
-        """Add the tokens of the files that are not there yet, then special tokens that are not."""
+        """Add the tokens of the files, which may change those that are there, then special tokens that are not."""
         extra = given[EXTRA] if EXTRA in given else given.get(OLD_EXTRA)
         if extra is None and EXTRA not in given:
             extra = self.kind.extra
         if not isinstance(extra or [], (list, tuple)):
             raise NotKnown(f"{SETTINGS}: '{EXTRA}' is no list")
         present = backend.get_added_tokens_decoder().values()
-        there = set(map(repr, present))
-        added: list[Any] = [decoder[key] for key in sorted(decoder) if repr(decoder[key]) not in there]
+        added: list[Any] = [decoder[key] for key in sorted(decoder)]
         names = {str(token) for token in (*present, *added)}
         special = [options[key] for key in SPECIAL if options.get(key) is not None]
         for token in (*special, *(_token(token, f"{SETTINGS}: '{EXTRA}'", "__type") for token in extra or ())):
@@ -212,6 +209,17 @@ class Reproduced:
             elif not token.special and str(token) in map(str, special):
                 token.special = True
         guarded(backend.add_tokens, added)
+
+
+def _added(raw: dict[str, Any]) -> dict[int, AddedToken]:
+    """The added tokens of tokenizer.json by id."""
+    added = {}
+    for token in raw.get("added_tokens") or []:
+        if not isinstance(token, dict) or "id" not in token:
+            raise NotKnown(f"{JSON}: 'added_tokens' has a token without 'id'")
+        fields = {key: value for key, value in token.items() if key != "id"}
+        added[_id(token["id"], JSON)] = _token(fields, f"{JSON}: 'added_tokens'")
+    return added
 
 
 def _id(value: Any, file: str) -> int:

@@ -66,7 +66,7 @@ def _ask_transformers(
     try:
         from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
     except ImportError:
-        raise CheckpointError(path, [f"{reason}; install transformers, which knows what to make of it"]) from None
+        raise CheckpointError(path, [f"{reason}; install transformers 5, which knows what to make of it"]) from None
     with tempfile.TemporaryDirectory() as directory:
         for name, content in {**files, "config.json": json.dumps(config.raw).encode()}.items():
             (Path(directory) / name).write_bytes(content)
@@ -112,8 +112,9 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
             )
     try:
         last = max(guarded(backend.encode, "").ids, default=0)
-    except ValueError:
-        last = 0  # texts are refused one by one
+    except ValueError as error:
+        yield f"{source} makes a tokenizer that fails on every text: {error}"
+        last = 0
     if last >= limit:
         yield (
             f"{source} lacks the special token {backend.id_to_token(last)!r}; its id would be {last}, but this model's "
@@ -128,16 +129,19 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
 
 
 def _check_merges(files: Mapping[str, bytes], path: Any) -> None:
-    """CheckpointError where merges.txt cannot make most of the tokens of vocab.json; transformers would go on."""
+    """CheckpointError where merges.txt is not that of vocab.json, or cannot make most of its tokens."""
     try:
         lines = files["merges.txt"].decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise CheckpointError(path, [f"merges.txt cannot be read: {error}"]) from None
-    made = {"".join(line.split()) for line in lines if not line.startswith("#version")}
-    tokens = [token for token in read_object(files, "vocab.json", path) if len(token) > 1]
-    count = sum(token in made for token in tokens)
-    if 2 * count < len(tokens):
+    vocabulary = read_object(files, "vocab.json", path)
+    made = {"".join(line.split()) for line in lines if not line.startswith("#version")} - {""}
+    other = next((token for token in made if token not in vocabulary), None)
+    if other is not None:
         raise CheckpointError(
-            path, [f"merges.txt makes {count} of the {len(tokens)} longer tokens of vocab.json; it is empty, cut or "
-                   "another vocabulary's"]
-        )  # fmt: skip
+            path, [f"merges.txt makes {other!r}, which is not in vocab.json; they do not belong together"]
+        )
+    tokens = sum(len(token) > 1 for token in vocabulary)
+    if 2 * len(made) < tokens:
+        fault = f"merges.txt makes {len(made)} of the {tokens} longer tokens of vocab.json; it is empty or cut off"
+        raise CheckpointError(path, [fault])

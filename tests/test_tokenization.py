@@ -169,6 +169,68 @@ def test_a_text_the_tokenizer_refuses_is_a_bad_row(text_checkpoint: Path, tmp_pa
     assert engine.classify("good film") == good
 
 
+def test_token_types_are_an_option_of_load(text_checkpoint: Path) -> None:
+    pair = ("the film is good", "very bad")
+    (row,) = loaded(text_checkpoint, read(text_checkpoint).backbone).encode([(0, pair)])
+    assert isinstance(row, Row)
+    engine = pfengine.load(text_checkpoint)
+    typed, untyped = (pfengine.load(text_checkpoint, token_types=given) for given in (True, False))
+    assert (
+        typed.classify(pair)
+        == engine.classify(pair)
+        == engine.classify({"input_ids": row.ids, "token_type_ids": row.types})
+    )
+    assert untyped.classify(pair) == engine.classify({"input_ids": row.ids}) != engine.classify(pair)
+
+
+def as_it_stands(source: Path, target: Path, **sections: Any) -> Path:
+    """A copy whose tokenizer.json is changed, and taken as it stands."""
+    path = Path(shutil.copytree(source, target))
+    raw = json.loads((path / "tokenizer.json").read_text()) | sections
+    (path / "tokenizer.json").write_text(json.dumps(raw))
+    return configure(path, tokenizer_class="PreTrainedTokenizerFast")
+
+
+NO_SUCH_TOKEN = [{"SpecialToken": {"id": "nobody", "type_id": 0}}]
+PANICS: dict[str, tuple[dict[str, Any], str]] = {  # of the tokenizers library, which are no Exceptions
+    "while it is read": (
+        {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "éb": 2, "é": 3}, "merges": [["é", "b"]],
+                   "continuing_subword_prefix": "éé"}}, "tokenizer.json cannot be read: the tokenizers library failed"),
+    "on every text": (
+        {"post_processor": {"type": "TemplateProcessing", "single": NO_SUCH_TOKEN, "pair": NO_SUCH_TOKEN,
+                            "special_tokens": {}}}, "the tokenizers library failed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PANICS)
+def test_a_tokenizer_that_panics_is_refused(text_checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    sections, message = PANICS[kind]
+    with pytest.raises(pfengine.CheckpointError, match=message) as caught:
+        pfengine.load(as_it_stands(text_checkpoint, tmp_path / "ckpt", **sections))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+     {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAAAAA="}}],
+    ids=["pre-tokenizer", "normalizer"],
+)  # fmt: skip
+def test_a_text_on_which_the_tokenizer_panics_is_a_bad_row(
+    text_checkpoint: Path, tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    engine = pfengine.load(as_it_stands(text_checkpoint, tmp_path / "ckpt", **sections))
+    good: list[Any] = ["", {"input_ids": [5, 6]}, ("", "")]
+    alone = [engine.classify([row])[0] for row in good]
+    answers = engine.classify(["panics", good[0], ("panics", "too"), *good[1:], "panics"], on_error="return")
+    assert answers[1:2] + answers[3:5] == alone
+    for i in (0, 2, 5):
+        assert answers[i]["row"] == i
+        assert "cannot be tokenised: the tokenizers library failed" in answers[i]["error"]
+    with pytest.raises(pfengine.InputError, match="row 1: cannot be tokenised"):
+        engine.predict(["", "panics"])
+
+
 def test_one_warning_counts_the_truncated(text_checkpoint: Path) -> None:
     engine = pfengine.load(text_checkpoint)
     long = "very good " * 40
