@@ -21,6 +21,7 @@ from setuptools.errors import BaseError, CompileError, LinkError
 ROOT = Path(__file__).parent.resolve()
 CPP_SOURCES = [
     "csrc/bindings.cpp",
+    "csrc/parts.cpp",
     *(f"csrc/cpu/{name}.cpp" for name in ("compact", "crew", "exit", "find_kernels", "layer", "linear", "model")),
 ]
 KERNELS = "csrc/cpu/kernels.cpp"  # built once for each of these; which of them runs is decided at run time

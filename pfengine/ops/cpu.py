@@ -70,7 +70,8 @@ def _rows(name: str, x: Tensor, columns: int, rows: int | None = None) -> Tensor
     if x.dim() != 2 or x.shape[1] != columns or (rows is not None and x.shape[0] != rows):
         raise ValueError(f"{name} is {list(x.shape)}, expected [{'rows' if rows is None else rows}, {columns}]")
     x = x.float()
-    return x if x.stride(1) == 1 or columns == 1 else x.contiguous()
+    apart = x.stride(0) >= columns or len(x) < 2  # rows of an expanded tensor lie on each other
+    return x if apart and (x.stride(1) == 1 or columns == 1) else x.contiguous()
 
 
 def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
@@ -200,7 +201,7 @@ def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: boo
 def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, OpenedBlock]:
     _check_ragged(x, cu_seqlens, weights.hidden)
     C, tokens, rows = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1
-    qkv = torch.empty(tokens * weights.qkv_stride + 64, dtype=torch.uint8)
+    qkv = torch.empty(tokens * weights.qkv_stride, dtype=torch.uint8)
     first = torch.empty(rows, weights.hidden)
     C.open_layer(
         kernels=kernels(),
@@ -319,7 +320,8 @@ def prepare_exit(parts: Exit) -> PreparedExit:
     if parts.imitation is not None:
         imitation, layer = parts.imitation
         activation, learner_precision = getattr(C.Activation, imitation.activation), imitation.learners.precision
-        learners = C.columns_of(imitation.learners.native, learner_precision, (layer - 1) * imitation.width)
+        first = (layer - 1) * imitation.width
+        learners = C.columns_of(kernels(), imitation.learners.native, learner_precision, first)
         projection = imitation.projections[layer - 1].native
     native = C.Exit(
         precision=precision,
