@@ -223,11 +223,9 @@ def test_every_argument(name: str) -> None:
     for argument, value in arguments.items():
         for wrong, error in nonsense(name, argument, value):
             tried += 1
-            with pytest.raises(error) as caught:
+            print(f"{name}({argument}={wrong!r})")  # which one is taken
+            with pytest.raises(error):
                 call(**arguments | {argument: wrong})
-                pytest.fail(f"{name}({argument}={wrong!r}) is taken")
-            if error is ValueError:
-                assert str(caught.value)
     assert tried
     call(**arguments)
 
@@ -256,7 +254,7 @@ def test_borders_of_rows(name: str, borders: list[int]) -> None:
     empty_rows_are_fine = name in ("count_kept", "compact")
     tensor = torch.tensor(borders).int()
     arguments["cu_seqlens"] = tensor.numpy() if name == "run_model" else at(tensor)
-    if empty_rows_are_fine and borders in ([0, 0, 5], [0, 5, 5]) or (name, borders) == ("compact", [0, 2, 4]):
+    if (empty_rows_are_fine and borders in ([0, 0, 5], [0, 5, 5])) or (name, borders) == ("compact", [0, 2, 4]):
         getattr(C, name)(**arguments)
         return
     with pytest.raises(ValueError, match="cu_seqlens"):
