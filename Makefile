@@ -5,10 +5,15 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
+DRIVERS := $(wildcard tests/native/*.cpp)
+# the extension as the sanitizers want it, in a folder of its own, and the Python that can load it
+SANITIZED := build/sanitize
+RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib
 # named after both choices, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-plain kernels lint format bench clean help
+.PHONY: demo test test-plain sanitize kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -26,17 +31,28 @@ test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector
 	PFENGINE_ISA=plain $(BIN)/pytest -m "not slow" tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
 		tests/test_api.py tests/test_pipeline_parity.py
 
+sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its threads under ThreadSanitizer; about 10 minutes
+	rm -rf $(SANITIZED)
+	PFENGINE_EXT=cpu PFENGINE_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
+		--build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	$(RUN_SANITIZED) $(BIN)/python -c 'from pfengine import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__'
+	$(RUN_SANITIZED) $(BIN)/pytest -n 2 -m "not slow" tests/test_extension.py tests/test_native_checks.py tests/ops \
+		tests/test_one_call.py tests/test_fork.py
+	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -march=native -DPFENGINE_ISA=plain -Icsrc -pthread \
+		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
+	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team
+
 lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(CPP) $(DRIVERS)
 	$(BIN)/python tools/check_lengths.py
 
 format: $(VENV)/.dev  ## let ruff and clang-format rewrite the files
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) $(DRIVERS)
 
 bench: $(VENV)/.bench  ## today's engine beside its peers
 	$(BIN)/pytest bench

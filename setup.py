@@ -1,4 +1,7 @@
-"""Builds pfengine._C as PFENGINE_EXT says: auto (default: as much as this machine can) | cpu | cuda | 0 (nothing)."""
+"""Builds pfengine._C as PFENGINE_EXT says: auto (default: as much as this machine can) | cpu | cuda | 0 (nothing).
+
+PFENGINE_SANITIZE: the compiler's sanitizers to build it with, such as "address,undefined"; see `make sanitize`.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from setuptools.errors import BaseError, CompileError, LinkError
 ROOT = Path(__file__).parent.resolve()
 CPP_SOURCES = [
     "csrc/bindings.cpp",
+    "csrc/parts.cpp",
     *(f"csrc/cpu/{name}.cpp" for name in ("compact", "crew", "exit", "find_kernels", "layer", "linear", "model")),
 ]
 KERNELS = "csrc/cpu/kernels.cpp"  # built once for each of these; which of them runs is decided at run time
@@ -31,6 +35,9 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 CUDA_SOURCES = ["csrc/cuda/compact.cu"]
 # machine code for sm_80 and sm_90, and PTX of the latter for what comes after
 CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
+SANITIZERS = os.environ.get("PFENGINE_SANITIZE", "")
+SANITIZE = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
+OPTIMISE = ["-O1", *SANITIZE] if SANITIZERS else ["-O3"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC", *CUDA_TARGETS]
 
 CPU, CUDA = "C++", "C++ and CUDA"
@@ -73,8 +80,8 @@ class BuildExtension(build_ext):
     def build_extension(self, extension: Pybind11Extension) -> None:
         compile_args, link_args = extension.extra_compile_args, extension.extra_link_args
         for attempt in ATTEMPTS[MODE]:
-            extension.extra_compile_args = [*compile_args, "-O3"]
-            extension.extra_link_args = [*link_args, "-pthread"]
+            extension.extra_compile_args = [*compile_args, *OPTIMISE]
+            extension.extra_link_args = [*link_args, "-pthread", *(SANITIZE if SANITIZERS else [])]
             extension.extra_objects, extension.define_macros = [], []
             try:
                 self.add_kernels(extension)
@@ -98,7 +105,7 @@ class BuildExtension(build_ext):
                     [KERNELS],
                     output_dir=str(Path(self.build_temp, name)),
                     macros=[("PFENGINE_ISA", name)],
-                    extra_postargs=["-std=c++17", "-O3", "-fvisibility=hidden", *flags],
+                    extra_postargs=["-std=c++17", *OPTIMISE, "-fvisibility=hidden", *flags],
                 )
             except CompileError as error:
                 if not flags:

@@ -1,20 +1,22 @@
 // pfengine._C: addresses come in as integers, so that no torch header is needed and one build serves every torch.
-// Shapes, dtypes and contiguity are checked by the callers; where numpy arrays come in, here.
+// What can be seen of an argument is checked here (checks.h, parts.h); shapes and dtypes of tensors by the callers.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/compact.h"
 #include "cpu/exit.h"
 #include "cpu/layer.h"
 #include "cpu/linear.h"
 #include "cpu/model.h"
+#include "cpu/ragged.h"
+#include "parts.h"
 #ifdef PFENGINE_CUDA
 #include "cuda/compact.h"
 #endif
@@ -24,14 +26,9 @@ using namespace py::literals;
 
 namespace {
 
-using Address = std::uintptr_t;
+using namespace pfengine;
 using Ids = py::array_t<std::int64_t, py::array::c_style>;
 using NoGil = py::call_guard<py::gil_scoped_release>;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 template <typename Call>
 auto without_gil(Call call) {
@@ -39,125 +36,133 @@ auto without_gil(Call call) {
   return call();
 }
 
+const std::int32_t* bounds(Address cu_seqlens, std::int64_t rows) {
+  check_rows("rows", rows);
+  return memory<const std::int32_t>("cu_seqlens", cu_seqlens, {rows + 1});
+}
+
 py::tuple count_kept(Address cu_seqlens, Address stay, std::int64_t rows, std::int64_t tokens) {
-  const auto kept = without_gil([=] {
-    return pfengine::cpu::count_kept(at<const std::int32_t>(cu_seqlens), at<const std::uint8_t>(stay), rows, tokens);
-  });
+  const auto* borders = bounds(cu_seqlens, rows);
+  const auto* stays = memory<const std::uint8_t>("stay", stay, {rows});
+  const auto kept = without_gil([=] { return cpu::count_kept(borders, stays, rows, tokens); });
   return py::make_tuple(kept.rows, kept.tokens);
 }
 
 void compact(Address tokens, std::int64_t width_bytes, Address cu_seqlens, Address row_ids, Address stay,
              std::int64_t rows, Address new_tokens, Address new_cu_seqlens, Address new_row_ids, int threads) {
-  pfengine::cpu::compact(at<const void>(tokens), width_bytes, at<const std::int32_t>(cu_seqlens),
-                         at<const std::int64_t>(row_ids), at<const std::uint8_t>(stay), rows, at<void>(new_tokens),
-                         at<std::int32_t>(new_cu_seqlens), at<std::int64_t>(new_row_ids), threads);
+  check_threads(threads);
+  check("width_bytes", width_bytes, 0, kMostRows);
+  const auto* borders = bounds(cu_seqlens, rows);
+  const auto* stays = memory<const std::uint8_t>("stay", stay, {rows});
+  const std::int64_t count = borders[rows];
+  const auto kept = cpu::count_kept(borders, stays, rows, count);
+  cpu::compact(memory<const char>("tokens", tokens, {count, width_bytes}), width_bytes, borders,
+               memory<const std::int64_t>("row_ids", row_ids, {rows}), stays, rows,
+               memory<char>("new_tokens", new_tokens, {kept.tokens, width_bytes}),
+               memory<std::int32_t>("new_cu_seqlens", new_cu_seqlens, {kept.rows + 1}),
+               memory<std::int64_t>("new_row_ids", new_row_ids, {kept.rows}), threads);
 }
 
-namespace cpu = pfengine::cpu;
-
-const cpu::Kernels* find_kernels(const std::string& name) {
-  return cpu::find_kernels(name.c_str());
+// The rows of a layer's input.
+const float* states(const cpu::Layer& layer, Address x, std::int64_t tokens) {
+  check_rows("tokens", tokens);
+  return memory<const float>("x", x, {tokens, layer.output.outputs});
 }
 
-cpu::Linear make_linear(Address weights, Address scale, Address sum, Address bias, std::int64_t inputs,
-                        std::int64_t outputs, bool thin) {
-  return {at<const std::uint32_t>(weights),
-          at<const float>(scale),
-          at<const float>(sum),
-          at<const float>(bias),
-          inputs,
-          outputs,
-          thin};
-}
-
-cpu::Norm make_norm(Address weight, Address bias, float eps) {
-  return {at<const float>(weight), at<const float>(bias), eps};
-}
-
-cpu::Embedding make_embedding(Address word, Address position, Address token_type, std::int64_t words,
-                              std::int64_t positions, std::int64_t token_types, std::int64_t size, bool bf16,
-                              const cpu::Norm& norm) {
-  return {{at<const void>(word), at<const void>(position), at<const void>(token_type)},
-          {words, positions, token_types},
-          size,
-          bf16,
-          norm};
-}
-
-cpu::Layer make_layer(cpu::Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
-                      float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
-                      const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
-                      const cpu::Norm& output_norm) {
-  return {precision,        activation,   heads,  head_size,      scale,      qkv,
-          attention_output, intermediate, output, attention_norm, output_norm};
+char* opened(const cpu::Layer& layer, Address qkv, std::int64_t tokens) {
+  return reinterpret_cast<char*>(memory<float>("qkv", qkv, {tokens, cpu::qkv_stride(layer) / 4}));
 }
 
 void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens, Address cu_seqlens,
                std::int64_t rows, bool first_only, Address out, int threads) {
-  cpu::run_layer(kernels, layer, at<const float>(x), tokens, at<const std::int32_t>(cu_seqlens), rows, first_only,
-                 at<float>(out), threads);
+  check_threads(threads);
+  const auto* borders = bounds(cu_seqlens, rows);
+  cpu::run_layer(kernels, layer, states(layer, x, tokens), tokens, borders, rows, first_only,
+                 memory<float>("out", out, {first_only ? rows : tokens, layer.output.outputs}), threads);
 }
 
 void open_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens,
                 Address cu_seqlens, std::int64_t rows, Address qkv, Address first, int threads) {
-  cpu::open_layer(kernels, layer, at<const float>(x), tokens, at<const std::int32_t>(cu_seqlens), rows, at<char>(qkv),
-                  at<float>(first), threads);
+  check_threads(threads);
+  const auto* borders = bounds(cu_seqlens, rows);
+  cpu::open_layer(kernels, layer, states(layer, x, tokens), tokens, borders, rows, opened(layer, qkv, tokens),
+                  memory<float>("first", first, {rows, layer.output.outputs}), threads);
 }
 
 void close_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens,
                  Address cu_seqlens, std::int64_t rows, Address qkv, Address first, Address stay, Address out,
                  Address new_cu_seqlens, int threads) {
-  cpu::close_layer(kernels, layer, at<const float>(x), tokens, at<const std::int32_t>(cu_seqlens), rows, at<char>(qkv),
-                   at<const float>(first), at<const std::uint8_t>(stay), at<float>(out),
-                   at<std::int32_t>(new_cu_seqlens), threads);
-}
-
-cpu::Matrix matrix(Address data, std::int64_t stride) {
-  return {at<const float>(data), stride};
+  check_threads(threads);
+  const std::int64_t hidden = layer.output.outputs;
+  const auto* borders = bounds(cu_seqlens, rows);
+  const auto* stays = memory<const std::uint8_t>("stay", stay, {rows});
+  const auto kept = cpu::count_kept(borders, stays, rows, tokens);
+  cpu::close_layer(kernels, layer, states(layer, x, tokens), tokens, borders, rows, opened(layer, qkv, tokens),
+                   memory<const float>("first", first, {rows, hidden}), stays,
+                   memory<float>("out", out, {kept.tokens, hidden}),
+                   memory<std::int32_t>("new_cu_seqlens", new_cu_seqlens, {kept.rows + 1}), threads);
 }
 
 void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu::Linear& linear,
                 std::int64_t first_column, std::int64_t columns, cpu::Activation activation, Address x,
                 std::int64_t stride, std::int64_t rows, Address add, std::int64_t add_stride, Address out,
                 int threads) {
-  cpu::run_linear(kernels, precision, linear, {first_column, columns}, activation, matrix(x, stride), rows,
-                  matrix(add, add_stride), at<float>(out), threads);
-}
-
-cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, const cpu::Linear* gate, float count) {
-  return {kind, labels, width, gate, count};
-}
-
-// Linear layers are kept by reference: Python holds on to them.
-cpu::Exit make_exit(cpu::Precision precision, cpu::Precision learner_precision, const cpu::Linear* pooler,
-                    const cpu::Linear& past, const cpu::Linear* folded, const cpu::Linear* learners,
-                    cpu::Activation activation, const cpu::Linear* projection, const cpu::Merge& merge) {
-  return {precision, learner_precision, pooler, past, folded, learners, activation, projection, merge};
+  check_threads(threads);
+  check_rows("rows", rows);
+  check_linear("linear", linear, precision, precision == cpu::Precision::fp32);
+  check("first_column", first_column, 0, linear.outputs);
+  check("columns", columns, 0, linear.outputs - first_column);
+  require(first_column % kernels.panel == 0, "first_column must begin a panel");
+  require(!linear.thin || columns == linear.outputs, "all columns of a thin layer are computed, or none");
+  if (!columns) return;
+  const cpu::Matrix from{memory_of_rows<const float>("x", x, rows, linear.inputs, stride), stride};
+  const cpu::Matrix added{memory_of_rows<const float>("add", add, rows, columns, add_stride, true), add_stride};
+  cpu::run_linear(kernels, precision, linear, {first_column, columns}, activation, from, rows, added,
+                  memory<float>("out", out, {rows, columns}), threads);
 }
 
 void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, std::int64_t tokens, Address starts,
               std::int64_t rows, Address add, Address past, Address logits, int threads) {
-  cpu::run_exit(kernels, exit, at<const float>(x), tokens, at<const std::int32_t>(starts), rows, at<const float>(add),
-                at<float>(past), at<float>(logits), threads);
+  check_threads(threads);
+  check_rows("rows", rows);
+  check_rows("tokens", tokens);
+  const std::int64_t width = exit.past.outputs;
+  cpu::run_exit(kernels, exit, memory<const float>("x", x, {tokens, exit.past.inputs}), tokens,
+                memory<const std::int32_t>("starts", starts, {rows}), rows,
+                memory<const float>("add", add, {rows, width}, true), memory<float>("past", past, {rows, width}),
+                memory<float>("logits", logits, {rows, exit.merge.labels}, true), threads);
+}
+
+template <typename Number>
+void check_array(const char* name, const py::array_t<Number, py::array::c_style>& array, std::int64_t expected) {
+  if (array.size() != expected) {
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.size()) + " numbers, expected " +
+                                std::to_string(expected));
+  }
+  memory<const Number>(name, reinterpret_cast<Address>(array.data()), {array.size()});  // aligned?
 }
 
 void run_model(const cpu::Kernels& kernels, const cpu::Model& model, const std::string& tested, float entropy,
                const std::optional<Ids>& layers, std::int64_t open_from, const Ids& ids, const Ids& positions,
                const Ids& types, const py::array_t<std::int32_t, py::array::c_style>& cu_seqlens, const Ids& places,
                py::array_t<float, py::array::c_style> logits, Ids left, int threads) {
-  const auto expect = [](const char* name, std::int64_t size, std::int64_t expected) {
-    if (size != expected) {
-      throw std::invalid_argument(std::string(name) + " has " + std::to_string(size) + " numbers, expected " +
-                                  std::to_string(expected));
-    }
-  };
+  check_threads(threads);
   const std::int64_t rows = places.size(), tokens = ids.size();
-  expect("positions", positions.size(), tokens);
-  expect("types", types.size(), tokens);
-  expect("cu_seqlens", cu_seqlens.size(), rows + 1);
-  if (layers) expect("layers", layers->size(), rows);
-  expect("tested", tested.size(), model.steps.size());
-  expect("logits", logits.size(), left.size() * model.steps.back().exit->merge.labels);
+  check_rows("rows", rows);
+  check_rows("tokens", tokens);
+  check_array("ids", ids, tokens);
+  check_array("positions", positions, tokens);
+  check_array("types", types, tokens);
+  check_array("cu_seqlens", cu_seqlens, rows + 1);
+  check_array("places", places, rows);
+  if (layers) check_array("layers", *layers, rows);
+  check_array("left", left, left.size());
+  check_array("logits", logits, left.size() * model.steps.back().exit->merge.labels);
+  if (tested.size() != model.steps.size()) {
+    throw std::invalid_argument("tested has " + std::to_string(tested.size()) + " numbers, expected " +
+                                std::to_string(model.steps.size()));
+  }
+  cpu::check_ends(cu_seqlens.data(), rows, tokens);
   for (std::int64_t row = 0; row < rows; ++row) {
     if (places.data()[row] < 0 || places.data()[row] >= left.size()) {
       throw std::invalid_argument("row " + std::to_string(row) + " has the place " +
@@ -173,41 +178,64 @@ void run_model(const cpu::Kernels& kernels, const cpu::Model& model, const std::
 
 void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address past, Address gates, Address future,
                std::int64_t rows, Address out) {
-  std::vector<float> room(2 * merge.width);
+  check_rows("rows", rows);
+  const std::int64_t labels = merge.labels, width = merge.width;
+  const auto* own = memory<const float>("past", past, {rows, labels});
+  const auto* gate = memory<const float>("gates", gates, {rows, width}, merge.kind == cpu::Gate::none);
+  const auto* imitated = memory<const float>("future", future, {rows, labels}, true);
+  auto* to = memory<float>("out", out, {rows, labels});
+  std::vector<float> room(2 * width);
   for (std::int64_t row = 0; row < rows; ++row) {
-    cpu::merge_row(kernels, merge, at<const float>(past) + row * merge.labels,
-                   at<const float>(gates) + row * merge.width,
-                   future ? at<const float>(future) + row * merge.labels : nullptr, room.data(),
-                   at<float>(out) + row * merge.labels);
+    cpu::merge_row(kernels, merge, own + row * labels, gate ? gate + row * width : nullptr,
+                   imitated ? imitated + row * labels : nullptr, room.data(), to + row * labels);
   }
 }
 
+const float* scores(Address logits, std::int64_t rows, std::int64_t labels) {
+  check_rows("rows", rows);
+  check("labels", labels, 1, kWidest);
+  return memory<const float>("logits", logits, {rows, labels});
+}
+
 void run_entropy(Address logits, std::int64_t rows, std::int64_t labels, Address out) {
-  cpu::run_entropy(at<const float>(logits), rows, labels, at<float>(out));
+  const auto* from = scores(logits, rows, labels);
+  cpu::run_entropy(from, rows, labels, memory<float>("out", out, {rows}));
+}
+
+void run_entropy_below(Address logits, std::int64_t rows, std::int64_t labels, float threshold, Address out) {
+  const auto* from = scores(logits, rows, labels);
+  cpu::run_entropy_below(from, rows, labels, threshold, memory<std::uint8_t>("out", out, {rows}));
 }
 
 void run_embed(const cpu::Kernels& kernels, const cpu::Embedding& embedding, Address ids, Address positions,
                Address types, std::int64_t tokens, Address out, int threads) {
-  const cpu::Ids all = {at<const std::int64_t>(ids), at<const std::int64_t>(positions), at<const std::int64_t>(types)};
-  cpu::run_embed(kernels, embedding, all, tokens, at<float>(out), threads);
-}
-
-void run_entropy_below(Address logits, std::int64_t rows, std::int64_t labels, float threshold, Address out) {
-  cpu::run_entropy_below(at<const float>(logits), rows, labels, threshold, at<std::uint8_t>(out));
+  check_threads(threads);
+  check_rows("tokens", tokens);
+  const cpu::Ids all = {memory<const std::int64_t>("ids", ids, {tokens}),
+                        memory<const std::int64_t>("positions", positions, {tokens}),
+                        memory<const std::int64_t>("types", types, {tokens})};
+  cpu::run_embed(kernels, embedding, all, tokens, memory<float>("out", out, {tokens, embedding.size}), threads);
 }
 
 #ifdef PFENGINE_CUDA
 int compact_cuda(Address tokens, std::int64_t width_bytes, std::int64_t token_count, Address cu_seqlens,
                  Address row_ids, Address stay, std::int64_t rows, Address new_tokens, Address new_cu_seqlens,
                  Address new_row_ids, Address shift, Address counts, int device, Address stream) {
-  return pfengine::cuda::compact(at<const void>(tokens), width_bytes, token_count, at<const std::int32_t>(cu_seqlens),
-                                 at<const std::int64_t>(row_ids), at<const std::uint8_t>(stay), rows,
-                                 at<void>(new_tokens), at<std::int32_t>(new_cu_seqlens), at<std::int64_t>(new_row_ids),
-                                 at<std::int32_t>(shift), at<std::int32_t>(counts), device, stream);
+  check("width_bytes", width_bytes, 0, kMostRows);
+  check_rows("token_count", token_count);
+  check("device", device, 0, kMostRows);
+  const auto* borders = bounds(cu_seqlens, rows);
+  return cuda::compact(
+      memory<const char>("tokens", tokens, {token_count, width_bytes}), width_bytes, token_count, borders,
+      memory<const std::int64_t>("row_ids", row_ids, {rows}), memory<const std::uint8_t>("stay", stay, {rows}), rows,
+      memory<char>("new_tokens", new_tokens, {token_count, width_bytes}),
+      memory<std::int32_t>("new_cu_seqlens", new_cu_seqlens, {rows + 1}),
+      memory<std::int64_t>("new_row_ids", new_row_ids, {rows}), memory<std::int32_t>("shift", shift, {rows}),
+      memory<std::int32_t>("counts", counts, {2}), device, stream);
 }
 
 py::tuple cuda_device_count() {
-  const auto devices = without_gil(pfengine::cuda::device_count);  // the first call starts the driver
+  const auto devices = without_gil(cuda::device_count);  // the first call starts the driver
   return py::make_tuple(devices.count, devices.error);
 }
 #endif
@@ -216,69 +244,20 @@ py::tuple cuda_device_count() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "pfengine's compiled operations";
+  bind_parts(m);
   m.def("count_kept", &count_kept, "cu_seqlens"_a, "stay"_a, "rows"_a, "tokens"_a);
   m.def("compact", &compact, "tokens"_a, "width_bytes"_a, "cu_seqlens"_a, "row_ids"_a, "stay"_a, "rows"_a,
         "new_tokens"_a, "new_cu_seqlens"_a, "new_row_ids"_a, "threads"_a, NoGil());
-  py::enum_<cpu::Precision>(m, "Precision")
-      .value("fp32", cpu::Precision::fp32)
-      .value("bf16", cpu::Precision::bf16)
-      .value("int8", cpu::Precision::int8)
-      .value("int4", cpu::Precision::int4);
-  py::enum_<cpu::Activation>(m, "Activation")
-      .value("none", cpu::Activation::none)
-      .value("gelu", cpu::Activation::gelu)
-      .value("gelu_tanh", cpu::Activation::gelu_tanh)
-      .value("relu", cpu::Activation::relu)
-      .value("tanh", cpu::Activation::tanh);
-  py::class_<cpu::Kernels>(m, "Kernels")
-      .def_readonly("name", &cpu::Kernels::name)
-      .def_readonly("panel", &cpu::Kernels::panel);
-  m.def("find_kernels", &find_kernels, "name"_a, py::return_value_policy::reference);
-  py::class_<cpu::Linear>(m, "Linear")
-      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "sum"_a, "bias"_a, "inputs"_a, "outputs"_a,
-           "thin"_a);
-  py::class_<cpu::Norm>(m, "Norm").def(py::init(&make_norm), py::kw_only(), "weight"_a, "bias"_a, "eps"_a);
-  py::class_<cpu::Embedding>(m, "Embedding")
-      .def(py::init(&make_embedding), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
-           "token_types"_a, "size"_a, "bf16"_a, "norm"_a);
-  py::class_<cpu::Layer>(m, "Layer")
-      .def(py::init(&make_layer), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
-           "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
   m.def("run_layer", &run_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "first_only"_a,
         "out"_a, "threads"_a, NoGil());
-  m.def("qkv_stride", &cpu::qkv_stride, "layer"_a);
   m.def("open_layer", &open_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "qkv"_a,
         "first"_a, "threads"_a, NoGil());
   m.def("close_layer", &close_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "qkv"_a,
         "first"_a, "stay"_a, "out"_a, "new_cu_seqlens"_a, "threads"_a, NoGil());
   m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "first_column"_a, "columns"_a,
         "activation"_a, "x"_a, "stride"_a, "rows"_a, "add"_a, "add_stride"_a, "out"_a, "threads"_a, NoGil());
-  py::enum_<cpu::Gate>(m, "Gate")
-      .value("none", cpu::Gate::none)
-      .value("paper", cpu::Gate::paper)
-      .value("authors", cpu::Gate::authors);
-  py::class_<cpu::Merge>(m, "Merge")
-      .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
-  py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "precision"_a, "learner_precision"_a,
-                                       "pooler"_a, "past"_a, "folded"_a, "learners"_a, "activation"_a, "projection"_a,
-                                       "merge"_a);
-  m.def(
-      "columns_of",
-      [](const cpu::Linear& linear, cpu::Precision precision, std::int64_t first) {
-        return cpu::part_of(linear, precision, {first, linear.outputs - first});
-      },
-      "linear"_a, "precision"_a, "first"_a);
   m.def("run_exit", &run_exit, "kernels"_a, "exit"_a, "x"_a, "tokens"_a, "starts"_a, "rows"_a, "add"_a, "past"_a,
         "logits"_a, "threads"_a, NoGil());
-  py::class_<cpu::Step>(m, "Step").def(
-      py::init([](const std::vector<const cpu::Layer*>& blocks, const cpu::Exit* exit, std::int64_t adds_from) {
-        return cpu::Step{blocks, exit, adds_from};
-      }),
-      py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
-  py::class_<cpu::Model>(m, "Model")
-      .def(py::init([](const cpu::Embedding& embedding, const cpu::Linear* widen, cpu::Precision precision,
-                       const std::vector<cpu::Step>& steps) { return cpu::Model{embedding, widen, precision, steps}; }),
-           py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a);
   m.def("run_model", &run_model, "kernels"_a, "model"_a, "tested"_a, "entropy"_a, "layers"_a.noconvert(), "open_from"_a,
         "ids"_a.noconvert(), "positions"_a.noconvert(), "types"_a.noconvert(), "cu_seqlens"_a.noconvert(),
         "places"_a.noconvert(), "logits"_a.noconvert(), "left"_a.noconvert(), "threads"_a);
@@ -293,7 +272,7 @@ PYBIND11_MODULE(_C, m) {
         "stay"_a, "rows"_a, "new_tokens"_a, "new_cu_seqlens"_a, "new_row_ids"_a, "shift"_a, "counts"_a, "device"_a,
         "stream"_a, NoGil());
   m.def("cuda_device_count", &cuda_device_count);
-  m.def("cuda_error_string", &pfengine::cuda::error_string, "error"_a);
+  m.def("cuda_error_string", &cuda::error_string, "error"_a);
 #else
   m.attr("has_cuda") = false;
 #endif

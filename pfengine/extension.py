@@ -89,7 +89,7 @@ def address(
     if x is None:
         return 0
     there = x.is_cuda if cuda else x.is_cpu
-    if x.dtype is not dtype or x.shape != shape or not there or not (x.is_contiguous() or (apart and _in_rows(x))):
+    if x.dtype is not dtype or x.shape != shape or not there or not (x.is_contiguous() or (apart and in_rows(x))):
         spread = "" if x.is_contiguous() else ", not contiguous,"
         raise ValueError(
             f"{name} is {x.dtype} {list(x.shape)}{spread} on {x.device}, expected contiguous {dtype} {list(shape)} on "
@@ -104,8 +104,9 @@ def room(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, int]:
     return out, out.data_ptr()
 
 
-def _in_rows(x: Tensor) -> bool:
-    return x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1)
+def in_rows(x: Tensor) -> bool:
+    """Is x [rows, columns] with every row in one piece, and none on another, as those of an expanded tensor lie?"""
+    return x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1) and (x.stride(0) >= x.shape[1] or len(x) < 2)
 
 
 def entropy(logits: Tensor) -> Tensor:

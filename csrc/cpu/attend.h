@@ -48,7 +48,7 @@ inline void pack_keys(const uint32_t* keys, ptrdiff_t stride, int64_t tokens, in
       Words x[kWidth];
 #pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) {
-        x[i] = first + i < tokens ? load<Words>(keys + (first + i) * stride + p) : Words{};
+        x[i] = first + i < tokens ? load_up_to<Words>(keys + (first + i) * stride + p, groups - p) : Words{};
       }
       transpose(x);
       for (int i = 0; i < kWidth && p + i < groups; ++i) store(to + (p + i) * kPanel, x[i]);
@@ -64,20 +64,25 @@ inline void pack_keys(const uint32_t* keys, ptrdiff_t stride, int64_t tokens, in
 PFENGINE_INLINE void pack_values(const float* values, ptrdiff_t stride, int64_t tokens, int64_t size, uint32_t* out) {
   for (int64_t column = 0; column < size; column += kPanel) {
     for (int64_t t = 0; t < tokens; ++t) {
-      for (int v = 0; v < kVectors; ++v, out += kWidth)
-        store(out, load<Words>(values + t * stride + column + v * kWidth));
+      for (int v = 0; v < kVectors; ++v, out += kWidth) {
+        const int64_t at = column + v * kWidth;
+        store(out, load_up_to<Words>(values + t * stride + at, size - at));
+      }
     }
   }
 }
 
 PFENGINE_INLINE void pack_values(const uint16_t* values, ptrdiff_t stride, int64_t tokens, int64_t size,
                                  uint32_t* out) {
-  const auto widen = [](const uint16_t* from) { return __builtin_convertvector(load<Halves>(from), Words); };
+  const auto widen = [](const uint16_t* from, int64_t left) {
+    return __builtin_convertvector(load_up_to<Halves>(from, left), Words);
+  };
   for (int64_t column = 0; column < size; column += kPanel) {
     for (int64_t t = 0; t < tokens; t += 2) {
       for (int v = 0; v < kVectors; ++v, out += kWidth) {
-        const uint16_t* from = values + t * stride + column + v * kWidth;
-        const Words low = widen(from), high = t + 1 < tokens ? widen(from + stride) : Words{};
+        const int64_t at = column + v * kWidth;
+        const uint16_t* from = values + t * stride + at;
+        const Words low = widen(from, size - at), high = t + 1 < tokens ? widen(from + stride, size - at) : Words{};
         store(out, low | (high << 16));
       }
     }
@@ -115,7 +120,7 @@ inline int64_t padded_tokens(int64_t tokens) {
 // For keys, values, scores and weights, in fp32, which needs most.
 inline int64_t attention_scratch(int64_t tokens, int64_t size) {
   const int64_t padded = padded_tokens(tokens), columns = (size + kPanel - 1) / kPanel * kPanel;
-  return 4 * (padded * size + (tokens + 1) * columns + 2 * kTileRows * padded + kTileRows * kPanel) + 4 * 64;
+  return 4 * (padded * size + (tokens + 1) * columns + 2 * kTileRows * padded);
 }
 
 template <class Dot>

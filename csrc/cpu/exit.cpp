@@ -190,8 +190,8 @@ void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int
   const std::int64_t columns = logits && exit.learners ? exit.learners->outputs : 0;
   const std::int64_t chunk_columns = kChunkPanels * kernels.panel;
   const std::int64_t chunks = (columns + chunk_columns - 1) / chunk_columns;
-  const std::int64_t sums = rows * exit.past.inputs * (columns + (exit.pooler ? exit.pooler->outputs : 0));
-  const int used = static_cast<int>(std::clamp<std::int64_t>(sums / kSumsPerThread, 1, threads));
+  const std::int64_t outputs = columns + (exit.pooler ? exit.pooler->outputs : 0);
+  const int used = threads_for(1.0 * rows * exit.past.inputs * outputs, kSumsPerThread, threads);
   static thread_local Scratch scratch;
   Space space;
   const std::int64_t block = std::min(rows, kRows);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "kernels.h"
 
@@ -16,7 +17,7 @@ enum class Gate { none, paper, authors };
 struct Merge {
   Gate kind;
   std::int64_t labels, width;  // width: numbers of a row's gates
-  const Linear* gate;          // authors: G, g
+  std::optional<Linear> gate;  // authors: G, g
   float count;
 };
 
@@ -24,17 +25,17 @@ struct Merge {
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
                float* room, float* logits);
 
-// pooler: tanh(W x + b), or null where the state is x itself. past: what is added up from exit to exit; its first
+// pooler: tanh(W x + b), or none where the state is x itself. past: what is added up from exit to exit; its first
 // numbers are those of the merge's past, then its gates. Of the future one or none: `folded` of the state, or
 // `learners` [columns, H] with an activation, and `projection` [labels, columns] of what they give.
 struct Exit {
   Precision precision, learner_precision;
-  const Linear* pooler;
+  std::optional<Linear> pooler;
   Linear past;
-  const Linear* folded;
-  const Linear* learners;
+  std::optional<Linear> folded;
+  std::optional<Linear> learners;
   Activation activation;
-  const Linear* projection;
+  std::optional<Linear> projection;
   Merge merge;
 };
 

@@ -51,7 +51,7 @@ struct Target {
 };
 
 // One head of one row: softmax(scale Q K^T) V. Queries, keys and values are `size` numbers each, fp32 or bf16, at
-// distance `stride` (in numbers) from token to token; 64 bytes behind the last are readable.
+// distance `stride` (in numbers) from token to token.
 struct Attention {
   const void *query, *key, *value;
   std::ptrdiff_t stride;

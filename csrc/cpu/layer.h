@@ -29,8 +29,8 @@ void run_layer(const Kernels& kernels, const Layer& layer, const float* x, std::
 // Bytes from token to token of `qkv`.
 std::int64_t qkv_stride(const Layer& layer);
 
-// qkv [tokens, qkv_stride + 64 bytes behind the last]: keys and values, for close_layer. first: float32
-// [rows, H], each row's first token behind the layer.
+// qkv [tokens, qkv_stride]: keys and values, for close_layer. first: float32 [rows, H], each row's first token behind
+// the layer.
 void open_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
                 const std::int32_t* cu_seqlens, std::int64_t rows, char* qkv, float* first, int threads);
 

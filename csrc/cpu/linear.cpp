@@ -59,8 +59,7 @@ namespace {
 
 void run_thin(const Kernels& kernels, const Linear& linear, Activation activation, Matrix x, std::int64_t rows,
               Matrix add, float* out, int threads) {
-  const int used =
-      static_cast<int>(std::clamp<std::int64_t>(rows * linear.inputs * linear.outputs / kSumsPerThread, 1, threads));
+  const int used = threads_for(1.0 * rows * linear.inputs * linear.outputs, kSumsPerThread, threads);
   run_team(used, [&](const Member& member) {
     member.each(rows, [&](std::int64_t row) {
       float* to = out + row * linear.outputs;
@@ -91,11 +90,11 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
 
   const std::int64_t panels = kernels.panels(columns.count);
   const std::int64_t blocks = (rows + kRows - 1) / kRows;
-  const std::int64_t used = std::clamp<std::int64_t>(rows * linear.inputs * columns.count / kSumsPerThread, 1, threads);
+  const int used = threads_for(1.0 * rows * linear.inputs * columns.count, kSumsPerThread, threads);
   // pieces of a block's panels where there are fewer blocks than threads
   const std::int64_t pieces = std::min<std::int64_t>(panels, blocks >= used ? 1 : (used + blocks - 1) / blocks);
   const Linear part = part_of(linear, precision, columns);
-  run_team(static_cast<int>(used), [&](const Member& member) {
+  run_team(used, [&](const Member& member) {
     member.each(rows, [&](std::int64_t row) {
       to_words(kernels, precision, x.data + row * x.stride, linear.inputs, words.row<std::uint32_t>(row), scale + row,
                zero + row);

@@ -20,7 +20,7 @@ class Run {
         rule_(rule),
         answers_(answers),
         threads_(threads),
-        hidden_(steps_.front().blocks.front()->output.outputs),
+        hidden_(steps_.front().blocks.front().output.outputs),
         rows_(batch.rows),
         tokens_(batch.tokens) {
     lay_out(memory_.reserve(lay_out(nullptr, model)), model);
@@ -58,13 +58,13 @@ class Run {
     std::int64_t width = 1, qkv = 0;
     for (const Step& step : steps_) {
       if (step.exit) width = std::max(width, step.exit->past.outputs);
-      qkv = std::max(qkv, qkv_stride(*step.blocks.back()));
+      qkv = std::max(qkv, qkv_stride(step.blocks.back()));
     }
     const std::int64_t labels = steps_.back().exit->merge.labels;
     take(x_, tokens_ * std::max(hidden_, model.embedding.size));
     take(next_x_, tokens_ * hidden_);
     take(first_, rows_ * hidden_);
-    take(qkv_, rows_ >= rule_.open_from ? tokens_ * qkv + kLine : 0);
+    take(qkv_, rows_ >= rule_.open_from ? tokens_ * qkv : 0);
     take(past_, rows_ * width);
     take(next_past_, rows_ * width);
     take(add_, rows_ * width);
@@ -80,13 +80,13 @@ class Run {
 
   // Of the last layer, and of one that is opened, the first tokens alone.
   void compute(const Step& step, bool open, bool last) {
-    for (const Layer* block : step.blocks) {
-      const bool final = block == step.blocks.back();
+    for (const Layer& block : step.blocks) {
+      const bool final = &block == &step.blocks.back();
       if (open && final) {
-        open_layer(kernels_, *block, x_, tokens_, bounds_, rows_, qkv_, first_, threads_);
+        open_layer(kernels_, block, x_, tokens_, bounds_, rows_, qkv_, first_, threads_);
         continue;
       }
-      run_layer(kernels_, *block, x_, tokens_, bounds_, rows_, last && final, next_x_, threads_);
+      run_layer(kernels_, block, x_, tokens_, bounds_, rows_, last && final, next_x_, threads_);
       std::swap(x_, next_x_);
     }
   }
@@ -122,8 +122,8 @@ class Run {
     }
     if (kept == rows_ && !open) return;
     if (kept && open) {
-      close_layer(kernels_, *step.blocks.back(), x_, tokens_, bounds_, rows_, qkv_, first_, stay_, next_x_,
-                  next_bounds_, threads_);
+      close_layer(kernels_, step.blocks.back(), x_, tokens_, bounds_, rows_, qkv_, first_, stay_, next_x_, next_bounds_,
+                  threads_);
     } else if (kept) {
       compact(x_, 4 * hidden_, bounds_, row_ids_, stay_, rows_, next_x_, next_bounds_, next_row_ids_, threads_);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "exit.h"
@@ -11,18 +12,18 @@
 
 namespace pfengine::cpu {
 
-// A layer's blocks, and the exit behind it, or null. adds_from: from which number of the past before it on it adds up;
-// -1 for nothing.
+// A layer's blocks, one or more, and the exit behind it, or none. adds_from: from which number of the past before it on
+// it adds up; -1 for nothing.
 struct Step {
-  std::vector<const Layer*> blocks;
-  const Exit* exit;
+  std::vector<Layer> blocks;
+  std::optional<Exit> exit;
   std::int64_t adds_from;
 };
 
-// widen: from the embeddings' size to the hidden states', or null. The last step has an exit.
+// widen: from the embeddings' size to the hidden states', or none. The last step has an exit.
 struct Model {
   Embedding embedding;
-  const Linear* widen;
+  std::optional<Linear> widen;
   Precision precision;  // of widen
   std::vector<Step> steps;
 };

@@ -16,4 +16,15 @@ inline void check_ends(const std::int32_t* cu_seqlens, std::int64_t rows, std::i
   }
 }
 
+// And unless every row has `least` tokens or more, 0 or 1.
+inline void check_order(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t least) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t from = cu_seqlens[row], to = cu_seqlens[row + 1];
+    if (to - from >= least) continue;
+    throw std::invalid_argument("cu_seqlens does not rise at row " + std::to_string(row) + ", from " +
+                                std::to_string(from) + " to " + std::to_string(to) +
+                                (least ? "; a row has a token or more" : ""));
+  }
+}
+
 }  // namespace pfengine::cpu

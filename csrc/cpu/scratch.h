@@ -3,12 +3,31 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace pfengine::cpu {
 
 constexpr std::int64_t kLine = 64;  // bytes
+
+// Builds with a sanitizer watch the gaps between buffers, which otherwise lie in one piece of memory, and start with
+// NaN in all of them, so that a number that was never written shows.
+#if defined(__SANITIZE_ADDRESS__)
+inline void watch(const char* gap, std::int64_t bytes) {
+  ASAN_POISON_MEMORY_REGION(gap, bytes);
+}
+inline void start_anew(char* memory, std::int64_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+  std::memset(memory, 0xff, bytes);  // NaN in fp32 and bf16
+}
+#else
+inline void watch(const char*, std::int64_t) {}
+inline void start_anew(char*, std::int64_t) {}
+#endif
 
 // Memory that grows and is used again; one a calling thread.
 class Scratch {
@@ -22,6 +41,7 @@ class Scratch {
       if (!memory_) throw std::bad_alloc();
       size_ = size;
     }
+    start_anew(memory_.get(), size_);
     return memory_.get();
   }
 
@@ -44,7 +64,7 @@ struct Buffer {
   }
 };
 
-// Lays buffers out one behind the other from `memory`; with none it only counts.
+// Lays buffers out one after the other from `memory`, with a line in between; with none it only counts.
 class Layout {
  public:
   explicit Layout(char* memory) : memory_(memory) {}
@@ -53,13 +73,18 @@ class Layout {
     bytes = (bytes + kLine - 1) / kLine * kLine;
     const std::int64_t stride = bytes % 2048 ? bytes : bytes + kLine;
     const Buffer buffer{memory_ + used_, stride};
-    used_ += count * stride + kLine;  // attention reads a vector beyond
+    std::int64_t all;
+    if (__builtin_mul_overflow(count, stride, &all) || all > kMost) throw std::bad_alloc();
+    used_ += all + kLine;
+    if (memory_) watch(memory_ + used_ - kLine, kLine);
     return buffer;
   }
 
   std::int64_t used() const { return used_; }
 
  private:
+  static constexpr std::int64_t kMost = std::int64_t{1} << 48;  // more than there is of any memory
+
   char* memory_;
   std::int64_t used_ = 0;
 };

@@ -160,9 +160,22 @@ PFENGINE_INLINE Floats gelu_tanh(Floats x) {
 // The first `count` numbers of a vector, 0 <= count <= kWidth; the rest is zero, or left as it is in memory.
 template <typename V>
 PFENGINE_INLINE V load_first(const void* from, int64_t count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const __mmask16 mask = (__mmask16)((1u << count) - 1);
+  if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_loadu_epi32(mask, from);
+  if constexpr (sizeof(V) == 32) return (V)_mm256_maskz_loadu_epi16(mask, from);
+  if constexpr (sizeof(V) == 16) return (V)_mm_maskz_loadu_epi8(mask, from);
+#else
   V v{};
   memcpy(&v, from, count * (sizeof(V) / kWidth));
   return v;
+#endif
+}
+
+// A vector of the `left` numbers there are from there on: all of it, some, or none.
+template <typename V>
+PFENGINE_INLINE V load_up_to(const void* from, int64_t left) {
+  return left >= kWidth ? load<V>(from) : left > 0 ? load_first<V>(from, left) : V{};
 }
 
 template <typename V>

@@ -1,7 +1,9 @@
 // Threads that share a piece of work, phase after phase.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 
 #include "crew.h"
@@ -47,6 +49,11 @@ struct Member {
   }
   void wait() const { barrier->wait(); }
 };
+
+// Threads for so many steps of work, each with `enough` of them or more. (Not integers, whose products would overflow.)
+inline int threads_for(double steps, double enough, int threads) {
+  return static_cast<int>(std::clamp<double>(std::floor(steps / enough), 1, threads));
+}
 
 // work(member) by one team of `threads`, or by a team of one where so many cannot be had.
 template <typename Work>

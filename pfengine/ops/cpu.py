@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import extension
-from ..extension import address, room
+from ..extension import address, in_rows, room
 from . import Activation, Block, Exit, Norm, Pooling
 from .model import prepare_model as prepare_model
 from .packing import Linear, pack_linear
@@ -67,9 +67,9 @@ class PreparedExit(NamedTuple):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x as float32 whose rows may lie apart."""
+    """x as float32 [rows, columns] whose rows may lie apart."""
     x = x if x.dtype is torch.float32 else x.float()
-    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
+    return x if x.is_contiguous() or in_rows(x) else x.contiguous()
 
 
 def _contiguous(x: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[T
 
 
 def _qkv_bytes(tokens: int, weights: PreparedBlock) -> int:
-    return tokens * weights.qkv_stride + 64
+    return tokens * weights.qkv_stride
 
 
 def close_block(opened: OpenedBlock, stay: Tensor) -> tuple[Tensor, Tensor]:
@@ -315,7 +315,8 @@ def prepare_exit(parts: Exit) -> PreparedExit:
     if parts.imitation is not None:
         imitation, layer = parts.imitation
         activation, learner_precision = getattr(C.Activation, imitation.activation), imitation.learners.precision
-        learners = C.columns_of(imitation.learners.native, learner_precision, (layer - 1) * imitation.width)
+        first = (layer - 1) * imitation.width
+        learners = C.columns_of(kernels(), imitation.learners.native, learner_precision, first)
         projection = imitation.projections[layer - 1].native
     native = C.Exit(
         precision=precision,

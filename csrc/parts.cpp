@@ -1,0 +1,242 @@
+#include "parts.h"
+
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "cpu/exit.h"
+#include "cpu/layer.h"
+#include "cpu/linear.h"
+#include "cpu/model.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace pfengine {
+namespace {
+
+using cpu::Precision;
+using MaybeLinear = std::optional<cpu::Linear>;
+
+bool is_quantised(Precision precision) {
+  return precision == Precision::int8 || precision == Precision::int4;
+}
+
+// The one number where the other is meant to be the same.
+void check_same(const char* name, std::int64_t value, std::int64_t expected) {
+  if (value == expected) return;
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected " +
+                              std::to_string(expected) + " as the other parts have it");
+}
+
+cpu::Linear make_linear(Address weights, Address scale, Address sum, Address bias, std::int64_t inputs,
+                        std::int64_t outputs, bool thin) {
+  check("inputs", inputs, 1, kWidest);
+  check("outputs", outputs, 1, kWidest);
+  require(!scale == !sum, "scale and sum are of quantised weights; expected both or neither");
+  require(!thin || !scale, "thin weights are fp32, expected no scale");
+  return {memory<const std::uint32_t>("weights", weights, {1}),
+          memory<const float>("scale", scale, {outputs}, true),
+          memory<const float>("sum", sum, {outputs}, true),
+          memory<const float>("bias", bias, {outputs}),
+          inputs,
+          outputs,
+          thin};
+}
+
+cpu::Norm make_norm(Address weight, Address bias, float eps) {
+  require(std::isfinite(eps) && eps >= 0, "eps must be a number of at least 0");
+  return {memory<const float>("weight", weight, {1}), memory<const float>("bias", bias, {1}), eps};
+}
+
+cpu::Embedding make_embedding(Address word, Address position, Address token_type, std::int64_t words,
+                              std::int64_t positions, std::int64_t token_types, std::int64_t size, bool bf16,
+                              const cpu::Norm& norm) {
+  check("size", size, 1, kWidest);
+  check_rows("words", words);
+  check_rows("positions", positions);
+  check_rows("token_types", token_types);
+  const auto table = [&](const char* name, Address address, std::int64_t rows) -> const void* {
+    if (bf16) return memory<const std::uint16_t>(name, address, {rows, size});
+    return memory<const float>(name, address, {rows, size});
+  };
+  return {{table("word", word, words), table("position", position, positions),
+           table("token_type", token_type, token_types)},
+          {words, positions, token_types},
+          size,
+          bf16,
+          norm};
+}
+
+cpu::Layer make_layer(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
+                      float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
+                      const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
+                      const cpu::Norm& output_norm) {
+  require(precision != Precision::int4, "a layer is fp32, bf16 or int8, not int4");
+  check("heads", heads, 1, kWidest);
+  check("head_size", head_size, 1, kWidest / heads);
+  require(precision == Precision::fp32 || head_size % 2 == 0, "head_size must be even: bf16 numbers come in pairs");
+  require(std::isfinite(scale), "scale must be a number");
+  check_linear("qkv", qkv, precision);
+  check_linear("attention_output", attention_output, precision);
+  check_linear("intermediate", intermediate, precision);
+  check_linear("output", output, precision);
+  const std::int64_t hidden = output.outputs;
+  check_same("inputs of qkv", qkv.inputs, hidden);
+  check_same("outputs of qkv", qkv.outputs, 3 * heads * head_size);
+  check_same("inputs of attention_output", attention_output.inputs, heads * head_size);
+  check_same("outputs of attention_output", attention_output.outputs, hidden);
+  check_same("inputs of intermediate", intermediate.inputs, hidden);
+  check_same("inputs of output", output.inputs, intermediate.outputs);
+  return {precision,        activation,   heads,  head_size,      scale,      qkv,
+          attention_output, intermediate, output, attention_norm, output_norm};
+}
+
+cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, const MaybeLinear& gate, float count) {
+  check("labels", labels, 1, kWidest);
+  check("width", width, 0, kWidest);
+  if (kind != cpu::Gate::none) require(width == 1 || width == labels, "width must be 1 or as many as there are labels");
+  require(kind != cpu::Gate::authors || gate, "the authors' merge needs a gate");
+  if (gate) {
+    check_linear("gate", *gate, Precision::fp32, true);
+    check_same("inputs of gate", gate->inputs, width);
+    check_same("outputs of gate", gate->outputs, width);
+    require(std::isfinite(count) && count > 0, "count must be a number above 0");
+  }
+  return {kind, labels, width, gate, count};
+}
+
+cpu::Exit make_exit(Precision precision, Precision learner_precision, const MaybeLinear& pooler,
+                    const cpu::Linear& past, const MaybeLinear& folded, const MaybeLinear& learners,
+                    cpu::Activation activation, const MaybeLinear& projection, const cpu::Merge& merge) {
+  const std::int64_t size = past.inputs;
+  check_linear("past", past, Precision::fp32, true);
+  check("outputs of past", past.outputs, merge.labels + (merge.kind == cpu::Gate::none ? 0 : merge.width), kWidest);
+  if (pooler) {
+    check_linear("pooler", *pooler, pooler->thin ? Precision::fp32 : precision, true);
+    check_same("inputs of pooler", pooler->inputs, size);
+    check_same("outputs of pooler", pooler->outputs, size);
+  }
+  require(!folded || !learners, "a future is folded or imitated, not both");
+  require(!learners == !projection, "learners and their projection come together");
+  if (folded) {
+    check_linear("folded", *folded, Precision::fp32, true);
+    check_same("inputs of folded", folded->inputs, size);
+    check_same("outputs of folded", folded->outputs, merge.labels);
+  }
+  if (learners) {
+    check_linear("learners", *learners, learner_precision);
+    check_same("inputs of learners", learners->inputs, size);
+    check_linear("projection", *projection, Precision::fp32, true);
+    require(projection->thin, "projection must be thin: it is read a few columns at a time");
+    check_same("inputs of projection", projection->inputs, learners->outputs);
+    check_same("outputs of projection", projection->outputs, merge.labels);
+  }
+  return {precision, learner_precision, pooler, past, folded, learners, activation, projection, merge};
+}
+
+cpu::Step make_step(const std::vector<cpu::Layer>& blocks, const std::optional<cpu::Exit>& exit,
+                    std::int64_t adds_from) {
+  require(!blocks.empty(), "a step has a block or more");
+  check("adds_from", adds_from, -1, kWidest);
+  return {blocks, exit, adds_from};
+}
+
+cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& widen, Precision precision,
+                      const std::vector<cpu::Step>& steps) {
+  require(!steps.empty(), "a model has a step or more");
+  require(steps.back().exit.has_value(), "the last step has an exit");
+  const std::int64_t hidden = steps.front().blocks.front().output.outputs;
+  const std::int64_t labels = steps.back().exit->merge.labels;
+  if (widen) {
+    check_linear("widen", *widen, precision, precision == Precision::fp32);
+    check_same("inputs of widen", widen->inputs, embedding.size);
+    check_same("outputs of widen", widen->outputs, hidden);
+  } else {
+    check_same("size of the embedding", embedding.size, hidden);
+  }
+  std::int64_t width = 0;  // of the past so far
+  for (const cpu::Step& step : steps) {
+    for (const cpu::Layer& block : step.blocks) check_same("hidden size of a block", block.output.outputs, hidden);
+    if (!step.exit) continue;
+    check_same("inputs of an exit", step.exit->past.inputs, hidden);
+    check_same("labels of an exit", step.exit->merge.labels, labels);
+    if (width && step.adds_from >= 0) {
+      check("adds_from", step.adds_from, 0, width - step.exit->past.outputs);
+    }
+    width = step.exit->past.outputs;
+  }
+  return {embedding, widen, precision, steps};
+}
+
+cpu::Linear columns_of(const cpu::Kernels& kernels, const cpu::Linear& linear, Precision precision,
+                       std::int64_t first) {
+  check_linear("linear", linear, precision);
+  check("first", first, 0, linear.outputs - 1);
+  require(first % kernels.panel == 0, "first must begin a panel");
+  return cpu::part_of(linear, precision, {first, linear.outputs - first});
+}
+
+}  // namespace
+
+void check_linear(const char* name, const cpu::Linear& linear, Precision precision, bool may_be_thin) {
+  const bool quantised = is_quantised(precision);
+  if (linear.thin && !may_be_thin) {
+    throw std::invalid_argument(std::string(name) + " is thin, expected panels");
+  }
+  if (quantised == (linear.scale != nullptr)) return;
+  throw std::invalid_argument(std::string(name) + (quantised
+                                                       ? " has no scale, expected quantised weights"
+                                                       : " has a scale, expected weights that are not quantised"));
+}
+
+void bind_parts(py::module_& m) {
+  py::enum_<Precision>(m, "Precision")
+      .value("fp32", Precision::fp32)
+      .value("bf16", Precision::bf16)
+      .value("int8", Precision::int8)
+      .value("int4", Precision::int4);
+  py::enum_<cpu::Activation>(m, "Activation")
+      .value("none", cpu::Activation::none)
+      .value("gelu", cpu::Activation::gelu)
+      .value("gelu_tanh", cpu::Activation::gelu_tanh)
+      .value("relu", cpu::Activation::relu)
+      .value("tanh", cpu::Activation::tanh);
+  py::enum_<cpu::Gate>(m, "Gate")
+      .value("none", cpu::Gate::none)
+      .value("paper", cpu::Gate::paper)
+      .value("authors", cpu::Gate::authors);
+  py::class_<cpu::Kernels>(m, "Kernels")
+      .def_readonly("name", &cpu::Kernels::name)
+      .def_readonly("panel", &cpu::Kernels::panel);
+  m.def(
+      "find_kernels", [](const std::string& name) { return cpu::find_kernels(name.c_str()); }, "name"_a,
+      py::return_value_policy::reference);
+  py::class_<cpu::Linear>(m, "Linear")
+      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "sum"_a, "bias"_a, "inputs"_a, "outputs"_a,
+           "thin"_a);
+  py::class_<cpu::Norm>(m, "Norm").def(py::init(&make_norm), py::kw_only(), "weight"_a, "bias"_a, "eps"_a);
+  py::class_<cpu::Embedding>(m, "Embedding")
+      .def(py::init(&make_embedding), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
+           "token_types"_a, "size"_a, "bf16"_a, "norm"_a);
+  py::class_<cpu::Layer>(m, "Layer")
+      .def(py::init(&make_layer), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
+           "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
+  py::class_<cpu::Merge>(m, "Merge")
+      .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
+  py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "precision"_a, "learner_precision"_a,
+                                       "pooler"_a, "past"_a, "folded"_a, "learners"_a, "activation"_a, "projection"_a,
+                                       "merge"_a);
+  py::class_<cpu::Step>(m, "Step").def(py::init(&make_step), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
+  py::class_<cpu::Model>(m, "Model")
+      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a);
+  m.def("columns_of", &columns_of, "kernels"_a, "linear"_a, "precision"_a, "first"_a);
+  m.def("qkv_stride", &cpu::qkv_stride, "layer"_a);
+}
+
+}  // namespace pfengine

@@ -1,0 +1,248 @@
+// The team of threads under ThreadSanitizer, which does not know what goes on in Python: layers, exits, linear layers,
+// embeddings, whole models and compaction, by several calling threads at once, each with a crew, and after a fork.
+// Every answer must be that of one thread, to the bit.
+#include "cpu/team.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/compact.h"
+#include "cpu/exit.h"
+#include "cpu/layer.h"
+#include "cpu/linear.h"
+#include "cpu/model.h"
+
+namespace {
+
+using namespace pfengine::cpu;
+using Bytes = std::vector<char>;
+
+// Weights of random words, held for as long as the process lives.
+class Parts {
+ public:
+  explicit Parts(const Kernels& kernels) : kernels_(kernels) {}
+
+  const float* floats(std::int64_t count, float from = -0.1f, float to = 0.1f) {
+    std::vector<float>& made = floats_.emplace_back(count);
+    for (float& x : made) x = std::uniform_real_distribution<float>(from, to)(random_);
+    return made.data();
+  }
+
+  Linear linear(std::int64_t inputs, std::int64_t outputs, Precision precision, bool thin = false) {
+    const std::int64_t numbers = precision == Precision::int4 ? 8 : 4 / bytes_of(precision);
+    const std::int64_t words = (inputs + numbers - 1) / numbers;
+    const bool quantised = precision == Precision::int8 || precision == Precision::int4;
+    std::vector<std::uint32_t>& made =
+        words_.emplace_back(thin ? inputs * outputs : kernels_.panels(outputs) * kernels_.panel * words);
+    for (std::uint32_t& word : made) {
+      if (precision == Precision::fp32) {
+        const float x = *floats(1);
+        std::memcpy(&word, &x, 4);
+      } else {
+        // bf16: two numbers near 0.01
+        word = precision == Precision::bf16 ? 0x3c003c00u ^ (random_() & 0x807f807fu) : random_();
+      }
+    }
+    return {made.data(),
+            quantised ? floats(outputs, 0, 1e-3f) : nullptr,
+            quantised ? floats(outputs) : nullptr,
+            floats(outputs),
+            inputs,
+            outputs,
+            thin};
+  }
+
+  Norm norm(std::int64_t size) { return {floats(size, 0.9f, 1.1f), floats(size), 1e-5f}; }
+
+  Layer layer(Precision precision, std::int64_t heads, std::int64_t size, std::int64_t hidden, std::int64_t inner) {
+    return {precision,
+            Activation::gelu,
+            heads,
+            size,
+            0.2f,
+            linear(hidden, 3 * heads * size, precision),
+            linear(heads * size, hidden, precision),
+            linear(hidden, inner, precision),
+            linear(inner, hidden, precision),
+            norm(hidden),
+            norm(hidden)};
+  }
+
+  Exit exit(Precision precision, std::int64_t hidden, std::int64_t labels) {
+    const Precision learned = precision == Precision::int8 ? Precision::int4 : precision;
+    const std::int64_t imitated = 2 * hidden;
+    return {precision,
+            learned,
+            linear(hidden, hidden, precision),
+            linear(hidden, 2 * labels, Precision::fp32, true),
+            std::nullopt,
+            linear(hidden, imitated, learned),
+            Activation::tanh,
+            linear(imitated, labels, Precision::fp32, true),
+            {Gate::authors, labels, labels, linear(labels, labels, Precision::fp32, true), 2}};
+  }
+
+ private:
+  const Kernels& kernels_;
+  std::mt19937 random_{1};
+  std::vector<std::vector<float>> floats_;
+  std::vector<std::vector<std::uint32_t>> words_;
+};
+
+template <typename Number>
+void append(Bytes& to, const std::vector<Number>& numbers) {
+  const char* data = reinterpret_cast<const char*>(numbers.data());
+  to.insert(to.end(), data, data + numbers.size() * sizeof(Number));
+}
+
+// One precision's parts and a batch; run() does everything there is and gives all of its answers.
+class Case {
+ public:
+  Case(const Kernels& kernels, Precision precision, std::int64_t heads, std::int64_t size, std::int64_t hidden)
+      : kernels_(kernels), precision_(precision), parts_(kernels), hidden_(hidden) {
+    const std::int64_t lengths[] = {3, 40, 1, 17, 90, 2, 33, 8};
+    for (const std::int64_t length : lengths) bounds_.push_back(bounds_.back() + static_cast<std::int32_t>(length));
+    layer_ = parts_.layer(precision, heads, size, hidden, 2 * hidden + 2);
+    const float* const words = parts_.floats(50 * hidden);
+    model_.embedding = {{words, words, words}, {50, 50, 50}, hidden, false, parts_.norm(hidden)};
+    model_.precision = Precision::fp32;
+    for (int step = 0; step < 3; ++step) {
+      model_.steps.push_back({{parts_.layer(precision, heads, size, hidden, 2 * hidden)},
+                              parts_.exit(precision, hidden, kLabels),
+                              step ? 0 : -1});
+    }
+    for (std::int64_t token = 0; token < tokens(); ++token) ids_.push_back(token % 50);
+  }
+  Case(const Case&) = delete;
+
+  Bytes run(int threads, std::int64_t rows) const {
+    Bytes all;
+    const std::int64_t tokens = bounds_[rows];
+    std::vector<float> x = embedded(tokens, threads), out(tokens * hidden_);
+    append(all, x);
+    run_layer(kernels_, layer_, x.data(), tokens, bounds_.data(), rows, false, out.data(), threads);
+    append(all, out);
+    std::vector<float> wide(tokens * layer_.intermediate.outputs);
+    run_linear(kernels_, precision_, layer_.intermediate, {0, layer_.intermediate.outputs}, Activation::relu,
+               {x.data(), hidden_}, tokens, {}, wide.data(), threads);
+    append(all, wide);
+    halves(x, rows, threads, all);
+    moved(x, rows, threads, all);
+    answers(rows, threads, all);
+    return all;
+  }
+
+ private:
+  static constexpr std::int64_t kLabels = 3;
+
+  std::int64_t tokens() const { return bounds_.back(); }
+
+  std::vector<float> embedded(std::int64_t tokens, int threads) const {
+    std::vector<float> x(tokens * hidden_);
+    const Ids ids = {ids_.data(), ids_.data(), ids_.data()};
+    run_embed(kernels_, model_.embedding, ids, tokens, x.data(), threads);
+    return x;
+  }
+
+  std::vector<std::uint8_t> stay(std::int64_t rows) const {
+    std::vector<std::uint8_t> stay(rows);
+    for (std::int64_t row = 0; row < rows; ++row) stay[row] = row % 3 != 1;
+    return stay;
+  }
+
+  void halves(const std::vector<float>& x, std::int64_t rows, int threads, Bytes& all) const {
+    const std::int64_t tokens = bounds_[rows];
+    std::vector<char> qkv(tokens * qkv_stride(layer_));
+    std::vector<float> first(rows * hidden_);
+    open_layer(kernels_, layer_, x.data(), tokens, bounds_.data(), rows, qkv.data(), first.data(), threads);
+    append(all, first);
+    const auto stays = stay(rows);
+    const Counts kept = count_kept(bounds_.data(), stays.data(), rows, tokens);
+    std::vector<float> out(kept.tokens * hidden_);
+    std::vector<std::int32_t> borders(kept.rows + 1);
+    close_layer(kernels_, layer_, x.data(), tokens, bounds_.data(), rows, qkv.data(), first.data(), stays.data(),
+                out.data(), borders.data(), threads);
+    append(all, out);
+  }
+
+  void moved(const std::vector<float>& x, std::int64_t rows, int threads, Bytes& all) const {
+    const std::int64_t tokens = bounds_[rows];
+    const auto stays = stay(rows);
+    const Counts kept = count_kept(bounds_.data(), stays.data(), rows, tokens);
+    std::vector<float> out(kept.tokens * hidden_);
+    std::vector<std::int32_t> borders(kept.rows + 1);
+    std::vector<std::int64_t> row_ids(kept.rows);
+    compact(x.data(), 4 * hidden_, bounds_.data(), ids_.data(), stays.data(), rows, out.data(), borders.data(),
+            row_ids.data(), threads);
+    append(all, out);
+  }
+
+  void answers(std::int64_t rows, int threads, Bytes& all) const {
+    std::vector<std::int64_t> places(rows), layers(rows), left(rows);
+    std::vector<float> logits(rows * kLabels);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      places[row] = rows - 1 - row;
+      layers[row] = 1 + row % 3;
+    }
+    const Batch batch{{ids_.data(), ids_.data(), ids_.data()}, bounds_.data(), rows, bounds_[rows]};
+    const char tested[] = {1, 1, 1};
+    run_model(kernels_, model_, batch, {tested, -1, layers.data(), 3}, {places.data(), logits.data(), left.data()},
+              threads);
+    append(all, logits);
+    append(all, left);
+  }
+
+  const Kernels& kernels_;
+  const Precision precision_;
+  Parts parts_;
+  const std::int64_t hidden_;
+  std::vector<std::int32_t> bounds_{0};
+  std::vector<std::int64_t> ids_;
+  Layer layer_;
+  Model model_;
+};
+
+void expect(bool right, const char* what) {
+  if (right) return;
+  std::fprintf(stderr, "%s\n", what);
+  std::_Exit(1);
+}
+
+void run_case(const Case& work) {
+  const std::int64_t all_rows[] = {8, 1, 4};
+  for (const std::int64_t rows : all_rows) {
+    const Bytes alone = work.run(1, rows);
+    for (const int threads : {2, 3, 4}) expect(work.run(threads, rows) == alone, "another answer with more threads");
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 3; ++caller) {
+      callers.emplace_back([&] {
+        for (int i = 0; i < 2; ++i) expect(work.run(2, rows) == alone, "another answer beside other callers");
+      });
+    }
+    for (std::thread& caller : callers) caller.join();
+    if (const pid_t child = fork(); child == 0) {
+      std::_Exit(work.run(2, rows) == alone ? 0 : 1);
+    } else {
+      int status = 1;
+      expect(waitpid(child, &status, 0) == child && status == 0, "another answer in a forked child");
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  const Kernels* kernels = find_kernels("");
+  for (const Precision precision : {Precision::fp32, Precision::bf16, Precision::int8}) {
+    run_case(Case(*kernels, precision, 2, 18, 40));  // heads that end within a vector
+    run_case(Case(*kernels, precision, 4, 32, 128));
+  }
+  std::puts("the same answers by any team");
+}

@@ -1,0 +1,117 @@
+"""No kernel reads or writes beyond a buffer: each of them ends where memory ends."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pfengine import extension
+from pfengine.ops import cpu
+from pfengine.ops.packing import pack_linear
+
+if not extension.has_cpu() or not hasattr(os, "fork"):
+    pytest.skip("needs pfengine._C and a child that may die", allow_module_level=True)
+
+C = extension.native()
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+NO_ACCESS = 0  # PROT_NONE, which the mmap module lacks
+_kept: list[Any] = []
+
+
+def at_the_end(tensor: Tensor) -> int:
+    """The address of a copy whose last byte is the last of its page; the page after it may not be touched."""
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    pages = -(-data.nbytes // mmap.PAGESIZE) + 1
+    memory = mmap.mmap(-1, pages * mmap.PAGESIZE)
+    _kept.append(memory)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    guard = start + (pages - 1) * mmap.PAGESIZE
+    ctypes.memmove(guard - data.nbytes, data.ctypes.data, data.nbytes)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(mmap.PAGESIZE), NO_ACCESS) == 0
+    return guard - data.nbytes
+
+
+def room(*shape: int, dtype: torch.dtype = torch.float32) -> int:
+    return at_the_end(torch.zeros(shape, dtype=dtype))
+
+
+def linear(inputs: int, outputs: int, dtype: torch.dtype, thin: bool = False, bits: int = 8) -> Any:
+    packed = pack_linear(torch.randn(outputs, inputs) / 8, torch.randn(outputs), dtype, thin=thin, bits=bits)
+    weights, *factors, bias = (at_the_end(tensor) for tensor in packed.tensors)
+    scale, total = factors or (0, 0)
+    sizes = {"inputs": inputs, "outputs": outputs, "thin": thin}
+    return C.Linear(weights=weights, scale=scale, sum=total, bias=bias, **sizes)
+
+
+def norm(size: int) -> Any:
+    return C.Norm(weight=room(size), bias=room(size), eps=1e-5)
+
+
+def run_everything(dtype: torch.dtype, head_size: int) -> None:
+    heads, hidden, inner, rows, tokens = 2, 2 * head_size + 1, 31, 3, 26
+    precision = getattr(C.Precision, {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}[dtype])
+    sizes = {"qkv": (hidden, 3 * heads * head_size), "attention_output": (heads * head_size, hidden),
+             "intermediate": (hidden, inner), "output": (inner, hidden)}  # fmt: skip
+    layer = C.Layer(
+        precision=precision, activation=C.Activation.gelu, heads=heads, head_size=head_size, scale=0.2,
+        attention_norm=norm(hidden), output_norm=norm(hidden), **{k: linear(*v, dtype) for k, v in sizes.items()},
+    )  # fmt: skip
+    x = at_the_end(torch.randn(tokens, hidden))
+    borders, starts = at_the_end(torch.tensor([0, 1, 9, 26]).int()), at_the_end(torch.tensor([0, 9, 25]).int())
+    qkv = room(tokens * C.qkv_stride(layer), dtype=torch.uint8)
+    first, stay = room(rows, hidden), at_the_end(torch.tensor([True, False, True]))
+    for threads in (1, 2):
+        batch = (cpu.kernels(), layer, x, tokens, borders, rows)
+        C.run_layer(*batch, False, room(tokens, hidden), threads)
+        C.run_layer(*batch, True, room(rows, hidden), threads)
+        C.open_layer(*batch, qkv, first, threads)
+        C.close_layer(*batch, qkv, first, stay, room(18, hidden), room(3), threads)
+        ids = at_the_end(torch.arange(tokens) % 7)
+        tables = {name: room(7, hidden, dtype=torch.bfloat16) for name in ("word", "position", "token_type")}
+        embedding = C.Embedding(
+            **tables, words=7, positions=7, token_types=7, size=hidden, bf16=True, norm=norm(hidden)
+        )
+        C.run_embed(cpu.kernels(), embedding, ids, ids, ids, tokens, room(tokens, hidden), threads)
+        gate = linear(3, 3, torch.float32, thin=True)
+        learned = C.Precision.int4 if dtype == torch.int8 else precision
+        exit = C.Exit(
+            precision=precision, learner_precision=learned, pooler=linear(hidden, hidden, dtype),
+            past=linear(hidden, 6, torch.float32, thin=True), folded=None,
+            learners=linear(hidden, 2 * hidden, dtype, bits=4), activation=C.Activation.tanh,
+            projection=linear(2 * hidden, 3, torch.float32, thin=True),
+            merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, count=2),
+        )  # fmt: skip
+        add, past, logits = room(rows, 6), room(rows, 6), room(rows, 3)
+        C.run_exit(cpu.kernels(), exit, x, tokens, starts, rows, add, past, logits, threads)
+        C.run_entropy_below(logits, rows, 3, 0.5, room(rows, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("instructions", ["plain", "avx2", "avx512", "avx512_bf16"])
+def test_buffers_end_where_memory_ends(instructions: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if C.find_kernels(instructions) is None:
+        pytest.skip(f"this processor has no {instructions}")
+    monkeypatch.setenv("PFENGINE_ISA", instructions)
+    cpu.kernels.cache_clear()
+    try:
+        pid = os.fork()
+        if not pid:
+            size = 0
+            try:
+                for size in (1, 7, 15, *range(31, 49)) if dtype == torch.float32 else range(2, 68, 4):
+                    run_everything(dtype, size)
+                    _kept.clear()
+                size = 0
+            finally:
+                os._exit(size)
+        status = os.waitpid(pid, 0)[1]
+        assert status == 0, f"ended by signal {status & 127}, at head size {status >> 8}"
+    finally:
+        cpu.kernels.cache_clear()

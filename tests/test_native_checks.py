@@ -1,0 +1,361 @@
+"""Nonsense that is handed to pfengine._C is an exception, whatever it is: every argument of every entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pfengine import extension
+from pfengine.ops import Block, Norm, cpu
+from pfengine.ops.packing import pack_linear
+
+if not extension.has_cpu():
+    pytest.skip(extension.status(), allow_module_level=True)
+
+C = extension.native()
+HIDDEN, HEADS, INNER, LABELS, LAYERS = 32, 2, 40, 3, 2
+HUGE = [1 << 31, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
+ONE_BYTE = {"stay", "tokens", "new_tokens"}  # which lie at any address
+EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types"}
+OPTIONAL = {("run_linear", "add"), ("run_exit", "add"), ("run_exit", "logits"), ("run_merge", "future")}
+Arguments = dict[str, Any]
+_kept: list[torch.Tensor] = []  # what lies at the addresses
+
+
+def at(tensor: torch.Tensor) -> int:
+    _kept.append(tensor)
+    return tensor.data_ptr()
+
+
+def room(*shape: int, dtype: torch.dtype = torch.float32) -> int:
+    return at(torch.zeros(shape, dtype=dtype))
+
+
+def linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32, thin: bool = False) -> Any:
+    packed = pack_linear(torch.rand(outputs, inputs), torch.rand(outputs), dtype, thin=thin)
+    _kept.extend(packed.tensors)
+    return packed.native
+
+
+def layer(dtype: torch.dtype = torch.float32) -> Any:
+    sizes = {"qkv": (HIDDEN, 3 * HIDDEN), "attention_output": (HIDDEN, HIDDEN), "intermediate": (HIDDEN, INNER),
+             "output": (INNER, HIDDEN)}  # fmt: skip
+    parts = {name: (torch.rand(out, size), torch.rand(out)) for name, (size, out) in sizes.items()}
+    norm = Norm(torch.ones(HIDDEN), torch.zeros(HIDDEN), 1e-5)
+    block = Block(**parts, attention_norm=norm, output_norm=norm, num_heads=HEADS, scale=0.3, activation="gelu")
+    prepared = cpu.prepare_block(block, dtype)
+    _kept.extend(prepared.tensors)
+    return prepared.native
+
+
+def merge(**changes: Any) -> Any:
+    good = {"kind": C.Gate.authors, "labels": LABELS, "width": LABELS, "gate": linear(LABELS, LABELS, thin=True)}
+    return C.Merge(**(good | {"count": 2} | changes))
+
+
+def exit_arguments() -> Arguments:
+    return {
+        "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32, "pooler": linear(HIDDEN, HIDDEN),
+        "past": linear(HIDDEN, 2 * LABELS, thin=True), "folded": None, "learners": linear(HIDDEN, 64),
+        "activation": C.Activation.tanh, "projection": linear(64, LABELS, thin=True), "merge": merge(),
+    }  # fmt: skip
+
+
+def norm_arguments() -> Arguments:
+    return {"weight": room(HIDDEN), "bias": room(HIDDEN), "eps": 1e-5}
+
+
+def embedding_arguments() -> Arguments:
+    tables = {"word": room(9, HIDDEN), "position": room(8, HIDDEN), "token_type": room(2, HIDDEN)}
+    sizes = {"words": 9, "positions": 8, "token_types": 2, "size": HIDDEN}
+    return tables | sizes | {"bf16": False, "norm": C.Norm(**norm_arguments())}
+
+
+def model_arguments() -> Arguments:
+    step = C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments()), adds_from=0)
+    embedding = C.Embedding(**embedding_arguments())
+    return {"embedding": embedding, "widen": None, "precision": C.Precision.fp32, "steps": [step] * LAYERS}
+
+
+def layer_arguments() -> Arguments:
+    return {
+        "precision": C.Precision.int8, "activation": C.Activation.relu, "heads": HEADS, "head_size": HIDDEN // HEADS,
+        "scale": 0.3, "qkv": linear(HIDDEN, 3 * HIDDEN, torch.int8),
+        "attention_output": linear(HIDDEN, HIDDEN, torch.int8), "intermediate": linear(HIDDEN, INNER, torch.int8),
+        "output": linear(INNER, HIDDEN, torch.int8), "attention_norm": C.Norm(**norm_arguments()),
+        "output_norm": C.Norm(**norm_arguments()),
+    }  # fmt: skip
+
+
+def batch() -> Arguments:
+    return {"tokens": 5, "cu_seqlens": at(torch.tensor([0, 2, 5]).int()), "rows": 2}
+
+
+def run_model_arguments() -> Arguments:
+    return {
+        "kernels": cpu.kernels(), "model": C.Model(**model_arguments()), "tested": bytes(LAYERS), "entropy": 0.5,
+        "layers": np.array([1, 2]), "open_from": 1, "ids": np.arange(5), "positions": np.arange(5),
+        "types": np.zeros(5, np.int64), "cu_seqlens": np.array([0, 2, 5], np.int32), "places": np.array([1, 0]),
+        "logits": np.zeros((2, LABELS), np.float32), "left": np.zeros(2, np.int64), "threads": 2,
+    }  # fmt: skip
+
+
+def with_kernels(**arguments: Any) -> Arguments:
+    return {"kernels": cpu.kernels(), **arguments}
+
+
+def opened(weights: Any) -> Arguments:
+    return {"layer": weights, "x": room(5, HIDDEN), "qkv": room(5, C.qkv_stride(weights) // 4),
+            "first": room(2, HIDDEN), "threads": 2}  # fmt: skip
+
+
+BORDERS = torch.tensor([0, 2, 5]).int()
+STAY = torch.tensor([True, False])
+GOOD: dict[str, Callable[[], Arguments]] = {
+    "Linear": lambda: {"weights": room(64, 64), "scale": room(32), "sum": room(32), "bias": room(32), "inputs": 32,
+                       "outputs": 32, "thin": False},
+    "Norm": norm_arguments,
+    "Embedding": embedding_arguments,
+    "Layer": layer_arguments,
+    "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "count": 2.0},
+    "Exit": exit_arguments,
+    "Step": lambda: {"blocks": [layer()], "exit": C.Exit(**exit_arguments()), "adds_from": -1},
+    "Model": model_arguments,
+    "columns_of": lambda: with_kernels(linear=linear(8, 128), precision=C.Precision.fp32, first=64),
+    "qkv_stride": lambda: {"layer": layer()},
+    "count_kept": lambda: {"cu_seqlens": at(BORDERS), "stay": at(STAY), "rows": 2, "tokens": 5},
+    "compact": lambda: {
+        "tokens": room(5, 8), "width_bytes": 32, "cu_seqlens": at(BORDERS), "row_ids": room(2, dtype=torch.int64),
+        "stay": at(STAY), "rows": 2, "new_tokens": room(5, 8), "new_cu_seqlens": room(3),
+        "new_row_ids": room(2, dtype=torch.int64), "threads": 2},
+    "run_layer": lambda: with_kernels(layer=layer(), x=room(5, HIDDEN), **batch(), first_only=False,
+                                      out=room(5, HIDDEN), threads=2),
+    "open_layer": lambda: with_kernels(**opened(layer()), **batch()),
+    "close_layer": lambda: with_kernels(**opened(layer(torch.int8)), **batch(), stay=at(STAY), out=room(5, HIDDEN),
+                                        new_cu_seqlens=room(3)),
+    "run_linear": lambda: with_kernels(precision=C.Precision.fp32, linear=linear(8, 96), first_column=32, columns=64,
+                                       activation=C.Activation.gelu, x=room(3, 8), stride=8, rows=3, add=room(3, 64),
+                                       add_stride=64, out=room(3, 64), threads=2),
+    "run_exit": lambda: with_kernels(exit=C.Exit(**exit_arguments()), x=room(5, HIDDEN), tokens=5,
+                                     starts=at(torch.tensor([0, 2]).int()), rows=2, add=room(2, 2 * LABELS),
+                                     past=room(2, 2 * LABELS), logits=room(2, LABELS), threads=2),
+    "run_model": run_model_arguments,
+    "run_merge": lambda: with_kernels(merge=merge(), past=room(2, LABELS), gates=room(2, LABELS),
+                                      future=room(2, LABELS), rows=2, out=room(2, LABELS)),
+    "run_entropy": lambda: {"logits": room(2, LABELS), "rows": 2, "labels": LABELS, "out": room(2)},
+    "run_entropy_below": lambda: {"logits": room(2, LABELS), "rows": 2, "labels": LABELS, "threshold": 0.5,
+                                  "out": room(2)},
+    "run_embed": lambda: with_kernels(embedding=C.Embedding(**embedding_arguments()),
+                                      ids=room(5, dtype=torch.int64), positions=room(5, dtype=torch.int64),
+                                      types=room(5, dtype=torch.int64), tokens=5, out=room(5, HIDDEN), threads=2),
+}  # fmt: skip
+SIZES = {"rows", "tokens", "labels", "width_bytes", "columns", "first_column", "first", "inputs", "outputs", "words",
+         "positions", "token_types", "size", "heads", "head_size", "width"}  # fmt: skip
+AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size"}
+
+
+def is_address(name: str, argument: str, value: Any) -> bool:
+    not_numbers = isinstance(value, bool) or not isinstance(value, int)
+    if not_numbers or argument in ("threads", "stride", "add_stride", "adds_from", "open_from", "count"):
+        return False
+    return argument not in SIZES or value > 1 << 20  # "tokens" and "positions" are both
+
+
+def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[Exception]]]:
+    """Wrong values of one argument, and what each raises."""
+    if argument == "threads":
+        yield from ((wrong, ValueError) for wrong in (0, -1, -(2**31), 10**6))
+        yield from ((wrong, TypeError) for wrong in (None, 1.5, "2", 2**40))
+    elif is_address(name, argument, value):
+        if (name, argument) not in OPTIONAL | {("Linear", "scale"), ("Linear", "sum")}:
+            yield 0, ValueError
+        if argument == "sum":
+            yield 0, ValueError  # without the scale
+        one_byte = argument in ONE_BYTE or (name, argument) == ("run_entropy_below", "out")
+        if not one_byte:
+            yield value + 1, ValueError
+            if argument in EIGHT_BYTES:
+                yield value + 4, ValueError
+        if argument not in ("weights", "weight", "bias") or name == "Linear":
+            yield (1 << 64) - (8 if argument in EIGHT_BYTES else 1 if one_byte else 4), ValueError
+        yield from ((wrong, TypeError) for wrong in (None, -8, 1.5, "x", 1 << 64))
+    elif argument in SIZES and isinstance(value, int):
+        yield -1, ValueError
+        yield from ((wrong, ValueError) for wrong in HUGE)
+        if argument in AT_LEAST_ONE:
+            yield 0, ValueError
+        yield from ((wrong, TypeError) for wrong in (None, 1.5, "2", 1 << 64))
+    elif isinstance(value, np.ndarray):
+        unaligned = np.frombuffer(bytes(value.nbytes + 1), np.uint8)[1:].view(value.dtype)
+        if argument not in ("logits", "left"):  # those are not writeable besides
+            yield unaligned.reshape(value.shape), ValueError
+        yield from ((wrong, ValueError) for wrong in (value[:1], value[:0], np.concatenate([value, value])))
+        yield from ((wrong, TypeError) for wrong in (value.astype(np.int16), np.repeat(value, 2, 0)[::2], list(value)))
+        if argument != "layers":
+            yield None, TypeError
+    elif isinstance(value, list):
+        yield from ((wrong, TypeError) for wrong in (None, "x", 1, [None], [object()]))
+        yield [], ValueError
+    elif not isinstance(value, (bool, int, float, bytes)) and value is not None:
+        yield from ((wrong, TypeError) for wrong in ("x", object(), C.Norm if argument != "norm" else C.Linear))
+        if (
+            argument not in ("exit", "gate", "pooler", "learners", "projection", "widen", "folded")
+            or name == "run_exit"
+        ):
+            yield None, TypeError
+
+
+@pytest.fixture(autouse=True)
+def _let_go() -> Iterator[None]:
+    yield
+    _kept.clear()
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_argument(name: str) -> None:
+    call, arguments = getattr(C, name), GOOD[name]()
+    call(**arguments)
+    tried = 0
+    for argument, value in arguments.items():
+        for wrong, error in nonsense(name, argument, value):
+            tried += 1
+            print(f"{name}({argument}={wrong!r})")  # which one is taken
+            with pytest.raises(error):
+                call(**arguments | {argument: wrong})
+    assert tried
+    call(**arguments)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize("name", [name for name in GOOD if name.startswith(("run", "open", "close", "co"))])
+def test_nothing_at_all(name: str, number: int) -> None:
+    """All numbers 0: no rows at null addresses are no work, or an exception. All of them -1: an exception."""
+    arguments = GOOD[name]()
+    numbers = {key: number for key, value in arguments.items() if type(value) is int}
+    try:
+        getattr(C, name)(**arguments | numbers)
+    except (ValueError, TypeError):
+        return
+    assert number == 0
+
+
+def wrong_borders() -> list[list[int]]:
+    return [[0, 2, 4], [1, 2, 5], [0, 9, 5], [0, -2, 5], [0, 0, 5], [0, 5, 5], [2**31 - 1, 0, 5], [0, -(2**31), 5]]
+
+
+@pytest.mark.parametrize("name", ["run_layer", "open_layer", "close_layer", "count_kept", "compact", "run_model"])
+@pytest.mark.parametrize("borders", wrong_borders(), ids=str)
+def test_borders_of_rows(name: str, borders: list[int]) -> None:
+    arguments = GOOD[name]()
+    empty_rows_are_fine = name in ("count_kept", "compact")
+    tensor = torch.tensor(borders).int()
+    arguments["cu_seqlens"] = tensor.numpy() if name == "run_model" else at(tensor)
+    if (empty_rows_are_fine and borders in ([0, 0, 5], [0, 5, 5])) or (name, borders) == ("compact", [0, 2, 4]):
+        getattr(C, name)(**arguments)
+        return
+    with pytest.raises(ValueError, match="cu_seqlens"):
+        getattr(C, name)(**arguments)
+
+
+LINEAR = {"inputs": 8, "outputs": 96}
+OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
+    "no exit at the end": ("Model", lambda: {"steps": [C.Step(blocks=[layer()], exit=None, adds_from=-1)]}),
+    "another hidden size": ("Model", lambda: {"embedding": C.Embedding(**embedding_arguments() | {"size": 31})}),
+    "widened to another size": ("Model", lambda: {"widen": linear(HIDDEN, 31)}),
+    "more past than there is": ("Model", lambda: {"steps": [
+        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments()), adds_from=1)] * 2}),
+    "exits with other labels": ("Model", lambda: {"steps": [
+        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments() | {
+            "past": linear(HIDDEN, 4, thin=True), "learners": None, "projection": None,
+            "merge": C.Merge(kind=C.Gate.none, labels=4, width=0, gate=None, count=1)}), adds_from=-1),
+        *model_arguments()["steps"]]}),
+    "adds from before the start": ("Step", lambda: {"adds_from": -2}),
+    "a gate that is missing": ("Merge", lambda: {"gate": None}),
+    "a gate of another width": ("Merge", lambda: {"gate": linear(2, 2)}),
+    "gates neither one nor a label's": ("Merge", lambda: {"width": 2, "gate": linear(2, 2)}),
+    "a count of nothing": ("Merge", lambda: {"count": 0.0}),
+    "a count that is no number": ("Merge", lambda: {"count": float("nan")}),
+    "a past too narrow": ("Exit", lambda: {"past": linear(HIDDEN, LABELS)}),
+    "a past of another size": ("Exit", lambda: {"past": linear(31, 2 * LABELS)}),
+    "a past in int8": ("Exit", lambda: {"past": linear(HIDDEN, 2 * LABELS, torch.int8)}),
+    "learners without projection": ("Exit", lambda: {"projection": None}),
+    "projection without learners": ("Exit", lambda: {"learners": None}),
+    "two futures": ("Exit", lambda: {"folded": linear(HIDDEN, LABELS)}),
+    "learners of another precision": ("Exit", lambda: {"learner_precision": C.Precision.int4}),
+    "a projection in panels": ("Exit", lambda: {"projection": linear(64, LABELS)}),
+    "a projection of other learners": ("Exit", lambda: {"projection": linear(63, LABELS, thin=True)}),
+    "a pooler of another size": ("Exit", lambda: {"pooler": linear(HIDDEN, 31)}),
+    "a layer in int4": ("Layer", lambda: {"precision": C.Precision.int4}),
+    "a layer of another precision": ("Layer", lambda: {"precision": C.Precision.fp32}),
+    "an odd head": ("Layer", lambda: {"heads": 32, "head_size": 1}),
+    "other heads": ("Layer", lambda: {"heads": 4}),
+    "an inner size of its own": ("Layer", lambda: {"output": linear(41, HIDDEN, torch.int8)}),
+    "thin weights in a layer": ("Layer", lambda: {"precision": C.Precision.fp32, "qkv": linear(32, 96, thin=True)}),
+    "a scale that is no number": ("Layer", lambda: {"scale": float("nan")}),
+    "an epsilon below 0": ("Norm", lambda: {"eps": -1.0}),
+    "thin and quantised": ("Linear", lambda: {"thin": True}),
+    "columns from within a panel": ("columns_of", lambda: {"first": 1}),
+    "columns beyond the last": ("columns_of", lambda: {"first": 128}),
+    "columns of thin weights": ("columns_of", lambda: {"linear": linear(8, 128, thin=True)}),
+    "a first column within a panel": ("run_linear", lambda: {"first_column": 1, "columns": 8}),
+    "columns past the end": ("run_linear", lambda: {"columns": 65}),
+    "rows closer than they are long": ("run_linear", lambda: {"stride": 7}),
+    "rows on each other": ("run_linear", lambda: {"stride": 0}),
+    "rows backwards": ("run_linear", lambda: {"stride": -8}),
+    "added rows closer than they are long": ("run_linear", lambda: {"add_stride": 63}),
+    "rows apart beyond all memory": ("run_linear", lambda: {"stride": 1 << 60}),
+    "weights of another precision": ("run_linear", lambda: {"precision": C.Precision.int8}),
+    "part of thin weights": ("run_linear", lambda: {"linear": linear(8, 96, thin=True)}),
+    "a first token that is not there": ("run_exit", lambda: {"starts": at(torch.tensor([0, 5]).int())}),
+    "a first token below 0": ("run_exit", lambda: {"starts": at(torch.tensor([-1, 2]).int())}),
+    "tested more layers than there are": ("run_model", lambda: {"tested": bytes(LAYERS + 1)}),
+    "a place that is not there": ("run_model", lambda: {"places": np.array([0, 2])}),
+    "rows without a token": ("run_model", lambda: {"cu_seqlens": np.array([0, 5, 5], np.int32)}),
+    "tokens without rows": ("run_model", lambda: {
+        "cu_seqlens": np.zeros(1, np.int32), "places": np.zeros(0, np.int64), "layers": None}),
+    "answers that may not be written": ("run_model", lambda: {
+        "logits": np.frombuffer(bytes(24), np.float32).reshape(2, LABELS)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_does_not_fit(case: str) -> None:
+    name, change = OTHERS[case]
+    good = GOOD[name]()
+    getattr(C, name)(**good)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        getattr(C, name)(**good | change())
+    assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"), {"ids": "token id", "positions": "position", "types": "token type"}.items()
+)
+@pytest.mark.parametrize("wrong", [-1, 9, 1 << 40, -(1 << 63)])
+@pytest.mark.parametrize("name", ["run_embed", "run_model"])
+def test_ids_outside_their_table(name: str, argument: str, named: str, wrong: int) -> None:
+    arguments, ids = GOOD[name](), torch.zeros(5, dtype=torch.int64)
+    ids[3] = wrong
+    arguments[argument] = at(ids) if name == "run_embed" else ids.numpy()
+    with pytest.raises(IndexError, match=f"{named} {wrong} of token 3 is outside its table"):
+        getattr(C, name)(**arguments)
+
+
+def test_parts_outlive_what_they_were_made_of() -> None:
+    """Python may let go of a part's own object once it is part of another; of the tensors it may not."""
+    arguments = run_model_arguments()
+    C.run_model(**arguments)
+    before = arguments["logits"].copy()
+    for _ in range(50):
+        linear(8, 8), merge(), layer()
+    del arguments["model"]
+    model = C.Model(**model_arguments())
+    for _ in range(50):
+        linear(8, 8), merge(), layer()
+    C.run_model(**arguments, model=model)
+    assert np.isfinite(before).all()
+    assert np.isfinite(arguments["logits"]).all()
