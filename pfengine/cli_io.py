@@ -31,8 +31,8 @@ def open_rows(file: Path | None, kind: str) -> Iterator[Iterator[Any]]:
     """Rows of a file, or of standard input, one a line, read as they are asked for."""
     if kind not in FORMATS:
         raise ConfigError(f"--format is {kind!r}; it must be one of {', '.join(FORMATS)}")
-    if file is not None and not file.is_file():
-        raise ConfigError(f"--file {file} does not exist")
+    if file is not None and (file.is_dir() or not file.exists()):
+        raise ConfigError(f"--file {file} " + ("is a directory" if file.is_dir() else "does not exist"))
     if kind == "auto":
         kind = {".tsv": "tsv", ".jsonl": "jsonl"}.get(file.suffix if file else "", "text")
     with contextlib.ExitStack() as stack:
