@@ -36,8 +36,8 @@ def print_json(value: Any) -> None:
 
 
 def _console() -> Console:
-    """As wide as the terminal; elsewhere wide enough that no cell is broken. Cells are text, not markup."""
-    return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False)
+    """As wide as the terminal; elsewhere as wide as a table wants to be. Cells are text, not markup."""
+    return Console(width=None if sys.stdout.isatty() else 100_000, markup=False, emoji=False, highlight=False)
 
 
 def print_table(table: Table) -> None:
