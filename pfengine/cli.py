@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperCommand
 
 from . import __version__, cli_io, cli_output, console
 from .api import BATCH_TOKENS, load
@@ -37,17 +36,7 @@ Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, int8 (CPU) or fp
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
 
 
-class Command(TyperCommand):
-    """Takes nothing empty but texts: an unset variable would be the current directory, or no option at all."""
-
-    def invoke(self, ctx: Any) -> Any:
-        for name, value in ctx.params.items():
-            if value == "" or (isinstance(value, list) and "" in value and name != "texts"):
-                raise ConfigError(f"{name} is empty; give one, or leave it out where it has a default")
-        return super().invoke(ctx)
-
-
-command = functools.partial(app.command, cls=Command)
+command = functools.partial(app.command, cls=console.Command)
 
 
 def main() -> None:
@@ -321,34 +310,10 @@ def evaluate(
 @command(epilog="Example: pfengine info sst2")
 def info(checkpoint: Checkpoint, as_json: Json = False) -> None:
     """What a checkpoint is and holds, and what this installation runs it on."""
-    from . import extension
-
     started = time.perf_counter()
     engine = load(checkpoint, criterion="never")
     seconds = time.perf_counter() - started
-    ckpt = engine.checkpoint
-    facts = {
-        "path": str(ckpt.path),
-        "system": ckpt.engine.system,
-        "family": ckpt.backbone.family.name,
-        "layers": engine.num_layers,
-        "hidden_size": ckpt.backbone.hidden_size,
-        "labels": list(engine.labels),
-        "problem_type": ckpt.backbone.problem_type,
-        "max_length": engine.max_length,
-        "tokenizer": ckpt.tokenizer is not None,
-        "exit_layers": list(engine.exit_layers),
-        "criterion": ckpt.engine.criterion,
-        "threshold": ckpt.engine.threshold,
-        "calibration": list(ckpt.engine.calibration),
-        "storage": ckpt.engine.storage,
-        "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
-        "load_seconds": round(seconds, 2),
-        "training": ckpt.engine.training,
-        "precisions": ckpt.engine.precisions,
-        "precision": engine.precision,  # that "auto" chooses here
-        "extension": extension.status(),
-    }
+    facts = cli_output.facts_of(engine, seconds)
     if as_json:
         cli_output.print_json(facts)
     else:
