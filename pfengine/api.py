@@ -95,9 +95,11 @@ def load(
 
 def find(path: str | os.PathLike[str]) -> Path:
     """The directory that a path or a bundled checkpoint's name stands for; a local folder goes before the name."""
-    name = os.fspath(path)
+    name = os.fsdecode(path)
+    if not name:
+        raise ConfigError("path is empty; give a checkpoint directory or the name of a bundled checkpoint")
     bundled = BUNDLED / name
-    if name != os.path.basename(name) or not name or not os.path.isdir(bundled):
+    if name != os.path.basename(name) or not os.path.isdir(bundled):
         return Path(name)
     if not os.path.isdir(name):
         return bundled

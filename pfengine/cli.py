@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections import deque
@@ -41,6 +42,9 @@ Format = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
 
 
+command = functools.partial(app.command, cls=console.Command)
+
+
 def main() -> None:
     """Entry point; `console.run` says how it ends."""
     console.run(app)
@@ -61,12 +65,12 @@ def options(
     """Early-exit text classification."""
 
 
-@app.command(epilog="Example: pfengine classify sst2 'a charming journey' --speedup 2")
+@command(epilog="Example: pfengine classify sst2 'a charming journey' --speedup 2")
 def classify(
     checkpoint: Checkpoint,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: read --file or standard input.")] = None,
     file: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Text (a row a line), or .tsv, .csv, .jsonl, .parquet, compressed or not; - is standard input."
         ),
@@ -90,7 +94,7 @@ def classify(
     A row that cannot be classified gets an error in its place; the exit code is then 1.
     """
     if texts == ["-"] and file is None:
-        texts, file = None, Path("-")
+        texts, file = None, "-"
     given = [file, text_column, pair_column, label_column]
     if texts and (input_format != "auto" or any(option is not None for option in given)):
         raise ConfigError("give texts, or --file with its format and columns, not both")
@@ -123,10 +127,10 @@ def classify(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: pfengine convert official/ ckpt/; or pfengine convert ckpt/ small/ --precision int8")
+@command(epilog="Example: pfengine convert official/ ckpt/; or pfengine convert ckpt/ small/ --precision int8")
 def convert(
-    source: Annotated[Path, typer.Argument(help="Directory with config.json and the official weights.")],
-    out: Annotated[Path, typer.Argument(help="Directory to write.")],
+    source: Annotated[str, typer.Argument(help="Directory with config.json and the official weights.")],
+    out: Annotated[str, typer.Argument(help="Directory to write.")],
     system: Annotated[str, typer.Option(help="auto or past-future.")] = "auto",
     precision: Annotated[str, typer.Option(help="What the weights are kept in: fp32 or int8.")] = "fp32",
 ) -> None:
@@ -134,7 +138,7 @@ def convert(
     console.show(convert_checkpoint(source, out, system=system, precision=precision))
 
 
-@app.command(epilog="Example: pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows")
+@command(epilog="Example: pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows")
 def train(
     model: Annotated[str, typer.Argument(help="Pretrained encoder in Hugging Face layout, or a checkpoint.")],
     data: Annotated[str, typer.Argument(help="A directory with a train split, a file, or a GLUE task's name.")],
@@ -206,7 +210,7 @@ def train(
     cli_output.print_json({"output": str(best), "grid": cells})
 
 
-@app.command(epilog="Example: pfengine attach my-model/ texts.jsonl ckpt/")
+@command(epilog="Example: pfengine attach my-model/ texts.jsonl ckpt/")
 def attach(
     model: Annotated[str, typer.Argument(help="Fine-tuned sequence-classification directory of Hugging Face.")],
     data: Annotated[str, typer.Argument(help="Texts, labelled or not: a file, or a directory with a train split.")],
@@ -243,10 +247,10 @@ def attach(
     )  # fmt: skip
 
 
-@app.command(epilog="Example: pfengine calibrate ckpt/ held-out.tsv --agreement 0.99 --confidence 0.95")
+@command(epilog="Example: pfengine calibrate ckpt/ held-out.tsv --agreement 0.99 --confidence 0.95")
 def calibrate(
     checkpoint: Checkpoint,
-    data: Annotated[Path, typer.Argument(help="Rows it was not trained on: a file, or a directory with a dev split.")],
+    data: Annotated[str, typer.Argument(help="Rows it was not trained on: a file, or a directory with a dev split.")],
     criterion: Annotated[str | None, typer.Option(help="Another criterion by name: entropy, patience.")] = None,
     speedup: Annotated[float | None, typer.Option(help="Layer speed-up it is to run at.")] = None,
     agreement: Annotated[float | None, typer.Option(help="Share of rows answered as at full depth.")] = None,
@@ -255,7 +259,7 @@ def calibrate(
     choose_layers: Annotated[
         bool, typer.Option("--choose-layers", help="Test only the exits that save time, at equal agreement.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write a calibrated copy there; default: in place.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write a calibrated copy there; default: in place.")] = None,
     input_format: Format = "auto",
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
@@ -280,7 +284,7 @@ def calibrate(
         cli_output.print_calibration(outcome)
 
 
-@app.command(epilog="Example: pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3")
+@command(epilog="Example: pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3")
 def evaluate(
     checkpoint: Checkpoint,
     data: Annotated[str, typer.Argument(help="Labelled rows: a file, a directory with a dev split, or a GLUE task.")],
@@ -298,17 +302,18 @@ def evaluate(
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     repeats: Annotated[int, typer.Option(help="Timed runs of each setting, in turn.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write JSON, Markdown and pictures to this folder.")] = None,
+    out: Annotated[str | None, typer.Option(help="Also write the report to this JSON file.")] = None,
+    report: Annotated[str | None, typer.Option(help="Also write JSON, Markdown and pictures to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """Quality, layer and wall-clock speed-up and exit layers, at full depth and at each threshold."""
     from .evaluation import evaluate as run
 
-    if out is not None:
-        cli_io.check_file(out, "--out")
-    if report is not None:
-        cli_io.check_folder(report, "--report")
+    file, folder = out and Path(out), report and Path(report)
+    if file:
+        cli_io.check_file(file, "--out")
+    if folder:
+        cli_io.check_folder(folder, "--report")
     found = run(
         checkpoint, data, thresholds=_numbers(thresholds, "--thresholds"), speedups=_numbers(speedups, "--speedups"),
         compare=compare or (), metrics=metrics.split(",") if metrics else (), curves=bool(report or out or as_json),
@@ -318,11 +323,11 @@ def evaluate(
         progress=lambda runs, total: cli_io.progress(runs, total, "evaluate"),
     )  # fmt: skip
     try:
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(dumps(found.to_json(), indent=2) + "\n")
-        if report is not None:
-            found.write(report)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(dumps(found.to_json(), indent=2) + "\n")
+        if folder:
+            found.write(folder)
     finally:  # what was measured is shown, even where the disk has become full in the meantime
         if as_json:
             cli_output.print_json(found.to_json())
@@ -330,44 +335,20 @@ def evaluate(
             cli_output.print_report(found)
 
 
-@app.command(epilog="Example: pfengine info sst2")
+@command(epilog="Example: pfengine info sst2")
 def info(checkpoint: Checkpoint, as_json: Json = False) -> None:
     """What a checkpoint is and holds, and what this installation runs it on."""
-    from . import extension
-
     started = time.perf_counter()
     engine = load(checkpoint, criterion="never")
     seconds = time.perf_counter() - started
-    ckpt = engine.checkpoint
-    facts = {
-        "path": str(ckpt.path),
-        "system": ckpt.engine.system,
-        "family": ckpt.backbone.family.name,
-        "layers": engine.num_layers,
-        "hidden_size": ckpt.backbone.hidden_size,
-        "labels": list(engine.labels),
-        "problem_type": ckpt.backbone.problem_type,
-        "max_length": engine.max_length,
-        "tokenizer": ckpt.tokenizer is not None,
-        "exit_layers": list(engine.exit_layers),
-        "criterion": ckpt.engine.criterion,
-        "threshold": ckpt.engine.threshold,
-        "calibration": list(ckpt.engine.calibration),
-        "storage": ckpt.engine.storage,
-        "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
-        "load_seconds": round(seconds, 2),
-        "training": ckpt.engine.training,
-        "precisions": ckpt.engine.precisions,
-        "precision": engine.precision,  # that "auto" chooses here
-        "extension": extension.status(),
-    }
+    facts = cli_output.facts_of(engine, seconds)
     if as_json:
         cli_output.print_json(facts)
     else:
         cli_output.print_facts(facts)
 
 
-@app.command(epilog="Example: pfengine demo")
+@command(epilog="Example: pfengine demo")
 def demo(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint with the labels negative and positive.")] = "sst2",
     speedup: Speedup = None,

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def open_rows(
-    file: Path | None, kind: str, text: str | None = None, pair: str | None = None, label: str | None = None
+    file: str | None, kind: str, text: str | None = None, pair: str | None = None, label: str | None = None
 ) -> contextlib.AbstractContextManager[Iterable[Any]]:
     """Rows of a file, or of standard input, as they are asked for; see `data.stream`."""
     rows = data.stream(data.STDIN if file is None else file, kind, text=text, pair=pair, label=label)
@@ -53,7 +53,7 @@ def argument(text: str) -> Any:
 
 @contextlib.contextmanager
 def reading(
-    source: contextlib.AbstractContextManager[Iterable[Any]], file: Path | None, shown: deque[Any]
+    source: contextlib.AbstractContextManager[Iterable[Any]], file: str | None, shown: deque[Any]
 ) -> Iterator[Iterator[Any]]:
     """The rows of `source`, each put into `shown` as it is read; `Arriving` where `file` may keep one waiting."""
 
@@ -73,10 +73,10 @@ def reading(
         arriving.close()
 
 
-def _may_wait(file: Path | None) -> bool:
+def _may_wait(file: str | None) -> bool:
     """Is this a terminal, a pipe or the like? Nobody waits for what lies on a disk."""
     try:
-        status = os.stat(file) if file is not None and str(file) != "-" else os.fstat(sys.stdin.fileno())
+        status = os.stat(file) if file is not None and file != "-" else os.fstat(sys.stdin.fileno())
     except (OSError, ValueError, AttributeError):  # missing, or closed: said when it is opened
         return False
     return not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode)

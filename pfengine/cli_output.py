@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from . import extension
 from .console import printable, show, to_output, write
 from .strict_json import dumps
 
 if TYPE_CHECKING:
+    from .api import Engine
     from .demo import Outcome
     from .evaluation import Calibration, Report
 
@@ -36,8 +38,8 @@ def print_json(value: Any) -> None:
 
 
 def _console() -> Console:
-    """As wide as the terminal; elsewhere wide enough that no cell is broken. Cells are text, not markup."""
-    return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False)
+    """As wide as the terminal; elsewhere as wide as a table wants to be. Cells are text, not markup."""
+    return Console(width=None if sys.stdout.isatty() else 100_000, markup=False, emoji=False, highlight=False)
 
 
 def print_table(table: Table) -> None:
@@ -105,6 +107,33 @@ def print_calibration(outcome: Calibration) -> None:
             f"({promise.faults} of {promise.rows} at fault, p = {promise.p_value:.3g})"
         )
     show(f"threshold now: {outcome.threshold}")
+
+
+def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
+    """What `info` says; seconds: that loading took."""
+    ckpt = engine.checkpoint
+    return {
+        "path": str(ckpt.path),
+        "system": ckpt.engine.system,
+        "family": ckpt.backbone.family.name,
+        "layers": engine.num_layers,
+        "hidden_size": ckpt.backbone.hidden_size,
+        "labels": list(engine.labels),
+        "problem_type": ckpt.backbone.problem_type,
+        "max_length": engine.max_length,
+        "tokenizer": ckpt.tokenizer is not None,
+        "exit_layers": list(engine.exit_layers),
+        "criterion": ckpt.engine.criterion,
+        "threshold": ckpt.engine.threshold,
+        "calibration": list(ckpt.engine.calibration),
+        "storage": ckpt.engine.storage,
+        "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
+        "load_seconds": round(seconds, 2),
+        "training": ckpt.engine.training,
+        "precisions": ckpt.engine.precisions,
+        "precision": engine.precision,  # that "auto" chooses here
+        "extension": extension.status(),
+    }
 
 
 def print_facts(facts: dict[str, Any]) -> None:

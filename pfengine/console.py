@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from .errors import ConfigError, PFEngineError
 
@@ -19,6 +20,16 @@ FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 _WRONG_USE: Any = typer.BadParameter.__mro__[1]  # the parser's UsageError; typer has no public name for it
 # What moves the cursor, starts a line or turns the reading direction; and halves of characters, which no code page has.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class Command(TyperCommand):
+    """Takes nothing empty but texts: an unset variable would be the current directory, or no option at all."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if value == "" or (isinstance(value, list) and "" in value and name != "texts"):
+                raise ConfigError(f"{name} is empty; give one, or leave it out where it has a default")
+        return super().invoke(ctx)
 
 
 def run(app: typer.Typer) -> NoReturn:

@@ -138,6 +138,11 @@ def test_load_options(options: dict[str, Any], message: str) -> None:
         pfengine.load("sst2", **options)
 
 
+def test_an_empty_path_is_not_the_current_directory() -> None:
+    with pytest.raises(pfengine.ConfigError, match="path is empty"):
+        pfengine.load("")
+
+
 def test_unknown_option() -> None:
     with pytest.raises(TypeError, match="treshold"):
         pfengine.load("sst2", treshold=0.3)  # type: ignore[call-arg]

@@ -13,6 +13,7 @@ import torch
 
 import pfengine
 from pfengine import cli, cli_io
+from pfengine.strict_json import dumps
 
 TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate"]
 
@@ -175,11 +176,91 @@ def test_every_command_that_reads_rows_is_told_their_columns(run, command: str) 
     assert all(f"--{option}" in shown for option in ("format", "text-column", "pair-column", "label-column"))
 
 
-@pytest.mark.parametrize("command", ["classify", "convert", "train", "evaluate", "info", "demo"])
-def test_help_shows_an_example(run, command: str) -> None:
-    result = run(command, "--help")
-    assert result.code == 0
+@pytest.mark.parametrize("command", ["classify", "convert", "train", "attach", "calibrate", "evaluate", "info", "demo"])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_shows_an_example(run, command: str, option: str) -> None:
+    result = run(command, option)
+    assert (result.code, result.err) == (0, "")
     assert f"Example: pfengine {command}" in " ".join(result.out.split())
+
+
+def test_version_and_help(run) -> None:
+    assert run("--version").out == f"pfengine {pfengine.__version__}\n"
+    assert "calibrate" in run("-h").out
+    nothing = run()
+    assert (nothing.code, nothing.out) == (2, "")
+    assert "calibrate" in nothing.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["classify", "", "x"], ["classify", "sst2", "x", "--criterion", ""], ["classify", "sst2", "x", "--precision="],
+        ["convert", "", "out"], ["convert", "source", ""], ["train", "sst2", "rows.tsv", ""],
+        ["train", "sst2", "rows.tsv", "out", "--labels", ""], ["attach", "model", "", "out"],
+        ["calibrate", "sst2", "", "--out", "out"], ["calibrate", "sst2", "rows.tsv", "--out", ""],
+        ["evaluate", "sst2", ""], ["evaluate", "sst2", "dev.tsv", "--compare", ""],
+        ["evaluate", "sst2", "dev.tsv", "--report", ""], ["info", ""], ["demo", ""],
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_not_the_current_directory(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dev.tsv").write_text("sentence\tlabel\na film\t1\n")
+    Path("rows.tsv").write_text("sentence\tlabel\na film\t1\n")
+    result = run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert "is empty" in result.err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["dev.tsv", "rows.tsv"]
+
+
+def test_a_text_may_begin_with_a_dash_and_a_dash_is_standard_input(run) -> None:
+    assert run("classify", "sst2", "--", "-1 of 10").out.endswith("  -1 of 10\n")
+    assert run("classify", "sst2", "-", stdin="a good film\n").out.endswith("  a good film\n")
+    result = run("classify", "sst2", "-1 of 10")
+    assert result.code == 2
+    assert "goes after --" in result.err
+    assert result.err.count("\n") == 1
+    assert "goes after" not in run("classify", "sst2", "x", "--treshold", "1").err
+
+
+def test_reports_are_tried_before_the_work(run, tmp_path: Path) -> None:
+    file = tmp_path / "dev.tsv"
+    file.write_text("sentence\tlabel\na film\t1\n")
+    for options in (["--out", tmp_path], ["--out", file / "x.json"], ["--report", file], ["--report", file / "x"]):
+        result = run("evaluate", "sst2", file, *options)
+        assert result.code == 2
+        assert result.err.startswith(f"error: {options[0]} {options[1]} ")
+        assert result.err.count("\n") == 1
+
+
+def test_memory_that_is_not_there_and_faults_of_ours(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(error: BaseException) -> None:
+        def failing(*args: object, **options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "load", failing)
+
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()):
+        load(error)
+        result = run("info", "sst2")
+        assert (result.code, result.err.count("\n")) == (1, 1)
+        assert "not enough memory" in result.err
+    load(OSError(28, "No space left on device", "a file"))
+    assert run("info", "sst2").err == "error: a file: No space left on device\n"
+    load(KeyboardInterrupt())
+    assert run("info", "sst2").code == 130
+    load(RuntimeError("a mistake of ours"))
+    with pytest.raises(RuntimeError, match="of ours"):
+        run("info", "sst2")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_has_no_numbers_that_json_lacks(value: float) -> None:
+    text = dumps({"score": value, "list": [1.5, value], "tuple": (value, "x")}, indent=2)
+    assert json.loads(text, parse_constant=pytest.fail) == {"score": None, "list": [1.5, None], "tuple": [None, "x"]}
 
 
 def test_info(run) -> None:
