@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -13,6 +12,7 @@ from .config import BackboneConfig
 from .errors import CheckpointError
 from .families import Shapes
 from .folder import Folder
+from .notices import warn
 from .storage import SCALE, Stored, StoredTensors, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -83,11 +83,11 @@ def fit(
     tensors: Mapping[str, Stored],
     expected: Shapes,
     config: BackboneConfig,
-    extra: Literal["warn", "refuse"],
+    extra: Literal["warn", "refuse", "ignore"],
 ) -> StoredTensors:
     """The tensors of `expected` as float32 by the model's own keys; one CheckpointError lists all that do not fit.
 
-    Tensors the model does not have are left alone with a warning, as transformers does, or are faults.
+    extra: what tensors the model does not have are: left alone, with a warning as transformers does, or faults.
     """
     found, faults = _named(tensors, expected, config.family.prefix)
     quantised = [key for key, value in found.items() if value.dtype == torch.int8 and key + SCALE in found]
@@ -109,12 +109,9 @@ def fit(
         ]
     if faults:
         raise CheckpointError(folder.path, faults)
-    if others:
+    if others and extra == "warn":
         names = ", ".join(f"'{key}'" for key in others[:3]) + (", ..." if len(others) > 3 else "")
-        warnings.warn(
-            f"{folder.path}: {len(others)} stored tensors are none of this model's and are not used: {names}",
-            stacklevel=2,
-        )
+        warn(f"{folder.path}: {len(others)} stored tensors are none of this model's and are not used: {names}")
     return StoredTensors(folder.path, {key: found[key] for key in expected}, scales)
 
 
