@@ -163,7 +163,8 @@ class Folder:
 
     def _find(self, name: str) -> File | None:
         if name not in self._seen:
-            if name in ("", os.curdir, os.pardir) or any(mark in name for mark in "/\\\0"):
+            odd = name in ("", os.curdir, os.pardir) or any(mark in name for mark in "/\\\0")
+            if odd or not name.isprintable():
                 raise CheckpointError(self.path, [f"'{name}' is no name of a file in this directory"])
             place, flags = (self._own(name), _OWN_FLAGS) if self._own_files else (self._place(name), _FLAGS)
             try:
