@@ -19,9 +19,9 @@ from ..errors import CheckpointError
 from ..families import ALBERT, BERT, ROBERTA, Family
 from ..folder import Folder
 from ..storage import Stored, read_header
-from ..weights import INDEX, WEIGHTS
+from ..weights import CONVERTED, INDEX, WEIGHTS
 
-FILES = ("weights.safetensors", WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+FILES = (CONVERTED[0], WEIGHTS, INDEX, *CONVERTED[1:])
 
 
 def find(folder: Folder) -> dict[str, Stored]:
