@@ -213,7 +213,7 @@ def _labels(fields: _Fields) -> tuple[str, ...]:
     id2label, count = fields.raw.get("id2label"), fields.raw.get("num_labels")
     if id2label is None or (isinstance(id2label, dict) and count is not None and count != len(id2label)):
         labels = tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2, MOST_LABELS)))
-        if id2label:
+        if id2label and len(labels) == count:
             given = f"'id2label' names {len(id2label)} labels, 'num_labels' says {shown(count)}"
             warn(f"{fields.file}: {given}: they are {labels[0]} to {labels[-1]}, as in transformers")
         return labels
