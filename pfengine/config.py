@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import shown
 from .families import FAMILIES, Family
+from .notices import warn
 
 FORMAT_VERSION = 1
 ACTIVATIONS = {  # transformers' names, and what each of them is by its formula
@@ -167,9 +167,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     if raw.get("quantization_config"):
         fields.fault("quantization_config", "is set; give weights as they were before (int8: `pfengine convert`)")
     if raw.get("auto_map"):
-        warnings.warn(
-            f"{file}: 'auto_map' names code beside it, which is never run: it is loaded as a {model_type}", stacklevel=2
-        )
+        warn(f"{file}: 'auto_map' names code beside it, which is never run: it is loaded as a {model_type}")
     activation = fields.get(
         "hidden_act",
         f"one of {', '.join(ACTIVATIONS)}",
@@ -216,7 +214,11 @@ def _labels(fields: _Fields) -> tuple[str, ...]:
     """
     id2label, count = fields.raw.get("id2label"), fields.raw.get("num_labels")
     if id2label is None or (isinstance(id2label, dict) and count is not None and count != len(id2label)):
-        return tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2, MOST_LABELS)))
+        labels = tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2, MOST_LABELS)))
+        if id2label and len(labels) == count:
+            given = f"'id2label' names {len(id2label)} labels, 'num_labels' says {shown(count)}"
+            warn(f"{fields.file}: {given}: they are {labels[0]} to {labels[-1]}, as in transformers")
+        return labels
     if not isinstance(id2label, dict) or not id2label:
         fields.fault("id2label", f"is {shown(id2label)}; it must map ids to label names")
         return ("LABEL_0",)
@@ -230,9 +232,7 @@ def _labels(fields: _Fields) -> tuple[str, ...]:
         fields.fault("id2label", f"has {shown(id2label[wrong[0]])} as the name of label {wrong[0]}; names are strings")
     unnamed = [i for i in expected if id2label[i] is None]
     if unnamed:
-        warnings.warn(
-            f"{fields.file}: 'id2label' has no name for id {unnamed[0]}; it is called LABEL_{unnamed[0]}", stacklevel=2
-        )
+        warn(f"{fields.file}: 'id2label' has no name for id {unnamed[0]}; it is called LABEL_{unnamed[0]}")
     return tuple(f"LABEL_{i}" if id2label[i] is None else str(id2label[i]) for i in expected)
 
 

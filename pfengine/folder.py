@@ -22,6 +22,7 @@ _SETTLED = 12_000_000  # nanoseconds: two writes within one tick of a file syste
 # a FIFO or a device must not keep us waiting until it turns out to be one
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _OWN_FLAGS = _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+_ATTEMPTS = 10
 _SEEKING = threading.Lock()
 
 
@@ -95,6 +96,14 @@ class _Stream(io.RawIOBase):
         return len(view)
 
 
+class _Directory:
+    """A directory's descriptor, open as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
 class Folder:
     """A directory whose files are all taken from what lay at `path` when it was opened.
 
@@ -106,20 +115,26 @@ class Folder:
     def __init__(self, path: str | os.PathLike[str], *, own_files: bool = False) -> None:
         self.path, self._own_files = Path(path), own_files
         self._seen: dict[str, File | None] = {}  # every file that was asked for; None where there was none
-        self._directory: int | None = None
+        self._directory: _Directory | None = None
         try:
-            if _BY_DESCRIPTOR:
-                self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-                weakref.finalize(self, os.close, self._directory)
-            self.names = sorted(os.listdir(self.path if self._directory is None else self._directory))
+            for _ in range(_ATTEMPTS):  # until one is listed that is still there then, with all of its files
+                if _BY_DESCRIPTOR:
+                    self._directory = _Directory(self.path)
+                self.names = sorted(os.listdir(self.path if self._directory is None else self._directory.descriptor))
+                if self._is_in_place():
+                    return
         except PermissionError as error:
             raise CheckpointError(self.path, [f"cannot be opened: {_reason(error)}"]) from None
         except (OSError, ValueError):
             raise CheckpointError(
                 self.path, ["is no directory; give a checkpoint directory or the name of a bundled checkpoint"]
             ) from None
-        if not self._is_in_place():  # its files may have been on their way out when they were listed
-            raise self._replaced()
+        raise self._replaced()
+
+    @property
+    def _at(self) -> int | None:
+        """What names are looked up in, where there is such a thing."""
+        return None if self._directory is None else self._directory.descriptor
 
     def has(self, name: str) -> bool:
         return self._find(name) is not None
@@ -163,11 +178,12 @@ class Folder:
 
     def _find(self, name: str) -> File | None:
         if name not in self._seen:
-            if name in ("", os.curdir, os.pardir) or any(mark in name for mark in "/\\\0"):
+            odd = name in ("", os.curdir, os.pardir) or any(mark in name for mark in "/\\\0")
+            if odd or not name.isprintable():
                 raise CheckpointError(self.path, [f"'{name}' is no name of a file in this directory"])
             place, flags = (self._own(name), _OWN_FLAGS) if self._own_files else (self._place(name), _FLAGS)
             try:
-                descriptor = os.open(place, flags, dir_fd=self._directory)
+                descriptor = os.open(place, flags, dir_fd=self._at)
                 self._seen[name] = File(self.path, name, descriptor)
             except FileNotFoundError:
                 if self._is_link(name):
@@ -183,11 +199,11 @@ class Folder:
         return name if self._directory is not None else os.path.join(self.path, name)
 
     def _status(self, name: str) -> os.stat_result:
-        return os.stat(self._place(name), dir_fd=self._directory)
+        return os.stat(self._place(name), dir_fd=self._at)
 
     def _is_link(self, name: str) -> bool:
         with contextlib.suppress(OSError):
-            return stat.S_ISLNK(os.lstat(self._place(name), dir_fd=self._directory).st_mode)
+            return stat.S_ISLNK(os.lstat(self._place(name), dir_fd=self._at).st_mode)
         return False
 
     def _own(self, name: str) -> str:
@@ -207,7 +223,7 @@ class Folder:
     def _is_in_place(self) -> bool:
         if self._directory is None:
             return True
-        ours = os.fstat(self._directory)
+        ours = os.fstat(self._directory.descriptor)
         with contextlib.suppress(OSError):
             now = os.stat(self.path)
             return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)

@@ -127,7 +127,9 @@ class StoredTensors(Mapping[str, Tensor]):
             tensor.mul_(self._scales[key].read().to(torch.float32).unsqueeze(-1))
         if count := _count_not_finite(tensor.numpy()):
             what = f"'{key}' has {count:,} NaN or infinite values among its {tensor.numel():,} (as float32)"
-            raise CheckpointError(self.path, [f"{stored.file}: {what}; use a copy from before they came up"])
+            raise CheckpointError(
+                self.path, [f"{stored.file}: {what}; a training run that diverged leaves such: take an earlier one"]
+            )
         return tensor
 
     def __iter__(self) -> Iterator[str]:

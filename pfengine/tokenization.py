@@ -5,7 +5,6 @@ Works on the `tokenizers` library alone; transformers is asked only for director
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from .batching import batches as batches
 from .batching import pack as pack
 from .config import BackboneConfig
 from .errors import CheckpointError, ConfigError, InputError
+from .notices import warn
 from .rows import Row as Row
 from .rows import Text, parse
 from .rows import Unreadable as Unreadable
@@ -164,9 +164,8 @@ class Tokenizer:
 
     def _warn(self) -> None:
         self._warns = False
-        warnings.warn(
+        warn(
             f"this checkpoint was saved by transformers {self.config.raw['transformers_version']}, which gave the "
             "second text of a pair token type 1; version 5 does not, nor does pfengine, unless it is loaded with "
-            "token_types=True (or False, for no warning)",
-            stacklevel=2,
+            "token_types=True (or False, for no warning)"
         )

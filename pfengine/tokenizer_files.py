@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import tokenizers
 
 from .config import BackboneConfig
 from .errors import CheckpointError
+from .notices import warn
 from .tokenizer_classes import CLASSES, DEFAULTS
 from .tokenizer_fields import JSON, SETTINGS, Built, NotKnown, Reproduced, guarded, read_object
 
@@ -121,10 +121,9 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
             f"are 0 to {limit - 1}"
         )
     if 2 * size < limit:
-        warnings.warn(
+        warn(
             f"{path}: {source} has {size} tokens, but the model has embeddings for {limit}; is it whole, and this "
-            "model's?",
-            stacklevel=2,
+            "model's?"
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -13,9 +13,11 @@ from .config import BackboneConfig
 from .errors import CheckpointError
 from .families import Shapes
 from .folder import Folder
+from .notices import warn
 from .storage import SCALE, Stored, StoredTensors, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONVERTED = ("weights.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")  # by `convert` alone
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _BUFFERS = ("position_ids", "token_type_ids")  # saved by old transformers, rebuilt by everyone
 _FOREIGN = {  # what other libraries call their files, and how to get safetensors from it
@@ -64,13 +66,16 @@ def read_shards(folder: Folder, index: str, read: Callable[[str], dict[str, Stor
 
 
 def _hint(folder: Folder) -> str:
-    names = folder.names
-    pickles = [name for name in names if name.endswith((".bin", ".bin.index.json"))]
-    if pickles and not any(name.startswith("adapter_") for name in names):
-        command = f"pfengine convert {shlex.quote(str(folder.path))} OUT"
-        return f"; {pickles[0]} is a pickle, which only `{command}` reads"
-    others = [name for name in names if name.endswith(".safetensors")]
-    return foreign(folder) or (f"; if {others[0]} is what to load, give it that name" if others else "")
+    """What to do with the files that are there instead; nothing where there are none."""
+    for name in CONVERTED:
+        if name in folder.names:
+            what = "has the names of the authors' code" if name.endswith(".safetensors") else "is a pickle"
+            return f"; {name} {what}, which only `pfengine convert {shlex.quote(str(folder.path))} OUT` reads"
+    variants = [name for name in folder.names if re.fullmatch(r"(pytorch_)?model\..*(safetensors|bin)", name)]
+    if not variants:
+        return foreign(folder)
+    usual = WEIGHTS if variants[0].endswith(".safetensors") else "pytorch_model.bin"
+    return f"; if {variants[0]} is what to load, call it {usual}"
 
 
 def foreign(folder: Folder) -> str:
@@ -83,11 +88,11 @@ def fit(
     tensors: Mapping[str, Stored],
     expected: Shapes,
     config: BackboneConfig,
-    extra: Literal["warn", "refuse"],
+    extra: Literal["warn", "refuse", "ignore"],
 ) -> StoredTensors:
     """The tensors of `expected` as float32 by the model's own keys; one CheckpointError lists all that do not fit.
 
-    Tensors the model does not have are left alone with a warning, as transformers does, or are faults.
+    extra: what tensors the model does not have are: left alone, with a warning as transformers does, or faults.
     """
     found, faults = _named(tensors, expected, config.family.prefix)
     quantised = [key for key, value in found.items() if value.dtype == torch.int8 and key + SCALE in found]
@@ -109,12 +114,10 @@ def fit(
         ]
     if faults:
         raise CheckpointError(folder.path, faults)
-    if others:
-        names = ", ".join(f"'{key}'" for key in others[:3]) + (", ..." if len(others) > 3 else "")
-        warnings.warn(
-            f"{folder.path}: {len(others)} stored tensors are none of this model's and are not used: {names}",
-            stacklevel=2,
-        )
+    if others and extra == "warn":
+        names = ", ".join(f"'{key}'" for key in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        warn(f"{folder.path}: stored tensors that this model does not have are not used: {names}{more}")
     return StoredTensors(folder.path, {key: found[key] for key in expected}, scales)
 
 
@@ -153,7 +156,10 @@ def _faults(
     got = tensor.shape
     if got != shape:
         if got[1:] == shape[1:] and shape[0] == config.num_labels and key.startswith(config.family.classifier):
-            names = "'id2label' names" if config.raw.get("id2label") else "has no 'id2label', which means"
+            by_name, by_number = config.raw.get("id2label"), config.raw.get("num_labels")
+            names = "has no 'id2label', which means" if by_number is None else "'num_labels' says"
+            if isinstance(by_name, dict) and len(by_name) == shape[0]:
+                names = "'id2label' names"
             return [f"config.json: {names} {shape[0]} labels, but {tensor.file} '{key}' has {got[0]} rows"]
         return [f"{tensor.file}: '{key}' has shape {list(got)}; it must be {list(shape)}"]
     if tensor.dtype == torch.int8:

@@ -95,6 +95,37 @@ def test_what_is_no_file_to_read(ckpt: Path, file: str, make: Callable[[Path], N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_files_that_may_not_or_cannot_be_read(ckpt: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    opens, reads = os.open, os.preadv
+    kept: set[int] = set()
+
+    def open_but_not(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == file:
+            raise PermissionError(13, "Permission denied", path)
+        return opens(path, *arguments, **options)
+
+    def open_and_note(path: Any, *arguments: Any, **options: Any) -> int:
+        descriptor = opens(path, *arguments, **options)
+        kept.discard(descriptor)
+        if path == file:
+            kept.add(descriptor)
+        return descriptor
+
+    def read_but_not(descriptor: int, *arguments: Any) -> int:
+        if descriptor in kept:
+            raise OSError(5, "Input/output error")
+        return reads(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "open", open_but_not)
+    with pytest.raises(pfengine.CheckpointError, match=f"{file} cannot be opened: Permission denied$"):
+        pfengine.load(ckpt)
+    monkeypatch.setattr(os, "open", open_and_note)
+    monkeypatch.setattr(os, "preadv", read_but_not)
+    with pytest.raises(pfengine.CheckpointError, match=f"{file} cannot be read: Input/output error$"):
+        pfengine.load(ckpt)
+
+
 def test_files_too_large_are_not_read(ckpt: Path) -> None:
     with (ckpt / "config.json").open("ab") as stream:
         stream.truncate(1 << 40)  # sparse
@@ -248,6 +279,7 @@ def test_loads_while_somebody_saves_are_one_or_the_other(
         saver.join()
     assert sum(seen) + errors > 5
     assert in_place or min(seen) > 0
+    assert alternate is not alternate_by_link or not errors  # nothing was taken away
 
 
 def test_links_of_a_load_are_followed_and_those_of_a_conversion_are_not(ckpt: Path, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from ..errors import CheckpointError
 from ..families import ALBERT, BERT, ROBERTA, Family
 from ..folder import Folder
 from ..storage import Stored, read_header
-from ..weights import INDEX, WEIGHTS
+from ..weights import CONVERTED, INDEX, WEIGHTS
 
-FILES = ("weights.safetensors", WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+FILES = (CONVERTED[0], WEIGHTS, INDEX, *CONVERTED[1:])
 
 
 def find(folder: Folder) -> dict[str, Stored]:
@@ -54,9 +54,12 @@ def _unpickle(folder: Folder, name: str) -> dict[str, Stored]:
         raise
     except Exception as error:  # torch.load raises whatever the file makes it raise, with advice to run what is in it
         unknown = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?) (?:GLOBAL )?([\w.]+)", str(error))
-        what = f"it holds {unknown[1]}" if unknown else "it is damaged, or torch.save did not write it"
-        advice = "nothing else in a pickle is ever run: save the model as safetensors where it was made"
-        raise CheckpointError(folder.path, [f"{name} cannot be read as tensors alone: {what}; {advice}"]) from None
+        reason = (
+            f"it holds {unknown[1]}, and no code in a pickle is ever run; save it as safetensors where it was made"
+            if unknown
+            else "it is damaged, or torch.save did not write it; copy it again"
+        )
+        raise CheckpointError(folder.path, [f"{name} cannot be read as tensors alone: {reason}"]) from None
     if not isinstance(state, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):

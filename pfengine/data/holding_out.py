@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Sequence
 
 from ..errors import ConfigError
+from ..notices import warn
 from .examples import Example
 
 
@@ -15,10 +15,9 @@ def held_apart(examples: Sequence[Example], rows: int, seed: int, file: str) -> 
     kept, held = hold_out(examples, rows, seed)
     if kept and held:
         if len(held) < rows:
-            warnings.warn(
+            warn(
                 f"{len(held)} rows of {file} are held out, not {rows}: each of the others is part of a longer one, or "
-                "occurs again",
-                stacklevel=2,
+                "occurs again"
             )
         return kept, held
     fewer = max(1, len(examples) // 10)

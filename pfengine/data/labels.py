@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..notices import warn
 from .columns import LABELS, clipped, listed
 from .examples import Example
 
@@ -51,7 +51,7 @@ def names_of(found: Iterable[str]) -> tuple[str, ...]:
         written = sorted(name for name in names if whole[name] != name)
         if written:
             classes = ", ".join(f"{_whole(name)} for {name}" for name in written[:3])
-            warnings.warn(f"labels are taken as classes: {classes}; scores have a fraction somewhere", stacklevel=2)
+            warn(f"labels are taken as classes: {classes}; scores have a fraction somewhere")
         return tuple(sorted(set(whole.values()), key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 

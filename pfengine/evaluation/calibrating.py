@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..exits.choice import choose
 from ..exits.criteria import number
 from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import Placement, judge, place
+from ..notices import warn
 from .costs import measure_costs
 from .precisions import check_precisions
 
@@ -114,9 +114,7 @@ def calibrate(
     labels = np.array(data.label_ids(examples, engine.labels, data.named(Path(source)))) if labelled else None
     texts = [example.row for example in examples]
     if len(texts) < FEW_ROWS:
-        warnings.warn(
-            f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} mean little", stacklevel=2
-        )
+        warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} mean little")
     if choose_layers and engine.exit_layers != every_exit(engine):
         engine = _with_every_exit(path)
     exit_layers = engine.exit_layers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numbers
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ..errors import ConfigError
 from ..exits import Criterion, Never, parse
 from ..exits.calibration import layer_speedup
 from ..exits.guarantee import unrelated
+from ..notices import warn
 from ..tokenization import Row
 from .curve import curve, oracle
 from .machine import describe_machine
@@ -96,7 +96,7 @@ def evaluate(
     if not _regression(main) and len(truth) >= ROWS_TO_DOUBT and len(set(truth)) > 1 and results[0] is not None:
         doubt = unrelated(results[0].label_ids, truth)
         if doubt is not None:
-            warnings.warn(f"{source}: {doubt}", stacklevel=2)
+            warn(f"{source}: {doubt}")
     medians = [float(np.median(times)) for times in seconds]
     settings = [
         _setting(choice, result, truth, names, main.num_layers, medians[0] / median, median)
