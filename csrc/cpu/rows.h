@@ -82,8 +82,9 @@ void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, fl
     high = max(y, high);
   });
   const float smallest = -largest(-low), range = largest(high) - smallest;
-  *scale = (range > 0 ? range / 255 : 1.0f) + sum(odd);
-  const float inverse = 1 / *scale;
+  const float step = range > 0 ? range / 255 : 1.0f;
+  *scale = step + sum(odd);
+  const float inverse = 1 / step;
   *zero = round_to_even(splat(-smallest * inverse))[0];
   uint8_t* to = (uint8_t*)out;
   for (int64_t i = size; i % 4; ++i) to[i] = 0;
