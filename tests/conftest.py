@@ -181,6 +181,14 @@ def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tokenizer_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A directory with a small tokenizer for each family, by config.json's model_type."""
+    from .tokenizers_made import make_directories
+
+    return make_directories(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def make_text_checkpoint(
     make_checkpoint: Make, tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Make:
