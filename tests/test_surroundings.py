@@ -86,6 +86,7 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "no inference": lambda: torch.inference_mode(False),
     "1 thread": lambda: set_for_a_while(torch.set_num_threads, 1, torch.get_num_threads()),
     "2 threads": lambda: set_for_a_while(torch.set_num_threads, 2, torch.get_num_threads()),
+    "8 threads": lambda: set_for_a_while(torch.set_num_threads, 8, torch.get_num_threads()),
     "64 threads": lambda: set_for_a_while(torch.set_num_threads, 64, torch.get_num_threads()),
     "deterministic": lambda: set_for_a_while(torch.use_deterministic_algorithms, True, False),
     "matmul medium": lambda: set_for_a_while(torch.set_float32_matmul_precision, "medium", "highest"),
@@ -147,7 +148,9 @@ def loaded(request: pytest.FixtureRequest, make_text_checkpoint: Make) -> Iterat
         yield load, engine, answers(engine)
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("64") else name for name in SURROUNDINGS]
+)
 def test_surroundings_change_no_answer(loaded: tuple, name: str) -> None:
     load, engine, expected = loaded
     with SURROUNDINGS[name]():
