@@ -244,3 +244,25 @@ def test_addresses() -> None:
     assert extension.address("x", x, torch.float32, (2, 4)) == x.data_ptr()
     assert extension.address("x", x[:, 1:], torch.float32, (2, 3), apart=True) == x.data_ptr() + 4
     assert extension.address("x", None, torch.float32, (2, 4)) == 0
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "dev.tsv"
+    path.write_text("\n".join(["sentence\tlabel", *(f"{text}\tL{i % 3}" for i, text in enumerate(TEXTS * 9)), ""]))
+    return path
+
+
+def test_calibrating_and_evaluating(make_text_checkpoint: Make, held_out: Path, tmp_path: Path) -> None:
+    path = make_text_checkpoint(threshold=0.9)
+
+    def found(name: str) -> Any:
+        pfengine.calibrate(path, held_out, speedup=1.5, out=tmp_path / name)
+        report = pfengine.evaluate(tmp_path / name, held_out, repeats=1, precision="fp32")
+        numbers = [(setting.metrics, setting.layer_speedup) for setting in report.settings]
+        return (tmp_path / name / "pfengine.json").read_text(), numbers, [(c.points, c.oracle) for c in report.curves]
+
+    expected = found("plain")
+    for name in ("default bf16", "default fp64", "with meta", "autocast bf16", "numpy raises", "warnings raise"):
+        with SURROUNDINGS[name]():
+            assert found(name) == expected
