@@ -61,7 +61,7 @@ def judged(window: Sequence[Row | InputError], logits: np.ndarray, precision: st
     answered = answered if logits.ndim == 2 else answered.all(0)
     if answered.all():
         return window
-    advice = "check its weights" if precision == "fp32" else "load it with precision='fp32'"
+    advice = "check its weights" if precision == "fp32" else "try precision='fp32'"
     reason = f"has no answer: the model's numbers overflow in {precision}, and its logits are nan or infinite; {advice}"
     return [
         row if fine or isinstance(row, InputError) else InputError(row.row_id, reason)

@@ -174,4 +174,4 @@ def test_what_is_an_answer(logits: list[float], answered: bool) -> None:
     assert (found is row) == (other is row) == answered
     if not answered:
         assert isinstance(found, pfengine.InputError)
-        assert (found.row, "load it with precision='fp32'" in found.reason) == (4, True)
+        assert (found.row, "try precision='fp32'" in found.reason) == (4, True)

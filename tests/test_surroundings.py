@@ -86,6 +86,7 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "no inference": lambda: torch.inference_mode(False),
     "1 thread": lambda: set_for_a_while(torch.set_num_threads, 1, torch.get_num_threads()),
     "2 threads": lambda: set_for_a_while(torch.set_num_threads, 2, torch.get_num_threads()),
+    "8 threads": lambda: set_for_a_while(torch.set_num_threads, 8, torch.get_num_threads()),
     "64 threads": lambda: set_for_a_while(torch.set_num_threads, 64, torch.get_num_threads()),
     "deterministic": lambda: set_for_a_while(torch.use_deterministic_algorithms, True, False),
     "matmul medium": lambda: set_for_a_while(torch.set_float32_matmul_precision, "medium", "highest"),
@@ -147,7 +148,9 @@ def loaded(request: pytest.FixtureRequest, make_text_checkpoint: Make) -> Iterat
         yield load, engine, answers(engine)
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("64") else name for name in SURROUNDINGS]
+)
 def test_surroundings_change_no_answer(loaded: tuple, name: str) -> None:
     load, engine, expected = loaded
     with SURROUNDINGS[name]():
@@ -241,3 +244,25 @@ def test_addresses() -> None:
     assert extension.address("x", x, torch.float32, (2, 4)) == x.data_ptr()
     assert extension.address("x", x[:, 1:], torch.float32, (2, 3), apart=True) == x.data_ptr() + 4
     assert extension.address("x", None, torch.float32, (2, 4)) == 0
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "dev.tsv"
+    path.write_text("\n".join(["sentence\tlabel", *(f"{text}\tL{i % 3}" for i, text in enumerate(TEXTS * 9)), ""]))
+    return path
+
+
+def test_calibrating_and_evaluating(make_text_checkpoint: Make, held_out: Path, tmp_path: Path) -> None:
+    path = make_text_checkpoint(threshold=0.9)
+
+    def found(name: str) -> Any:
+        pfengine.calibrate(path, held_out, speedup=1.5, out=tmp_path / name)
+        report = pfengine.evaluate(tmp_path / name, held_out, repeats=1, precision="fp32")
+        numbers = [(setting.metrics, setting.layer_speedup) for setting in report.settings]
+        return (tmp_path / name / "pfengine.json").read_text(), numbers, [(c.points, c.oracle) for c in report.curves]
+
+    expected = found("plain")
+    for name in ("default bf16", "default fp64", "with meta", "autocast bf16", "numpy raises", "warnings raise"):
+        with SURROUNDINGS[name]():
+            assert found(name) == expected
