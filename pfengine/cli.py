@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from . import __version__, cli_io, cli_output, console
 from .api import BATCH_TOKENS, load
@@ -36,12 +37,17 @@ Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, int8 (CPU) or fp
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
 
 
-command = functools.partial(app.command, cls=console.Command)
+class Command(TyperCommand):
+    """Takes nothing empty but texts: an unset variable would be the current directory, or no option at all."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if value == "" or (isinstance(value, list) and "" in value and name != "texts"):
+                raise ConfigError(f"{name} is empty; give one, or leave it out where it has a default")
+        return super().invoke(ctx)
 
 
-def main() -> None:
-    """Entry point; `console.run` says how it ends."""
-    console.run(app)
+command = functools.partial(app.command, cls=Command)
 
 
 def _version(wanted: bool) -> None:
@@ -343,5 +349,6 @@ def _numbers(text: str | None, option: str) -> list[float]:
         raise ConfigError(f"{option} is {text!r}; it must be numbers with commas between") from None
 
 
-if __name__ == "__main__":
-    main()
+def main() -> None:
+    """As `__main__.main`, for those who have imported this module already."""
+    console.run(lambda: app)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import cli
+from pfengine import cli, console
 from pfengine.strict_json import dumps
 
 TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate"]
@@ -211,6 +211,9 @@ def test_memory_that_is_not_there_and_faults_of_ours(run, monkeypatch: pytest.Mo
     assert run("info", "sst2").err == "error: a file: No space left on device\n"
     load(KeyboardInterrupt())
     assert run("info", "sst2").code == 130
+    with pytest.raises(SystemExit) as stop:
+        console.run(lambda: cli.load())  # Ctrl-C while torch is imported
+    assert stop.value.code == 130
     load(RuntimeError("a mistake of ours"))
     with pytest.raises(RuntimeError, match="of ours"):
         run("info", "sst2")

@@ -24,7 +24,7 @@ import pfengine
 
 SERVER = """
 import contextlib, io, json, os, socket, sys, traceback
-from pfengine import cli
+from pfengine import __main__ as cli
 
 control, checkpoint = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # what all of them would import
