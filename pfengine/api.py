@@ -27,7 +27,7 @@ from .exits.choice import choose
 from .heads import HEADS
 from .notices import warn
 from .ops import OpSet
-from .options import whole
+from .options import whole, wholes
 from .tokenization import Row, Tokenizer, batches, is_single, pack
 from .windows import read_windows
 
@@ -79,9 +79,10 @@ def load(
 
 def find(path: str | os.PathLike[str]) -> Path:
     """The directory that a path or a bundled checkpoint's name stands for; a local folder goes before the name."""
-    name = os.fsdecode(path)
+    name = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
     if not name:
-        raise ConfigError("path is empty; give a checkpoint directory or the name of a bundled checkpoint")
+        what = "empty" if isinstance(path, (str, bytes)) else f"of type {type(path).__name__}"
+        raise ConfigError(f"path is {what}; give a checkpoint directory or the name of a bundled checkpoint")
     bundled = BUNDLED / name
     if name != os.path.basename(name) or not os.path.isdir(bundled):
         return Path(name)
@@ -293,8 +294,9 @@ class Engine:
         rows, tokens: of a batch, and of each of its rows, every combination. On a GPU kernels are compiled and their
         launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
         """
-        for count in [whole("rows", count) for count in rows]:
-            for length in sorted({min(whole("tokens", size), self.max_length) for size in tokens}):
+        lengths = sorted({min(size, self.max_length) for size in wholes("tokens", tokens)})
+        for count in wholes("rows", rows):
+            for length in lengths:
                 batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
                 engine.warmup(self.model, pack(batch, self.model.config), self.device, self.criterion)
 

@@ -28,9 +28,9 @@ def run(find_app: Callable[[], typer.Typer]) -> NoReturn:
     find_app: imports what takes a second or more, such as torch, so that Ctrl-C may come meanwhile.
     """
     _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what the code page lacks is printed as \xe9 or \u65e5, rather than nothing
-            stream.reconfigure(errors="backslashreplace")
+    stdout: Any = sys.stdout
+    if getattr(stdout, "errors", "") in ("strict", "surrogateescape"):  # unless another way was asked for
+        stdout.reconfigure(errors="backslashreplace")  # what the code page lacks is printed as \xe9 or \u65e5
     warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
     log = logging.getLogger("pfengine")
     if not any(isinstance(handler, _Say) for handler in log.handlers):
