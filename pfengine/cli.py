@@ -302,10 +302,12 @@ def evaluate(
     )  # fmt: skip
     try:
         if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(dumps(found.to_json(), indent=2) + "\n")
+            with console.writing(str(file)):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(dumps(found.to_json(), indent=2) + "\n")
         if folder:
-            found.write(folder)
+            with console.writing(str(folder)):
+                found.write(folder)
     finally:  # what was measured is shown, even where the disk has become full in the meantime
         if as_json:
             cli_output.print_json(found.to_json())

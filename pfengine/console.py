@@ -51,19 +51,19 @@ def show(line: Any) -> None:
 
 def write(text: str) -> None:
     """Print on standard output, at once for whoever waits for it."""
-    with to_output():
+    with writing():
         print(text, flush=True)
 
 
 @contextlib.contextmanager
-def to_output() -> Iterator[None]:
-    """Name standard output in the error where it cannot be written."""
+def writing(name: str = "standard output") -> Iterator[None]:
+    """Name what cannot be written in the error, which knows it of files that cannot be opened only."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from None
+        raise OSError(error.errno, error.strerror, error.filename or name) from None
 
 
 def printable(text: str) -> str:

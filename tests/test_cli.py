@@ -195,6 +195,14 @@ def test_reports_are_tried_before_the_work(run, tmp_path: Path) -> None:
         assert result.err.count("\n") == 1
 
 
+def test_a_report_is_shown_though_its_file_cannot_be_written(run, tmp_path: Path) -> None:
+    file = tmp_path / "dev.tsv"
+    file.write_text("sentence\tlabel\na film\t1\n")
+    result = run("evaluate", "sst2", file, "--repeats", "1", "--thresholds", "0.1", "--json", "--out", "/dev/full")
+    assert (result.code, result.err.splitlines()[-1]) == (1, "error: /dev/full: No space left on device")
+    assert result.json[0]["rows"] == 1
+
+
 def test_memory_that_is_not_there_and_faults_of_ours(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(error: BaseException) -> None:
         def failing(*args: object, **options: object) -> None:
