@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import exits
-from .api import Engine, Predictions, load
-from .convert import convert
 from .errors import CheckpointError, ConfigError, InputError, InputTypeError, PFEngineError, TrainingError
 
 if TYPE_CHECKING:
+    from . import exits
+    from .api import Engine, Predictions, load
+    from .convert import convert
     from .evaluation import calibrate, evaluate
     from .training import TrainingConfig, attach, train
 
@@ -34,7 +36,10 @@ __all__ = [
     "train",
 ]
 
-_LAZY = {
+_LAZY = {  # name -> module
+    "load": "api",
+    "Engine": "api",
+    "Predictions": "api",
     "attach": "training",
     "TrainingConfig": "training",
     "train": "training",
@@ -44,9 +49,36 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """What inference does not need is imported when it is first asked for."""
-    if name not in _LAZY:
-        raise AttributeError(f"module 'pfengine' has no attribute {name!r}")
+    """Everything but the errors is imported when it is first asked for: torch alone takes a second."""
     from importlib import import_module
 
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if not name.startswith("_"):
+        try:
+            return import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """`convert` is the function, though a module of that name is imported."""
+
+    @property
+    def convert(self) -> Any:
+        from .convert import convert
+
+        return convert
+
+    @convert.setter
+    def convert(self, module: ModuleType) -> None:
+        """The import system would put the module in its place."""
+
+
+sys.modules[__name__].__class__ = _Package

@@ -31,7 +31,7 @@ from .exits.choice import choose
 from .heads import HEADS
 from .notices import warn
 from .ops import OpSet
-from .options import whole
+from .options import whole, wholes
 from .rows import Row, is_single, rows_of
 from .surroundings import undisturbed
 from .tokenization import Tokenizer, batches, pack
@@ -95,9 +95,10 @@ def load(
 
 def find(path: str | os.PathLike[str]) -> Path:
     """The directory that a path or a bundled checkpoint's name stands for; a local folder goes before the name."""
-    name = os.fsdecode(path)
+    name = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
     if not name:
-        raise ConfigError("path is empty; give a checkpoint directory or the name of a bundled checkpoint")
+        what = "empty" if isinstance(path, (str, bytes)) else f"of type {type(path).__name__}"
+        raise ConfigError(f"path is {what}; give a checkpoint directory or the name of a bundled checkpoint")
     bundled = BUNDLED / name
     if name != os.path.basename(name) or not os.path.isdir(bundled):
         return Path(name)
@@ -340,8 +341,9 @@ class Engine:
         launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
         """
         self._check_process()
-        for count in [whole("rows", count) for count in rows]:
-            for length in sorted({min(whole("tokens", size), self.max_length) for size in tokens}):
+        lengths = sorted({min(size, self.max_length) for size in wholes("tokens", tokens)})
+        for count in wholes("rows", rows):
+            for length in lengths:
                 batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
                 engine.warmup(self.model, pack(batch, self.model.config), self.device, self.criterion)
 

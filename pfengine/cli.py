@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from . import __version__, cli_io, cli_output, console
 from .api import BATCH_TOKENS, load
@@ -42,12 +43,17 @@ Format = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
 
 
-command = functools.partial(app.command, cls=console.Command)
+class Command(TyperCommand):
+    """Takes nothing empty but texts: an unset variable would be the current directory, or no option at all."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if value == "" or (isinstance(value, list) and "" in value and name != "texts"):
+                raise ConfigError(f"{name} is empty; give one, or leave it out where it has a default")
+        return super().invoke(ctx)
 
 
-def main() -> None:
-    """Entry point; `console.run` says how it ends."""
-    console.run(app)
+command = functools.partial(app.command, cls=Command)
 
 
 def _version(wanted: bool) -> None:
@@ -324,10 +330,12 @@ def evaluate(
     )  # fmt: skip
     try:
         if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(dumps(found.to_json(), indent=2) + "\n")
+            with console.writing(str(file)):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(dumps(found.to_json(), indent=2) + "\n")
         if folder:
-            found.write(folder)
+            with console.writing(str(folder)):
+                found.write(folder)
     finally:  # what was measured is shown, even where the disk has become full in the meantime
         if as_json:
             cli_output.print_json(found.to_json())
@@ -371,5 +379,6 @@ def _numbers(text: str | None, option: str) -> list[float]:
         raise ConfigError(f"{option} is {text!r}; it must be numbers with commas between") from None
 
 
-if __name__ == "__main__":
-    main()
+def main() -> None:
+    """As `__main__.main`, for those who have imported this module already."""
+    console.run(lambda: app)

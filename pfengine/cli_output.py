@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import extension
-from .console import printable, show, to_output, write
+from .console import printable, show, write, writing
 from .strict_json import dumps
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _console() -> Console:
 
 
 def print_table(table: Table) -> None:
-    with to_output():
+    with writing():
         _console().print(table)
 
 

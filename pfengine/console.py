@@ -9,44 +9,33 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
-
-import typer
-from typer.core import TyperCommand
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ConfigError, PFEngineError
 
+if TYPE_CHECKING:
+    import typer
+
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
-_WRONG_USE: Any = typer.BadParameter.__mro__[1]  # the parser's UsageError; typer has no public name for it
 # What moves the cursor, starts a line or turns the reading direction; and halves of characters, which no code page has.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-class Command(TyperCommand):
-    """Takes nothing empty but texts: an unset variable would be the current directory, or no option at all."""
-
-    def invoke(self, ctx: Any) -> Any:
-        for name, value in ctx.params.items():
-            if value == "" or (isinstance(value, list) and "" in value and name != "texts"):
-                raise ConfigError(f"{name} is empty; give one, or leave it out where it has a default")
-        return super().invoke(ctx)
-
-
-def run(app: typer.Typer) -> NoReturn:
+def run(find_app: Callable[[], typer.Typer]) -> NoReturn:
     """Run the command line and exit: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
 
     Whatever a user can cause is one line on standard error. A traceback means a mistake of ours.
+    find_app: imports what takes a second or more, such as torch, so that Ctrl-C may come meanwhile.
     """
     _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what the code page lacks is printed as \xe9 or \u65e5, rather than nothing
-            stream.reconfigure(errors="backslashreplace")
+    stdout: Any = sys.stdout
+    if getattr(stdout, "errors", "") in ("strict", "surrogateescape"):  # unless another way was asked for
+        stdout.reconfigure(errors="backslashreplace")  # what the code page lacks is printed as \xe9 or \u65e5
     warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
     log = logging.getLogger("pfengine")
     if not any(isinstance(handler, _Say) for handler in log.handlers):
         log.addHandler(_Say())
-    code = _call(lambda: typer.main.get_command(app).main(standalone_mode=False))
-    sys.exit(_flushed(code))
+    sys.exit(_flushed(_call(find_app)))
 
 
 def say(message: str) -> None:
@@ -62,19 +51,19 @@ def show(line: Any) -> None:
 
 def write(text: str) -> None:
     """Print on standard output, at once for whoever waits for it."""
-    with to_output():
+    with writing():
         print(text, flush=True)
 
 
 @contextlib.contextmanager
-def to_output() -> Iterator[None]:
-    """Name standard output in the error where it cannot be written."""
+def writing(name: str = "standard output") -> Iterator[None]:
+    """Name what cannot be written in the error, which knows it of files that cannot be opened only."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from None
+        raise OSError(error.errno, error.strerror, error.filename or name) from None
 
 
 def printable(text: str) -> str:
@@ -87,30 +76,44 @@ class _Say(logging.Handler):
         say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-def _call(command: Callable[[], Any]) -> int:
+def _call(find_app: Callable[[], typer.Typer]) -> int:
     try:
-        code = command()
+        app = find_app()
+        from typer.main import get_command
+
+        code = get_command(app).main(standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):  # the parser makes the one of the other
+    except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        return FAILED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else FAILED
-    except _WRONG_USE as error:
+    except Exception as error:
+        code = _failed(error)
+        if code is None:
+            raise
+        return code
+
+
+def _failed(error: Exception) -> int | None:
+    """Say what a user can do about it; None where it is a mistake of ours."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "Abort" in kinds:  # what older parsers make of Ctrl-C; theirs have no names that all of them share
+        return INTERRUPTED
+    if "UsageError" in kinds:
         say(_wrong_use(error))
         return WRONG_USE
-    except PFEngineError as error:
+    if isinstance(error, PFEngineError):
         say(f"error: {error}")
         return WRONG_USE if isinstance(error, ConfigError) else FAILED
-    except OSError as error:
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
+        return FAILED
+    if isinstance(error, OSError):
         say(f"error: {_describe(error)}")
         return FAILED
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds or "allocate memory" in str(error):
         say("error: there is not enough memory; give fewer tokens a batch, or a smaller model")
         return FAILED
+    return None
 
 
 def _wrong_use(error: Any) -> str:
@@ -129,10 +132,6 @@ def _describe(error: OSError) -> str:
     """What happened to which file, without the number that str() begins with."""
     names = [printable(str(name)) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([*names, error.strerror or str(error)])
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
 
 
 def _open_closed_streams() -> None:

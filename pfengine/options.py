@@ -22,3 +22,11 @@ def whole(name: str, value: Any, otherwise: str = "") -> int:
     if number < 1:
         raise ConfigError(f"{name} is {value!r}; it must be a positive integer{otherwise}")
     return number
+
+
+def wholes(name: str, values: Any) -> list[int]:
+    """Several of them."""
+    try:
+        return [whole(name, value) for value in values]
+    except TypeError:
+        raise ConfigError(f"{name} is {values!r}; it must be a list of positive integers") from None

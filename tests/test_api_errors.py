@@ -138,9 +138,10 @@ def test_load_options(options: dict[str, Any], message: str) -> None:
         pfengine.load("sst2", **options)
 
 
-def test_an_empty_path_is_not_the_current_directory() -> None:
-    with pytest.raises(pfengine.ConfigError, match="path is empty"):
-        pfengine.load("")
+@pytest.mark.parametrize(("path", "what"), [("", "empty"), (b"", "empty"), (None, "of type None"), (3, "of type int")])
+def test_an_empty_path_is_not_the_current_directory(path: Any, what: str) -> None:
+    with pytest.raises(pfengine.ConfigError, match=f"path is {what}"):
+        pfengine.load(path)
 
 
 def test_unknown_option() -> None:

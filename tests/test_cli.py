@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import cli, cli_io
+from pfengine import cli, cli_io, console
 from pfengine.strict_json import dumps
 
 TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate"]
@@ -236,6 +236,14 @@ def test_reports_are_tried_before_the_work(run, tmp_path: Path) -> None:
         assert result.err.count("\n") == 1
 
 
+def test_a_report_is_shown_though_its_file_cannot_be_written(run, tmp_path: Path) -> None:
+    file = tmp_path / "dev.tsv"
+    file.write_text("sentence\tlabel\na film\t1\n")
+    result = run("evaluate", "sst2", file, "--repeats", "1", "--thresholds", "0.1", "--json", "--out", "/dev/full")
+    assert (result.code, result.err.splitlines()[-1]) == (1, "error: /dev/full: No space left on device")
+    assert result.json[0]["rows"] == 1
+
+
 def test_memory_that_is_not_there_and_faults_of_ours(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(error: BaseException) -> None:
         def failing(*args: object, **options: object) -> None:
@@ -252,6 +260,9 @@ def test_memory_that_is_not_there_and_faults_of_ours(run, monkeypatch: pytest.Mo
     assert run("info", "sst2").err == "error: a file: No space left on device\n"
     load(KeyboardInterrupt())
     assert run("info", "sst2").code == 130
+    with pytest.raises(SystemExit) as stop:
+        console.run(lambda: cli.load())  # Ctrl-C while torch is imported
+    assert stop.value.code == 130
     load(RuntimeError("a mistake of ours"))
     with pytest.raises(RuntimeError, match="of ours"):
         run("info", "sst2")

@@ -24,7 +24,7 @@ import pfengine
 
 SERVER = """
 import contextlib, io, json, os, socket, sys, traceback
-from pfengine import cli
+from pfengine import __main__ as cli
 
 control, checkpoint = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # what all of them would import
@@ -220,6 +220,11 @@ def test_bytes_that_are_no_text(run, checkpoint: str) -> None:
     assert result.code == 1
     assert "row 1: is not UTF-8" in result.lines[1]
     assert len(result.lines) == 3
+    as_ascii = "日本 good".encode().decode("ascii", "surrogateescape")  # as a locale without these characters has it
+    assert (
+        run("classify", checkpoint, as_ascii, "--json").lines
+        == run("classify", checkpoint, "日本 good", "--json").lines
+    )
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "\x1b[2J\x1b[31mred", "a\tb\x00\x07", "a\u2028b\x85c", "\u202eabc"])
@@ -341,6 +346,18 @@ def test_signals(start, checkpoint: str, number: signal.Signals, code: int, tmp_
     assert (tmp_path / "err").read_bytes() == b""
     for end in (source, lines, answers):
         os.close(end)
+
+
+def test_what_opening_a_pipe_raises_is_one_line(start, checkpoint: str, tmp_path: Path) -> None:
+    source, lines = os.pipe()
+    with open(tmp_path / "err", "wb") as err, open(os.devnull, "wb") as nowhere:
+        arguments = ["classify", checkpoint, "--format", "xml"]
+        process = start(*arguments, stdin=source, stdout=nowhere.fileno(), stderr=err.fileno())
+    assert process.wait() == 2
+    assert (tmp_path / "err").read_text().startswith("error: ")
+    assert (tmp_path / "err").read_text().count("\n") == 1
+    os.close(source)
+    os.close(lines)
 
 
 def test_a_named_pipe_as_file(start, checkpoint: str, tmp_path: Path) -> None:

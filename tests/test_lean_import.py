@@ -28,6 +28,27 @@ def test_import_brings_nothing_heavy(module: str) -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("module", ["pfengine", "pfengine.__main__", "pfengine.console", "pfengine.errors"])
+def test_import_brings_no_torch(module: str) -> None:
+    """So that Ctrl-C in the first second of a command finds somebody who catches it."""
+    script = f"import {module}, sys; print(*(name for name in {[*HEAVY, 'torch', 'numpy']} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_names_come_when_they_are_asked_for() -> None:
+    """`convert` stays the function, whatever is imported first; modules are there as after `import pfengine.api`."""
+    script = """
+import pfengine.convert.source, pfengine
+from pfengine import *
+assert convert is pfengine.convert and callable(convert) and convert.__name__ == "convert"
+assert pfengine.exits.Entropy and pfengine.api.load is load is pfengine.load
+assert set(pfengine.__all__) <= set(dir(pfengine)) and not hasattr(pfengine, "nothing")
+assert all(getattr(pfengine, name) is globals()[name] for name in pfengine.__all__)
+"""
+    subprocess.run([sys.executable, "-P", "-c", script], check=True)
+
+
 def test_import_starts_no_cuda() -> None:
     script = "import pfengine, torch; print(torch.cuda.is_initialized())"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)

@@ -96,3 +96,9 @@ def test_whole_numbers_of_any_type(text_checkpoint: Path, engine: pfengine.Engin
 def test_what_is_no_whole_number(value: Any) -> None:
     with pytest.raises(pfengine.ConfigError, match=r"batch_size is .* positive integer"):
         whole("batch_size", value)
+
+
+@pytest.mark.parametrize("options", [{"rows": 4}, {"rows": [0]}, {"tokens": None}, {"tokens": [1.5]}, {"rows": [True]}])
+def test_what_warmup_takes(engine: pfengine.Engine, options: dict[str, Any]) -> None:
+    with pytest.raises(pfengine.ConfigError, match=next(iter(options))):
+        engine.warmup(**options)
