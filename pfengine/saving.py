@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import destination, manifest
-from .checkpoint import CONFIG, ENGINE, WEIGHTS, is_of_checkpoint, read
+from .checkpoint import CONFIG, ENGINE, WEIGHTS, is_of_checkpoint, read, read_json
 from .config import EngineConfig, parse_engine
 from .errors import CheckpointError
 from .storage import quantise_rows
@@ -87,13 +87,19 @@ def fill(
 
 
 def write_engine(path: Path, engine: EngineConfig) -> Path:
-    """Replace pfengine.json of the checkpoint at `path`, in one step."""
+    """Replace pfengine.json of the checkpoint at `path`, in one step.
+
+    CheckpointError where that is no longer the one which `engine` was read from.
+    """
     text = _text(engine)
     faults: list[str] = []
     parse_engine(json.loads(text), engine.exit_layers[-1], faults)
     if faults:
         raise CheckpointError(path, faults)
     directory = destination.resolved(path)
+    now = read_json(directory, ENGINE)
+    if not isinstance(now, dict) or (now.get("files") or {}) != engine.files:
+        raise CheckpointError(path, ["another checkpoint was saved there meanwhile, and it was left as it is"])
     with _explained(path), destination.beside(directory) as stage:
         (stage / ENGINE).write_text(text)
         destination.move(stage / ENGINE, directory)
