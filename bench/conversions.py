@@ -28,7 +28,9 @@ def load_transformers(hidden: int, dtype: torch.dtype) -> Any:
     from transformers import BertForSequenceClassification
 
     path = source(hidden)
-    model = BertForSequenceClassification.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    model = BertForSequenceClassification.from_pretrained(
+        path, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
+    )
     return model.eval()
 
 

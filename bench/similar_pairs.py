@@ -69,8 +69,10 @@ def embedded(sentences: set[str], sentence_encoder: Path) -> dict[str, torch.Ten
     """Unit vectors, means over the tokens of the last layer."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(sentence_encoder)
-    model = AutoModel.from_pretrained(sentence_encoder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(sentence_encoder, local_files_only=True, trust_remote_code=False)
+    model = AutoModel.from_pretrained(
+        sentence_encoder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
     vectors: dict[str, torch.Tensor] = {}
     texts = sorted(sentences, key=lambda text: (len(text), text))
     for i in range(0, len(texts), 64):

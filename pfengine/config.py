@@ -7,19 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .errors import shown
 from .families import FAMILIES, Family
+from .notices import warn
 
 FORMAT_VERSION = 1
-ACTIVATIONS = {
+ACTIVATIONS = {  # transformers' names, and what each of them is by its formula
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
 }
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 STORAGES = ("float", "int8-rows")
-MOST_LAYERS, MOST_LABELS = 1000, 1_000_000  # a number beyond is a slip, and would take all memory before it shows
+MOST_LAYERS, MOST_BLOCKS, MOST_LABELS = (
+    1000,
+    10_000,
+    1_000_000,
+)  # a number beyond is a slip, and would take all memory before it shows
 
 _REQUIRED = object()
 
@@ -110,7 +119,7 @@ class _Fields:
             return fallback
         value = self.raw[key]
         if not test(value):
-            self.fault(key, f"is {value!r}; it must be {kind}")
+            self.fault(key, f"is {shown(value)}; it must be {kind}")
             return fallback
         return value
 
@@ -123,7 +132,12 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> BackboneConfig | None:
@@ -146,9 +160,14 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     if groups > layers:
         fields.fault("num_hidden_groups", f"is {groups}, more than num_hidden_layers = {layers}")
     if raw.get("position_embedding_type", "absolute") not in ("absolute", None):
-        fields.fault("position_embedding_type", f"is {raw['position_embedding_type']!r}; only 'absolute' is supported")
+        given = shown(raw["position_embedding_type"])
+        fields.fault("position_embedding_type", f"is {given}; only 'absolute' is supported")
     if raw.get("is_decoder"):
         fields.fault("is_decoder", "is true; pfengine runs encoders")
+    if raw.get("quantization_config"):
+        fields.fault("quantization_config", "is set; give weights as they were before (int8: `pfengine convert`)")
+    if raw.get("auto_map"):
+        warn(f"{file}: 'auto_map' names code beside it, which is never run: it is loaded as a {model_type}")
     activation = fields.get(
         "hidden_act",
         f"one of {', '.join(ACTIVATIONS)}",
@@ -161,6 +180,9 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     pad = fields.get("pad_token_id", "an integer >= 0", lambda v: _is_int(v) and v >= 0, 0, family.default_pad_token_id)
     if family.positions_after_pad and pad + 1 >= max_positions:
         fields.fault("max_position_embeddings", f"is {max_positions}: none left after pad_token_id + 1 = {pad + 1}")
+    inner = fields.count("inner_group_num", 1, MOST_LAYERS) if family.factorised else 1
+    if max(layers, groups) * inner > MOST_BLOCKS:
+        fields.fault("inner_group_num", f"is {inner}, which makes more than {MOST_BLOCKS} blocks")
     labels = _labels(fields)
     return BackboneConfig(
         family=family,
@@ -178,7 +200,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         type_vocab_size=fields.count("type_vocab_size", 2),
         pad_token_id=pad,
         num_groups=groups,
-        inner_group_num=fields.count("inner_group_num", 1, MOST_LAYERS) if family.factorised else 1,
+        inner_group_num=inner,
         labels=labels,
         problem_type=_problem_type(fields, len(labels)),
         raw=raw,
@@ -186,30 +208,50 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
 
 
 def _labels(fields: _Fields) -> tuple[str, ...]:
-    """Label names in id order; id2label wins over num_labels, two labels LABEL_0 and LABEL_1 where both are absent."""
-    id2label = fields.raw.get("id2label")
-    if id2label is None:
-        return tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2, MOST_LABELS)))
+    """Label names in id order, as transformers has them.
+
+    Where num_labels says another number than id2label, id2label does not count; two labels where both are absent.
+    """
+    id2label, count = fields.raw.get("id2label"), fields.raw.get("num_labels")
+    if id2label is None or (isinstance(id2label, dict) and count is not None and count != len(id2label)):
+        labels = tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2, MOST_LABELS)))
+        if id2label and len(labels) == count:
+            given = f"'id2label' names {len(id2label)} labels, 'num_labels' says {shown(count)}"
+            warn(f"{fields.file}: {given}: they are {labels[0]} to {labels[-1]}, as in transformers")
+        return labels
     if not isinstance(id2label, dict) or not id2label:
-        fields.fault("id2label", f"is {id2label!r}; it must map ids to label names")
+        fields.fault("id2label", f"is {shown(id2label)}; it must map ids to label names")
         return ("LABEL_0",)
+    id2label = {str(key): name for key, name in id2label.items()}
     expected = [str(i) for i in range(len(id2label))]
-    if sorted(map(str, id2label)) != sorted(expected):
-        fields.fault("id2label", f"has the ids {sorted(map(str, id2label))}; they must be 0 to {len(id2label) - 1}")
+    if set(id2label) != set(expected):
+        fields.fault("id2label", f"has the ids {shown(sorted(id2label))}; they must be 0 to {len(id2label) - 1}")
         return tuple(f"LABEL_{i}" for i in range(len(id2label)))
-    by_id = {str(i): name for i, name in id2label.items()}
-    wrong = [i for i in expected if not isinstance(by_id[i], str)]
+    wrong = [i for i in expected if not (id2label[i] is None or _is_int(id2label[i]) or _is_text(id2label[i]))]
     if wrong:
-        fields.fault("id2label", f"names ids {', '.join(wrong)} with something that is no string")
-    return tuple(str(by_id[i]) for i in expected)
+        fields.fault("id2label", f"has {shown(id2label[wrong[0]])} as the name of label {wrong[0]}; names are strings")
+    unnamed = [i for i in expected if id2label[i] is None]
+    if unnamed:
+        warn(f"{fields.file}: 'id2label' has no name for id {unnamed[0]}; it is called LABEL_{unnamed[0]}")
+    return tuple(f"LABEL_{i}" if id2label[i] is None else str(id2label[i]) for i in expected)
+
+
+def _is_text(value: Any) -> bool:
+    """Half a surrogate pair is none: no file and no terminal takes it."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _problem_type(fields: _Fields, num_labels: int) -> str:
     """As transformers' text-classification pipeline decides: one label without a type scores with a sigmoid."""
-    default = "single_label_classification" if num_labels > 1 else "multi_label_classification"
-    return fields.get(
+    default = PROBLEM_TYPES[0] if num_labels > 1 else PROBLEM_TYPES[1]
+    if fields.raw.get("problem_type") == "":
+        return default
+    given: str = fields.get(
         "problem_type", f"one of {', '.join(PROBLEM_TYPES)}", lambda v: v in PROBLEM_TYPES, default, default
     )
+    if given == PROBLEM_TYPES[0] and num_labels < 2:
+        fields.fault("problem_type", f"is {given!r}, which takes two labels or more; one label is regression")
+    return given
 
 
 def parse_engine(raw: Any, num_layers: int, faults: list[str], file: str = "pfengine.json") -> EngineConfig | None:

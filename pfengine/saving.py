@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import destination, manifest
-from .checkpoint import CONFIG, ENGINE, WEIGHTS, is_of_checkpoint, read, read_json
+from .checkpoint import CONFIG, ENGINE, WEIGHTS, is_of_checkpoint, read
 from .config import EngineConfig, parse_engine
 from .errors import CheckpointError
+from .folder import Folder
 from .storage import quantise_rows
 
 
@@ -81,7 +82,8 @@ def fill(
         (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)  # the umask's; safetensors makes it private
         for name, content in (tokenizer or {}).items():
             (stage / name).write_bytes(content)
-        files = manifest.described(os.listdir(stage), lambda name: open(stage / name, "rb"))  # noqa: SIM115
+        folder = Folder(stage)
+        files = manifest.described({name: folder.open(name) for name in folder.names})
         (stage / ENGINE).write_text(_text(replace(engine, files=files)))
     return read(stage).engine
 
@@ -97,7 +99,7 @@ def write_engine(path: Path, engine: EngineConfig) -> Path:
     if faults:
         raise CheckpointError(path, faults)
     directory = destination.resolved(path)
-    now = read_json(directory, ENGINE)
+    now = Folder(directory).json(ENGINE)
     if not isinstance(now, dict) or (now.get("files") or {}) != engine.files:
         raise CheckpointError(path, ["another checkpoint was saved there meanwhile, and it was left as it is"])
     with _explained(path), destination.beside(directory) as stage:

@@ -1,90 +1,149 @@
-"""Weights in a safetensors file: read one at a time when they are asked for; int8 rows with their scales."""
+"""Tensors as files hold them: safetensors headers, tensors read one at a time when asked for, int8 rows with scales."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator, Mapping
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
+from .folder import File
 
 SCALE = ".scale"  # key suffix of the fp32 scales of an int8-rows tensor
+MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MOST_DIMENSIONS = 64
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+         "F8_E5M2FNUZ": 8, "U16": 16, "U32": 32, "U64": 64, "C64": 64}  # fmt: skip
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_BITS |= {name: 8 * dtype.itemsize for name, dtype in _DTYPES.items()}
 
 
-@contextlib.contextmanager
-def _open(path: Path, file: str) -> Iterator[Any]:
-    """The file's handle; what goes wrong with it is a CheckpointError."""
+class Stored(NamedTuple):
+    """A tensor that lies in a file."""
+
+    file: str
+    dtype: torch.dtype | None  # None for one that is no weight: 4-bit, 8-bit floating point, unsigned, complex
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]  # in memory of its own
+
+
+def read_header(file: File) -> dict[str, Stored]:
+    """All tensors of a safetensors file; CheckpointError for one that is cut, or whose header is not right."""
     try:
-        with safe_open(path / file, framework="pt") as handle:
-            yield handle
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(path, [f"{file} is truncated or corrupt: {error}; copy it again"]) from None
+        if file.size < 8:
+            raise ValueError(f"it has {file.size} bytes")
+        file.refuse_pointer()
+        length = int.from_bytes(file.read(0, 8), "little")
+        if length > min(MOST_HEADER_BYTES, file.size - 8):
+            raise ValueError(f"its header would have {length:,} bytes")
+        header = json.loads(file.read(8, length).decode("utf-8"), object_pairs_hook=_without_duplicates)
+        return _tensors(file, header, 8 + length)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(file.path, [f"{file.name} is truncated or corrupt: {error}; copy it again"]) from None
 
 
-def open_safetensors(path: Path, file: str) -> dict[str, Tensor]:
-    """All tensors of one safetensors file as stored; a truncated or corrupt file is a CheckpointError."""
-    with _open(path, file) as handle:
-        return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  (no dict)
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    known = dict(pairs)
+    if len(known) < len(pairs):
+        raise ValueError("a key of its header is there twice")
+    return known
 
 
-def read_header(path: Path, file: str) -> dict[str, Tensor]:
-    """Every tensor's shape and dtype, as a tensor without numbers; a dtype unknown here is given as bool.
+def _tensors(file: File, header: Any, base: int) -> dict[str, Stored]:
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    places, tensors = [], {}
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        if not isinstance(entry, dict):
+            raise ValueError(f"'{key}' is not described by an object")
+        kind, shape, place = entry.get("dtype"), _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
+        if not isinstance(kind, str) or kind not in _BITS:
+            raise ValueError(f"'{key}' has the dtype {shown(kind)}, which safetensors does not know")
+        if shape is None or len(shape) > MOST_DIMENSIONS:
+            raise ValueError(f"'{key}' has no shape")
+        if place is None or len(place) != 2:
+            raise ValueError(f"'{key}' has no offsets")
+        start, stop = place
+        if math.prod(max(1, size) for size in shape) >= 2**63:
+            raise ValueError(f"'{key}' is larger than any file")
+        if math.prod(shape) * _BITS[kind] != (stop - start) * 8:
+            raise ValueError(f"'{key}' has not as many bytes as its shape and dtype take")
+        places.append((start, stop))
+        read = functools.partial(_read, file, _DTYPES.get(kind), shape, base + start, stop - start)
+        tensors[key] = Stored(file.name, _DTYPES.get(kind), shape, read)
+    end = 0
+    for start, stop in sorted(places):
+        if start != end:
+            raise ValueError(f"its tensors overlap, or leave a gap, at byte {end:,}")
+        end = stop
+    if base + end != file.size:
+        raise ValueError(f"it has {file.size:,} bytes, but its header describes {base + end:,}")
+    return tensors
 
-    A truncated or corrupt file is a CheckpointError.
-    """
-    with _open(path, file) as handle:
-        slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118  (no dict)
-        return {
-            key: torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.bool), device="meta")
-            for key, part in slices.items()
-        }
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """A list of whole numbers that a file may have, or None."""
+    whole = isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+    return tuple(value) if whole else None
 
 
-def give_back() -> None:
-    """Lets the C library return what it keeps of freed tensors; nothing where it cannot."""
-    if _trim is not None:
-        _trim(0)
-
-
-_trim: Any = None
-with contextlib.suppress(AttributeError, OSError, TypeError):
-    _trim = ctypes.CDLL(None).malloc_trim  # glibc's
+def _read(file: File, dtype: torch.dtype | None, shape: tuple[int, ...], offset: int, size: int) -> Tensor:
+    assert dtype is not None
+    content = torch.empty(size, dtype=torch.uint8, device="cpu")
+    file.read_into(content.numpy().data, offset)
+    return content.view(dtype).reshape(shape)
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a file as float32, each read anew when it is asked for: nothing is held in between."""
+    """Stored tensors as float32, each read anew when it is asked for: nothing is held in between.
 
-    def __init__(self, path: Path, file: str, names: dict[str, str], scales: set[str]) -> None:
-        """names: our key -> the file's; scales: those of ours that are int8 rows."""
-        self.path, self.file, self.names, self.scales = path, file, names, scales
+    A number that is not finite is a CheckpointError with the tensor's name.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Stored], scales: Mapping[str, Stored] | None = None) -> None:
+        """scales: of those that are int8 rows."""
+        self.path, self._tensors, self._scales = path, tensors, scales or {}
 
     def __getitem__(self, key: str) -> Tensor:
-        name = self.names[key]
-        try:
-            with safe_open(self.path / self.file, framework="pt") as handle:
-                tensor = handle.get_tensor(name)
-                if key in self.scales:
-                    return tensor.float().mul_(handle.get_tensor(name + SCALE).float().unsqueeze(-1))
-                # a copy: what is mapped from a file changes, or is gone, when the file is
-                return tensor.to(torch.float32, copy=True)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(self.path, [f"{self.file} cannot be read any more: {error}"]) from None
+        stored = self._tensors[key]
+        tensor = stored.read().to(torch.float32)
+        if key in self._scales:
+            tensor.mul_(self._scales[key].read().to(torch.float32).unsqueeze(-1))
+        if count := _count_not_finite(tensor.numpy()):
+            what = f"'{key}' has {count:,} NaN or infinite values among its {tensor.numel():,} (as float32)"
+            raise CheckpointError(
+                self.path, [f"{stored.file}: {what}; a training run that diverged leaves such: take an earlier one"]
+            )
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._tensors)
+
+
+def _count_not_finite(values: np.ndarray) -> int:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(values.sum()):  # one pass that takes no memory; it would not be with such a value in it
+            return 0
+    return int(np.count_nonzero(~np.isfinite(values)))
 
 
 def quantise_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,3 +157,14 @@ def quantise_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored[key] = (tensor / scale.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
         stored[key + SCALE] = scale
     return stored
+
+
+def give_back() -> None:
+    """Lets the C library return what it keeps of freed tensors; nothing where it cannot."""
+    if _trim is not None:
+        _trim(0)
+
+
+_trim: Any = None
+with contextlib.suppress(AttributeError, OSError, TypeError):
+    _trim = ctypes.CDLL(None).malloc_trim  # glibc's

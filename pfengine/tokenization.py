@@ -230,7 +230,9 @@ def _load(files: Mapping[str, bytes], config: BackboneConfig) -> tuple[tokenizer
         for name, content in ({**files} | {"config.json": json.dumps(config.raw).encode()}).items():
             (Path(path) / name).write_bytes(content)
         try:
-            backend = AutoTokenizer.from_pretrained(path, local_files_only=True).backend_tokenizer
+            backend = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            ).backend_tokenizer
         except Exception as error:
             raise CheckpointError(
                 "tokenizer", [f"transformers cannot build a fast tokenizer from the files: {error}"]

@@ -74,7 +74,7 @@ WRONG_CONFIG = [
     ("num_hidden_layers", 0), ("num_attention_heads", True), ("intermediate_size", 1.5), ("vocab_size", -1),
     ("max_position_embeddings", ...), ("hidden_act", "swish"), ("layer_norm_eps", 0), ("layer_norm_eps", "tiny"),
     ("type_vocab_size", 0), ("pad_token_id", -1), ("id2label", {"0": "a", "2": "b"}), ("id2label", []),
-    ("id2label", {"0": 1, "1": "b"}), ("problem_type", "ranking"), ("position_embedding_type", "relative_key"),
+    ("id2label", {"0": 1.5, "1": "b"}), ("problem_type", "ranking"), ("position_embedding_type", "relative_key"),
     ("is_decoder", True),
 ]  # fmt: skip
 

@@ -84,9 +84,44 @@ def test_labels() -> None:
     assert parsed().labels == ("LABEL_0", "LABEL_1")
     assert parsed(num_labels=3).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert parsed(id2label={"1": "b", "0": "a"}).labels == ("a", "b")
-    assert parsed(id2label={"0": "a"}, num_labels=5).labels == ("a",)
     many = {str(i): f"l{i}" for i in range(12)}
     assert parsed(id2label=many).labels == tuple(f"l{i}" for i in range(12))  # by number, not by text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id2label": {"0": 1, "1": 2}},
+        {"id2label": {"0": "no", "1": -7, "2": 10**20}},
+        {"id2label": {"0": "a", "1": "a"}},
+        {"id2label": {"0": "a"}, "num_labels": 3},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 2},
+        {"id2label": {"0": "a", "1": "b"}, "num_labels": 2},
+        {"id2label": {}, "num_labels": 3},
+        {"id2label": None, "num_labels": 4},
+        {"label2id": {"neg": 0, "pos": 1}},
+        {"label2id": {"a": 0, "b": 1, "c": 2}, "num_labels": 3},
+        {"id2label": {"0": "a", "1": "b"}, "label2id": {"b": 0, "a": 1}},
+        {"problem_type": ""},
+        {"problem_type": None, "num_labels": 1},
+        {"problem_type": "", "num_labels": 1},
+    ],
+)  # fmt: skip
+def test_labels_are_those_of_transformers(fields: dict[str, Any]) -> None:
+    theirs = transformers.BertConfig.from_dict(BASE | fields)
+    ours = parsed(**fields)
+    assert ours.labels == tuple(str(theirs.id2label[i]) for i in range(theirs.num_labels))
+    assert ours.problem_type == ("single" if theirs.num_labels > 1 else "multi") + "_label_classification"
+
+
+def test_labels_that_are_not_used_say_so() -> None:
+    with pytest.warns(UserWarning, match="'id2label' names 1 labels, 'num_labels' says 3: they are LABEL_0 to LABEL_2"):
+        parsed(id2label={"0": "a"}, num_labels=3)
+
+
+def test_labels_without_a_name_are_called_by_their_number() -> None:
+    with pytest.warns(UserWarning, match="'id2label' has no name for id 1; it is called LABEL_1"):
+        assert parsed(id2label={"0": "a", "1": None, "2": "c"}).labels == ("a", "LABEL_1", "c")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +156,19 @@ def test_activations(given: str) -> None:
         ({"id2label": {"0": "a", "1": "b", "3": "c"}}, ["id2label"]),
         ({"id2label": {"0": "a", "00": "b"}}, ["id2label"]),
         ({"id2label": {}}, ["id2label"]),
+        ({"id2label": ["a", "b"]}, ["id2label"]),
+        ({"id2label": {"x": "a", "y": "b"}}, ["id2label"]),
+        ({"id2label": {"-1": "a", "0": "b"}}, ["id2label"]),
+        ({"id2label": {"0": ["a"], "1": "b"}}, ["id2label"]),
+        ({"id2label": {"0": True, "1": "b"}}, ["id2label"]),
+        ({"id2label": {"0": "a", "1": "\ud800"}}, ["id2label"]),
+        ({"id2label": {"0": "a"}, "num_labels": "3"}, ["num_labels"]),
+        ({"problem_type": "single_label_classification", "num_labels": 1}, ["problem_type"]),
+        ({"model_type": "albert", "embedding_size": 8, "inner_group_num": 999, "num_hidden_layers": 999,
+          "num_hidden_groups": 999}, ["inner_group_num"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
+        ({"layer_norm_eps": 10**400}, ["layer_norm_eps"]),
+        ({"vocab_size": 10**400}, ["vocab_size"]),
         ({"num_labels": 0}, ["num_labels"]),
         ({"layer_norm_eps": float("inf")}, ["layer_norm_eps"]),
     ],

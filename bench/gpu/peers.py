@@ -26,7 +26,11 @@ def transformers_model(hidden: int, dtype: torch.dtype, device: torch.device) ->
     from transformers import BertForSequenceClassification
 
     model = BertForSequenceClassification.from_pretrained(
-        path(hidden, "classifier"), dtype=dtype, attn_implementation="sdpa"
+        path(hidden, "classifier"),
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
     )
     return model.eval().to(device)
 

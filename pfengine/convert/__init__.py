@@ -8,11 +8,16 @@ from pathlib import Path
 
 from .. import checkpoint, saving
 from ..errors import CheckpointError, ConfigError
+from ..families import FAMILIES
+from ..folder import Folder
+from ..storage import StoredTensors
+from ..weights import FLOATS
 from . import past_future
-from .source import read_source
+from .source import find
 
 SYSTEMS = {"past-future": past_future}
 STORAGE = {"fp32": "float", "int8": "int8-rows"}  # what weights are kept as, by precision
+CLASSIFIERS = tuple(sorted({f"{family.classifier}.weight" for family in FAMILIES.values()}))
 
 __all__ = ["SYSTEMS", "convert"]
 
@@ -22,9 +27,11 @@ def convert(
 ) -> Path:
     """Convert a checkpoint and return the directory written.
 
-    source: directory with config.json and weights.safetensors, model.safetensors or pytorch_model.bin (read as tensors
-    only), under the original key names; a tokenizer, where there is one, is taken along. Also a checkpoint of ours, or
-    a plain Hugging Face sequence-classification directory, to keep it in another precision.
+    source: directory with config.json and weights.safetensors, model.safetensors (or its shards) or pytorch_model.bin
+    (or its shards; read as tensors only), under the original key names; a tokenizer, where there is one, is taken
+    along. Also a checkpoint of ours, to keep it in another precision, or a plain Hugging Face sequence-classification
+    directory, for that or for its .bin. No symbolic link out of the directory is followed, but for those of a Hugging
+    Face hub cache into its own `blobs`.
     system: "auto" | "past-future".
     precision: what the weights are kept in, "fp32" | "int8": rows of 8-bit numbers with a scale each, a quarter of the
     size, and just what runs at precision "int8".
@@ -36,21 +43,26 @@ def convert(
     if system != "auto" and system not in SYSTEMS:
         raise ConfigError(f"system is {system!r}; it must be 'auto' or one of {', '.join(sorted(SYSTEMS))}")
     saving.try_destination(out)
-    if system == "auto" and (Path(source) / checkpoint.ENGINE).exists():
-        return _keep(Path(source), out, precision)
-    raw, tensors = read_source(Path(source))
+    folder = Folder(source, own_files=True)
+    tensors = find(folder)
+    ours = folder.has(checkpoint.ENGINE)
     names = [name for name in SYSTEMS if SYSTEMS[name].recognises(tensors)] if system == "auto" else [system]
-    if not names and any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or ()):
-        return _keep(Path(source), out, precision)
-    if not names:
-        raise CheckpointError(source, [f"holds the tensors of no known system ({', '.join(sorted(SYSTEMS))})"])
-    config, engine, converted = SYSTEMS[names[0]].convert(Path(source), raw, tensors)
-    engine = replace(engine, storage=STORAGE[precision])
-    return saving.write(out, config, engine, converted, checkpoint.tokenizer_files(Path(source)))
-
-
-def _keep(source: Path, out: str | os.PathLike[str], precision: str) -> Path:
-    """A checkpoint that `load` reads, with its weights kept in that precision."""
-    ckpt = checkpoint.read(source)
-    engine = replace(ckpt.engine, storage=STORAGE[precision])
-    return saving.write(out, ckpt.backbone.raw, engine, ckpt.tensors, ckpt.tokenizer)
+    if system == "auto" and (ours or not names):
+        if not ours and not any(key.endswith(CLASSIFIERS) for key in tensors):
+            known = ", ".join(sorted(SYSTEMS))
+            raise CheckpointError(
+                source, [f"holds the tensors of no known system ({known}), and no {' or '.join(CLASSIFIERS)}"]
+            )
+        ckpt = checkpoint.read(folder, tensors)
+        config = {key: value for key, value in ckpt.backbone.raw.items() if key != "auto_map"}
+        engine, converted, tokenizer = ckpt.engine, ckpt.tensors, ckpt.tokenizer
+    else:
+        raw = checkpoint.read_config(folder)
+        if not isinstance(raw, dict):
+            raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
+        floats = {key: stored for key, stored in tensors.items() if stored.dtype in FLOATS}
+        numbers = dict(StoredTensors(folder.path, floats))
+        config, engine, converted = SYSTEMS[names[0]].convert(folder.path, raw, numbers)
+        tokenizer = checkpoint.tokenizer_files(folder)
+        folder.check()
+    return saving.write(out, config, replace(engine, storage=STORAGE[precision]), converted, tokenizer)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import EngineConfig
+from ..config import MOST_LAYERS, EngineConfig
 from ..errors import CheckpointError
 from ..heads import PREFIX
 from .source import family_of, with_shapes
 
 
-def recognises(tensors: dict[str, Tensor]) -> bool:
+def recognises(tensors: Collection[str]) -> bool:
     return "classifiers.gate_proj.weight" in tensors and any(key.endswith("pred_layer.weight") for key in tensors)
 
 
@@ -41,6 +42,8 @@ def convert(
     learners, learner_bias = get(f"{family.prefix}pred_layer.weight", 3), get(f"{family.prefix}pred_layer.bias", 2)
     gate, gate_bias = get("classifiers.gate_proj.weight", 2), get("classifiers.gate_proj.bias", 1)
     layers, labels = projections.shape[0], gate_bias.shape[0]
+    if not 1 <= layers <= MOST_LAYERS:
+        raise CheckpointError(path, [f"'classifiers.weight' has {layers} layers; it must be 1 to {MOST_LAYERS}"])
     if family.factorised:
         poolers = [f"{family.prefix}pooler"]
     else:

@@ -1,45 +1,81 @@
-"""Reading a source directory: config.json and its weights under the original names, from whichever file there is."""
+"""Reading a source directory: its weights under the original names, from whichever file there is."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import CONFIG, read_json
+from .. import weights
 from ..errors import CheckpointError
 from ..families import ALBERT, BERT, ROBERTA, Family
-from ..storage import open_safetensors
+from ..folder import Folder
+from ..storage import Stored, read_header
+from ..weights import CONVERTED, INDEX, WEIGHTS
 
-FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
+FILES = (CONVERTED[0], WEIGHTS, INDEX, *CONVERTED[1:])
 
 
-def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json, and all tensors as fp32 by original key."""
-    if not path.is_dir():
-        raise CheckpointError(path, ["is no directory"])
-    raw = read_json(path, CONFIG)
-    if not isinstance(raw, dict):
-        raise CheckpointError(path, [f"{CONFIG}: is not a JSON object"])
-    file = next((file for file in FILES if (path / file).exists()), None)
+def find(folder: Folder) -> dict[str, Stored]:
+    """All tensors by original key, without DataParallel's prefix; CheckpointError for files that hold none."""
+    file = next((file for file in FILES if folder.has(file)), None)
     if file is None:
-        raise CheckpointError(path, [f"has no weights; expected one of {', '.join(FILES)}"])
-    tensors = _open_pickle(path, file) if file.endswith(".bin") else open_safetensors(path, file)
-    tensors = {key.removeprefix("module."): value for key, value in tensors.items()}  # DataParallel's prefix
-    return raw, {key: value.float() for key, value in tensors.items() if value.is_floating_point()}
+        raise CheckpointError(
+            folder.path, [f"has no weights; expected one of {', '.join(FILES)}{weights.foreign(folder)}"]
+        )
+    if file == FILES[0]:
+        tensors = read_header(folder.open(file))
+    elif file in FILES[1:3]:
+        tensors = weights.find(folder)
+    elif file == FILES[3]:
+        tensors = _unpickle(folder, file)
+    else:
+        tensors = weights.read_shards(folder, file, lambda name: _unpickle(folder, name))
+    return {key.removeprefix("module."): stored for key, stored in tensors.items()}
 
 
-def _open_pickle(path: Path, file: str) -> dict[str, Tensor]:
+def _unpickle(folder: Folder, name: str) -> dict[str, Stored]:
+    """The state dict that torch.save wrote, as tensors alone: no code in it runs."""
+    file = folder.open(name)
+    file.refuse_pointer()
     try:
-        tensors = torch.load(path / file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the file makes it raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(path, [f"{file} cannot be read as tensors alone: {reason}"]) from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(path, [f"{file} is no state dict"])
-    return tensors
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch thinks of the pickle, which we say in our own words
+            state = torch.load(io.BufferedReader(file.stream()), map_location="cpu", weights_only=True)
+    except CheckpointError:  # the file changed
+        raise
+    except Exception as error:  # torch.load raises whatever the file makes it raise, with advice to run what is in it
+        unknown = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?) (?:GLOBAL )?([\w.]+)", str(error))
+        reason = (
+            f"it holds {unknown[1]}, and no code in a pickle is ever run; save it as safetensors where it was made"
+            if unknown
+            else "it is damaged, or torch.save did not write it; copy it again"
+        )
+        raise CheckpointError(folder.path, [f"{name} cannot be read as tensors alone: {reason}"]) from None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise CheckpointError(folder.path, [f"{name} is no state dict: a dict of tensors by name"])
+    odd = [key for key, value in state.items() if value.layout != torch.strided or value.is_quantized]
+    if odd:
+        raise CheckpointError(folder.path, [f"{name}: '{odd[0]}' is sparse or quantised; save it as a plain tensor"])
+    return {
+        key: Stored(name, value.dtype, tuple(value.shape), functools.partial(_copy, value))
+        for key, value in state.items()
+    }
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """In memory of its own, which tied tensors of a pickle are not."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def family_of(path: Path, tensors: dict[str, Tensor]) -> Family:
@@ -74,7 +110,7 @@ def with_shapes(
     }
     if family.factorised:
         sizes["embedding_size"] = ("embeddings.word_embeddings.weight", 1)
-        groups = {name.split("albert_layer_groups.")[1].split(".")[0] for name in blocks}
+        groups = {name.partition("albert_layer_groups.")[2].split(".")[0] for name in blocks}
         config |= {"num_hidden_groups": len(groups), "inner_group_num": len(blocks) // max(1, len(groups))}
     for key, (name, axis) in sizes.items():
         tensor = tensors.get(prefix + name)
@@ -84,5 +120,6 @@ def with_shapes(
     if not isinstance(names, dict) or len(names) != labels:
         names = {str(i): f"LABEL_{i}" for i in range(labels)}
     config["id2label"] = {str(key): name for key, name in names.items()}
-    config["label2id"] = {name: int(key) for key, name in config["id2label"].items()}
+    with contextlib.suppress(ValueError, TypeError):  # names that are none are the checkpoint's check's to say
+        config["label2id"] = {name: int(key) for key, name in config["id2label"].items()}
     return config

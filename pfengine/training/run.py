@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checkpoint, data, saving, tasks
+from .. import checkpoint, data, saving, tasks, weights
 from ..api import load
 from ..config import BackboneConfig, EngineConfig, parse_backbone
+from ..convert.source import find
 from ..data import Example
 from ..errors import CheckpointError, ConfigError
 from ..exits import parse
 from ..exits.calibration import calibration_table
+from ..folder import Folder
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
 from .fit import Collator, Rows, encode, fit, forget
@@ -114,36 +114,25 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
 
 def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
     """transformers' encoder, fp32, with the weights of a pretrained one or of a checkpoint of ours."""
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
-    with _quiet():
-        backbone: torch.nn.Module = AutoModel.from_pretrained(
-            source,
-            add_pooling_layer=False,
-            dtype=torch.float32,
-            local_files_only=True,
-            num_hidden_layers=config.num_layers,
-        )
-    if (source / checkpoint.ENGINE).exists():  # checked, and its int8 weights scaled, which transformers does not know
-        tensors = checkpoint.read(source).tensors
-        backbone.load_state_dict({key: tensors[config.family.prefix + key] for key in backbone.state_dict()})
-    return backbone
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and its report of weights that are not used (poolers, layers above the k-th)."""
-    from transformers.utils import logging
-
-    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    folder = Folder(source)
+    if folder.has(checkpoint.ENGINE):
+        tensors: Mapping[str, torch.Tensor] = checkpoint.read(folder).tensors
+    else:  # heads, poolers and layers above the k-th are left where they are
+        tensors = weights.fit(folder, find(folder), config.family.shapes(config), config, extra="ignore")
+    settings = {key: value for key, value in config.raw.items() if key != "auto_map"}
     try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
+        with torch.random.fork_rng(devices=[]):  # so that heads start as they always did
+            backbone: torch.nn.Module = AutoModel.from_config(
+                AutoConfig.for_model(**settings), trust_remote_code=False, add_pooling_layer=False, dtype=torch.float32
+            )
+    except Exception as error:  # transformers checks fields that are none of ours
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(source, [f"{checkpoint.CONFIG}: transformers makes no encoder of it: {reason}"]) from None
+    backbone.load_state_dict({key: tensors[config.family.prefix + key] for key in backbone.state_dict()})
+    folder.check()
+    return backbone
 
 
 def _labels(examples: list[Example], source: str) -> tuple[str, ...]:
@@ -164,10 +153,9 @@ def label_values(examples: list[Example], labels: tuple[str, ...], file: str) ->
 
 
 def _backbone_config(source: Path, labels: tuple[str, ...], layers: int | None) -> BackboneConfig:
-    try:
-        raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(source, [f"config.json cannot be read: {error}"]) from None
+    raw = checkpoint.read_config(Folder(source))
+    if not isinstance(raw, dict):
+        raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
     names = tuple(f"LABEL_{name}" if name.isdigit() else name for name in labels) or ("LABEL_0",)
     raw |= {
         "id2label": {str(i): name for i, name in enumerate(names)},
@@ -177,8 +165,9 @@ def _backbone_config(source: Path, labels: tuple[str, ...], layers: int | None) 
     for key in ("num_labels", "torch_dtype", "dtype", "_name_or_path", "architectures"):
         raw.pop(key, None)
     if layers is not None:
-        if layers > raw.get("num_hidden_layers", layers):
-            raise ConfigError(f"layers is {layers}; {source} has {raw['num_hidden_layers']}")
+        given = raw.get("num_hidden_layers")
+        if isinstance(given, int) and layers > given:
+            raise ConfigError(f"layers is {layers}; {source} has {given}")
         raw["num_hidden_layers"] = layers
     faults: list[str] = []
     config = parse_backbone(raw, faults)

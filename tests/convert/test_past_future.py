@@ -179,3 +179,10 @@ def test_source_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(pfengine.CheckpointError, match="no pfengine checkpoint"):
         pfengine.convert(source, source)
     assert sorted(file.name for file in source.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("layers", [0, 2**40])
+def test_a_number_of_layers_nobody_has(tmp_path: Path, layers: int) -> None:
+    source = copy_case(tmp_path, change={"classifiers.weight": torch.empty(layers, 0, 0)})
+    with pytest.raises(pfengine.CheckpointError, match=f"has {layers} layers; it must be 1 to 1000"):
+        pfengine.convert(source, tmp_path / "out")

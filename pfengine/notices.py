@@ -1,0 +1,19 @@
+"""Warnings that point at the line of the caller's program, however deep within the package they come up."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the nearest line outside of this package.
+
+    A fixed `stacklevel` would not find it: generators of ours run wherever they are read from.
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
