@@ -42,13 +42,13 @@ class Checkpoint:
     engine: EngineConfig
     tensors: Mapping[str, Tensor]
     tokenizer: Mapping[str, bytes] | None
-    hashing: manifest.Check | None = field(default=None, repr=False, compare=False)  # see `checked`
+    weights: manifest.Check | None = field(default=None, repr=False, compare=False)  # see `checked`
 
     def checked(self) -> Checkpoint:
         """Waits until the weights are known to be those saved with this checkpoint; CheckpointError where not."""
-        if self.hashing is not None and (faults := self.hashing.faults()):
+        if self.weights is not None and (faults := self.weights.faults()):
             raise CheckpointError(self.path, faults)
-        return replace(self, hashing=None)
+        return replace(self, weights=None)
 
 
 def is_of_checkpoint(name: str) -> bool:
@@ -71,9 +71,9 @@ def begin_reading(path: str | os.PathLike[str] | Folder, tensors: Mapping[str, S
     model.safetensors and its shards.
 
     Raises CheckpointError with every fault found: unreadable files, wrong or missing fields (file and key named),
-    missing, extra or mis-shaped tensors, labels that do not fit the classifier, files that changed meanwhile or are of
-    another checkpoint. Tensors that a plain directory has for other models are left alone, with a warning. Weights are
-    hashed meanwhile, in a thread of their own: what comes of it is told by `Checkpoint.checked`.
+    missing, extra or mis-shaped tensors, labels that do not fit the classifier, files that changed meanwhile. Tensors
+    that a plain directory has for other models are left alone, with a warning. The weights of a checkpoint that lists
+    its files are hashed meanwhile, in a thread of their own: what comes of it is told by `Checkpoint.checked`.
     """
     folder = path if isinstance(path, Folder) else Folder(path)
     faults: list[str] = []
@@ -86,7 +86,7 @@ def begin_reading(path: str | os.PathLike[str] | Folder, tensors: Mapping[str, S
         engine = parse_engine(folder.json(ENGINE), backbone.num_layers, faults)
     elif not faults:
         engine = replace(PLAIN, exit_layers=(backbone.num_layers,))
-    mixed, hashing = _compare(folder, engine)
+    mixed, checking = _compare(folder, engine)
     if engine is None or faults:
         raise CheckpointError(folder.path, faults + mixed)
     head_type = engine.head["type"]
@@ -100,7 +100,7 @@ def begin_reading(path: str | os.PathLike[str] | Folder, tensors: Mapping[str, S
     expected = backbone.family.shapes(backbone) | HEADS[head_type].shapes(backbone, engine.head)
     stored = weights.find(folder) if tensors is None else tensors
     fitting = weights.fit(folder, stored, expected, backbone, extra="refuse" if ours else "warn")
-    ckpt = Checkpoint(folder.path, backbone, engine, fitting, tokenizer_files(folder), hashing)
+    ckpt = Checkpoint(folder.path, backbone, engine, fitting, tokenizer_files(folder), checking)
     folder.check()
     return ckpt
 
@@ -110,9 +110,10 @@ def _compare(folder: Folder, engine: EngineConfig | None) -> tuple[list[str], ma
     if engine is None or not engine.files:
         return [], None
     present = {name: folder.open(name) for name in folder.names if is_of_checkpoint(name) and name != ENGINE}
-    heavy = {name for name in present if name.endswith(".safetensors")}
-    mixed = manifest.faults(engine.files, present, present.keys() - heavy)
-    return mixed, None if mixed else manifest.Check(engine.files, present, heavy)
+    heavy = {name: file for name, file in present.items() if name.endswith(".safetensors")}
+    light = {name: file for name, file in present.items() if name not in heavy}
+    mixed = manifest.listing_faults(engine.files, present) + manifest.content_faults(engine.files, light)
+    return mixed, None if mixed else manifest.Check(engine.files, heavy)
 
 
 def read_config(folder: Folder) -> Any:

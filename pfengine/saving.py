@@ -21,6 +21,7 @@ from . import destination, manifest
 from .checkpoint import CONFIG, ENGINE, WEIGHTS, is_of_checkpoint, read
 from .config import EngineConfig, parse_engine
 from .errors import CheckpointError
+from .folder import Folder
 from .storage import quantise_rows
 
 
@@ -81,18 +82,26 @@ def fill(
         (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)  # the umask's; safetensors makes it private
         for name, content in (tokenizer or {}).items():
             (stage / name).write_bytes(content)
-        (stage / ENGINE).write_text(_text(replace(engine, files=manifest.described(stage))))
+        folder = Folder(stage)
+        files = manifest.described({name: folder.open(name) for name in folder.names})
+        (stage / ENGINE).write_text(_text(replace(engine, files=files)))
     return read(stage).engine
 
 
 def write_engine(path: Path, engine: EngineConfig) -> Path:
-    """Replace pfengine.json of the checkpoint at `path`, in one step."""
+    """Replace pfengine.json of the checkpoint at `path`, in one step.
+
+    CheckpointError where that is no longer the one which `engine` was read from.
+    """
     text = _text(engine)
     faults: list[str] = []
     parse_engine(json.loads(text), engine.exit_layers[-1], faults)
     if faults:
         raise CheckpointError(path, faults)
     directory = destination.resolved(path)
+    now = Folder(directory).json(ENGINE)
+    if not isinstance(now, dict) or (now.get("files") or {}) != engine.files:
+        raise CheckpointError(path, ["another checkpoint was saved there meanwhile, and it was left as it is"])
     with _explained(path), destination.beside(directory) as stage:
         (stage / ENGINE).write_text(text)
         destination.move(stage / ENGINE, directory)

@@ -163,7 +163,7 @@ def as_nobody(work: Callable[[], Any]) -> str:
             os.setgid(65534)
             os.setuid(65534)
             work()
-        except pfengine.CheckpointError as error:
+        except Exception as error:
             os.write(writer, str(error).encode())
         finally:
             os._exit(0)
@@ -173,7 +173,7 @@ def as_nobody(work: Callable[[], Any]) -> str:
         return stream.read()
 
 
-def test_places_that_are_refused(save: Save, mount: Callable[..., None], tmp_path: Path) -> None:
+def test_places_that_are_refused(save: Save, tmp_path: Path) -> None:
     path = save(tmp_path / "out", "old")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "thesis").mkdir()
@@ -199,11 +199,33 @@ def test_places_that_are_refused(save: Save, mount: Callable[..., None], tmp_pat
             folder.chmod(0o755)
         for bad in (path, tmp_path / "new", tmp_path / "deep" / "er"):
             assert "cannot be written: Permission denied" in as_nobody(lambda: saving.try_destination(bad))  # noqa: B023
+    assert contents(tmp_path) == before
+    assert not hidden(tmp_path, path)
+
+
+def test_a_read_only_file_system(mount: Callable[..., None], save: Save, tmp_path: Path) -> None:
     mount(tmp_path / "fixed", "-t", "tmpfs", "-o", "ro", "tmpfs")
     for bad in (tmp_path / "fixed", tmp_path / "fixed" / "out"):
-        with pytest.raises(pfengine.CheckpointError, match="cannot be written: Read-only file system"):
-            saving.try_destination(bad)
-    assert contents(tmp_path) == before
+        for refuse in (saving.try_destination, lambda where: save(where, "new")):
+            with pytest.raises(pfengine.CheckpointError, match="cannot be written: Read-only file system"):
+                refuse(bad)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
+def test_ones_own_directory_in_one_that_is_not(
+    sources: dict[str, checkpoint.Checkpoint], save: Save, tmp_path: Path
+) -> None:
+    """Nothing can be made beside it, so the save happens inside."""
+    path = save(tmp_path / "out", "old")
+    for entry in (path, *path.iterdir()):
+        os.chown(entry, 65534, 65534)
+    for folder in [tmp_path, *tmp_path.parents][:3]:
+        folder.chmod(0o755)
+    new = sources["new"]
+    config, tensors = new.backbone.raw | {"made_by": "new"}, dict(new.tensors)
+    files = {"special_tokens_map.json": b"{}"}
+    assert as_nobody(lambda: saving.write(path, config, new.engine, tensors, files)) == ""
+    assert which(path, sources) == "new"
     assert not hidden(tmp_path, path)
 
 

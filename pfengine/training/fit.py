@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from .. import destination
 from ..errors import ConfigError, InputError, TrainingError
+from ..folder import Folder
 from ..saving import said
+from ..storage import StoredTensors, read_header
 from ..tokenization import Tokenizer
 from . import states
 from .freezing import Freezing
@@ -178,13 +179,15 @@ def fit(
     watch = Watch()
     with states.opened(directory, asdict(config) | {"save_every": None}, inputs) as last:
         if last is not None and states.ended(last):
-            model.load_state_dict(load_file(last / "model.safetensors"))
+            model.load_state_dict(StoredTensors(last, read_header(Folder(last).open("model.safetensors"))))
         else:
             trainer = OrderedTrainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[watch])
             trainer.remove_callback(PrinterCallback)  # to standard output, which is for results
             try:
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
             except (OSError, RuntimeError, SafetensorError) as error:  # torch's for a full disk is a RuntimeError
+                if isinstance(error, TrainingError):  # nothing to go on from
+                    states.remove(directory)
                 if not watch.saving or isinstance(error, TrainingError):
                     raise
                 reason = said(states.reason(directory, error))
@@ -195,6 +198,7 @@ def fit(
     model.eval()
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
+        states.remove(directory)
         raise TrainingError(
             f"'{broken[0]}' holds numbers that are not finite; nothing was written: lower learning_rate"
         )

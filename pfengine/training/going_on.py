@@ -77,6 +77,8 @@ def files_of(*paths: str | Path) -> str:
     """A hash of files; of a directory those that a model is read from. CheckpointError where one cannot be read."""
     found = hashlib.sha256()
     for path in map(Path, paths):
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise ConfigError(f"{path} is no regular file, and what is read more than once must be: give a file")
         try:
             files = (
                 [path / name for name in sorted(os.listdir(path)) if _is_of_model(name)] if path.is_dir() else [path]

@@ -127,14 +127,14 @@ def test_killed_and_started_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [3, 15, 26])
+@pytest.mark.parametrize("step", [15, 26])
 def test_killed_at_any_step_in_files(
     step: int, whole: dict[str, bytes], encoder: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """Inside the first save, one in the second epoch, and the last with all that follows."""
+    """Inside a save in the second epoch, and in the last with all that follows."""
     asked = config(encoder, rows, tmp_path / "ckpt", **SETTINGS)
     events = 0
-    while killed(lambda: pfengine.train(asked), step, events := events + 13) and events < 250:
+    while killed(lambda: pfengine.train(asked), step, events := events + 29) and events < 250:
         assert bytes_of(pfengine.train(asked)) == whole, events
         assert not list(tmp_path.glob(".*")), events
         shutil.rmtree(asked.output)

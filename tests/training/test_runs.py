@@ -85,8 +85,9 @@ def test_a_loss_that_is_no_number_stops_the_run(encoder: Path, rows: Path, tmp_p
     out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", epochs=1))
     before = (out / "model.safetensors").read_bytes()
     with pytest.raises(pfengine.TrainingError, match=r"the loss is nan at step \d+ .* lower learning_rate"):
-        pfengine.train(config(encoder, rows, out, epochs=10, learning_rate=1e30))
+        pfengine.train(config(encoder, rows, out, epochs=10, learning_rate=1e30, save_every=3))
     assert (out / "model.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob(".*")), "a lower learning_rate is not refused as another run's"
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(
