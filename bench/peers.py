@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pfengine
 from pfengine import checkpoint
-from pfengine.api import BUNDLED
+from pfengine.bundled import BUNDLED
 from pfengine.checkpoint import Checkpoint
 from pfengine.heads import PREFIX
 from pfengine.tokenization import Row, Tokenizer

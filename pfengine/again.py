@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from .api import Engine
 
 MOST_NUMBERS = 1 << 16  # of a tensor that is marked: biases and norms, which every training changes
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an engine was loaded from: a path or bundled name, options that it does not show, tensors' checksums."""
+
+    path: str
+    options: dict[str, Any]
+    sums: dict[str, int]
 
 
 class Marked(Mapping[str, Tensor]):

@@ -8,18 +8,18 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from . import checkpoint, engine, extension, forking
-from .again import Marked, load_again, mark
+from .again import Marked, Source, load_again, mark
 from .ahead import run_ahead
 from .answers import Predictions as Predictions
 from .answers import judged, probabilities, raise_first
+from .bundled import BUNDLED, find
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
 from .devices import auto_precision, find_device, find_dtype, find_op_set
@@ -29,16 +29,14 @@ from .errors import ConfigError, InputError
 from .exits import Criterion, Replay
 from .exits.choice import choose
 from .heads import HEADS
-from .notices import warn
 from .ops import OpSet
-from .options import whole, wholes
+from .options import sizes, whole, wholes
 from .rows import Row, is_single, rows_of
 from .surroundings import undisturbed
 from .tokenization import Tokenizer, batches, pack
 from .windows import read_windows
 
 BATCH_TOKENS = 4096
-BUNDLED = Path(__file__).parent / "checkpoints"
 
 OnError = Literal["raise", "return"]
 Truncation = Literal["truncate", "error"]
@@ -93,24 +91,6 @@ def load(
     return engine
 
 
-def find(path: str | os.PathLike[str]) -> Path:
-    """The directory that a path or a bundled checkpoint's name stands for; a local folder goes before the name."""
-    name = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
-    if not name:
-        what = "empty" if isinstance(path, (str, bytes)) else f"of type {type(path).__name__}"
-        raise ConfigError(f"path is {what}; give a checkpoint directory or the name of a bundled checkpoint")
-    bundled = BUNDLED / name
-    if name != os.path.basename(name) or not os.path.isdir(bundled):
-        return Path(name)
-    if not os.path.isdir(name):
-        return bundled
-    warn(
-        f"{name!r} is the local folder {os.path.abspath(name)}, which hides the bundled checkpoint of that name; "
-        f"for the bundled one give {str(bundled)!r}, for the folder './{name}'"
-    )
-    return Path(name)
-
-
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
     """Prepare the weights of a checkpoint for an op set."""
     tensors = ckpt.tensors
@@ -123,15 +103,6 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         if exits is not None:
             native = ops.prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
         return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, native)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What an engine was loaded from: a path or bundled name, options that it does not show, tensors' checksums."""
-
-    path: str
-    options: dict[str, Any]
-    sums: dict[str, int]
 
 
 class Engine:
@@ -277,7 +248,7 @@ class Engine:
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
         rule = self.choose(criterion, threshold, speedup)
-        tokens, most = _sizes(batch_tokens, batch_size)
+        tokens, most = sizes(batch_tokens, batch_size)
         windows = self._windows(inputs, truncation, tokens, prompt=True)
 
         def results() -> Iterator[Any]:
@@ -306,7 +277,7 @@ class Engine:
     ) -> Predictions:
         """Answers as arrays. Raises InputError at the first bad row, and at one whose logits are nan or infinite."""
         rule = self.choose(criterion, threshold, speedup)
-        tokens, most = _sizes(batch_tokens, batch_size)
+        tokens, most = sizes(batch_tokens, batch_size)
         windows = map(raise_first, self._windows(inputs, truncation, tokens))
         parts = []
         for window, answers in self._answered(inputs, windows, rule, tokens, most):
@@ -323,7 +294,7 @@ class Engine:
         Raises InputError at the first bad row, and at one with a nan at any exit.
         """
         parts = [np.empty((len(self.exit_layers), 0, len(self.labels)), np.float32)]
-        tokens, _ = _sizes(batch_tokens, None)
+        tokens, _ = sizes(batch_tokens, None)
         for window in self._windows(inputs, "truncate", tokens):
             rows = raise_first(window)
             out = np.empty((len(self.exit_layers), len(rows), len(self.labels)), np.float32)
@@ -418,8 +389,3 @@ class Engine:
             return {"label": self.labels[best], "score": float(scores[best]), "exit_layer": exit_layer}
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": self.labels[i], "score": float(scores[i]), "exit_layer": exit_layer} for i in order]
-
-
-def _sizes(batch_tokens: int, batch_size: int | None) -> tuple[int, int | None]:
-    """Both as plain ints, checked."""
-    return whole("batch_tokens", batch_tokens), None if batch_size is None else whole("batch_size", batch_size)

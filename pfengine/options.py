@@ -30,3 +30,8 @@ def wholes(name: str, values: Any) -> list[int]:
         return [whole(name, value) for value in values]
     except TypeError:
         raise ConfigError(f"{name} is {values!r}; it must be a list of positive integers") from None
+
+
+def sizes(batch_tokens: int, batch_size: int | None) -> tuple[int, int | None]:
+    """Both as plain ints, checked."""
+    return whole("batch_tokens", batch_tokens), None if batch_size is None else whole("batch_size", batch_size)
