@@ -16,7 +16,7 @@ import torch
 ENDED_FOR_GOOD = 2  # omp_pause_hard
 TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
-forks = 0  # between this process and the first one of its kind that imported pfengine
+forks = 0  # that lie between this process and the one that imported pfengine
 _kept_threads = 1  # torch's number before a fork that left it no threads
 _ended = False  # torch's threads, by the fork under way
 _added = False  # to the environment, by the fork under way

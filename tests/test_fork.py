@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import resource
 import select
 import signal
 import subprocess
@@ -113,6 +114,26 @@ def test_a_child_whose_parent_never_called(make_text_checkpoint: Make) -> None:
     engine = pfengine.load(make_text_checkpoint(), precision=PRECISIONS[-1], criterion="never")
     child = in_child(lambda: answers(engine))
     assert child == answers(engine)
+
+
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs all of memory")
+def test_where_no_thread_can_be_had(engine: pfengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on threads or memory: the caller does the work alone."""
+
+    def call() -> tuple[Answers, int]:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + (32 << 20)  # a few threads' stacks
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        monkeypatch.setattr(extension, "threads", lambda: 64)
+        torch.set_num_threads(1)  # its OpenMP would end the process
+        return answers(engine), len(os.listdir("/proc/self/task"))
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("how much memory is taken is not known here")
+    expected = answers(engine)
+    got, threads = in_child(call)
+    assert got == expected
+    assert threads < 64
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -54,7 +54,7 @@ def path(make_text_checkpoint: Make) -> Path:
         {"criterion": stubborn},
         {"device": "cpu", "criterion": Entropy(0.8)},
     ],
-    ids=str,
+    ids=lambda options: " ".join(f"{key}={getattr(value, '__name__', value)}" for key, value in options.items()),
 )
 def test_an_engine_pickles_as_what_it_was_loaded_from(
     path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

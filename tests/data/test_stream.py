@@ -247,7 +247,9 @@ def test_a_named_pipe_is_a_file(tmp_path: Path) -> None:
     writer.join()
 
 
-@pytest.mark.parametrize("content", [b"a\nb", b"\xef\xbb\xbfa\r\nb\r\n", gzip.compress(b"a\nb\n")])
+@pytest.mark.parametrize(
+    "content", [b"a\nb", b"\xef\xbb\xbfa\r\nb\r\n", gzip.compress(b"a\nb\n")], ids=["text", "mark", "gzip"]
+)
 def test_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     stdin: Any = io.TextIOWrapper(io.BytesIO(content), "ascii")  # whatever the console's encoding is
     monkeypatch.setattr(sys, "stdin", stdin)
