@@ -32,6 +32,12 @@ Threshold = Annotated[float | None, typer.Option(help="Threshold of the checkpoi
 Speedup = Annotated[float | None, typer.Option(help="Layer speed-up to look up in the calibration table.")]
 Device = Annotated[str, typer.Option(help="auto (the CPU), cpu, cuda or cuda:1.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, int8 (CPU) or fp16 (GPU).")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the text.")]
+PairColumn = Annotated[str | None, typer.Option(help="Column of the second text.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the label.")]
+Format = Annotated[
+    str, typer.Option("--format", help="auto (by the file's name; else text), text, tsv, csv, jsonl or parquet.")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
 
 
@@ -55,8 +61,16 @@ def main() -> None:
 def classify(
     checkpoint: Checkpoint,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: read --file or standard input.")] = None,
-    file: Annotated[Path | None, typer.Option(help="One row a line; .tsv and .jsonl are known by name.")] = None,
-    input_format: Annotated[str, typer.Option("--format", help="auto, text, tsv (text, pair) or jsonl.")] = "auto",
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text (a row a line), or .tsv, .csv, .jsonl, .parquet, compressed or not; - is standard input."
+        ),
+    ] = None,
+    input_format: Format = "auto",
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label, which is no text.")] = None,
     threshold: Threshold = None,
     speedup: Speedup = None,
     criterion: Annotated[str | None, typer.Option(help="Such as entropy:0.3 or never.")] = None,
@@ -71,12 +85,18 @@ def classify(
 
     A row that cannot be classified gets an error in its place; the exit code is then 1.
     """
-    if texts and file is not None:
-        raise ConfigError("give texts or --file, not both")
+    if texts == ["-"] and file is None:
+        texts, file = None, Path("-")
+    given = [file, text_column, pair_column, label_column]
+    if texts and (input_format != "auto" or any(option is not None for option in given)):
+        raise ConfigError("give texts, or --file with its format and columns, not both")
     if top_k < 0:
         raise ConfigError(f"--top-k is {top_k}; it must be at least 0")
     source: contextlib.AbstractContextManager[Iterable[Any]]
-    source = contextlib.nullcontext(texts) if texts else cli_io.open_rows(file, input_format)
+    if texts:
+        source = contextlib.nullcontext(texts)
+    else:
+        source = cli_io.open_rows(file, input_format, text_column, pair_column, label_column)
     engine = load(
         checkpoint,
         device=device,
@@ -129,10 +149,13 @@ def train(
     states: Annotated[str | None, typer.Option(help="past-future, past or future.")] = None,
     gate: Annotated[str | None, typer.Option(help="row, label or none.")] = None,
     layers: Annotated[int | None, typer.Option(help="Only the first layers of the encoder.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Label names in id order, with commas.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Label names in id order, with commas; or a file with one name a line.")
+    ] = None,
+    input_format: Format = "auto",
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
     epochs: float = 3.0,
     batch_size: int = 32,
     learning_rate: float = 5e-5,
@@ -161,12 +184,13 @@ def train(
     from .training import TrainingConfig
     from .training import train as run
 
-    names = tuple(labels.split(",")) if labels else None
+    names = cli_io.read_names(labels) if labels is not None else None
     config = TrainingConfig(
         model, data, output, system=cast(Any, system), form=cast(Any, form), pooler=pooler, learner=learner,
-        incorporate=incorporate, states=states, gate=gate, layers=layers, labels=names, text_column=text_column,
-        pair_column=pair_column, label_column=label_column, epochs=epochs, batch_size=batch_size,
-        learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, max_length=max_length, dropout=dropout,
+        incorporate=incorporate, states=states, gate=gate, layers=layers, labels=names, data_format=input_format,
+        text_column=text_column, pair_column=pair_column, label_column=label_column, epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup,
+        max_length=max_length, dropout=dropout,
         freezing=cast(Any, freezing), frozen_layers=frozen_layers, precision=precision, seed=seed, held_out=held_out,
         hold_out=hold_out, max_rows=max_rows, save_every=save_every, storage=storage, speedup=speedup,
     )  # fmt: skip
@@ -186,8 +210,10 @@ def attach(
     output: Annotated[str, typer.Argument(help="Checkpoint directory to write.")],
     system: Annotated[str, typer.Option(help="past-future or linear.")] = "past-future",
     form: Annotated[str, typer.Option(help="authors or paper.")] = "authors",
-    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    input_format: Format = "auto",
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label, which is no text.")] = None,
     epochs: float = 5.0,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
@@ -205,7 +231,8 @@ def attach(
 
     print(
         run(
-            model, data, output, system=system, form=form, text_column=text_column, pair_column=pair_column,
+            model, data, output, system=system, form=form, data_format=input_format, text_column=text_column,
+            pair_column=pair_column, label_column=label_column,
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, max_length=max_length,
             hold_out=hold_out, max_rows=max_rows, seed=seed, speedup=speedup,
             progress=lambda parts, total: cli_io.progress(parts, total, "full model"),
@@ -226,9 +253,10 @@ def calibrate(
         bool, typer.Option("--choose-layers", help="Test only the exits that save time, at equal agreement.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write a calibrated copy there; default: in place.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    input_format: Format = "auto",
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
     as_json: Json = False,
 ) -> None:
     """Find thresholds on held-out rows and write them into the checkpoint.
@@ -239,11 +267,12 @@ def calibrate(
 
     outcome = run(
         checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
-        confidence=confidence, choose_layers=choose_layers, out=out, text_column=text_column, pair_column=pair_column,
-        label_column=label_column, notify=lambda stage: print(f"calibrate: {stage}", file=sys.stderr),
+        confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,
+        text_column=text_column, pair_column=pair_column, label_column=label_column,
+        notify=lambda stage: print(f"calibrate: {stage}", file=sys.stderr),
     )  # fmt: skip
     if as_json:
-        print(json.dumps(outcome.to_json()))
+        print(json.dumps(outcome.to_json(), allow_nan=False))
     else:
         cli_io.print_calibration(outcome)
 
@@ -261,9 +290,10 @@ def evaluate(
     batch_tokens: int = BATCH_TOKENS,
     batch_size: Annotated[int | None, typer.Option(help="Most rows a batch.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    input_format: Format = "auto",
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
     repeats: Annotated[int, typer.Option(help="Timed runs of each setting, in turn.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write JSON, Markdown and pictures to this folder.")] = None,
@@ -276,16 +306,17 @@ def evaluate(
         checkpoint, data, thresholds=_numbers(thresholds, "--thresholds"), speedups=_numbers(speedups, "--speedups"),
         compare=compare or (), metrics=metrics.split(",") if metrics else (), curves=bool(report or out or as_json),
         device=device, precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, max_length=max_length,
-        text_column=text_column, pair_column=pair_column, label_column=label_column, repeats=repeats,
+        data_format=input_format, text_column=text_column, pair_column=pair_column, label_column=label_column,
+        repeats=repeats,
         progress=lambda runs, total: cli_io.progress(runs, total, "evaluate"),
     )  # fmt: skip
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found.to_json(), indent=2) + "\n")
+        out.write_text(json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
     if report is not None:
         found.write(report)
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(found.to_json(), allow_nan=False))
     else:
         cli_io.print_report(found)
 

@@ -13,67 +13,31 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from .data import text_columns
+from . import data
 from .errors import ConfigError
-from .tokenization import Unreadable
 
 if TYPE_CHECKING:
     from .demo import Outcome
     from .evaluation import Calibration, Report
 
 T = TypeVar("T")
-FORMATS = ("auto", "text", "tsv", "jsonl")
-ROW_KEYS = ("text", "text_pair", "input_ids", "token_type_ids")
 
 
-@contextlib.contextmanager
-def open_rows(file: Path | None, kind: str) -> Iterator[Iterator[Any]]:
-    """Rows of a file, or of standard input, one a line, read as they are asked for."""
-    if kind not in FORMATS:
-        raise ConfigError(f"--format is {kind!r}; it must be one of {', '.join(FORMATS)}")
-    if file is not None and not file.is_file():
-        raise ConfigError(f"--file {file} does not exist")
-    if kind == "auto":
-        kind = {".tsv": "tsv", ".jsonl": "jsonl"}.get(file.suffix if file else "", "text")
-    with contextlib.ExitStack() as stack:
-        if file is None:
-            if hasattr(sys.stdin, "reconfigure"):
-                sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-            lines: Iterable[str] = sys.stdin
-        else:
-            lines = stack.enter_context(open(file, encoding="utf-8", errors="surrogateescape"))
-        yield {"text": _text, "tsv": _tsv, "jsonl": _jsonl}[kind](line.rstrip("\r\n") for line in lines)
+def open_rows(
+    file: Path | None, kind: str, text: str | None = None, pair: str | None = None, label: str | None = None
+) -> contextlib.AbstractContextManager[Iterable[Any]]:
+    """Rows of a file, or of standard input, as they are asked for; see `data.stream`."""
+    rows = data.stream(data.STDIN if file is None else file, kind, text=text, pair=pair, label=label)
+    return contextlib.closing(rows)
 
 
-def _text(lines: Iterable[str]) -> Iterator[Any]:
-    yield from lines
-
-
-def _tsv(lines: Iterable[str]) -> Iterator[Any]:
-    """Text, or text and pair; a header line names the columns, others are passed over."""
-    columns: tuple[int, int | None] = (0, 1)
-    for number, line in enumerate(lines):
-        cells = line.split("\t")
-        if number == 0 and (names := text_columns(cells))[0] is not None:
-            columns = (cells.index(names[0]), cells.index(names[1]) if names[1] is not None else None)
-            continue
-        text, pair = columns
-        if text >= len(cells):
-            yield Unreadable(f"has {len(cells)} columns; the text is in column {text + 1}")
-        else:
-            yield cells[text] if pair is None or pair >= len(cells) else (cells[text], cells[pair])
-
-
-def _jsonl(lines: Iterable[str]) -> Iterator[Any]:
-    """A string, or an object with "text" (and "text_pair") or "input_ids"; other keys are passed over."""
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            value = Unreadable(f"is not JSON: {error}")
-        if isinstance(value, dict):
-            value = {key: value[key] for key in ROW_KEYS if key in value}
-        yield value
+def read_names(text: str) -> tuple[str, ...]:
+    """Names with commas between; without a comma, which is no set of labels, a file with one name a line."""
+    if "," in text:
+        return tuple(name.strip() for name in text.split(","))
+    if not Path(text).exists() or Path(text).is_dir():
+        raise ConfigError(f"--labels is {text!r}; give names with commas between, or a file with one name a line")
+    return tuple(example.text.strip() for example in data.read(text, kind="text"))
 
 
 def progress(items: Iterable[T], total: int | None, what: str, quiet: bool = False) -> Iterator[T]:

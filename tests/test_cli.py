@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import cli
+from pfengine import cli, cli_io
 
 TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate"]
 
@@ -83,6 +84,24 @@ def test_classify_formats(run, tmp_path: Path, from_file: bool, kind: str, conte
     assert result.json == pfengine.load("sst2").classify(rows)
 
 
+@pytest.mark.parametrize("stdin", [["--file", "-"], ["-"], []])
+def test_classify_standard_input(run, stdin: list[str]) -> None:
+    result = run("classify", "sst2", *stdin, "--json", "--format", "csv", stdin=f"label,sentence\n1,{TEXTS[0]}\n")
+    assert result.json == pfengine.load("sst2").classify(TEXTS[:1])
+
+
+def test_classify_columns(run, tmp_path: Path) -> None:
+    file = tmp_path / "rows.CSV.gz"
+    file.write_bytes(gzip.compress(f"id,body,more,text\n1,{TEXTS[0]},pair,no\n2,b\xe9,x,no\n3,{TEXTS[1]},pair,no\n"
+                                   .encode("latin-1")))  # fmt: skip
+    options = ["--text-column", "body", "--pair-column", "more", "--label-column", "id"]
+    result = run("classify", "sst2", "--json", "--file", str(file), *options)
+    first, bad, last = result.json
+    assert [first, last] == pfengine.load("sst2").classify([(text, "pair") for text in TEXTS])
+    assert bad["error"].startswith("is no text in UTF-8: byte 0xe9 at position 3")
+    assert (result.code, result.err) == (1, "error: 1 of 3 rows could not be classified\n")
+
+
 def test_classify_bad_rows_do_not_lose_the_others(run) -> None:
     content = json.dumps({"text": TEXTS[0]}) + "\nnot json\n" + json.dumps({"text": 3}) + "\n" + json.dumps(TEXTS[1])
     result = run("classify", "sst2", "--json", "--format", "jsonl", stdin=content)
@@ -114,6 +133,15 @@ def test_classify_nothing(run) -> None:
         (["classify", "sst2", "x", "--top-k", "-1"], 2, "top-k"),
         (["classify", "sst2", "--file", "nowhere.txt"], 2, "nowhere.txt"),
         (["classify", "sst2", "--format", "xml"], 2, "xml"),
+        (["classify", "sst2", "--file", "."], 2, "is a directory"),
+        (["classify", "sst2", "--file", "rows.tsv", "--text-column", "body"], 2, "no column 'body'; it has sentence"),
+        (["classify", "sst2", "x", "--text-column", "body"], 2, "not both"),
+        (["train", "nowhere", "rows.tsv", "out", "--labels", "one"], 2, "or a file with one name a line"),
+        (["train", "nowhere", "rows.tsv", "out", "--seed", "-1"], 2, "seed is -1"),
+        (["train", "nowhere", "rows.tsv", "out", "--hold-out", "0"], 2, "hold_out is 0"),
+        (["train", "nowhere", "rows.tsv", "out"], 2, "all 1 rows have the label '1'"),
+        (["attach", "nowhere", "rows.tsv", "out", "--seed", "-1"], 2, "seed is -1"),
+        (["attach", "nowhere", "rows.tsv", "out", "--epochs", "nan"], 2, "epochs is nan"),
         (["classify", "nowhere", "x"], 1, "nowhere"),
         (["classify"], 2, "checkpoint"),
         (["classify", "sst2", "x", "--treshold", "1"], 2, "--treshold"),
@@ -132,6 +160,19 @@ def test_wrong_use(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argumen
     assert result.code == code, result.err
     assert message.lower() in result.err.lower()
     assert not Path("out").exists()
+
+
+def test_label_names_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_bytes(b"\xef\xbb\xbfnot, really\r\n so so \r\nyes\r\n\r\n")
+    assert cli_io.read_names(str(file)) == ("not, really", "so so", "yes")
+    assert cli_io.read_names("no, so so,yes") == ("no", "so so", "yes")
+
+
+@pytest.mark.parametrize("command", ["classify", "train", "attach", "calibrate", "evaluate"])
+def test_every_command_that_reads_rows_is_told_their_columns(run, command: str) -> None:
+    shown = run(command, "--help").out
+    assert all(f"--{option}" in shown for option in ("format", "text-column", "pair-column", "label-column"))
 
 
 @pytest.mark.parametrize("command", ["classify", "convert", "train", "evaluate", "info", "demo"])
@@ -153,7 +194,7 @@ def test_info(run) -> None:
 
 def test_evaluate(run, tmp_path: Path) -> None:
     file, report = tmp_path / "dev.tsv", tmp_path / "report.json"
-    file.write_text(f"sentence\tlabel\n{TEXTS[0]}\t1\n{TEXTS[1]}\t0\n{TEXTS[1]}\tpositive\n")
+    file.write_text(f"sentence\tlabel\n{TEXTS[0]}\t1\n{TEXTS[1]}\t0\n{TEXTS[1]}\t1\n")
     options = ["--speedups", "2", "--thresholds", "0.05", "--repeats", "1"]
     folder = tmp_path / "folder"
     result = run("evaluate", "sst2", str(file), *options, "--json", "--out", str(report), "--report", str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +19,13 @@ from ..errors import ConfigError
 from ..exits import Criterion, Never, parse
 from ..exits.calibration import calibration_table
 from ..exits.choice import choose
+from ..exits.criteria import number
 from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import Placement, judge, place
 from .costs import measure_costs
 from .precisions import check_precisions
+
+FEW_ROWS = 30
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def calibrate(
     confidence: float = 0.95,
     choose_layers: bool = False,
     out: str | os.PathLike[str] | None = None,
+    data_format: str = "auto",
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -72,7 +77,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrate a checkpoint on rows it was not trained on, and write the result into it.
 
-    source: a file or a directory with a `dev` split; labels are used where there are any. criterion: a new one by
+    source: a file or a directory with a `dev` split; labels are used where there are any. data_format, text_column,
+    pair_column, label_column: as in `data.stream`. criterion: a new one by
     name, such as "patience"; default: the checkpoint's own. The threshold it will run at is, by the first that is
     given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
     0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
@@ -88,9 +94,11 @@ def calibrate(
         raise ConfigError("give agreement or accuracy_drop, not both")
     if speedup is not None and (agreement is not None or accuracy_drop is not None):
         raise ConfigError("give speedup or a promise, not both: each sets the threshold")
-    for name, value in (("agreement", agreement), ("accuracy_drop", accuracy_drop), ("confidence", confidence)):
-        if value is not None and not 0 < value < 1:
-            raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
+    agreement = None if agreement is None else _share("agreement", agreement)
+    accuracy_drop = None if accuracy_drop is None else _share("accuracy_drop", accuracy_drop)
+    confidence = _share("confidence", confidence)
+    if speedup is not None and (speedup := number("speedup", speedup)) < 1:
+        raise ConfigError(f"speedup is {speedup!r}; it must be at least 1")
     engine = load(path, precision="fp32", criterion="never")
     directory = engine.checkpoint.path
     if out is None and BUNDLED in directory.parents:
@@ -98,12 +106,17 @@ def calibrate(
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     own = _criterion(engine, criterion)
     saving.try_destination(target)
-    examples = data.read(data.locate(source, "dev"), text=text_column, pair=pair_column, label=label_column)
+    columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
+    examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)
     if accuracy_drop is not None and not labelled:
-        raise ConfigError(f"{source} has no labels, which accuracy_drop needs; agreement does not")
-    labels = np.array(data.label_ids(examples, engine.labels, str(source))) if labelled else None
+        raise ConfigError(f"{data.named(Path(source))} has no labels, which accuracy_drop needs; agreement does not")
+    labels = np.array(data.label_ids(examples, engine.labels, data.named(Path(source)))) if labelled else None
     texts = [example.row for example in examples]
+    if len(texts) < FEW_ROWS:
+        warnings.warn(
+            f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} mean little", stacklevel=2
+        )
     if choose_layers and engine.exit_layers != every_exit(engine):
         engine = _with_every_exit(path)
     exit_layers = engine.exit_layers
@@ -152,7 +165,7 @@ def calibrate(
             saving.write_engine(stage, replace(written, precisions=precisions))
     return Calibration(
         checkpoint=os.fspath(target),
-        data=Path(source).name,
+        data=data.named(Path(source)) if Path(source) == data.STDIN else Path(source).name,
         rows=len(examples),
         criterion=engine_config.criterion or "",
         threshold=engine_config.threshold,
@@ -162,6 +175,14 @@ def calibrate(
         layers=choice,
         precisions=precisions,
     )
+
+
+def _share(name: str, value: Any) -> float:
+    """A number between 0 and 1, one of numpy's too, as a plain one."""
+    share = number(name, value)
+    if not 0 < share < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
+    return share
 
 
 def every_exit(engine: Engine) -> tuple[int, ...]:

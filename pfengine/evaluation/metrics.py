@@ -52,10 +52,15 @@ def measure(metrics: tuple[str, ...], answers: np.ndarray, truth: np.ndarray) ->
 
 
 def standard_error(metric: str, answers: np.ndarray, truth: np.ndarray) -> float:
-    """Of one metric, rows taken as drawn at random: exact for accuracy, by 200 bootstrap samples for the others."""
+    """Of one metric, rows taken as drawn at random: exact for accuracy, by 200 bootstrap samples for the others.
+
+    nan where no sample has a value, as the correlation of answers that are all alike.
+    """
     if metric == "accuracy":
         share = float(np.mean(answers == truth))
         return float(np.sqrt(share * (1 - share) / len(truth)))
     draw = np.random.default_rng(0)
     samples = [draw.integers(0, len(truth), len(truth)) for _ in range(RESAMPLES)]
-    return float(np.nanstd([METRICS[metric](answers[part], truth[part]) for part in samples]))
+    scores = np.array([METRICS[metric](answers[part], truth[part]) for part in samples])
+    known = scores[~np.isnan(scores)]
+    return float(known.std()) if len(known) else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,16 @@ class Report:
         return next(iter(self.settings[0].metrics))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """null in the place of a metric without a value, such as the correlation of answers that are all alike."""
+        found: dict[str, Any] = _without_nan(asdict(self))
+        return found
 
     def write(self, directory: Path) -> None:
         """report.json, report.md and the pictures, PNG and SVG, in a directory that is made where it is missing."""
         from .pictures import draw_curves, draw_exits
 
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "report.json").write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        (directory / "report.json").write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
         pictures = []
         if any(curve.points for curve in self.curves):
             draw_curves(self, directory / "curve")
@@ -111,3 +114,12 @@ class Report:
                 lines += ["", f"{name}the oracle, which leaves at the first exit that is right, would reach "
                               f"{100 * score:.1f} at {curve.oracle.layer_speedup:.2f}x."]  # fmt: skip
         return "\n".join(lines) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

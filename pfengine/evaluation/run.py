@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from ..data import Example
 from ..errors import ConfigError
 from ..exits import Criterion, Never, parse
 from ..exits.calibration import layer_speedup
+from ..exits.guarantee import unrelated
 from ..tokenization import Row
 from .curve import curve, oracle
 from .machine import describe_machine
 from .metrics import METRICS, measure, standard_error
 from .report import Curve, Report, Setting
 
+ROWS_TO_DOUBT = 50  # with fewer, answers that are right can look like chance
 Choice = tuple[Engine, str, str, Any]  # engine, checkpoint, name of the setting, criterion
 
 
@@ -40,6 +44,7 @@ def evaluate(
     batch_size: int | None = None,
     max_length: int | None = None,
     repeats: int = 3,
+    data_format: str = "auto",
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -52,12 +57,12 @@ def evaluate(
     run at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`.
     metrics: of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and
     spearman. curves: also quality over all thresholds, and the oracle. device, precision: as in `load`. repeats: timed
-    runs of each setting, in turn; medians are reported. progress: wraps the runs, given how many there are.
+    runs of each setting, in turn; medians are reported. data_format, text_column, pair_column, label_column: as in
+    `data.stream`. progress: wraps the runs, given how many there are.
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
     """
-    if repeats < 1:
-        raise ConfigError(f"repeats is {repeats}; it must be at least 1")
+    repeats = _count(repeats)
     paths = (path, *compare)
     engines = [load(p, device=device, precision=precision, criterion="never", max_length=max_length) for p in paths]
     main = engines[0]
@@ -65,11 +70,14 @@ def evaluate(
         if engine.labels != main.labels or _regression(engine) != _regression(main):
             raise ConfigError(f"{other} has the labels {', '.join(engine.labels)}; {path} {', '.join(main.labels)}")
     file = data.locate(source, "dev")
-    examples = data.read(file, text=text_column, pair=pair_column, label=label_column)
+    columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
+    examples = data.read(file, **columns, kind=data_format, labelled=True)
     if _regression(main):
-        truth = np.array(data.scores(examples, str(source)))
+        truth = np.array(data.scores(examples, data.named(Path(source))))
+        if len(set(truth)) < 2:
+            raise ConfigError(f"{source}: all {len(truth)} rows have one score, which nothing correlates with")
     else:
-        truth = np.array(data.label_ids(examples, main.labels, str(source)))
+        truth = np.array(data.label_ids(examples, main.labels, data.named(Path(source))))
     names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
     measure(names, truth, truth)  # what is missing is said before anything runs
 
@@ -85,6 +93,10 @@ def evaluate(
         start = time.perf_counter()
         results[index] = _run(choices[index][0], choices[index][3], examples, batch_tokens, batch_size)
         seconds[index].append(time.perf_counter() - start)
+    if not _regression(main) and len(truth) >= ROWS_TO_DOUBT and len(set(truth)) > 1 and results[0] is not None:
+        doubt = unrelated(results[0].label_ids, truth)
+        if doubt is not None:
+            warnings.warn(f"{source}: {doubt}", stacklevel=2)
     medians = [float(np.median(times)) for times in seconds]
     settings = [
         _setting(choice, result, truth, names, main.num_layers, medians[0] / median, median)
@@ -95,7 +107,7 @@ def evaluate(
     tokens = sum(len(row.ids) for row in main.tokenizer.encode(enumerate(texts)) if isinstance(row, Row))
     return Report(
         checkpoint=os.fspath(path),
-        data=file.parent.name + "/" + file.name if file.parent.name else file.name,
+        data=f"{file.parent.name}/{file.name}" if file.parent.name else data.named(file),
         rows=len(examples),
         mean_tokens=tokens / len(examples),
         precision=" and ".join(dict.fromkeys(engine.precision for engine in engines)),
@@ -108,6 +120,12 @@ def evaluate(
         if curves and not _regression(main)
         else [],
     )
+
+
+def _count(repeats: Any) -> int:
+    if isinstance(repeats, bool) or not isinstance(repeats, numbers.Integral) or repeats < 1:
+        raise ConfigError(f"repeats is {repeats!r}; it must be an integer of at least 1")
+    return int(repeats)
 
 
 def _regression(engine: Engine) -> bool:

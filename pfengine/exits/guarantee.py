@@ -57,6 +57,30 @@ def rows_needed(limit: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log1p(-limit))
 
 
+def unrelated(answers: np.ndarray, labels: np.ndarray) -> str | None:
+    """Why a full model's answers may have nothing to do with the labels, both int64 [rows]; None where they clearly do.
+
+    Were the labels dealt to the rows at random, the answers right by chance would have a mean and a variance that
+    follow from how often each label and each answer occurs (Hoeffding, 1951). Three standard deviations above that
+    mean are asked for: where one answer or one label is all there is, nothing can be told.
+    """
+    rows, kinds = len(labels), int(max(answers.max(), labels.max())) + 1
+    answered, given = (np.bincount(part, minlength=kinds) / rows for part in (answers, labels))
+    both = answered * given
+    chance = float(both.sum())
+    variance = rows**2 / max(1, rows - 1) * (chance + chance**2 - float(both @ (answered + given)))
+    right = int((answers == labels).sum())
+    if right > rows * chance + 3 * math.sqrt(max(0.0, variance)):
+        return None
+    for what, part in (("have the same label", labels), ("get the same answer", answers)):
+        if len(set(part)) == 1:
+            return f"all {rows} rows {what}, which cannot show that the labels fit the checkpoint"
+    return (
+        f"at full depth {right} of {rows} rows are right, where about {rows * chance:.0f} would be by chance: the "
+        "labels probably do not fit the checkpoint"
+    )
+
+
 def guarantee(
     criterion: Criterion,
     logits: np.ndarray,
@@ -73,7 +97,8 @@ def guarantee(
     and the early answer is not, so that accuracy falls by no more than `limit` (rows that only the early answer gets
     right are not set off against them).
 
-    Raises ConfigError for numbers outside (0, 1), TooFewRows with the number that is needed.
+    Raises ConfigError for numbers outside (0, 1) and for labels that the full model's answers have nothing to do with,
+    TooFewRows with the number that is needed.
     """
     for name, value in (("the share of rows at fault", limit), ("confidence", confidence)):
         if not 0 < value < 1:
@@ -85,6 +110,8 @@ def guarantee(
             f"{rows} held-out rows cannot show that at most {limit:.4g} of rows are at fault with confidence "
             f"{confidence:g}: at least {needed} are needed, more where there are faults"
         )
+    if labels is not None and (doubt := unrelated(full, labels)) is not None:
+        raise ConfigError(f"no accuracy can be promised: {doubt}")
     promise: Promise = "agreement" if labels is None else "accuracy"
     best: Guarantee | None = None
     for threshold in criterion.grid(len(exit_layers), logits.shape[2]):

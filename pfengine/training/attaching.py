@@ -39,14 +39,18 @@ def attach(
     max_rows: int | None = 50_000,
     seed: int = 0,
     speedup: float = 2.0,
+    data_format: str = "auto",
     text_column: str | None = None,
     pair_column: str | None = None,
+    label_column: str | None = None,
     progress: Any = None,
     **options: Any,
 ) -> Path:
     """Train exit heads for the plain sequence-classification directory `model` on unlabelled text; returns `output`.
 
-    source: a file or a directory with a `train` split; labels in it are not read. The encoder and the classifier are
+    source: what `pfengine classify --file` reads (plain text, a row a line; TSV, CSV, JSON lines, Parquet; `-` for
+    standard input), or a directory with a `train` split; labels in it are not read. data_format, text_column,
+    pair_column, label_column: as in `data.stream`. The encoder and the classifier are
     written as they are, so that the full depth answers as before, bit for bit. Every text runs through the model once;
     the heads are then trained on its states: cross-entropy against the model's own probabilities, deeper exits
     weighing more, plus the imitation loss. hold_out: rows the exits are not trained on; thresholds are calibrated on
@@ -60,7 +64,17 @@ def attach(
     """
     output = Path(output)
     saving.try_destination(output)
-    teacher = load(model, precision="fp32", criterion="never", max_length=max_length)
+    limits: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
+    config = TrainingConfig(
+        os.fspath(model), os.fspath(source), os.fspath(output), form=options.pop("form", "authors"), epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, hold_out=hold_out, max_rows=max_rows,
+        seed=seed, speedup=speedup, precision="fp32", data_format=data_format, text_column=text_column,
+        pair_column=pair_column, label_column=label_column, **limits, **options,
+    )  # fmt: skip
+    if config.system == "full-model":
+        raise ConfigError("system is 'full-model', which has no exits to attach")
+    limit = None if max_length is None else config.max_length
+    teacher = load(model, precision="fp32", criterion="never", max_length=limit)
     ckpt = checkpoint.read(teacher.checkpoint.path)
     if ckpt.engine.head["type"] != "classifier":
         raise ConfigError(f"{model} has exits already; attach takes a plain sequence-classification directory")
@@ -68,45 +82,44 @@ def attach(
         raise ConfigError(f"{model} is for {ckpt.backbone.problem_type}; attach is for single labels")
     if ckpt.backbone.num_layers < 2:
         raise ConfigError(f"{model} has one layer: there is none to leave early")
-    config = TrainingConfig(
-        str(model), str(source), str(output), form=options.pop("form", "authors"), epochs=epochs,
-        batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, hold_out=hold_out, max_rows=max_rows,
-        seed=seed, speedup=speedup, precision="fp32", **options,
-    )  # fmt: skip
-    if config.system == "full-model":
-        raise ConfigError("system is 'full-model', which has no exits to attach")
-    examples = data.read(data.locate(source, "train"), text=text_column, pair=pair_column)[:max_rows]
-    kept, held_out = data.hold_out([example._replace(label=None) for example in examples], hold_out, seed)
-    if not kept:
-        raise ConfigError(f"{source} has {len(examples)} rows; holding out {hold_out} leaves none to train on")
+    columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
+    file = data.locate(source, "train")
+    examples = data.read(file, **columns, kind=data_format, labelled=False, most=config.max_rows)
+    kept, held_out = data.held_apart(examples, config.hold_out, config.seed, data.named(file))
     size = len(kept) * ckpt.backbone.num_layers * ckpt.backbone.hidden_size * 4
     if size > MOST_BYTES:
         raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")
 
     states, logits = first_states(teacher, [example.row for example in kept], progress)
     head = config.head(ckpt.backbone.family.factorised)
-    torch.manual_seed(seed)
-    exits = RECIPES[head["type"]](None, ckpt.backbone, head, dropout=dropout)
+    torch.manual_seed(config.seed)
+    exits = RECIPES[head["type"]](None, ckpt.backbone, head, dropout=config.dropout)
     exits.objective = config.form  # type: ignore[assignment]
     student = _OnStates(exits)
     inputs = {"data": contents(kept, held_out), "model": files_of(ckpt.path)}
     fit(student, _States(states, torch.softmax(logits, -1)), config, _stack, inputs)
 
     n = ckpt.backbone.num_layers
-    record = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "dropout": dropout}
+    record = {key: getattr(config, key) for key in ("epochs", "batch_size", "learning_rate", "dropout")}
     engine = EngineConfig(
         system="attached",
         head={"type": "attached", "exits": head},
         criterion="entropy",
         exit_layers=tuple(range(1, n + 1)),
-        training=record | {"data": Path(source).name, "rows": len(kept), "held_out_rows": len(held_out), "seed": seed},
+        training=record
+        | {
+            "data": Path(source).name,
+            "rows": len(kept),
+            "held_out_rows": len(held_out),
+            "seed": config.seed,
+        },
     )
     tensors = {**ckpt.tensors, **{key: value.detach().cpu() for key, value in exits.head_tensors().items()}}
     rows = [example.row for example in held_out]
     answers = teacher.predict(rows).label_ids
     with saving.replacing(output) as stage:
         saving.fill(stage, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
-        calibrated(stage, rows, answers, speedup, teacher.max_length)
+        calibrated(stage, rows, answers, config.speedup, teacher.max_length)
     forget(config)
     return output
 

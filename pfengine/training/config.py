@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import numbers
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from ..config import STORAGES
+from ..data import FORMATS
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
@@ -15,6 +21,18 @@ from .freezing import FreezingKind
 from .past_future import Objective, head_of
 
 System = Literal["past-future", "linear", "full-model"]
+MOST, MOST_SEED = 2**31 - 1, 2**32 - 1  # numpy's
+INTEGERS = ("layers", "batch_size", "max_length", "frozen_layers", "hold_out", "max_rows", "save_every")
+NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **{name: (f"an integer > 0, at most {MOST}", lambda v: 0 < v <= MOST) for name in INTEGERS},
+    "seed": (f"an integer from 0 to {MOST_SEED}", lambda v: 0 <= v <= MOST_SEED),
+    "epochs": ("a number > 0, at most 1e6", lambda v: 0 < v <= 1e6),
+    "learning_rate": ("a number > 0", lambda v: 0 < v < math.inf),
+    "weight_decay": ("a number >= 0", lambda v: 0 <= v < math.inf),
+    "warmup": ("a number in [0, 1)", lambda v: 0 <= v < 1),
+    "dropout": ("a number in [0, 1)", lambda v: 0 <= v < 1),
+    "speedup": ("a number >= 1", lambda v: 1 <= v < math.inf),
+}
 NAIVE = ("ensemble", "vote")  # strategies over the labels or probabilities of plain classifiers
 
 
@@ -31,9 +49,11 @@ class TrainingConfig:
     incorporate, states, gate: single options of the head instead (see `heads.past_future.Options`); incorporate
     "ensemble" and "vote" are strategies over plain classifiers. layers: only the first k of the encoder.
 
-    labels: names in id order; default: the GLUE task's, or those in the data, sorted. text_column, pair_column,
-    label_column: default: the usual names. held_out: file with rows to calibrate thresholds on; without one, `hold_out`
-    rows of the training data are not trained on but used for that.
+    labels: names in id order; default: the GLUE task's, or those in the data as they stand there, in numeric order
+    where all are integers, else sorted; labels that are all numbers, one of them with a fraction, are scores:
+    regression. data_format: of `data`, as in `data.stream`. text_column, pair_column, label_column: default: the usual
+    names. held_out: file with rows to calibrate thresholds on; without one, `hold_out` rows of the training data are
+    not trained on but used for that.
     """
 
     model: str
@@ -48,6 +68,7 @@ class TrainingConfig:
     gate: str | None = None
     layers: int | None = None
     labels: tuple[str, ...] | None = None
+    data_format: str = "auto"
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
@@ -70,24 +91,33 @@ class TrainingConfig:
     storage: str = "float"  # how the checkpoint is stored: "float" or "int8-rows"
 
     def __post_init__(self) -> None:
+        for name in ("model", "data", "output", "held_out"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+            elif not isinstance(value, str) and not (name == "held_out" and value is None):
+                raise ConfigError(f"{name} is {value!r}; it must be a path")
         faults = []
-        for name in ("epochs", "learning_rate", "speedup"):
+        optional = {field.name for field in fields(self) if field.default is None}
+        for name, (kind, fits) in NUMBERS.items():
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-                faults.append(f"{name} is {value!r}; it must be a number > 0")
-        for name in ("batch_size", "max_length", "hold_out", "max_rows", "layers", "save_every"):
-            value = getattr(self, name)
-            optional = next(f.default for f in fields(self) if f.name == name) is None
-            if not (optional and value is None) and (
-                not isinstance(value, int) or isinstance(value, bool) or value < 1
-            ):
-                faults.append(f"{name} is {value!r}; it must be an integer > 0")
+            if value is None and name in optional:
+                continue
+            whole = name == "seed" or name in INTEGERS
+            wanted = numbers.Integral if whole else numbers.Real
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, wanted) or not fits(value):
+                faults.append(f"{name} is {value!r}; it must be {kind}")
+            else:  # numpy's numbers too, which JSON does not know
+                plain: Callable[[Any], Any] = int if whole else float
+                object.__setattr__(self, name, plain(value))
+        faults += self._label_faults()
         known: dict[str, tuple[Any, ...]] = {
             "system": get_args(System),
             "form": get_args(Objective),
             "freezing": get_args(FreezingKind),
             "precision": ("fp32", "bf16"),
             "storage": STORAGES,
+            "data_format": FORMATS,
         }
         known |= {name: (None, *choices) for name, choices in CHOICES.items()}
         known["incorporate"] += NAIVE
@@ -95,17 +125,22 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 listed = ", ".join(choice for choice in choices if choice is not None)
                 faults.append(f"{name} is {getattr(self, name)!r}; it must be one of {listed}")
-        for name in ("warmup", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                faults.append(f"{name} is {getattr(self, name)!r}; it must be in [0, 1)")
-        if not self.weight_decay >= 0:
-            faults.append(f"weight_decay is {self.weight_decay!r}; it must be >= 0")
-        if self.freezing == "lower" and self.frozen_layers < 1:
-            faults.append(f"frozen_layers is {self.frozen_layers!r}; it must be an integer > 0")
         if not faults:
             faults += self._misfits()
         if faults:
             raise ConfigError("; ".join(faults))
+
+    def _label_faults(self) -> list[str]:
+        if self.labels is None:
+            return []
+        given: Any = self.labels  # may be anything
+        if isinstance(given, str) or not all(isinstance(name, str) and name.strip() for name in self.labels):
+            return [f"labels is {self.labels!r}; it must be a tuple of names, none of them empty"]
+        names = tuple(name.strip() for name in self.labels)
+        object.__setattr__(self, "labels", names)
+        if len(names) < 2:
+            return [f"labels is {names!r}; a classifier needs at least two"]
+        return [f"labels has {name!r} twice" for name in sorted(set(names)) if names.count(name) > 1]
 
     def _misfits(self) -> list[str]:
         """Options of a head that this one has not."""
@@ -135,6 +170,8 @@ class TrainingConfig:
         """For pfengine.json: everything but the paths of this run, which mean nothing elsewhere, and what head says."""
         left_out = ("output", "labels", "storage", *CHOICES)
         record = {key: value for key, value in asdict(self).items() if key not in left_out and value is not None}
+        if self.data_format == "auto":
+            del record["data_format"]
         for name in ("model", "data", "held_out"):
             if name in record:
                 record[name] = Path(record[name]).name

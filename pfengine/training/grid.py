@@ -56,6 +56,6 @@ def score(path: Path, speedup: float) -> dict[str, Any]:
     """Held-out quality of a trained checkpoint at a layer speed-up, and the speed-up that was nearest."""
     engine = checkpoint.read(path).engine
     if not engine.calibration:
-        return {"score": engine.training["held_out_score"], "layer_speedup": 1.0}
+        return {"score": engine.training.get("held_out_score", -1.0), "layer_speedup": 1.0}
     point = min(engine.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))
     return {"score": point["accuracy"], "layer_speedup": point["layer_speedup"]}

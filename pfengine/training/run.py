@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -47,17 +48,23 @@ def train(config: TrainingConfig) -> Path:
     saving.try_destination(config.output)
     source = Path(config.model)
     file = data.locate(config.data, "train")
-    columns = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
-    examples = data.read(file, **columns)[: config.max_rows]
-    labels = config.labels or _labels(examples, config.data)
-    label_values(examples, labels, str(file))  # so that a wrong one is named by its row
+    name = data.named(file)
+    columns: dict[str, Any] = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
+    examples = data.read(file, **columns, kind=config.data_format, labelled=True, most=config.max_rows)
+    labels = config.labels or _labels(examples, config.data, name)
+    label_values(examples, labels, name)  # so that a wrong one is named by its row
     if config.held_out is not None:
-        kept, held_out = examples, data.read(config.held_out, **columns)
-        label_values(held_out, labels, config.held_out)
+        kept, held_out = examples, data.read(config.held_out, **columns, labelled=True)
     else:
-        kept, held_out = data.hold_out(examples, config.hold_out, config.seed)
-    if not kept:
-        raise ConfigError(f"{file} has {len(examples)} rows; holding out {config.hold_out} leaves none to train on")
+        kept, held_out = data.held_apart(examples, config.hold_out, config.seed, name)
+    values = np.array(label_values(held_out, labels, config.held_out or name))
+    if not labels and len(set(values)) < 2:
+        raise ConfigError(
+            f"all {len(held_out)} held-out rows have one score, which nothing correlates with; hold out more rows"
+        )
+    unseen = set(values) - set(label_values(kept, labels, name)) if labels else set()
+    if unseen:
+        warnings.warn(f"no row with the label {labels[min(unseen)]!r} is left to train on", stacklevel=2)
 
     set_seed(config.seed)
     backbone_config = _backbone_config(source, labels, config.layers)
@@ -65,6 +72,10 @@ def train(config: TrainingConfig) -> Path:
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens))
     head = config.head(backbone_config.family.factorised)
+    if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
+        raise ConfigError(
+            f"frozen_layers is {config.frozen_layers}; the encoder has {backbone_config.num_layers} layers"
+        )
     freezing = Freezing(config.freezing, config.frozen_layers)
     if config.freezing == "layers" and backbone_config.family.factorised:
         raise ConfigError("freezing 'layers' needs layers with parameters of their own, which ALBERT has not")
@@ -84,7 +95,6 @@ def train(config: TrainingConfig) -> Path:
         storage=config.storage,
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
-    values = np.array(label_values(held_out, labels, str(file)))
     with saving.replacing(config.output) as stage:
         saving.fill(stage, backbone_config.raw, engine, model.checkpoint_tensors(), files)
         calibrated(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
@@ -100,11 +110,14 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
     trained = load(path, precision="fp32", criterion="never", max_length=max_length)
     engine = trained.checkpoint.engine
     logits = trained.layer_logits(rows)
-    if trained.model.config.problem_type == "regression":
-        score = float(np.corrcoef(logits[-1, :, 0], values)[0, 1])
-    else:
-        score = float((logits[-1].argmax(-1) == values).mean())
-    engine = replace(engine, training=engine.training | {"held_out_score": score})
+    if trained.model.config.problem_type != "regression":
+        score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
+    elif np.ptp(logits[-1, :, 0]) > 0:
+        score = {"held_out_score": float(np.corrcoef(logits[-1, :, 0], values)[0, 1])}
+    else:  # which JSON has no number for
+        warnings.warn("the model gives all held-out rows the same score, so there is no correlation", stacklevel=2)
+        score = {}
+    engine = replace(engine, training=engine.training | score)
     if engine.criterion is not None and engine.criterion != "never":
         table = calibration_table(parse(engine.criterion, 1.0), logits, values, trained.exit_layers)
         nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
@@ -135,16 +148,16 @@ def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
     return backbone
 
 
-def _labels(examples: list[Example], source: str) -> tuple[str, ...]:
-    """Label names in id order: the GLUE task's where they fit, else those in the data, sorted; none for regression."""
-    found = {example.label for example in examples} - {None}
+def _labels(examples: list[Example], source: str, file: str) -> tuple[str, ...]:
+    """Label names in id order: the GLUE task's where they fit, else those in the data; none for regression."""
+    found = sorted({example.label for example in examples if example.label is not None})
     task = tasks.find(source)
-    if task is not None and (task.regression or found <= {*task.labels, *map(str, range(len(task.labels)))}):
+    if task is not None and (task.regression or data.read_as(found, task.labels) is not None):
         return task.labels
-    values = [data.number(label) for label in found]
-    if all(value is not None for value in values) and any(value != int(value) for value in values if value is not None):
-        return ()
-    return tuple(sorted(str(label) for label in found))
+    names = data.names_of(found)
+    if len(names) == 1:
+        raise ConfigError(f"{file}: all {len(examples)} rows have the label {names[0]!r}; a classifier needs two")
+    return names
 
 
 def label_values(examples: list[Example], labels: tuple[str, ...], file: str) -> list[Any]:
@@ -156,7 +169,7 @@ def _backbone_config(source: Path, labels: tuple[str, ...], layers: int | None) 
     raw = checkpoint.read_config(Folder(source))
     if not isinstance(raw, dict):
         raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
-    names = tuple(f"LABEL_{name}" if name.isdigit() else name for name in labels) or ("LABEL_0",)
+    names = labels or ("LABEL_0",)
     raw |= {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},

@@ -72,6 +72,17 @@ def test_how_other_precisions_compare_is_found_and_kept(ckpt: Path, rows: Path) 
         assert check["rows"] == 400
 
 
+def test_numbers_of_numpy_and_few_rows(ckpt: Path, rows: Path, tmp_path: Path) -> None:
+    found = pfengine.calibrate(ckpt, rows, agreement=np.float32(0.9), confidence=np.float64(0.9), out=tmp_path / "copy")
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["guarantee"]["limit"] == pytest.approx(0.1)
+    (tmp_path / "one.txt").write_text("a film\n")
+    with pytest.warns(UserWarning, match=r"one\.txt has 1 rows; thresholds from fewer than 30 mean little"):
+        pfengine.calibrate(ckpt, tmp_path / "one.txt", out=tmp_path / "copy")
+    (tmp_path / "none.csv").write_text("text,label\n")
+    with pytest.raises(pfengine.ConfigError, match=r"none\.csv has no rows"):
+        pfengine.calibrate(ckpt, tmp_path / "none.csv", out=tmp_path / "copy")
+
+
 def test_promise_is_kept_on_these_rows_and_recorded(ckpt: Path, rows: Path) -> None:
     found = pfengine.calibrate(ckpt, rows, agreement=0.9, confidence=0.95)
     assert found.guarantee is not None
@@ -93,9 +104,41 @@ def test_accuracy_needs_labels_agreement_does_not(ckpt: Path, rows: Path, tmp_pa
     assert all("accuracy" not in point for point in found.table)
     with pytest.raises(pfengine.ConfigError, match="has no labels, which accuracy_drop needs"):
         pfengine.calibrate(ckpt, bare, accuracy_drop=0.01)
-    found = pfengine.calibrate(ckpt, rows, accuracy_drop=0.1)
+    found = pfengine.calibrate(ckpt, labelled(ckpt, rows, tmp_path, ["L0", "L1"]), accuracy_drop=0.1)
     assert found.guarantee is not None
     assert found.guarantee.promise == "accuracy"
+
+
+def labelled(ckpt: Path, rows: Path, folder: Path, names: list[str]) -> Path:
+    """The rows with the names of the labels the full model gives them, every tenth with the other one."""
+    answers = pfengine.load(ckpt, precision="fp32").predict(texts(rows), criterion="never").label_ids
+    lines = [
+        f"{text}\t{names[answer if i % 10 else 1 - answer]}"
+        for i, (text, answer) in enumerate(zip(texts(rows), answers, strict=True))
+    ]
+    file = folder / f"{'-'.join(names)}.tsv"
+    file.write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
+    return file
+
+
+def test_accuracy_is_not_promised_where_the_labels_do_not_fit(ckpt: Path, rows: Path, tmp_path: Path) -> None:
+    before = (ckpt / "pfengine.json").read_text()
+    by_id = labelled(ckpt, rows, tmp_path, ["0", "1"])
+    assert pfengine.calibrate(ckpt, by_id, accuracy_drop=0.1, out=tmp_path / "copy").guarantee is not None
+    swapped, unrelated, alike = labelled(ckpt, rows, tmp_path, ["L1", "L0"]), rows, tmp_path / "alike.tsv"
+    alike.write_text("sentence\tlabel\n" + "".join(f"{text}\tL0\n" for text in texts(rows)))
+    for file, message in (
+        (swapped, "at full depth 40 of 400 rows are right, where about .* would be by chance: the labels probably"),
+        (unrelated, "at full depth 200 of 400 rows are right, where about 200 would be by chance: the labels probably"),
+        (alike, "all 400 rows have the same label, which cannot show that the labels fit the checkpoint"),
+    ):
+        with pytest.raises(pfengine.ConfigError, match=message):
+            pfengine.calibrate(ckpt, file, accuracy_drop=0.1)
+        if file is not alike:
+            with pytest.warns(UserWarning, match=message):
+                pfengine.evaluate(ckpt, file, repeats=1, curves=False)
+        pfengine.calibrate(ckpt, file, agreement=0.9, out=tmp_path / "copy")  # which no label plays a part in
+    assert (ckpt / "pfengine.json").read_text() == before
 
 
 def test_too_few_rows_says_how_many_and_changes_nothing(ckpt: Path, rows: Path, capsys: pytest.CaptureFixture) -> None:
@@ -156,7 +199,11 @@ def test_other_criterion_and_copy(ckpt: Path, rows: Path, tmp_path: Path) -> Non
         ({"agreement": 0.9, "speedup": 2.0}, "not both"),
         ({"agreement": 1.0}, "agreement is 1.0; it must be between 0 and 1"),
         ({"agreement": 0.9, "confidence": 2}, "confidence is 2"),
+        ({"agreement": float("nan")}, "agreement is nan"),
+        ({"accuracy_drop": "0.1"}, "accuracy_drop is '0.1'"),
         ({"speedup": 50.0}, "covers 1.00 to"),
+        ({"speedup": 0.5, "choose_layers": True}, "speedup is 0.5; it must be at least 1"),
+        ({"data_format": "xml"}, "format is 'xml'"),
         ({"criterion": "never"}, "no criterion"),
         ({"criterion": "loudness"}, "unknown"),
         ({"label_column": "mood"}, "no column 'mood'; it has sentence, label"),

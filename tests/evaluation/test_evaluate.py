@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +59,27 @@ def test_labels_that_do_not_fit(file: Path) -> None:
         evaluate("sst2", file)
     with pytest.raises(pfengine.ConfigError, match="repeats"):
         evaluate("sst2", file, repeats=0)
+
+
+@pytest.fixture
+def regression(make_text_checkpoint: Callable[..., Path]) -> Path:
+    return make_text_checkpoint(labels=1, head="classifier", config={"problem_type": "regression"})
+
+
+@pytest.mark.parametrize("rows", [[("a film", 2.5)], [("a film", 2), ("the", 2), ("bad", 2)]])
+def test_one_score_is_refused(regression: Path, tmp_path: Path, rows: list) -> None:
+    file = tmp_path / "dev.jsonl"
+    file.write_text("".join(json.dumps({"text": text, "score": score}) + "\n" for text, score in rows))
+    with pytest.raises(pfengine.ConfigError, match=f"all {len(rows)} rows have one score"):
+        evaluate(regression, file)
+
+
+def test_a_metric_without_a_value_is_null(regression: Path, tmp_path: Path) -> None:
+    file = tmp_path / "dev.jsonl"
+    file.write_text("".join(json.dumps({"text": "a film", "score": i + 0.5}) + "\n" for i in range(4)))
+    report = evaluate(regression, file, repeats=np.int64(1))
+    written = json.loads(json.dumps(report.to_json(), allow_nan=False))["settings"][0]
+    assert written["metrics"] == {"pearson": None, "spearman": None}
+    assert written["standard_error"] is None
+    report.write(tmp_path / "report")
+    json.loads((tmp_path / "report" / "report.json").read_text(), parse_constant=pytest.fail)

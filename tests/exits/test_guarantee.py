@@ -9,7 +9,7 @@ import scipy.stats
 import pfengine
 from pfengine.exits import Entropy, Patience
 from pfengine.exits.calibration import answers_at, exits_taken
-from pfengine.exits.guarantee import TooFewRows, binomial_tail, guarantee, rows_needed
+from pfengine.exits.guarantee import TooFewRows, binomial_tail, guarantee, rows_needed, unrelated
 
 LAYERS = [1, 2, 3, 4]
 
@@ -99,3 +99,36 @@ def test_numbers_are_checked(bad: dict[str, float]) -> None:
     logits, _ = model(10, np.random.default_rng(0))
     with pytest.raises(pfengine.ConfigError, match="between 0 and 1"):
         guarantee(Entropy(0.0), logits, None, LAYERS, **({"limit": 0.1, "confidence": 0.9} | bad))
+
+
+def test_chance_is_that_of_labels_dealt_at_random() -> None:
+    draw = np.random.default_rng(3)
+    answers, labels = draw.integers(0, 5, 300), draw.choice(5, 300, p=[0.6, 0.1, 0.1, 0.1, 0.1])
+    dealt = np.array([(answers == draw.permutation(labels)).sum() for _ in range(4000)])
+    assert unrelated(answers, (answers + 1) % 5) == (
+        "at full depth 0 of 300 rows are right, where about 60 would be by chance: "
+        "the labels probably do not fit the checkpoint"
+    )
+    refused = np.array([unrelated(answers, draw.permutation(labels)) is not None for _ in range(4000)])
+    assert refused.mean() > 0.99
+    for right in range(300):  # rows in which the labels are the answers: from three deviations on they are believed
+        mixed = np.where(np.arange(300) < right, answers, labels)
+        if unrelated(answers, mixed) is None:
+            break
+    assert (answers == mixed).sum() == pytest.approx(dealt.mean() + 3 * dealt.std(), abs=6)
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "fits"),
+    [
+        ([0, 1] * 100, [0, 1] * 100, True),
+        ([0] * 197 + [1] * 3, [0] * 196 + [1] * 4, True),  # rare, and mostly found: no better than answering 0
+        ([0] * 200, [0] * 190 + [1] * 10, False),  # one answer to all
+        ([0] * 190 + [1] * 10, [0] * 200, False),  # one label for all
+        ([1, 2, 3, 4] * 50, [0, 1, 2, 3] * 50, False),  # off by one
+        ([0, 1] * 100, [1, 0] * 100, False),
+        ([0], [0], False),
+    ],
+)
+def test_labels_that_fit(answers: list[int], labels: list[int], fits: bool) -> None:
+    assert (unrelated(np.array(answers), np.array(labels)) is None) == fits

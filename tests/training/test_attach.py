@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +117,11 @@ def test_states_are_those_of_transformers(plain: Path) -> None:
 
 
 def test_refusals(plain: Path, texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(pfengine.ConfigError, match="leaves none to train on"):
+    with pytest.raises(pfengine.ConfigError, match=r"holding out 10000 leaves none to train on: .* such as \d+$"):
         pfengine.attach(plain, texts, tmp_path / "ckpt", hold_out=10_000)
+    for option, value in (("seed", -1), ("epochs", 0), ("max_length", 1.5), ("batch_size", True), ("max_rows", 0)):
+        with pytest.raises(pfengine.ConfigError, match=f"{option} is {value}"):
+            pfengine.attach(plain, texts, tmp_path / "ckpt", **{option: value})  # type: ignore[arg-type]
     with pytest.raises(pfengine.ConfigError, match="no column 'body'"):
         pfengine.attach(plain, texts, tmp_path / "ckpt", text_column="body")
     with pytest.raises(pfengine.ConfigError, match="no exits to attach"):
@@ -138,3 +144,24 @@ def test_command_line(plain: Path, texts: Path, tmp_path: Path, capsys: pytest.C
     assert caught.value.code == 0
     assert capsys.readouterr().out.strip().endswith("ckpt")
     assert pfengine.load(tmp_path / "ckpt").exit_layers == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("name", ["texts.txt.gz", "texts.csv", "-"])
+def test_reads_what_classify_reads(
+    plain: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rows = [example.text for example in data.read(texts)][:120]
+    if name.endswith(".csv"):  # a label that is missing plays no part
+        content = "label,text\n" + "".join(f"{'' if i % 2 else i},{row}\n" for i, row in enumerate(rows))
+    else:
+        content = "\n".join(rows) + "\n"
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    source = name if name == "-" else file
+    out = pfengine.attach(
+        plain, source, tmp_path / "ckpt", epochs=np.float64(1), hold_out=np.int64(20), seed=np.int64(1)
+    )
+    written = json.loads((out / "pfengine.json").read_text())["training"]
+    assert written["held_out_rows"] == 20
+    assert written["rows"] >= 80

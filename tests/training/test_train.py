@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,42 @@ def test_same_seed_same_checkpoint(encoder: Path, rows: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs"),
+        *(
+            (option, next(iter(option)))
+            for option in (
+                {"epochs": 0},
+                {"epochs": float("nan")},
+                {"epochs": "3"},
+                {"epochs": 1e300},
+                {"learning_rate": -1},
+                {"learning_rate": float("inf")},
+                {"weight_decay": -0.1},
+                {"weight_decay": None},
+                {"warmup": 1.0},
+                {"warmup": "0"},
+                {"speedup": 0.5},
+                {"speedup": True},
+                {"seed": -1},
+                {"seed": 2**32},
+                {"seed": 1.0},
+                {"batch_size": 0},
+                {"batch_size": 2**31},
+                {"max_length": 2.5},
+                {"max_length": None},
+                {"hold_out": 0},
+                {"max_rows": 0},
+                {"save_every": -5},
+                {"layers": 0},
+                {"layers": True},
+                {"frozen_layers": 0},
+                {"labels": "ab"},
+                {"labels": ("a",)},
+                {"labels": ("a", "a")},
+                {"labels": ("a", " ")},
+                {"held_out": 3},
+                {"data_format": "xml"},
+            )
+        ),
         ({"storage": "int4"}, "storage"),
         ({"precision": "fp16"}, "precision"),
         ({"dropout": 1.0}, "dropout"),
@@ -93,6 +129,12 @@ def test_same_seed_same_checkpoint(encoder: Path, rows: Path, tmp_path: Path) ->
 def test_wrong_options_are_named(encoder: Path, rows: Path, tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(pfengine.ConfigError, match=message):
         config(encoder, rows, tmp_path / "ckpt", **options)
+
+
+def test_numbers_of_numpy_are_numbers(encoder: Path, rows: Path, tmp_path: Path) -> None:
+    given = config(encoder, rows, tmp_path, seed=np.int64(3), epochs=np.float32(2), hold_out=np.int32(5))
+    assert json.loads(json.dumps(given.record()))["seed"] == 3
+    assert (given.epochs, type(given.epochs), type(given.hold_out)) == (2.0, float, int)
 
 
 def test_data_that_does_not_fit(encoder: Path, tmp_path: Path) -> None:
@@ -109,3 +151,13 @@ def test_data_that_does_not_fit(encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(pfengine.CheckpointError, match=r"config\.json"):
         pfengine.train(config(tmp_path, file, tmp_path / "ckpt", labels=None, hold_out=1))
     assert not (tmp_path / "ckpt").exists()
+
+
+def test_no_number_that_is_none_is_written(make_text_checkpoint: Callable[..., Path]) -> None:
+    regression = {"problem_type": "regression"}
+    path = make_text_checkpoint(labels=1, head="linear", criterion="never", config=regression)
+    with pytest.warns(UserWarning, match="the same score, so there is no correlation"):
+        training_run.calibrated(path, ["a film"] * 3, np.array([1.0, 2.0, 3.0]), 2.0, 16)
+    assert json.loads((path / "pfengine.json").read_text(), parse_constant=pytest.fail)["training"] == {}
+    training_run.calibrated(path, ["a film", "the", "very bad"], np.array([1.0, 2.0, 3.0]), 2.0, 16)
+    assert -1 <= json.loads((path / "pfengine.json").read_text())["training"]["held_out_score"] <= 1

@@ -1,4 +1,4 @@
-"""Labelled rows from files, and holding rows out."""
+"""Labelled rows from files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,12 @@ def test_pairs_and_unlabelled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.txt", "a", "no known kind"),
         ("x.tsv", "", "no rows"),
         ("x.tsv", "sentence\tlabel\n", "no rows"),
         ("x.tsv", "words\tlabel\na\t1\n", "columns words, label"),
-        ("x.tsv", "sentence\tlabel\na\t1\nb\n", "line 3: has fewer columns"),
+        ("x.tsv", "sentence\tlabel\na\t1\nb\n", "line 3: has no label in column 'label'"),
         ("x.jsonl", '{"text": "a"}\n{"text"\n', "line 2: is not JSON"),
-        ("x.jsonl", '["a"]\n', "line 1: is no JSON object"),
+        ("x.jsonl", '["a"]\n', "line 1: is no text, nor an object with one"),
         ("x.csv.gz", "not zipped", "cannot be read"),
     ],
 )
@@ -56,35 +55,6 @@ def test_faults_name_file_and_line(tmp_path: Path, name: str, content: str, mess
 def test_missing_split(tmp_path: Path) -> None:
     with pytest.raises(pfengine.ConfigError, match="no split 'dev'"):
         data.read(tmp_path)
-
-
-def test_labels_by_name_or_id() -> None:
-    examples = [Example("a", None, label) for label in ("1", "no", "0", "yes")]
-    assert data.label_ids(examples, ("no", "yes"), "f") == [1, 0, 0, 1]
-    with pytest.raises(pfengine.ConfigError, match="f, row 1: label 'no' is none of a, b"):
-        data.label_ids(examples, ("a", "b"), "f")
-
-
-def test_hold_out_takes_whole_rows_and_leaves_none_of_their_parts() -> None:
-    sentences = [f"the film number {i} is {word}" for i, word in enumerate(["good", "bad", "slow", "fine"] * 5)]
-    phrases = [sentence.split(" ", 2)[2] for sentence in sentences] + ["the film", "is good"]
-    examples = [Example(text, None, "0") for text in [*phrases, *sentences, *sentences[:3]]]
-    kept, held = data.hold_out(examples, 6, seed=1)
-    assert len({example.text for example in held}) == 6
-    assert all(example.text in sentences for example in held)
-    assert not any(example.text in other.text for example in kept for other in held)
-    assert "the film" not in {example.text for example in kept}
-    assert {example.text for example in kept} >= set(sentences) - {example.text for example in held}
-    assert data.hold_out(examples, 6, seed=1) == (kept, held)
-    assert data.hold_out(examples, 6, seed=2) != (kept, held)
-
-
-def test_hold_out_of_pairs() -> None:
-    examples = [Example(f"a{i}", f"b{i}", "0") for i in range(20)]
-    kept, held = data.hold_out(examples, 5, seed=0)
-    assert len(held) == 5
-    assert set(kept) | set(held) == set(examples)
-    assert not set(kept) & set(held)
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -177,15 +147,6 @@ def test_tasks_by_name() -> None:
     assert regression.regression
 
 
-def test_unlabelled_rows_are_named_as_such() -> None:
-    with pytest.raises(pfengine.ConfigError, match="label '-1' is none of no, yes: the rows are not labelled"):
-        data.label_ids([Example("a", None, "-1")], ("no", "yes"), "f")
-    with pytest.raises(pfengine.ConfigError, match="f has no column with labels"):
-        data.label_ids([Example("a", None, None)], ("no", "yes"), "f")
-    with pytest.raises(pfengine.ConfigError, match="row 1: label 'nan' is no finite number"):
-        data.scores([Example("a", None, "1.5"), Example("a", None, "nan")], "f")
-
-
 def test_the_shared_tables_are_glue_tasks(shared: Path) -> None:
     for name in ("SST-2", "MRPC", "RTE", "STS-B"):
         task, examples = tasks.find(name), data.read(data.locate(shared / "data" / name, "dev"))
@@ -195,3 +156,70 @@ def test_the_shared_tables_are_glue_tasks(shared: Path) -> None:
             assert 0 <= min(data.scores(examples, name)) <= max(data.scores(examples, name)) <= 5
         else:
             assert set(data.label_ids(examples, task.labels, name)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("x.csv", "text,label\na,1\nb,\n"),
+        ("x.tsv", "text\tlabel\na\t1\nb\n"),
+        ("x.tsv", "text\tlabel\na\t1\nb\t \n"),
+        ("x.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": null}\n'),
+        ("x.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": NaN}\n'),
+        ("x.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n'),
+        ("x.parquet", [1.0, None]),
+        ("x.parquet", [1.0, float("nan")]),
+    ],
+)
+def test_missing_labels(tmp_path: Path, name: str, rows: str | list) -> None:
+    file = tmp_path / name
+    if isinstance(rows, list):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": rows}), file)
+        place = "row 2"
+    else:
+        file.write_text(rows)
+        place = f"line {len(rows.splitlines())}"
+    for labelled in (True, None):
+        with pytest.raises(pfengine.ConfigError, match=f"{name}, {place}: has no label( in column 'label')?; label it"):
+            data.read(file, labelled=labelled)
+    assert [example.label for example in data.read(file, labelled=False)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("x.csv", "text,label\nb,\n"),
+        ("x.tsv", "text\tlabel\nb\n"),
+        ("x.jsonl", '{"text": "b", "label": null}\n'),
+    ],
+)
+def test_no_label_at_all_is_none_where_none_is_needed(tmp_path: Path, name: str, rows: str) -> None:
+    (tmp_path / name).write_text(rows)
+    assert data.read(tmp_path / name) == [Example("b", None, None)]
+    with pytest.raises(pfengine.ConfigError, match="has no label in column 'label'"):
+        data.read(tmp_path / name, labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", '{"text": "a", "label": [1]}\n', "line 1: has a label of type list"),
+        ("x.jsonl", '{"text": "a"}\n{"text": "b", "text_pair": "c"}\n', "line 2: has two texts, the first row one"),
+        ("x.jsonl", '{"text": "a", "text_pair": "c"}\n{"text": "b"}\n', "line 2: has one text, the first row two"),
+        ("x.jsonl", '{"text": "a"}\n{"text": 3}\n', "line 2: column 'text' is of type int; it must be a string"),
+        ("x.jsonl", '{"input_ids": [1]}\n', "line 1: is no text"),
+        ("x.txt", "a\nb\n", r"x\.txt has no column with labels"),
+    ],
+)
+def test_rows_that_do_not_go_together(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(pfengine.ConfigError, match=message):
+        data.label_ids(data.read(tmp_path / name), ("no", "yes"), str(tmp_path / name))
+
+
+def test_only_the_first_rows_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"a\nb\n\xff\n")
+    assert [example.text for example in data.read(tmp_path / "x.txt", most=2)] == ["a", "b"]

@@ -1,0 +1,147 @@
+"""Rows from files: plain text, TSV, CSV, JSON lines and Parquet, compressed or not; splits are found by name.
+
+One reader for all commands: `stream` for rows to classify, lazily, a bad one in its place; `read` for data sets, whole
+or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from .. import tasks
+from ..errors import ConfigError
+from ..tokenization import Unreadable
+from .columns import LABELS, PAIRS, TEXTS, Columns, clipped, text_columns
+from .examples import Example
+from .holding_out import held_apart, hold_out
+from .labels import as_text, label_ids, names_of, number, read_as, scores
+from .lines import COMPRESSED, STDIN, named
+from .records import BLANK, FORMATS, SUFFIXES, read_records
+
+__all__ = [
+    "FORMATS", "LABELS", "PAIRS", "STDIN", "TEXTS", "Example", "find_split", "held_apart", "hold_out", "label_ids",
+    "locate", "named", "names_of", "number", "read", "read_as", "scores", "stream", "text_columns",
+]  # fmt: skip
+
+SPLITS = {"dev": ("dev", "validation", "dev_matched")}  # the names a split goes by
+
+
+def locate(source: str | Path, split: str) -> Path:
+    """The file of a split: of a directory, of the GLUE task of that name from the hub, or the file itself.
+
+    `-` is standard input.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return find_split(path, split)
+    if path.exists() or path == STDIN:
+        return path
+    task = tasks.find(str(source)) if path.name == str(source) else None
+    if task is None:
+        known = ", ".join(tasks.TASKS)
+        raise ConfigError(f"{source} does not exist; give a file, a directory with splits, or one of {known}")
+    return tasks.from_hub(task, split)
+
+
+def find_split(directory: Path, split: str) -> Path:
+    """The file of a split: `dev.tsv`, `dev.tsv.gz`, `dev.csv`, `Dev.JSONL`, `dev.parquet`, `dev.txt` and so on."""
+    there = {file.name.lower(): file for file in sorted(directory.iterdir(), reverse=True)}
+    for name in SPLITS.get(split, (split,)):
+        for suffix in (*SUFFIXES, ".txt"):
+            for ending in ("", *COMPRESSED):
+                file = directory / f"{name}{suffix}{ending}"
+                if file.exists() or file.name in there:
+                    return file if file.exists() else there[file.name]
+    kinds, endings = "|".join(SUFFIXES), "|".join(COMPRESSED)
+    raise ConfigError(f"{directory} has no split {split!r}; expected {split}{kinds}, compressed ({endings}) or not")
+
+
+def stream(
+    source: str | Path,
+    kind: str = "auto",
+    *,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+) -> Generator[Any, None, None]:
+    """Rows as `Engine.stream` takes them, as they are asked for; in the place of a bad one, Unreadable.
+
+    source: a file, a pipe, or `-` for standard input. kind: of FORMATS; "auto" goes by the name and is text where that
+    says nothing. text, pair, label: columns, as in `read`. Plain text has a row a line, an empty line too, but for
+    empty ones at the end. A TSV has no quoting, as GLUE's have none, and need not name its columns: it then has text,
+    or text and second text. Raises ConfigError at once for what can be no source, at the first row for columns that do
+    not fit.
+    """
+    path = _checked(source, kind)
+    records = read_records(path, kind, Columns(text, pair, label), headed=False)
+    return (record.row for record in records)
+
+
+def read(
+    file: str | Path,
+    *,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    kind: str = "auto",
+    labelled: bool | None = None,
+    most: int | None = None,
+) -> list[Example]:
+    """All rows of a file (or the rows of a directory's `dev` split). ConfigError names file, line and column.
+
+    text, pair, label: names of the columns; default: the usual ones, see PAIRS, TEXTS and LABELS. kind: as in
+    `stream`. labelled: True where every row must have a label, False where labels play no part, None where a file may
+    have none at all. most: only the first so many rows. Empty lines between rows are passed over, except in plain text.
+    """
+    file = Path(file)
+    if file.is_dir():
+        file = find_split(file, "dev")
+    unit = "row" if file.suffix.lower() == ".parquet" else "line"
+    examples: list[Example] = []
+    bare, labels = "", False  # the first row without a label; is there one with
+    for record in read_records(_checked(file, kind), kind, Columns(text, pair, label), headed=bool(labelled)):
+        if record.row is BLANK:
+            continue
+        try:
+            first, second = _texts(record.row, None if not examples else examples[0])
+            value = None if labelled is False else as_text(record.label)
+        except ConfigError as error:
+            raise ConfigError(f"{named(file)}, {unit} {record.line}: {error}") from None
+        if value is not None:
+            labels = True
+        elif labelled is not False and not bare:
+            what = "no label" if record.label_column is None else f"no label in column {clipped(record.label_column)!r}"
+            bare = f"{named(file)}, {unit} {record.line}: has {what}; label it, or leave it out"
+        if bare and (labels or (labelled and record.label_column is not None)):
+            raise ConfigError(bare)
+        examples.append(Example(first, second, value))
+        if len(examples) == most:
+            break
+    if not examples:
+        raise ConfigError(f"{named(file)} has no rows")
+    return examples
+
+
+def _texts(row: Any, like: Example | None) -> tuple[str, str | None]:
+    """Text and second text of a row; ConfigError where it has other ones than an example has."""
+    if isinstance(row, Unreadable):
+        raise ConfigError(row.reason)
+    if not isinstance(row, (str, tuple)):
+        raise ConfigError("is no text, nor an object with one")
+    text, pair = (row, None) if isinstance(row, str) else row
+    if like is not None and (pair is None) != (like.pair is None):
+        raise ConfigError("has one text, the first row two" if pair is None else "has two texts, the first row one")
+    return text, pair
+
+
+def _checked(source: str | Path, kind: str) -> Path:
+    path = Path(source)
+    if kind not in FORMATS:
+        raise ConfigError(f"format is {kind!r}; it must be one of {', '.join(FORMATS)}")
+    if path != STDIN and not path.exists():
+        raise ConfigError(f"{path} does not exist")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory; give a file")
+    return path

@@ -1,0 +1,84 @@
+"""Which columns hold the text, the second text and the label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ..errors import ConfigError
+
+PAIRS = (  # columns of the two texts of a pair: plain names first, then GLUE's own
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("sentence", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("#1 String", "#2 String"),
+)
+TEXTS = tuple(dict.fromkeys(("text", "sentence", *(text for text, _ in PAIRS))))
+LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score")
+
+
+class Columns(NamedTuple):
+    """Names of columns: as a user gives them, None for the usual ones; as chosen, None for one that is not there."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+    def choose(self, names: Sequence[str]) -> Columns:
+        """Those among `names`; ConfigError, to come after the name of a file, where one is missing or not clear."""
+        for column in self:
+            if column is not None and column not in names:
+                raise ConfigError(f"has no column {clipped(column)!r}; it has {listed(names)}")
+        given = [column for column in self if column is not None]
+        if len(set(given)) < len(given):
+            raise ConfigError(f"cannot have {clipped(given[0])!r} as two columns at once")
+        text, pair = self.text, self.pair
+        if text is None:
+            text, usual = text_columns(name for name in names if name not in given)
+            pair = usual if pair is None else pair
+        if text is None:
+            raise ConfigError(
+                f"has the columns {listed(names)}; the text must be in one named {' or '.join(TEXTS)}, or name it"
+            )
+        chosen = Columns(text, pair, self.label or _find(LABELS, [name for name in names if name not in (text, pair)]))
+        for column in chosen:
+            if names.count(column) > 1:
+                raise ConfigError(
+                    f"has {names.count(column)} columns named {clipped(str(column))!r}; rename all but one"
+                )
+        return chosen
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, however many and long they are."""
+    return ", ".join(clipped(name) for name in names[:20]) + ", ..." * (len(names) > 20)
+
+
+def clipped(text: str) -> str:
+    """A text for a message, in one line and not too long."""
+    text = " ".join(text.split())
+    return text if len(text) <= 50 else text[:47] + "..."
+
+
+def text_columns(columns: Iterable[str]) -> tuple[str | None, str | None]:
+    """The columns of the text and of the second text, None where there is none. Case plays no part."""
+    columns = list(columns)
+    for text, pair in PAIRS:
+        found = _find((text,), columns), _find((pair,), columns)
+        if None not in found:
+            return found
+    return _find(TEXTS, columns), None
+
+
+def is_header(cells: Sequence[str]) -> bool:
+    """Does a usual name occur? Then the line names columns and is no row."""
+    return text_columns(cells)[0] is not None or _find(LABELS, cells) is not None
+
+
+def _find(usual: Iterable[str], columns: Sequence[str]) -> str | None:
+    """The first of the usual names that a column has, as the column spells it."""
+    plain = {column.strip().lower(): column for column in reversed(columns)}
+    return next((name if name in columns else plain[name.lower()] for name in usual if name.lower() in plain), None)

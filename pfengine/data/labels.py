@@ -1,0 +1,129 @@
+"""What the labels of a file mean: names of classes, ids of classes, or scores."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..errors import ConfigError
+from .columns import LABELS, clipped, listed
+from .examples import Example
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_WRITTEN_AS_FLOAT = re.compile(r"(-?[0-9]{1,18})\.0*")
+_NUMERAL = re.compile(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])")  # that stands by itself within a name
+_DEFAULT = re.compile(r"LABEL_([0-9]{1,18})")  # what transformers calls a class without a name
+
+
+def as_text(value: Any) -> str | None:
+    """A label as a file has it, as text; None where it is missing. ConfigError where it can be none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (list, dict, bytes, tuple, set)):
+        raise ConfigError(f"has a label of type {type(value).__name__}; it must be a name or a number")
+    return str(value).strip() or None
+
+
+def number(text: str | None) -> float | None:
+    """The finite number a text stands for, None where it is none."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def names_of(found: Iterable[str]) -> tuple[str, ...]:
+    """Names of the classes in a file's labels: as they stand, in numeric order where all are integers, else sorted.
+
+    No names, which is regression, where all are numbers and one of them has a fraction. Integers that are all written
+    as floats ("1.0", as pandas does) are those integers.
+    """
+    names = set(found)
+    numbers = [number(name) for name in names]
+    if None not in numbers and any(value != math.floor(value) for value in numbers if value is not None):
+        return ()
+    whole = {name: _whole(name) for name in names}
+    if all(_INTEGER.fullmatch(name) for name in whole.values()):
+        written = sorted(name for name in names if whole[name] != name)
+        if written:
+            classes = ", ".join(f"{_whole(name)} for {name}" for name in written[:3])
+            warnings.warn(f"labels are taken as classes: {classes}; scores have a fraction somewhere", stacklevel=2)
+        return tuple(sorted(set(whole.values()), key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def read_as(found: Sequence[str], labels: Sequence[str]) -> dict[str, int] | None:
+    """What each label in a file means to a model with these label names: its id; None where they do not fit.
+
+    All of them are read in one way, the first of these that fits all: as names; as names in another spelling (integers
+    written as floats, True for true, 3 for LABEL_3 and the other way round); as ids, but only where no name is a
+    number, so that what is a name is never an id, nor holds another number than its id, as "1 star" does at id 0.
+    """
+    for plain in (str.strip, _plain):
+        ids = {plain(name): i for i, name in enumerate(labels)}
+        if len(ids) == len(labels) and all(plain(label) in ids for label in found):
+            return {label: ids[plain(label)] for label in found}
+    numbers = {str(i): i for i in range(len(labels))}
+    known = {_plain(name) for name in labels}
+    bare = all(number(name) is None for name in known)
+    counted = all(numeral == str(i) for i, name in enumerate(labels) for numeral in _NUMERAL.findall(name))
+    if bare and counted and all(_plain(label) in numbers for label in found):
+        return {label: numbers[_plain(label)] for label in found}
+    return None
+
+
+def label_ids(examples: Sequence[Example], labels: tuple[str, ...], file: str) -> list[int]:
+    """Labels as ids, as `read_as` reads them. ConfigError names the first row whose label does not fit."""
+    found: dict[str, int] = {}  # label -> first row
+    for row, example in enumerate(examples):
+        if example.label is None:
+            raise ConfigError(f"{file} has no column with labels; name it, or give one of {', '.join(LABELS)}")
+        found.setdefault(example.label, row)
+    ids = read_as(list(found), labels)
+    if ids is None:
+        raise ConfigError(f"{file}, {_misfit(found, labels)}")
+    return [ids[example.label] for example in examples if example.label is not None]
+
+
+def _misfit(found: dict[str, int], labels: tuple[str, ...]) -> str:
+    """Where and why labels do not fit: the first that is no name, or, where none is a name, no id."""
+    known, ids = {_plain(name) for name in labels}, {str(i) for i in range(len(labels))}
+    fitting = next((label for label in found if _plain(label) in known), None)
+    numbered = any(number(name) is not None for name in known)
+    allowed = known if fitting is not None or numbered else ids
+    wrong = next((label for label in found if _plain(label) not in allowed), next(iter(found)))
+    reason = f"row {found[wrong]}: label {clipped(wrong)!r} is none of {listed(labels)}"
+    if wrong == "-1":
+        return f"{reason}: the rows are not labelled"
+    if fitting is not None and wrong in ids and not numbered:
+        return f"{reason}, while row {found[fitting]} has {clipped(fitting)!r}; label all rows by name, or all by id"
+    return reason
+
+
+def scores(examples: Sequence[Example], file: str) -> list[float]:
+    """Labels as numbers, for regression. ConfigError names the first that is none."""
+    values = []
+    for row, example in enumerate(examples):
+        value = number(example.label)
+        if value is None:
+            raise ConfigError(f"{file}, row {row}: label {clipped(str(example.label))!r} is no finite number")
+        values.append(value)
+    return values
+
+
+def _whole(label: str) -> str:
+    match = _WRITTEN_AS_FLOAT.fullmatch(label)
+    return str(int(match[1])) if match else label
+
+
+def _plain(label: str) -> str:
+    """One spelling for what means the same."""
+    label = label.strip()
+    if label in ("true", "false"):
+        return label.capitalize()
+    match = _DEFAULT.fullmatch(label)
+    return match[1] if match else _whole(label)
