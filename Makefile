@@ -2,6 +2,7 @@
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+FUZZ_CASES ?= 4000
 
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
@@ -13,7 +14,7 @@ RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 # named after both choices, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-plain sanitize kernels lint format bench clean help
+.PHONY: demo test test-plain sanitize fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -41,6 +42,9 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -march=native -DPFENGINE_ISA=plain -Icsrc -pthread \
 		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
 	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team
+
+fuzz: $(VENV)/.dev  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 5 minutes
+	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n 2 -m fuzz
 
 lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths
 	$(BIN)/ruff check

@@ -43,7 +43,7 @@ Truncation = Literal["truncate", "error"]
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -56,7 +56,7 @@ def load(
     """Load a checkpoint and prepare it for one device and precision.
 
     path: a pfengine checkpoint directory, a plain Hugging Face sequence-classification directory (runs at full depth),
-    or the name of a bundled checkpoint ("sst2").
+    or the name of a bundled checkpoint ("sst2"); also one that `checkpoint.read` has opened already.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
     for and that, when the checkpoint was calibrated, answered as fp32 does; fp32 where that was never asked, or where a
@@ -70,10 +70,10 @@ def load(
 
     Raises CheckpointError for a directory that cannot be used, ConfigError for a choice that cannot be met.
     """
-    directory = find(path)
     target = find_device(device)
     with undisturbed():
-        ckpt = checkpoint.begin_reading(directory)
+        ckpt = path if isinstance(path, Checkpoint) else checkpoint.begin_reading(find(path))
+    directory = ckpt.path
     precision = auto_precision(ckpt, target) if precision == "auto" else precision
     dtype = find_dtype(precision, target)
     if max_length is not None:

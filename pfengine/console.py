@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ConfigError, PFEngineError
+from .notices import tell
 
 if TYPE_CHECKING:
     import typer
@@ -39,9 +40,8 @@ def run(find_app: Callable[[], typer.Typer]) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """A line on standard error; where nobody can read it, nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
+    """As `notices.tell`, harmless to a terminal."""
+    tell("\n".join(map(printable, message.split("\n"))))
 
 
 def show(line: Any) -> None:

@@ -96,7 +96,9 @@ def _ask_transformers(
 
 
 def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, path: Any) -> Iterator[str]:
-    """Why a vocabulary cannot be that of a model with `limit` embeddings; warns where it hardly can."""
+    """Why a tokenizer cannot be that of a model with `limit` embeddings; warns where it hardly can."""
+    if dropout := getattr(backend.model, "dropout", None):
+        yield f"{source}: 'dropout' is {dropout:g}, so that the ids of a text would change from call to call; remove it"
     special = {str(token) for token in backend.get_added_tokens_decoder().values() if token.special}
     unknown, size = getattr(backend.model, "unk_token", None), backend.get_vocab_size(with_added_tokens=True)
     if unknown is not None and backend.token_to_id(unknown) is not None:

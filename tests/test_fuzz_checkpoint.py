@@ -103,7 +103,7 @@ def changed_weights(draw: np.random.Generator, content: bytes) -> bytes:
     if what < 0.4:
         places = json.loads(header)
         name = pick(draw, [key for key, entry in places.items() if entry.get("dtype") == "F32"])
-        number = np.array([pick(draw, [np.nan, np.inf, -np.inf, 1e-45, -0.0])], np.float32).tobytes()
+        number = np.array([pick(draw, [np.nan, np.inf, -np.inf, 1e-45, -0.0, 1e30, -3e38])], np.float32).tobytes()
         start, stop = places[name]["data_offsets"]
         start += 4 * int(draw.integers((stop - start) // 4))
         return content[: 8 + length + start] + number + content[8 + length + start + 4 :]
@@ -158,6 +158,7 @@ def spoiled(draw: np.random.Generator, source: Path, path: Path) -> list[str]:
     return chosen
 
 
+@pytest.mark.fuzz
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("use", ["load", "convert"])
 def test_any_change_is_an_engine_or_an_error_of_ours(

@@ -263,6 +263,7 @@ def bad_row(draw: random.Random) -> Any:
     return {"input_ids": value, "token_type_ids": value, "attention_mask": value, "label": value}
 
 
+@pytest.mark.fuzz
 def test_no_row_touches_another(text_checkpoint: Path) -> None:
     """Rows that hold anything, and whose methods do anything, among good ones."""
     engine = pfengine.load(text_checkpoint)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..strict_json import dumps
+from ..strict_json import dumps, finite
 from .curve import Oracle
 from .machine import name_machine
 
@@ -63,7 +62,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """null in the place of a metric without a value, such as the correlation of answers that are all alike."""
-        found: dict[str, Any] = _without_nan(asdict(self))
+        found: dict[str, Any] = finite(asdict(self))
         return found
 
     def write(self, directory: Path) -> None:
@@ -114,12 +113,3 @@ class Report:
                 lines += ["", f"{name}the oracle, which leaves at the first exit that is right, would reach "
                               f"{100 * score:.1f} at {curve.oracle.layer_speedup:.2f}x."]  # fmt: skip
         return "\n".join(lines) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

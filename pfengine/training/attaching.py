@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from .. import checkpoint, data, encoder, saving
 from ..api import BATCH_TOKENS, Engine, load
+from ..bundled import find
 from ..config import EngineConfig
 from ..errors import ConfigError, InputError
 from ..surroundings import undisturbed
@@ -75,8 +76,8 @@ def attach(
     if config.system == "full-model":
         raise ConfigError("system is 'full-model', which has no exits to attach")
     limit = None if max_length is None else config.max_length
-    teacher = load(model, precision="fp32", criterion="never", max_length=limit)
-    ckpt = checkpoint.read(teacher.checkpoint.path)
+    ckpt = checkpoint.read(find(model))  # once: the files may be replaced meanwhile
+    teacher = load(ckpt, precision="fp32", criterion="never", max_length=limit)
     if ckpt.engine.head["type"] != "classifier":
         raise ConfigError(f"{model} has exits already; attach takes a plain sequence-classification directory")
     if ckpt.backbone.problem_type != "single_label_classification":

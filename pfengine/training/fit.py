@@ -24,7 +24,8 @@ from . import states
 from .freezing import Freezing
 
 if TYPE_CHECKING:
-    from .config import TrainingConfig
+    from ..notices import tell
+from .config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def fit(
                 return
             if not terminal:
                 step = f"step {state.global_step} of {state.max_steps}"
-                print(f"{step}: loss {float(logs['loss']):.4f}, epoch {float(logs['epoch']):.2f}", file=sys.stderr)
+                tell(f"{step}: loss {float(logs['loss']):.4f}, epoch {float(logs['epoch']):.2f}")
             if not math.isfinite(float(logs["loss"])):
                 raise TrainingError(
                     f"the loss is {float(logs['loss'])} at step {state.global_step} of {state.max_steps}; nothing was "

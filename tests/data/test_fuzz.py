@@ -102,6 +102,7 @@ def checked_labels(examples: list[Example]) -> list[str]:
     return said
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("kind", WHOLE)
 def test_damaged_files(tmp_path: Path, kind: str) -> None:
     draw = random.Random(kind)
@@ -119,6 +120,7 @@ def test_damaged_files(tmp_path: Path, kind: str) -> None:
         check(file)
 
 
+@pytest.mark.fuzz
 @pytest.mark.slow
 def test_damaged_parquet(tmp_path: Path) -> None:
     import pyarrow
