@@ -36,7 +36,7 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 	rm -rf $(SANITIZED)
 	PFENGINE_EXT=cpu PFENGINE_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
-	$(RUN_SANITIZED) $(BIN)/python -c 'from pfengine import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__'
+	$(RUN_SANITIZED) $(BIN)/python -P -c 'from pfengine import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__'
 	$(RUN_SANITIZED) $(BIN)/pytest -n 2 -m "not slow" tests/test_extension.py tests/test_native_checks.py tests/ops \
 		tests/test_one_call.py tests/test_fork.py
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -march=native -DPFENGINE_ISA=plain -Icsrc -pthread \
