@@ -33,10 +33,10 @@ def test_paths(ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert pfengine.load(path).classify(ROW) == expected
 
 
-@pytest.mark.parametrize("path", ["", "nowhere", "a/b/c", "sst3", "\0", "x" * 5000], ids=lambda path: repr(path)[:10])
+@pytest.mark.parametrize("path", ["nowhere", "a/b/c", "sst3", "\0", "x" * 5000], ids=lambda path: repr(path)[:10])
 def test_paths_that_lead_nowhere(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(pfengine.CheckpointError, match="no directory" if path else "is missing"):
+    with pytest.raises(pfengine.CheckpointError, match="no directory"):
         pfengine.load(path)
 
 
@@ -65,8 +65,8 @@ def test_a_directory_of_ones_own_goes_before_a_bundled_one(ckpt: Path, monkeypat
         ({"precision": torch.float32}, "precision is torch.float32"),
         ({"precision": "fp16"}, "fp16"),
         ({"precision": "fp16", "device": "cpu"}, "fp16"),
-        ({"max_length": 0}, "1 to 520"),
-        ({"max_length": -5}, "1 to 520"),
+        ({"max_length": 0}, "max_length is 0; it must be a positive integer, at most 520"),
+        ({"max_length": -5}, "max_length is -5; it must be a positive integer, at most 520"),
         ({"max_length": 521}, "1 to 520"),
         ({"max_length": "10"}, "max_length is '10'"),
         ({"max_length": 10.5}, "max_length is 10.5"),

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pfengine
-from pfengine import devices, extension
+from pfengine import extension
 from pfengine.ops import cpu_torch
 from pfengine.surroundings import undisturbed
 
@@ -127,7 +127,7 @@ def answers(engine: pfengine.Engine) -> list[Any]:
 
 
 @pytest.fixture(scope="module", params=[*PRECISIONS, "torch alone"])
-def loaded(request: pytest.FixtureRequest, make_text_checkpoint: Make) -> Iterator[tuple[Callable[[], Any], Any, list]]:
+def loaded(request: pytest.FixtureRequest, make_text_checkpoint: Make) -> tuple[Callable[[], Any], Any, list]:
     """How to load an engine, one loaded, and what it answers when nobody has set anything."""
     alone = request.param == "torch alone"
     path = make_text_checkpoint(
@@ -136,16 +136,15 @@ def loaded(request: pytest.FixtureRequest, make_text_checkpoint: Make) -> Iterat
         if request.param == "bf16"
         else "past-future",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        if alone:
-            patch.setattr(devices, "find_op_set", lambda device: cpu_torch)
-            patch.setattr(pfengine.api, "find_op_set", lambda device: cpu_torch)
 
-        def load() -> pfengine.Engine:
+    def load() -> pfengine.Engine:
+        with pytest.MonkeyPatch.context() as patch:
+            if alone:
+                patch.setattr(pfengine.api, "find_op_set", lambda device: cpu_torch)
             return pfengine.load(path, precision="fp32" if alone else request.param)
 
-        engine = load()
-        yield load, engine, answers(engine)
+    engine = load()
+    return load, engine, answers(engine)
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,16 @@ def engine(make_checkpoint: Make) -> pfengine.Engine:
 
 
 @pytest.fixture(params=[0, 2], ids=["here", "workers"])
-def any_engine(engine: pfengine.Engine, request: pytest.FixtureRequest) -> Iterator[pfengine.Engine]:
+def any_engine(
+    engine: pfengine.Engine, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pfengine.Engine]:
     """Also as on a GPU, where a window is read while the one before it is computed."""
     if not request.param:
         yield engine
         return
     with ThreadPoolExecutor(request.param) as pool:
-        engine._workers = pool
+        monkeypatch.setattr(pfengine.Engine, "_workers", pool)
         yield engine
-        engine._workers = None
 
 
 def ids(token: int) -> dict[str, Any]:

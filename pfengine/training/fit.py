@@ -95,7 +95,7 @@ class Order(Sampler[int]):
         drawn = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(drawn >> np.uint64(1)))
         if self.lengths is None:
-            return iter(torch.randperm(self.rows, generator=generator).tolist())
+            return iter(torch.randperm(self.rows, generator=generator, dtype=torch.int64, device="cpu").tolist())
         return iter(LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator))
 
 

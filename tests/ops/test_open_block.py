@@ -84,5 +84,5 @@ def test_wrong_stay_is_refused() -> None:
     bounds = torch.tensor([0, 2], dtype=torch.int32)
     weights = cpu.prepare_block(make_block(48, 3, 16, 77), torch.float32)
     _, opened = cpu.open_block(torch.randn(2, 48), bounds, weights)
-    with pytest.raises(ValueError, match=r"stay is torch.bool \[2\], expected torch.bool \[1\]"):
+    with pytest.raises(ValueError, match=r"stay is torch.bool \[2\] on cpu, expected contiguous torch.bool \[1\]"):
         cpu.close_block(opened, torch.tensor([True, False]))
