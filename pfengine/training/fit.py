@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from .. import destination
 from ..errors import ConfigError, InputError, TrainingError
 from ..folder import Folder
+from ..notices import tell
 from ..saving import said
 from ..storage import StoredTensors, read_header
 from ..tokenization import Tokenizer
@@ -24,8 +25,7 @@ from . import states
 from .freezing import Freezing
 
 if TYPE_CHECKING:
-    from ..notices import tell
-from .config import TrainingConfig
+    from .config import TrainingConfig
 
 
 @dataclass(frozen=True)
