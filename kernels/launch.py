@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+_interpreting = threading.Lock()  # the interpreter keeps where it is in globals, and lanes are threads
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -25,7 +27,7 @@ class Launch(NamedTuple):
         arguments = self.arguments if arguments is None else arguments
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        with torch.cuda.device(device) if device.type == "cuda" else _interpreting:
             self.kernel[self.grid](**arguments, **self.constants, **options)
 
 

@@ -46,7 +46,7 @@ PFENGINE_INLINE Floats splat(float x) {
 PFENGINE_INLINE Words splat(uint32_t x) {
   return x - Words{};
 }
-// Where one is nan, y: with the bounds first, min and max keep an x that is none.
+// Where one is nan, y: with the bounds first, min and max keep a nan in x.
 PFENGINE_INLINE Floats min(Floats x, Floats y) {
   return x < y ? x : y;
 }

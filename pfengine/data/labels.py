@@ -105,7 +105,7 @@ def _misfit(found: dict[str, int], labels: tuple[str, ...]) -> str:
 
 
 def scores(examples: Sequence[Example], file: str) -> list[float]:
-    """Labels as numbers, for regression. ConfigError names the first that is none."""
+    """Labels as numbers, for regression. ConfigError names the first that is no number."""
     values = []
     for row, example in enumerate(examples):
         value = number(example.label)
