@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ from ..exits import Criterion, Never, parse
 from ..exits.calibration import layer_speedup
 from ..exits.guarantee import unrelated
 from ..notices import warn
+from ..options import whole
 from ..tokenization import Row
 from .curve import curve, oracle
 from .machine import describe_machine
@@ -62,7 +62,7 @@ def evaluate(
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
     """
-    repeats = _count(repeats)
+    repeats = whole("repeats", repeats)
     paths = (path, *compare)
     engines = [load(p, device=device, precision=precision, criterion="never", max_length=max_length) for p in paths]
     main = engines[0]
@@ -120,12 +120,6 @@ def evaluate(
         if curves and not _regression(main)
         else [],
     )
-
-
-def _count(repeats: Any) -> int:
-    if isinstance(repeats, bool) or not isinstance(repeats, numbers.Integral) or repeats < 1:
-        raise ConfigError(f"repeats is {repeats!r}; it must be an integer of at least 1")
-    return int(repeats)
 
 
 def _regression(engine: Engine) -> bool:
