@@ -279,7 +279,9 @@ def test_loads_while_somebody_saves_are_one_or_the_other(
         saver.join()
     assert sum(seen) + errors > 5
     assert in_place or min(seen) > 0
-    assert alternate is not alternate_by_link or not errors  # nothing was taken away
+    assert alternate is not alternate_by_link or errors < sum(
+        seen
+    )  # nothing is taken away; only opening meets a change
 
 
 def test_links_of_a_load_are_followed_and_those_of_a_conversion_are_not(ckpt: Path, tmp_path: Path) -> None:
