@@ -2,7 +2,7 @@
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-FUZZ_CASES ?= 4000
+FUZZ_CASES ?= 20000
 
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
@@ -32,7 +32,7 @@ test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector
 	PFENGINE_ISA=plain $(BIN)/pytest -m "not slow" tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
 		tests/test_api.py tests/test_pipeline_parity.py
 
-sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its threads under ThreadSanitizer; about 10 minutes
+sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its threads under ThreadSanitizer; about 5 minutes
 	rm -rf $(SANITIZED)
 	PFENGINE_EXT=cpu PFENGINE_SANITIZE=address,undefined $(BIN)/python setup.py -q build \
 		--build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
@@ -44,7 +44,7 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
 	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team
 
-fuzz: $(VENV)/.dev  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 5 minutes
+fuzz: $(VENV)/.dev  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 3 minutes
 	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n 2 -m fuzz
 
 lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths

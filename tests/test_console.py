@@ -25,7 +25,6 @@ import pfengine
 SERVER = """
 import contextlib, io, json, os, signal, socket, sys, traceback
 from pfengine import __main__ as cli
-
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 
 control, checkpoint = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
