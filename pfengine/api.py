@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import checkpoint, engine, extension, forking
+from . import checkpoint, engine, extension
 from .again import Marked, Source, load_again, mark
 from .ahead import run_ahead
 from .answers import Predictions as Predictions
@@ -126,7 +126,7 @@ class Engine:
         self.checkpoint = replace(ckpt, tensors={})  # its tensors live on, prepared, in the model
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
-        self._forks = forking.forks
+        self._process = os.getpid()
         self._pool: tuple[int, Executor] | None = None
 
     @property
@@ -331,7 +331,7 @@ class Engine:
 
     def _check_process(self) -> None:
         """A GPU's memory is not the forked child's."""
-        if self.device.type != "cpu" and self._forks != forking.forks:
+        if self.device.type != "cpu" and self._process != os.getpid():
             raise ConfigError(
                 f"this engine was loaded on {self.device} before this process was forked, and CUDA cannot be used "
                 "after a fork; load it in the child, or start processes with the method 'spawn'"

@@ -16,7 +16,6 @@ import torch
 ENDED_FOR_GOOD = 2  # omp_pause_hard
 TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
-forks = 0  # that lie between this process and the one that imported pfengine
 _kept_threads = 1  # torch's number before a fork that left it no threads
 _ended = False  # torch's threads, by the fork under way
 _added = False  # to the environment, by the fork under way
@@ -54,8 +53,7 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     """A fork that did not come from Python was not announced: torch then computes on one thread."""
-    global forks, _kept_threads, _ended, _added
-    forks += 1
+    global _kept_threads, _ended, _added
     if not _ended:
         _kept_threads = torch_threads()
         torch.set_num_threads(1)

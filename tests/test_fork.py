@@ -302,7 +302,6 @@ def test_what_was_said_of_the_tokenizers_stays(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_gpu_is_refused_in_the_child(engine: pfengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "device", torch.device("cuda", 0))
-    monkeypatch.setattr(engine, "_forks", forking.forks)
 
     def call() -> list[str]:
         said = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -46,3 +48,21 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(" ".join(words) + f"\t{label}")
     (path / "train.tsv").write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def steps_from_now(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """steps_from_now() -> a list that the numbers of all optimiser steps go into, from then on."""
+
+    def watch() -> list[int]:
+        taken: list[int] = []
+        run = transformers.Trainer.training_step
+
+        def note(self: Any, *arguments: Any, **options: Any) -> Any:
+            taken.append(self.state.global_step)
+            return run(self, *arguments, **options)
+
+        monkeypatch.setattr(transformers.Trainer, "training_step", note)
+        return taken
+
+    return watch

@@ -90,19 +90,6 @@ def whole(encoder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
     return bytes_of(out)
 
 
-def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Optimiser steps that are taken from now on."""
-    taken: list[int] = []
-    run = transformers.Trainer.training_step
-
-    def note(self: Any, *arguments: Any, **options: Any) -> Any:
-        taken.append(self.state.global_step)
-        return run(self, *arguments, **options)
-
-    monkeypatch.setattr(transformers.Trainer, "training_step", note)
-    return taken
-
-
 MOMENTS = [
     [(6, 0)],  # first epoch
     [(17, 0)],  # second epoch
@@ -147,7 +134,7 @@ def interrupted(work: Callable[[], Any], step: int) -> None:
 
 
 def test_the_last_whole_state_outlives_the_next_save(
-    encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+    encoder: Path, rows: Path, tmp_path: Path, steps_from_now: Callable[[], list[int]], whole: dict[str, bytes]
 ) -> None:
     """A state counts once it is sealed, and goes only when a newer one is."""
     asked = config(encoder, rows, tmp_path / "ckpt", **SETTINGS)
@@ -157,7 +144,7 @@ def test_the_last_whole_state_outlives_the_next_save(
     (directory / "checkpoint-12" / "optimizer.pt").write_bytes(b"half")
     shutil.copytree(directory / "whole-8", directory / "whole-4")  # as one before the older is removed
     (directory / "whole-4" / "optimizer.pt").unlink()
-    taken = steps_of(monkeypatch)
+    taken = steps_from_now()
     assert bytes_of(pfengine.train(asked)) == whole
     assert taken[0] == 8
 

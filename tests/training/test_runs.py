@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,13 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"freezing": "lower", "form": "authors"}, {"freezing": "layers"}])
 def test_an_interrupted_run_goes_on_to_the_same_weights(
-    encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, options: dict
+    encoder: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
+    steps_from_now: Callable[[], list[int]],
+    options: dict,
 ) -> None:
     settings = {"epochs": 2, "save_every": 5, **options}
     whole = pfengine.train(config(encoder, rows, tmp_path / "whole", **settings))
@@ -55,14 +62,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         with pytest.raises(Interrupted):
             pfengine.train(config(encoder, rows, tmp_path / "parts", **settings))
     assert not (tmp_path / "parts").exists()
-    steps: list[int] = []
-    run = transformers.Trainer.training_step
-
-    def count(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(self.state.global_step)
-        return run(self, *args, **kwargs)
-
-    monkeypatch.setattr(transformers.Trainer, "training_step", count)
+    steps = steps_from_now()
     parts = pfengine.train(config(encoder, rows, tmp_path / "parts", **settings))
     assert steps[0] == 10, "from the last saved state"
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
