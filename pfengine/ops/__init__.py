@@ -5,11 +5,14 @@ T packed tokens, R rows, H hidden size, C labels, n layers. Chosen once, in `loa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from .flight import Carrier
+from .rule import Signal
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "tanh"]
 Pooling = Literal["max", "attention"]
@@ -37,10 +40,22 @@ class Block(NamedTuple):
     activation: Activation
 
 
-class Exit(NamedTuple):
-    """One exit, of parts that an op set prepared: how the first tokens of a layer become logits.
+class Queries(NamedTuple):
+    """The tokens of a layer whose output is computed, in a context of T tokens."""
 
-    state = tanh(pooler(first token)), or the first token itself; past = past(state) + what earlier exits left;
+    tokens: Tensor  # int32 [Q], which tokens of the context, rising
+    bounds: Tensor  # int32 [R + 1]: those of row r are bounds[r] to bounds[r + 1]; a row may have none
+
+
+Reads = Literal["first", "mean", "all"]
+"""What a head reads of a layer: each row's first token, the mean of its tokens, or all tokens."""
+
+
+class Exit(NamedTuple):
+    """One exit, of parts that an op set prepared: how what it reads of a layer becomes logits.
+
+    With x the first token, the mean of the row's tokens, or each token (`reads`): state = tanh(pooler(x)), or x itself;
+    learned = sigmoid(learned(state)), or none; past = past(state) + what earlier exits left;
     future = folded(state), or the projection of `imitation`'s guesses, or none. What the past's first numbers, `labels`
     for the past proper and then `width` for its gates, and the future make together is said at `OpSet.gate_merge`, for
     gate_kind "paper" and "authors"; "none" adds them.
@@ -55,6 +70,8 @@ class Exit(NamedTuple):
     width: int = 0
     gate: Any | None = None
     states: int = 1  # how many the gates are summed over
+    reads: Reads = "first"
+    learned: Any | None = None  # what prepare_linear made of [1, H] in float32
 
 
 class OpSet(Protocol):
@@ -81,20 +98,31 @@ class OpSet(Protocol):
     def prepare_block(self, block: Block, dtype: torch.dtype) -> Any:
         """A block for `block`."""
 
-    def block(self, x: Tensor, cu_seqlens: Tensor, weights: Any, first_only: bool) -> Tensor:
-        """Attention within each row and feed-forward network, each with residual and LayerNorm: [T, H] -> [T, H].
+    def keys_values(self, x: Tensor, cu_seqlens: Tensor, weights: Any) -> Any:
+        """Keys and values of all tokens, for `block` on the same x, as often as needed."""
 
-        first_only: of each row's first token only, [R, H].
+    def block(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        weights: Any,
+        queries: Literal["all", "first"] | Queries = "all",
+        kept: Any | None = None,
+    ) -> Tensor:
+        """Attention within each row and feed-forward network, each with residual and LayerNorm, of the queries.
+
+        [T, H] -> [T, H] for all tokens, [R, H] for each row's first token, [Q, H] for a list, in its order. The context
+        is all tokens. kept: what `keys_values` gave, or None to compute them. A token's output is the same bit for bit
+        whatever the other queries are.
         """
 
-    def open_block(self, x: Tensor, cu_seqlens: Tensor, weights: Any) -> tuple[Tensor, Any]:
-        """`block` of each row's first token only, [R, H], and what `close_block` needs to go on."""
+    def block_sums(
+        self, x: Tensor, cu_seqlens: Tensor, weights: Any, queries: Literal["all"] | Queries = "all"
+    ) -> tuple[Tensor, Tensor]:
+        """`block`, and the sums that its output norm was taken of, both [T or Q, H]."""
 
-    def close_block(self, opened: Any, stay: Tensor) -> tuple[Tensor, Tensor]:
-        """`block` of the rows where `stay`, bool [R], is true, moved together: [T', H], and their cu_seqlens.
-
-        The other rows have cost their first token, and keys and values of the rest.
-        """
+    def output_norm(self, sums: Tensor, weights: Any) -> Tensor:
+        """The block's output norm of such sums: [Q, H] -> [Q, H]."""
 
     def prepare_imitation(
         self,
@@ -133,21 +161,35 @@ class OpSet(Protocol):
         """
 
     def prepare_model(
-        self, embedding: Any, widen: Any | None, layers: list[list[Any]], exits: list[tuple[Any, int] | None]
-    ) -> Callable[..., None] | None:
-        """`model.run_model` of what this op set prepared, all layers in one call; None where it cannot do that.
+        self,
+        embedding: Any,
+        projection: Any | None,
+        layers: list[list[Any]],
+        exits: list[tuple[Any, int] | None],
+        renormalises: bool = False,
+    ) -> Carrier | None:
+        """A carrier of flights through what this op set prepared; None where it has none of its own.
 
-        layers: the blocks of each; exits: the exit behind each layer, if any, and the place in the past of the exit
-        before from which on it adds (-1: it adds nothing). The last layer has one.
+        projection: from the embedding's size to the hidden size, or None. layers: the blocks of each; exits: the exit
+        after each layer, if any, and the place in the past of the exit before from which on it adds (-1: it adds
+        nothing). The last layer has one. renormalises: a token that has left a tag head's flight goes through the
+        output norm of each later layer, on the sum it was taken of; else it is kept as it is.
         """
 
     def prepare_exit(self, parts: Exit) -> Any:
         """An exit for `exit`."""
 
     def exit(
-        self, x: Tensor, cu_seqlens: Tensor, weights: Any, add: Tensor | None, answer: bool
-    ) -> tuple[Tensor | None, Tensor]:
-        """Logits of each row, and its past: [T, H] -> float32 [R, C] (None unless `answer`) and float32 [R, W].
+        self, x: Tensor, weights: Any, add: Tensor | None, answer: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Logits of each row, its past, and its learned score, of what the exit reads of it.
 
-        add: float32 [R, W], what earlier exits left, or None for zero.
+        x: [R, H] -> float32 [R, C] (None unless `answer`), float32 [R, W] and float32 [R] (None where there is none,
+        or unless `answer`). add: float32 [R, W], what earlier exits left, or None for zero.
         """
+
+    def mean(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The mean of each row's tokens: [T, H] -> float32 [R, H], summed in order, the same bits in every batch."""
+
+    def signal(self, name: Signal, logits: Tensor, temperature: float) -> Tensor:
+        """As `decide.signal`: float32 [R, C] -> float32 [R], the same bits as the carrier's own loop."""
