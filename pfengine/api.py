@@ -24,16 +24,19 @@ from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
 from .devices import auto_precision, find_device, find_dtype, find_op_set
 from .encoder import prepare
-from .engine import Answers, Model, Rule
+from .engine import Model, Rule
 from .errors import ConfigError, InputError
 from .exits import Criterion, Replay
 from .exits.choice import choose
 from .heads import HEADS
 from .ops import OpSet
+from .ops.flight import Answers, Carrier
 from .options import sizes, whole, wholes
 from .rows import Row, is_single, rows_of
 from .surroundings import undisturbed
+from .token_flight import TokenFlight
 from .tokenization import Tokenizer, batches, pack
+from .torch_flight import TorchCarrier, TorchFlight
 from .windows import read_windows
 
 BATCH_TOKENS = 4096
@@ -98,11 +101,14 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         tensors = {key: value.to(device) for key, value in tensors.items()}
     with undisturbed():
         head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
-        encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_in_one_call()
-        native = None
+        encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.prepared_exits()
+        carrier: Carrier | None = None
         if exits is not None:
-            native = ops.prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
-        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, native)
+            carrier = ops.prepare_model(encoder.embedding, encoder.projection, encoder.layers, exits, head.renormalises)
+        if carrier is None:
+            flight, where = TokenFlight if head.tags else TorchFlight, device or torch.device("cpu")
+            carrier = TorchCarrier(flight, encoder, head, ckpt.engine.exit_layers, ckpt.backbone.num_labels, where)
+        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, carrier)
 
 
 class Engine:
@@ -153,10 +159,10 @@ class Engine:
     @property
     def _workers(self) -> Executor | None:
         """Threads for as many batches as may be under way; a forked process has none of its parent's."""
-        if self.model.lanes == 1:
+        if self.model.carrier.lanes == 1:
             return None
         if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(self.model.lanes, "pfengine")
+            self._pool = os.getpid(), ThreadPoolExecutor(self.model.carrier.lanes, "pfengine")
         return self._pool[1]
 
     def __repr__(self) -> str:
@@ -300,7 +306,7 @@ class Engine:
             out = np.empty((len(self.exit_layers), len(rows), len(self.labels)), np.float32)
             for batch in batches(rows, tokens):
                 packed = pack(batch, self.model.config)
-                out[:, packed.row_ids - rows[0].row_id] = engine.all_logits(self.model, packed.to(self.device))
+                out[:, packed.row_ids - rows[0].row_id] = engine.layer_logits(self.model, packed)
             raise_first(judged(rows, out, self.precision))
             parts.append(out)
         return np.concatenate(parts, axis=1)
@@ -316,7 +322,7 @@ class Engine:
         for count in wholes("rows", rows):
             for length in lengths:
                 batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
-                engine.warmup(self.model, pack(batch, self.model.config), self.device, self.criterion)
+                engine.warmup(self.model, pack(batch, self.model.config), self.criterion)
 
     def choose(
         self,
@@ -378,9 +384,9 @@ class Engine:
         answers = Answers(first, len(window), len(self.labels))
 
         def run(batch: list[Row]) -> None:
-            engine.run(self.model, pack(batch, self.model.config), self.device, rule, answers)
+            engine.run(self.model, pack(batch, self.model.config), rule, answers)
 
-        most = min(self.model.max_rows, batch_size or self.model.max_rows)
+        most = min(self.model.carrier.max_rows, batch_size or self.model.carrier.max_rows)
         return (window, answers), [functools.partial(run, batch) for batch in batches(rows, batch_tokens, most)]
 
     def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:

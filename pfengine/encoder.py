@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import RaggedBatch, RaggedInputs
+from .batch import RaggedInputs
 from .config import BackboneConfig
 from .families import PARTS
-from .ops import Block, Norm, OpSet
+from .ops import AnyQueries, Block, Norm, OpSet
 from .storage import give_back
 
 
@@ -23,7 +23,7 @@ class Encoder:
 
     ops: OpSet
     embedding: Any
-    widen: Any | None  # ALBERT: embedding size -> hidden size
+    projection: Any | None  # ALBERT: embedding size -> hidden size
     layers: list[list[Any]]
 
 
@@ -70,11 +70,11 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
         if dtype != torch.float32:
             give_back()  # the float32 tensors it was made of, which are larger than it is
     give_back()
-    widen = f"{prefix}encoder.embedding_hidden_mapping_in"
+    projection = f"{prefix}encoder.embedding_hidden_mapping_in"
     return Encoder(
         ops=ops,
         embedding=embedding,
-        widen=ops.prepare_linear(*linear(widen), dtype) if config.family.factorised else None,
+        projection=ops.prepare_linear(*linear(projection), dtype) if config.family.factorised else None,
         layers=[[blocks[key] for key in layer] for layer in prefixes],
     )
 
@@ -95,48 +95,21 @@ def _pad_heads(
     return F.pad(weight, (0, 0, 0, pad)).flatten(0, 1), F.pad(bias, (0, pad)).flatten()
 
 
-def embed(encoder: Encoder, inputs: RaggedInputs) -> RaggedBatch:
-    """Token ids to the hidden states that enter layer 1."""
+def embed(encoder: Encoder, inputs: RaggedInputs) -> Tensor:
+    """Token ids to the hidden states that enter layer 1, [T, H]."""
     x = encoder.ops.embed(inputs.ids, inputs.positions, inputs.types, encoder.embedding)
-    if encoder.widen is not None:
-        x = encoder.ops.linear(x, encoder.widen, "none")
-    return RaggedBatch(x, inputs.cu_seqlens, inputs.row_ids)
+    return x if encoder.projection is None else encoder.ops.linear(x, encoder.projection, "none")
 
 
-def layer(encoder: Encoder, number: int, batch: RaggedBatch, first_only: bool = False) -> RaggedBatch:
-    """Layer `number` (1-based) of all rows.
-
-    first_only: compute the output of each row's first token only (all that a head on first tokens reads of the last
-    layer); the batch that comes back has one token a row.
-    """
-    x, blocks = batch.tokens, encoder.layers[number - 1]
-    for i, block in enumerate(blocks, start=1):
-        x = encoder.ops.block(x, batch.cu_seqlens, block, first_only and i == len(blocks))
-    return batch.firsts(x) if first_only else batch.with_tokens(x)
+def layer(encoder: Encoder, number: int, x: Tensor, cu_seqlens: Tensor, queries: AnyQueries = "all") -> Tensor:
+    """Layer `number` (1-based): [T, H] -> the outputs of the queries, as `OpSet.block` has them."""
+    x, last = enter(encoder, number, x, cu_seqlens)
+    return encoder.ops.block(x, cu_seqlens, last, queries)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A layer whose rows' first tokens are done; the rest is for those rows that stay."""
-
-    ops: OpSet
-    first: RaggedBatch  # one token a row
-    rest: Any
-
-    def close(self, stay: Tensor, kept: Tensor | None) -> RaggedBatch:
-        """The layer of the rows where `stay` (bool [R]) is true, moved together; kept: their numbers, None for all."""
-        row_ids = self.first.row_ids if kept is None else self.first.row_ids.index_select(0, kept)
-        return RaggedBatch(*self.ops.close_block(self.rest, stay), row_ids)
-
-
-def open_layer(encoder: Encoder, number: int, batch: RaggedBatch) -> Opened:
-    """Layer `number` in two halves: now the first tokens, which an exit reads; later the others, of rows that stay.
-
-    A row that leaves has cost keys and values of its tokens, a quarter of a layer. The same numbers as `layer`.
-    """
+def enter(encoder: Encoder, number: int, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Any]:
+    """What enters the last block of layer `number` (1-based), [T, H], and that block; most layers have no other."""
     *before, last = encoder.layers[number - 1]
-    x = batch.tokens
     for block in before:
-        x = encoder.ops.block(x, batch.cu_seqlens, block, False)
-    first, rest = encoder.ops.open_block(x, batch.cu_seqlens, last)
-    return Opened(encoder.ops, batch.firsts(first), rest)
+        x = encoder.ops.block(x, cu_seqlens, block)
+    return x, last

@@ -1,8 +1,7 @@
-"""THE exit loop: rows leave when their own signal says so, survivors move together and go on."""
+"""THE exit loop: rows leave when their own signal says so, the others go on together in a smaller batch."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,170 +14,108 @@ from . import encoder
 from .batch import Packed, RaggedInputs
 from .config import BackboneConfig
 from .encoder import Encoder
-from .exits import Criterion, Never
-from .exits.asking import asked, in_numbers
+from .exits import Criterion
+from .exits.asking import asked
 from .heads import ExitHead
-from .ops.model import Rule as Limits
+from .ops.decide import decide
+from .ops.flight import Answers, Carrier
+from .ops.rule import ExitRule
 from .surroundings import undisturbed
-
-MIN_ROWS_TO_OPEN = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
+from .torch_flight import taken
 
 Rule = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
 class Model:
-    """An encoder and its exit head, prepared for one op set."""
+    """An encoder and its exit head, prepared for one op set, and the carrier that takes batches through them."""
 
     config: BackboneConfig
     encoder: Encoder
     head: ExitHead
     exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
-    native: Callable[..., None] | None = None  # ops.model.run_model of this model, where one call can do it all
+    carrier: Carrier
 
     @property
     def num_layers(self) -> int:
         return self.config.num_layers
 
     @property
-    def lanes(self) -> int:
-        """How many batches may be under way at once."""
-        return getattr(self.native, "LANES", 1)
-
-    @property
-    def max_rows(self) -> int:
-        """Of a batch."""
-        return getattr(self.native, "MAX_ROWS", sys.maxsize)
+    def full_depth(self) -> ExitRule:
+        """The rule under which nobody leaves before the last layer."""
+        return ExitRule(bytes(self.num_layers))
 
 
-class Answers:
-    """Logits and exit layers of rows `base` to `base + rows - 1`, filled in as rows leave."""
+def run(model: Model, packed: Packed, rule: ExitRule | Rule, answers: Answers) -> None:
+    """All rows of `packed` through the layers, each until the rule lets it leave; results go into `answers`.
 
-    def __init__(self, base: int, rows: int, labels: int) -> None:
-        self.base = base
-        self.logits = np.full((rows, labels), np.nan, np.float32)
-        self.exit_layers = np.zeros(rows, np.int64)
-
-    def put(self, row_ids: Tensor, logits: Tensor, layer: int, rows: Any = slice(None)) -> None:
-        """rows: which of the batch's leave behind `layer`."""
-        places = row_ids.numpy(force=True)[rows] - self.base
-        self.logits[places] = logits.numpy(force=True)[rows]
-        self.exit_layers[places] = layer
-
-
-def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, answers: Answers) -> None:
-    """All rows of `packed` through the layers, each until `criterion` lets it leave; results go into `answers`."""
-    if not len(packed.row_ids):
-        return
-    limits = in_numbers(criterion, packed.row_ids)
-    if model.native is None or limits is None:
-        run_layers(model, packed.to(device), criterion, answers)
-        return
-    # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
-    model.native(
-        packed,
-        Limits(_tested(model, criterion), *limits),
-        MIN_ROWS_TO_OPEN,
-        packed.row_ids - answers.base,
-        answers.logits,
-        answers.exit_layers,
-    )
-
-
-def warmup(model: Model, packed: Packed, device: torch.device, criterion: Rule) -> None:
-    """What the first batch of this size would wait for, done beforehand, through all layers."""
-    native: Any = model.native
-    if hasattr(native, "warmup"):
-        native.warmup(packed, _tested(model, criterion))
-    else:
-        run(model, packed, device, Never(), Answers(0, len(packed.row_ids), model.config.num_labels))
-
-
-def _tested(model: Model, criterion: Rule) -> bytes:
-    return bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1))
-
-
-@undisturbed()
-def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -> None:
-    """`run` layer by layer: any head, any criterion, any device."""
-    last = model.num_layers
-    batch = encoder.embed(model.encoder, inputs)
-    head_state, exit_state, ask = None, None, asked(criterion)
-    for layer in range(1, last + 1):
-        answer = layer == last or is_tested(model, criterion, layer)
-        opened = None
-        if answer and layer < last and len(batch) >= MIN_ROWS_TO_OPEN:
-            opened = encoder.open_layer(model.encoder, layer, batch)
-            batch = opened.first
-        else:
-            batch = encoder.layer(model.encoder, layer, batch, first_only=layer == last)
-        logits, head_state = model.head.step(layer, batch, head_state, answer)
-        if logits is None:
-            continue
-        if layer == last:
-            answers.put(batch.row_ids, logits, layer)
-            return
-        leave, exit_state = ask(layer, logits, exit_state, batch.row_ids)
-        gone = np.flatnonzero(leave.numpy(force=True))
-        if len(gone):
-            answers.put(batch.row_ids, logits, layer, gone)
-            if len(gone) == len(batch):
-                return
-            stay = ~leave
-            kept = stay.nonzero().squeeze(1)
-            head_state, exit_state = take(head_state, kept), take(exit_state, kept)
-            batch = opened.close(stay, kept) if opened else batch.take(stay)
-        elif opened:
-            batch = opened.close(~leave, None)
-
-
-def is_tested(model: Model, criterion: Rule, layer: int) -> bool:
-    """Is the exit of a layer before the last one tested?"""
-    wanted = criterion.tests(layer) if isinstance(criterion, Criterion) else True
-    return wanted and layer in model.exit_layers
-
-
-def take(state: Any, rows: Tensor) -> Any:
-    """Those rows, by number, of every tensor of a head's or criterion's state."""
-    if not isinstance(state, tuple):
-        return None if state is None else state.index_select(0, rows)
-    parts = [take(value, rows) for value in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
-
-
-@undisturbed()
-def all_logits(model: Model, inputs: RaggedInputs) -> np.ndarray:
-    """Logits of every exit, no exits taken: float32 [exits, rows, labels]."""
-    batch = encoder.embed(model.encoder, inputs)
-    state, answers = None, []
-    for layer in range(1, model.num_layers + 1):
-        batch = encoder.layer(model.encoder, layer, batch, first_only=layer == model.num_layers)
-        logits, state = model.head.step(layer, batch, state, answer=layer in model.exit_layers)
-        if logits is not None:
-            answers.append(logits.numpy(force=True))
-    return np.stack(answers)
-
-
-@undisturbed()
-def run_reference(model: Model, rows: list[RaggedInputs], criterion: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """The oracle: one row at a time, no packing, no compaction. Logits [rows, labels] and exit layers [rows].
-
-    rows: inputs of one row each. Correct by inspection, slow on purpose; `run` must agree with it.
+    A rule that is data is decided inside the flight, in one call. Any other callable is asked after every tested exit.
     """
-    results, exit_layers = [], []
-    for inputs in rows:
-        batch = encoder.embed(model.encoder, inputs)
-        head_state, exit_state = None, None
-        for layer in range(1, model.num_layers + 1):
-            batch = encoder.layer(model.encoder, layer, batch)
-            exits = layer in model.exit_layers
-            logits, head_state = model.head.step(layer, batch, head_state, answer=exits)
-            if logits is None or layer == model.num_layers or isinstance(criterion, Never):
+    flight = model.carrier.start(packed, answers.slots(packed), answers)
+    if isinstance(rule, ExitRule):
+        flight.advance(rule, until=model.num_layers)
+        return
+    ask, state = asked(rule), None
+    with undisturbed():
+        for layer in model.exit_layers[:-1]:
+            if isinstance(rule, Criterion) and not rule.tests(layer):
                 continue
-            leave, exit_state = criterion(layer, logits, exit_state, batch.row_ids)
+            exit = flight.advance(model.full_depth, until=layer)
+            if exit is None:
+                return
+            leave, state = ask(layer, exit.logits, state, exit.slots + answers.base)
+            if leave.any():
+                flight.leave(leave)
+                state = taken(state, (~leave).nonzero().squeeze(1))
+        flight.advance(model.full_depth, until=model.num_layers)
+
+
+def warmup(model: Model, packed: Packed, rule: ExitRule | Rule) -> None:
+    """What the first batch of this size would wait for, done beforehand, through all layers."""
+    model.carrier.warmup(packed, rule if isinstance(rule, ExitRule) else model.full_depth)
+
+
+def layer_logits(model: Model, packed: Packed) -> np.ndarray:
+    """Logits of every exit, no exits taken: float32 [exits, R, C]."""
+    answers = Answers(0, len(packed.row_ids), model.config.num_labels)
+    flight, exits = model.carrier.start(packed, np.arange(len(packed.row_ids)), answers), []
+    for layer in model.exit_layers[:-1]:
+        exit = flight.advance(model.full_depth, until=layer)
+        assert exit is not None
+        assert exit.logits is not None
+        exits.append(exit.logits.numpy(force=True))
+    flight.advance(model.full_depth, until=model.num_layers)
+    return np.stack([*exits, answers.logits])
+
+
+@undisturbed()
+def run_reference(model: Model, rows: list[RaggedInputs], rule: ExitRule | Rule) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle: one row at a time, whole layers, nothing packed. Logits [rows, labels] and exit layers [rows].
+
+    rows: inputs of one row each; row r answers to slot r. Correct by inspection, slow on purpose; `run` must agree.
+    """
+    results, exit_layers, ops = [], [], model.encoder.ops
+    for slot, inputs in enumerate(rows):
+        x = encoder.embed(model.encoder, inputs)
+        head_state, rule_state = None, None
+        for layer in range(1, model.num_layers + 1):
+            x = encoder.layer(model.encoder, layer, x, inputs.cu_seqlens)
+            reads = model.head.reads(layer)
+            read = x if reads == "all" else ops.mean(x, inputs.cu_seqlens) if reads == "mean" else x[:1]
+            bounds = inputs.cu_seqlens if reads == "all" else torch.tensor([0, 1], dtype=torch.int32, device=x.device)
+            scores, head_state = model.head.step(layer, read, bounds, head_state, answer=layer in model.exit_layers)
+            if scores is None or layer == model.num_layers:
+                continue
+            if not isinstance(rule, ExitRule):
+                leave, rule_state = rule(layer, scores.logits, rule_state, inputs.row_ids)
+            elif rule.tested[layer - 1]:
+                where = torch.tensor([slot], device=x.device)
+                leave, rule_state = decide(rule, layer, scores.logits, scores.learned, rule_state, where, ops.signal)
+            else:
+                continue
             if bool(leave):
                 break
-        assert logits is not None
-        results.append(logits[0].numpy())
+        assert scores is not None
+        results.append(scores.logits[0].numpy(force=True))
         exit_layers.append(layer)
     return np.array(results).reshape(len(rows), -1), np.array(exit_layers, dtype=np.int64)

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import encoder
 from ..api import BATCH_TOKENS, Engine
 from ..exits.placement import Costs, Price
-from ..surroundings import undisturbed
+from ..ops.flight import Answers
+from ..ops.rule import ExitRule
 from ..tokenization import Row, batches, pack
 
 SPLIT = 4  # batches are also measured in so many parts, to tell a call's cost from its rows'
 
 
-def measure_costs(engine: Engine, texts: Sequence[Any], criterion: Any, repeats: int = 3) -> Costs:
-    """Costs of every layer and its head, on these rows in the engine's own batches; medians of `repeats`.
+def measure_costs(engine: Engine, texts: Sequence[Any], rule: ExitRule, repeats: int = 3) -> Costs:
+    """Costs of every layer and its exit, on these rows in the engine's own batches; medians of `repeats`.
 
-    criterion: what is paid at an exit that is tested, with the head.
+    rule: what is paid at an exit that is tested, with the head; it must test all exits and let nobody go.
     """
     start = time.perf_counter()
     rows = [row for row in engine.tokenizer.encode(enumerate(texts)) if isinstance(row, Row)]
@@ -31,46 +31,42 @@ def measure_costs(engine: Engine, texts: Sequence[Any], criterion: Any, repeats:
     embedding: list[float] = []
     for repeat in range(repeats + 1):  # the first builds oneDNN's kernels and is thrown away
         for i, packed in enumerate((whole, parts)):
-            seconds, before = _pass(engine, packed, criterion)
+            seconds, before = _pass(engine, packed, rule)
             if repeat:
                 times[i].append(seconds)
                 embedding += [before] if i == 0 else []
-    large, small = (np.median(times[i], axis=0) for i in (0, 1))  # [3, n]
+    large, small = (np.median(times[i], axis=0) for i in (0, 1))  # [2, n]
     extra = max(1, len(parts) - len(whole))
     call = np.maximum(0, (small - large) / extra)
     row = np.maximum(0, large - call * len(whole)) / len(rows)
     base = (tokenising + float(np.median(embedding))) / len(rows)
-    layer, read, answer = (Price(row[i], call[i]) for i in range(3))
-    return Costs(layer, read, answer, len(rows) / len(whole), base)
+    layer, exit = (Price(row[i], call[i]) for i in range(2))
+    return Costs(layer, exit, len(rows) / len(whole), base)
 
 
-def _pass(engine: Engine, parts: Sequence[Any], criterion: Any) -> tuple[np.ndarray, float]:
-    """All batches through all layers: seconds [3, n] (layers, heads that read, heads that answer), and of embedding."""
+def _pass(engine: Engine, parts: Sequence[Any], rule: ExitRule) -> tuple[np.ndarray, float]:
+    """All batches through all layers, twice: seconds [2, n] of layers and of what their exits add, and of embedding.
+
+    An exit's price is what a layer with its exit tested takes more than without, what half a layer costs more included.
+    """
     model, n = engine.model, engine.num_layers
-    times, before = np.zeros((3, n)), 0.0
+    times, before = np.zeros((2, n)), 0.0
 
     def clock() -> float:
         if engine.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    with undisturbed():
-        for part in parts:
+    for part in parts:
+        packed, slots = pack(part, model.config), np.arange(len(part))
+        for tested in (0, 1):
             start = clock()
-            batch = encoder.embed(model.encoder, pack(part, model.config).to(engine.device))
-            state, exit_state = None, None
-            before += clock() - start
+            flight = model.carrier.start(packed, slots, Answers(0, len(part), model.config.num_labels))
+            entered = clock()
+            before += (entered - start) / 2
             for layer in range(1, n + 1):
                 start = clock()
-                batch = encoder.layer(model.encoder, layer, batch, first_only=layer == n)
-                encoded = clock()
-                _, after = model.head.step(layer, batch, state, answer=False)
-                read = clock()
-                if layer in model.exit_layers:
-                    logits, after = model.head.step(layer, batch, state, answer=True)
-                    if layer < n:
-                        leave, exit_state = criterion(layer, logits, exit_state, batch.row_ids)
-                        leave.any()
-                state = after
-                times[:, layer - 1] += encoded - start, read - encoded, clock() - read
+                flight.advance(rule if tested else model.full_depth, until=layer, scores=False)
+                times[tested, layer - 1] += clock() - start
+    times[1] -= times[0]
     return times, before

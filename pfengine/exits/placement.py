@@ -25,14 +25,13 @@ class Price:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a layer costs, its head where it only reads, and its head where it answers.
+    """What a layer costs with the head that reads it, and what a tested exit adds.
 
-    batch_rows: rows that enter a batch. base: seconds a row before layer 1, tokenisation included.
+    batch_rows: rows that enter a batch. base: seconds per row before layer 1, tokenisation included.
     """
 
     layer: Price
-    read: Price
-    answer: Price
+    exit: Price
     batch_rows: float
     base: float
 
@@ -45,8 +44,8 @@ class Costs:
         alive = (taken[:, None] >= layers).mean(0)
         called = 1 - (1 - alive) ** self.batch_rows
         tested = np.isin(layers, exit_layers)
-        row = self.layer.row + np.where(tested, self.answer.row, self.read.row)
-        call = self.layer.call + np.where(tested, self.answer.call, self.read.call)
+        row = self.layer.row + np.where(tested, self.exit.row, 0)
+        call = self.layer.call + np.where(tested, self.exit.call, 0)
         return self.base + float((alive * row + called * call / self.batch_rows).sum())
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import OpSet
-from .base import ExitHead, HeadState
+from ..ops import OpSet, Reads
+from .base import ExitHead, HeadState, Scores
 from .classifier import Classifier
 from .linear import Linear
 from .past_future import PastFuture
@@ -52,15 +51,18 @@ class Attached(ExitHead):
         self.exits = INNER[head["exits"]["type"]](ops, config, head["exits"], tensors, dtype)
         self.classifier = Classifier(ops, config, {"type": "classifier"}, tensors, dtype)
 
-    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
-        exits, classifier = self.exits.exits_in_one_call(), self.classifier.exits_in_one_call()
+    def reads(self, layer: int) -> Reads:
+        return (self.classifier if layer == self.num_layers else self.exits).reads(layer)
+
+    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
+        exits, classifier = self.exits.prepared_exits(), self.classifier.prepared_exits()
         if exits is None or classifier is None:
             return None
         return [*exits[:-1], classifier[-1]]
 
     def step(
-        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
-    ) -> tuple[Tensor | None, HeadState]:
+        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
+    ) -> tuple[Scores | None, HeadState]:
         if layer == self.num_layers:
-            return self.classifier.step(layer, batch, (), answer)
-        return self.exits.step(layer, batch, state, answer)
+            return self.classifier.step(layer, x, cu_seqlens, (), answer)
+        return self.exits.step(layer, x, cu_seqlens, state, answer)

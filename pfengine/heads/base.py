@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import OpSet
+from ..ops import OpSet, Reads
 
 PREFIX = "exit_head."  # of every head tensor's key in a checkpoint
 HeadState = tuple[Tensor, ...]  # every tensor leads with rows, so that it compacts with them
@@ -34,8 +33,22 @@ class OwnTensors(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
+class Scores(NamedTuple):
+    """What a head says of each row after a layer."""
+
+    logits: Tensor  # float32 [rows, labels]; of a tag head [tokens, labels]
+    learned: Tensor | None = None  # float32 [rows]: a score of its own, for criteria that read one
+
+
 class ExitHead(ABC):
-    """Reads layer after layer and answers with logits where it is asked to."""
+    """Reads layer after layer and answers with scores where it is asked to."""
+
+    tags: bool = False  # does it score every token rather than every row?
+    renormalises: bool = False  # of a tag head: do tokens that have left go through each later layer's output norm?
+
+    def reads(self, layer: int) -> Reads:
+        """What it reads of layer `layer`: each row's first token, the mean of the row's tokens, or all tokens."""
+        return "first"
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
@@ -58,16 +71,17 @@ class ExitHead(ABC):
     ) -> None:
         """Prepare the weights once for an op set; dtype: of the large products, logits are always float32."""
 
-    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
-        """For each layer what `OpSet.prepare_model` takes; None where steps are more than an op `exit`."""
+    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
+        """For each layer what `OpSet.prepare_model` takes; None where a step is more than an op `exit`."""
         return None
 
     @abstractmethod
     def step(
-        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
-    ) -> tuple[Tensor | None, HeadState]:
-        """Read layer `layer` (1-based) of all rows still in `batch`.
+        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
+    ) -> tuple[Scores | None, HeadState]:
+        """Read layer `layer` (1-based) of all rows that are left.
 
-        state: what the previous layer's call returned, None before layer 1. Returns float32 logits [rows, labels]
-        where `answer`, else None, and the new state. Must be called for every layer in turn.
+        x: what `reads(layer)` says, [rows, H], or [tokens, H] for all tokens; cu_seqlens: int32 [rows + 1], row r has
+        cu_seqlens[r] to cu_seqlens[r + 1] of x. state: what the previous layer's call returned, None before layer 1.
+        Returns the scores where `answer`, else None, and the new state. Must be called for every layer in turn.
         """

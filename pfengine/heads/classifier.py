@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet
-from .base import ExitHead, HeadState
+from .base import ExitHead, HeadState, Scores
 
 
 class Classifier(ExitHead):
@@ -38,15 +37,15 @@ class Classifier(ExitHead):
         )
         self.exit = ops.prepare_exit(Exit(config.num_labels, past=self.classifier, pooler=self.pooler))
 
-    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
+    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
         return [*[None] * (self.num_layers - 1), (self.exit, -1)]
 
     def step(
-        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
-    ) -> tuple[Tensor | None, HeadState]:
+        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
+    ) -> tuple[Scores | None, HeadState]:
         if not answer:
             return None, ()
         if layer != self.num_layers:
             raise ValueError(f"a plain classifier answers at layer {self.num_layers} only, not at layer {layer}")
-        _, logits = self.ops.exit(batch.tokens, batch.cu_seqlens, self.exit, None, answer=False)
-        return logits, ()
+        _, logits, _ = self.ops.exit(x, self.exit, None, answer=False)
+        return Scores(logits), ()

@@ -8,18 +8,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import Exit, OpSet
-from .base import PREFIX, ExitHead, HeadState, OwnTensors
+from ..ops import Exit, OpSet, Reads
+from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
 Combine = Literal["none", "ensemble", "vote"]
 
 
 class Linear(ExitHead):
-    """logits_i = W_i s_i + w_i with s_i the state of layer i.
+    """logits_i = W_i s_i + w_i with s_i the state of layer i, of first tokens or of the mean of a row's tokens (reads).
 
     combine (the naive global strategies of the Past-Future paper, over layers 1..i with p_j = softmax(logits_j)):
     "ensemble" answers with the mean probabilities, as their logarithm; "vote" with the label most layers chose, as
@@ -30,10 +29,11 @@ class Linear(ExitHead):
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
-        choices = {"pooler": get_args(PoolerKind), "combine": get_args(Combine)}
+        choices = {"pooler": get_args(PoolerKind), "combine": get_args(Combine), "reads": ("first", "mean")}
+        defaults = {"combine": "none", "reads": "first"}
         faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", *choices})]
         for key, known in choices.items():
-            if head.get(key, "none" if key == "combine" else None) not in known:
+            if head.get(key, defaults.get(key)) not in known:
                 faults.append(f"'head.{key}' is {head.get(key)!r}; it must be one of {', '.join(known)}")
         return faults
 
@@ -54,30 +54,34 @@ class Linear(ExitHead):
         dtype: torch.dtype,
     ) -> None:
         self.ops, self.combine = ops, head.get("combine", "none")
+        self.own_reads: Reads = head.get("reads", "first")
         t = OwnTensors(tensors)
         self.pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
         self.exits = []
         for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
             pooler = self.pooler.weights[i] if self.pooler.weights else None
-            parts = Exit(config.num_labels, past=ops.prepare_linear(w, b, torch.float32), pooler=pooler)
-            self.exits.append(ops.prepare_exit(parts))
+            past = ops.prepare_linear(w, b, torch.float32)
+            self.exits.append(ops.prepare_exit(Exit(config.num_labels, past, pooler, reads=self.own_reads)))
 
-    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
+    def reads(self, layer: int) -> Reads:
+        return self.own_reads
+
+    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
         return [(exit, -1) for exit in self.exits] if self.combine == "none" else None
 
     def step(
-        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
-    ) -> tuple[Tensor | None, HeadState]:
+        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
+    ) -> tuple[Scores | None, HeadState]:
         if self.combine == "none" and not answer:
             return None, ()
-        _, logits = self.ops.exit(batch.tokens, batch.cu_seqlens, self.exits[layer - 1], None, answer=False)
+        _, logits, _ = self.ops.exit(x, self.exits[layer - 1], None, answer=False)
         if self.combine == "none":
-            return logits, ()
+            return Scores(logits), ()
         p = torch.softmax(logits, -1)
         if self.combine == "ensemble":
             total = p + state[0] if state else p
-            return torch.log(total / layer) if answer else None, (total,)
+            return Scores(torch.log(total / layer)) if answer else None, (total,)
         votes = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).float()
         votes = votes + state[0] if state else votes
-        return torch.log((votes + p) / (layer + 1)) if answer else None, (votes,)
+        return Scores(torch.log((votes + p) / (layer + 1))) if answer else None, (votes,)

@@ -9,11 +9,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..batch import RaggedBatch
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import Exit, OpSet
-from .base import PREFIX, ExitHead, HeadState, OwnTensors
+from ..ops import Exit, OpSet, Reads
+from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores
 from .incorporate import FUTURES, PASTS, Incorporate, LinearPast
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
@@ -22,7 +21,8 @@ from .poolers import Pooler, PoolerKind, pooler_shapes
 class Options:
     """The `head` object of pfengine.json; what is absent, but for the pooler, has the value of the authors' code.
 
-    pooler: the state of a layer is tanh(W h[first] + b), a W for each layer or one for all, or h[first] itself.
+    reads: h, the hidden state of each row's first token, or the mean of those of its tokens.
+    pooler: the state of a layer is tanh(W h + b), a W for each layer or one for all, or h itself.
     learner: the imitation of s_j from s_i is L_j s_i + l_j, or its tanh. incorporate: how states become logits, see
     `incorporate`. states: which are read; "past" leaves out the future, "future" all earlier layers. gate: weighs
     past against future with a number a row (eq. 7-8) or a label, or adds them.
@@ -33,6 +33,7 @@ class Options:
     incorporate: Incorporate = "concat-shared"
     states: str = "past-future"
     gate: str = "label"
+    reads: Literal["first", "mean"] = "first"
 
     @classmethod
     def of(cls, head: dict[str, Any]) -> Options:
@@ -57,6 +58,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "incorporate": get_args(Incorporate),
     "states": ("past-future", "past", "future"),
     "gate": ("label", "row", "none"),
+    "reads": ("first", "mean"),
 }
 
 
@@ -149,28 +151,30 @@ class PastFuture(ExitHead):
             width=0 if kind == "none" else past.width - self.labels,
             gate=self.gate,
             states=layer if self.options.history else 1,
+            reads=self.options.reads,
         )
 
-    def exits_in_one_call(self) -> list[tuple[Any, int] | None] | None:
+    def reads(self, layer: int) -> Reads:
+        return self.options.reads
+
+    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
         past = self.past
         if not isinstance(past, LinearPast):
             return None
         return [(exit, past.kept_from) for exit in self.exits]
 
     def step(
-        self, layer: int, batch: RaggedBatch, state: HeadState | None, answer: bool
-    ) -> tuple[Tensor | None, HeadState]:
+        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
+    ) -> tuple[Scores | None, HeadState]:
         if isinstance(self.past, LinearPast):
-            exit = self.exits[layer - 1]
-            logits, past = self.ops.exit(batch.tokens, batch.cu_seqlens, exit, state[0] if state else None, answer)
-            return logits, self.past.keep(past)
-        current = self.pooler(layer, batch.first())
+            logits, past, _ = self.ops.exit(x, self.exits[layer - 1], state[0] if state else None, answer)
+            return None if logits is None else Scores(logits), self.past.keep(past)
+        current = self.pooler(layer, x)
         numbers, memory = self.past.read(layer, current, state, answer)
         if numbers is None:
             return None, memory
-        return self.merge(
-            layer, numbers, self.future.logits(layer, current) if self._has_future(layer) else None
-        ), memory
+        future = self.future.logits(layer, current) if self._has_future(layer) else None
+        return Scores(self.merge(layer, numbers, future)), memory
 
     def merge(self, layer: int, past: Tensor, future: Tensor | None) -> Tensor:
         """past: float32 [rows, C + k]; future: float32 [rows, C]; logits of layer `layer`, float32 [rows, C]."""

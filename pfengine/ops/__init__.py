@@ -47,6 +47,8 @@ class Queries(NamedTuple):
     bounds: Tensor  # int32 [R + 1]: those of row r are bounds[r] to bounds[r + 1]; a row may have none
 
 
+AnyQueries = Literal["all", "first"] | Queries
+
 Reads = Literal["first", "mean", "all"]
 """What a head reads of a layer: each row's first token, the mean of its tokens, or all tokens."""
 
@@ -106,7 +108,7 @@ class OpSet(Protocol):
         x: Tensor,
         cu_seqlens: Tensor,
         weights: Any,
-        queries: Literal["all", "first"] | Queries = "all",
+        queries: AnyQueries = "all",
         kept: Any | None = None,
     ) -> Tensor:
         """Attention within each row and feed-forward network, each with residual and LayerNorm, of the queries.
@@ -117,7 +119,7 @@ class OpSet(Protocol):
         """
 
     def block_sums(
-        self, x: Tensor, cu_seqlens: Tensor, weights: Any, queries: Literal["all"] | Queries = "all"
+        self, x: Tensor, cu_seqlens: Tensor, weights: Any, queries: AnyQueries = "all"
     ) -> tuple[Tensor, Tensor]:
         """`block`, and the sums that its output norm was taken of, both [T or Q, H]."""
 

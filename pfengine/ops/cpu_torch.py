@@ -12,25 +12,36 @@ import functools
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, Block, Exit, Pooling, reference
-from .reference import PreparedBlock, close_block, embed, prepare_embedding, prepare_exit, prepare_model
+from . import Activation, AnyQueries, Block, Exit, Pooling, Queries, reference
+from .reference import (
+    PreparedBlock,
+    embed,
+    mean,
+    output_norm,
+    prepare_embedding,
+    prepare_exit,
+    prepare_model,
+    signal,
+)
 
 __all__ = [
     "HEAD_ALIGNMENT",
     "block",
-    "close_block",
+    "block_sums",
     "embed",
     "exit",
     "gate_merge",
     "guesses",
+    "keys_values",
     "linear",
-    "open_block",
+    "mean",
+    "output_norm",
     "pooled",
     "prepare_block",
     "prepare_embedding",
@@ -39,6 +50,7 @@ __all__ = [
     "prepare_linear",
     "prepare_model",
     "project",
+    "signal",
 ]
 
 HEAD_ALIGNMENT = 16
@@ -119,19 +131,31 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     return reference.prepared(block, dtype, prepare_linear)
 
 
-def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    return reference.composed(x, cu_seqlens, weights, first_only, linear, attention)
+def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
+    return linear(x, weights.qkv, "none")  # and queries: the weights are packed in one piece
 
 
-def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, Any]:
-    y = block(x, cu_seqlens, weights, False)
-    return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
+def block(
+    x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, queries: AnyQueries = "all", kept: Tensor | None = None
+) -> Tensor:
+    return reference.composed(x, cu_seqlens, weights, queries, kept, linear, attention)[0]
 
 
-def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:
-    """One fused call for each run of rows of equal length (batches are sorted by length, so runs are long)."""
+def block_sums(
+    x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, queries: AnyQueries = "all"
+) -> tuple[Tensor, Tensor]:
+    return reference.composed(x, cu_seqlens, weights, queries, None, linear, attention)
+
+
+def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, queries: Queries | None = None) -> Tensor:
+    """One fused call for each run of rows of equal length (batches are sorted by length, so runs are long).
+
+    Of the queries it computes the first tokens by themselves; of any other list all tokens, so that a query meets the
+    same code whatever the others are.
+    """
     bounds = cu_seqlens.tolist()
     rows, width = len(bounds) - 1, qkv.shape[1] // 3
+    first_only = queries is not None and len(queries.tokens) == rows and queries.tokens.equal(cu_seqlens[:-1])
     out = qkv.new_empty(rows if first_only else qkv.shape[0], width)
     start = 0
     while start < rows:
@@ -140,12 +164,12 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, fir
         while stop < rows and bounds[stop + 1] - bounds[stop] == length:
             stop += 1
         group = qkv[bounds[start] : bounds[stop]].view(stop - start, length, 3, num_heads, -1)
-        queries = 1 if first_only else length
-        y = _attend(group.permute(2, 0, 3, 1, 4), queries, scale)
+        count = 1 if first_only else length
+        y = _attend(group.permute(2, 0, 3, 1, 4), count, scale)
         target = out[start:stop] if first_only else out[bounds[start] : bounds[stop]]
-        target.view(stop - start, queries, num_heads, width // num_heads).copy_(y.transpose(1, 2))
+        target.view(stop - start, count, num_heads, width // num_heads).copy_(y.transpose(1, 2))
         start = stop
-    return out
+    return out if first_only or queries is None else out.index_select(0, queries.tokens)
 
 
 def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
@@ -197,7 +221,5 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
     return merged if gate is not None else merged / 2
 
 
-def exit(
-    x: Tensor, cu_seqlens: Tensor, weights: Exit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor]:
-    return reference.composed_exit(x, cu_seqlens, weights, add, answer, sys.modules[__name__])
+def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    return reference.composed_exit(x, weights, add, answer, sys.modules[__name__])

@@ -18,6 +18,8 @@ from torch import Tensor
 from ..batch import Packed
 from .rule import ExitRule
 
+MIN_ROWS_TO_SPLIT = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
+
 
 class Answers:
     """Scores and exit layers by slot, filled in as rows leave. Row `base + s` of the input has slot s."""
@@ -57,12 +59,13 @@ class Flight(Protocol):
     def slots(self) -> np.ndarray:
         """int64 [R]: the slot of each row that is under way, in order. On a GPU this waits."""
 
-    def advance(self, rule: ExitRule, until: int) -> Exit | None:
+    def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
         """On to layer `until`, or to the end; rows that the rule lets go leave on the way, at `until` too.
 
-        Returns the rows still there at `until`, their exit computed whether it is tested or not; None where nobody is
-        left, as after the last layer, where all leave. A layer may be left half done until the next call: the parts
-        that only rows that go on need.
+        Returns the rows still there at `until`, and their scores there, whether the exit is tested or not; None where
+        nobody is left, as after the last layer, where all leave. scores: False to stop at `until` without its exit, so
+        that rows stay even after the last layer. A layer may be left half done until the next call: the parts that only
+        rows that go on need.
         """
 
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
@@ -85,8 +88,12 @@ class Flight(Protocol):
 class Carrier(Protocol):
     """A model prepared for flights. Several may be under way at once, in `lanes` threads."""
 
-    lanes: int
-    max_rows: int  # of a flight
+    @property
+    def lanes(self) -> int: ...
+
+    @property
+    def max_rows(self) -> int:
+        """Of a flight."""
 
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> Flight:
         """The rows of a batch before layer 1, row r answering to slots[r], int64 [R].

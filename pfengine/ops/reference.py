@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import compact
-from . import Activation, Block, Exit, Norm, Pooling
+from . import Activation, AnyQueries, Block, Exit, Norm, Pooling, Queries
+from .decide import signal as signal
+from .flight import Carrier
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
 
 HEAD_ALIGNMENT = 1
@@ -113,49 +115,76 @@ def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor
     )
 
 
-def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    return composed(x, cu_seqlens, weights, first_only, linear, attention)
+def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
+    return linear(x, weights.qkv, "none")  # and queries, which `block` picks from
 
 
-def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, Any]:
-    y = block(x, cu_seqlens, weights, False)
-    return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
+def block(
+    x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, queries: AnyQueries = "all", kept: Tensor | None = None
+) -> Tensor:
+    return composed(x, cu_seqlens, weights, queries, kept, linear, attention)[0]
 
 
-def close_block(opened: Any, stay: Tensor) -> tuple[Tensor, Tensor]:
-    y, cu_seqlens = opened
-    return compact(y, cu_seqlens, stay)
+def block_sums(
+    x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, queries: AnyQueries = "all"
+) -> tuple[Tensor, Tensor]:
+    return composed(x, cu_seqlens, weights, queries, None, linear, attention)
+
+
+def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
+    return layer_norm(sums, weights.output_norm)
 
 
 def composed(
     x: Tensor,
     cu_seqlens: Tensor,
     weights: PreparedBlock,
-    first_only: bool,
+    queries: AnyQueries,
+    kept: Tensor | None,
     linear: Callable[[Tensor, Any, Activation], Tensor],
-    attention: Callable[[Tensor, Tensor, int, float, bool], Tensor],
-) -> Tensor:
-    """`block` of an op set that has these two."""
-    attended = attention(linear(x, weights.qkv, "none"), cu_seqlens, weights.num_heads, weights.scale, first_only)
-    x = x.index_select(0, cu_seqlens[:-1]) if first_only else x
+    attention: Callable[[Tensor, Tensor, int, float, Queries | None], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`block_sums` of an op set that has these two; kept: what `linear` made for queries, keys and values."""
+    if queries == "first":
+        rows = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
+        queries = Queries(cu_seqlens[:-1], rows)
+    asked = None if queries == "all" else queries
+    qkv = linear(x, weights.qkv, "none") if kept is None else kept
+    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, asked)
+    x = x if asked is None else x.index_select(0, asked.tokens)
     x = add_layer_norm(linear(attended, weights.attention_output, "none"), x, weights.attention_norm)
     inner = linear(x, weights.intermediate, weights.activation)
-    return add_layer_norm(linear(inner, weights.output, "none"), x, weights.output_norm)
+    sums = linear(inner, weights.output, "none") + x
+    return layer_norm(sums, weights.output_norm), sums
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
-    return F.layer_norm(x + residual, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+    return layer_norm(x + residual, norm)
 
 
-def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:
+def layer_norm(x: Tensor, norm: Norm) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+
+def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, queries: Queries | None = None) -> Tensor:
+    """Of all tokens, or of the queries: [T, 3 heads d] -> [T or Q, heads d]."""
     bounds = cu_seqlens.tolist()
+    asked = bounds if queries is None else queries.bounds.tolist()
     rows = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for row, (start, stop) in enumerate(itertools.pairwise(bounds)):
         q, k, v = qkv[start:stop].view(stop - start, 3, num_heads, -1).permute(1, 2, 0, 3)  # [heads, tokens, d]
-        q = q[:, :1] if first_only else q
+        if queries is not None:
+            q = q.index_select(1, queries.tokens[asked[row] : asked[row + 1]] - start)
         y = torch.softmax(q @ k.transpose(1, 2) * scale, dim=-1) @ v
         rows.append(y.transpose(0, 1).flatten(1))
     return torch.cat(rows) if rows else qkv.new_empty(0, qkv.shape[1] // 3)
+
+
+def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    lengths = cu_seqlens.diff()
+    row_of = torch.repeat_interleave(torch.arange(len(lengths), device=x.device), lengths)
+    total = torch.zeros(len(lengths), x.shape[1], dtype=torch.float32, device=x.device)
+    return total.index_add_(0, row_of, x.float()) / lengths[:, None]
 
 
 def prepare_imitation(
@@ -221,7 +250,13 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
     return merged if future is None else merged + (2 - 2 * keep) * future
 
 
-def prepare_model(embedding: Any, widen: Any, layers: list[list[Any]], exits: list[tuple[Any, int] | None]) -> None:
+def prepare_model(
+    embedding: Any,
+    projection: Any | None,
+    layers: list[list[Any]],
+    exits: list[tuple[Any, int] | None],
+    renormalises: bool = False,
+) -> Carrier | None:
     return None
 
 
@@ -229,21 +264,18 @@ def prepare_exit(parts: Exit) -> Exit:
     return parts
 
 
-def exit(
-    x: Tensor, cu_seqlens: Tensor, weights: Exit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor]:
-    return composed_exit(x, cu_seqlens, weights, add, answer, sys.modules[__name__])
+def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    return composed_exit(x, weights, add, answer, sys.modules[__name__])
 
 
 def composed_exit(
-    x: Tensor, cu_seqlens: Tensor, parts: Exit, add: Tensor | None, answer: bool, ops: Any
-) -> tuple[Tensor | None, Tensor]:
+    x: Tensor, parts: Exit, add: Tensor | None, answer: bool, ops: Any
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """`exit` of an op set that has linear, guesses, project and gate_merge."""
-    first = x.index_select(0, cu_seqlens[:-1])
-    state = first if parts.pooler is None else ops.linear(first, parts.pooler, "tanh")
+    state = x if parts.pooler is None else ops.linear(x, parts.pooler, "tanh")
     past = ops.linear(state, parts.past, "none", add)
     if not answer:
-        return None, past
+        return None, past, None
     logits, gates = past[:, : parts.labels], past[:, parts.labels : parts.labels + parts.width]
     future = None
     if parts.folded is not None:
@@ -255,4 +287,8 @@ def composed_exit(
         logits = ops.gate_merge(logits, gates, future, parts.gate, parts.states)
     elif future is not None:
         logits = logits + future
-    return logits.contiguous(), past
+    learned = None
+    if parts.learned is not None:
+        # by tanh, whose vector body and scalar tail agree to the last bit
+        learned = (1 + torch.tanh(ops.linear(state, parts.learned, "none")[:, 0] / 2)) / 2
+    return logits.contiguous(), past, learned

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .. import checkpoint, data, encoder, saving
+from .. import checkpoint, data, saving
 from ..api import BATCH_TOKENS, Engine, load
 from ..bundled import find
 from ..config import EngineConfig
 from ..errors import ConfigError, InputError
+from ..ops.flight import Answers
 from ..surroundings import undisturbed
 from ..tokenization import Row, batches, pack
 from .config import TrainingConfig
@@ -136,20 +138,18 @@ def first_states(engine: Engine, texts: list[Any], progress: Any = None) -> tupl
         rows.append(row)
     size = (len(rows), model.num_layers, model.config.hidden_size)
     states = torch.empty(size, dtype=torch.float32, device="cpu")
-    logits = torch.empty(len(rows), model.config.num_labels, dtype=torch.float32, device="cpu")
     packed = list(batches(rows, BATCH_TOKENS))
+    for part in progress(packed, len(packed)) if progress is not None else packed:
+        batch = pack(part, model.config)
+        flight = model.carrier.start(batch, np.arange(len(part)), Answers(0, len(part), model.config.num_labels))
+        for layer in range(1, model.num_layers + 1):
+            flight.advance(model.full_depth, until=layer, scores=False)
+            states[batch.row_ids, layer - 1] = flight.states().cpu()
+    bounds = torch.arange(len(rows) + 1, dtype=torch.int32, device="cpu")
     with undisturbed():
-        for part in progress(packed, len(packed)) if progress is not None else packed:
-            batch = encoder.embed(model.encoder, pack(part, model.config).to(engine.device))
-            places = batch.row_ids.cpu()
-            state = None
-            for layer in range(1, model.num_layers + 1):
-                last = layer == model.num_layers
-                batch = encoder.layer(model.encoder, layer, batch, first_only=last)
-                states[places, layer - 1] = batch.first().float().cpu()
-                answer, state = model.head.step(layer, batch, state, answer=last)
-            assert answer is not None
-            logits[places] = answer.cpu()
+        last, _ = model.head.step(model.num_layers, states[:, -1].to(engine.device), bounds.to(engine.device), (), True)
+    assert last is not None
+    logits = last.logits.cpu()
     return states, logits
 
 

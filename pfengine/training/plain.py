@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batch import RaggedBatch
 from ..heads import Classifier, Linear
 from ..ops import reference
 from .model import ExitModel, depth_weighted, exit_loss
@@ -20,8 +19,9 @@ class LinearModel(ExitModel):
     def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         own = {**self.head_config, "combine": "none"}
         head = Linear(reference, self.backbone_config, own, self.head_tensors(), torch.float32)
-        answers = [head.step(i, _batch(self.drop(states)), (), True)[0] for i, states in enumerate(first, 1)]
-        logits = torch.stack([answer for answer in answers if answer is not None])
+        rows = torch.arange(first.shape[1] + 1, dtype=torch.int32, device=first.device)
+        answers = [head.step(i, self.drop(states), rows, (), True)[0] for i, states in enumerate(first, 1)]
+        logits = torch.stack([answer.logits for answer in answers if answer is not None])
         out = {"logits": logits.transpose(0, 1)}
         if labels is not None:
             out["loss"] = depth_weighted(exit_loss(logits, labels))
@@ -39,10 +39,3 @@ class FullModel(ExitModel):
         if labels is not None:
             out["loss"] = exit_loss(logits, labels)[0]
         return out
-
-
-def _batch(first: Tensor) -> RaggedBatch:
-    """Rows of one token each."""
-    rows = len(first)
-    bounds = torch.arange(rows + 1, dtype=torch.int32, device=first.device)
-    return RaggedBatch(first, bounds, torch.arange(rows, dtype=torch.int64, device=first.device))

@@ -1,0 +1,68 @@
+"""The head of a tagger: a linear classifier of every token after every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import BackboneConfig
+from ..families import Shapes
+from ..ops import Exit, OpSet, Reads
+from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores
+
+
+class Tagger(ExitHead):
+    """logits_i = W_i h_i + w_i for the hidden state h_i of each token after layer i (SENTEE and TOKEE, Li et al. 2021).
+
+    option `frozen`: the state of a token that has left: "kept", or "renormalised" by each later layer's output norm.
+
+    Tensors (n layers, hidden size H, C labels): classifiers [n, C, H] and [n, C].
+    """
+
+    tags = True
+
+    @staticmethod
+    def config_faults(head: dict[str, Any]) -> list[str]:
+        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", "frozen"})]
+        if head.get("frozen", "kept") not in ("kept", "renormalised"):
+            faults.append(f"'head.frozen' is {head['frozen']!r}; it must be one of kept, renormalised")
+        return faults
+
+    @staticmethod
+    def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
+        n, hidden, labels = config.num_layers, config.hidden_size, config.num_labels
+        return {
+            f"{PREFIX}classifiers.weight": (n, labels, hidden),
+            f"{PREFIX}classifiers.bias": (n, labels),
+        }
+
+    def __init__(
+        self,
+        ops: OpSet,
+        config: BackboneConfig,
+        head: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        self.ops, self.renormalises = ops, head.get("frozen") == "renormalised"
+        t = OwnTensors(tensors)
+        weight, bias = t["classifiers.weight"], t["classifiers.bias"]
+        classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
+        self.exits = [ops.prepare_exit(Exit(config.num_labels, past=own, reads="all")) for own in classifiers]
+
+    def reads(self, layer: int) -> Reads:
+        return "all"
+
+    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
+        return [(exit, -1) for exit in self.exits]
+
+    def step(
+        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
+    ) -> tuple[Scores | None, HeadState]:
+        if not answer:
+            return None, ()
+        _, logits, _ = self.ops.exit(x, self.exits[layer - 1], None, answer=False)
+        return Scores(logits), ()

@@ -1,0 +1,102 @@
+"""Flights of tag heads, which score every token: tokens leave one by one, or a row with all its tokens (TOKEE, SENTEE).
+
+A token that has left is frozen: the others still see it, as a key and a value, but it costs no query and no
+feed-forward network. It keeps its state, or goes through each later layer's output norm, on the sum it was taken of.
+Heads score the tokens of a row as long as one of them is left, frozen ones too: windows read them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import Packed
+from .ops import Queries
+from .ops.decide import decide
+from .ops.flight import Answers, Exit
+from .ops.rule import ExitRule
+from .torch_flight import TorchCarrier, TorchFlight, joined, ranges
+
+
+class TokenFlight(TorchFlight):
+    """As `ops.flight.Flight` says, for tag heads."""
+
+    def __init__(self, carrier: TorchCarrier, packed: Packed, slots: np.ndarray, answers: Answers) -> None:
+        super().__init__(carrier, packed, slots, answers)
+        tokens = len(self.x)
+        self.token_slots = ranges(self.places, self.cu_seqlens.diff()).long()
+        self.gone = torch.zeros(tokens, dtype=torch.bool, device=self.x.device)  # answered or dropped
+        self.frozen = self.gone.clone()
+        self.sums: Tensor | None = None  # of all tokens, where they are renormalised
+
+    def _run_layer(self, split: bool, last: bool) -> None:
+        ops = self.carrier.encoder.ops
+        active = (~self.frozen).nonzero().squeeze(1)
+        for block in self.carrier.encoder.layers[self.layer - 1]:
+            if len(active) == len(self.x):
+                if self.carrier.head.renormalises:
+                    self.x, self.sums = ops.block_sums(self.x, self.cu_seqlens, block)
+                else:
+                    self.x = ops.block(self.x, self.cu_seqlens, block)
+                continue
+            before = torch.cumsum(~self.frozen, 0, dtype=torch.int32)
+            bounds = torch.cat([before.new_zeros(1), before])[self.cu_seqlens]
+            queries = Queries(active.to(torch.int32), bounds)
+            if self.sums is None:
+                out, x = ops.block(self.x, self.cu_seqlens, block, queries), self.x.clone()
+            else:
+                out, sums = ops.block_sums(self.x, self.cu_seqlens, block, queries)
+                self.sums = self.sums.index_copy(0, active, sums)
+                x = ops.output_norm(self.sums, block)
+            x[active] = out
+            self.x = x
+
+    def _decide(self, rule: ExitRule) -> None:
+        if rule.tokens is None:
+            raise ValueError("the rule does not say how it reads a tag head's tokens")
+        by_row, scores, signal = rule.tokens.unit == "row", self._scores(), self.carrier.encoder.ops.signal
+        slots = self.places if by_row else self.token_slots
+        leave, self.rule_state = decide(
+            rule, self.layer, scores.logits, None, self.rule_state, slots, signal, self.cu_seqlens
+        )
+        gone = leave.repeat_interleave(self.cu_seqlens.diff()) if by_row else leave
+        self._leave(gone, answered=True, freezes=rule.tokens.freezes)
+
+    def _gone_before(self) -> Tensor:
+        return self.gone
+
+    def _exit(self) -> Exit:
+        return super()._exit()._replace(slots=self.token_slots.clone())
+
+    def _leave(self, gone: Tensor, answered: bool, freezes: bool = True) -> None:
+        gone = gone & ~self.gone
+        where = gone.nonzero().squeeze(1).numpy(force=True)
+        if not len(where):
+            return
+        if answered:
+            self._answer(self.token_slots, where)
+        self.gone = self.gone | gone
+        self.frozen = self.frozen | gone if freezes else self.frozen
+        left = torch.cat([gone.new_zeros(1, dtype=torch.int64), torch.cumsum(~self.gone, 0)])[self.cu_seqlens].diff()
+        rows = (left > 0).nonzero().squeeze(1)
+        if len(rows) < len(self):
+            self._take(rows)
+
+    def _take(self, rows: Tensor) -> None:
+        tokens = ranges(self.cu_seqlens[rows], self.cu_seqlens.diff()[rows]).long()
+        state, by_token = self.rule_state, self.rule_state is not None and len(self.rule_state) == len(self.x)
+        self.token_slots, self.gone, self.frozen = self.token_slots[tokens], self.gone[tokens], self.frozen[tokens]
+        self.sums = None if self.sums is None else self.sums[tokens]
+        scores, self.scores = self.scores, None
+        self.rule_state = None if by_token else state
+        super()._take(rows)
+        if len(rows):
+            self.rule_state = state[tokens] if by_token and state is not None else self.rule_state
+            self.scores = None if scores is None else scores._replace(logits=scores.logits[tokens])
+
+    def _absorb(self, other: TorchFlight) -> None:
+        assert isinstance(other, TokenFlight)
+        for name in ("token_slots", "gone", "frozen", "sums"):
+            setattr(self, name, joined(getattr(self, name), getattr(other, name)))
+        super()._absorb(other)

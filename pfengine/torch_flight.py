@@ -1,0 +1,282 @@
+"""Flights layer by layer, over any op set and for any head: the carrier that defines what the others do.
+
+A layer whose exit reads first tokens is computed in two halves: keys and values of all tokens and the output of first
+tokens before the exit, the other tokens' output after it, of the rows that stay. A row that leaves has then paid for a
+sixth of the layer and one token.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import encoder
+from .batch import Packed
+from .encoder import Encoder
+from .heads import ExitHead
+from .heads.base import HeadState, Scores
+from .ops import Queries, Reads
+from .ops.decide import decide
+from .ops.flight import MIN_ROWS_TO_SPLIT, Answers, Exit, Flight
+from .ops.rule import ExitRule
+from .surroundings import undisturbed
+
+
+@dataclass(frozen=True)
+class TorchCarrier:
+    """A head of any kind over an encoder, prepared for one op set."""
+
+    flight: type[TorchFlight]  # that of rows, or of tokens where the head scores tokens
+    encoder: Encoder
+    head: ExitHead
+    exit_layers: tuple[int, ...]  # layers that have an exit; the last one is always among them
+    labels: int
+    device: torch.device
+    lanes: int = 1
+    max_rows: int = sys.maxsize
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.encoder.layers)
+
+    @undisturbed()
+    def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> Flight:
+        return self.flight(self, packed, slots, answers)
+
+    def warmup(self, packed: Packed, rule: ExitRule) -> None:
+        rows = len(packed.row_ids)
+        answers = Answers(0, rows, self.labels)
+        self.start(packed, np.arange(rows), answers).advance(rule, self.num_layers)
+
+
+class Half(NamedTuple):
+    """A layer whose first tokens are done, and which of its rows are left."""
+
+    x: Tensor  # what enters the layer's last block, [T, H]
+    cu_seqlens: Tensor  # int32 [R + 1]
+    block: Any
+    kept: Any  # its keys and values
+    first: Tensor  # [R, H]
+    rows: Tensor  # int64, rising: those that are left
+
+
+class TorchFlight:
+    """As `ops.flight.Flight` says, for heads that score rows."""
+
+    def __init__(self, carrier: TorchCarrier, packed: Packed, slots: np.ndarray, answers: Answers) -> None:
+        inputs = packed.to(carrier.device)
+        self.carrier, self.answers, self.layer = carrier, answers, 0
+        self.x, self.cu_seqlens = encoder.embed(carrier.encoder, inputs), inputs.cu_seqlens
+        self.places = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
+        self.half: Half | None = None  # in place of x, where the present layer is half done
+        self.head_state: HeadState | None = None
+        self.rule_state: Tensor | None = None
+        self.scores: Scores | None = None  # after the present layer
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def _reads(self) -> Reads:
+        return self.carrier.head.reads(self.layer)
+
+    def slots(self) -> np.ndarray:
+        slots: np.ndarray = self.places.numpy(force=True).copy()
+        return slots
+
+    @undisturbed()
+    def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
+        carrier = self.carrier
+        while len(self) and self.layer < min(until, carrier.num_layers):
+            self._finish_layer()
+            self.layer += 1
+            last, has_exit = self.layer == carrier.num_layers, self.layer in carrier.exit_layers
+            tested = has_exit and not last and bool(rule.tested[self.layer - 1])
+            stops = self.layer == until
+            answer = tested or (has_exit and (scores if stops else last))
+            self._run_layer(split=answer and not last and len(self) >= MIN_ROWS_TO_SPLIT, last=last)
+            self.scores, self.head_state = carrier.head.step(
+                self.layer, self._read(), self._bounds(), self.head_state, answer
+            )
+            if last and answer:
+                self._leave(torch.ones_like(self._gone_before()), answered=True)
+            elif tested:
+                self._decide(rule)
+        return self._exit() if len(self) else None
+
+    @undisturbed()
+    def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
+        self._leave(torch.as_tensor(gone, device=self.places.device), answered)
+
+    @undisturbed()
+    def join(self, other: Flight) -> None:
+        if not isinstance(other, TorchFlight) or other is self or other.carrier is not self.carrier:
+            raise ValueError("the other flight is not one of the same carrier")
+        if other.layer != self.layer or other.answers is not self.answers:
+            raise ValueError(
+                f"the other flight is at layer {other.layer}, this one at {self.layer}, or answers elsewhere"
+            )
+        if not len(other):
+            return
+        self._finish_layer()
+        other._finish_layer()
+        if len(self):
+            self._absorb(other)
+        else:
+            self.__dict__.update(other.__dict__)
+        other._drop()
+
+    @undisturbed()
+    def states(self) -> Tensor:
+        return self._read().float().clone()
+
+    def _gone_before(self) -> Tensor:
+        """Which of those who leave one by one have left and are still carried, bool [R]: of rows, none."""
+        return torch.zeros(len(self), dtype=torch.bool, device=self.places.device)
+
+    def _exit(self) -> Exit:
+        logits, learned = self.scores or (None, None)
+        return Exit(self.layer, copied(logits), self.places.clone(), copied(learned))
+
+    def _decide(self, rule: ExitRule) -> None:
+        scores, signal = self._scores(), self.carrier.encoder.ops.signal
+        leave, self.rule_state = decide(
+            rule, self.layer, scores.logits, scores.learned, self.rule_state, self.places, signal
+        )
+        self._leave(leave, answered=True)
+
+    def _scores(self) -> Scores:
+        if self.scores is None:
+            raise ValueError(f"nobody can answer after layer {self.layer}, where no scores were asked for")
+        return self.scores
+
+    def _absorb(self, other: TorchFlight) -> None:
+        """The rows of `other` after those of this one."""
+        self.cu_seqlens = torch.cat([self.cu_seqlens, other.cu_seqlens[1:] + len(self.x)])
+        self.x, self.places = torch.cat([self.x, other.x]), torch.cat([self.places, other.places])
+        self.head_state = joined(self.head_state, other.head_state)
+        self.rule_state = joined(self.rule_state, other.rule_state)
+        self.scores = None if self.scores is None or other.scores is None else joined(self.scores, other.scores)
+
+    def _run_layer(self, split: bool, last: bool) -> None:
+        """The next layer of all rows; split: of their first tokens, where the head reads those alone."""
+        weights, reads = self.carrier.encoder, self._reads
+        x, block = encoder.enter(weights, self.layer, self.x, self.cu_seqlens)
+        if last and reads == "first":
+            self.x = weights.ops.block(x, self.cu_seqlens, block, "first")
+            self.cu_seqlens = torch.arange(len(self) + 1, dtype=torch.int32, device=x.device)
+        elif split and reads == "first":
+            kept = weights.ops.keys_values(x, self.cu_seqlens, block)
+            first = weights.ops.block(x, self.cu_seqlens, block, "first", kept)
+            self.half = Half(x, self.cu_seqlens, block, kept, first, torch.arange(len(self), device=x.device))
+        else:
+            self.x = weights.ops.block(x, self.cu_seqlens, block)
+
+    def _finish_layer(self) -> None:
+        """The other half, of the rows that are left, moved together."""
+        if self.half is None:
+            return
+        x, bounds, block, kept, first, rows = self.half
+        self.half = None
+        stays = torch.zeros(len(first), dtype=torch.bool, device=x.device)
+        stays[rows] = True
+        lengths = bounds.diff()
+        others = torch.where(stays, lengths - 1, 0)
+        tokens = ranges(bounds[:-1] + 1, others)
+        out = self.carrier.encoder.ops.block(x, bounds, block, Queries(tokens, bounds_of(others)), kept)
+        self.cu_seqlens = bounds_of(lengths[rows])
+        self.x = out.new_empty(int(self.cu_seqlens[-1]), out.shape[1])
+        self.x[self.cu_seqlens[:-1]] = first[rows].to(out.dtype)
+        self.x[ranges(self.cu_seqlens[:-1] + 1, others[rows])] = out
+
+    def _read(self) -> Tensor:
+        """What the head reads of the present layer: [R, H], or all tokens [T, H]."""
+        match self._reads:
+            case "first" if self.half is not None:
+                return self.half.first.index_select(0, self.half.rows)
+            case "first":
+                return self.x if len(self.x) == len(self) else self.x.index_select(0, self.cu_seqlens[:-1])
+            case "mean":
+                return self.carrier.encoder.ops.mean(self.x, self.cu_seqlens)
+            case "all":
+                return self.x
+
+    def _bounds(self) -> Tensor:
+        """Of what `_read` gives: int32 [R + 1]."""
+        if self._reads == "all":
+            return self.cu_seqlens
+        return torch.arange(len(self) + 1, dtype=torch.int32, device=self.places.device)
+
+    def _leave(self, gone: Tensor, answered: bool) -> None:
+        """Rows where `gone`, bool [R], is true give their answers, the others move together."""
+        where = np.flatnonzero(gone.numpy(force=True))
+        if not len(where):
+            return
+        if answered:
+            self._answer(self.places, where)
+        self._take((~gone).nonzero().squeeze(1))
+
+    def _answer(self, slots: Tensor, where: np.ndarray) -> None:
+        """The scores of those numbers go to their slots."""
+        places = slots.numpy(force=True)[where]
+        self.answers.logits[places] = self._scores().logits.numpy(force=True)[where]
+        self.answers.exit_layers[places] = self.layer
+
+    def _take(self, rows: Tensor) -> None:
+        """Only these rows are left: int64, rising."""
+        self.places = self.places[rows]
+        if not len(rows):
+            self._drop()
+            return
+        self.head_state, self.rule_state = taken(self.head_state, rows), taken(self.rule_state, rows)
+        self.scores = taken(self.scores, rows)
+        if self.half is not None:
+            self.half = self.half._replace(rows=self.half.rows[rows])
+            return
+        lengths = self.cu_seqlens.diff()[rows]
+        self.x = self.x[ranges(self.cu_seqlens[rows], lengths)]
+        self.cu_seqlens = bounds_of(lengths)
+
+    def _drop(self) -> None:
+        """Nobody is left; what they carried is freed."""
+        self.places, self.x, self.cu_seqlens = self.places[:0], self.x[:0], self.cu_seqlens[:1]
+        self.half = self.head_state = self.rule_state = self.scores = None
+
+
+def bounds_of(lengths: Tensor) -> Tensor:
+    """int32 [R + 1] of lengths [R]."""
+    bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
+    torch.cumsum(lengths, 0, dtype=torch.int32, out=bounds[1:])
+    return bounds
+
+
+def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """starts[0], starts[0] + 1, ... as many as lengths[0], and so on, int32."""
+    ends = torch.cumsum(lengths, 0)
+    numbers = torch.arange(int(ends[-1]) if len(ends) else 0, dtype=torch.int32, device=starts.device)
+    return numbers + torch.repeat_interleave(starts - (ends - lengths).to(torch.int32), lengths)
+
+
+def copied(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.clone()
+
+
+def taken(state: Any, rows: Tensor) -> Any:
+    """Those rows, by number, of every tensor of a head's or criterion's state."""
+    if not isinstance(state, tuple):
+        return None if state is None else state.index_select(0, rows)
+    parts = [taken(value, rows) for value in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+
+
+def joined(state: Any, other: Any) -> Any:
+    """The states of two flights' rows, those of the first before those of the other."""
+    if not isinstance(state, tuple):
+        return None if state is None else torch.cat([state, other])
+    parts = [joined(a, b) for a, b in zip(state, other, strict=True)]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
