@@ -77,8 +77,11 @@ def warmup(model: Model, packed: Packed, rule: ExitRule | Rule) -> None:
 
 def layer_logits(model: Model, packed: Packed) -> np.ndarray:
     """Logits of every exit, no exits taken: float32 [exits, R, C]."""
-    answers = Answers(0, len(packed.row_ids), model.config.num_labels)
-    flight, exits = model.carrier.start(packed, np.arange(len(packed.row_ids)), answers), []
+    rows = len(packed.row_ids)
+    answers = Answers(0, rows, model.config.num_labels)
+    if not rows:
+        return np.empty((len(model.exit_layers), *answers.logits.shape), np.float32)
+    flight, exits = model.carrier.start(packed, np.arange(rows), answers), []
     for layer in model.exit_layers[:-1]:
         exit = flight.advance(model.full_depth, until=layer)
         assert exit is not None

@@ -117,12 +117,12 @@ class TorchFlight:
     def join(self, other: Flight) -> None:
         if not isinstance(other, TorchFlight) or other is self or other.carrier is not self.carrier:
             raise ValueError("the other flight is not one of the same carrier")
-        if other.layer != self.layer or other.answers is not self.answers:
-            raise ValueError(
-                f"the other flight is at layer {other.layer}, this one at {self.layer}, or answers elsewhere"
-            )
+        if other.answers is not self.answers:
+            raise ValueError("the other flight answers elsewhere; flights that are joined have the same Answers")
         if not len(other):
             return
+        if len(self) and other.layer != self.layer:
+            raise ValueError(f"the other flight is at layer {other.layer}, this one at layer {self.layer}")
         self._finish_layer()
         other._finish_layer()
         if len(self):

@@ -16,7 +16,7 @@ import pfengine
 from pfengine import checkpoint, extension
 from pfengine.api import build
 from pfengine.config import EngineConfig, parse_backbone
-from pfengine.engine import all_logits, run_reference
+from pfengine.engine import layer_logits, run_reference
 from pfengine.exits import Replay
 from pfengine.heads import HEADS
 from pfengine.ops import cpu_torch, reference
@@ -77,13 +77,13 @@ def test_same_bits_alone_and_in_any_batch(cpu_ops: Any, dtype: torch.dtype, arch
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            alone = np.concatenate([all_logits(model, pack([row], backbone).to()) for row in rows], axis=1)
+            alone = np.concatenate([layer_logits(model, pack([row], backbone)) for row in rows], axis=1)
             assert np.isfinite(alone).all()
             for tokens, size in ((4096, None), (100, None), (4096, 2), (4096, 5)):
                 shuffled = [rows[i] for i in draw.permutation(len(rows))]
                 for batch in batches(shuffled, tokens, size):
-                    packed = pack(batch, backbone).to()
-                    assert np.array_equal(all_logits(model, packed), alone[:, packed.row_ids.numpy()]), (tokens, size)
+                    packed = pack(batch, backbone)
+                    assert np.array_equal(layer_logits(model, packed), alone[:, packed.row_ids]), (tokens, size)
             if dtype == torch.float32:
                 oracle = build(ckpt, reference, dtype)
                 layers = draw.integers(1, backbone.num_layers + 1, len(rows)).tolist()

@@ -71,13 +71,10 @@ def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_s
     assert inputs.ids.shape[0] == sum(lengths)
     inner = ckpt.backbone.inner_group_num  # transformers records a state for each inner layer of a group
     with torch.inference_mode():
-        batch = encoder.embed(model.encoder, inputs)
-        ours = [batch.tokens]
+        ours = [encoder.embed(model.encoder, inputs)]
         for number in range(1, model.num_layers + 1):
-            last = batch
-            batch = encoder.layer(model.encoder, number, batch)
-            ours.append(batch.tokens)
-        first = encoder.layer(model.encoder, model.num_layers, last, first_only=True)
+            ours.append(encoder.layer(model.encoder, number, ours[-1], inputs.cu_seqlens))
+        first = encoder.layer(model.encoder, model.num_layers, ours[-2], inputs.cu_seqlens, "first")
         for row, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True):
             states = theirs(
                 input_ids=torch.from_numpy(row.ids)[None],
@@ -87,4 +84,4 @@ def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_s
             assert len(states) == len(ours)
             for mine, state in zip(ours, states, strict=True):
                 assert (mine[start:stop] - state[0]).abs().max() <= TOLERANCE
-            assert (first.first()[row.row_id] - states[-1][0, 0]).abs().max() <= TOLERANCE
+            assert (first[row.row_id] - states[-1][0, 0]).abs().max() <= TOLERANCE

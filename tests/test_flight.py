@@ -1,0 +1,190 @@
+"""What every carrier of flights does: on to any layer, rows leave, two flights become one, each row as alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pfengine import checkpoint, engine
+from pfengine.api import build
+from pfengine.batch import Packed
+from pfengine.ops import decide, reference
+from pfengine.ops.flight import Answers
+from pfengine.ops.rule import Clause, ExitRule, values
+from pfengine.tokenization import Row, pack
+
+Make = Callable[..., Path]
+LENGTHS = [1, 9, 3, 3, 17, 1, 40, 5, 6, 12]
+ROWS = range(len(LENGTHS))
+LAYERS, LABELS, ALL = 5, 3, bytes([1] * 5)
+LOOSE = 3e-5  # float32, op sets against each other and the reference against itself in another batch
+WAIT = ExitRule(bytes(5))
+PATIENCE = ExitRule(ALL, (Clause("label_repeats", ">=", values(1), "running", values(2)),))
+EITHER = ExitRule(ALL, (Clause("confidence", ">", values(0.8)), Clause("label_0", ">", values(0.1), "side", size=2)))
+NOBODY = ExitRule(ALL, (Clause("entropy", "<", values(-1)),))
+HEADS: dict[str, Any] = {
+    "past-future": "past-future",
+    "mean": {"type": "linear", "reads": "mean"},
+    "vote": {"type": "linear", "combine": "vote"},
+    "lstm": {"type": "past-future", "incorporate": "lstm", "learner": "linear", "gate": "row"},
+}  # heads that are data in every carrier, and heads that run layer by layer
+
+
+@pytest.fixture(scope="module", params=[("bert", name) for name in HEADS] + [("albert", "mean")], ids=str)
+def ckpt(request: pytest.FixtureRequest, make_checkpoint: Make) -> checkpoint.Checkpoint:
+    family, head = request.param
+    return checkpoint.read(make_checkpoint(family, labels=LABELS, head=HEADS[head]))
+
+
+def packed_rows(ckpt: checkpoint.Checkpoint, which: Any = ROWS) -> Packed:
+    draw = np.random.default_rng(3)
+    ids = [draw.integers(2, 90, length) for length in LENGTHS]
+    return pack([Row(i, ids[i], None, False) for i in which], ckpt.backbone)
+
+
+def answered(model: engine.Model, packed: Packed, rule: Any) -> Answers:
+    answers = Answers(0, len(LENGTHS), LABELS)
+    engine.run(model, packed, rule, answers)
+    return answers
+
+
+def check(ours: Answers, theirs: Answers, which: Any = slice(None), exact: bool = True) -> None:
+    np.testing.assert_array_equal(ours.exit_layers[which], theirs.exit_layers[which])
+    np.testing.assert_allclose(ours.logits[which], theirs.logits[which], atol=0 if exact else LOOSE, rtol=0)
+
+
+def below(every: np.ndarray, signal: Any) -> ExitRule:
+    """Leave below a threshold in the widest gap of the middle of the signals [layers, rows] of these logits."""
+    own = np.sort(decide.signal(signal, torch.from_numpy(every[:-1])).numpy().ravel())
+    own = own[len(own) // 4 : -(len(own) // 4)]
+    widest = np.argmax(np.diff(own))
+    return ExitRule(ALL, (Clause(signal, "<", values((own[widest] + own[widest + 1]) / 2)),))
+
+
+@pytest.mark.parametrize(
+    "rule", ["entropy", "margin", PATIENCE, EITHER, NOBODY], ids=["entropy", "margin", "patience", "either", "nobody"]
+)
+def test_a_rule_that_is_data_agrees_with_the_oracle(ckpt: Any, op_set: Any, rule: Any) -> None:
+    model, oracle = build(ckpt, op_set, torch.float32), build(ckpt, reference, torch.float32)
+    if isinstance(rule, str):
+        rule = below(engine.layer_logits(oracle, packed_rows(ckpt)), rule)
+    inputs = [packed_rows(ckpt, [i]).to() for i in range(len(LENGTHS))]
+    logits, exits = engine.run_reference(oracle, inputs, rule)
+    ours = answered(model, packed_rows(ckpt), rule)
+    np.testing.assert_array_equal(ours.exit_layers, exits)
+    np.testing.assert_allclose(ours.logits, logits, atol=LOOSE, rtol=0)
+
+
+def test_a_callable_is_asked_after_every_exit_and_nothing_else_changes(ckpt: Any, op_set: Any) -> None:
+    model, asked = build(ckpt, op_set, torch.float32), []
+
+    def confident(layer: int, logits: torch.Tensor, state: Any, row_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        asked.append((layer, len(row_ids)))
+        return op_set.signal("confidence", logits, 1.0) > np.float32(0.8), state
+
+    rule = ExitRule(ALL, (Clause("confidence", ">", values(0.8)),))
+    check(answered(model, packed_rows(ckpt), confident), answered(model, packed_rows(ckpt), rule))
+    assert [layer for layer, _ in asked] == list(range(1, asked[-1][0] + 1))
+    assert sorted((rows for _, rows in asked), reverse=True) == [rows for _, rows in asked]
+
+
+@pytest.mark.parametrize("until", range(1, LAYERS))
+def test_stops_at_any_layer_and_says_where_its_rows_are(ckpt: Any, op_set: Any, until: int) -> None:
+    model, answers = build(ckpt, op_set, torch.float32), Answers(0, len(LENGTHS), LABELS)
+    packed = packed_rows(ckpt)
+    flight = model.carrier.start(packed, answers.slots(packed), answers)
+    assert (flight.layer, len(flight)) == (0, len(LENGTHS))
+    exit = flight.advance(PATIENCE, until)
+    whole, every = answered(model, packed, PATIENCE), engine.layer_logits(model, packed)
+    left = np.flatnonzero(whole.exit_layers > until)
+    assert (flight.layer, len(flight)) == (until if len(left) else flight.layer, len(left))
+    assert flight.slots().tolist() == left.tolist()
+    if exit is None:
+        assert not len(left)
+    else:
+        assert (exit.layer, exit.slots.tolist()) == (until, left.tolist())
+        np.testing.assert_allclose(exit.logits.numpy(), every[until - 1, left], atol=LOOSE, rtol=0)
+        assert flight.states().shape == (len(left), ckpt.backbone.hidden_size)
+    assert (answers.exit_layers[left] == 0).all()
+    flight.advance(PATIENCE, LAYERS)
+    check(answers, whole)
+
+
+def test_rows_leave_with_or_without_an_answer(ckpt: Any, cpu_ops: Any) -> None:
+    model, answers = build(ckpt, cpu_ops, torch.float32), Answers(0, len(LENGTHS), LABELS)
+    packed, every = packed_rows(ckpt), engine.layer_logits(model, packed_rows(ckpt))
+    flight = model.carrier.start(packed, answers.slots(packed), answers)
+    flight.advance(NOBODY, 2)
+    flight.leave(np.isin(flight.slots(), [0, 3, 6]))
+    flight.advance(WAIT, 3, scores=False)
+    flight.leave(torch.from_numpy(np.isin(flight.slots(), [1, 9])), answered=False)
+    with pytest.raises(ValueError, match="scores"):
+        flight.leave(np.isin(flight.slots(), [4]))
+    assert flight.slots().tolist() == [2, 4, 5, 7, 8]
+    flight.advance(NOBODY, LAYERS)
+    assert answers.exit_layers.tolist() == [2, 0, 5, 2, 5, 5, 2, 5, 5, 0]
+    gone = answers.exit_layers > 0
+    np.testing.assert_array_equal(answers.logits[gone], every[answers.exit_layers[gone] - 1, gone])
+    assert np.isnan(answers.logits[~gone]).all()
+    assert flight.advance(NOBODY, LAYERS) is None
+
+
+@pytest.mark.parametrize("until", range(LAYERS))
+def test_two_flights_become_one(ckpt: Any, cpu_ops: Any, until: int) -> None:
+    model, rows = build(ckpt, cpu_ops, torch.float32), len(LENGTHS)
+    alone = [answered(model, packed_rows(ckpt, [i]), EITHER) for i in range(rows)]
+    for split in (1, 4, 8):  # fewer than three rows, whose layers are in one piece, join more, and the other way round
+        answers = Answers(0, rows, LABELS)
+        parts = [packed_rows(ckpt, range(split)), packed_rows(ckpt, range(split, rows))]
+        one, other = (model.carrier.start(part, answers.slots(part), answers) for part in parts)
+        one.advance(EITHER, until)
+        other.advance(EITHER, until)
+        left = [*one.slots(), *other.slots()]
+        one.join(other)
+        assert (len(other), one.slots().tolist()) == (0, left)
+        one.advance(EITHER, LAYERS)
+        for i in range(rows):
+            check(answers, alone[i], [i])
+
+
+def test_flights_that_do_not_fit_are_not_joined(ckpt: Any, cpu_ops: Any) -> None:
+    model, answers, packed = build(ckpt, cpu_ops, torch.float32), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
+    one, other = (model.carrier.start(packed, answers.slots(packed), answers) for _ in range(2))
+    one.advance(NOBODY, 2)
+    with pytest.raises(ValueError, match="layer"):
+        one.join(other)
+    with pytest.raises(ValueError, match="same carrier"):
+        one.join(one)
+    elsewhere = model.carrier.start(packed, answers.slots(packed), Answers(0, len(LENGTHS), LABELS))
+    elsewhere.advance(NOBODY, 2)
+    with pytest.raises(ValueError, match="answer"):
+        one.join(elsewhere)
+    one.advance(NOBODY, LAYERS)
+    assert (answers.exit_layers == LAYERS).all()
+
+
+def test_no_rows(ckpt: Any, op_set: Any) -> None:
+    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, 0, LABELS), packed_rows(ckpt, [])
+    flight = model.carrier.start(packed, answers.slots(packed), answers)
+    assert not len(flight)
+    assert flight.advance(NOBODY, 3) is None
+    assert engine.layer_logits(model, packed).shape == (LAYERS, 0, LABELS)
+
+
+def test_after_the_last_layer_rows_stay_where_nobody_asks_for_scores(ckpt: Any, op_set: Any) -> None:
+    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
+    flight = model.carrier.start(packed, answers.slots(packed), answers)
+    exit = flight.advance(NOBODY, LAYERS, scores=False)
+    assert exit is not None
+    assert exit.logits is None
+    assert (answers.exit_layers == 0).all()
+    states = flight.states()
+    oracle = build(ckpt, reference, torch.float32)
+    other = oracle.carrier.start(packed, answers.slots(packed), answers)
+    other.advance(NOBODY, LAYERS, scores=False)
+    np.testing.assert_allclose(states.numpy(), other.states().numpy(), atol=LOOSE, rtol=0)

@@ -1,0 +1,145 @@
+"""Tag heads in flights: tokens leave one by one or with their row, and those that have left stay as context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pfengine import checkpoint, encoder, engine
+from pfengine.api import build
+from pfengine.batch import Packed
+from pfengine.ops import decide, reference
+from pfengine.ops.flight import Answers
+from pfengine.ops.rule import Clause, ExitRule, TokenRule, values
+from pfengine.tokenization import Row, pack
+
+Make = Callable[..., Path]
+LENGTHS = [1, 9, 3, 17, 1, 40, 6]
+ROWS = range(len(LENGTHS))
+TOKENS, LAYERS, LABELS, ALL = sum(LENGTHS), 5, 4, bytes([1] * 5)
+STARTS = np.cumsum([0, *LENGTHS])
+RULES = {
+    "row max": TokenRule("row", "max"),
+    "row mean": TokenRule("row", "mean"),
+    "token": TokenRule("token"),
+    "window": TokenRule("token", window=3),
+    "frozen": TokenRule("token", window=3, freezes=True),
+}
+
+
+@pytest.fixture(scope="module", params=["kept", "renormalised"])
+def ckpt(request: pytest.FixtureRequest, make_checkpoint: Make) -> checkpoint.Checkpoint:
+    return checkpoint.read(make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": request.param}))
+
+
+def packed_rows(ckpt: checkpoint.Checkpoint, which: Any = ROWS) -> Packed:
+    draw = np.random.default_rng(5)
+    ids = [draw.integers(2, 90, length) for length in LENGTHS]
+    return pack([Row(i, ids[i], None, False) for i in which], ckpt.backbone)
+
+
+def slowly(model: engine.Model, packed: Packed, rule: ExitRule, to: Answers) -> None:
+    """One row, all tokens computed at every layer, those of frozen ones thrown away."""
+    assert rule.tokens is not None
+    inputs, ops = packed.to(), model.encoder.ops
+    slots = torch.arange(STARTS[packed.row_ids[0]], STARTS[packed.row_ids[0] + 1])
+    x, sums, state = encoder.embed(model.encoder, inputs), None, None
+    gone = frozen = torch.zeros(len(x), dtype=torch.bool)
+    for layer in range(1, LAYERS + 1):
+        (block,) = model.encoder.layers[layer - 1]
+        out, fresh = ops.block_sums(x, inputs.cu_seqlens, block)
+        sums = fresh if sums is None else torch.where(frozen[:, None], sums, fresh)
+        stale = ops.output_norm(sums, block) if model.head.renormalises else x
+        x = torch.where(frozen[:, None], stale, out)
+        scores, _ = model.head.step(layer, x, inputs.cu_seqlens, None, True)
+        assert scores is not None
+        leave = torch.ones(len(x), dtype=torch.bool)
+        if layer < LAYERS:
+            units = slots if rule.tokens.unit == "token" else slots[:1]
+            leave, state = decide.decide(rule, layer, scores.logits, None, state, units, ops.signal, inputs.cu_seqlens)
+        new = leave.expand(len(x)) & ~gone
+        to.logits[slots[new]], to.exit_layers[slots[new]] = scores.logits[new].numpy(), layer
+        gone = gone | new
+        frozen = gone if rule.tokens.freezes else frozen
+        if gone.all():
+            return
+
+
+def threshold_for(model: engine.Model, ckpt: Any, tokens: TokenRule) -> np.ndarray:
+    """In the widest gap of the middle of all signals that the rule may read."""
+    signals, packed = [], packed_rows(ckpt)
+    flight = model.carrier.start(packed, STARTS[packed.row_ids], Answers(0, TOKENS, LABELS))
+    for layer in range(1, LAYERS):
+        exit = flight.advance(ExitRule(bytes(5)), layer)
+        entropies = decide.signal("entropy", exit.logits)
+        signals.append(decide.pooled(tokens, entropies, torch.from_numpy(packed.cu_seqlens)))
+    own = np.sort(torch.cat(signals).numpy())
+    own = own[len(own) // 3 : -(len(own) // 3)]
+    widest = np.argmax(np.diff(own))
+    return values((own[widest] + own[widest + 1]) / 2)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_agrees_with_the_slow_way(ckpt: Any, op_set: Any, name: str) -> None:
+    model, oracle = build(ckpt, op_set, torch.float32), build(ckpt, reference, torch.float32)
+    rule = ExitRule(ALL, (Clause("entropy", "<", threshold_for(oracle, ckpt, RULES[name])),), RULES[name])
+    slow, ours = Answers(0, TOKENS, LABELS), Answers(0, TOKENS, LABELS)
+    with torch.inference_mode():
+        for i in range(len(LENGTHS)):
+            slowly(oracle, packed_rows(ckpt, [i]), rule, slow)
+    packed = packed_rows(ckpt)
+    model.carrier.start(packed, STARTS[packed.row_ids], ours).advance(rule, LAYERS)
+    np.testing.assert_array_equal(ours.exit_layers, slow.exit_layers)
+    np.testing.assert_allclose(ours.logits, slow.logits, atol=3e-5, rtol=0)  # float32, other kernels
+    assert len(set(ours.exit_layers)) > 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_same_bits_alone_joined_and_in_any_batch(ckpt: Any, cpu_ops: Any, name: str) -> None:
+    model = build(ckpt, cpu_ops, torch.float32)
+    rule = ExitRule(ALL, (Clause("entropy", "<", threshold_for(model, ckpt, RULES[name])),), RULES[name])
+
+    def run(parts: list[Any], stop: int = LAYERS) -> Answers:
+        answers, flights = Answers(0, TOKENS, LABELS), []
+        for part in parts:
+            packed = packed_rows(ckpt, part)
+            flights.append(model.carrier.start(packed, STARTS[packed.row_ids], answers))
+            flights[-1].advance(rule, stop)
+        for other in flights[1:]:
+            flights[0].join(other)
+        flights[0].advance(rule, LAYERS)
+        return answers
+
+    alone = Answers(0, TOKENS, LABELS)
+    for i in range(len(LENGTHS)):
+        one, (start, stop) = run([[i]]), STARTS[i : i + 2]
+        alone.logits[start:stop], alone.exit_layers[start:stop] = one.logits[start:stop], one.exit_layers[start:stop]
+    for answers in (run([range(7)]), run([[0, 2, 5], [1, 3, 4, 6]], 2), run([[6, 1], [0, 5, 3], [2, 4]], 3)):
+        np.testing.assert_array_equal(answers.exit_layers, alone.exit_layers)
+        np.testing.assert_array_equal(answers.logits, alone.logits)
+
+
+def test_a_caller_decides_who_leaves(ckpt: Any, op_set: Any) -> None:
+    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
+    flight = model.carrier.start(packed, STARTS[packed.row_ids], answers)
+    exit = flight.advance(ExitRule(bytes(5)), 2)
+    assert exit.slots.tolist() == list(range(TOKENS))
+    flight.leave(np.isin(exit.slots, [0, 1, 2, 3, 70]))
+    flight.advance(ExitRule(bytes(5)), 3, scores=False)
+    flight.leave(np.isin(tokens_of(flight), [10, 11, 12]), answered=False)
+    assert flight.slots().tolist() == [STARTS[i] for i in (1, 3, 4, 5, 6)]
+    flight.advance(ExitRule(bytes(5)), LAYERS)
+    expected = np.full(TOKENS, LAYERS)
+    expected[[0, 1, 2, 3, 70]], expected[[10, 11, 12]] = 2, 0
+    np.testing.assert_array_equal(answers.exit_layers, expected)
+    assert (np.isnan(answers.logits).any(1) == (expected == 0)).all()
+
+
+def tokens_of(flight: Any) -> np.ndarray:
+    """Slots of all tokens of the rows that are left."""
+    return np.concatenate([np.arange(start, STARTS[np.searchsorted(STARTS, start) + 1]) for start in flight.slots()])
