@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import RaggedBatch, RaggedInputs
+from .batch import RaggedBatch, RaggedInputs, compact
 from .config import BackboneConfig
 from .families import PARTS
-from .ops import Block, Norm, OpSet
+from .ops import Block, Norm, OpSet, Queries
 from .storage import give_back
 
 
@@ -111,7 +111,7 @@ def layer(encoder: Encoder, number: int, batch: RaggedBatch, first_only: bool = 
     """
     x, blocks = batch.tokens, encoder.layers[number - 1]
     for i, block in enumerate(blocks, start=1):
-        x = encoder.ops.block(x, batch.cu_seqlens, block, first_only and i == len(blocks))
+        x = encoder.ops.block(x, batch.cu_seqlens, block, "first" if first_only and i == len(blocks) else "all")
     return batch.firsts(x) if first_only else batch.with_tokens(x)
 
 
@@ -120,23 +120,36 @@ class Opened:
     """A layer whose rows' first tokens are done; the rest is for those rows that stay."""
 
     ops: OpSet
-    first: RaggedBatch  # one token a row
-    rest: Any
+    batch: RaggedBatch  # as it enters the layer's last block
+    block: Any
+    kept: Any  # that block's keys and values
+    first: RaggedBatch  # one token per row
 
     def close(self, stay: Tensor, kept: Tensor | None) -> RaggedBatch:
         """The layer of the rows where `stay` (bool [R]) is true, moved together; kept: their numbers, None for all."""
+        x, bounds = self.batch.tokens, self.batch.cu_seqlens
+        starts = bounds[:-1]
+        stays = torch.repeat_interleave(stay, bounds.diff())
+        other = stays.index_fill(0, starts.long(), False)
+        counts = F.pad(other.cumsum(0), (1, 0))  # queries before each token
+        queries = Queries(other.nonzero().squeeze(1).int(), counts[bounds.long()].int())
+        out = torch.empty_like(x)
+        out[other] = self.ops.block(x, bounds, self.block, queries, self.kept)
+        out[starts.long()] = self.first.tokens
+        tokens, new_bounds = compact(out, bounds, stay)
         row_ids = self.first.row_ids if kept is None else self.first.row_ids.index_select(0, kept)
-        return RaggedBatch(*self.ops.close_block(self.rest, stay), row_ids)
+        return RaggedBatch(tokens, new_bounds, row_ids)
 
 
 def open_layer(encoder: Encoder, number: int, batch: RaggedBatch) -> Opened:
     """Layer `number` in two halves: now the first tokens, which an exit reads; later the others, of rows that stay.
 
-    A row that leaves has cost keys and values of its tokens, a quarter of a layer. The same numbers as `layer`.
+    A row that leaves has cost keys and values of its tokens, a sixth of a layer. The same numbers as `layer`.
     """
     *before, last = encoder.layers[number - 1]
     x = batch.tokens
     for block in before:
-        x = encoder.ops.block(x, batch.cu_seqlens, block, False)
-    first, rest = encoder.ops.open_block(x, batch.cu_seqlens, last)
-    return Opened(encoder.ops, batch.firsts(first), rest)
+        x = encoder.ops.block(x, batch.cu_seqlens, block)
+    kept = encoder.ops.keys_values(x, batch.cu_seqlens, last)
+    first = encoder.ops.block(x, batch.cu_seqlens, last, "first", kept)
+    return Opened(encoder.ops, batch.with_tokens(x), last, kept, batch.firsts(first))

@@ -12,25 +12,24 @@ import functools
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, Block, Exit, Pooling, reference
-from .reference import PreparedBlock, close_block, embed, prepare_embedding, prepare_exit, prepare_model
+from . import Activation, Block, Exit, Pooling, Queries, reference
+from .reference import PreparedBlock, embed, keys_values, prepare_embedding, prepare_exit, prepare_model
 
 __all__ = [
     "HEAD_ALIGNMENT",
     "block",
-    "close_block",
     "embed",
     "exit",
     "gate_merge",
     "guesses",
+    "keys_values",
     "linear",
-    "open_block",
     "pooled",
     "prepare_block",
     "prepare_embedding",
@@ -119,13 +118,16 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     return reference.prepared(block, dtype, prepare_linear)
 
 
-def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    return reference.composed(x, cu_seqlens, weights, first_only, linear, attention)
-
-
-def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, Any]:
-    y = block(x, cu_seqlens, weights, False)
-    return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
+def block(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedBlock,
+    queries: Literal["all", "first"] | Queries = "all",
+    kept: None = None,
+) -> Tensor:
+    if isinstance(queries, Queries):
+        return reference.composed(x, cu_seqlens, weights, False, linear, attention).index_select(0, queries.tokens)
+    return reference.composed(x, cu_seqlens, weights, queries == "first", linear, attention)
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, first_only: bool) -> Tensor:

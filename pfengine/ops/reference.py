@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import compact
-from . import Activation, Block, Exit, Norm, Pooling
+from . import Activation, Block, Exit, Norm, Pooling, Queries
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
 
 HEAD_ALIGNMENT = 1
@@ -113,18 +112,20 @@ def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor
     )
 
 
-def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    return composed(x, cu_seqlens, weights, first_only, linear, attention)
+def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> None:
+    return None
 
 
-def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, Any]:
-    y = block(x, cu_seqlens, weights, False)
-    return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
-
-
-def close_block(opened: Any, stay: Tensor) -> tuple[Tensor, Tensor]:
-    y, cu_seqlens = opened
-    return compact(y, cu_seqlens, stay)
+def block(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedBlock,
+    queries: Literal["all", "first"] | Queries = "all",
+    kept: None = None,
+) -> Tensor:
+    if isinstance(queries, Queries):
+        return composed(x, cu_seqlens, weights, False, linear, attention).index_select(0, queries.tokens)
+    return composed(x, cu_seqlens, weights, queries == "first", linear, attention)
 
 
 def composed(
