@@ -16,6 +16,7 @@
 #include "cpu/linear.h"
 #include "cpu/model.h"
 #include "cpu/ragged.h"
+#include "cpu/scratch.h"
 #include "parts.h"
 #ifdef PFENGINE_CUDA
 #include "cuda/compact.h"
@@ -69,38 +70,76 @@ const float* states(const cpu::Layer& layer, Address x, std::int64_t tokens) {
   return memory<const float>("x", x, {tokens, layer.output.outputs});
 }
 
-char* opened(const cpu::Layer& layer, Address qkv, std::int64_t tokens) {
-  return reinterpret_cast<char*>(memory<float>("qkv", qkv, {tokens, cpu::qkv_stride(layer) / 4}));
+char* kept_memory(const cpu::Layer& layer, Address kept, std::int64_t tokens, bool optional = false) {
+  return reinterpret_cast<char*>(memory<float>("kept", kept, {tokens, cpu::kept_stride(layer) / 4}, optional));
+}
+
+cpu::Context context(const cpu::Layer& layer, Address x, std::int64_t tokens, Address cu_seqlens, std::int64_t rows) {
+  const auto* borders = bounds(cu_seqlens, rows);
+  return {states(layer, x, tokens), borders, rows, tokens};
+}
+
+void keys_values(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens,
+                 Address cu_seqlens, std::int64_t rows, Address kept, int threads) {
+  check_threads(threads);
+  const cpu::Context from = context(layer, x, tokens, cu_seqlens, rows);
+  cpu::keys_values(kernels, layer, from, kept_memory(layer, kept, tokens), threads);
+}
+
+// Is every query written where its own token lies?
+bool in_place(const cpu::Context& context, const cpu::Queries& queries, std::int64_t count) {
+  if (!queries.targets) return queries.kind == cpu::Queries::all;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t token = queries.kind == cpu::Queries::all      ? i
+                               : queries.kind == cpu::Queries::firsts ? context.cu_seqlens[i]
+                                                                      : queries.tokens[i];
+    if (queries.targets[i] != token) return false;
+  }
+  return true;
 }
 
 void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens, Address cu_seqlens,
-               std::int64_t rows, bool first_only, Address out, int threads) {
+               std::int64_t rows, cpu::Queries::Kind kind, std::int64_t count, Address query_tokens,
+               Address query_bounds, Address targets, Address kept, Address out, std::int64_t out_rows, Address sums,
+               int threads) {
   check_threads(threads);
-  const auto* borders = bounds(cu_seqlens, rows);
-  cpu::run_layer(kernels, layer, states(layer, x, tokens), tokens, borders, rows, first_only,
-                 memory<float>("out", out, {first_only ? rows : tokens, layer.output.outputs}), threads);
-}
-
-void open_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens,
-                Address cu_seqlens, std::int64_t rows, Address qkv, Address first, int threads) {
-  check_threads(threads);
-  const auto* borders = bounds(cu_seqlens, rows);
-  cpu::open_layer(kernels, layer, states(layer, x, tokens), tokens, borders, rows, opened(layer, qkv, tokens),
-                  memory<float>("first", first, {rows, layer.output.outputs}), threads);
-}
-
-void close_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens,
-                 Address cu_seqlens, std::int64_t rows, Address qkv, Address first, Address stay, Address out,
-                 Address new_cu_seqlens, int threads) {
-  check_threads(threads);
+  check_rows("out_rows", out_rows);
+  check_rows("count", count);
+  const cpu::Context from = context(layer, x, tokens, cu_seqlens, rows);
+  const bool list = kind == cpu::Queries::list;
+  const cpu::Queries queries{
+      kind,
+      memory<const std::int32_t>("query_tokens", query_tokens, {count}, !list),
+      memory<const std::int32_t>("query_bounds", query_bounds, {rows + 1}, !list),
+      memory<const std::int32_t>("targets", targets, {count}, true),
+  };
+  if (queries.count(from) != count) {
+    throw std::invalid_argument("count is " + std::to_string(count) + ", expected the " +
+                                std::to_string(queries.count(from)) + " queries there are");
+  }
+  // targets rise, which cpu::run_layer checks
+  check("the row of out of the last query", count ? queries.targets ? queries.targets[count - 1] : count - 1 : 0, 0,
+        count ? out_rows - 1 : 0);
   const std::int64_t hidden = layer.output.outputs;
-  const auto* borders = bounds(cu_seqlens, rows);
-  const auto* stays = memory<const std::uint8_t>("stay", stay, {rows});
-  const auto kept = cpu::count_kept(borders, stays, rows, tokens);
-  cpu::close_layer(kernels, layer, states(layer, x, tokens), tokens, borders, rows, opened(layer, qkv, tokens),
-                   memory<const float>("first", first, {rows, hidden}), stays,
-                   memory<float>("out", out, {kept.tokens, hidden}),
-                   memory<std::int32_t>("new_cu_seqlens", new_cu_seqlens, {kept.rows + 1}), threads);
+  auto* to = memory<float>("out", out, {out_rows, hidden});
+  const bool apart = to + out_rows * hidden <= from.x || from.x + tokens * hidden <= to;
+  require(apart || (to == from.x && in_place(from, queries, count)),
+          "out lies on x, expected other memory, or x itself where every query's target is its own token");
+  cpu::run_layer(kernels, layer, from, queries, kept_memory(layer, kept, tokens, true), to,
+                 memory<float>("sums", sums, {out_rows, hidden}, true), threads);
+}
+
+void output_norm(const cpu::Kernels& kernels, const cpu::Layer& layer, Address sums, std::int64_t sums_rows,
+                 Address rows, std::int64_t count, Address out, int threads) {
+  check_threads(threads);
+  check_rows("sums_rows", sums_rows);
+  const std::int64_t hidden = layer.output.outputs;
+  const auto* numbers = memory<const std::int32_t>("rows", rows, {check("count", count, 0, sums_rows)}, true);
+  for (std::int64_t i = 0, least = 0; numbers && i < count; ++i) {
+    least = check("a number of rows, which rise,", numbers[i], least, sums_rows - 1) + 1;
+  }
+  cpu::output_norm(kernels, layer, memory<const float>("sums", sums, {sums_rows, hidden}), numbers, count,
+                   memory<float>("out", out, {sums_rows, hidden}), threads);
 }
 
 void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu::Linear& linear,
@@ -248,12 +287,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("count_kept", &count_kept, "cu_seqlens"_a, "stay"_a, "rows"_a, "tokens"_a);
   m.def("compact", &compact, "tokens"_a, "width_bytes"_a, "cu_seqlens"_a, "row_ids"_a, "stay"_a, "rows"_a,
         "new_tokens"_a, "new_cu_seqlens"_a, "new_row_ids"_a, "threads"_a, NoGil());
-  m.def("run_layer", &run_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "first_only"_a,
-        "out"_a, "threads"_a, NoGil());
-  m.def("open_layer", &open_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "qkv"_a,
-        "first"_a, "threads"_a, NoGil());
-  m.def("close_layer", &close_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "qkv"_a,
-        "first"_a, "stay"_a, "out"_a, "new_cu_seqlens"_a, "threads"_a, NoGil());
+  m.def("keys_values", &keys_values, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kept"_a,
+        "threads"_a, NoGil());
+  m.def("run_layer", &run_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kind"_a,
+        "count"_a, "query_tokens"_a, "query_bounds"_a, "targets"_a, "kept"_a, "out"_a, "out_rows"_a, "sums"_a,
+        "threads"_a, NoGil());
+  m.def("output_norm", &output_norm, "kernels"_a, "layer"_a, "sums"_a, "sums_rows"_a, "rows"_a, "count"_a, "out"_a,
+        "threads"_a, NoGil());
+  m.def("poison_scratch", [](bool on) { cpu::poisons_scratch = on; }, "on"_a);
   m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "first_column"_a, "columns"_a,
         "activation"_a, "x"_a, "stride"_a, "rows"_a, "add"_a, "add_stride"_a, "out"_a, "threads"_a, NoGil());
   m.def("run_exit", &run_exit, "kernels"_a, "exit"_a, "x"_a, "tokens"_a, "starts"_a, "rows"_a, "add"_a, "past"_a,

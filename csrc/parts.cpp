@@ -227,6 +227,10 @@ void bind_parts(py::module_& m) {
   py::class_<cpu::Layer>(m, "Layer")
       .def(py::init(&make_layer), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
            "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
+  py::enum_<cpu::Queries::Kind>(m, "Queries")
+      .value("all", cpu::Queries::all)
+      .value("firsts", cpu::Queries::firsts)
+      .value("list", cpu::Queries::list);
   py::class_<cpu::Merge>(m, "Merge")
       .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
   py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "precision"_a, "learner_precision"_a,
@@ -236,7 +240,7 @@ void bind_parts(py::module_& m) {
   py::class_<cpu::Model>(m, "Model")
       .def(py::init(&make_model), py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a);
   m.def("columns_of", &columns_of, "kernels"_a, "linear"_a, "precision"_a, "first"_a);
-  m.def("qkv_stride", &cpu::qkv_stride, "layer"_a);
+  m.def("kept_stride", &cpu::kept_stride, "layer"_a);
 }
 
 }  // namespace pfengine

@@ -1,4 +1,4 @@
-// Work is cut into blocks of neighbouring rows, a few dozen tokens each, small enough that all of a block's
+// Work is cut into blocks of neighbouring rows, a few dozen queries each, small enough that all of a block's
 // intermediates stay in the second cache while a layer's weights stream past. A block belongs to a team of threads,
 // which split its columns, heads and tokens; with blocks enough a team is one thread, and nobody waits for anybody.
 #pragma once
@@ -15,7 +15,7 @@
 
 namespace pfengine::cpu {
 
-inline constexpr std::int64_t kBlockTokens = 64;  // at most, but for longer rows
+inline constexpr std::int64_t kBlockTokens = 64;  // at most, but for longer rows and uneven contexts
 inline constexpr std::int64_t kTeamTokens = 32;   // fewer for each thread, and threads share blocks
 
 struct Block {
@@ -59,10 +59,19 @@ inline std::int64_t lay_out(char* memory, const Kernels& kernels, const Layer& l
   return layout.used();
 }
 
-// Where a row's attention is: its first token among keys and values, its tokens, its first query and how many there
-// are, and the place of that query's result.
+// Where a row's attention is: its first token among keys and values and how many there are, its first query in the
+// block and how many there are.
 struct Span {
-  std::int64_t first, tokens, query, queries, target;
+  std::int64_t first, tokens, query, queries;
+};
+
+// Where results go: query i to row targets[i], or row i.
+struct Output {
+  float* out;
+  float* sums;  // before the output norm; null where nobody wants them
+  const std::int32_t* targets;
+
+  std::int64_t row(std::int64_t query) const { return targets ? targets[query] : query; }
 };
 
 // A layer's work on one block, by all members of a team.
@@ -83,42 +92,42 @@ class BlockRun {
   // A panel that has both is among these and the queries'.
   Range key_value_panels() const { return {layer_.heads * layer_.head_size / kernels_.panel, all_panels().end}; }
 
-  // All heads of `rows` rows; span_of(row) says where each is.
+  // All heads of `rows` rows; span_of(row) says where each is. qkv: what their keys and values are among.
   template <typename SpanOf>
-  void attend(std::int64_t rows, const Buffer& queries, const Buffer& qkv, const Buffer& out, SpanOf span_of) const {
+  void attend(std::int64_t rows, const Buffer& queries, const Buffer& qkv, SpanOf span_of) const {
     const bool bf16 = layer_.precision != Precision::fp32, bf16_out = layer_.precision == Precision::bf16;
     const std::int64_t number = bf16 ? 2 : 4, out_number = bf16_out ? 2 : 4;
     const std::int64_t size = layer_.head_size, width = layer_.heads * size;
+    const Buffer& out = attended();
     member_.each(rows * layer_.heads, [&](std::int64_t i) {
       const Span span = span_of(i / layer_.heads);
+      if (!span.queries) return;
       const std::int64_t column = i % layer_.heads * size;
       const char* key = qkv.row<char>(span.first) + (width + column) * number;
       kernels_.attend[bf16]({queries.row<char>(span.query) + column * number, key, key + width * number,
                              qkv.stride / number, span.tokens, span.queries, size, layer_.scale,
-                             out.row<char>(span.target) + column * out_number, out.stride / out_number, bf16_out,
+                             out.row<char>(span.query) + column * out_number, out.stride / out_number, bf16_out,
                              space_.attention.row<char>(member_.index)});
     });
     member_.wait();
   }
 
   // Rows of x by number, side by side.
-  template <typename RowOf>
-  void gather(const float* x, std::int64_t count, RowOf row_of) const {
+  void gather(const float* x, const std::int32_t* numbers, std::int64_t count) const {
     member_.each(count, [&](std::int64_t i) {
-      const float* from = x + row_of(i) * hidden_;
+      const float* from = x + numbers[i] * hidden_;
       std::copy(from, from + hidden_, space_.residual.row<float>(i));
     });
     member_.wait();
   }
 
-  // What follows attention, of `count` tokens; out_row(i) is where the result of token i goes.
-  template <typename OutRow>
-  void finish(const Buffer& attended, std::int64_t count, const float* residual, std::int64_t residual_stride,
-              OutRow out_row) const {
-    const Rows words =
-        layer_.precision == Precision::int8
-            ? to_words(attended.row<float>(0), attended.stride / 4, count, layer_.heads * layer_.head_size)
-            : Rows{attended.row<std::uint32_t>(0), attended.stride / 4, nullptr, nullptr, count};
+  // What follows attention, of the block's `count` queries, which are `first` and those that follow.
+  void finish(std::int64_t count, const float* residual, std::int64_t residual_stride, const Output& out,
+              std::int64_t first) const {
+    const Buffer& from = attended();
+    const Rows words = layer_.precision == Precision::int8
+                           ? to_words(from.row<float>(0), from.stride / 4, count, layer_.heads * layer_.head_size)
+                           : Rows{from.row<std::uint32_t>(0), from.stride / 4, nullptr, nullptr, count};
     Target target = plain(space_.sums, false);
     target.residual = residual;
     target.residual_stride = residual_stride;
@@ -135,12 +144,17 @@ class BlockRun {
     target.residual_stride = space_.hidden.stride / 4;
     multiply(inner_words(count), layer_.output, target);
     member_.each(count, [&](std::int64_t i) {
-      kernels_.layer_norm(space_.sums.row<float>(i), layer_.output_norm, hidden_, out_row(i));
+      const float* sums = space_.sums.row<float>(i);
+      const std::int64_t at = out.row(first + i) * hidden_;
+      if (out.sums) std::copy(sums, sums + hidden_, out.sums + at);
+      kernels_.layer_norm(sums, layer_.output_norm, hidden_, out.out + at);
     });
     member_.wait();
   }
 
  private:
+  // Where attention leaves its results: int8 quantises them into words afterwards.
+  const Buffer& attended() const { return layer_.precision == Precision::int8 ? space_.sums : space_.words; }
   float* scale() const { return space_.factors.row<float>(0); }
   float* zero() const { return space_.factors.row<float>(1); }
 
@@ -198,38 +212,60 @@ class BlockRun {
   const std::int64_t hidden_;
 };
 
-// Blocks of about equal size, as many for each team.
-inline std::vector<Block> cut(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t teams) {
-  const std::int64_t tokens = cu_seqlens[rows];
-  std::int64_t count = (tokens + kBlockTokens - 1) / kBlockTokens;
+// What is to be done for each row: the queries bounds[r] to bounds[r + 1], one block's in the memory of one team, with
+// the tokens context[r] to context[r + 1] as keys and values (null: those are no work beside the queries).
+struct Workload {
+  const std::int32_t* bounds;
+  const std::int32_t* context;
+  std::int64_t rows;
+  std::int64_t longest;  // row of the context, where there is attention
+};
+
+// Blocks of about equal work, as many for each team; rows without queries are in none, or between others.
+// before[r]: the work of the rows before r.
+inline std::vector<Block> cut(const std::vector<std::int64_t>& before, std::int64_t queries, std::int64_t teams) {
+  const std::int64_t rows = before.size() - 1;
+  std::int64_t count = (queries + kBlockTokens - 1) / kBlockTokens;
   count = (count + teams - 1) / teams * teams;
   std::vector<Block> blocks;
   for (std::int64_t row = 0; row < rows;) {
+    if (before[row] == before[row + 1]) {
+      ++row;
+      continue;
+    }
     // the end nearest to this block's share of what is left
-    const std::int64_t left = tokens - cu_seqlens[row];
+    const std::int64_t left = before[rows] - before[row];
     const std::int64_t share = left / std::max<std::int64_t>(1, count - static_cast<std::int64_t>(blocks.size()));
-    const std::int64_t border = cu_seqlens[row] + share;
+    const std::int64_t border = before[row] + share;
     std::int64_t end = row + 1;
-    while (end < rows && (cu_seqlens[end] + cu_seqlens[end + 1]) / 2 <= border) ++end;
+    while (end < rows && (before[end] + before[end + 1]) / 2 <= border) ++end;
     blocks.push_back({row, end});
     row = end;
   }
   return blocks;
 }
 
-// Calls body(run, block) for blocks of rows bounds[r] to bounds[r + 1], by teams of threads.
+// Calls body(run, block) for blocks of neighbouring rows, by teams of threads.
 template <typename Body>
-void run_blocks(const Kernels& kernels, const Layer& layer, const std::int32_t* bounds, std::int64_t rows,
-                std::int64_t row_tokens, int threads, const Body& body) {
-  if (!rows) return;
-  const std::int64_t tokens = bounds[rows];
-  const std::int64_t wanted = std::min<std::int64_t>({threads, rows, std::max<std::int64_t>(1, tokens / kTeamTokens)});
-  std::vector<Block> blocks = cut(bounds, rows, wanted);
+void run_blocks(const Kernels& kernels, const Layer& layer, const Workload& work, int threads, const Body& body) {
+  constexpr std::int64_t kQuery = 6;  // as much work as so many tokens of context
+  std::vector<std::int64_t> before(work.rows + 1);
+  std::int64_t busy = 0;  // rows with queries
+  for (std::int64_t row = 0; row < work.rows; ++row) {
+    const std::int64_t queries = work.bounds[row + 1] - work.bounds[row];
+    const std::int64_t tokens = work.context && queries ? work.context[row + 1] - work.context[row] : 0;
+    before[row + 1] = before[row] + kQuery * queries + tokens;
+    busy += queries > 0;
+  }
+  if (!busy) return;
+  const std::int64_t queries = work.bounds[work.rows];
+  const std::int64_t wanted = std::min<std::int64_t>({threads, busy, std::max<std::int64_t>(1, queries / kTeamTokens)});
+  const std::vector<Block> blocks = cut(before, queries, wanted);
   const int teams = static_cast<int>(std::min<std::int64_t>(wanted, blocks.size()));
   const int members = threads / teams;
-  Most most{0, row_tokens, members};
+  Most most{0, work.longest, members};
   for (const Block& block : blocks) {
-    most.tokens = std::max<std::int64_t>(most.tokens, bounds[block.last_row] - bounds[block.first_row]);
+    most.tokens = std::max<std::int64_t>(most.tokens, work.bounds[block.last_row] - work.bounds[block.first_row]);
   }
   static thread_local Scratch scratch;
   Space space;
@@ -243,7 +279,7 @@ void run_blocks(const Kernels& kernels, const Layer& layer, const std::int32_t* 
   std::vector<Barrier> barriers(teams);
   for (Barrier& barrier : barriers) barrier.set_size(members);
   std::atomic<std::int64_t> next{0};
-  const auto work = [&](int thread) {
+  const auto run_thread = [&](int thread) {
     const int team = thread / members;
     const Member member{thread % members, members, &barriers[team]};
     const BlockRun run(kernels, layer, space_of(team), member);
@@ -257,7 +293,7 @@ void run_blocks(const Kernels& kernels, const Layer& layer, const std::int32_t* 
     }
   };
   const int used = teams * members;
-  if (used == 1 || !run_threads(used, work)) {
+  if (used == 1 || !run_threads(used, run_thread)) {
     const Member member{0, 1, &barriers[0]};
     barriers[0].set_size(1);
     const BlockRun run(kernels, layer, space_of(0), member);

@@ -77,4 +77,30 @@ void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* c
   });
 }
 
+Others others_of(const std::int32_t* cu_seqlens, const std::uint8_t* stay, std::int64_t rows,
+                 std::int32_t* new_cu_seqlens) {
+  Others others;
+  others.bounds.reserve(rows + 1);
+  others.bounds.push_back(0);
+  std::int32_t to = *new_cu_seqlens = 0;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (stay[row]) {
+      for (std::int32_t token = cu_seqlens[row] + 1; token < cu_seqlens[row + 1]; ++token) {
+        others.tokens.push_back(token);
+        others.targets.push_back(to + token - cu_seqlens[row]);
+      }
+      *++new_cu_seqlens = to += cu_seqlens[row + 1] - cu_seqlens[row];
+    }
+    others.bounds.push_back(static_cast<std::int32_t>(others.tokens.size()));
+  }
+  return others;
+}
+
+void place_firsts(const float* first, std::int64_t width, const std::uint8_t* stay, std::int64_t rows,
+                  const std::int32_t* new_cu_seqlens, float* out) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (stay[row]) std::copy_n(first + row * width, width, out + *new_cu_seqlens++ * width);
+  }
+}
+
 }  // namespace pfengine::cpu

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace pfengine::cpu {
 
@@ -19,5 +20,19 @@ Counts count_kept(const std::int32_t* cu_seqlens, const std::uint8_t* stay, std:
 void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* cu_seqlens, const std::int64_t* row_ids,
              const std::uint8_t* stay, std::int64_t rows, void* new_tokens, std::int32_t* new_cu_seqlens,
              std::int64_t* new_row_ids, int threads);
+
+// The tokens of rows that stay but for their first ones, as queries of a layer (layer.h) whose first tokens have been
+// computed: which they are, [rows + 1] bounds, and where they go as the rows that stay move together.
+struct Others {
+  std::vector<std::int32_t> tokens, bounds, targets;
+};
+
+// new_cu_seqlens: as `compact` gives it. cu_seqlens as count_kept wants it.
+Others others_of(const std::int32_t* cu_seqlens, const std::uint8_t* stay, std::int64_t rows,
+                 std::int32_t* new_cu_seqlens);
+
+// first [rows, width] to the first tokens of rows that stay, in out [tokens, width].
+void place_firsts(const float* first, std::int64_t width, const std::uint8_t* stay, std::int64_t rows,
+                  const std::int32_t* new_cu_seqlens, float* out);
 
 }  // namespace pfengine::cpu

@@ -1,150 +1,163 @@
 #include "layer.h"
 
 #include <algorithm>
-#include <utility>
+#include <numeric>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "blocks.h"
 #include "ragged.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace pfengine::cpu {
 namespace {
 
-void check(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t tokens) {
-  check_ends(cu_seqlens, rows, tokens);
-  check_order(cu_seqlens, rows, 1);
+constexpr std::int64_t kNumbersPerThread = 32768;  // of output_norm; below this, waking a thread costs more
+
+void check(const Context& context) {
+  check_ends(context.cu_seqlens, context.rows, context.tokens);
+  check_order(context.cu_seqlens, context.rows, 1);
 }
 
-std::int64_t longest(const std::int32_t* cu_seqlens, std::int64_t rows) {
+// Bounds first: they say how many numbers the others have.
+void check(const Context& context, const Queries& queries) {
+  const auto wrong = [](const char* name, std::int64_t at, std::int64_t value, const char* expected) {
+    throw std::invalid_argument(std::string(name) + " " + std::to_string(at) + " is " + std::to_string(value) +
+                                ", expected " + expected);
+  };
+  if (queries.kind == Queries::list) {
+    if (queries.bounds[0] != 0) wrong("bound", 0, queries.bounds[0], "0");
+    for (std::int64_t row = 0; row < context.rows; ++row) {
+      if (queries.bounds[row + 1] < queries.bounds[row]) {
+        wrong("bound", row + 1, queries.bounds[row + 1], "no less than the one before");
+      }
+    }
+    for (std::int64_t row = 0; row < context.rows; ++row) {
+      std::int64_t least = context.cu_seqlens[row];
+      for (std::int64_t i = queries.bounds[row]; i < queries.bounds[row + 1]; ++i) {
+        const std::int64_t token = queries.tokens[i];
+        if (token < least || token >= context.cu_seqlens[row + 1]) {
+          wrong("query", i, token, "tokens of its row that rise");
+        }
+        least = token + 1;
+      }
+    }
+  }
+  if (!queries.targets) return;
+  for (std::int64_t i = 0, least = 0; i < queries.count(context); ++i) {
+    if (queries.targets[i] < least) wrong("target", i, queries.targets[i], "rows of out that rise");
+    least = queries.targets[i] + std::int64_t{1};
+  }
+}
+
+std::int64_t longest(const Context& context) {
   std::int64_t most = 0;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    most = std::max<std::int64_t>(most, cu_seqlens[row + 1] - cu_seqlens[row]);
+  for (std::int64_t row = 0; row < context.rows; ++row) {
+    most = std::max<std::int64_t>(most, context.cu_seqlens[row + 1] - context.cu_seqlens[row]);
   }
   return most;
 }
 
-Buffer from(const Buffer& buffer, std::int64_t row) {
-  return {buffer.data + row * buffer.stride, buffer.stride};
+// All tokens are queries, and nobody else wants their keys and values: one product makes all three.
+void run_whole(const Kernels& kernels, const Layer& layer, const Context& context, const Output& out, int threads) {
+  const std::int32_t* starts = context.cu_seqlens;
+  const std::int64_t hidden = layer.output.outputs;
+  const Workload work{starts, nullptr, context.rows, longest(context)};
+  run_blocks(kernels, layer, work, threads, [&](const BlockRun& run, const Block& block) {
+    const std::int64_t start = starts[block.first_row], count = starts[block.last_row] - start;
+    const float* x = context.x + start * hidden;
+    const Space& space = run.space();
+    run.project(x, hidden, count, space.qkv, run.all_panels());
+    run.attend(block.last_row - block.first_row, space.qkv, space.qkv, [&](std::int64_t i) {
+      const std::int64_t first = starts[block.first_row + i] - start;
+      const std::int64_t length = starts[block.first_row + i + 1] - starts[block.first_row + i];
+      return Span{first, length, first, length};
+    });
+    run.finish(count, x, hidden, out, start);
+  });
+}
+
+// Some of the tokens, with keys and values of all at hand.
+void run_queries(const Kernels& kernels, const Layer& layer, const Context& context, const Queries& queries,
+                 const Buffer& kept, const Output& out, int threads) {
+  const std::int32_t* starts = context.cu_seqlens;
+  const std::int64_t hidden = layer.output.outputs;
+  std::vector<std::int32_t> ones;
+  const std::int32_t* bounds = queries.kind == Queries::all ? starts : queries.bounds;
+  const std::int32_t* tokens = queries.tokens;
+  if (queries.kind == Queries::firsts) {
+    ones.resize(context.rows + 1);
+    std::iota(ones.begin(), ones.end(), 0);
+    bounds = ones.data();
+    tokens = starts;
+  }
+  const Workload work{bounds, starts, context.rows, longest(context)};
+  run_blocks(kernels, layer, work, threads, [&](const BlockRun& run, const Block& block) {
+    const std::int64_t first = bounds[block.first_row], count = bounds[block.last_row] - first;
+    if (!count) return;
+    const Space& space = run.space();
+    const float* x = context.x + first * hidden;
+    std::int64_t stride = hidden;
+    if (queries.kind != Queries::all) {
+      run.gather(context.x, tokens + first, count);
+      x = space.residual.row<float>(0);
+      stride = space.residual.stride / 4;
+    }
+    run.project(x, stride, count, space.qkv, run.query_panels());
+    run.attend(block.last_row - block.first_row, space.qkv, kept, [&](std::int64_t i) {
+      const std::int64_t row = block.first_row + i;
+      return Span{starts[row], starts[row + 1] - starts[row], bounds[row] - first, bounds[row + 1] - bounds[row]};
+    });
+    run.finish(count, x, stride, out, first);
+  });
 }
 
 }  // namespace
 
-void run_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
-               const std::int32_t* cu_seqlens, std::int64_t rows, bool first_only, float* out, int threads) {
-  check(cu_seqlens, rows, tokens);
-  const std::int64_t hidden = layer.output.outputs;
-  run_blocks(kernels, layer, cu_seqlens, rows, longest(cu_seqlens, rows), threads,
-             [&](const BlockRun& run, const Block& block) {
-               const std::int64_t start = cu_seqlens[block.first_row], count = block.last_row - block.first_row;
-               const std::int64_t tokens = cu_seqlens[block.last_row] - start;
-               const Space& space = run.space();
-               const Buffer& attended = layer.precision == Precision::int8 ? space.sums : space.words;
-               run.project(x + start * hidden, hidden, tokens, space.qkv, run.all_panels());
-               run.attend(count, space.qkv, space.qkv, attended, [&](std::int64_t i) {
-                 const std::int64_t row = block.first_row + i, first = cu_seqlens[row] - start;
-                 const std::int64_t length = cu_seqlens[row + 1] - cu_seqlens[row];
-                 return first_only ? Span{first, length, first, 1, i} : Span{first, length, first, length, first};
-               });
-               if (!first_only) {
-                 run.finish(attended, tokens, x + start * hidden, hidden,
-                            [&](std::int64_t i) { return out + (start + i) * hidden; });
-                 return;
-               }
-               run.gather(x, count, [&](std::int64_t i) { return cu_seqlens[block.first_row + i]; });
-               run.finish(attended, count, space.residual.row<float>(0), space.residual.stride / 4,
-                          [&](std::int64_t i) { return out + (block.first_row + i) * hidden; });
-             });
-}
-
-std::int64_t qkv_stride(const Layer& layer) {
+std::int64_t kept_stride(const Layer& layer) {
   return Layout(nullptr).take(1, (layer.precision == Precision::fp32 ? 4 : 2) * layer.qkv.outputs).stride;
 }
 
-void open_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
-                const std::int32_t* cu_seqlens, std::int64_t rows, char* qkv, float* first, int threads) {
-  check(cu_seqlens, rows, tokens);
-  const std::int64_t hidden = layer.output.outputs;
-  const Buffer all{qkv, qkv_stride(layer)};
-  static thread_local Scratch scratch;
-  Layout layout(nullptr);
-  const std::int64_t bytes = (layer.precision == Precision::bf16 ? 2 : 4) * layer.heads * layer.head_size + 4;
-  layout.take(rows, bytes);
-  const Buffer attended = Layout(scratch.reserve(layout.used())).take(rows, bytes);
-  run_blocks(kernels, layer, cu_seqlens, rows, longest(cu_seqlens, rows), threads,
-             [&](const BlockRun& run, const Block& block) {
-               const std::int64_t start = cu_seqlens[block.first_row];
-               run.project(x + start * hidden, hidden, cu_seqlens[block.last_row] - start, from(all, start),
-                           run.key_value_panels());
-               for (std::int64_t row = block.first_row; row < block.last_row; ++row) {
-                 const std::int64_t first = cu_seqlens[row];
-                 run.project(x + first * hidden, hidden, 1, from(all, first), run.query_panels());
-               }
-               run.attend(block.last_row - block.first_row, all, all, attended, [&](std::int64_t i) {
-                 const std::int64_t row = block.first_row + i, first = cu_seqlens[row];
-                 return Span{first, cu_seqlens[row + 1] - first, first, 1, row};
-               });
-             });
-  std::vector<std::int32_t> bounds(rows + 1);
-  for (std::int64_t row = 0; row <= rows; ++row) bounds[row] = static_cast<std::int32_t>(row);
-  run_blocks(kernels, layer, bounds.data(), rows, 1, threads, [&](const BlockRun& run, const Block& block) {
-    const std::int64_t count = block.last_row - block.first_row;
-    run.gather(x, count, [&](std::int64_t i) { return cu_seqlens[block.first_row + i]; });
-    run.finish(from(attended, block.first_row), count, run.space().residual.row<float>(0),
-               run.space().residual.stride / 4, [&](std::int64_t i) { return first + (block.first_row + i) * hidden; });
+void keys_values(const Kernels& kernels, const Layer& layer, const Context& context, char* kept, int threads) {
+  check(context);
+  const std::int64_t hidden = layer.output.outputs, stride = kept_stride(layer);
+  const Workload work{context.cu_seqlens, nullptr, context.rows, 0};
+  run_blocks(kernels, layer, work, threads, [&](const BlockRun& run, const Block& block) {
+    const std::int64_t start = context.cu_seqlens[block.first_row];
+    run.project(context.x + start * hidden, hidden, context.cu_seqlens[block.last_row] - start,
+                {kept + start * stride, stride}, run.key_value_panels());
   });
 }
 
-void close_layer(const Kernels& kernels, const Layer& layer, const float* x, std::int64_t tokens,
-                 const std::int32_t* cu_seqlens, std::int64_t rows, char* qkv, const float* first,
-                 const std::uint8_t* stay, float* out, std::int32_t* new_cu_seqlens, int threads) {
-  check(cu_seqlens, rows, tokens);
-  const std::int64_t hidden = layer.output.outputs;
-  const Buffer all{qkv, qkv_stride(layer)};
-  // rows that stay and have more than a first token: where they are, where they go, and how many tokens are left
-  struct Rest {
-    std::int64_t from, to;
-  };
-  std::vector<Rest> rests;
-  std::vector<std::int32_t> bounds{0};
-  std::int64_t kept = 0;
-  new_cu_seqlens[0] = 0;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    if (!stay[row]) continue;
-    const std::int32_t length = cu_seqlens[row + 1] - cu_seqlens[row], to = new_cu_seqlens[kept];
-    new_cu_seqlens[++kept] = to + length;
-    std::copy(first + row * hidden, first + (row + 1) * hidden, out + to * hidden);
-    if (length == 1) continue;
-    rests.push_back({cu_seqlens[row], to});
-    bounds.push_back(bounds.back() + length - 1);
+void run_layer(const Kernels& kernels, const Layer& layer, const Context& context, const Queries& queries,
+               const char* kept, float* out, float* sums, int threads) {
+  check(context);
+  check(context, queries);
+  const Output to{out, sums, queries.targets};
+  if (queries.kind == Queries::all && !kept) return run_whole(kernels, layer, context, to, threads);
+  const std::int64_t stride = kept_stride(layer);
+  static thread_local Scratch scratch;
+  if (!kept) {
+    Layout layout(nullptr);
+    layout.take(1, context.tokens * stride);
+    char* memory = Layout(scratch.reserve(layout.used())).take(1, context.tokens * stride).data;
+    keys_values(kernels, layer, context, memory, threads);
+    kept = memory;
   }
-  run_blocks(kernels, layer, bounds.data(), rests.size(), longest(bounds.data(), rests.size()) + 1, threads,
-             [&](const BlockRun& run, const Block& block) {
-               const std::int64_t start = bounds[block.first_row], count = bounds[block.last_row] - start;
-               const Space& space = run.space();
-               const Buffer& attended = layer.precision == Precision::int8 ? space.sums : space.words;
-               std::int64_t row = block.first_row;  // each member's tokens rise
-               const auto place = [&](std::int64_t i) {
-                 while (bounds[row + 1] <= start + i) ++row;
-                 while (bounds[row] > start + i) --row;
-                 return std::pair(row, 1 + start + i - bounds[row]);
-               };
-               run.gather(x, count, [&](std::int64_t i) {
-                 const auto [row, token] = place(i);
-                 return rests[row].from + token;
-               });
-               const std::int64_t stride = space.residual.stride / 4;
-               run.project(space.residual.row<float>(0), stride, count, space.qkv, run.query_panels());
-               run.attend(block.last_row - block.first_row, space.qkv, all, attended, [&](std::int64_t i) {
-                 const std::int64_t row = block.first_row + i, left = bounds[row + 1] - bounds[row];
-                 return Span{rests[row].from, left + 1, bounds[row] - start, left, bounds[row] - start};
-               });
-               run.finish(attended, count, space.residual.row<float>(0), space.residual.stride / 4,
-                          [&](std::int64_t i) {
-                            const auto [row, token] = place(i);
-                            return out + (rests[row].to + token) * hidden;
-                          });
-             });
+  run_queries(kernels, layer, context, queries, {const_cast<char*>(kept), stride}, to, threads);
+}
+
+void output_norm(const Kernels& kernels, const Layer& layer, const float* sums, const std::int32_t* rows,
+                 std::int64_t count, float* out, int threads) {
+  const std::int64_t hidden = layer.output.outputs;
+  run_team(threads_for(1.0 * count * hidden, kNumbersPerThread, threads), [&](const Member& member) {
+    member.each(count, [&](std::int64_t i) {
+      const std::int64_t at = (rows ? rows[i] : i) * hidden;
+      kernels.layer_norm(sums + at, layer.output_norm, hidden, out + at);
+    });
+  });
 }
 
 }  // namespace pfengine::cpu

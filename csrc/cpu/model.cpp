@@ -58,7 +58,7 @@ class Run {
     std::int64_t width = 1, qkv = 0;
     for (const Step& step : steps_) {
       if (step.exit) width = std::max(width, step.exit->past.outputs);
-      qkv = std::max(qkv, qkv_stride(step.blocks.back()));
+      qkv = std::max(qkv, kept_stride(step.blocks.back()));
     }
     const std::int64_t labels = steps_.back().exit->merge.labels;
     take(x_, tokens_ * std::max(hidden_, model.embedding.size));
@@ -78,15 +78,19 @@ class Run {
     return layout.used();
   }
 
+  Context context() const { return {x_, bounds_, rows_, tokens_}; }
+
   // Of the last layer, and of one that is opened, the first tokens alone.
   void compute(const Step& step, bool open, bool last) {
     for (const Layer& block : step.blocks) {
       const bool final = &block == &step.blocks.back();
       if (open && final) {
-        open_layer(kernels_, block, x_, tokens_, bounds_, rows_, qkv_, first_, threads_);
+        keys_values(kernels_, block, context(), qkv_, threads_);
+        run_layer(kernels_, block, context(), {Queries::firsts}, qkv_, first_, nullptr, threads_);
         continue;
       }
-      run_layer(kernels_, block, x_, tokens_, bounds_, rows_, last && final, next_x_, threads_);
+      const Queries queries{last && final ? Queries::firsts : Queries::all};
+      run_layer(kernels_, block, context(), queries, nullptr, next_x_, nullptr, threads_);
       std::swap(x_, next_x_);
     }
   }
@@ -122,8 +126,11 @@ class Run {
     }
     if (kept == rows_ && !open) return;
     if (kept && open) {
-      close_layer(kernels_, step.blocks.back(), x_, tokens_, bounds_, rows_, qkv_, first_, stay_, next_x_, next_bounds_,
-                  threads_);
+      const Others others = others_of(bounds_, stay_, rows_, next_bounds_);
+      place_firsts(first_, hidden_, stay_, rows_, next_bounds_, next_x_);
+      run_layer(kernels_, step.blocks.back(), context(),
+                {Queries::list, others.tokens.data(), others.bounds.data(), others.targets.data()}, qkv_, next_x_,
+                nullptr, threads_);
     } else if (kept) {
       compact(x_, 4 * hidden_, bounds_, row_ids_, stay_, rows_, next_x_, next_bounds_, next_row_ids_, threads_);
     }

@@ -1,6 +1,7 @@
 // Memory for intermediates.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -14,19 +15,22 @@ namespace pfengine::cpu {
 
 constexpr std::int64_t kLine = 64;  // bytes
 
-// Builds with a sanitizer watch the gaps between buffers, which otherwise lie in one piece of memory, and start with
-// NaN in all of them, so that a number that was never written shows.
+// Tests start with NaN in all scratch memory, so that a number that was never written shows.
+inline std::atomic<bool> poisons_scratch{false};
+
+// Builds with a sanitizer do so always, and watch the gaps between buffers, which otherwise lie in one piece of memory.
 #if defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kSanitized = true;
 inline void watch(const char* gap, std::int64_t bytes) {
   ASAN_POISON_MEMORY_REGION(gap, bytes);
 }
-inline void start_anew(char* memory, std::int64_t bytes) {
+inline void stop_watching(const char* memory, std::int64_t bytes) {
   ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
-  std::memset(memory, 0xff, bytes);  // NaN in fp32 and bf16
 }
 #else
+inline constexpr bool kSanitized = false;
 inline void watch(const char*, std::int64_t) {}
-inline void start_anew(char*, std::int64_t) {}
+inline void stop_watching(const char*, std::int64_t) {}
 #endif
 
 // Memory that grows and is used again; one a calling thread.
@@ -41,7 +45,10 @@ class Scratch {
       if (!memory_) throw std::bad_alloc();
       size_ = size;
     }
-    start_anew(memory_.get(), size_);
+    stop_watching(memory_.get(), size_);
+    if (kSanitized || poisons_scratch.load(std::memory_order_relaxed)) {
+      std::memset(memory_.get(), 0xff, size_);  // NaN in fp32 and bf16
+    }
     return memory_.get();
   }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import extension
 from ..extension import address, in_rows, room
-from . import Activation, Block, Exit, Norm, Pooling
+from . import Activation, Block, Exit, Norm, Pooling, Queries
 from .model import prepare_model as prepare_model
 from .packing import Linear, pack_linear
 from .packing import fast_precisions as fast_precisions
@@ -38,16 +38,8 @@ class Embedding(NamedTuple):
 class PreparedBlock(NamedTuple):
     native: Any  # _C.Layer
     hidden: int
-    qkv_stride: int  # bytes a token
+    kept_stride: int  # bytes per token of what keys_values makes
     tensors: tuple[Tensor, ...]
-
-
-class OpenedBlock(NamedTuple):
-    x: Tensor
-    cu_seqlens: Tensor
-    weights: PreparedBlock
-    qkv: Tensor  # uint8: _C's own layout
-    first: Tensor
 
 
 class Imitation(NamedTuple):
@@ -170,72 +162,96 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
         **{name: part.native for name, part in parts.items()},
     )
     tensors = [*attention_tensors, *output_tensors, *(t for part in parts.values() for t in part.tensors)]
-    return PreparedBlock(native, hidden, C.qkv_stride(native), tuple(tensors))
+    return PreparedBlock(native, hidden, C.kept_stride(native), tuple(tensors))
 
 
-def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
-    tokens, rows, hidden = x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
-    out, to = room((rows if first_only else tokens, hidden), torch.float32)
-    extension.native().run_layer(
+def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
+    tokens, rows = x.shape[0], cu_seqlens.shape[0] - 1
+    kept, to = room((tokens * weights.kept_stride,), torch.uint8)  # _C's own layout
+    extension.native().keys_values(
+        kernels=kernels(),
+        layer=weights.native,
+        x=address("x", x, torch.float32, (tokens, weights.hidden)),
+        tokens=tokens,
+        cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
+        rows=rows,
+        kept=to,
+        threads=extension.threads(),
+    )
+    return kept
+
+
+def block(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedBlock,
+    queries: Literal["all", "first"] | Queries = "all",
+    kept: Tensor | None = None,
+) -> Tensor:
+    return _block(x, cu_seqlens, weights, queries, kept, sums=False)[0]
+
+
+def block_sums(
+    x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, queries: Literal["all"] | Queries = "all"
+) -> tuple[Tensor, Tensor]:
+    out, sums = _block(x, cu_seqlens, weights, queries, None, sums=True)
+    assert sums is not None
+    return out, sums
+
+
+def _block(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedBlock,
+    queries: Literal["all", "first"] | Queries,
+    kept: Tensor | None,
+    sums: bool,
+) -> tuple[Tensor, Tensor | None]:
+    C, tokens, rows, hidden = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
+    query_tokens = query_bounds = 0
+    if isinstance(queries, Queries):
+        kind, count = C.Queries.list, queries.tokens.shape[0]
+        query_tokens = address("queries.tokens", queries.tokens, torch.int32, (count,))
+        query_bounds = address("queries.bounds", queries.bounds, torch.int32, (rows + 1,))
+    else:
+        kind, count = (C.Queries.all, tokens) if queries == "all" else (C.Queries.firsts, rows)
+    out, to = room((count, hidden), torch.float32)
+    sum_rows, sums_to = room((count, hidden), torch.float32) if sums else (None, 0)
+    C.run_layer(
         kernels(),
         weights.native,
         address("x", x, torch.float32, (tokens, hidden)),
         tokens,
         address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
         rows,
-        first_only,
+        kind,
+        count,
+        query_tokens,
+        query_bounds,
+        0,  # query i is row i of out
+        address("kept", kept, torch.uint8, (tokens * weights.kept_stride,)),
         to,
+        count,
+        sums_to,
         extension.threads(),
     )
-    return out
+    return out, sum_rows
 
 
-def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, OpenedBlock]:
-    C, tokens, rows, hidden = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
-    qkv, qkv_to = room((_qkv_bytes(tokens, weights),), torch.uint8)
-    first, first_to = room((rows, hidden), torch.float32)
-    C.open_layer(
+def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
+    sums, rows = _contiguous(sums), sums.shape[0]
+    out, to = room((rows, weights.hidden), torch.float32)
+    extension.native().output_norm(
         kernels=kernels(),
         layer=weights.native,
-        x=address("x", x, torch.float32, (tokens, hidden)),
-        tokens=tokens,
-        cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
-        rows=rows,
-        qkv=qkv_to,
-        first=first_to,
-        threads=extension.threads(),
-    )
-    return first, OpenedBlock(x, cu_seqlens, weights, qkv, first)
-
-
-def _qkv_bytes(tokens: int, weights: PreparedBlock) -> int:
-    return tokens * weights.qkv_stride
-
-
-def close_block(opened: OpenedBlock, stay: Tensor) -> tuple[Tensor, Tensor]:
-    x, cu_seqlens, weights, qkv, first = opened
-    C, tokens, rows, hidden = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
-    stay = stay.contiguous()
-    starts = address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,))
-    staying = address("stay", stay, torch.bool, (rows,))
-    kept_rows, kept_tokens = C.count_kept(starts, staying, rows, tokens)
-    out, to = room((kept_tokens, hidden), torch.float32)
-    bounds, bounds_to = room((kept_rows + 1,), torch.int32)
-    C.close_layer(
-        kernels=kernels(),
-        layer=weights.native,
-        x=address("x", x, torch.float32, (tokens, hidden)),
-        tokens=tokens,
-        cu_seqlens=starts,
-        rows=rows,
-        qkv=address("qkv", qkv, torch.uint8, (_qkv_bytes(tokens, weights),)),
-        first=address("first", first, torch.float32, (rows, hidden)),
-        stay=staying,
+        sums=address("sums", sums, torch.float32, (rows, weights.hidden)),
+        sums_rows=rows,
+        rows=0,  # all of them
+        count=rows,
         out=to,
-        new_cu_seqlens=bounds_to,
         threads=extension.threads(),
     )
-    return out, bounds
+    return out
 
 
 def prepare_imitation(

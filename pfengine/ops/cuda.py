@@ -8,20 +8,18 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import extension
 from ..kernels.attention import attention
-from ..kernels.compaction import compact
 from ..kernels.embedding import embed as embed_kernel
 from ..kernels.imitation_pooled import imitation_pooled
 from ..kernels.layer_norm import add_layer_norm
 from ..kernels.linear import linear as linear_kernel
-from . import Activation, Block, Exit, Norm, Pooling, reference
+from . import Activation, Block, Exit, Norm, Pooling, Queries, reference
 from .reference import PreparedBlock
 from .reference import prepare_exit as prepare_exit
 
@@ -97,10 +95,23 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     return prepared._replace(attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm))
 
 
-def block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, first_only: bool) -> Tensor:
+def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> None:
+    return None
+
+
+def block(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedBlock,
+    queries: Literal["all", "first"] | Queries = "all",
+    kept: None = None,
+) -> Tensor:
     rows, device = len(cu_seqlens) - 1, x.device
     longest = int(cu_seqlens.diff().max()) if rows else 1  # waits for the GPU; `cuda_model` knows it beforehand
-    return run_block(x, cu_seqlens, weights, first_only, longest, (full(rows, device), full(len(x), device)))
+    counts = (full(rows, device), full(len(x), device))
+    if isinstance(queries, Queries):
+        return run_block(x, cu_seqlens, weights, False, longest, counts).index_select(0, queries.tokens)
+    return run_block(x, cu_seqlens, weights, queries == "first", longest, counts)
 
 
 def run_block(
@@ -129,22 +140,6 @@ def run_block(
     inner = run_linear(x, weights.intermediate, weights.activation, tokens)
     total = run_linear(inner, weights.output, "none", tokens, add=x)
     return add_layer_norm(total, None, *weights.output_norm, tokens, out=out)
-
-
-def open_block(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    y = block(x, cu_seqlens, weights, False)
-    return y.index_select(0, cu_seqlens[:-1]), (y, cu_seqlens)
-
-
-def close_block(opened: tuple[Tensor, Tensor], stay: Tensor) -> tuple[Tensor, Tensor]:
-    y, cu_seqlens = opened
-    row_ids = torch.arange(len(stay), dtype=torch.int64, device=y.device)
-    if y.is_cuda and extension.has_cuda():
-        return extension.compact_cuda(y, cu_seqlens, row_ids, stay)[:2]
-    count, longest = full(len(stay), y.device), int(cu_seqlens.diff().max())
-    moved, bounds, _, counts = compact(y, cu_seqlens, row_ids, stay.contiguous(), longest, count)
-    rows, tokens = counts.tolist()
-    return moved[:tokens], bounds[: rows + 1]
 
 
 def prepare_imitation(

@@ -97,22 +97,22 @@ def check_block(block: Block, dtype: torch.dtype, lengths: list[int]) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        ours = cpu.block(x, bounds, weights, False)
+        ours = cpu.block(x, bounds, weights)
         assert (ours.dtype, ours.shape) == (torch.float32, x.shape)
         plain = reference.block(
-            x.to(torch.float32 if dtype == torch.int8 else dtype), bounds, reference.prepare_block(block, dtype), False
+            x.to(torch.float32 if dtype == torch.int8 else dtype), bounds, reference.prepare_block(block, dtype)
         )
-        exact = reference.block(x.double(), bounds, reference.prepare_block(in_float64(block), torch.float64), False)
+        exact = reference.block(x.double(), bounds, reference.prepare_block(in_float64(block), torch.float64))
         bound(ours, plain, exact, FLOOR[dtype])
-        first = cpu.block(x, bounds, weights, True)
+        first = cpu.block(x, bounds, weights, "first")
         assert torch.equal(first, ours[bounds[:-1].long()])
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            assert torch.equal(cpu.block(x, bounds, weights, False), ours)
+            assert torch.equal(cpu.block(x, bounds, weights), ours)
             for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
                 alone = bounds_of([stop - start])
-                assert torch.equal(cpu.block(x[start:stop].clone(), alone, weights, False), ours[start:stop])
-                assert torch.equal(cpu.block(x[start:stop].clone(), alone, weights, True), ours[start : start + 1])
+                assert torch.equal(cpu.block(x[start:stop].clone(), alone, weights), ours[start:stop])
+                assert torch.equal(cpu.block(x[start:stop].clone(), alone, weights, "first"), ours[start : start + 1])
     finally:
         torch.set_num_threads(before)
 
@@ -170,8 +170,8 @@ def test_an_id_outside_its_table_is_named(place: int, name: str, wrong: int) -> 
 
 def test_no_rows() -> None:
     weights = cpu.prepare_block(random_block(48, 4, 12, 72), torch.float32)
-    for first_only in (False, True):
-        assert cpu.block(torch.empty(0, 48), bounds_of([]), weights, first_only).shape == (0, 48)
+    for queries in ("all", "first"):
+        assert cpu.block(torch.empty(0, 48), bounds_of([]), weights, queries).shape == (0, 48)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_no_rows() -> None:
 def test_wrong_bounds_are_refused(bounds: list[int], message: str) -> None:
     weights = cpu.prepare_block(random_block(48, 4, 12, 72), torch.float32)
     with pytest.raises(ValueError, match=message):
-        cpu.block(torch.randn(4, 48), torch.tensor(bounds).int(), weights, False)
+        cpu.block(torch.randn(4, 48), torch.tensor(bounds).int(), weights)
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -194,11 +194,11 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"x is torch.float32 \[4, 47\] on cpu, expected contiguous torch.float32 \[4, 48\]"
     ):
-        cpu.block(torch.randn(4, 47), bounds_of([4]), weights, False)
+        cpu.block(torch.randn(4, 47), bounds_of([4]), weights)
     with pytest.raises(ValueError, match=r"x is torch.float64"):
-        cpu.block(torch.randn(4, 48).double(), bounds_of([4]), weights, False)
+        cpu.block(torch.randn(4, 48).double(), bounds_of([4]), weights)
     with pytest.raises(ValueError, match=r"cu_seqlens is torch.int64"):
-        cpu.block(torch.randn(4, 48), bounds_of([4]).long(), weights, False)
+        cpu.block(torch.randn(4, 48), bounds_of([4]).long(), weights)
     with pytest.raises(
         ValueError, match=r"x is torch.float32 \[4, 5\] on cpu, expected contiguous torch.float32 \[4, 3\]"
     ):
