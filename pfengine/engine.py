@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from . import encoder
 from .batch import Packed, RaggedInputs
 from .config import BackboneConfig
 from .encoder import Encoder
-from .exits import Criterion, Never
+from .exits import Criterion, Never, Patience
 from .exits.asking import asked, in_numbers
 from .heads import ExitHead
-from .ops.model import Rule as Limits
+from .ops import flight
+from .ops.cpu_model import CpuModel
+from .ops.rule import Clause, ExitRule, values
 from .surroundings import undisturbed
 
 MIN_ROWS_TO_OPEN = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
@@ -34,7 +37,7 @@ class Model:
     encoder: Encoder
     head: ExitHead
     exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
-    native: Callable[..., None] | None = None  # ops.model.run_model of this model, where one call can do it all
+    native: Any = None  # the carrier of flights through this model, where the op set has one
 
     @property
     def num_layers(self) -> int:
@@ -51,13 +54,8 @@ class Model:
         return getattr(self.native, "MAX_ROWS", sys.maxsize)
 
 
-class Answers:
-    """Logits and exit layers of rows `base` to `base + rows - 1`, filled in as rows leave."""
-
-    def __init__(self, base: int, rows: int, labels: int) -> None:
-        self.base = base
-        self.logits = np.full((rows, labels), np.nan, np.float32)
-        self.exit_layers = np.zeros(rows, np.int64)
+class Answers(flight.Answers):
+    """Those of rows `base` to `base + rows - 1`."""
 
     def put(self, row_ids: Tensor, logits: Tensor, layer: int, rows: Any = slice(None)) -> None:
         """rows: which of the batch's leave behind `layer`."""
@@ -70,25 +68,44 @@ def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, ans
     """All rows of `packed` through the layers, each until `criterion` lets it leave; results go into `answers`."""
     if not len(packed.row_ids):
         return
-    limits = in_numbers(criterion, packed.row_ids)
-    if model.native is None or limits is None:
+    rule = _rule(model, criterion, packed, answers)
+    if model.native is None or rule is None:
         run_layers(model, packed.to(device), criterion, answers)
-        return
-    # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
-    model.native(
-        packed,
-        Limits(_tested(model, criterion), *limits),
-        MIN_ROWS_TO_OPEN,
-        packed.row_ids - answers.base,
-        answers.logits,
-        answers.exit_layers,
-    )
+    elif isinstance(model.native, CpuModel):
+        # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
+        model.native.start(packed, answers.slots(packed), answers).advance(rule, model.num_layers)
+    elif (limits := in_numbers(criterion, packed.row_ids)) is not None:
+        from .ops.cuda_lanes import Rule as Limits
+
+        slots = answers.slots(packed)
+        model.native(packed, Limits(rule.tested, *limits), 3, slots, answers.logits, answers.exit_layers)
+    else:
+        run_layers(model, packed.to(device), criterion, answers)
+
+
+def _rule(model: Model, criterion: Rule, packed: Packed, answers: Answers) -> ExitRule | None:
+    """The criterion as data, where it is data."""
+    tested = _tested(model, criterion)
+    if type(criterion) is Patience:
+        return ExitRule(tested, (Clause("label_repeats", ">=", values(1), "running", values(criterion.threshold)),))
+    limits = in_numbers(criterion, packed.row_ids)
+    if limits is None:
+        return None
+    entropy, layers = limits
+    clauses: list[Clause] = [] if entropy == -math.inf else [Clause("entropy", "<", values(entropy))]
+    if layers is not None:
+        threshold = np.full((1, len(answers.exit_layers)), np.inf, np.float32)
+        threshold[0, answers.slots(packed)] = layers
+        clauses.append(Clause("layer", ">=", threshold))
+    return ExitRule(tested, tuple(clauses))
 
 
 def warmup(model: Model, packed: Packed, device: torch.device, criterion: Rule) -> None:
     """What the first batch of this size would wait for, done beforehand, through all layers."""
-    native: Any = model.native
-    if hasattr(native, "warmup"):
+    native = model.native
+    if isinstance(native, CpuModel):
+        native.warmup(packed, ExitRule(_tested(model, criterion)))
+    elif hasattr(native, "warmup"):
         native.warmup(packed, _tested(model, criterion))
     else:
         run(model, packed, device, Never(), Answers(0, len(packed.row_ids), model.config.num_labels))

@@ -48,5 +48,5 @@ class Classifier(ExitHead):
             return None, ()
         if layer != self.num_layers:
             raise ValueError(f"a plain classifier answers at layer {self.num_layers} only, not at layer {layer}")
-        _, logits = self.ops.exit(batch.tokens, batch.cu_seqlens, self.exit, None, answer=False)
+        _, logits, _ = self.ops.exit(batch.first(), self.exit, None, answer=False)
         return logits, ()

@@ -71,7 +71,7 @@ class Linear(ExitHead):
     ) -> tuple[Tensor | None, HeadState]:
         if self.combine == "none" and not answer:
             return None, ()
-        _, logits = self.ops.exit(batch.tokens, batch.cu_seqlens, self.exits[layer - 1], None, answer=False)
+        _, logits, _ = self.ops.exit(batch.first(), self.exits[layer - 1], None, answer=False)
         if self.combine == "none":
             return logits, ()
         p = torch.softmax(logits, -1)

@@ -162,7 +162,7 @@ class PastFuture(ExitHead):
     ) -> tuple[Tensor | None, HeadState]:
         if isinstance(self.past, LinearPast):
             exit = self.exits[layer - 1]
-            logits, past = self.ops.exit(batch.tokens, batch.cu_seqlens, exit, state[0] if state else None, answer)
+            logits, past, _ = self.ops.exit(batch.first(), exit, state[0] if state else None, answer)
             return logits, self.past.keep(past)
         current = self.pooler(layer, batch.first())
         numbers, memory = self.past.read(layer, current, state, answer)

@@ -200,6 +200,6 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
 
 
 def exit(
-    x: Tensor, cu_seqlens: Tensor, weights: Exit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor]:
-    return reference.composed_exit(x, cu_seqlens, weights, add, answer, sys.modules[__name__])
+    x: Tensor, weights: Exit, add: Tensor | None, answer: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    return reference.composed_exit(x, weights, add, answer, sys.modules[__name__])

@@ -231,20 +231,19 @@ def prepare_exit(parts: Exit) -> Exit:
 
 
 def exit(
-    x: Tensor, cu_seqlens: Tensor, weights: Exit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor]:
-    return composed_exit(x, cu_seqlens, weights, add, answer, sys.modules[__name__])
+    x: Tensor, weights: Exit, add: Tensor | None, answer: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    return composed_exit(x, weights, add, answer, sys.modules[__name__])
 
 
 def composed_exit(
-    x: Tensor, cu_seqlens: Tensor, parts: Exit, add: Tensor | None, answer: bool, ops: Any
-) -> tuple[Tensor | None, Tensor]:
+    x: Tensor, parts: Exit, add: Tensor | None, answer: bool, ops: Any
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """`exit` of an op set that has linear, guesses, project and gate_merge."""
-    first = x.index_select(0, cu_seqlens[:-1])
-    state = first if parts.pooler is None else ops.linear(first, parts.pooler, "tanh")
+    state = x if parts.pooler is None else ops.linear(x, parts.pooler, "tanh")
     past = ops.linear(state, parts.past, "none", add)
     if not answer:
-        return None, past
+        return None, past, None
     logits, gates = past[:, : parts.labels], past[:, parts.labels : parts.labels + parts.width]
     future = None
     if parts.folded is not None:
@@ -256,4 +255,7 @@ def composed_exit(
         logits = ops.gate_merge(logits, gates, future, parts.gate, parts.states)
     elif future is not None:
         logits = logits + future
-    return logits.contiguous(), past
+    learned = None
+    if parts.learned is not None:
+        learned = (1 + torch.tanh(ops.linear(state, parts.learned, "none")[:, 0] / 2)) / 2
+    return logits.contiguous(), past, learned
