@@ -86,7 +86,7 @@ void keys_values(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x
 
 // Is every query written where its own token lies?
 bool in_place(const cpu::Context& context, const cpu::Queries& queries, std::int64_t count) {
-  if (!queries.targets) return queries.kind == cpu::Queries::all;
+  if (!queries.targets) return queries.kind == cpu::Queries::all || !count;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t token = queries.kind == cpu::Queries::all      ? i
                                : queries.kind == cpu::Queries::firsts ? context.cu_seqlens[i]
@@ -97,47 +97,49 @@ bool in_place(const cpu::Context& context, const cpu::Queries& queries, std::int
 }
 
 void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens, Address cu_seqlens,
-               std::int64_t rows, cpu::Queries::Kind kind, std::int64_t count, Address query_tokens,
+               std::int64_t rows, cpu::Queries::Kind kind, std::int64_t queries, Address query_tokens,
                Address query_bounds, Address targets, Address kept, Address out, std::int64_t out_rows, Address sums,
                int threads) {
   check_threads(threads);
   check_rows("out_rows", out_rows);
-  check_rows("count", count);
+  check_rows("queries", queries);
   const cpu::Context from = context(layer, x, tokens, cu_seqlens, rows);
   const bool list = kind == cpu::Queries::list;
-  const cpu::Queries queries{
+  const cpu::Queries wanted{
       kind,
-      memory<const std::int32_t>("query_tokens", query_tokens, {count}, !list),
+      memory<const std::int32_t>("query_tokens", query_tokens, {queries}, !list),
       memory<const std::int32_t>("query_bounds", query_bounds, {rows + 1}, !list),
-      memory<const std::int32_t>("targets", targets, {count}, true),
+      memory<const std::int32_t>("targets", targets, {queries}, true),
   };
-  if (queries.count(from) != count) {
-    throw std::invalid_argument("count is " + std::to_string(count) + ", expected the " +
-                                std::to_string(queries.count(from)) + " queries there are");
+  if (wanted.count(from) != queries) {
+    throw std::invalid_argument("queries is " + std::to_string(queries) + ", expected the " +
+                                std::to_string(wanted.count(from)) + " there are");
   }
-  // targets rise, which cpu::run_layer checks
-  check("the row of out of the last query", count ? queries.targets ? queries.targets[count - 1] : count - 1 : 0, 0,
-        count ? out_rows - 1 : 0);
+  if (queries) {  // targets rise, which cpu::run_layer checks
+    const std::int64_t last = wanted.targets ? wanted.targets[queries - 1] : queries - 1;
+    check("the row of out for the last query", last, 0, out_rows - 1);
+  }
   const std::int64_t hidden = layer.output.outputs;
   auto* to = memory<float>("out", out, {out_rows, hidden});
   const bool apart = to + out_rows * hidden <= from.x || from.x + tokens * hidden <= to;
-  require(apart || (to == from.x && in_place(from, queries, count)),
+  require(apart || (to == from.x && in_place(from, wanted, queries)),
           "out lies on x, expected other memory, or x itself where every query's target is its own token");
-  cpu::run_layer(kernels, layer, from, queries, kept_memory(layer, kept, tokens, true), to,
+  cpu::run_layer(kernels, layer, from, wanted, kept_memory(layer, kept, tokens, true), to,
                  memory<float>("sums", sums, {out_rows, hidden}, true), threads);
 }
 
-void output_norm(const cpu::Kernels& kernels, const cpu::Layer& layer, Address sums, std::int64_t sums_rows,
-                 Address rows, std::int64_t count, Address out, int threads) {
+void output_norm(const cpu::Kernels& kernels, const cpu::Layer& layer, Address sums, std::int64_t tokens,
+                 Address numbers, std::int64_t rows, Address out, int threads) {
   check_threads(threads);
-  check_rows("sums_rows", sums_rows);
+  check_rows("tokens", tokens);
+  check("rows", rows, 0, tokens);
   const std::int64_t hidden = layer.output.outputs;
-  const auto* numbers = memory<const std::int32_t>("rows", rows, {check("count", count, 0, sums_rows)}, true);
-  for (std::int64_t i = 0, least = 0; numbers && i < count; ++i) {
-    least = check("a number of rows, which rise,", numbers[i], least, sums_rows - 1) + 1;
+  const auto* wanted = memory<const std::int32_t>("numbers", numbers, {rows}, true);
+  for (std::int64_t i = 0, least = 0; wanted && i < rows; ++i) {
+    least = check("a number of a row, which rise,", wanted[i], least, tokens - 1) + 1;
   }
-  cpu::output_norm(kernels, layer, memory<const float>("sums", sums, {sums_rows, hidden}), numbers, count,
-                   memory<float>("out", out, {sums_rows, hidden}), threads);
+  cpu::output_norm(kernels, layer, memory<const float>("sums", sums, {tokens, hidden}), wanted, rows,
+                   memory<float>("out", out, {tokens, hidden}), threads);
 }
 
 void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu::Linear& linear,
@@ -241,9 +243,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("keys_values", &keys_values, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kept"_a,
         "threads"_a, NoGil());
   m.def("run_layer", &run_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kind"_a,
-        "count"_a, "query_tokens"_a, "query_bounds"_a, "targets"_a, "kept"_a, "out"_a, "out_rows"_a, "sums"_a,
+        "queries"_a, "query_tokens"_a, "query_bounds"_a, "targets"_a, "kept"_a, "out"_a, "out_rows"_a, "sums"_a,
         "threads"_a, NoGil());
-  m.def("output_norm", &output_norm, "kernels"_a, "layer"_a, "sums"_a, "sums_rows"_a, "rows"_a, "count"_a, "out"_a,
+  m.def("output_norm", &output_norm, "kernels"_a, "layer"_a, "sums"_a, "tokens"_a, "numbers"_a, "rows"_a, "out"_a,
         "threads"_a, NoGil());
   m.def("poison_scratch", [](bool on) { cpu::poisons_scratch = on; }, "on"_a);
   m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "first_column"_a, "columns"_a,

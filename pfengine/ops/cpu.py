@@ -247,9 +247,9 @@ def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
         kernels=kernels(),
         layer=weights.native,
         sums=address("sums", sums, torch.float32, (rows, weights.hidden)),
-        sums_rows=rows,
-        rows=0,  # all of them
-        count=rows,
+        tokens=rows,
+        numbers=0,  # all of them
+        rows=rows,
         out=to,
         threads=extension.threads(),
     )
