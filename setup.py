@@ -23,9 +23,9 @@ from setuptools.errors import BaseError, CompileError, LinkError
 
 ROOT = Path(__file__).parent.resolve()
 CPP_SOURCES = [
-    "csrc/bindings.cpp",
-    "csrc/parts.cpp",
-    *(f"csrc/cpu/{name}.cpp" for name in ("compact", "crew", "exit", "find_kernels", "layer", "linear", "model")),
+    *(f"csrc/{name}.cpp" for name in ("bindings", "flights", "parts", "rules")),
+    *(f"csrc/cpu/{name}.cpp" for name in ("compact", "criterion", "crew", "exit", "find_kernels", "flight")),
+    *(f"csrc/cpu/{name}.cpp" for name in ("flight_pass", "layer", "linear", "signal")),
 ]
 KERNELS = "csrc/cpu/kernels.cpp"  # built once for each of these; which of them runs is decided at run time
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma"]

@@ -111,9 +111,10 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
   return {kind, labels, width, gate, count};
 }
 
-cpu::Exit make_exit(Precision precision, Precision learner_precision, const MaybeLinear& pooler,
+cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_precision, const MaybeLinear& pooler,
                     const cpu::Linear& past, const MaybeLinear& folded, const MaybeLinear& learners,
-                    cpu::Activation activation, const MaybeLinear& projection, const cpu::Merge& merge) {
+                    cpu::Activation activation, const MaybeLinear& projection, const MaybeLinear& learned,
+                    const cpu::Merge& merge) {
   const std::int64_t size = past.inputs;
   check_linear("past", past, Precision::fp32, true);
   check("outputs of past", past.outputs, merge.labels + (merge.kind == cpu::Gate::none ? 0 : merge.width), kWidest);
@@ -137,7 +138,12 @@ cpu::Exit make_exit(Precision precision, Precision learner_precision, const Mayb
     check_same("inputs of projection", projection->inputs, learners->outputs);
     check_same("outputs of projection", projection->outputs, merge.labels);
   }
-  return {precision, learner_precision, pooler, past, folded, learners, activation, projection, merge};
+  if (learned) {
+    check_linear("learned", *learned, Precision::fp32, true);
+    check_same("inputs of learned", learned->inputs, size);
+    check_same("outputs of learned", learned->outputs, 1);
+  }
+  return {reads, precision, learner_precision, pooler, past, folded, learners, activation, projection, learned, merge};
 }
 
 cpu::Step make_step(const std::vector<cpu::Layer>& blocks, const std::optional<cpu::Exit>& exit,
@@ -148,7 +154,7 @@ cpu::Step make_step(const std::vector<cpu::Layer>& blocks, const std::optional<c
 }
 
 cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& widen, Precision precision,
-                      const std::vector<cpu::Step>& steps) {
+                      const std::vector<cpu::Step>& steps, bool renormalises) {
   require(!steps.empty(), "a model has a step or more");
   require(steps.back().exit.has_value(), "the last step has an exit");
   const std::int64_t hidden = steps.front().blocks.front().output.outputs;
@@ -166,12 +172,15 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& widen,
     if (!step.exit) continue;
     check_same("inputs of an exit", step.exit->past.inputs, hidden);
     check_same("labels of an exit", step.exit->merge.labels, labels);
+    require(step.exit->reads == steps.back().exit->reads, "all exits of a model read the same of a layer");
     if (width && step.adds_from >= 0) {
       check("adds_from", step.adds_from, 0, width - step.exit->past.outputs);
     }
     width = step.exit->past.outputs;
   }
-  return {embedding, widen, precision, steps};
+  require(!renormalises || steps.back().exit->reads == cpu::Reads::all,
+          "renormalises is of tokens that have left, which only heads that read all tokens know");
+  return {embedding, widen, precision, steps, renormalises};
 }
 
 cpu::Linear columns_of(const cpu::Kernels& kernels, const cpu::Linear& linear, Precision precision,
@@ -211,6 +220,10 @@ void bind_parts(py::module_& m) {
       .value("none", cpu::Gate::none)
       .value("paper", cpu::Gate::paper)
       .value("authors", cpu::Gate::authors);
+  py::enum_<cpu::Reads>(m, "Reads")
+      .value("first", cpu::Reads::first)
+      .value("mean", cpu::Reads::mean)
+      .value("all", cpu::Reads::all);
   py::class_<cpu::Kernels>(m, "Kernels")
       .def_readonly("name", &cpu::Kernels::name)
       .def_readonly("panel", &cpu::Kernels::panel);
@@ -233,12 +246,15 @@ void bind_parts(py::module_& m) {
       .value("list", cpu::Queries::list);
   py::class_<cpu::Merge>(m, "Merge")
       .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
-  py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "precision"_a, "learner_precision"_a,
-                                       "pooler"_a, "past"_a, "folded"_a, "learners"_a, "activation"_a, "projection"_a,
-                                       "merge"_a);
+  py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "reads"_a, "precision"_a,
+                                       "learner_precision"_a, "pooler"_a, "past"_a, "folded"_a, "learners"_a,
+                                       "activation"_a, "projection"_a, "learned"_a, "merge"_a);
   py::class_<cpu::Step>(m, "Step").def(py::init(&make_step), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::class_<cpu::Model>(m, "Model")
-      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a);
+      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a, "renormalises"_a)
+      .def_property_readonly("layers", &cpu::Model::layers)
+      .def_property_readonly("labels", &cpu::Model::labels)
+      .def_property_readonly("scores_tokens", [](const cpu::Model& model) { return model.reads() == cpu::Reads::all; });
   m.def("columns_of", &columns_of, "kernels"_a, "linear"_a, "precision"_a, "first"_a);
   m.def("kept_stride", &cpu::kept_stride, "layer"_a);
 }

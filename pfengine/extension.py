@@ -109,22 +109,13 @@ def in_rows(x: Tensor) -> bool:
     return x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1) and (x.stride(0) >= x.shape[1] or len(x) < 2)
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """As `exits.criteria.entropy`, on the CPU."""
+def signal(name: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """As `ops.decide.signal`, on the CPU, the same bits as flights in `_C`: [..., C] -> float32 [...]."""
     logits = logits.float().contiguous()
     rows, labels = logits.shape[:-1], logits.shape[-1]
     out, to = room(rows, torch.float32)
-    native().run_entropy(address("logits", logits, torch.float32, (*rows, labels)), out.numel(), labels, to)
-    return out
-
-
-def entropy_below(logits: Tensor, threshold: float) -> Tensor:
-    """entropy(logits) < threshold of float32 [rows, labels], bool [rows], in one call."""
-    if logits.dtype is not torch.float32 or not logits.is_contiguous():  # asked first: it is called between layers
-        logits = logits.float().contiguous()
-    rows, labels = logits.shape
-    out, to = room((rows,), torch.bool)
-    native().run_entropy_below(address("logits", logits, torch.float32, (rows, labels)), rows, labels, threshold, to)
+    at = address("logits", logits, torch.float32, logits.shape)
+    native().run_signal(name, at, out.numel(), labels, temperature, to)
     return out
 
 

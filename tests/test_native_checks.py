@@ -21,7 +21,8 @@ HIDDEN, HEADS, INNER, LABELS, LAYERS = 32, 2, 40, 3, 2
 HUGE = [1 << 31, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
 ONE_BYTE = {"stay", "tokens", "new_tokens"}  # which lie at any address
 EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types"}
-OPTIONAL = {("run_linear", "add"), ("run_exit", "add"), ("run_exit", "logits"), ("run_merge", "future")}
+OPTIONAL = {("run_layer", "targets"), ("run_layer", "kept"), ("run_layer", "sums"), ("output_norm", "numbers"),
+            ("run_linear", "add"), ("run_exit", "add"), ("run_exit", "logits"), ("run_merge", "future")}  # fmt: skip
 Arguments = dict[str, Any]
 _kept: list[torch.Tensor] = []  # what lies at the addresses
 
@@ -108,9 +109,26 @@ def with_kernels(**arguments: Any) -> Arguments:
     return {"kernels": cpu.kernels(), **arguments}
 
 
-def opened(weights: Any) -> Arguments:
-    return {"layer": weights, "x": room(5, HIDDEN), "qkv": room(5, C.qkv_stride(weights) // 4),
-            "first": room(2, HIDDEN), "threads": 2}  # fmt: skip
+def queries_of(weights: Any, *tokens: int, bounds: tuple[int, ...] = (0, 1, 3)) -> Arguments:
+    """A list of queries of that batch, by keys and values that were kept, to rows 0, 2 and 3 of five."""
+    return with_kernels(
+        layer=weights, x=room(5, HIDDEN), **batch(), kind=C.Queries.list, queries=len(tokens),
+        query_tokens=at(torch.tensor(tokens).int()), query_bounds=at(torch.tensor(bounds).int()),
+        targets=at(torch.tensor([0, 2, 3]).int()), kept=room(5, C.kept_stride(weights) // 4), out=room(5, HIDDEN),
+        out_rows=5, sums=room(5, HIDDEN), threads=2,
+    )  # fmt: skip
+
+
+def on_itself(kind: Any, *targets: int) -> Arguments:
+    """A layer whose results go where its input is."""
+    states = room(5, HIDDEN)
+    return {
+        "x": states,
+        "out": states,
+        "kind": kind,
+        "queries": len(targets),
+        "targets": at(torch.tensor(targets).int()),
+    }
 
 
 BORDERS = torch.tensor([0, 2, 5]).int()
@@ -126,17 +144,18 @@ GOOD: dict[str, Callable[[], Arguments]] = {
     "Step": lambda: {"blocks": [layer()], "exit": C.Exit(**exit_arguments()), "adds_from": -1},
     "Model": model_arguments,
     "columns_of": lambda: with_kernels(linear=linear(8, 128), precision=C.Precision.fp32, first=64),
-    "qkv_stride": lambda: {"layer": layer()},
+    "kept_stride": lambda: {"layer": layer()},
     "count_kept": lambda: {"cu_seqlens": at(BORDERS), "stay": at(STAY), "rows": 2, "tokens": 5},
     "compact": lambda: {
         "tokens": room(5, 8), "width_bytes": 32, "cu_seqlens": at(BORDERS), "row_ids": room(2, dtype=torch.int64),
         "stay": at(STAY), "rows": 2, "new_tokens": room(5, 8), "new_cu_seqlens": room(3),
         "new_row_ids": room(2, dtype=torch.int64), "threads": 2},
-    "run_layer": lambda: with_kernels(layer=layer(), x=room(5, HIDDEN), **batch(), first_only=False,
-                                      out=room(5, HIDDEN), threads=2),
-    "open_layer": lambda: with_kernels(**opened(layer()), **batch()),
-    "close_layer": lambda: with_kernels(**opened(layer(torch.int8)), **batch(), stay=at(STAY), out=room(5, HIDDEN),
-                                        new_cu_seqlens=room(3)),
+    "keys_values": lambda: with_kernels(layer=(weights := layer()), x=room(5, HIDDEN), **batch(),
+                                        kept=room(5, C.kept_stride(weights) // 4), threads=2),
+    "run_layer": lambda: queries_of(layer(torch.int8), 1, 2, 4),
+    "output_norm": lambda: with_kernels(layer=layer(), sums=room(5, HIDDEN), tokens=5,
+                                        numbers=at(torch.tensor([0, 1, 4]).int()), rows=3, out=room(5, HIDDEN),
+                                        threads=2),
     "run_linear": lambda: with_kernels(precision=C.Precision.fp32, linear=linear(8, 96), first_column=32, columns=64,
                                        activation=C.Activation.gelu, x=room(3, 8), stride=8, rows=3, add=room(3, 64),
                                        add_stride=64, out=room(3, 64), threads=2),
@@ -154,7 +173,7 @@ GOOD: dict[str, Callable[[], Arguments]] = {
                                       types=room(5, dtype=torch.int64), tokens=5, out=room(5, HIDDEN), threads=2),
 }  # fmt: skip
 SIZES = {"rows", "tokens", "labels", "width_bytes", "columns", "first_column", "first", "inputs", "outputs", "words",
-         "positions", "token_types", "size", "heads", "head_size", "width"}  # fmt: skip
+         "positions", "token_types", "size", "heads", "head_size", "width", "queries", "out_rows"}  # fmt: skip
 AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size"}
 
 
@@ -231,7 +250,7 @@ def test_every_argument(name: str) -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1])
-@pytest.mark.parametrize("name", [name for name in GOOD if name.startswith(("run", "open", "close", "co"))])
+@pytest.mark.parametrize("name", [name for name in GOOD if name.startswith(("run", "keys", "output", "co"))])
 def test_nothing_at_all(name: str, number: int) -> None:
     """All numbers 0: no rows at null addresses are no work, or an exception. All of them -1: an exception."""
     arguments = GOOD[name]()
@@ -247,7 +266,7 @@ def wrong_borders() -> list[list[int]]:
     return [[0, 2, 4], [1, 2, 5], [0, 9, 5], [0, -2, 5], [0, 0, 5], [0, 5, 5], [2**31 - 1, 0, 5], [0, -(2**31), 5]]
 
 
-@pytest.mark.parametrize("name", ["run_layer", "open_layer", "close_layer", "count_kept", "compact", "run_model"])
+@pytest.mark.parametrize("name", ["keys_values", "run_layer", "count_kept", "compact", "run_model"])
 @pytest.mark.parametrize("borders", wrong_borders(), ids=str)
 def test_borders_of_rows(name: str, borders: list[int]) -> None:
     arguments = GOOD[name]()
@@ -301,6 +320,32 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "columns from within a panel": ("columns_of", lambda: {"first": 1}),
     "columns beyond the last": ("columns_of", lambda: {"first": 128}),
     "columns of thin weights": ("columns_of", lambda: {"linear": linear(8, 128, thin=True)}),
+    "a query of another row": ("run_layer", lambda: queries_of(layer(), 2, 3, 4)),
+    "a query before its row": ("run_layer", lambda: queries_of(layer(), 1, 1, 4)),
+    "a query after the last": ("run_layer", lambda: queries_of(layer(), 1, 2, 5)),
+    "a query below 0": ("run_layer", lambda: queries_of(layer(), -1, 2, 4)),
+    "a query twice": ("run_layer", lambda: queries_of(layer(), 1, 4, 4)),
+    "queries that fall": ("run_layer", lambda: queries_of(layer(), 1, 4, 3)),
+    "bounds that fall": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 4, 3))),
+    "bounds from below 0": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(-1, 1, 3))),
+    "bounds far away": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 2**31 - 1, 3))),
+    "bounds of fewer queries": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 1, 2))),
+    "bounds of more queries": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 1, 4))),
+    "as many first tokens as queries": ("run_layer", lambda: {"kind": C.Queries.firsts}),
+    "as many tokens as queries": ("run_layer", lambda: {"kind": C.Queries.all}),
+    "targets that fall": ("run_layer", lambda: {"targets": at(torch.tensor([0, 3, 2]).int())}),
+    "a target twice": ("run_layer", lambda: {"targets": at(torch.tensor([0, 2, 2]).int())}),
+    "a target below 0": ("run_layer", lambda: {"targets": at(torch.tensor([-1, 2, 3]).int())}),
+    "a target after the last": ("run_layer", lambda: {"targets": at(torch.tensor([0, 2, 5]).int())}),
+    "too few rows for the queries": ("run_layer", lambda: {"targets": 0, "out_rows": 2}),
+    "in place, but elsewhere": ("run_layer", lambda: on_itself(C.Queries.list, 1, 2, 3)),
+    "in place, but side by side": ("run_layer", lambda: on_itself(C.Queries.list, 1, 2, 4) | {"targets": 0}),
+    "in place, first tokens elsewhere": ("run_layer", lambda: on_itself(C.Queries.firsts, 0, 3)),
+    "half in place": ("run_layer", lambda: {"x": (states := room(9, HIDDEN)), "out": states + 4 * HIDDEN}),
+    "numbers that fall": ("output_norm", lambda: {"numbers": at(torch.tensor([0, 4, 1]).int())}),
+    "a number after the last": ("output_norm", lambda: {"numbers": at(torch.tensor([0, 1, 5]).int())}),
+    "a number below 0": ("output_norm", lambda: {"numbers": at(torch.tensor([-1, 1, 4]).int())}),
+    "more rows than there are": ("output_norm", lambda: {"numbers": 0, "rows": 6}),
     "a first column within a panel": ("run_linear", lambda: {"first_column": 1, "columns": 8}),
     "columns past the end": ("run_linear", lambda: {"columns": 65}),
     "rows closer than they are long": ("run_linear", lambda: {"stride": 7}),
@@ -330,6 +375,13 @@ def test_what_does_not_fit(case: str) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         getattr(C, name)(**good | change())
     assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "targets", [(C.Queries.list, 1, 2, 4), (C.Queries.firsts, 0, 2), (C.Queries.all, 0, 1, 2, 3, 4)]
+)
+def test_in_place(targets: tuple[Any, ...]) -> None:
+    C.run_layer(**queries_of(layer(), 1, 2, 4) | on_itself(*targets))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pfengine
 from pfengine import extension
 from pfengine.batch import Packed
 from pfengine.exits import Entropy, Replay
-from pfengine.ops import model as one_call
+one_call: Any = None
 
 if not extension.has_cpu():
     pytest.skip(extension.status(), allow_module_level=True)

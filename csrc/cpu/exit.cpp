@@ -49,12 +49,14 @@ class ExitRun {
         chunk_columns_(kChunkPanels * kernels.panel),
         member_(member) {}
 
-  void run(const float* x, const std::int32_t* starts, std::int64_t rows, const float* add, float* past,
-           float* logits) const {
+  // at: which token of x each row is
+  template <typename At>
+  void run(const float* x, At at, std::int64_t rows, const float* add, float* past, float* logits,
+           float* learned) const {
     const std::int64_t size = exit_.past.inputs, width = exit_.past.outputs, labels = exit_.merge.labels;
-    if (exit_.pooler) pool(x, starts, rows);
+    if (exit_.pooler) pool(x, at, rows);
     const auto state = [&](std::int64_t row) {
-      return exit_.pooler ? space_.states.row<float>(row) : x + starts[row] * size;
+      return exit_.pooler ? space_.states.row<float>(row) : x + at(row) * size;
     };
     member_.each(rows, [&](std::int64_t row) {
       float* to = past + row * width;
@@ -69,6 +71,10 @@ class ExitRun {
     if (exit_.learners) imitate(rows);
     member_.each(rows, [&](std::int64_t row) {
       const float* own = past + row * width;
+      if (learned) {
+        apply_row(kernels_, *exit_.learned, state(row), learned + row);
+        learned[row] = (1.0f + std::tanh(learned[row] / 2)) / 2;  // the sigmoid
+      }
       float* future = space_.room.row<float>(member_.index);
       if (exit_.folded) apply_row(kernels_, *exit_.folded, state(row), future);
       if (exit_.learners) add_shares(row, future);
@@ -89,19 +95,19 @@ class ExitRun {
             space_.factors.row<float>(factors + 1), rows};
   }
 
-  void pool(const float* x, const std::int32_t* starts, std::int64_t rows) const {
+  template <typename At>
+  void pool(const float* x, At at, std::int64_t rows) const {
     if (exit_.pooler->thin) {
       member_.each(rows, [&](std::int64_t row) {
         float* state = space_.states.row<float>(row);
-        apply_row(kernels_, *exit_.pooler, x + starts[row] * exit_.past.inputs, state);
+        apply_row(kernels_, *exit_.pooler, x + at(row) * exit_.past.inputs, state);
         kernels_.activate(Activation::tanh, state, exit_.pooler->outputs);
       });
       member_.wait();
       return;
     }
-    member_.each(rows, [&](std::int64_t row) {
-      words(exit_.precision, x + starts[row] * exit_.past.inputs, row, space_.words, 0);
-    });
+    member_.each(
+        rows, [&](std::int64_t row) { words(exit_.precision, x + at(row) * exit_.past.inputs, row, space_.words, 0); });
     member_.wait();
     const Range panels = member_.share(kernels_.panels(exit_.pooler->outputs));
     const Target target{space_.states.data, space_.states.stride / 4, false, Activation::tanh, nullptr, 0};
@@ -147,17 +153,6 @@ class ExitRun {
   const Member& member_;
 };
 
-float entropy(const float* x, std::int64_t labels) {
-  float largest = x[0], total = 0.0f, weighed = 0.0f;
-  for (std::int64_t i = 1; i < labels; ++i) largest = std::max(largest, x[i]);
-  for (std::int64_t i = 0; i < labels; ++i) {
-    const float distance = x[i] - largest, e = std::exp(distance);
-    total += e;
-    if (e != 0.0f) weighed += e * distance;  // 0 times -inf would be nan
-  }
-  return std::log(total) - weighed / total;
-}
-
 }  // namespace
 
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
@@ -179,8 +174,11 @@ void merge_row(const Kernels& kernels, const Merge& merge, const float* past, co
 }
 
 void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int64_t tokens, const std::int32_t* starts,
-              std::int64_t rows, const float* add, float* past, float* logits, int threads) {
-  for (std::int64_t row = 0; row < rows; ++row) {
+              std::int64_t rows, const float* add, float* past, float* logits, float* learned, int threads) {
+  if (!starts && rows > tokens) {
+    throw std::invalid_argument("there are " + std::to_string(rows) + " rows of " + std::to_string(tokens) + " tokens");
+  }
+  for (std::int64_t row = 0; starts && row < rows; ++row) {
     if (starts[row] < 0 || starts[row] >= tokens) {
       throw std::invalid_argument("row " + std::to_string(row) + " starts at token " + std::to_string(starts[row]) +
                                   " of " + std::to_string(tokens));
@@ -201,20 +199,25 @@ void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int
   place(scratch.reserve(place(nullptr)));
   run_team(used, [&](const Member& member) {
     const ExitRun run(kernels, exit, space, chunks, member);
-    for (std::int64_t row = 0; row < rows; row += kRows) {
-      run.run(x, starts + row, std::min(kRows, rows - row), add ? add + row * exit.past.outputs : nullptr,
-              past + row * exit.past.outputs, logits ? logits + row * exit.merge.labels : nullptr);
+    for (std::int64_t first = 0; first < rows; first += kRows) {
+      const auto at = [=](std::int64_t row) { return starts ? starts[first + row] : first + row; };
+      run.run(x, at, std::min(kRows, rows - first), add ? add + first * exit.past.outputs : nullptr,
+              past + first * exit.past.outputs, logits ? logits + first * exit.merge.labels : nullptr,
+              logits && exit.learned && learned ? learned + first : nullptr);
     }
   });
 }
 
-void run_entropy(const float* logits, std::int64_t rows, std::int64_t labels, float* out) {
-  for (std::int64_t row = 0; row < rows; ++row) out[row] = entropy(logits + row * labels, labels);
-}
-
-void run_entropy_below(const float* logits, std::int64_t rows, std::int64_t labels, float threshold,
-                       std::uint8_t* out) {
-  for (std::int64_t row = 0; row < rows; ++row) out[row] = entropy(logits + row * labels, labels) < threshold;
+void run_mean(const float* x, const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t size, float* out) {
+  for (std::int64_t row = 0; row < rows; ++row, out += size) {
+    const std::int64_t start = cu_seqlens[row], count = cu_seqlens[row + 1] - start;
+    std::copy_n(x + start * size, size, out);
+    for (std::int64_t token = 1; token < count; ++token) {
+      const float* from = x + (start + token) * size;
+      for (std::int64_t i = 0; i < size; ++i) out[i] += from[i];
+    }
+    for (std::int64_t i = 0; i < size; ++i) out[i] /= static_cast<float>(count);
+  }
 }
 
 }  // namespace pfengine::cpu

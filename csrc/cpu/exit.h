@@ -1,4 +1,4 @@
-// A whole exit in one call: the state of each row's first token, its past, its imitated future, and the gate.
+// A whole exit in one call: the state of what it reads of each row, its past, its imitated future, and the gate.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +25,15 @@ struct Merge {
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
                float* room, float* logits);
 
+// What an exit reads of a layer: each row's first token, the mean of its tokens, or all tokens, each for itself.
+enum class Reads { first, mean, all };
+
 // pooler: tanh(W x + b), or none where the state is x itself. past: what is added up from exit to exit; its first
 // numbers are those of the merge's past, then its gates. Of the future one or none: `folded` of the state, or
-// `learners` [columns, H] with an activation, and `projection` [labels, columns] of what they give.
+// `learners` [columns, H] with an activation, and `projection` [labels, columns] of what they give. learned: W [1, H]
+// of a score that a criterion may read, sigmoid(W s + b).
 struct Exit {
+  Reads reads;
   Precision precision, learner_precision;
   std::optional<Linear> pooler;
   Linear past;
@@ -36,18 +41,18 @@ struct Exit {
   std::optional<Linear> learners;
   Activation activation;
   std::optional<Linear> projection;
+  std::optional<Linear> learned;
   Merge merge;
 };
 
-// x: float32 [tokens, H]; a row's first token is number starts[row]. past [rows, past.outputs] = P s + p + add; add:
-// the same shape, or null for zero. logits [rows, labels], or null where nobody asks.
+// x: float32 [tokens, H]; row r of the exit is token starts[r], or r where starts is null. past [rows, past.outputs] =
+// P s + p + add; add: the same shape, or null for zero. logits [rows, labels], or null where nobody asks. learned
+// [rows], or null likewise; it is filled in with the logits. Throws std::invalid_argument where a row is no token.
 void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int64_t tokens, const std::int32_t* starts,
-              std::int64_t rows, const float* add, float* past, float* logits, int threads);
+              std::int64_t rows, const float* add, float* past, float* logits, float* learned, int threads);
 
-// -sum p ln p of p = softmax(logits [rows, labels]); 0 where one label has all, nan where a logit is.
-void run_entropy(const float* logits, std::int64_t rows, std::int64_t labels, float* out);
-
-// Is that below the threshold? 1 or 0.
-void run_entropy_below(const float* logits, std::int64_t rows, std::int64_t labels, float threshold, std::uint8_t* out);
+// out [rows, size]: the mean of each row's tokens, cu_seqlens[r] to cu_seqlens[r + 1] of x [tokens, size], summed in
+// order.
+void run_mean(const float* x, const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t size, float* out);
 
 }  // namespace pfengine::cpu

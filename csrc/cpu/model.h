@@ -1,4 +1,4 @@
-// A batch from its ids to its answers in one call: all layers, the exits behind them, and compaction as rows leave.
+// A model as a flight goes through it: the embeddings, and after each layer an exit, or none.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace pfengine::cpu {
 
-// A layer's blocks, one or more, and the exit behind it, or none. adds_from: from which number of the past before it on
+// A layer's blocks, one or more, and the exit after it, or none. adds_from: from which number of the past before it on
 // it adds up; -1 for nothing.
 struct Step {
   std::vector<Layer> blocks;
@@ -20,12 +20,26 @@ struct Step {
   std::int64_t adds_from;
 };
 
-// widen: from the embeddings' size to the hidden states', or none. The last step has an exit.
+// widen: from the embeddings' size to the hidden states', or none. The last step has an exit, and all exits read the
+// same and have as many labels. renormalises: a token that has left goes through each later block's output norm, on
+// the sums it was taken of; else it is kept as it is.
 struct Model {
   Embedding embedding;
   std::optional<Linear> widen;
   Precision precision;  // of widen
   std::vector<Step> steps;
+  bool renormalises;
+
+  std::int64_t layers() const { return steps.size(); }
+  std::int64_t hidden() const { return steps.front().blocks.front().output.outputs; }
+  std::int64_t labels() const { return steps.back().exit->merge.labels; }
+  Reads reads() const { return steps.back().exit->reads; }
+
+  // Does a later exit add to the past of the one after `layer`, 1-based?
+  bool carries(std::int64_t layer) const {
+    while (layer < layers() && !steps[layer].exit) ++layer;
+    return layer < layers() && steps[layer].adds_from >= 0;
+  }
 };
 
 // Row r is tokens cu_seqlens[r] to cu_seqlens[r + 1].
@@ -34,27 +48,5 @@ struct Batch {
   const std::int32_t* cu_seqlens;
   std::int64_t rows, tokens;
 };
-
-// Where rows leave: behind the first layer i with tested[i - 1] behind which their entropy is below `entropy`, or which
-// is layers[row] or later (null: that is no reason), or else behind the last. From `open_from` rows on a tested layer
-// is computed in two halves.
-struct Rule {
-  const char* tested;
-  float entropy;
-  const std::int64_t* layers;
-  std::int64_t open_from;
-};
-
-// Of row r, in the place places[r]: logits [labels], and the layer it left behind, 1-based.
-struct Answers {
-  const std::int64_t* places;
-  float* logits;
-  std::int64_t* layers;
-};
-
-// The same numbers as the parts called one by one, and for a row the same in every batch. Throws std::out_of_range for
-// a wrong id and std::invalid_argument for a wrong cu_seqlens.
-void run_model(const Kernels& kernels, const Model& model, const Batch& batch, const Rule& rule, const Answers& answers,
-               int threads);
 
 }  // namespace pfengine::cpu

@@ -101,8 +101,6 @@ class Entropy(Criterion):
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
     ) -> tuple[Tensor, CriterionState]:
-        if _in_c(logits):
-            return extension.entropy_below(logits, self.threshold), None
         return entropy(logits) < self.threshold, None
 
     def candidates(self, logits: Tensor) -> list[float]:
@@ -182,7 +180,7 @@ class Replay(Criterion):
 def entropy(logits: Tensor) -> Tensor:
     """-sum p ln p of p = softmax(logits): [rows, labels] -> [rows], in [0, ln labels]; a saturated row gives 0."""
     if _in_c(logits):
-        return extension.entropy(logits)
+        return extension.signal("entropy", logits)
     log_p = torch.log_softmax(logits.float(), dim=-1).clamp(min=-1e30)  # 0 times -inf would be nan
     return -(log_p.exp() * log_p).sum(-1)
 

@@ -18,13 +18,14 @@ from torch import Tensor
 from .. import extension
 from ..extension import address, in_rows, room
 from . import Activation, Block, Exit, Norm, Pooling, Queries
-from .model import prepare_model as prepare_model
+from .cpu_model import prepare_model as prepare_model
 from .packing import Linear, pack_linear
 from .packing import fast_precisions as fast_precisions
 from .packing import kernels as kernels
 from .packing import prepare_linear as prepare_linear
 from .quantisation import LEARNER_BITS
 from .reference import composed_pooled
+from .rule import Signal
 
 HEAD_ALIGNMENT = 2  # bf16 comes in pairs
 
@@ -55,6 +56,7 @@ class PreparedExit(NamedTuple):
     hidden: int
     width: int  # of the past
     labels: int
+    learned: bool  # is there a learned score?
     parts: tuple[Any, ...]
 
 
@@ -245,9 +247,9 @@ def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
         kernels=kernels(),
         layer=weights.native,
         sums=address("sums", sums, torch.float32, (rows, weights.hidden)),
-        sums_rows=rows,
-        rows=0,  # all of them
-        count=rows,
+        tokens=rows,
+        numbers=0,  # all of them
+        rows=rows,
         out=to,
         threads=extension.threads(),
     )
@@ -335,6 +337,7 @@ def prepare_exit(parts: Exit) -> PreparedExit:
         learners = C.columns_of(kernels(), imitation.learners.native, learner_precision, first)
         projection = imitation.projections[layer - 1].native
     native = C.Exit(
+        reads=getattr(C.Reads, parts.reads),
         precision=precision,
         learner_precision=learner_precision,
         pooler=None if parts.pooler is None else parts.pooler.native,
@@ -343,30 +346,50 @@ def prepare_exit(parts: Exit) -> PreparedExit:
         learners=learners,
         activation=activation,
         projection=projection,
+        learned=None if parts.learned is None else parts.learned.native,
         merge=merge,
     )
-    return PreparedExit(native, parts.past.inputs, parts.past.outputs, parts.labels, (parts, learners))
+    return PreparedExit(
+        native, parts.past.inputs, parts.past.outputs, parts.labels, parts.learned is not None, (parts, learners)
+    )
 
 
 def exit(
-    x: Tensor, cu_seqlens: Tensor, weights: PreparedExit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor]:
-    x, rows = _contiguous(x), len(cu_seqlens) - 1
-    tokens, width, labels = x.shape[0], weights.width, weights.labels
+    x: Tensor, weights: PreparedExit, add: Tensor | None, answer: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    x, rows, width, labels = _contiguous(x), x.shape[0], weights.width, weights.labels
     if add is not None:
         add = _contiguous(add)
     past, past_to = room((rows, width), torch.float32)
     logits, logits_to = room((rows, labels), torch.float32) if answer else (None, 0)
+    learned, learned_to = room((rows,), torch.float32) if answer and weights.learned else (None, 0)
     extension.native().run_exit(
         kernels(),
         weights.native,
-        address("x", x, torch.float32, (tokens, weights.hidden)),
-        tokens,
-        address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
-        rows,
+        address("x", x, torch.float32, (rows, weights.hidden)),
         address("add", add, torch.float32, (rows, width)),
+        rows,
         past_to,
         logits_to,
+        learned_to,
         extension.threads(),
     )
-    return logits, past
+    return logits, past, learned
+
+
+def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    x, rows = _contiguous(x), len(cu_seqlens) - 1
+    out, to = room((rows, x.shape[1]), torch.float32)
+    extension.native().run_mean(
+        address("x", x, torch.float32, x.shape),
+        len(x),
+        address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
+        rows,
+        x.shape[1],
+        to,
+    )
+    return out
+
+
+def signal(name: Signal, logits: Tensor, temperature: float) -> Tensor:
+    return extension.signal(name, logits, temperature)

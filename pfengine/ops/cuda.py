@@ -191,6 +191,6 @@ def prepare_model(
 
 
 def exit(
-    x: Tensor, cu_seqlens: Tensor, weights: Exit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor]:
-    return reference.composed_exit(x, cu_seqlens, weights, add, answer, sys.modules[__name__])
+    x: Tensor, weights: Exit, add: Tensor | None, answer: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    return reference.composed_exit(x, weights, add, answer, sys.modules[__name__])

@@ -14,6 +14,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
 from ..surroundings import undisturbed
 from .cuda_model import Bucket, Buffers, Plan, PreparedModel, run_segment
-from .model import Rule
 
 log = logging.getLogger("pfengine")
 
@@ -33,6 +33,16 @@ GRAPH_MEMORY = 1 / 16  # of the GPU's: most that the graphs of a lane may hold
 LATE_TOKENS = 512  # up to here a layer takes as long with fewer tokens, so that rows stay and exits run beside it
 LATE_TOKENS = 512  # up to here a layer takes as long with fewer tokens: rows stay together, exits run beside layers
 LEAST_ROWS, LEAST_TOKENS = 64, 1024  # of a lane's buffers, so that they seldom grow
+
+
+
+class Rule(NamedTuple):
+    """When rows leave. For R rows and n layers; a row leaves after the last layer at the latest."""
+
+    tested: bytes  # [n]: is the exit after this layer tested?
+    entropy: float  # a row leaves where its entropy is below this
+    layers: np.ndarray | None  # int64 [R]: or after this layer, 1-based, or a later one
+
 
 _recording = threading.Lock()  # lanes replay side by side, but record one after the other
 

@@ -17,7 +17,7 @@ from pfengine.batch import Packed
 from pfengine.exits import Entropy, Never, Replay
 from pfengine.ops import cuda, cuda_lanes, cuda_model, reference
 from pfengine.ops.cuda_lanes import CudaModel
-from pfengine.ops.model import Rule
+from pfengine.ops.cuda_lanes import Rule
 
 Make = Callable[..., Path]
 PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}

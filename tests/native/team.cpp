@@ -127,8 +127,13 @@ class Case {
     const std::int64_t tokens = bounds_[rows];
     std::vector<float> x = embedded(tokens, threads), out(tokens * hidden_);
     append(all, x);
-    run_layer(kernels_, layer_, x.data(), tokens, bounds_.data(), rows, false, out.data(), threads);
+    std::vector<float> sums(out.size());
+    run_layer(kernels_, layer_, {x.data(), bounds_.data(), rows, tokens}, {}, nullptr, out.data(), sums.data(),
+              threads);
     append(all, out);
+    append(all, sums);
+    output_norm(kernels_, layer_, sums.data(), nullptr, tokens, sums.data(), threads);
+    append(all, sums);
     std::vector<float> wide(tokens * layer_.intermediate.outputs);
     run_linear(kernels_, precision_, layer_.intermediate, {0, layer_.intermediate.outputs}, Activation::relu,
                {x.data(), hidden_}, tokens, {}, wide.data(), threads);
@@ -159,17 +164,27 @@ class Case {
 
   void halves(const std::vector<float>& x, std::int64_t rows, int threads, Bytes& all) const {
     const std::int64_t tokens = bounds_[rows];
-    std::vector<char> qkv(tokens * qkv_stride(layer_));
+    const Context context{x.data(), bounds_.data(), rows, tokens};
+    std::vector<char> kept(tokens * kept_stride(layer_));
+    keys_values(kernels_, layer_, context, kept.data(), threads);
     std::vector<float> first(rows * hidden_);
-    open_layer(kernels_, layer_, x.data(), tokens, bounds_.data(), rows, qkv.data(), first.data(), threads);
+    run_layer(kernels_, layer_, context, {Queries::firsts}, kept.data(), first.data(), nullptr, threads);
     append(all, first);
     const auto stays = stay(rows);
-    const Counts kept = count_kept(bounds_.data(), stays.data(), rows, tokens);
-    std::vector<float> out(kept.tokens * hidden_);
-    std::vector<std::int32_t> borders(kept.rows + 1);
-    close_layer(kernels_, layer_, x.data(), tokens, bounds_.data(), rows, qkv.data(), first.data(), stays.data(),
-                out.data(), borders.data(), threads);
+    const Counts left = count_kept(bounds_.data(), stays.data(), rows, tokens);
+    std::vector<float> out(left.tokens * hidden_);
+    std::vector<std::int32_t> borders(left.rows + 1);
+    const Others others = others_of(bounds_.data(), stays.data(), rows, borders.data());
+    place_firsts(first.data(), hidden_, stays.data(), rows, borders.data(), out.data());
+    run_layer(kernels_, layer_, context,
+              {Queries::list, others.tokens.data(), others.bounds.data(), others.targets.data()}, kept.data(),
+              out.data(), nullptr, threads);
     append(all, out);
+    std::vector<float> states = x;  // in place, without keys and values at hand
+    run_layer(kernels_, layer_, {states.data(), bounds_.data(), rows, tokens},
+              {Queries::list, others.tokens.data(), others.bounds.data(), others.tokens.data()}, nullptr, states.data(),
+              nullptr, threads);
+    append(all, states);
   }
 
   void moved(const std::vector<float>& x, std::int64_t rows, int threads, Bytes& all) const {

@@ -65,14 +65,20 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
     )  # fmt: skip
     x = at_the_end(torch.randn(tokens, hidden))
     borders, starts = at_the_end(torch.tensor([0, 1, 9, 26]).int()), at_the_end(torch.tensor([0, 9, 25]).int())
-    qkv = room(tokens * C.qkv_stride(layer), dtype=torch.uint8)
-    first, stay = room(rows, hidden), at_the_end(torch.tensor([True, False, True]))
+    kept = room(tokens * C.kept_stride(layer), dtype=torch.uint8)
+    queries, bounds, targets = (
+        at_the_end(torch.tensor(x).int()) for x in ([3, 8, 11, 12, 25], [0, 0, 2, 5], [0, 1, 3, 4, 6])
+    )
     for threads in (1, 2):
         batch = (cpu.kernels(), layer, x, tokens, borders, rows)
-        C.run_layer(*batch, False, room(tokens, hidden), threads)
-        C.run_layer(*batch, True, room(rows, hidden), threads)
-        C.open_layer(*batch, qkv, first, threads)
-        C.close_layer(*batch, qkv, first, stay, room(18, hidden), room(3), threads)
+        C.keys_values(*batch, kept, threads)
+        for keys_values in (0, kept):
+            for kind, count in ((C.Queries.all, tokens), (C.Queries.firsts, rows)):
+                sums = room(count, hidden)
+                C.run_layer(*batch, kind, count, 0, 0, 0, keys_values, room(count, hidden), count, sums, threads)
+            chosen = (C.Queries.list, 5, queries, bounds, targets, keys_values)
+            C.run_layer(*batch, *chosen, room(7, hidden), 7, room(7, hidden), threads)
+        C.output_norm(cpu.kernels(), layer, x, tokens, queries, 5, room(tokens, hidden), threads)
         ids = at_the_end(torch.arange(tokens) % 7)
         tables = {name: room(7, hidden, dtype=torch.bfloat16) for name in ("word", "position", "token_type")}
         embedding = C.Embedding(

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pfengine.ops import Block, Exit, Norm, cpu, cpu_torch, reference
+from pfengine.ops import Block, Exit, Norm, Queries, cpu, cpu_torch, reference
 
 BOUNDS = torch.tensor([0, 3, 8, 9], dtype=torch.int32)
+QUERIES = Queries(torch.tensor([1, 2, 4, 5, 6, 7, 8]).int(), torch.tensor([0, 2, 6, 7]).int())
 TOKEN, ROW = 5, 1  # of which a number is spoilt
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 WRONG = [float("nan"), float("inf"), -float("inf")]
@@ -61,16 +62,15 @@ def test_block(op_set: Any, activation: Any, dtype: torch.dtype, wrong: float) -
     x = x if op_set is cpu else x.to(dtype)
     bad = spoilt(x, TOKEN, wrong)
     tokens = list(range(3, 8))
-    clean, found = op_set.block(x, BOUNDS, weights, False), op_set.block(bad, BOUNDS, weights, False)
+    clean, found = op_set.block(x, BOUNDS, weights), op_set.block(bad, BOUNDS, weights)
     assert torch.isnan(found[tokens]).all()
     check(clean.float(), found.float(), tokens)
-    first = op_set.block(bad, BOUNDS, weights, True)
+    kept = op_set.keys_values(bad, BOUNDS, weights)
+    first = op_set.block(bad, BOUNDS, weights, "first", kept)
     assert torch.isnan(first[ROW]).all()
-    opened, rest = op_set.open_block(bad, BOUNDS, weights)
-    assert torch.isnan(opened[ROW]).all()
-    closed, _ = op_set.close_block(rest, torch.tensor([False, True, True]))
-    assert torch.isnan(closed[:5]).all()
-    assert torch.isfinite(closed[5:]).all()
+    some = op_set.block(bad, BOUNDS, weights, QUERIES, kept)
+    assert torch.isnan(some[2:6]).all()
+    assert torch.isfinite(some[[0, 1, 6]]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -88,7 +88,7 @@ def test_scores_that_overflow(op_set: Any, dtype: torch.dtype) -> None:
         (qkv, bias), linear(hidden, hidden), norm, linear(100, hidden), linear(hidden, 100), norm, 3, 0.25, "gelu"
     )
     x = random(9, hidden)
-    found = op_set.block(x if op_set is cpu else x.to(dtype), BOUNDS, op_set.prepare_block(block, dtype), False)
+    found = op_set.block(x if op_set is cpu else x.to(dtype), BOUNDS, op_set.prepare_block(block, dtype))
     assert torch.isnan(found).all(1).any()
     assert (torch.isnan(found).all(1) | torch.isfinite(found).all(1)).all()
 

@@ -1,0 +1,249 @@
+#include "flight.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+#include <type_traits>
+
+#include "ragged.h"
+
+namespace pfengine::cpu {
+namespace {
+
+// `count` things of `width` numbers each, from place `from` to an earlier one.
+template <typename T>
+void move_down(T* data, std::int64_t width, std::int64_t from, std::int64_t to, std::int64_t count) {
+  if (from != to) std::copy(data + from * width, data + (from + count) * width, data + to * width);
+}
+
+}  // namespace
+
+Flight::Flight(const Kernels& kernels, const Model& model, const Batch& batch, const std::int64_t* slots,
+               const Answers& answers, int threads)
+    : kernels_(kernels),
+      model_(model),
+      answers_(answers),
+      by_token_(model.reads() == Reads::all),
+      hidden_(model.hidden()),
+      labels_(model.labels()) {
+  check_ends(batch.cu_seqlens, batch.rows, batch.tokens);
+  check_order(batch.cu_seqlens, batch.rows, 1);
+  reserve({batch.rows, batch.tokens});
+  rows_ = held_ = batch.rows;
+  std::copy_n(batch.cu_seqlens, rows_ + 1, at_.bounds);
+  std::copy_n(slots, rows_, at_.slots);
+  std::iota(at_.held, at_.held + rows_, 0);
+  run_embed(kernels, model.embedding, batch.ids, batch.tokens, at_.x, threads);
+  if (model.widen) {
+    run_linear(kernels, model.precision, *model.widen, {0, hidden_}, Activation::none, {at_.x, model.embedding.size},
+               batch.tokens, {}, at_.next_x, threads);
+    std::swap(at_.x, at_.next_x);
+  }
+  if (!by_token_) return;
+  std::fill_n(at_.gone, batch.tokens, 0);
+  std::fill_n(at_.frozen, batch.tokens, 0);
+  for (std::int64_t row = 0; row < rows_; ++row) {
+    std::iota(at_.unit_slots + at_.bounds[row], at_.unit_slots + at_.bounds[row + 1], slots[row]);
+  }
+  if (model.renormalises) std::copy_n(at_.x, batch.tokens * hidden_, at_.sums);
+}
+
+std::int64_t Flight::lay_out(char* memory, const Size& size) {
+  Layout layout(memory);
+  const auto take = [&](auto*& to, std::int64_t count) {
+    to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(layout.take(1, sizeof(*to) * count).data);
+  };
+  const auto [rows, tokens] = size;
+  const std::int64_t units = by_token_ ? tokens : rows, of_tokens = by_token_ ? tokens : 0;
+  std::int64_t width = 1, stride = 0;
+  for (const Step& step : model_.steps) {
+    if (step.exit) width = std::max(width, step.exit->past.outputs);
+    stride = std::max(stride, kept_stride(step.blocks.back()));
+  }
+  take(at_.x, tokens * std::max(hidden_, model_.embedding.size));
+  take(at_.next_x, tokens * hidden_);
+  take(at_.read, by_token_ ? 0 : rows * hidden_);
+  take(at_.kept, model_.reads() == Reads::first && rows >= kMinRowsToOpen ? tokens * stride : 0);
+  take(at_.past, units * width);
+  take(at_.next_past, units * width);
+  take(at_.add, units * width);
+  take(at_.logits, units * labels_);
+  take(at_.learned, units);
+  take(at_.room, 3 * units);
+  take(at_.bounds, rows + 1);
+  take(at_.next_bounds, rows + 1);
+  take(at_.slots, rows);
+  take(at_.unit_slots, of_tokens);
+  take(at_.held, rows);
+  take(at_.ids, rows);
+  take(at_.leave, units);
+  take(at_.stay, rows);
+  take(at_.gone, of_tokens);
+  take(at_.frozen, of_tokens);
+  take(at_.sums, model_.renormalises ? tokens * hidden_ : 0);
+  take(at_.queries, of_tokens);
+  take(at_.ends, by_token_ ? rows + 1 : 0);
+  return layout.used();
+}
+
+void Flight::reserve(const Size& size) {
+  if (size.rows <= size_.rows && size.tokens <= size_.tokens && size_.rows) return;
+  const Arrays before = at_;
+  const Size held{held_, held_ ? before.bounds[held_] : 0};
+  const Scratch old = std::move(memory_);
+  memory_ = Scratch();
+  lay_out(memory_.reserve(lay_out(nullptr, size)), size);
+  size_ = size;
+  at_.bounds[0] = 0;
+  rows_ = held_ = 0;
+  append(before, held);
+}
+
+// Rows of the same layout after those that are there; nobody may be half done, or have left and be held.
+void Flight::append(const Arrays& from, const Size& size) {
+  const std::int64_t tokens = at_.bounds[rows_], first = by_token_ ? tokens : rows_;
+  const std::int64_t units = by_token_ ? size.tokens : size.rows;
+  const auto copy = [](const auto* source, std::int64_t width, std::int64_t count, auto* to, std::int64_t place) {
+    std::copy_n(source, count * width, to + place * width);
+  };
+  copy(from.x, hidden_, size.tokens, at_.x, tokens);
+  copy(from.past, past_width_, units, at_.past, first);
+  if (scored_) copy(from.logits, labels_, units, at_.logits, first);
+  if (scored_ && exit_has_learned()) copy(from.learned, 1, units, at_.learned, first);
+  copy(from.slots, 1, size.rows, at_.slots, rows_);
+  if (by_token_) {
+    copy(from.unit_slots, 1, units, at_.unit_slots, first);
+    copy(from.gone, 1, units, at_.gone, first);
+    copy(from.frozen, 1, units, at_.frozen, first);
+    if (model_.renormalises) copy(from.sums, hidden_, units, at_.sums, first);
+  }
+  for (std::int64_t row = 0; row < size.rows; ++row) {
+    at_.held[rows_ + row] = rows_ + row;
+    at_.bounds[rows_ + row + 1] = static_cast<std::int32_t>(tokens + from.bounds[row + 1]);
+  }
+  rows_ = held_ = rows_ + size.rows;
+}
+
+void Flight::leave(const std::uint8_t* gone, bool answered, int threads) {
+  let_go(gone, answered, true, threads);
+}
+
+void Flight::let_go(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
+  if (!by_token_) {
+    for (std::int64_t row = 0; answered && row < rows_; ++row) {
+      if (gone[row]) put(row, at_.slots[row]);
+    }
+    remove(gone);
+    return;
+  }
+  for (std::int64_t row = 0; row < rows_; ++row) {
+    bool all = true;
+    for (std::int64_t token = at_.bounds[row]; token < at_.bounds[row + 1]; ++token) {
+      if (gone[token] && !at_.gone[token]) {
+        if (answered) put(token, at_.unit_slots[token]);
+        at_.gone[token] = 1;
+        at_.frozen[token] = freezes;
+      }
+      all = all && at_.gone[token];
+    }
+    at_.stay[row] = all;
+  }
+  remove(at_.stay);
+  settle(threads);
+}
+
+void Flight::put(std::int64_t scored, std::int64_t slot) {
+  std::copy_n(at_.logits + scored * labels_, labels_, answers_.logits + slot * labels_);
+  answers_.layers[slot] = layer_;
+}
+
+// Moves what is carried by row or unit together, without those rows; `settle` does it with tokens, which nobody reads
+// before the next layer.
+void Flight::remove(const std::uint8_t* gone) {
+  const std::int64_t width = state_layout_.width;
+  const bool state_by_row = !by_token_ || state_layout_.by_row;
+  std::int64_t kept = 0, kept_units = 0;
+  for (std::int64_t row = 0; row < rows_; ++row) {
+    if (gone[row]) continue;
+    const std::int64_t unit = by_token_ ? at_.bounds[row] : row;
+    const std::int64_t count = by_token_ ? at_.bounds[row + 1] - at_.bounds[row] : 1;
+    move_down(at_.past, past_width_, unit, kept_units, count);
+    move_down(at_.logits, scored_ ? labels_ : 0, unit, kept_units, count);
+    move_down(at_.learned, scored_, unit, kept_units, count);
+    if (!state_.empty() && state_by_row) move_down(state_.data(), width, row, kept, 1);
+    if (!state_.empty() && !state_by_row) move_down(state_.data(), width, unit, kept_units, count);
+    if (by_token_) {
+      move_down(at_.unit_slots, 1, unit, kept_units, count);
+      move_down(at_.gone, 1, unit, kept_units, count);
+      move_down(at_.frozen, 1, unit, kept_units, count);
+      move_down(at_.sums, model_.renormalises ? hidden_ : 0, unit, kept_units, count);
+    }
+    move_down(at_.slots, 1, row, kept, 1);
+    move_down(at_.held, 1, row, kept, 1);
+    ++kept;
+    kept_units += count;
+  }
+  rows_ = kept;
+}
+
+void Flight::join(Flight& other, int threads) {
+  settle(threads);
+  other.settle(threads);
+  if (!other.rows_) return;
+  if (rows_) {
+    join_states(other);
+  } else {
+    layer_ = other.layer_;
+    past_width_ = other.past_width_;
+    state_ = std::move(other.state_);
+    state_layout_ = std::move(other.state_layout_);
+    scored_ = other.scored_;
+  }
+  scored_ = scored_ && other.scored_;
+  const std::int64_t tokens = at_.bounds[rows_], more = other.at_.bounds[other.rows_];
+  reserve({rows_ + other.rows_, tokens + more});
+  append(other.at_, {other.rows_, more});
+  other.clear();
+}
+
+// A flight that carries nothing yet carries nan.
+void Flight::join_states(Flight& other) {
+  if (state_.empty() && other.state_.empty()) return;
+  if (state_.empty()) state_layout_ = other.state_layout_;
+  if (!other.state_.empty() && !(state_layout_ == other.state_layout_)) {
+    throw std::invalid_argument("the flights' rules carry different numbers from exit to exit");
+  }
+  const auto numbers = [&](const Flight& flight) {
+    return state_layout_.width * (state_layout_.by_row ? flight.rows_ : flight.units());
+  };
+  state_.resize(numbers(*this), NAN);
+  other.state_.resize(numbers(other), NAN);
+  state_.insert(state_.end(), other.state_.begin(), other.state_.end());
+}
+
+float* Flight::state_of(const ExitRule& rule) {
+  const std::int64_t width = rule.width(labels_);
+  if (!width) return nullptr;
+  StateLayout layout = rule.state_layout(labels_);
+  state_.resize(width * (layout.by_row ? rows_ : units()), NAN);
+  state_layout_ = std::move(layout);
+  return state_.data();
+}
+
+void Flight::states(float* out) const {
+  for (std::int64_t row = 0; row < rows_; ++row) {
+    const std::int64_t held = at_.held[row], start = at_.bounds[held];
+    if (by_token_) {
+      const std::int64_t count = at_.bounds[held + 1] - start;
+      out = std::copy_n(at_.x + start * hidden_, count * hidden_, out);
+    } else if (model_.reads() == Reads::mean) {
+      run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
+      out += hidden_;
+    } else {
+      out = std::copy_n(open_ ? at_.read + held * hidden_ : at_.x + start * hidden_, hidden_, out);
+    }
+  }
+}
+
+}  // namespace pfengine::cpu

@@ -1,0 +1,122 @@
+// A batch under way: rows at one layer with all they carry. pfengine/ops/flight.py says what it offers.
+//
+// What is scored, and may leave, are units: rows, or where the head reads all tokens, tokens.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "criterion.h"
+#include "model.h"
+#include "scratch.h"
+
+namespace pfengine::cpu {
+
+// By slot: logits [slots, labels] and layers [slots], 1-based.
+struct Answers {
+  float* logits;
+  std::int64_t* layers;
+};
+
+class Flight {
+ public:
+  // The rows of a batch before layer 1. slots [rows]: where rows answer to, or their first tokens, which the others
+  // follow. Throws std::out_of_range for an id outside its table, std::invalid_argument for a wrong cu_seqlens.
+  Flight(const Kernels& kernels, const Model& model, const Batch& batch, const std::int64_t* slots,
+         const Answers& answers, int threads);
+
+  // On to layer `until`, or to the end. A unit's numbers are the same bit for bit in every batch.
+  void advance(const ExitRule& rule, std::int64_t until, int threads);
+
+  // Units where gone [units] is set leave, with the scores of this layer where answered, which must be scored() then.
+  void leave(const std::uint8_t* gone, bool answered, int threads);
+
+  // Takes in the rows of another flight through the same model, at the same layer; it is empty afterwards.
+  // Throws std::invalid_argument where their criteria carry different numbers.
+  void join(Flight& other, int threads);
+
+  void clear() { rows_ = held_ = 0; }
+
+  std::int64_t layer() const { return layer_; }
+  std::int64_t rows() const { return rows_; }
+  std::int64_t units() const { return by_token_ ? bounds()[rows_] : rows_; }
+  const Model& model() const { return model_; }
+
+  const std::int64_t* slots() const { return at_.slots; }  // of rows
+  const std::int64_t* unit_slots() const { return by_token_ ? at_.unit_slots : at_.slots; }
+  bool scored() const { return scored_; }
+  const float* logits() const { return at_.logits; }                                   // [units, labels]
+  const float* learned() const { return exit_has_learned() ? at_.learned : nullptr; }  // [units]
+  void states(float* out) const;                                                       // [units, H]
+
+ private:
+  // Of fewer rows no layer is computed in two halves: reading its weights twice costs more than a row that leaves
+  // saves.
+  static constexpr std::int64_t kMinRowsToOpen = 3;
+
+  struct Size {
+    std::int64_t rows, tokens;
+  };
+
+  // What ends in `next` is where a step writes before the two change places.
+  struct Arrays {
+    float *x, *next_x;                   // [tokens, H]
+    float* read;                         // [rows, H]: first tokens of a half-open layer, or means
+    char* kept;                          // [tokens, kept_stride]: keys and values of a half-open layer
+    float *past, *next_past, *add;       // [units, width of the past]
+    float *logits, *learned;             // [units, labels], [units]
+    float* room;                         // of `decide`
+    std::int32_t *bounds, *next_bounds;  // [rows + 1]
+    std::int64_t *slots, *unit_slots;    // [rows]; [tokens]
+    std::int64_t *held, *ids;            // [rows]: which of the rows that x still holds each row is; of `compact`
+    std::uint8_t *leave, *stay;          // [units]; [rows]
+    std::uint8_t *gone, *frozen;         // [tokens]: has it left; is it kept as it is
+    float* sums;                         // [tokens, H]: what the output norm of frozen tokens was taken of
+    std::int32_t *queries, *ends;        // [tokens]; [rows + 1]
+  };
+
+  std::int64_t lay_out(char* memory, const Size& size);
+  void reserve(const Size& size);
+  void append(const Arrays& from, const Size& size);
+
+  const std::int32_t* bounds() const { return at_.bounds; }
+  const Step& step() const { return model_.steps[layer_ - 1]; }
+  bool last() const { return layer_ == model_.layers(); }
+  bool exit_has_learned() const { return layer_ && step().exit && step().exit->learned; }
+  Context context() const { return {at_.x, at_.bounds, held_, at_.bounds[held_]}; }
+
+  void check(const ExitRule& rule, std::int64_t until) const;
+  void settle(int threads);
+  void pass(const ExitRule& rule, bool stop, int threads);
+  void run_rows(bool answer, int threads);
+  void run_tokens(bool answer, bool freezes, int threads);
+  // Is the exit after this layer computed: for its scores, or for what a later one adds to?
+  bool scores(bool answer) const { return step().exit && (answer || model_.carries(layer_)); }
+  void score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
+             int threads);
+  void decide_leaving(const ExitRule& rule, int threads);
+  std::int64_t list(const std::uint8_t* marks, std::uint8_t mark);
+  float* state_of(const ExitRule& rule);
+  void put(std::int64_t scored, std::int64_t slot);
+  void let_go(const std::uint8_t* gone, bool answered, bool freezes, int threads);
+  void remove(const std::uint8_t* gone);
+  void join_states(Flight& other);
+
+  const Kernels& kernels_;
+  const Model& model_;
+  const Answers answers_;
+  const bool by_token_;
+  const std::int64_t hidden_, labels_;
+  std::int64_t layer_ = 0, rows_ = 0;
+  std::int64_t held_ = 0;        // rows in x and bounds: those that left since are moved out before the next layer
+  bool open_ = false;            // only first tokens of this layer are done; the others follow before the next one
+  bool scored_ = false;          // logits are of this layer
+  std::int64_t past_width_ = 0;  // 0: there is none
+  Size size_{0, 0};              // of what is laid out
+  Scratch memory_;
+  Arrays at_{};
+  std::vector<float> state_;  // what the criterion carries, by row or by unit
+  StateLayout state_layout_;
+};
+
+}  // namespace pfengine::cpu

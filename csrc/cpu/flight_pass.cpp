@@ -1,0 +1,178 @@
+// A flight's way through the layers.
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "compact.h"
+#include "flight.h"
+
+namespace pfengine::cpu {
+
+// Before anything is changed.
+void Flight::check(const ExitRule& rule, std::int64_t until) const {
+  if (!state_.empty() && rule.width(labels_) && !(rule.state_layout(labels_) == state_layout_)) {
+    throw std::invalid_argument("the rule carries other numbers from exit to exit than the rule before it did");
+  }
+  const bool learned = std::any_of(rule.clauses.begin(), rule.clauses.end(),
+                                   [](const Clause& clause) { return clause.signal == Signal::learned; });
+  for (std::int64_t layer = layer_ + 1; learned && layer <= until && layer < model_.layers(); ++layer) {
+    const auto& exit = model_.steps[layer - 1].exit;
+    if (exit && rule.tested[layer - 1] && !exit->learned) {
+      throw std::invalid_argument("the rule reads a learned score, which the exit after layer " +
+                                  std::to_string(layer) + " does not give");
+    }
+  }
+}
+
+void Flight::advance(const ExitRule& rule, std::int64_t until, int threads) {
+  until = std::min(until, model_.layers());
+  check(rule, until);
+  try {
+    while (rows_ && layer_ < until) {
+      settle(threads);
+      ++layer_;
+      pass(rule, layer_ == until, threads);
+    }
+  } catch (...) {  // out of memory, midway: what is half done cannot go on
+    clear();
+    throw;
+  }
+}
+
+// What only rows that go on need: the rest of a half-open layer, and that they move together.
+void Flight::settle(int threads) {
+  if (rows_ && !open_ && rows_ == held_) return;
+  if (rows_) {
+    std::fill_n(at_.stay, held_, 0);
+    for (std::int64_t row = 0; row < rows_; ++row) at_.stay[at_.held[row]] = 1;
+    if (open_) {
+      const Others others = others_of(at_.bounds, at_.stay, held_, at_.next_bounds);
+      place_firsts(at_.read, hidden_, at_.stay, held_, at_.next_bounds, at_.next_x);
+      run_layer(kernels_, step().blocks.back(), context(),
+                {Queries::list, others.tokens.data(), others.bounds.data(), others.targets.data()}, at_.kept,
+                at_.next_x, nullptr, threads);
+    } else {
+      compact(at_.x, 4 * hidden_, at_.bounds, at_.ids, at_.stay, held_, at_.next_x, at_.next_bounds, at_.ids, threads);
+    }
+    std::swap(at_.x, at_.next_x);
+    std::swap(at_.bounds, at_.next_bounds);
+    std::iota(at_.held, at_.held + rows_, 0);
+  }
+  held_ = rows_;
+  open_ = false;
+}
+
+void Flight::pass(const ExitRule& rule, bool stop, int threads) {
+  const bool tested = !last() && step().exit && rule.tested[layer_ - 1];
+  const bool answer = last() || tested || (stop && step().exit);
+  const bool freezes = rule.tokens && rule.tokens->freezes;
+  scored_ = false;
+  if (by_token_) {
+    run_tokens(answer, !last() && (stop || (tested && freezes)), threads);
+  } else {
+    run_rows(answer, threads);
+  }
+  scored_ = answer;
+  if (last()) {
+    clear();
+  } else if (tested) {
+    decide_leaving(rule, threads);
+  }
+}
+
+// Of the last layer, and of one that is opened, the first tokens alone.
+void Flight::run_rows(bool answer, int threads) {
+  const Reads reads = model_.reads();
+  const bool firsts = last() && reads == Reads::first;
+  open_ = answer && !last() && reads == Reads::first && rows_ >= kMinRowsToOpen;
+  for (const Layer& block : step().blocks) {
+    const bool final = &block == &step().blocks.back();
+    if (open_ && final) {
+      keys_values(kernels_, block, context(), at_.kept, threads);
+      run_layer(kernels_, block, context(), {Queries::firsts}, at_.kept, at_.read, nullptr, threads);
+      continue;
+    }
+    const Queries queries{firsts && final ? Queries::firsts : Queries::all};
+    run_layer(kernels_, block, context(), queries, nullptr, at_.next_x, nullptr, threads);
+    std::swap(at_.x, at_.next_x);
+  }
+  if (!scores(answer)) return;
+  if (open_) {
+    score(at_.read, rows_, nullptr, rows_, answer, threads);
+  } else if (firsts) {
+    score(at_.x, rows_, nullptr, rows_, answer, threads);
+  } else if (reads == Reads::first) {
+    score(at_.x, at_.bounds[rows_], at_.bounds, rows_, answer, threads);
+  } else {
+    run_mean(at_.x, at_.bounds, rows_, hidden_, at_.read);
+    score(at_.read, rows_, nullptr, rows_, answer, threads);
+  }
+  for (std::int64_t row = 0; last() && row < rows_; ++row) put(row, at_.slots[row]);
+}
+
+// All tokens are keys and values; those that are frozen are no queries, and of the last layer none that has left is.
+// freezes: tokens may be frozen after this layer.
+void Flight::run_tokens(bool answer, bool freezes, int threads) {
+  const std::int64_t tokens = units();
+  std::int64_t count = tokens;
+  for (const Layer& block : step().blocks) {
+    const bool final = &block == &step().blocks.back();
+    count = list(last() && final ? at_.gone : at_.frozen, 0);
+    const Queries listed{Queries::list, at_.queries, at_.ends};
+    float* sums = final && freezes && model_.renormalises ? at_.sums : nullptr;
+    // in place: the others keep their states
+    run_layer(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
+    if (!model_.renormalises || count == tokens || (last() && final)) continue;
+    const std::int64_t frozen = list(at_.frozen, 1);
+    output_norm(kernels_, block, at_.sums, at_.queries, frozen, at_.x, threads);
+  }
+  if (!scores(answer)) return;
+  if (!last()) count = tokens;
+  const std::int32_t* only = count < tokens ? at_.queries : nullptr;
+  score(at_.x, tokens, only, count, answer, threads);
+  for (std::int64_t i = 0; last() && i < count; ++i) put(i, at_.unit_slots[only ? only[i] : i]);
+}
+
+// Tokens whose mark is `mark`, in `queries`, and where each row's end, in `ends`.
+std::int64_t Flight::list(const std::uint8_t* marks, std::uint8_t mark) {
+  std::int32_t count = 0;
+  at_.ends[0] = 0;
+  for (std::int64_t row = 0; row < rows_; ++row) {
+    for (std::int32_t token = at_.bounds[row]; token < at_.bounds[row + 1]; ++token) {
+      if (marks[token] == mark) at_.queries[count++] = token;
+    }
+    at_.ends[row + 1] = count;
+  }
+  return count;
+}
+
+// The exit after this layer, of `count` rows of x [tokens, H]; starts: as run_exit has it, tokens of a tag head.
+void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
+                   int threads) {
+  const Exit& exit = *step().exit;
+  const std::int64_t width = exit.past.outputs, from = step().adds_from;
+  const bool adds = past_width_ && from >= 0;
+  for (std::int64_t i = 0; adds && i < count; ++i) {
+    const std::int64_t unit = by_token_ && starts ? starts[i] : i;
+    std::copy_n(at_.past + unit * past_width_ + from, width, at_.add + i * width);
+  }
+  run_exit(kernels_, exit, x, tokens, starts, count, adds ? at_.add : nullptr, at_.next_past,
+           answer ? at_.logits : nullptr, at_.learned, threads);
+  std::swap(at_.past, at_.next_past);
+  past_width_ = model_.carries(layer_) ? width : 0;
+}
+
+void Flight::decide_leaving(const ExitRule& rule, int threads) {
+  const Scored scored{layer_, at_.logits, learned(), units(), labels_, by_token_ ? at_.bounds : nullptr, rows_};
+  decide(rule, scored, rule.reads_rows() ? at_.slots : unit_slots(), state_of(rule), at_.leave, at_.room);
+  if (rule.reads_rows()) {  // from rows to their tokens, the last ones first
+    for (std::int64_t row = rows_; row-- > 0;) {
+      const std::uint8_t leaves = at_.leave[row];
+      std::fill(at_.leave + at_.bounds[row], at_.leave + at_.bounds[row + 1], leaves);
+    }
+  }
+  let_go(at_.leave, true, rule.tokens && rule.tokens->freezes, threads);
+}
+
+}  // namespace pfengine::cpu

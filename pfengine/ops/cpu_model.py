@@ -1,0 +1,139 @@
+"""Flights on the CPU: batches under way inside `_C`, one crossing from `advance` to where a caller has to decide."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import extension
+from ..batch import Packed
+from .cpu_rule import native_rule
+from .flight import Answers, Carrier, Exit, Flight
+from .packing import Linear, kernels
+from .rule import ExitRule
+
+if TYPE_CHECKING:
+    from .cpu import Embedding, PreparedBlock, PreparedExit  # which offers what stands here
+
+
+class CpuModel(Carrier):
+    """Weights prepared by `ops.cpu`, as flights in `_C` read them."""
+
+    lanes = 1  # a flight has all threads
+    max_rows = sys.maxsize
+
+    def __init__(self, native: Any, parts: Any) -> None:
+        """native: _C.Model, addresses of `parts`."""
+        self.native, self.parts = native, parts
+        self._rule: tuple[ExitRule, Any] | None = None  # the last one, and what it is in _C
+
+    def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> CpuFlight:
+        """As `Carrier.start`; TypeError for arrays of other dtypes, or that are not contiguous."""
+        native = extension.native().Flight(
+            kernels(),
+            self.native,
+            packed.ids,
+            packed.positions,
+            packed.types,
+            packed.cu_seqlens,
+            slots,
+            answers.logits,
+            answers.exit_layers,
+            extension.threads(),
+        )
+        return CpuFlight(self, native)
+
+    def warmup(self, packed: Packed, rule: ExitRule) -> None:
+        """As `Carrier.warmup`."""
+        by_token = self.native.scores_tokens
+        answers = Answers(0, len(packed.ids if by_token else packed.row_ids), self.native.labels)
+        slots = packed.cu_seqlens[:-1].astype(np.int64) if by_token else np.arange(len(packed.row_ids))
+        self.start(packed, slots, answers).advance(ExitRule(rule.tested), self.native.layers)
+
+    def native_rule(self, rule: ExitRule) -> Any:
+        """_C.ExitRule; the last one is kept, as most batches have the rule of the batch before."""
+        last = self._rule
+        if last is None or last[0] is not rule:
+            self._rule = last = (rule, native_rule(rule))
+        return last[1]
+
+
+class CpuFlight(Flight):
+    """A `_C.Flight`."""
+
+    __slots__ = ("carrier", "native")
+
+    def __init__(self, carrier: CpuModel, native: Any) -> None:
+        self.carrier, self.native = carrier, native
+
+    @property
+    def layer(self) -> int:
+        """As `Flight.layer`."""
+        return self.native.layer
+
+    def __len__(self) -> int:
+        return len(self.native)
+
+    def slots(self) -> np.ndarray:
+        """As `Flight.slots`."""
+        return self.native.slots()
+
+    def advance(self, rule: ExitRule, until: int) -> Exit | None:
+        """As `Flight.advance`. Raises ValueError where `until` lies behind, or the rule does not fit the model.
+
+        It does not fit where it has numbers for other layers or slots, reads tokens that the head does not score, or
+        reads a learned score that the head does not give; or where the rule before it carried other numbers.
+        """
+        if not self.native.advance(self.carrier.native_rule(rule), until, extension.threads()):
+            return None
+        layer, logits, slots, learned = self.native.exit()
+        return Exit(layer, _tensor(logits), torch.from_numpy(slots), _tensor(learned))
+
+    def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
+        """As `Flight.leave`. Raises ValueError where `gone` is of another size, or there are no scores to answer with.
+
+        TypeError where it is not of bool.
+        """
+        gone = gone.numpy(force=True) if isinstance(gone, Tensor) else gone
+        self.native.leave(gone, answered, extension.threads())
+
+    def join(self, other: Flight) -> None:
+        """As `Flight.join`."""
+        if not isinstance(other, CpuFlight):
+            raise ValueError(f"a flight of {type(other).__name__} cannot join one of {type(self).__name__}")
+        self.native.join(other.native, extension.threads())
+
+    def states(self) -> Tensor:
+        """As `Flight.states`."""
+        return torch.from_numpy(self.native.states())
+
+
+def _tensor(numbers: np.ndarray | None) -> Tensor | None:
+    return None if numbers is None else torch.from_numpy(numbers)
+
+
+def prepare_model(
+    embedding: Embedding,
+    projection: Linear | None,
+    layers: list[list[PreparedBlock]],
+    exits: list[tuple[PreparedExit, int] | None],
+    renormalises: bool = False,
+) -> CpuModel:
+    """As `OpSet.prepare_model`."""
+    C, steps = extension.native(), []
+    for blocks, after in zip(layers, exits, strict=True):
+        exit, adds_from = after or (None, -1)
+        native = None if exit is None else exit.native
+        steps.append(C.Step(blocks=[block.native for block in blocks], exit=native, adds_from=adds_from))
+    native = C.Model(
+        embedding=embedding.native,
+        widen=None if projection is None else projection.native,
+        precision=C.Precision.fp32 if projection is None else projection.precision,
+        steps=steps,
+        renormalises=renormalises,
+    )
+    return CpuModel(native, (embedding, projection, layers, exits))
