@@ -79,7 +79,7 @@ std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& mod
   cpu::check_ends(batch.cu_seqlens, rows, tokens);
   cpu::check_order(batch.cu_seqlens, rows, 1);
   for (std::int64_t row = 0; row < rows; ++row) {
-    const bool by_token = parts.reads() == cpu::Reads::all;
+    const bool by_token = parts.scores_tokens();
     const std::int64_t count = by_token ? batch.cu_seqlens[row + 1] - batch.cu_seqlens[row] : 1;
     if (where[row] >= 0 && where[row] <= all - count) continue;
     throw std::invalid_argument("row " + std::to_string(row) + " has the slot " + std::to_string(where[row]) +
@@ -93,7 +93,7 @@ std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& mod
   return made;
 }
 
-bool advance(Flight& self, const ExitRule& rule, std::int64_t until, int threads) {
+bool advance(Flight& self, const ExitRule& rule, std::int64_t until, bool scores, int threads) {
   check_threads(threads);
   const Use use(self);
   cpu::Flight& flight = *self.flight;
@@ -109,12 +109,12 @@ bool advance(Flight& self, const ExitRule& rule, std::int64_t until, int threads
                                 " slots, expected 1 or the " + std::to_string(self.layers.size()) +
                                 " slots of the answers");
   }
-  const bool by_token = flight.model().reads() == cpu::Reads::all;
+  const bool by_token = flight.model().scores_tokens();
   require(by_token || !rule.rule.tokens, "the rule reads tokens, but the head does not score them");
   require(!by_token || rule.rule.tokens || rule.clauses.empty(),
           "the head scores every token, and the rule does not say how they are read");
   const py::gil_scoped_release release;
-  flight.advance(rule.rule, until, threads);
+  flight.advance(rule.rule, until, scores, threads);
   return flight.rows() > 0;
 }
 
@@ -185,7 +185,7 @@ void bind_flights(py::module_& m) {
              const Use use(self);
              return copied(self.flight->slots(), {self.flight->rows()});
            })
-      .def("advance", &advance, "rule"_a, "until"_a, "threads"_a)
+      .def("advance", &advance, "rule"_a, "until"_a, "scores"_a, "threads"_a)
       .def("exit", &exit)
       .def("leave", &leave, "gone"_a.noconvert(), "answered"_a, "threads"_a)
       .def("join", &join, "other"_a, "threads"_a)

@@ -172,7 +172,8 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& widen,
     if (!step.exit) continue;
     check_same("inputs of an exit", step.exit->past.inputs, hidden);
     check_same("labels of an exit", step.exit->merge.labels, labels);
-    require(step.exit->reads == steps.back().exit->reads, "all exits of a model read the same of a layer");
+    require((step.exit->reads == cpu::Reads::all) == (steps.back().exit->reads == cpu::Reads::all),
+            "all exits of a model score tokens, or none does");
     if (width && step.adds_from >= 0) {
       check("adds_from", step.adds_from, 0, width - step.exit->past.outputs);
     }
@@ -254,7 +255,7 @@ void bind_parts(py::module_& m) {
       .def(py::init(&make_model), py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a, "renormalises"_a)
       .def_property_readonly("layers", &cpu::Model::layers)
       .def_property_readonly("labels", &cpu::Model::labels)
-      .def_property_readonly("scores_tokens", [](const cpu::Model& model) { return model.reads() == cpu::Reads::all; });
+      .def_property_readonly("scores_tokens", &cpu::Model::scores_tokens);
   m.def("columns_of", &columns_of, "kernels"_a, "linear"_a, "precision"_a, "first"_a);
   m.def("kept_stride", &cpu::kept_stride, "layer"_a);
 }

@@ -92,6 +92,8 @@ class TorchFlight:
     @undisturbed()
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
         carrier = self.carrier
+        if len(self) and until <= self.layer:
+            raise ValueError(f"until is {until}, expected a layer after {self.layer}")
         while len(self) and self.layer < min(until, carrier.num_layers):
             self._finish_layer()
             self.layer += 1
@@ -115,7 +117,9 @@ class TorchFlight:
 
     @undisturbed()
     def join(self, other: Flight) -> None:
-        if not isinstance(other, TorchFlight) or other is self or other.carrier is not self.carrier:
+        if other is self:
+            raise ValueError("a flight cannot join itself")
+        if not isinstance(other, TorchFlight) or other.carrier is not self.carrier:
             raise ValueError("the other flight is not one of the same carrier")
         if other.answers is not self.answers:
             raise ValueError("the other flight answers elsewhere; flights that are joined have the same Answers")

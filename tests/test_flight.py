@@ -142,8 +142,8 @@ def test_two_flights_become_one(ckpt: Any, cpu_ops: Any, until: int) -> None:
         answers = Answers(0, rows, LABELS)
         parts = [packed_rows(ckpt, range(split)), packed_rows(ckpt, range(split, rows))]
         one, other = (model.carrier.start(part, answers.slots(part), answers) for part in parts)
-        one.advance(EITHER, until)
-        other.advance(EITHER, until)
+        for flight in (one, other) if until else ():
+            flight.advance(EITHER, until)
         left = [*one.slots(), *other.slots()]
         one.join(other)
         assert (len(other), one.slots().tolist()) == (0, left)
@@ -158,7 +158,7 @@ def test_flights_that_do_not_fit_are_not_joined(ckpt: Any, cpu_ops: Any) -> None
     one.advance(NOBODY, 2)
     with pytest.raises(ValueError, match="layer"):
         one.join(other)
-    with pytest.raises(ValueError, match="same carrier"):
+    with pytest.raises(ValueError, match="itself"):
         one.join(one)
     elsewhere = model.carrier.start(packed, answers.slots(packed), Answers(0, len(LENGTHS), LABELS))
     elsewhere.advance(NOBODY, 2)

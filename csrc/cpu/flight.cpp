@@ -24,7 +24,7 @@ Flight::Flight(const Kernels& kernels, const Model& model, const Batch& batch, c
     : kernels_(kernels),
       model_(model),
       answers_(answers),
-      by_token_(model.reads() == Reads::all),
+      by_token_(model.scores_tokens()),
       hidden_(model.hidden()),
       labels_(model.labels()) {
   check_ends(batch.cu_seqlens, batch.rows, batch.tokens);
@@ -64,7 +64,7 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   take(at_.x, tokens * std::max(hidden_, model_.embedding.size));
   take(at_.next_x, tokens * hidden_);
   take(at_.read, by_token_ ? 0 : rows * hidden_);
-  take(at_.kept, model_.reads() == Reads::first && rows >= kMinRowsToOpen ? tokens * stride : 0);
+  take(at_.kept, !by_token_ && rows >= kMinRowsToOpen ? tokens * stride : 0);
   take(at_.past, units * width);
   take(at_.next_past, units * width);
   take(at_.add, units * width);
@@ -237,7 +237,7 @@ void Flight::states(float* out) const {
     if (by_token_) {
       const std::int64_t count = at_.bounds[held + 1] - start;
       out = std::copy_n(at_.x + start * hidden_, count * hidden_, out);
-    } else if (model_.reads() == Reads::mean) {
+    } else if (layer_ && model_.reads(layer_) == Reads::mean) {
       run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
       out += hidden_;
     } else {

@@ -25,8 +25,9 @@ class Flight {
   Flight(const Kernels& kernels, const Model& model, const Batch& batch, const std::int64_t* slots,
          const Answers& answers, int threads);
 
-  // On to layer `until`, or to the end. A unit's numbers are the same bit for bit in every batch.
-  void advance(const ExitRule& rule, std::int64_t until, int threads);
+  // On to layer `until`, or to the end. scores: is its exit computed, where it is not tested? Without it rows stay even
+  // after the last layer. A unit's numbers are the same bit for bit in every batch.
+  void advance(const ExitRule& rule, std::int64_t until, bool scores, int threads);
 
   // Units where gone [units] is set leave, with the scores of this layer where answered, which must be scored() then.
   void leave(const std::uint8_t* gone, bool answered, int threads);
@@ -87,7 +88,7 @@ class Flight {
 
   void check(const ExitRule& rule, std::int64_t until) const;
   void settle(int threads);
-  void pass(const ExitRule& rule, bool stop, int threads);
+  void pass(const ExitRule& rule, bool stops, bool scores, int threads);
   void run_rows(bool answer, int threads);
   void run_tokens(bool answer, bool freezes, int threads);
   // Is the exit after this layer computed: for its scores, or for what a later one adds to?

@@ -25,14 +25,14 @@ void Flight::check(const ExitRule& rule, std::int64_t until) const {
   }
 }
 
-void Flight::advance(const ExitRule& rule, std::int64_t until, int threads) {
+void Flight::advance(const ExitRule& rule, std::int64_t until, bool scores, int threads) {
   until = std::min(until, model_.layers());
   check(rule, until);
   try {
     while (rows_ && layer_ < until) {
       settle(threads);
       ++layer_;
-      pass(rule, layer_ == until, threads);
+      pass(rule, layer_ == until, scores, threads);
     }
   } catch (...) {  // out of memory, midway: what is half done cannot go on
     clear();
@@ -63,18 +63,18 @@ void Flight::settle(int threads) {
   open_ = false;
 }
 
-void Flight::pass(const ExitRule& rule, bool stop, int threads) {
+void Flight::pass(const ExitRule& rule, bool stops, bool scores, int threads) {
   const bool tested = !last() && step().exit && rule.tested[layer_ - 1];
-  const bool answer = last() || tested || (stop && step().exit);
+  const bool answer = tested || (step().exit && (stops ? scores : last()));
   const bool freezes = rule.tokens && rule.tokens->freezes;
   scored_ = false;
   if (by_token_) {
-    run_tokens(answer, !last() && (stop || (tested && freezes)), threads);
+    run_tokens(answer, !last() && (stops || (tested && freezes)), threads);
   } else {
     run_rows(answer, threads);
   }
   scored_ = answer;
-  if (last()) {
+  if (last() && answer) {
     clear();
   } else if (tested) {
     decide_leaving(rule, threads);
@@ -83,7 +83,7 @@ void Flight::pass(const ExitRule& rule, bool stop, int threads) {
 
 // Of the last layer, and of one that is opened, the first tokens alone.
 void Flight::run_rows(bool answer, int threads) {
-  const Reads reads = model_.reads();
+  const Reads reads = model_.reads(layer_);
   const bool firsts = last() && reads == Reads::first;
   open_ = answer && !last() && reads == Reads::first && rows_ >= kMinRowsToOpen;
   for (const Layer& block : step().blocks) {
@@ -97,6 +97,7 @@ void Flight::run_rows(bool answer, int threads) {
     run_layer(kernels_, block, context(), queries, nullptr, at_.next_x, nullptr, threads);
     std::swap(at_.x, at_.next_x);
   }
+  if (firsts) std::iota(at_.bounds, at_.bounds + rows_ + 1, 0);  // one token per row is left
   if (!scores(answer)) return;
   if (open_) {
     score(at_.read, rows_, nullptr, rows_, answer, threads);
@@ -108,7 +109,7 @@ void Flight::run_rows(bool answer, int threads) {
     run_mean(at_.x, at_.bounds, rows_, hidden_, at_.read);
     score(at_.read, rows_, nullptr, rows_, answer, threads);
   }
-  for (std::int64_t row = 0; last() && row < rows_; ++row) put(row, at_.slots[row]);
+  for (std::int64_t row = 0; last() && answer && row < rows_; ++row) put(row, at_.slots[row]);
 }
 
 // All tokens are keys and values; those that are frozen are no queries, and of the last layer none that has left is.
@@ -119,7 +120,7 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
   for (const Layer& block : step().blocks) {
     const bool final = &block == &step().blocks.back();
     count = list(last() && final ? at_.gone : at_.frozen, 0);
-    const Queries listed{Queries::list, at_.queries, at_.ends};
+    const Queries listed{Queries::list, at_.queries, at_.ends, at_.queries};
     float* sums = final && freezes && model_.renormalises ? at_.sums : nullptr;
     // in place: the others keep their states
     run_layer(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
@@ -131,7 +132,7 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
   if (!last()) count = tokens;
   const std::int32_t* only = count < tokens ? at_.queries : nullptr;
   score(at_.x, tokens, only, count, answer, threads);
-  for (std::int64_t i = 0; last() && i < count; ++i) put(i, at_.unit_slots[only ? only[i] : i]);
+  for (std::int64_t i = 0; last() && answer && i < count; ++i) put(i, at_.unit_slots[only ? only[i] : i]);
 }
 
 // Tokens whose mark is `mark`, in `queries`, and where each row's end, in `ends`.

@@ -20,9 +20,9 @@ struct Step {
   std::int64_t adds_from;
 };
 
-// widen: from the embeddings' size to the hidden states', or none. The last step has an exit, and all exits read the
-// same and have as many labels. renormalises: a token that has left goes through each later block's output norm, on
-// the sums it was taken of; else it is kept as it is.
+// widen: from the embeddings' size to the hidden states', or none. The last step has an exit. All exits have as many
+// labels, and all of them score tokens or none. renormalises: a token that has left goes through each later block's
+// output norm, on the sums it was taken of; else it is kept as it is.
 struct Model {
   Embedding embedding;
   std::optional<Linear> widen;
@@ -33,7 +33,12 @@ struct Model {
   std::int64_t layers() const { return steps.size(); }
   std::int64_t hidden() const { return steps.front().blocks.front().output.outputs; }
   std::int64_t labels() const { return steps.back().exit->merge.labels; }
-  Reads reads() const { return steps.back().exit->reads; }
+  bool scores_tokens() const { return steps.back().exit->reads == Reads::all; }
+  // What is read after `layer`, 1-based, where nobody scores it, too.
+  Reads reads(std::int64_t layer) const {
+    const auto& exit = steps[layer - 1].exit;
+    return exit ? exit->reads : scores_tokens() ? Reads::all : Reads::first;
+  }
 
   // Does a later exit add to the past of the one after `layer`, 1-based?
   bool carries(std::int64_t layer) const {

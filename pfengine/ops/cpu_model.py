@@ -82,13 +82,13 @@ class CpuFlight(Flight):
         """As `Flight.slots`."""
         return self.native.slots()
 
-    def advance(self, rule: ExitRule, until: int) -> Exit | None:
+    def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
         """As `Flight.advance`. Raises ValueError where `until` lies behind, or the rule does not fit the model.
 
         It does not fit where it has numbers for other layers or slots, reads tokens that the head does not score, or
         reads a learned score that the head does not give; or where the rule before it carried other numbers.
         """
-        if not self.native.advance(self.carrier.native_rule(rule), until, extension.threads()):
+        if not self.native.advance(self.carrier.native_rule(rule), until, scores, extension.threads()):
             return None
         layer, logits, slots, learned = self.native.exit()
         return Exit(layer, _tensor(logits), torch.from_numpy(slots), _tensor(learned))

@@ -60,7 +60,7 @@ class Flight(Protocol):
         """int64 [R]: the slot of each row that is under way, in order. On a GPU this waits."""
 
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
-        """On to layer `until`, or to the end; rows that the rule lets go leave on the way, at `until` too.
+        """On to layer `until`, which lies ahead; rows that the rule lets go leave on the way, at `until` too.
 
         Returns the rows still there at `until`, and their scores there, whether the exit is tested or not; None where
         nobody is left, as after the last layer, where all leave. scores: False to stop at `until` without its exit, so
