@@ -17,6 +17,7 @@ import torch
 from . import checkpoint, engine, extension
 from .again import Marked, Source, load_again, mark
 from .ahead import run_ahead
+from .alongside import check_count, is_per_row, with_numbers
 from .answers import Predictions as Predictions
 from .answers import judged, probabilities, raise_first
 from .bundled import BUNDLED, find
@@ -26,8 +27,8 @@ from .devices import auto_precision, find_device, find_dtype, find_op_set
 from .encoder import prepare
 from .engine import Answers, Model, Rule
 from .errors import ConfigError, InputError
-from .exits import Criterion, Replay
-from .exits.choice import choose
+from .exits import Criterion, Outputs
+from .exits.selection import OwnExits, Selection, choose, select
 from .heads import HEADS
 from .ops import OpSet
 from .options import sizes, whole, wholes
@@ -38,6 +39,7 @@ from .windows import read_windows
 
 BATCH_TOKENS = 4096
 
+Number = float | Iterable[float] | None  # for all rows, or per row
 OnError = Literal["raise", "return"]
 Truncation = Literal["truncate", "error"]
 
@@ -80,7 +82,7 @@ def load(
         max_length = whole("max_length", max_length, f", at most {ckpt.backbone.max_tokens} for this model")
         if max_length > ckpt.backbone.max_tokens:
             raise ConfigError(f"max_length is {max_length}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
-    rule = choose(ckpt, criterion, threshold, speedup)
+    rule = choose(own_exits(ckpt), criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, path=directory)
     extension.warn_once()
     tensors = Marked(ckpt.tensors)
@@ -89,6 +91,15 @@ def load(
     where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
     engine.source = Source(where, {"max_length": max_length, "token_types": token_types}, tensors.sums)
     return engine
+
+
+def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> OwnExits:
+    """What `exits.selection` reads of a checkpoint; exit_layers: those in use, where they are others."""
+    written, backbone = ckpt.engine, ckpt.backbone
+    head = HEADS[written.head["type"]]
+    outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learned, head.tags)
+    used = exit_layers or written.exit_layers
+    return OwnExits(ckpt.path, written.criterion or "never", written.threshold, used, written.calibration, outputs)
 
 
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
@@ -192,8 +203,8 @@ class Engine:
         *,
         top_k: int | None = 1,
         criterion: Criterion | Rule | str | None = None,
-        threshold: float | None = None,
-        speedup: float | None = None,
+        threshold: Number = None,
+        speedup: Number = None,
         on_error: OnError = "raise",
         truncation: Truncation = "truncate",
         batch_tokens: int = BATCH_TOKENS,
@@ -203,9 +214,13 @@ class Engine:
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
         ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding);
-        other keys of a dict are passed over. One row gives a list of one.
+        its own "threshold" or "speedup" may be another key, and all other keys are passed over. One row gives a list of
+        one.
         top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
-        criterion, threshold, speedup: for this call, as in `load`.
+        criterion, threshold, speedup: for this call, as in `load`. threshold or speedup may also be an iterable with
+        one number per row, which is read as `inputs` is; a row's own key goes before. A number that makes no sense is
+        that row's error, and so is one that is missing because the iterable ended; numbers that are left over are a
+        ConfigError after the last row, and one at once where both lengths are known and differ.
         on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place; a row
         whose logits overflow is one.
         truncation: rows over `max_length` tokens are cut, with one warning that counts them, or bad rows with "error".
@@ -231,8 +246,8 @@ class Engine:
         *,
         top_k: int | None = 1,
         criterion: Criterion | Rule | str | None = None,
-        threshold: float | None = None,
-        speedup: float | None = None,
+        threshold: Number = None,
+        speedup: Number = None,
         on_error: OnError = "raise",
         truncation: Truncation = "truncate",
         batch_tokens: int = BATCH_TOKENS,
@@ -247,12 +262,12 @@ class Engine:
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
-        rule = self.choose(criterion, threshold, speedup)
+        selection, rows = self._select(inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
-        windows = self._windows(inputs, truncation, tokens, prompt=True)
+        windows = map(selection.settled, self._windows(rows, truncation, tokens, prompt=True))
 
         def results() -> Iterator[Any]:
-            for window, answers in self._answered(inputs, windows, rule, tokens, most):
+            for window, answers in self._answered(inputs, windows, selection, tokens, most):
                 scores = probabilities(answers.logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
@@ -269,18 +284,21 @@ class Engine:
         inputs: Any,
         *,
         criterion: Criterion | Rule | str | None = None,
-        threshold: float | None = None,
-        speedup: float | None = None,
+        threshold: Number = None,
+        speedup: Number = None,
         truncation: Truncation = "truncate",
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Predictions:
-        """Answers as arrays. Raises InputError at the first bad row, and at one whose logits are nan or infinite."""
-        rule = self.choose(criterion, threshold, speedup)
+        """Answers as arrays; options as in `classify`.
+
+        Raises InputError at the first bad row, and at one whose logits are nan or infinite.
+        """
+        selection, given = self._select(inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
-        windows = map(raise_first, self._windows(inputs, truncation, tokens))
+        windows = (raise_first(selection.settled(window)) for window in self._windows(given, truncation, tokens))
         parts = []
-        for window, answers in self._answered(inputs, windows, rule, tokens, most):
+        for window, answers in self._answered(inputs, windows, selection, tokens, most):
             raise_first(window)
             parts.append(answers)
         parts = parts or [Answers(0, 0, len(self.labels))]
@@ -327,7 +345,23 @@ class Engine:
         """The criterion these options stand for, the engine's own for none; ConfigError where they do not fit."""
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
-        return choose(self.checkpoint, self.criterion if criterion is None else criterion, threshold, speedup)
+        return choose(self._own, criterion, threshold, speedup, self.criterion)
+
+    @property
+    def _own(self) -> OwnExits:
+        return own_exits(self.checkpoint, self.exit_layers)
+
+    def _select(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]:
+        """What rows run, and the rows, with the numbers given beside them."""
+        per_row = [name for name, value in (("threshold", threshold), ("speedup", speedup)) if is_per_row(value)]
+        if not per_row:
+            return select(self._own, criterion, threshold, speedup, self.criterion, None), inputs
+        if threshold is not None and speedup is not None:
+            raise ConfigError("give threshold or speedup, not both")
+        values: Any = speedup if threshold is None else threshold
+        check_count(inputs, per_row[0], values)
+        selection = select(self._own, criterion, None, None, self.criterion, per_row[0])
+        return selection, with_numbers(rows_of(inputs), per_row[0], values)
 
     def _check_process(self) -> None:
         """A GPU's memory is not the forked child's."""
@@ -350,7 +384,7 @@ class Engine:
         self,
         inputs: Any,
         windows: Iterable[Sequence[Row | InputError]],
-        rule: Rule,
+        selection: Selection,
         batch_tokens: int,
         batch_size: int | None,
     ) -> Iterator[tuple[Sequence[Row | InputError], Answers]]:
@@ -360,21 +394,20 @@ class Engine:
         which may not stand threads.
         """
         one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (batch_size or 1))
-        workers = None if one_batch or not isinstance(rule, Criterion) else self._workers
-        work = (self._work(window, rule, batch_tokens, batch_size) for window in windows)
+        workers = None if one_batch or not isinstance(selection.criterion, Criterion) else self._workers
+        work = (self._work(window, selection, batch_tokens, batch_size) for window in windows)
         for window, answers in run_ahead(work, workers):
             yield judged(window, answers.logits, self.precision), answers
 
     def _work(
-        self, window: Sequence[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None
+        self, window: Sequence[Row | InputError], selection: Selection, batch_tokens: int, batch_size: int | None
     ) -> tuple[tuple[Sequence[Row | InputError], Answers], list[Callable[[], None]]]:
         """A window with room for its answers, and a task a batch."""
         rows = [row for row in window if isinstance(row, Row)]
         if not window:
             return (window, Answers(0, 0, len(self.labels))), []
         first = window[0].row_id if isinstance(window[0], Row) else window[0].row
-        if isinstance(rule, Replay) and first + len(window) > rule.rows:
-            raise ConfigError(f"replay has exit layers for {rule.rows} rows, but there is a row {rule.rows}")
+        rule = selection.rule(self.num_layers, self.exit_layers, first, window)
         answers = Answers(first, len(window), len(self.labels))
 
         def run(batch: list[Row]) -> None:

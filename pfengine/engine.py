@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from .batch import Packed, RaggedInputs
 from .config import BackboneConfig
 from .encoder import Encoder
 from .exits import Criterion, Never
-from .exits.asking import asked, in_numbers
+from .exits.asking import asked
+from .exits.data import Bound, DataCriterion, is_data
 from .heads import ExitHead
 from .ops.model import Rule as Limits
+from .ops.rule import ExitRule, number_at
 from .surroundings import undisturbed
 
 MIN_ROWS_TO_OPEN = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
@@ -66,44 +69,56 @@ class Answers:
         self.exit_layers[places] = layer
 
 
-def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, answers: Answers) -> None:
-    """All rows of `packed` through the layers, each until `criterion` lets it leave; results go into `answers`."""
+def run(model: Model, packed: Packed, device: torch.device, criterion: Rule | ExitRule, answers: Answers) -> None:
+    """All rows of `packed` through the layers, each until `criterion` lets it leave; results go into `answers`.
+
+    criterion: a rule whose slots are those of `answers`, or a callable of the user's own.
+    """
     if not len(packed.row_ids):
         return
-    limits = in_numbers(criterion, packed.row_ids)
+    slots = packed.row_ids - answers.base
+    limits = _limits(criterion, slots) if isinstance(criterion, ExitRule) and model.native is not None else None
     if model.native is None or limits is None:
         run_layers(model, packed.to(device), criterion, answers)
         return
     # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
-    model.native(
-        packed,
-        Limits(_tested(model, criterion), *limits),
-        MIN_ROWS_TO_OPEN,
-        packed.row_ids - answers.base,
-        answers.logits,
-        answers.exit_layers,
-    )
+    model.native(packed, limits, MIN_ROWS_TO_OPEN, slots, answers.logits, answers.exit_layers)
+
+
+def _limits(rule: ExitRule, slots: np.ndarray) -> Limits | None:
+    """The rule as the one call takes it: an entropy for all rows, or a layer for each; None for any other."""
+    if not rule.clauses:
+        return Limits(rule.tested, -math.inf, None)
+    clause = rule.clauses[0]
+    if len(rule.clauses) > 1 or rule.tokens is not None or clause.memory != "none":
+        return None
+    if clause.signal == "layer" and clause.comparison == ">=":
+        layers = number_at(clause.threshold, 1, slots)
+        return Limits(rule.tested, -math.inf, np.broadcast_to(layers, slots.shape).astype(np.int64))
+    plain = clause.signal == "entropy" and clause.comparison == "<" and (clause.temperature == 1).all()
+    if plain and clause.threshold.shape == (1, 1) and not np.isnan(clause.threshold[0, 0]):
+        return Limits(rule.tested, float(clause.threshold[0, 0]), None)
+    return None
 
 
 def warmup(model: Model, packed: Packed, device: torch.device, criterion: Rule) -> None:
     """What the first batch of this size would wait for, done beforehand, through all layers."""
     native: Any = model.native
     if hasattr(native, "warmup"):
-        native.warmup(packed, _tested(model, criterion))
+        native.warmup(packed, bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1)))
     else:
-        run(model, packed, device, Never(), Answers(0, len(packed.row_ids), model.config.num_labels))
-
-
-def _tested(model: Model, criterion: Rule) -> bytes:
-    return bytes(is_tested(model, criterion, layer) for layer in range(1, model.num_layers + 1))
+        answers = Answers(0, len(packed.row_ids), model.config.num_labels)
+        run(model, packed, device, Never().bound(model.num_layers, model.exit_layers), answers)
 
 
 @undisturbed()
-def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Answers) -> None:
+def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule | ExitRule, answers: Answers) -> None:
     """`run` layer by layer: any head, any criterion, any device."""
     last = model.num_layers
     batch = encoder.embed(model.encoder, inputs)
-    head_state, exit_state, ask = None, None, asked(criterion)
+    head_state, exit_state = None, None
+    ask = Bound(criterion) if isinstance(criterion, ExitRule) else asked(criterion)
+    base = answers.base if isinstance(criterion, ExitRule) else 0
     for layer in range(1, last + 1):
         answer = layer == last or is_tested(model, criterion, layer)
         opened = None
@@ -118,7 +133,7 @@ def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Ans
         if layer == last:
             answers.put(batch.row_ids, logits, layer)
             return
-        leave, exit_state = ask(layer, logits, exit_state, batch.row_ids)
+        leave, exit_state = ask(layer, logits, exit_state, batch.row_ids - base)
         gone = np.flatnonzero(leave.numpy(force=True))
         if len(gone):
             answers.put(batch.row_ids, logits, layer, gone)
@@ -132,8 +147,10 @@ def run_layers(model: Model, inputs: RaggedInputs, criterion: Rule, answers: Ans
             batch = opened.close(~leave, None)
 
 
-def is_tested(model: Model, criterion: Rule, layer: int) -> bool:
+def is_tested(model: Model, criterion: Rule | ExitRule, layer: int) -> bool:
     """Is the exit of a layer before the last one tested?"""
+    if isinstance(criterion, ExitRule):
+        return bool(criterion.tested[layer - 1])
     wanted = criterion.tests(layer) if isinstance(criterion, Criterion) else True
     return wanted and layer in model.exit_layers
 
@@ -165,6 +182,10 @@ def run_reference(model: Model, rows: list[RaggedInputs], criterion: Rule) -> tu
 
     rows: inputs of one row each. Correct by inspection, slow on purpose; `run` must agree with it.
     """
+    ask: Any = criterion
+    if is_data(criterion):
+        assert isinstance(criterion, DataCriterion)
+        ask = criterion.bind(model.num_layers, model.exit_layers)
     results, exit_layers = [], []
     for inputs in rows:
         batch = encoder.embed(model.encoder, inputs)
@@ -175,7 +196,7 @@ def run_reference(model: Model, rows: list[RaggedInputs], criterion: Rule) -> tu
             logits, head_state = model.head.step(layer, batch, head_state, answer=exits)
             if logits is None or layer == model.num_layers or isinstance(criterion, Never):
                 continue
-            leave, exit_state = criterion(layer, logits, exit_state, batch.row_ids)
+            leave, exit_state = ask(layer, logits, exit_state, batch.row_ids)
             if bool(leave):
                 break
         assert logits is not None

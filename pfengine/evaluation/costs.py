@@ -11,6 +11,7 @@ import torch
 
 from .. import encoder
 from ..api import BATCH_TOKENS, Engine
+from ..exits.data import is_data
 from ..exits.placement import Costs, Price
 from ..surroundings import undisturbed
 from ..tokenization import Row, batches, pack
@@ -47,6 +48,8 @@ def measure_costs(engine: Engine, texts: Sequence[Any], criterion: Any, repeats:
 def _pass(engine: Engine, parts: Sequence[Any], criterion: Any) -> tuple[np.ndarray, float]:
     """All batches through all layers: seconds [3, n] (layers, heads that read, heads that answer), and of embedding."""
     model, n = engine.model, engine.num_layers
+    if is_data(criterion):
+        criterion = criterion.bind(n, model.exit_layers)
     times, before = np.zeros((3, n)), 0.0
 
     def clock() -> float:

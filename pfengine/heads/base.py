@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,13 @@ class OwnTensors(Mapping[str, Tensor]):
 
 
 class ExitHead(ABC):
-    """Reads layer after layer and answers with logits where it is asked to."""
+    """Reads layer after layer and answers with logits where it is asked to.
+
+    learned: does it add a score of its own, about whether an answer is right? tags: does it score every token?
+    """
+
+    learned: ClassVar[bool] = False
+    tags: ClassVar[bool] = False
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
