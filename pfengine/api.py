@@ -17,7 +17,7 @@ import torch
 from . import checkpoint, engine, extension
 from .again import Marked, Source, load_again, mark
 from .ahead import run_ahead
-from .alongside import check_count, is_per_row, with_numbers
+from .alongside import Number, own_exits, select_rows
 from .answers import Predictions as Predictions
 from .answers import judged, probabilities, raise_first
 from .bundled import BUNDLED, find
@@ -27,8 +27,8 @@ from .devices import auto_precision, find_device, find_dtype, find_op_set
 from .encoder import prepare
 from .engine import Answers, Model, Rule
 from .errors import ConfigError, InputError
-from .exits import Criterion, Outputs
-from .exits.selection import OwnExits, Selection, choose, select
+from .exits import Criterion
+from .exits.selection import Selection, choose
 from .heads import HEADS
 from .ops import OpSet
 from .options import sizes, whole, wholes
@@ -39,7 +39,6 @@ from .windows import read_windows
 
 BATCH_TOKENS = 4096
 
-Number = float | Iterable[float] | None  # for all rows, or per row
 OnError = Literal["raise", "return"]
 Truncation = Literal["truncate", "error"]
 
@@ -91,15 +90,6 @@ def load(
     where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
     engine.source = Source(where, {"max_length": max_length, "token_types": token_types}, tensors.sums)
     return engine
-
-
-def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> OwnExits:
-    """What `exits.selection` reads of a checkpoint; exit_layers: those in use, where they are others."""
-    written, backbone = ckpt.engine, ckpt.backbone
-    head = HEADS[written.head["type"]]
-    outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learned, head.tags)
-    used = exit_layers or written.exit_layers
-    return OwnExits(ckpt.path, written.criterion or "never", written.threshold, used, written.calibration, outputs)
 
 
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
@@ -214,8 +204,7 @@ class Engine:
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
         ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding);
-        its own "threshold" or "speedup" may be another key, and all other keys are passed over. One row gives a list of
-        one.
+        its own "threshold" or "speedup" is another key, and all others are passed over. One row gives a list of one.
         top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
         criterion, threshold, speedup: for this call, as in `load`. threshold or speedup may also be an iterable with
         one number per row, which is read as `inputs` is; a row's own key goes before. A number that makes no sense is
@@ -262,7 +251,7 @@ class Engine:
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
-        selection, rows = self._select(inputs, criterion, threshold, speedup)
+        selection, rows = select_rows(self, inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
         windows = map(selection.settled, self._windows(rows, truncation, tokens, prompt=True))
 
@@ -294,7 +283,7 @@ class Engine:
 
         Raises InputError at the first bad row, and at one whose logits are nan or infinite.
         """
-        selection, given = self._select(inputs, criterion, threshold, speedup)
+        selection, given = select_rows(self, inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
         windows = (raise_first(selection.settled(window)) for window in self._windows(given, truncation, tokens))
         parts = []
@@ -345,23 +334,7 @@ class Engine:
         """The criterion these options stand for, the engine's own for none; ConfigError where they do not fit."""
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
-        return choose(self._own, criterion, threshold, speedup, self.criterion)
-
-    @property
-    def _own(self) -> OwnExits:
-        return own_exits(self.checkpoint, self.exit_layers)
-
-    def _select(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]:
-        """What rows run, and the rows, with the numbers given beside them."""
-        per_row = [name for name, value in (("threshold", threshold), ("speedup", speedup)) if is_per_row(value)]
-        if not per_row:
-            return select(self._own, criterion, threshold, speedup, self.criterion, None), inputs
-        if threshold is not None and speedup is not None:
-            raise ConfigError("give threshold or speedup, not both")
-        values: Any = speedup if threshold is None else threshold
-        check_count(inputs, per_row[0], values)
-        selection = select(self._own, criterion, None, None, self.criterion, per_row[0])
-        return selection, with_numbers(rows_of(inputs), per_row[0], values)
+        return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
 
     def _check_process(self) -> None:
         """A GPU's memory is not the forked child's."""

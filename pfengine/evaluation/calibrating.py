@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from .. import data, saving
-from ..api import Engine, load, own_exits
+from ..alongside import own_exits
+from ..api import Engine, load
 from ..bundled import BUNDLED
 from ..checkpoint import read
 from ..errors import ConfigError, shown
