@@ -17,7 +17,7 @@ from ..api import Engine, load
 from ..bundled import BUNDLED
 from ..checkpoint import read
 from ..errors import ConfigError, shown
-from ..exits import Criterion, DataCriterion, Never
+from ..exits import Criterion, DataCriterion, Never, Numbers
 from ..exits.base import SINGLE, number
 from ..exits.calibration import calibration_table, exits_taken
 from ..exits.guarantee import Guarantee, guarantee
@@ -81,8 +81,8 @@ def calibrate(
     """Calibrate a checkpoint on rows it was not trained on, and write the result into it.
 
     source: a file or a directory with a `dev` split; labels are used where there are any. data_format, text_column,
-    pair_column, label_column: as in `data.stream`. criterion: a new one by
-    name, such as "patience"; default: the checkpoint's own. The threshold it will run at is, by the first that is
+    pair_column, label_column: as in `data.stream`. criterion: a new one as text, such as "patience" or "elbert:,8,0.1",
+    whose second parameters stay; default: the checkpoint's own. The threshold it will run at is, by the first that is
     given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
     0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
     speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
@@ -137,7 +137,8 @@ def calibrate(
         logits = logits[[engine.exit_layers.index(layer) for layer in exit_layers]]
     notify("thresholds")
     table = calibration_table(own, logits, labels, exit_layers)
-    promised, threshold = None, choice.chosen.threshold if choice else _threshold(engine, own, criterion)
+    promised: Guarantee | None = None
+    threshold = choice.chosen.threshold if choice else _threshold(engine, own, criterion)
     if agreement is not None or accuracy_drop is not None:
         limit = 1 - agreement if agreement is not None else float(accuracy_drop or 0)
         against = labels[fresh] if labels is not None and agreement is None else None
@@ -145,8 +146,8 @@ def calibrate(
         threshold = promised.threshold
     engine_config = replace(
         engine.checkpoint.engine,
-        criterion=own.form,
-        threshold=threshold,
+        criterion=repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
+        threshold=None if isinstance(threshold, tuple) else threshold,
         exit_layers=exit_layers,
         calibration=tuple(table),
         guarantee=None if promised is None else asdict(promised),
@@ -220,17 +221,17 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     return rule
 
 
-def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> float | None:
+def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> Numbers | None:
     """Where no threshold is searched for: the one in the text, or the checkpoint's where the criterion is its own."""
     before = engine.checkpoint.engine
     if text is not None and not lacks_threshold(text):
-        return None if isinstance(own.threshold, tuple) else own.threshold
-    if before.criterion is None or before.criterion == "never":
-        return None
-    was = parse_form(before.criterion)
+        return own.threshold
+    was = parse_form(before.criterion or "never")
     if not isinstance(was, DataCriterion) or was.form != own.form:
         return None
-    return before.threshold
+    if before.threshold is not None or lacks_threshold(before.criterion or "never"):
+        return before.threshold
+    return was.threshold
 
 
 def _slowest(own: DataCriterion, logits: np.ndarray, exit_layers: tuple[int, ...]) -> float:

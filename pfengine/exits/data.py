@@ -22,6 +22,9 @@ Numbers = float | tuple[float, ...]
 """One number for all exits, or one per exit: as many as there are exits, or one fewer, as the last always answers."""
 
 
+_ONE = np.ones((1, 1), np.float32)
+
+
 class Places:
     """The numbers of a criterion where its clauses need them: by layer, float32 [n, 1] or [1, 1].
 
@@ -41,7 +44,7 @@ class Places:
         self._criterion, self._num_layers, self._exit_layers = criterion, num_layers, exit_layers
         if threshold is None:
             given: Any = criterion.threshold
-            threshold = np.ones((1, 1), np.float32) if given is None else self(given)
+            threshold = _ONE if given is None else self(given)
         self.threshold = threshold
 
     def __call__(self, numbers: Numbers) -> np.ndarray:
@@ -214,6 +217,7 @@ class DataCriterion(Criterion):
         for name in _fields(type(self)):
             value = getattr(self, name)
             if isinstance(value, tuple):
+                Places(self, exit_layers[-1], exit_layers, _ONE)(value)  # are there as many?
                 kept = [number for layer, number in zip(exit_layers, value, strict=False) if layer in chosen]
                 changed[name] = tuple(kept)
         return dataclasses.replace(self, **changed) if changed else self  # type: ignore[type-var]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from pfengine.exits import CRITERIA, DataCriterion, Entropy, Learned, Outputs, P
 from pfengine.exits.calibration import calibration_table, candidates_of, exits_taken, layer_speedup
 from pfengine.exits.calibration import threshold_for as slowest
 from pfengine.exits.guarantee import NotShown, guarantee
+from pfengine.exits.signals import signal
 from pfengine.exits.text import faults, lacks_threshold, parse_form
 
 SINGLE = "single_label_classification"
@@ -41,6 +44,21 @@ def drawn(seed: int, rows: int, labels: int = 3) -> tuple[np.ndarray, np.ndarray
 
 def test_no_entry_is_forgotten() -> None:
     assert {text.partition(":")[0] for text in TEXTS + TAGS + FIXED + SCORES} == set(CRITERIA)
+    table = (Path(__file__).parents[2] / "docs" / "criteria.md").read_text().partition("| text |")[2]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([a-z-]+)", row)} == set(CRITERIA)
+
+
+def test_the_documented_class_works_as_written() -> None:
+    code = (
+        (Path(__file__).parents[2] / "docs" / "criteria.md").read_text().partition("```python\n")[2].partition("```")[0]
+    )
+    try:
+        exec(code, {"__name__": __name__})
+        assert repr(parse("apart:0.5,3")) == "apart:0.5,3"
+        assert exits_taken(parse("apart:0.1,1"), drawn(0, 9)[0], LAYERS).min() == 2
+    finally:
+        CRITERIA.pop("apart", None)
 
 
 @pytest.mark.parametrize("text", TEXTS + TAGS + FIXED + SCORES)
@@ -161,6 +179,29 @@ def test_called_by_hand() -> None:
                 leave, state = call(layer, torch.from_numpy(logits[i]), state, ids, **more)
                 taken[leave.numpy() & (taken == 6)] = layer
             assert taken.tolist() == expected.tolist(), text
+
+
+AT_ITS_VALUE = {  # does a row leave where its value is the threshold?
+    "entropy": ("entropy", False), "normalised-entropy": ("normalised_entropy", False),
+    "fastbert": ("normalised_entropy", True), "confidence": ("confidence", True), "cascadebert": ("confidence", False),
+    "margin": ("margin", True), "energy": ("energy", False), "pcee:,1": ("entropy", False),
+    "elbert": ("normalised_entropy", False), "beem": ("confidence", True), "learned": ("", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", AT_ITS_VALUE)
+def test_strict_or_not(form: str) -> None:
+    logits, scores = drawn(3, 1)
+    name, leaves = AT_ITS_VALUE[form]
+    values = torch.from_numpy(scores) if form == "learned" else signal(name, torch.from_numpy(logits))  # type: ignore[arg-type]
+    value = float(values[0, 0])
+    beside = [float(np.nextafter(np.float32(value), np.float32(way))) for way in (-99, 99)]
+    taken = {
+        knob: int(exits_taken(parse(form, knob), logits[:2], (2, 3), learned=scores[:2])[0])
+        for knob in (value, *beside)
+    }
+    assert taken.pop(value) == (2 if leaves else 3)
+    assert sorted(taken.values()) == [2, 3], "the next number on either side tells it"
 
 
 KNOBS = [text for text in TEXTS if not text.startswith("patience")]
