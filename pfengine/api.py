@@ -253,7 +253,7 @@ class Engine:
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
         selection, rows = select_rows(self, inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
-        windows = map(selection.settled, self._windows(rows, truncation, tokens, prompt=True))
+        windows = map(selection.resolved, self._windows(rows, truncation, tokens, prompt=True))
 
         def results() -> Iterator[Any]:
             for window, answers in self._answered(inputs, windows, selection, tokens, most):
@@ -285,7 +285,7 @@ class Engine:
         """
         selection, given = select_rows(self, inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
-        windows = (raise_first(selection.settled(window)) for window in self._windows(given, truncation, tokens))
+        windows = (raise_first(selection.resolved(window)) for window in self._windows(given, truncation, tokens))
         parts = []
         for window, answers in self._answered(inputs, windows, selection, tokens, most):
             raise_first(window)

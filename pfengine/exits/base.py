@@ -51,7 +51,7 @@ class Criterion:
         return True
 
     def misfit(self, outputs: Outputs) -> str | None:
-        """Why it makes no sense on such outputs, as what a sentence says of it; None where it does make sense."""
+        """Why it cannot run on such outputs, such as "needs at least 2 labels"; None where it can."""
         if outputs.problem_type not in self.problem_types:
             return f"makes no sense for problem_type {outputs.problem_type!r}"
         if outputs.labels < self.min_labels:

@@ -31,8 +31,8 @@ def exits_taken(
 
     exit_layers: 1-based, the last is the full model's. learned: float32 [exits, rows], the score that some heads add.
     bounds: of a tag head, whose logits are [exits, tokens, labels]: row r has tokens bounds[r] to bounds[r + 1]; where
-    tokens leave by themselves, layers of tokens are returned. thresholds: float [rows], one per row, nan for none
-    that lets the row leave; for criteria that are data.
+    tokens leave by themselves, layers of tokens are returned. thresholds: float [rows], one per row, nan for full
+    depth; for criteria that are data.
 
     Raises ConfigError where the exits cannot be told from logits at full depth, as tokens that are frozen change the
     others'.

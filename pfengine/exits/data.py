@@ -111,12 +111,13 @@ class DataCriterion(Criterion):
     """A criterion made of clauses: rows leave at the first tested exit where one of them holds.
 
     A subclass is a frozen dataclass whose first field is `threshold`, the knob; all fields are numbers and, in order,
-    the parameters of its text. A field of type int takes integers >= 1, one of type `Numbers` also a number per exit
-    (in text joined by "/"), one of type float | None may be left out.
+    the parameters of its text. A field of type int takes integers >= 1 (a threshold of that type
+    counts exits), one of type `Numbers` also a number per exit (in text joined by "/"), one of type float | None may be
+    left out.
 
         @register
         @dataclass(frozen=True)
-        class Unsure(DataCriterion):
+        class Apart(DataCriterion):
             '''Leave where the two best labels are at least `threshold` apart at `times` exits in a row.'''
 
             name = "apart"

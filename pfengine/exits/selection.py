@@ -98,7 +98,11 @@ def _fitting(own: OwnExits, rule: Any) -> Any:
     if isinstance(rule, Criterion) and (reason := rule.misfit(own.outputs)):
         raise ConfigError(f"criterion {shown(rule)} {reason}")
     if isinstance(rule, DataCriterion) and not isinstance(rule, Replay):
-        rule.bound(own.exit_layers[-1], own.exit_layers)  # where it has numbers per exit: as many as there are
+        bound = rule.bound(own.exit_layers[-1], own.exit_layers)  # as many numbers per exit as there are exits?
+        if any(clause.signal == "learned" for clause in bound.clauses) and not own.outputs.learned:
+            raise ConfigError(f"criterion {shown(rule)} compares a learned score, and this model's head adds none")
+        if bound.tokens is not None and not own.outputs.tags:
+            raise ConfigError(f"criterion {shown(rule)} reads tokens, and this model's head scores whole rows")
     return rule
 
 
@@ -153,13 +157,13 @@ class Selection:
     criterion: Any
     given: Any
 
-    def settled(self, window: Sequence[Row | InputError]) -> Sequence[Row | InputError]:
+    def resolved(self, window: Sequence[Row | InputError]) -> Sequence[Row | InputError]:
         """The window with every row's own threshold found, nan for full depth; bad numbers are those rows' errors."""
         if all(isinstance(row, InputError) or row.knob is None for row in window):
             return window
-        return [self._settle(row) if isinstance(row, Row) and row.knob is not None else row for row in window]
+        return [self._resolve(row) if isinstance(row, Row) and row.knob is not None else row for row in window]
 
-    def _settle(self, row: Row) -> Row | InputError:
+    def _resolve(self, row: Row) -> Row | InputError:
         assert row.knob is not None
         name, value = row.knob
         if value is MISSING:
@@ -190,7 +194,7 @@ class Selection:
     def rule(
         self, num_layers: int, exit_layers: Sequence[int], first_row: int, window: Sequence[Row | InputError]
     ) -> ExitRule | Callable[..., Any]:
-        """What a window of settled rows runs, its first row's slot being 0: data, or the user's own callable."""
+        """What a window of resolved rows runs, its first row's slot being 0: data, or the user's own callable."""
         numbered = [(i, row.threshold) for i, row in enumerate(window) if isinstance(row, Row)]
         chosen = [(i, threshold) for i, threshold in numbered if threshold is not None]
         criterion, thresholds = self.criterion, None

@@ -14,7 +14,7 @@ import torch
 
 import pfengine
 from pfengine import engine as loop
-from pfengine.exits import CRITERIA, Clause, Criterion, DataCriterion, Entropy, Places, parse, register
+from pfengine.exits import CRITERIA, Clause, Criterion, DataCriterion, Entropy, Places, TokenRule, parse, register
 from pfengine.exits.calibration import exits_taken
 from pfengine.ops.rule import ExitRule
 
@@ -96,6 +96,24 @@ def test_a_class_that_is_called_is_parsed_too(make_checkpoint: Callable[..., Pat
         parse("late:soon")
     with pytest.raises(pfengine.ConfigError, match="criterion late:3 takes no thresholds per row"):
         engine.predict(random_rows([3, 5]), threshold=[1, 2])
+
+
+def test_what_its_clauses_need_is_seen(make_checkpoint: Callable[..., Path]) -> None:
+    """Where the class does not say so itself."""
+
+    @dataclass(frozen=True)
+    class Hidden(Apart):
+        def clauses(self, at: Places) -> tuple[Clause, ...]:
+            return (Clause("learned", "<", at.threshold),)
+
+    @dataclass(frozen=True)
+    class Tokens(Apart):
+        def tokens(self) -> TokenRule:
+            return TokenRule("row")
+
+    for kind, message in ((Hidden, "compares a learned score"), (Tokens, "reads tokens")):
+        with pytest.raises(pfengine.ConfigError, match=message):
+            pfengine.load(make_checkpoint("bert"), criterion=kind(0.3))
 
 
 def test_names_that_are_taken_or_are_none() -> None:
