@@ -50,7 +50,8 @@ def candidates(
     for i, layer in enumerate(exit_layers[:-1]):
         if state is None:
             units = len(bounds) - 1 if bounds is not None and tokens and tokens.unit == "row" else logits.shape[1]
-            state = torch.full((units, ExitRule(b"", (clause,)).width(logits.shape[2])), math.nan)
+            width = ExitRule(b"", (clause,)).width(logits.shape[2])
+            state = torch.full((units, width), math.nan, dtype=torch.float32, device=logits.device)
         value, kept = decide.compared(
             clause, layer, logits[i], None if learned is None else learned[i], state, signal, tokens, bounds
         )
