@@ -275,3 +275,25 @@ def test_frozen_tokens_cannot_be_simulated() -> None:
     logits, _ = drawn(0, 5)
     with pytest.raises(ConfigError, match="freezes tokens"):
         exits_taken(parse("tokee:0.3"), logits, LAYERS, bounds=np.array([0, 5], np.int32))
+
+
+@pytest.mark.parametrize("text", TAGS[:-2])
+def test_candidates_of_tags(text: str) -> None:
+    """Rows of 3, 1 and 5 tokens: each candidate lets more leave than the one before, and none lies between."""
+    logits, _ = drawn(5, 9)
+    bounds = np.array([0, 3, 4, 9], np.int32)
+    criterion = parse(text)
+    assert isinstance(criterion, DataCriterion)
+    found = criterion.candidates_at(torch.from_numpy(logits), LAYERS, bounds=torch.from_numpy(bounds))
+
+    def exits(threshold: float) -> list[int]:
+        return exits_taken(criterion.with_threshold(threshold), logits, LAYERS, bounds=bounds).tolist()
+
+    taken = [exits(threshold) for threshold in found]
+    assert set(taken[0]) == {6}
+    assert set(taken[-1]) == {2}
+    assert len(taken[0]) == (3 if text.startswith("sentee") else 9)
+    for slower, faster in zip(taken, taken[1:], strict=False):
+        assert all(a >= b for a, b in zip(slower, faster, strict=True))
+    for threshold in np.linspace(0, 2, 50):
+        assert exits(float(threshold)) in taken
