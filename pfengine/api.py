@@ -17,6 +17,7 @@ import torch
 from . import checkpoint, engine, extension
 from .again import Marked, Source, load_again, mark
 from .ahead import run_ahead
+from .alongside import Number, own_exits, select_rows
 from .answers import Predictions as Predictions
 from .answers import judged, probabilities, raise_first
 from .bundled import BUNDLED, find
@@ -26,8 +27,9 @@ from .devices import auto_precision, find_device, find_dtype, find_op_set
 from .encoder import prepare
 from .engine import Model, Rule
 from .errors import ConfigError, InputError
-from .exits import Criterion, Replay
-from .exits.choice import choose
+from .exits import Criterion
+from .exits.data import is_data
+from .exits.selection import Selection, choose
 from .heads import HEADS
 from .ops import OpSet
 from .ops.flight import Answers, Carrier
@@ -83,7 +85,7 @@ def load(
         max_length = whole("max_length", max_length, f", at most {ckpt.backbone.max_tokens} for this model")
         if max_length > ckpt.backbone.max_tokens:
             raise ConfigError(f"max_length is {max_length}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
-    rule = choose(ckpt, criterion, threshold, speedup)
+    rule = choose(own_exits(ckpt), criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, path=directory)
     extension.warn_once()
     tensors = Marked(ckpt.tensors)
@@ -198,8 +200,8 @@ class Engine:
         *,
         top_k: int | None = 1,
         criterion: Criterion | Rule | str | None = None,
-        threshold: float | None = None,
-        speedup: float | None = None,
+        threshold: Number = None,
+        speedup: Number = None,
         on_error: OnError = "raise",
         truncation: Truncation = "truncate",
         batch_tokens: int = BATCH_TOKENS,
@@ -209,9 +211,12 @@ class Engine:
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
         ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding);
-        other keys of a dict are passed over. One row gives a list of one.
+        its own "threshold" or "speedup" is another key, and all others are passed over. One row gives a list of one.
         top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
-        criterion, threshold, speedup: for this call, as in `load`.
+        criterion, threshold, speedup: for this call, as in `load`. threshold or speedup may also be an iterable with
+        one number per row, which is read as `inputs` is; a row's own key goes before. A number that makes no sense is
+        that row's error, and so is one that is missing because the iterable ended; numbers that are left over are a
+        ConfigError after the last row, and one at once where both lengths are known and differ.
         on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place; a row
         whose logits overflow is one.
         truncation: rows over `max_length` tokens are cut, with one warning that counts them, or bad rows with "error".
@@ -237,8 +242,8 @@ class Engine:
         *,
         top_k: int | None = 1,
         criterion: Criterion | Rule | str | None = None,
-        threshold: float | None = None,
-        speedup: float | None = None,
+        threshold: Number = None,
+        speedup: Number = None,
         on_error: OnError = "raise",
         truncation: Truncation = "truncate",
         batch_tokens: int = BATCH_TOKENS,
@@ -253,12 +258,12 @@ class Engine:
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
-        rule = self.choose(criterion, threshold, speedup)
+        selection, rows = select_rows(self, inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
-        windows = self._windows(inputs, truncation, tokens, prompt=True)
+        windows = map(selection.resolved, self._windows(rows, truncation, tokens, prompt=True))
 
         def results() -> Iterator[Any]:
-            for window, answers in self._answered(inputs, windows, rule, tokens, most):
+            for window, answers in self._answered(inputs, windows, selection, tokens, most):
                 scores = probabilities(answers.logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
@@ -275,18 +280,21 @@ class Engine:
         inputs: Any,
         *,
         criterion: Criterion | Rule | str | None = None,
-        threshold: float | None = None,
-        speedup: float | None = None,
+        threshold: Number = None,
+        speedup: Number = None,
         truncation: Truncation = "truncate",
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Predictions:
-        """Answers as arrays. Raises InputError at the first bad row, and at one whose logits are nan or infinite."""
-        rule = self.choose(criterion, threshold, speedup)
+        """Answers as arrays; options as in `classify`.
+
+        Raises InputError at the first bad row, and at one whose logits are nan or infinite.
+        """
+        selection, given = select_rows(self, inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
-        windows = map(raise_first, self._windows(inputs, truncation, tokens))
+        windows = (raise_first(selection.resolved(window)) for window in self._windows(given, truncation, tokens))
         parts = []
-        for window, answers in self._answered(inputs, windows, rule, tokens, most):
+        for window, answers in self._answered(inputs, windows, selection, tokens, most):
             raise_first(window)
             parts.append(answers)
         parts = parts or [Answers(0, 0, len(self.labels))]
@@ -318,11 +326,14 @@ class Engine:
         launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
         """
         self._check_process()
+        rule = self.criterion
+        if is_data(rule):
+            rule = rule.bound(self.num_layers, self.exit_layers)
         lengths = sorted({min(size, self.max_length) for size in wholes("tokens", tokens)})
         for count in wholes("rows", rows):
             for length in lengths:
                 batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
-                engine.warmup(self.model, pack(batch, self.model.config), self.criterion)
+                engine.warmup(self.model, pack(batch, self.model.config), rule)
 
     def choose(
         self,
@@ -333,7 +344,7 @@ class Engine:
         """The criterion these options stand for, the engine's own for none; ConfigError where they do not fit."""
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
-        return choose(self.checkpoint, self.criterion if criterion is None else criterion, threshold, speedup)
+        return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
 
     def _check_process(self) -> None:
         """A GPU's memory is not the forked child's."""
@@ -356,7 +367,7 @@ class Engine:
         self,
         inputs: Any,
         windows: Iterable[Sequence[Row | InputError]],
-        rule: Rule,
+        selection: Selection,
         batch_tokens: int,
         batch_size: int | None,
     ) -> Iterator[tuple[Sequence[Row | InputError], Answers]]:
@@ -366,21 +377,20 @@ class Engine:
         which may not stand threads.
         """
         one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (batch_size or 1))
-        workers = None if one_batch or not isinstance(rule, Criterion) else self._workers
-        work = (self._work(window, rule, batch_tokens, batch_size) for window in windows)
+        workers = None if one_batch or not isinstance(selection.criterion, Criterion) else self._workers
+        work = (self._work(window, selection, batch_tokens, batch_size) for window in windows)
         for window, answers in run_ahead(work, workers):
             yield judged(window, answers.logits, self.precision), answers
 
     def _work(
-        self, window: Sequence[Row | InputError], rule: Rule, batch_tokens: int, batch_size: int | None
+        self, window: Sequence[Row | InputError], selection: Selection, batch_tokens: int, batch_size: int | None
     ) -> tuple[tuple[Sequence[Row | InputError], Answers], list[Callable[[], None]]]:
         """A window with room for its answers, and a task a batch."""
         rows = [row for row in window if isinstance(row, Row)]
         if not window:
             return (window, Answers(0, 0, len(self.labels))), []
         first = window[0].row_id if isinstance(window[0], Row) else window[0].row
-        if isinstance(rule, Replay) and first + len(window) > rule.rows:
-            raise ConfigError(f"replay has exit layers for {rule.rows} rows, but there is a row {rule.rows}")
+        rule = selection.rule(self.num_layers, self.exit_layers, first, window)
         answers = Answers(first, len(window), len(self.labels))
 
         def run(batch: list[Row]) -> None:

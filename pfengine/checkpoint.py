@@ -14,7 +14,7 @@ from torch import Tensor
 from . import manifest, weights
 from .config import BackboneConfig, EngineConfig, parse_backbone, parse_engine
 from .errors import CheckpointError, shown
-from .exits import criteria
+from .exits import text as criteria
 from .folder import Folder
 from .heads import HEADS
 from .storage import SCALE as SCALE

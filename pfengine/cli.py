@@ -257,7 +257,7 @@ def attach(
 def calibrate(
     checkpoint: Checkpoint,
     data: Annotated[str, typer.Argument(help="Rows it was not trained on: a file, or a directory with a dev split.")],
-    criterion: Annotated[str | None, typer.Option(help="Another criterion by name: entropy, patience.")] = None,
+    criterion: Annotated[str | None, typer.Option(help="Another criterion, such as patience or elbert:,8,0.1.")] = None,
     speedup: Annotated[float | None, typer.Option(help="Layer speed-up it is to run at.")] = None,
     agreement: Annotated[float | None, typer.Option(help="Share of rows answered as at full depth.")] = None,
     accuracy_drop: Annotated[float | None, typer.Option(help="Largest loss of accuracy; needs labels.")] = None,

@@ -25,9 +25,27 @@ _INT = {int}
 _BYTES = (bytes, bytearray, memoryview)
 
 
+class Knob(NamedTuple):
+    """A row's own number, as it was given."""
+
+    name: str  # "threshold" or "speedup"
+    value: Any
+
+
+MISSING = object()  # a knob's value, where those given beside the rows have ended
+
+
+class Given(NamedTuple):
+    """A row with a number that was given beside it; one of its own goes before."""
+
+    row: Any
+    knob: Knob
+
+
 class Text(NamedTuple):
     text: str
     pair: str | None
+    knob: Knob | None = None
 
 
 class Unreadable(NamedTuple):
@@ -43,6 +61,8 @@ class Row(NamedTuple):
     ids: np.ndarray  # int64 [tokens]
     types: np.ndarray | None  # int64 [tokens], None for all zero
     truncated: bool
+    knob: Knob | None = None
+    threshold: float | None = None  # what the knob comes to, nan for full depth; see `exits.selection.Selection`
 
 
 def is_single(inputs: Any) -> bool:
@@ -75,6 +95,8 @@ def size(row: Any) -> int:
     """About how many characters or ids a row has; 0 for what cannot be measured, which is refused when parsed."""
     if type(row) is str:
         return len(row)
+    if type(row) is Given:
+        return size(row.row)
     try:
         parts = row.values() if isinstance(row, Mapping) else row if isinstance(row, tuple) else (row,)
         return sum(map(_length, itertools.islice(parts, 10)))
@@ -91,6 +113,9 @@ def _length(part: Any) -> int:
 
 def parse(row_id: int, value: Any) -> Text | Row:
     """One row of the input in any of its forms; InputTypeError or InputError names the row."""
+    if type(value) is Given:
+        parsed = parse(row_id, value.row)
+        return parsed if parsed.knob is not None else parsed._replace(knob=value.knob)
     try:
         return Text(_clean(value), None) if isinstance(value, str) else _parse(row_id, value)
     except InputError:
@@ -127,7 +152,15 @@ def _record(row_id: int, value: Mapping[str, Any]) -> Text:
         for key in _SECOND_TEXTS:
             if isinstance(value.get(key), str):
                 raise InputError(row_id, f"has 'text' and '{key}'; the second text of a pair goes by 'text_pair'")
-    return Text(_clean(text), _clean(pair or "") or None)
+    return Text(_clean(text), _clean(pair or "") or None, _knob(row_id, value))
+
+
+def _knob(row_id: int, value: Mapping[str, Any]) -> Knob | None:
+    """The row's own "threshold" or "speedup"; None stands for none."""
+    given = [Knob(name, value[name]) for name in ("threshold", "speedup") if value.get(name) is not None]
+    if len(given) == 2:
+        raise InputError(row_id, "has 'threshold' and 'speedup'; leave one of them out")
+    return given[0] if given else None
 
 
 def _encoding(row_id: int, value: Mapping[str, Any]) -> Row:
@@ -147,7 +180,7 @@ def _encoding(row_id: int, value: Mapping[str, Any]) -> Row:
                 row_id, "'attention_mask' must be 1 for a row's tokens, and 0 only for padding behind them"
             )
         ids, types = ids[:end], None if types is None else types[:end]
-    return Row(row_id, ids, types, truncated=False)
+    return Row(row_id, ids, types, truncated=False, knob=_knob(row_id, value) if len(value) > 1 else None)
 
 
 def _is_pair(value: Any) -> bool:

@@ -146,13 +146,14 @@ class Tokenizer:
             raise InputError(row_id, f"is a pair, which max_length = {self.max_length} leaves no room for")
         has_types = self.single_types if text.pair is None else self.pair_types
         types = np.array(encoding.type_ids, dtype=np.int64) if has_types else None
-        return Row(row_id, np.array(encoding.ids, dtype=np.int64), types, bool(encoding.overflowing))
+        return Row(row_id, np.array(encoding.ids, dtype=np.int64), types, bool(encoding.overflowing), text.knob)
 
     def _cut_ids(self, row: Row) -> Row:
         limit = self.max_length
         if len(row.ids) <= limit:
             return row
-        return Row(row.row_id, row.ids[:limit], None if row.types is None else row.types[:limit], truncated=True)
+        types = None if row.types is None else row.types[:limit]
+        return row._replace(ids=row.ids[:limit], types=types, truncated=True)
 
     def _checked(self, row: Row) -> Row:
         for name, values, size in (("token", row.ids, self.config.vocab_size),

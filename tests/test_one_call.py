@@ -15,6 +15,7 @@ import pfengine
 from pfengine import extension
 from pfengine.batch import Packed
 from pfengine.exits import Entropy, Replay
+
 one_call: Any = None
 
 if not extension.has_cpu():

@@ -129,7 +129,7 @@ def test_copies_share_weights_and_have_criteria_of_their_own(path: Path, tmp_pat
         assert other is not engine
         assert other.model is engine.model
         assert ask(other) == expected
-    other.criterion.threshold = -1.0  # type: ignore[union-attr]
+    other.criterion = other.criterion.with_threshold(-1.0)  # type: ignore[union-attr]
     assert ask(engine) == expected
 
 

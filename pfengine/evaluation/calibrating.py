@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from .. import data, saving
+from ..alongside import own_exits
 from ..api import Engine, load
 from ..bundled import BUNDLED
 from ..checkpoint import read
-from ..errors import ConfigError
-from ..exits import Criterion, Never, parse
-from ..exits.calibration import calibration_table
-from ..exits.choice import choose
-from ..exits.criteria import number
+from ..errors import ConfigError, shown
+from ..exits import Criterion, DataCriterion, Never, Numbers
+from ..exits.base import SINGLE, number
+from ..exits.calibration import calibration_table, exits_taken
 from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import Placement, judge, place
+from ..exits.selection import choose
+from ..exits.text import lacks_threshold, parse_form
 from ..notices import warn
 from .costs import measure_costs
 from .precisions import check_precisions
@@ -79,8 +81,8 @@ def calibrate(
     """Calibrate a checkpoint on rows it was not trained on, and write the result into it.
 
     source: a file or a directory with a `dev` split; labels are used where there are any. data_format, text_column,
-    pair_column, label_column: as in `data.stream`. criterion: a new one by
-    name, such as "patience"; default: the checkpoint's own. The threshold it will run at is, by the first that is
+    pair_column, label_column: as in `data.stream`. criterion: a new one as text, such as "patience" or "elbert:,8,0.1",
+    whose second parameters stay; default: the checkpoint's own. The threshold it will run at is, by the first that is
     given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
     0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
     speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
@@ -131,10 +133,12 @@ def calibrate(
             chosen_on, fresh = np.array_split(np.random.default_rng(0).permutation(len(texts)), 2)
         choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], logits[:, chosen_on], wanted, notify)
         exit_layers = choice.chosen.exit_layers
+        own = own.for_exits(engine.exit_layers, exit_layers)
         logits = logits[[engine.exit_layers.index(layer) for layer in exit_layers]]
     notify("thresholds")
     table = calibration_table(own, logits, labels, exit_layers)
-    promised, threshold = None, choice.chosen.threshold if choice else engine.checkpoint.engine.threshold
+    promised: Guarantee | None = None
+    threshold = choice.chosen.threshold if choice else _threshold(engine, own, criterion)
     if agreement is not None or accuracy_drop is not None:
         limit = 1 - agreement if agreement is not None else float(accuracy_drop or 0)
         against = labels[fresh] if labels is not None and agreement is None else None
@@ -142,15 +146,16 @@ def calibrate(
         threshold = promised.threshold
     engine_config = replace(
         engine.checkpoint.engine,
-        criterion=repr(own).partition(":")[0],
-        threshold=threshold,
+        criterion=repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
+        threshold=None if isinstance(threshold, tuple) else threshold,
         exit_layers=exit_layers,
         calibration=tuple(table),
         guarantee=None if promised is None else asdict(promised),
     )
     if speedup is not None and choice is None:
-        rule = choose(replace(engine.checkpoint, engine=engine_config), None, None, speedup)
-        engine_config = replace(engine_config, threshold=rule.threshold or own.grid(len(exit_layers), 2)[0])
+        rule = choose(own_exits(replace(engine.checkpoint, engine=engine_config)), None, None, speedup)
+        found = _slowest(own, logits, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
+        engine_config = replace(engine_config, threshold=found)
     notify("bf16 and int8 beside fp32")
     if target == directory:
         with saving.trial(directory, engine_config) as stage:
@@ -197,14 +202,45 @@ def _with_every_exit(path: str | os.PathLike[str]) -> Engine:
     return engine
 
 
-def _criterion(engine: Engine, name: str | None) -> Criterion:
-    text = (name or engine.checkpoint.engine.criterion or "never").partition(":")[0]
+def _criterion(engine: Engine, text: str | None) -> DataCriterion:
+    """The one to calibrate, at any threshold; its other parameters are those of the text, or the checkpoint's."""
+    own = engine.checkpoint.engine.criterion or "never"
+    text = own if text is None else own_exits(engine.checkpoint).named(text)
     if text == "never" or len(every_exit(engine)) == 1:
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
-    rule = parse(text, 1.0)
-    if engine.model.config.problem_type not in rule.problem_types:
-        raise ConfigError(f"criterion {text!r} makes no sense for problem_type {engine.model.config.problem_type!r}")
+    rule = parse_form(text)
+    if reason := rule.misfit(own_exits(engine.checkpoint).outputs):
+        raise ConfigError(f"criterion {shown(rule)} {reason}")
+    if not isinstance(rule, DataCriterion) or rule.threshold is None:
+        raise ConfigError(f"criterion {shown(rule)} has no threshold that its text could be written without")
+    if engine.model.config.problem_type != SINGLE:
+        raise ConfigError(
+            f"calibrate compares labels, and {engine.checkpoint.path} has problem_type "
+            f"{engine.model.config.problem_type!r}; give a threshold yourself"
+        )
     return rule
+
+
+def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> Numbers | None:
+    """Where no threshold is searched for: the one in the text, or the checkpoint's where the criterion is its own."""
+    before = engine.checkpoint.engine
+    if text is not None and not lacks_threshold(text):
+        return own.threshold
+    was = parse_form(before.criterion or "never")
+    if not isinstance(was, DataCriterion) or was.form != own.form:
+        return None
+    if before.threshold is not None or lacks_threshold(before.criterion or "never"):
+        return before.threshold
+    return was.threshold
+
+
+def _slowest(own: DataCriterion, logits: np.ndarray, exit_layers: tuple[int, ...]) -> float:
+    """The threshold for full depth."""
+    threshold = own.grid(len(exit_layers), logits.shape[2])[0]
+    taken = exits_taken(own.with_threshold(threshold), logits, exit_layers)
+    if (taken < exit_layers[-1]).any():
+        raise ConfigError(f"criterion {shown(own)} lets rows leave at every threshold; for full depth take 'never'")
+    return threshold
 
 
 def _agreement_at(
@@ -222,7 +258,7 @@ def _agreement_at(
 
 def _choose_layers(
     engine: Engine,
-    own: Criterion,
+    own: DataCriterion,
     texts: list[Any],
     logits: np.ndarray,
     agreement: float,

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 
 from ..api import BATCH_TOKENS, Engine
+from ..exits.data import DataCriterion
 from ..exits.placement import Costs, Price
 from ..ops.flight import Answers
-from ..ops.rule import ExitRule
 from ..tokenization import Row, batches, pack
 
 SPLIT = 4  # batches are also measured in so many parts, to tell a call's cost from its rows'
 
 
-def measure_costs(engine: Engine, texts: Sequence[Any], rule: ExitRule, repeats: int = 3) -> Costs:
+def measure_costs(engine: Engine, texts: Sequence[Any], criterion: DataCriterion, repeats: int = 3) -> Costs:
     """Costs of every layer and its exit, on these rows in the engine's own batches; medians of `repeats`.
 
-    rule: what is paid at an exit that is tested, with the head; it must test all exits and let nobody go.
+    criterion: what is paid at an exit that is tested, with the head; nobody leaves by it.
     """
     start = time.perf_counter()
     rows = [row for row in engine.tokenizer.encode(enumerate(texts)) if isinstance(row, Row)]
@@ -31,7 +31,7 @@ def measure_costs(engine: Engine, texts: Sequence[Any], rule: ExitRule, repeats:
     embedding: list[float] = []
     for repeat in range(repeats + 1):  # the first builds oneDNN's kernels and is thrown away
         for i, packed in enumerate((whole, parts)):
-            seconds, before = _pass(engine, packed, rule)
+            seconds, before = _pass(engine, packed, criterion)
             if repeat:
                 times[i].append(seconds)
                 embedding += [before] if i == 0 else []
@@ -44,7 +44,7 @@ def measure_costs(engine: Engine, texts: Sequence[Any], rule: ExitRule, repeats:
     return Costs(layer, exit, len(rows) / len(whole), base)
 
 
-def _pass(engine: Engine, parts: Sequence[Any], rule: ExitRule) -> tuple[np.ndarray, float]:
+def _pass(engine: Engine, parts: Sequence[Any], criterion: DataCriterion) -> tuple[np.ndarray, float]:
     """All batches through all layers, twice: seconds [2, n] of layers and of what their exits add, and of embedding.
 
     An exit's price is what a layer with its exit tested takes more than without, what half a layer costs more included.
@@ -59,6 +59,7 @@ def _pass(engine: Engine, parts: Sequence[Any], rule: ExitRule) -> tuple[np.ndar
 
     for part in parts:
         packed, slots = pack(part, model.config), np.arange(len(part))
+        never = criterion.bound(n, model.exit_layers, 0, len(part), np.full(len(part), np.nan))
         for tested in (0, 1):
             start = clock()
             flight = model.carrier.start(packed, slots, Answers(0, len(part), model.config.num_labels))
@@ -66,7 +67,7 @@ def _pass(engine: Engine, parts: Sequence[Any], rule: ExitRule) -> tuple[np.ndar
             before += (entered - start) / 2
             for layer in range(1, n + 1):
                 start = clock()
-                flight.advance(rule if tested else model.full_depth, until=layer, scores=False)
+                flight.advance(never if tested else model.full_depth, until=layer, scores=False)
                 times[tested, layer - 1] += clock() - start
     times[1] -= times[0]
     return times, before

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..exits import Criterion
-from ..exits.calibration import answers_at, exits_taken, layer_speedup
+from ..exits.calibration import answers_at, candidates_of, exits_taken, layer_speedup
 from .metrics import measure
 
 POINTS = 40
@@ -36,7 +35,7 @@ def curve(
 
     criterion: at any threshold. logits: [exits, rows, labels]; truth: label ids [rows].
     """
-    candidates = criterion.candidates(torch.from_numpy(logits))
+    candidates = candidates_of(criterion, logits, exit_layers)
     picked = np.unique(np.linspace(0, max(0, len(candidates) - 1), points).round().astype(int))
     out: list[dict[str, Any]] = []
     for i in picked[: len(candidates)]:

@@ -14,9 +14,10 @@ from .. import data, tasks
 from ..api import BATCH_TOKENS, Engine, Predictions, load
 from ..data import Example
 from ..errors import ConfigError
-from ..exits import Criterion, Never, parse
+from ..exits import Criterion, DataCriterion, Never
 from ..exits.calibration import layer_speedup
 from ..exits.guarantee import unrelated
+from ..exits.text import parse_form
 from ..notices import warn
 from ..options import whole
 from ..tokenization import Row
@@ -182,7 +183,7 @@ def _setting(
     return Setting(
         checkpoint=path,
         name=name,
-        threshold=rule.threshold if isinstance(rule, Criterion) else None,
+        threshold=rule.threshold if isinstance(rule, Criterion) and not isinstance(rule.threshold, tuple) else None,
         metrics=measure(names, answers, truth),
         standard_error=standard_error(names[0], answers, truth),
         layer_speedup=layer_speedup(result.exit_layers, num_layers),
@@ -193,9 +194,11 @@ def _setting(
 
 
 def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: tuple[str, ...]) -> Curve:
-    criterion = (engine.checkpoint.engine.criterion or "never").partition(":")[0]
+    criterion = engine.checkpoint.engine.criterion or "never"
     if len(engine.exit_layers) == 1 or criterion == "never":
         return Curve(path, "never", [], None)
+    rule = parse_form(criterion)
     logits = engine.layer_logits(texts)
-    points = curve(parse(criterion, 1.0), logits, truth, engine.exit_layers, names)
-    return Curve(path, criterion, points, oracle(logits, truth, engine.exit_layers, names))
+    points = curve(rule, logits, truth, engine.exit_layers, names)
+    form = rule.form if isinstance(rule, DataCriterion) else criterion
+    return Curve(path, form, points, oracle(logits, truth, engine.exit_layers, names))

@@ -1,7 +1,62 @@
-"""Criteria: rules that turn signals into leave or stay. A new criterion = one class and one line in CRITERIA."""
+"""Criteria: rules that turn signals into leave or stay. A new one is a class of about ten lines and `@register`."""
 
 from __future__ import annotations
 
-from .criteria import Criterion, Entropy, Never, Patience, Replay, parse
+from ..ops.rule import Clause, TokenRule
+from .base import CRITERIA, Criterion, Outputs, register
+from .criteria import (
+    BEEM,
+    ELBERT,
+    PCEE,
+    CascadeBERT,
+    Confidence,
+    ELBERTRange,
+    ELBERTTrend,
+    Energy,
+    Entropy,
+    FastBERT,
+    Learned,
+    Margin,
+    NormalisedEntropy,
+    Patience,
+    Voting,
+)
+from .data import DataCriterion, Numbers, Places
+from .fixed import Never, Replay
+from .tags import TOKEE, SENTEEAverage, SENTEEMax, TOKEEWindow, Token
+from .text import parse
 
-__all__ = ["Criterion", "Entropy", "Never", "Patience", "Replay", "parse"]
+__all__ = [
+    "BEEM",
+    "CRITERIA",
+    "ELBERT",
+    "PCEE",
+    "TOKEE",
+    "CascadeBERT",
+    "Clause",
+    "Confidence",
+    "Criterion",
+    "DataCriterion",
+    "ELBERTRange",
+    "ELBERTTrend",
+    "Energy",
+    "Entropy",
+    "FastBERT",
+    "Learned",
+    "Margin",
+    "Never",
+    "NormalisedEntropy",
+    "Numbers",
+    "Outputs",
+    "Patience",
+    "Places",
+    "Replay",
+    "SENTEEAverage",
+    "SENTEEMax",
+    "TOKEEWindow",
+    "Token",
+    "TokenRule",
+    "Voting",
+    "parse",
+    "register",
+]

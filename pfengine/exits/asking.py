@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import functools
-import numbers
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, shown
-from .criteria import CRITERIA, Criterion
-
-OWN = frozenset(CRITERIA.values())  # those of ours keep the rules, and are handed the engine's own tensors
+from ..errors import ConfigError
 
 
 def asked(criterion: Callable[..., Any]) -> Callable[..., Any]:
-    """The criterion; a user's own with copies for arguments, and its results checked.
+    """A criterion of the user's own, handed copies and with its results checked.
 
     It runs as the engine does: in inference mode, without the caller's autocast, default device or torch modes.
     """
-    return criterion if type(criterion) in OWN else functools.partial(_ask, criterion)
-
-
-def in_numbers(criterion: Any, row_ids: np.ndarray) -> tuple[float, np.ndarray | None] | None:
-    """As `Criterion.in_numbers`; None for a mere callable."""
-    if type(criterion) in OWN:
-        return criterion.in_numbers(row_ids)
-    if not isinstance(criterion, Criterion):
-        return None
-    given: Any = criterion.in_numbers(row_ids.copy())
-    if given is None:
-        return None
-    entropy, layers = given if isinstance(given, tuple) and len(given) == 2 else (None, None)
-    fits = isinstance(layers, np.ndarray) and layers.dtype == np.int64 and layers.shape == row_ids.shape
-    if not isinstance(entropy, numbers.Real) or not (layers is None or fits):
-        raise ConfigError(
-            f"in_numbers of the criterion {_name(criterion)} gave {shown(given)}; it must give None, or an entropy and "
-            f"int64 [{len(row_ids)}] or None"
-        )
-    return float(entropy), None if layers is None else np.array(layers)
+    return functools.partial(_ask, criterion)
 
 
 def _ask(criterion: Callable[..., Any], layer: int, logits: Tensor, state: Any, row_ids: Tensor) -> tuple[Tensor, Any]:

@@ -17,15 +17,19 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import ConfigError, PFEngineError
+from ..errors import ConfigError, PFEngineError, shown
+from .base import Criterion
 from .calibration import answers_at, exits_taken, layer_speedup
-from .criteria import Criterion
 
 Promise = Literal["agreement", "accuracy"]
 
 
 class TooFewRows(PFEngineError):
     """Held-out rows that could not show the promise even without a single fault."""
+
+
+class NotShown(PFEngineError):
+    """A promise that no threshold of the criterion keeps on the held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,18 @@ def guarantee(
     *,
     limit: float,
     confidence: float,
+    learned: np.ndarray | None = None,
 ) -> Guarantee:
     """The fastest threshold of `criterion.grid` for which P(share of rows at fault <= limit) >= confidence.
 
-    logits: [exits, rows, labels] of held-out rows. labels None promises agreement: a row is at fault where its label
-    is not that of the full model. With labels it promises accuracy: a row is at fault where the full model is right
-    and the early answer is not, so that accuracy falls by no more than `limit` (rows that only the early answer gets
-    right are not set off against them).
+    logits: [exits, rows, labels] of held-out rows; learned: float32 [exits, rows], the score that some heads add.
+    labels None promises agreement: a row is at fault where its label is not that of the full model. With labels it
+    promises accuracy: a row is at fault where the full model is right and the early answer is not, so that accuracy
+    falls by no more than `limit` (rows that only the early answer gets right are not set off against them).
 
     Raises ConfigError for numbers outside (0, 1) and for labels that the full model's answers have nothing to do with,
-    TooFewRows with the number that is needed.
+    TooFewRows with the number that is needed, NotShown where no threshold
+    keeps the promise.
     """
     for name, value in (("the share of rows at fault", limit), ("confidence", confidence)):
         if not 0 < value < 1:
@@ -115,7 +121,7 @@ def guarantee(
     promise: Promise = "agreement" if labels is None else "accuracy"
     best: Guarantee | None = None
     for threshold in criterion.grid(len(exit_layers), logits.shape[2]):
-        taken = exits_taken(criterion.with_threshold(threshold), logits, exit_layers)
+        taken = exits_taken(criterion.with_threshold(threshold), logits, exit_layers, learned=learned)
         answers = answers_at(logits, exit_layers, taken).argmax(-1)
         at_fault = answers != full if labels is None else (full == labels) & (answers != labels)
         faults = int(at_fault.sum())
@@ -124,5 +130,10 @@ def guarantee(
             break
         speedup = layer_speedup(taken, exit_layers[-1])
         best = Guarantee(promise, limit, confidence, threshold, speedup, faults, rows, p_value)
-    assert best is not None, "nobody leaves at the first threshold of a grid, and rows enough for that were counted"
+    if best is None:  # where rows leave at every threshold, as by the window of ELBERT
+        raise NotShown(
+            f"no threshold of criterion {shown(criterion)} keeps the promise: at the slowest, {faults} of {rows} rows "
+            f"are at fault, too many to show at most {limit:.4g} with confidence {confidence:g}; take other parameters "
+            "or another criterion"
+        )
     return best

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from .calibration import answers_at, exits_taken, layer_speedup
-from .criteria import Criterion
+from .base import Criterion
+from .calibration import answers_at, candidates_of, exits_taken, layer_speedup
+from .data import DataCriterion
 
 EXHAUSTIVE = 7  # up to so many exits before the last every set is tried; beyond, exits are dropped one by one
 
@@ -94,20 +94,29 @@ def judge(
     costs: Costs,
     agreement: float,
 ) -> Placement | None:
-    """The set `chosen` at its fastest threshold that keeps the agreement; None where none does."""
+    """The set `chosen` at its fastest threshold that keeps the agreement; None where none does.
+
+    Agreement is assumed to fall with faster thresholds but for noise, and the fastest that keeps it is found by
+    halving; where the criterion is not `monotone` every candidate is tried.
+    """
+    if isinstance(criterion, DataCriterion):
+        criterion = criterion.for_exits(exit_layers, chosen)
     part = logits[[exit_layers.index(layer) for layer in chosen]]
     full = logits[-1].argmax(-1)
-    candidates = criterion.candidates(torch.from_numpy(part))
+    candidates = candidates_of(criterion, part, chosen)
+
+    def at(threshold: float) -> Placement | None:
+        taken = exits_taken(criterion.with_threshold(threshold), part, chosen)
+        share = float((answers_at(part, chosen, taken).argmax(-1) == full).mean())
+        if share < agreement:
+            return None
+        return Placement(chosen, threshold, costs.seconds(chosen, taken), share, layer_speedup(taken, chosen[-1]))
+
+    if not criterion.monotone:
+        return min(filter(None, map(at, candidates)), key=lambda p: p.seconds, default=None)
     low, high, best = 0, len(candidates) - 1, None
-    # Agreement falls with faster thresholds but for noise: the fastest that keeps it is found by halving.
     while low <= high:
         middle = (low + high) // 2
-        taken = exits_taken(criterion.with_threshold(candidates[middle]), part, chosen)
-        share = float((answers_at(part, chosen, taken).argmax(-1) == full).mean())
-        if share >= agreement:
-            speedup = layer_speedup(taken, chosen[-1])
-            best = Placement(chosen, candidates[middle], costs.seconds(chosen, taken), share, speedup)
-            low = middle + 1
-        else:
-            high = middle - 1
+        found = at(candidates[middle])
+        low, high, best = (middle + 1, high, found) if found else (low, middle - 1, best)
     return best

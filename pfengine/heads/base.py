@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,10 +41,15 @@ class Scores(NamedTuple):
 
 
 class ExitHead(ABC):
-    """Reads layer after layer and answers with scores where it is asked to."""
+    """Reads layer after layer and answers with scores where it is asked to.
 
-    tags: bool = False  # does it score every token rather than every row?
-    renormalises: bool = False  # of a tag head: do tokens that have left go through each later layer's output norm?
+    tags: does it score every token rather than every row? renormalises: of a tag head, do tokens that have left go
+    through each later layer's output norm? learned: does it add a score of its own, about whether an answer is right?
+    """
+
+    tags: ClassVar[bool] = False
+    learned: ClassVar[bool] = False
+    renormalises: bool = False
 
     def reads(self, layer: int) -> Reads:
         """What it reads of layer `layer`: each row's first token, the mean of the row's tokens, or all tokens."""

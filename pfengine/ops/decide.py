@@ -120,13 +120,34 @@ def _clause(
     tokens: TokenRule | None,
     bounds: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    value, after = compared(clause, layer, logits, learned, state, signal, tokens, bounds)
+    says = COMPARE[clause.comparison](value, _numbers(clause.threshold, layer, slots))
+    if clause.memory == "running":
+        count = torch.where(says, torch.where(state[:, -1] > 0, state[:, -1] + 1, 1.0), 0.0)
+        says, after = count >= _numbers(clause.times, layer, slots), torch.cat([after, count[:, None]], 1)
+    return says, after
+
+
+def _numbers(given: np.ndarray, layer: int, slots: Tensor) -> Tensor:
+    return torch.from_numpy(number_at(given, layer, slots.numpy(force=True))).to(slots.device)
+
+
+def compared(
+    clause: Clause,
+    layer: int,
+    logits: Tensor,
+    learned: Tensor | None,
+    state: Tensor,
+    signal: Callable[[Signal, Tensor, float], Tensor] = signal,
+    tokens: TokenRule | None = None,
+    bounds: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What a clause compares with its threshold after `layer`, float32 [R], and what it keeps for the next exit.
+
+    Arguments as those of `decide`, state the clause's own part. The count of "running" is not among what is kept.
+    """
     units, labels = logits.shape
-    where = slots.numpy(force=True)
-
-    def numbers(given: np.ndarray) -> Tensor:
-        return torch.from_numpy(number_at(given, layer, where)).to(logits.device)
-
-    temperature = float(number_at(clause.temperature, layer, where[:1] * 0)[0])
+    temperature = float(number_at(clause.temperature, layer, np.zeros(1, np.int64))[0])
     label = signal("label", logits, 1.0)
     before: list[Tensor] = []
     match clause.signal:
@@ -147,12 +168,10 @@ def _clause(
     if tokens is not None:
         assert bounds is not None
         v = pooled(tokens, v, bounds)
-    value, after = _remembered(clause, v, label, state)
-    says = COMPARE[clause.comparison](value, numbers(clause.threshold))
     if clause.memory == "running":
-        count = torch.where(says, torch.where(state[:, 0] > 0, state[:, 0] + 1, 1.0), 0.0)
-        says, after = count >= numbers(clause.times), count[:, None]
-    return says, torch.cat([*before, after], 1)
+        state = state[:, :-1]
+    value, after = _remembered(clause, v, label, state)
+    return value, torch.cat([*before, after], 1)
 
 
 def pooled(tokens: TokenRule, v: Tensor, bounds: Tensor) -> Tensor:

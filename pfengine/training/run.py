@@ -16,8 +16,8 @@ from ..config import BackboneConfig, EngineConfig, parse_backbone
 from ..convert.source import find
 from ..data import Example
 from ..errors import CheckpointError, ConfigError
-from ..exits import parse
 from ..exits.calibration import calibration_table
+from ..exits.text import parse_form
 from ..folder import Folder
 from ..notices import warn
 from ..tokenization import Tokenizer
@@ -119,7 +119,7 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
         score = {}
     engine = replace(engine, training=engine.training | score)
     if engine.criterion is not None and engine.criterion != "never":
-        table = calibration_table(parse(engine.criterion, 1.0), logits, values, trained.exit_layers)
+        table = calibration_table(parse_form(engine.criterion), logits, values, trained.exit_layers)
         nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
         engine = replace(engine, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
     return saving.write_engine(path, engine)

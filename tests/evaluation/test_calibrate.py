@@ -192,6 +192,32 @@ def test_other_criterion_and_copy(ckpt: Path, rows: Path, tmp_path: Path) -> Non
     assert repr(engine.choose(speedup=found.table[-1]["layer_speedup"])) == f"patience:{found.table[-1]['threshold']:g}"
 
 
+def test_the_whole_text_of_a_criterion_is_kept(ckpt: Path, rows: Path, tmp_path: Path) -> None:
+    """Second parameters, numbers per exit, and a threshold that the text had; none that another criterion had."""
+    out, written = tmp_path / "copy", []
+    for criterion in ("elbert:0.6,2,0.1", None, "elbert", "learned", "voting", "confidence:0.6/0.7/0.8/0.9,1.5", None):
+        source = ckpt if criterion == "elbert:0.6,2,0.1" else out
+        if criterion == "learned":
+            with pytest.raises(pfengine.ConfigError, match="needs a head that learns when to exit"):
+                pfengine.calibrate(source, rows, criterion=criterion, out=out)
+            continue
+        found = pfengine.calibrate(source, rows, criterion=criterion, out=out)
+        written.append((found.criterion, found.threshold))
+        engine = pfengine.load(out)
+        rule = engine.choose(speedup=found.table[-1]["layer_speedup"])
+        assert rule == engine.choose(threshold=found.table[-1]["threshold"])
+    assert written == [
+        ("elbert:,2,0.1", 0.6),
+        ("elbert:,2,0.1", 0.6),
+        ("elbert:,2,0.1", 0.6),
+        ("voting", None),
+        ("confidence:0.6/0.7/0.8/0.9,1.5", None),
+        ("confidence:0.6/0.7/0.8/0.9,1.5", None),
+    ]
+    assert repr(pfengine.load(out).criterion) == "confidence:0.6/0.7/0.8/0.9,1.5"
+    assert repr(pfengine.load(out, speedup=found.table[-1]["layer_speedup"]).criterion).endswith(",1.5")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

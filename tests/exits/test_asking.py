@@ -157,19 +157,10 @@ def spoil_later(layer: int, logits: torch.Tensor, state: Any, row_ids: torch.Ten
     return result
 
 
-class SpoilNumbers(Criterion):
-    """Where rules become numbers before layers run."""
-
-    def in_numbers(self, row_ids: np.ndarray) -> Any:
-        layers = np.where(row_ids % 2 == 0, 2, 5)
-        row_ids[:] = 0
-        return -np.inf, layers
-
-
 KEPT: list[torch.Tensor] = []
 
 
-@pytest.mark.parametrize("criterion", [spoil_ids, spoil_logits, spoil_later, SpoilNumbers()])
+@pytest.mark.parametrize("criterion", [spoil_ids, spoil_logits, spoil_later])
 def test_what_it_is_handed_is_its_own(engine: pfengine.Engine, rows: list, alone: list, criterion: Any) -> None:
     expected = answer(engine, rows, criterion=second)
     for options in ({}, {"batch_size": 1}, {"batch_size": 3}):
@@ -251,7 +242,7 @@ def test_threads_with_criteria_of_their_own(engine: pfengine.Engine, rows: list,
         "patience:2",
         "never",
         second,
-        SpoilNumbers(),
+        "pcee:1.05,2",
     ]
     expected = [answer(engine, rows, criterion=criterion) for criterion in criteria]
     found: list[list[Any]] = [[] for _ in criteria]

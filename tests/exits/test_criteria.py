@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pfengine import ConfigError
 from pfengine.exits import Criterion, Entropy, Never, Replay, parse
-from pfengine.exits.criteria import CRITERIA, entropy
+from pfengine.exits.criteria import entropy
 
 IDS = torch.arange(3)
 LOGITS = torch.tensor([[8.0, 0.0], [1.0, 0.0], [0.0, 0.0]])  # entropies 0.003, 0.582, 0.693
@@ -117,8 +117,8 @@ def test_threshold_beside_the_text() -> None:
 @pytest.mark.parametrize(
     ("text", "threshold", "message"),
     [
-        ("", None, "entropy, never, patience, replay"),
-        ("entropie:0.3", None, "entropy, never, patience, replay"),
+        ("", None, "there are beem, .* entropy, .* replay"),
+        ("entropie:0.3", None, "there are beem, .* entropy, .* replay"),
         ("Entropy:0.3", None, "unknown"),
         ("entropy", None, "needs a threshold"),
         ("entropy:", None, "needs a threshold"),
@@ -158,11 +158,6 @@ def test_thresholds_are_finite_numbers(threshold: Any) -> None:
 @pytest.mark.parametrize("threshold", [np.float32(0.25), np.float64(0.25), np.int64(1), 1, 0.25], ids=repr)
 def test_numpy_numbers_are_numbers(threshold: Any) -> None:
     assert Entropy(threshold).threshold == float(threshold)
-
-
-def test_every_criterion_has_a_text_form() -> None:
-    assert set(CRITERIA) == {"entropy", "never", "patience", "replay"}
-    assert all(issubclass(kind, Criterion) for kind in CRITERIA.values())
 
 
 def test_a_subclass_without_a_rule_says_so() -> None:

@@ -1,0 +1,74 @@
+"""What the rows of one call run: one criterion, at thresholds or speed-ups of their own where they have any."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import Checkpoint
+from .errors import ConfigError
+from .exits import Outputs
+from .exits.selection import OwnExits, Selection, select
+from .heads import HEADS
+from .rows import MISSING, Given, Knob, is_single, rows_of
+
+if TYPE_CHECKING:
+    from .api import Engine
+
+Number = float | Iterable[float] | None  # for all rows, or per row
+
+
+def is_per_row(value: Any) -> bool:
+    """Is it an iterable of numbers rather than one?"""
+    if value is None or isinstance(value, (numbers.Number, str, bytes, bytearray, Mapping, set, frozenset)):
+        return False
+    try:
+        iter(value)
+    except TypeError:  # an array or a tensor without dimensions too
+        return False
+    return True
+
+
+def check_count(inputs: Any, name: str, values: Any) -> None:
+    """ConfigError where it is known beforehand that there is not one value per row."""
+    rows = 1 if is_single(inputs) else len(inputs) if isinstance(inputs, Sized) else None
+    if rows is not None and isinstance(values, Sized) and len(values) != rows:
+        raise ConfigError(f"{name} has {len(values)} values for {rows} rows; give one per row, or one number for all")
+
+
+def with_numbers(rows: Iterator[Any], name: str, values: Iterable[Any]) -> Iterator[Given]:
+    """Each row with its number. A row for which there is none left is that row's error; ConfigError after the last row
+    where numbers are left."""
+    tolist = getattr(values, "tolist", None)  # of a tensor, whose items are tensors
+    rest, count = iter(tolist() if tolist is not None else values), 0
+    for row in rows:
+        yield Given(row, Knob(name, next(rest, MISSING)))
+        count += 1
+    if next(rest, MISSING) is not MISSING:
+        raise ConfigError(f"{name} has more values than the {count} rows there are; give one per row")
+
+
+def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> OwnExits:
+    """What `exits.selection` reads of a checkpoint; exit_layers: those in use, where they are others."""
+    written, backbone = ckpt.engine, ckpt.backbone
+    head = HEADS[written.head["type"]]
+    outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learned, head.tags)
+    used = exit_layers or written.exit_layers
+    return OwnExits(ckpt.path, written.criterion or "never", written.threshold, used, written.calibration, outputs)
+
+
+def select_rows(
+    engine: Engine, inputs: Any, criterion: Any, threshold: Number, speedup: Number
+) -> tuple[Selection, Any]:
+    """What the rows of `inputs` run, and the rows, with the numbers given beside them."""
+    own, current = own_exits(engine.checkpoint, engine.exit_layers), engine.criterion
+    per_row = [name for name, value in (("threshold", threshold), ("speedup", speedup)) if is_per_row(value)]
+    if not per_row:
+        return select(own, criterion, threshold, speedup, current, None), inputs
+    if threshold is not None and speedup is not None:
+        raise ConfigError("give threshold or speedup, not both")
+    values: Any = speedup if threshold is None else threshold
+    check_count(inputs, per_row[0], values)
+    selection = select(own, criterion, None, None, current, per_row[0])
+    return selection, with_numbers(rows_of(inputs), per_row[0], values)

@@ -1,0 +1,157 @@
+"""What a criterion is, what a model's outputs must offer it, and the table of criteria that text may name."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+import re
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from ..errors import ConfigError, shown
+
+CriterionState = Any  # None at first, then whatever the criterion returned: a tuple of tensors that lead with rows
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+class Outputs(NamedTuple):
+    """What a model's exits give a criterion to go by."""
+
+    problem_type: str
+    labels: int
+    learned: bool = False  # does the head add a score of its own?
+    tags: bool = False  # does it score every token, not every row?
+
+
+class Criterion:
+    """Base class; a user's own criterion may also be any callable with the signature of `__call__`.
+
+    One that is made of the engine's own signals derives from `DataCriterion` and runs as fast as ours. Any other is
+    called after every tested exit.
+
+    name: what its text begins with, once `register` has put it into the table; None for no text.
+    threshold: the one knob, None where there is none.
+    problem_types, min_labels, learned, tags: what kind of model it makes sense on, as `Outputs` has them.
+    monotone: does every row leave at the same layer or an earlier one at each faster threshold? Searches for thresholds
+    halve where it is so, and try every candidate where it is not.
+    """
+
+    name: ClassVar[str | None] = None
+    threshold: float | tuple[float, ...] | None = None
+    problem_types: tuple[str, ...] = (SINGLE, MULTI, REGRESSION)
+    min_labels: int = 1
+    learned: bool = False
+    tags: bool | None = False  # None: whether the head tags or not
+    monotone: bool = False
+
+    def tests(self, layer: int) -> bool:
+        """Does it look at the logits of this layer? Where it does not, the head does not compute them."""
+        return True
+
+    def misfit(self, outputs: Outputs) -> str | None:
+        """Why it cannot run on such outputs, such as "needs at least 2 labels"; None where it can."""
+        if outputs.problem_type not in self.problem_types:
+            return f"makes no sense for problem_type {outputs.problem_type!r}"
+        if outputs.labels < self.min_labels:
+            return f"needs at least {self.min_labels} labels, and this model has {outputs.labels}"
+        if self.learned and not outputs.learned:
+            return "needs a head that learns when to exit, and this model's has no such score"
+        if self.tags is not None and self.tags != outputs.tags:
+            found = "scores every token" if outputs.tags else "scores whole rows"
+            return f"is for heads that score {'every token' if self.tags else 'whole rows'}, and this model's {found}"
+        return None
+
+    def with_threshold(self, threshold: float) -> Criterion:
+        """The same criterion at another threshold; ConfigError where it has none or the value makes no sense."""
+        raise ConfigError(f"criterion {shown(self)} takes no threshold")
+
+    def candidates(self, logits: Tensor) -> list[float]:
+        """Every threshold that makes a difference on rows with these logits [exits, rows, labels], slowest first."""
+        raise ConfigError(f"criterion {shown(self)} cannot be calibrated")
+
+    def grid(self, exits: int, labels: int) -> list[float]:
+        """Thresholds fixed without looking at any row, slowest first: what a guarantee is tested over.
+
+        At the first one nobody leaves early, if there is such a threshold.
+        """
+        raise ConfigError(f"criterion {shown(self)} cannot be calibrated with a guarantee")
+
+    @classmethod
+    def from_text(cls, argument: str, threshold: float | None) -> Criterion:
+        """The criterion of a text "name:argument"; `threshold` replaces the one in the text.
+
+        Here: one number, or nothing, is what the class is called with.
+        """
+        if threshold is None and argument.strip():
+            threshold = read_number(argument, f"{cls.name}:{argument}")
+        return cls() if threshold is None else cls(threshold)  # type: ignore[call-arg]
+
+    def __call__(
+        self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
+    ) -> tuple[Tensor, CriterionState]:
+        """Which rows leave after `layer` (1-based).
+
+        logits: float32 [rows, labels]; row_ids: int64 [rows], each row's place in the caller's input; a criterion of
+        the user's own is handed copies. state: None at first, then what the last call returned, for the rows that are
+        left. Returns bool [rows] and the new state: None, or tensors that lead with rows, in tuples. Runs in inference
+        mode, without the caller's autocast and default device.
+        """
+        raise TypeError(f"{type(self).__name__} must define __call__(layer, logits, state, row_ids)")
+
+
+CRITERIA: dict[str, type[Criterion]] = {}
+"""The table: what `parse` makes of a text's name. Filled by `register`."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+Kind = TypeVar("Kind", bound=type[Criterion])
+
+
+def register(kind: Kind) -> Kind:
+    """Class decorator: from now on texts that begin with `kind.name` stand for this criterion.
+
+    A class may be registered anew under its own name, as happens when its module is loaded again. Raises ValueError
+    for a name that another class has, or that is none (small letters, digits, - and _).
+    """
+    name = kind.__dict__.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{kind.__name__}.name is {name!r}; it must be a string such as 'entropy', of a-z, 0-9, - and _"
+        )
+    other = CRITERIA.get(name, kind)
+    if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(
+            f"the criterion {name!r} is {other.__module__}.{other.__qualname__} already; choose another name"
+        )
+    CRITERIA[name] = kind
+    return kind
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number as Python's; ConfigError with `name` for anything else."""
+    try:
+        real = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    except (OverflowError, ValueError):  # an integer of 400 digits
+        real = math.nan
+    if not math.isfinite(real):
+        raise ConfigError(f"{name} is {shown(value)}; it must be a finite number")
+    return real
+
+
+def whole_number(name: str, value: Any) -> int:
+    """An integer from 1 to 2^31 - 1; ConfigError with `name` for anything else."""
+    real = number(name, value)
+    if real != int(real) or not 1 <= real < 2**31:
+        raise ConfigError(f"{name} is {shown(value)}; it must be an integer >= 1")
+    return int(real)
+
+
+def read_number(text: str, whole: str) -> float:
+    """A number of the text `whole` of a criterion."""
+    value: float | None = None
+    with contextlib.suppress(ValueError):
+        value = float(text)
+    if value is None or "_" in text:  # Python reads 0_3 as 3
+        raise ConfigError(f"criterion {shown(whole)}: {shown(text)} is no number")
+    return value

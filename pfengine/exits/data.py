@@ -1,0 +1,339 @@
+"""Criteria that are data: clauses over the engine's own signals, which every carrier of flights decides by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import ConfigError, shown
+from ..ops import decide
+from ..ops.rule import Clause, ExitRule, TokenRule
+from .base import SINGLE, Criterion, CriterionState, number, read_number, whole_number
+from .candidates import candidates, grid
+from .signals import signal
+
+Numbers = float | tuple[float, ...]
+"""One number for all exits, or one per exit: as many as there are exits, or one fewer, as the last always answers."""
+
+
+_ONE = np.ones((1, 1), np.float32)
+
+
+class Places:
+    """The numbers of a criterion where its clauses need them: by layer, float32 [n, 1] or [1, 1].
+
+    threshold: the knob, float32 [1 or n, 1 or slots]. Calling it spreads another number. layers, exits: of each layer
+    its own number, and how many tested exits there are up to it, float32 [n, 1]. num_layers: n.
+
+    A criterion that is called by hand is in no place: what depends on one is a ConfigError then.
+    """
+
+    def __init__(
+        self,
+        criterion: DataCriterion,
+        num_layers: int | None = None,
+        exit_layers: Sequence[int] = (),
+        threshold: np.ndarray | None = None,
+    ) -> None:
+        self._criterion, self._num_layers, self._exit_layers = criterion, num_layers, exit_layers
+        if threshold is None:
+            given: Any = criterion.threshold
+            threshold = _ONE if given is None else self(given)
+        self.threshold = threshold
+
+    def __call__(self, numbers: Numbers) -> np.ndarray:
+        if not isinstance(numbers, tuple):
+            with np.errstate(over="ignore"):  # 1e300 is inf
+                return np.full((1, 1), numbers, np.float32)
+        count = len(self._exits)
+        if len(numbers) not in (count, count - 1):
+            raise ConfigError(
+                f"criterion {shown(self._criterion)} has numbers for {len(numbers)} exits, and there are {count}; give "
+                "one number per exit, or one for all"
+            )
+        following = np.searchsorted(self._exits, np.arange(1, self.num_layers + 1))  # the exit at or after each layer
+        with np.errstate(over="ignore"):
+            return np.array(numbers, np.float32)[np.minimum(following, len(numbers) - 1)][:, None]
+
+    @property
+    def num_layers(self) -> int:
+        if self._num_layers is None:
+            raise ConfigError(
+                f"criterion {shown(self._criterion)} depends on which layer and exit it is asked at; call what its "
+                "`bind(num_layers, exit_layers)` gives"
+            )
+        return self._num_layers
+
+    @property
+    def _exits(self) -> Sequence[int]:
+        return self._exit_layers if self.num_layers else ()
+
+    @property
+    def layers(self) -> np.ndarray:
+        return np.arange(1, self.num_layers + 1, dtype=np.float32)[:, None]
+
+    @property
+    def exits(self) -> np.ndarray:
+        return np.searchsorted(self._exits, self.layers[:, 0], "right").astype(np.float32)[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A criterion in its place, to be called by hand, as `Criterion.__call__` says."""
+
+    rule: ExitRule
+
+    def __call__(
+        self,
+        layer: int,
+        logits: Tensor,
+        state: CriterionState,
+        row_ids: Tensor,
+        learned: Tensor | None = None,
+        bounds: Tensor | None = None,
+    ) -> tuple[Tensor, CriterionState]:
+        """learned, bounds: as `ops.decide.decide` has them, for criteria that need them."""
+        if learned is None and any(clause.signal == "learned" for clause in self.rule.clauses):
+            raise ConfigError("this criterion compares a learned score: give learned, float32 [rows]")
+        if bounds is None and self.rule.tokens is not None:
+            raise ConfigError("this criterion reads tokens: give bounds, int32 [rows + 1]")
+        leave, state = decide.decide(self.rule, layer, logits, learned, state, row_ids, signal, bounds)
+        return leave, state if state.shape[1] else None
+
+
+class DataCriterion(Criterion):
+    """A criterion made of clauses: rows leave at the first tested exit where one of them holds.
+
+    A subclass is a frozen dataclass whose first field is `threshold`, the knob; all fields are numbers and, in order,
+    the parameters of its text. A field of type int takes integers >= 1 (a threshold of that type
+    counts exits), one of type `Numbers` also a number per exit (in text joined by "/"), one of type float | None may be
+    left out.
+
+        @register
+        @dataclass(frozen=True)
+        class Apart(DataCriterion):
+            '''Leave where the two best labels are at least `threshold` apart at `times` exits in a row.'''
+
+            name = "apart"
+            threshold: float
+            times: int = 2
+
+            def clauses(self, at: Places) -> tuple[Clause, ...]:
+                return (Clause("margin", ">=", at.threshold, "running", times=at(self.times)),)
+
+    Clauses must let rows leave no later where the knob moves in one direction, whatever the other numbers.
+    example: a threshold that makes sense, for messages.
+    """
+
+    example: ClassVar[float] = 0.3
+    problem_types: tuple[str, ...] = (SINGLE,)
+    min_labels = 2
+    monotone = True
+
+    def clauses(self, at: Places) -> tuple[Clause, ...]:
+        """`at` spreads the numbers over layers and slots."""
+        raise TypeError(f"{type(self).__name__} must define clauses(at)")
+
+    def tokens(self) -> TokenRule | None:
+        """How the signals of tokens are read, where the head scores every token."""
+        return None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in cls.__dict__:  # else a dataclass would write its own
+            cls.__repr__ = DataCriterion.__repr__  # type: ignore[method-assign]
+        if "__call__" in cls.__dict__ and "monotone" not in cls.__dict__:
+            cls.monotone = False
+
+    def __post_init__(self) -> None:
+        if type(self).__hash__ is None:
+            raise TypeError(f"{type(self).__name__} must be a frozen dataclass: @dataclass(frozen=True)")
+        for name, field in _fields(type(self)).items():
+            value = getattr(self, name)
+            if value is None and field.optional:
+                continue
+            what = f"the {name} of {self.name}"
+            if isinstance(value, tuple) and field.per_exit and value:
+                object.__setattr__(self, name, tuple(number(what, each) for each in value))
+            else:
+                object.__setattr__(self, name, (whole_number if field.whole else number)(what, value))
+
+    @property
+    def form(self) -> str:
+        """Its text without the threshold: what stands in a checkpoint beside the threshold."""
+        return self._text("")
+
+    def _text(self, knob: str | None = None) -> str:
+        fields = _fields(type(self))
+        parts = [_written(getattr(self, name)) for name in fields]
+        if knob is not None:
+            parts[0] = knob
+        for field in reversed(list(fields.values())[1:]):
+            if parts[-1] != _written(field.default):
+                break
+            parts.pop()
+        return f"{self.name}:{','.join(parts)}".rstrip(":")
+
+    def __repr__(self) -> str:
+        return self._text()
+
+    @classmethod
+    def from_text(cls, argument: str, threshold: float | None) -> Criterion:
+        fields, text = _fields(cls), f"{cls.name}:{argument}"
+        given = [part.strip() for part in argument.split(",")] if argument.strip() else []
+        if len(given) > len(fields):
+            raise ConfigError(f"criterion {shown(text)} has {len(given)} numbers; {cls.name} takes {', '.join(fields)}")
+        values = {
+            name: _read(part, field, text) for (name, field), part in zip(fields.items(), given, strict=False) if part
+        }
+        knob = next(iter(fields))
+        if threshold is not None:
+            values[knob] = threshold
+        if knob not in values:
+            rest = ",".join(["", *given[1:]])
+            example = _written(cls.example)
+            raise ConfigError(
+                f"criterion {(argument and text) or cls.name!r} needs a threshold: '{cls.name}:{example}{rest}', or "
+                f"threshold={example}"
+            )
+        return cls(**values)
+
+    def with_threshold(self, threshold: Any) -> DataCriterion:
+        return dataclasses.replace(self, threshold=threshold)  # type: ignore[type-var]
+
+    @property
+    def counts(self) -> bool:
+        """Is the knob a number of exits, so that there is none between two of them?"""
+        return next(iter(_fields(type(self)).values())).whole
+
+    def for_exits(self, exit_layers: Sequence[int], chosen: Sequence[int]) -> DataCriterion:
+        """The same where only the exits `chosen` of `exit_layers` are tested: of numbers per exit, those of these."""
+        changed = {}
+        for name in _fields(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                Places(self, exit_layers[-1], exit_layers, _ONE)(value)  # are there as many?
+                kept = [number for layer, number in zip(exit_layers, value, strict=False) if layer in chosen]
+                changed[name] = tuple(kept)
+        return dataclasses.replace(self, **changed) if changed else self  # type: ignore[type-var]
+
+    def bound(
+        self,
+        num_layers: int,
+        exit_layers: Sequence[int],
+        first_row: int = 0,
+        slots: int = 1,
+        thresholds: np.ndarray | None = None,
+    ) -> ExitRule:
+        """The rule for a model of `num_layers` with exits after `exit_layers`, the last among them.
+
+        first_row, slots: which rows of the input have its slots. thresholds: float [slots] or [num_layers, slots], the
+        knob per slot in place of the criterion's own; at nan no clause lets that row leave.
+        Raises ConfigError where numbers per exit are not as many as there are exits, or too few rows are known.
+        """
+        if thresholds is None:
+            return _bound(self, num_layers, tuple(exit_layers))
+        with np.errstate(over="ignore"):
+            spread = np.atleast_2d(np.asarray(thresholds)).astype(np.float32)
+        clauses = self.clauses(Places(self, num_layers, exit_layers, spread))
+        never = np.isnan(spread).any(0)
+        if never.any():
+            clauses = tuple(
+                clause._replace(threshold=np.where(never, np.float32(np.nan), clause.threshold)) for clause in clauses
+            )
+        return ExitRule(_tested(self, num_layers, exit_layers), clauses, self.tokens())
+
+    def bind(self, num_layers: int, exit_layers: Sequence[int]) -> Bound:
+        """This criterion to be called by hand after the exits of such a model."""
+        return Bound(self.bound(num_layers, exit_layers))
+
+    def __call__(
+        self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
+    ) -> tuple[Tensor, CriterionState]:
+        return Bound(_in_no_place(self))(layer, logits, state, row_ids)
+
+    def candidates(self, logits: Tensor) -> list[float]:
+        """As for exits after layers 1, 2, 3...; `exits.calibration` knows the layers."""
+        return self.candidates_at(logits, range(1, len(logits) + 1))
+
+    def candidates_at(
+        self, logits: Tensor, exit_layers: Sequence[int], learned: Tensor | None = None, bounds: Tensor | None = None
+    ) -> list[float]:
+        """Every threshold that makes a difference, slowest first, and one slower than them all.
+
+        logits: [exits, rows, labels]; learned: float32 [exits, rows], the head's own score; bounds: as `decide` has it.
+        """
+        if self.counts:
+            return [float(k) for k in range(len(logits) - 1, 0, -1)]
+        return candidates(self._numbers(exit_layers), self.tokens(), logits, exit_layers, learned, bounds)
+
+    def grid(self, exits: int, labels: int) -> list[float]:
+        if self.counts:
+            return [float(k) for k in range(exits, 0, -1)]
+        return grid(self._numbers(range(1, exits + 1)), exits, labels)
+
+    def _numbers(self, exit_layers: Sequence[int]) -> Callable[[np.ndarray], tuple[Clause, ...]]:
+        """Its clauses at thresholds given by slot, float32 [1, P]."""
+        return lambda knobs: self.clauses(Places(self, exit_layers[-1], exit_layers, knobs))
+
+
+def is_data(criterion: Any) -> bool:
+    """Is it decided from its clauses alone? Not where a subclass has a `__call__` of its own."""
+    return isinstance(criterion, DataCriterion) and type(criterion).__call__ is DataCriterion.__call__
+
+
+@functools.lru_cache(maxsize=256)
+def _bound(criterion: DataCriterion, num_layers: int, exit_layers: tuple[int, ...]) -> ExitRule:
+    clauses = criterion.clauses(Places(criterion, num_layers, exit_layers))
+    return ExitRule(_tested(criterion, num_layers, exit_layers), clauses, criterion.tokens())
+
+
+@functools.lru_cache(maxsize=64)
+def _in_no_place(criterion: DataCriterion) -> ExitRule:
+    return ExitRule(b"", criterion.clauses(Places(criterion)), criterion.tokens())
+
+
+def _tested(criterion: Criterion, num_layers: int, exit_layers: Sequence[int]) -> bytes:
+    return bytes(layer in exit_layers and criterion.tests(layer) for layer in range(1, num_layers + 1))
+
+
+class _Field(NamedTuple):
+    default: Any
+    whole: bool
+    per_exit: bool
+    optional: bool
+
+
+def _fields(kind: Any) -> dict[str, _Field]:
+    """The parameters of a criterion's text, in order."""
+    return _read_fields(kind)
+
+
+@functools.cache
+def _read_fields(kind: Any) -> dict[str, _Field]:
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for field in dataclasses.fields(kind):
+        types = typing.get_args(hints[field.name]) or (hints[field.name],)
+        per_exit = any(typing.get_origin(each) is tuple for each in types)
+        found[field.name] = _Field(field.default, int in types, per_exit, type(None) in types)
+    return found
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_written, value))
+    text = "" if value is None else repr(value)
+    return text.removesuffix(".0")
+
+
+def _read(part: str, field: _Field, text: str) -> Numbers:
+    if field.per_exit and "/" in part:
+        return tuple(read_number(each, text) for each in part.split("/"))
+    return read_number(part, text)

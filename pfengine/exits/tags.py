@@ -1,0 +1,100 @@
+"""Criteria for heads that score every token (Li et al., ACL 2021): u = H(p) / ln C of a token is its uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..ops.rule import Clause, TokenRule
+from .base import register
+from .data import DataCriterion, Numbers, Places
+
+Clauses = tuple[Clause, ...]
+
+
+@dataclass(frozen=True)
+class _Tags(DataCriterion):
+    tags = True
+    threshold: Numbers
+
+
+@register
+@dataclass(frozen=True)
+class SENTEEMax(_Tags):
+    """SENTEE: a row leaves where the largest u of its tokens is < threshold."""
+
+    name = "sentee-max"
+
+    def clauses(self, at: Places) -> Clauses:
+        return (Clause("normalised_entropy", "<", at.threshold),)
+
+    def tokens(self) -> TokenRule:
+        return TokenRule("row", pool="max")
+
+
+@register
+@dataclass(frozen=True)
+class SENTEEAverage(_Tags):
+    """SENTEE: a row leaves where the mean u of its tokens is < threshold."""
+
+    name = "sentee-avg"
+
+    def clauses(self, at: Places) -> Clauses:
+        return (Clause("normalised_entropy", "<", at.threshold),)
+
+    def tokens(self) -> TokenRule:
+        return TokenRule("row", pool="mean")
+
+
+@register
+@dataclass(frozen=True)
+class Token(_Tags):
+    """A token leaves where its own u is < threshold, and is updated like all others as long as its row goes on."""
+
+    name = "token"
+
+    def clauses(self, at: Places) -> Clauses:
+        return (Clause("normalised_entropy", "<", at.threshold),)
+
+    def tokens(self) -> TokenRule:
+        return TokenRule("token")
+
+
+@dataclass(frozen=True)
+class _Windowed(_Tags):
+    """Twice the threshold in the upper half of the layers, as in the authors' code."""
+
+    size: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size % 2 == 0:
+            raise ConfigError(f"the size of {self.name} is {self.size}; it must be odd, with the token in the middle")
+
+    def clauses(self, at: Places) -> Clauses:
+        upper = at.layers > at.num_layers // 2
+        return (Clause("normalised_entropy", "<", at.threshold * np.where(upper, np.float32(2), np.float32(1))),)
+
+
+@register
+@dataclass(frozen=True)
+class TOKEEWindow(_Windowed):
+    """A token leaves where the largest u in the window of `size` tokens around it is < threshold; none is frozen."""
+
+    name = "tokee-window"
+
+    def tokens(self) -> TokenRule:
+        return TokenRule("token", window=self.size)
+
+
+@register
+@dataclass(frozen=True)
+class TOKEE(_Windowed):
+    """As `TOKEEWindow`, and a token that has left keeps its state: the published TOKEE."""
+
+    name = "tokee"
+
+    def tokens(self) -> TokenRule:
+        return TokenRule("token", window=self.size, freezes=True)
