@@ -283,7 +283,7 @@ class DataCriterion(Criterion):
         return lambda knobs: self.clauses(Places(self, exit_layers[-1], exit_layers, knobs))
 
 
-def is_data(criterion: Any) -> bool:
+def is_data(criterion: Any) -> typing.TypeGuard[DataCriterion]:
     """Is it decided from its clauses alone? Not where a subclass has a `__call__` of its own."""
     return isinstance(criterion, DataCriterion) and type(criterion).__call__ is DataCriterion.__call__
 

@@ -17,18 +17,18 @@ def price(row: list[float], call: float = 0.0) -> Price:
     return Price(np.array(row), np.full(len(row), call))
 
 
-def costs(layers: int, answer: float = 0.3, read: float = 0.05) -> Costs:
-    return Costs(price([1.0] * layers), price([read] * layers), price([answer] * layers), 8, 0.0)
+def costs(layers: int, exit: float = 0.25) -> Costs:
+    return Costs(price([1.0] * layers), price([exit] * layers), 8, 0.0)
 
 
 def test_seconds_by_hand() -> None:
-    priced = Costs(price([1, 2, 3]), price([0.1, 0.2, 0.3]), price([10, 20, 30]), 4, 0.5)
-    # layer 1 read, layer 2 and 3 tested
-    assert priced.seconds((2, 3), np.array([2, 3])) == pytest.approx(0.5 + ((1.1 + 22) + (1.1 + 22 + 33)) / 2)
+    priced = Costs(price([1, 2, 3]), price([10, 20, 30]), 4, 0.5)
+    # layers 2 and 3 tested
+    assert priced.seconds((2, 3), np.array([2, 3])) == pytest.approx(0.5 + ((1 + 22) + (1 + 22 + 33)) / 2)
 
 
 def test_a_call_is_paid_while_a_row_is_left() -> None:
-    priced = Costs(price([0, 0, 0], 8.0), price([0, 0, 0]), price([0, 0, 0], 4.0), 4, 0.0)
+    priced = Costs(price([0, 0, 0], 8.0), price([0, 0, 0], 4.0), 4, 0.0)
     # all four rows enter layer 1 and 2, of four taken at random one in two is left at layer 3: 1 - 1 / 2^4
     expected = (8 + (8 + 4) + (8 + 4) * 15 / 16) / 4
     assert priced.seconds((2, 3), np.array([2, 3])) == pytest.approx(expected)
@@ -48,8 +48,8 @@ def test_an_exit_that_lets_nobody_go_is_dropped() -> None:
 
 def test_free_heads_are_all_worth_having_dear_ones_are_not() -> None:
     logits = random_logits(1, 4, 500)
-    free = place(Entropy(0.0), logits, [1, 2, 3, 4], costs(4, 0.0, 0.0), agreement=0.8)
-    dear = place(Entropy(0.0), logits, [1, 2, 3, 4], costs(4, 5.0, 0.0), agreement=0.8)
+    free = place(Entropy(0.0), logits, [1, 2, 3, 4], costs(4, 0.0), agreement=0.8)
+    dear = place(Entropy(0.0), logits, [1, 2, 3, 4], costs(4, 5.0), agreement=0.8)
     assert free is not None
     assert dear is not None
     assert len(free.exit_layers) >= len(dear.exit_layers)
