@@ -11,24 +11,33 @@ DRIVERS := $(wildcard tests/native/*.cpp)
 SANITIZED := build/sanitize
 RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib
-# named after both choices, so that another one installs again
-TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | cut -d ' ' -f 1)
+# named after the choice, so that another one installs again
+TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-plain sanitize fuzz kernels lint format bench clean help
+.PHONY: demo test ext wheel test-plain sanitize fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
-demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
+demo: $(VENV)/.demo ext  ## classify real sentences with the bundled checkpoint
 	$(BIN)/pfengine demo
 
-test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
+test: $(VENV)/.dev ext  ## run the whole suite; quick part: pytest -m "not slow"
 	$(BIN)/pytest -n 2 --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels tests/test_bench_gpu.py
+
+ext: | $(VENV)/.demo  ## the compiled extension; after a change in csrc only what has changed, in seconds
+	$(BIN)/python setup.py -q build_ext --inplace
+
+wheel: $(VENV)/.dev  ## a manylinux wheel in dist/, with the kernels of every instruction set
+	rm -rf build/lib* build/wheel
+	PFENGINE_EXT=$(or $(PFENGINE_EXT),cpu) $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions
 	$(BIN)/python -m pfengine.kernels.report
 
-test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions
+test-plain: $(VENV)/.dev ext  ## the engine's tests as on a processor without vector instructions
 	PFENGINE_ISA=plain $(BIN)/pytest -m "not slow" tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
 		tests/test_api.py tests/test_pipeline_parity.py
 
@@ -44,7 +53,7 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
 	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team
 
-fuzz: $(VENV)/.dev  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 3 minutes
+fuzz: $(VENV)/.dev ext  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 3 minutes
 	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n 2 -m fuzz
 
 lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths
@@ -59,7 +68,7 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the files
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP) $(DRIVERS)
 
-bench: $(VENV)/.bench  ## today's engine beside its peers
+bench: $(VENV)/.bench ext  ## today's engine beside its peers
 	$(BIN)/pytest bench
 
 clean:  ## remove what was built, and the virtual environment
@@ -79,14 +88,15 @@ $(TORCH_STAMP): | $(BIN)/python
 	rm -f $(VENV)/.torch-*
 	touch $@
 
-# the dev and bench extras hold all a demo needs; they are editable installs of the same package
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(TORCH_STAMP) pyproject.toml setup.py $(CPP)
+# Editable installs of the same package, without the extension: `ext` builds it with the tools installed here, not with
+# those of an environment that pip throws away. The dev and bench extras hold all a demo needs.
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(TORCH_STAMP) pyproject.toml
 $(VENV)/.demo:
-	$(BIN)/pip install -e .
+	PFENGINE_EXT=0 $(BIN)/pip install -e '.[build]'
 	touch $@
 $(VENV)/.dev:
-	$(BIN)/pip install -e '.[dev]'
+	PFENGINE_EXT=0 $(BIN)/pip install -e '.[dev]'
 	touch $@ $(VENV)/.demo
 $(VENV)/.bench:
-	$(BIN)/pip install -e '.[dev,bench]'
+	PFENGINE_EXT=0 $(BIN)/pip install -e '.[dev,bench]'
 	touch $@ $(VENV)/.dev $(VENV)/.demo
