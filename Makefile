@@ -14,22 +14,26 @@ RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 # named after the choice, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test ext wheel test-plain sanitize fuzz kernels lint format bench clean help
+.PHONY: demo test test-plain sanitize fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
-demo: $(VENV)/.demo ext  ## classify real sentences with the bundled checkpoint
+demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 	$(BIN)/pfengine demo
 
-test: $(VENV)/.dev ext  ## run the whole suite; quick part: pytest -m "not slow"
+test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
 	$(BIN)/pytest -n 2 --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels tests/test_bench_gpu.py
 
-ext: | $(VENV)/.demo  ## the compiled extension; after a change in csrc only what has changed, in seconds
+.PHONY: ext wheel
+ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what has changed, in seconds
 	$(BIN)/python setup.py -q build_ext --inplace
 
-wheel: $(VENV)/.dev  ## a manylinux wheel in dist/, with the kernels of every instruction set
+# what runs the extension
+demo test test-plain fuzz bench: ext
+
+wheel: $(VENV)/.dev  ## a manylinux wheel in dist/ with the kernels of every instruction set
 	rm -rf build/lib* build/wheel
 	PFENGINE_EXT=$(or $(PFENGINE_EXT),cpu) $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
@@ -37,7 +41,7 @@ wheel: $(VENV)/.dev  ## a manylinux wheel in dist/, with the kernels of every in
 kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions
 	$(BIN)/python -m pfengine.kernels.report
 
-test-plain: $(VENV)/.dev ext  ## the engine's tests as on a processor without vector instructions
+test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions
 	PFENGINE_ISA=plain $(BIN)/pytest -m "not slow" tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
 		tests/test_api.py tests/test_pipeline_parity.py
 
@@ -53,7 +57,7 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
 	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team
 
-fuzz: $(VENV)/.dev ext  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 3 minutes
+fuzz: $(VENV)/.dev  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 3 minutes
 	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n 2 -m fuzz
 
 lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths
@@ -68,7 +72,7 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the files
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP) $(DRIVERS)
 
-bench: $(VENV)/.bench ext  ## today's engine beside its peers
+bench: $(VENV)/.bench  ## today's engine beside its peers
 	$(BIN)/pytest bench
 
 clean:  ## remove what was built, and the virtual environment
@@ -88,8 +92,9 @@ $(TORCH_STAMP): | $(BIN)/python
 	rm -f $(VENV)/.torch-*
 	touch $@
 
-# Editable installs of the same package, without the extension: `ext` builds it with the tools installed here, not with
-# those of an environment that pip throws away. The dev and bench extras hold all a demo needs.
+# Editable installs of the same package, without the extension: `ext` builds it with CMake, ninja and pybind11 of VENV,
+# which are still there for the next build, as those of pip's own build environment are not.
+# The dev and bench extras hold all a demo needs.
 $(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(TORCH_STAMP) pyproject.toml
 $(VENV)/.demo:
 	PFENGINE_EXT=0 $(BIN)/pip install -e '.[build]'

@@ -25,7 +25,7 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MODE = os.environ.get("PFENGINE_EXT", "auto")
 CPU, CUDA = "C++", "C++ and CUDA"
 ATTEMPTS = {"auto": [CUDA, CPU], "cuda": [CUDA], "cpu": [CPU], "0": []}
-# CMake reads these once and keeps them in its folder, so other values get another folder
+# Another value of one of these gets another folder: CMake keeps what it once read, and objects of two kinds do not mix
 KEPT = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDA_HOME", "CUDA_PATH", "CUDAFLAGS", "CUDAHOSTCXX", "PFENGINE_SANITIZE")
 
 
@@ -42,18 +42,15 @@ class BuildExtension(build_ext):
     def build_extension(self, extension: Extension) -> None:
         for attempt in ATTEMPTS[MODE]:
             try:
-                library = build_library(attempt)
+                build_library(attempt, Path(self.get_ext_fullpath(extension.name)))
             except (OSError, subprocess.CalledProcessError) as error:
                 reason = error if isinstance(error, OSError) else "the reason is above"
                 print(f"pfengine._C ({attempt}) could not be built: {reason}", file=sys.stderr)
                 if self.by_hand and "--build" in getattr(error, "cmd", ()):
                     sys.exit("csrc does not compile with what CMake found; the reason is above")  # whatever MODE is
-                continue
-            target = Path(self.get_ext_fullpath(extension.name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(library, target)
-            print(f"pfengine._C ({attempt}) was built")
-            return
+            else:
+                print(f"pfengine._C ({attempt}) was built")
+                return
         if MODE != "auto":
             raise CompileError(f"PFENGINE_EXT={MODE}: pfengine._C could not be built; the reason is above")
         print("pfengine._C was not built: pfengine will run on torch alone", file=sys.stderr)
@@ -66,7 +63,13 @@ class BuildPython(build_py):
         super().run()
 
 
-def build_library(attempt: str) -> Path:
+def remove_built(root: Path) -> None:
+    """No build goes on with the library of an earlier one."""
+    for old in Path(root, "pfengine").glob(f"_C*{Path(SUFFIX).suffix}"):
+        old.unlink()
+
+
+def build_library(attempt: str, target: Path) -> None:
     """By the CMake and ninja beside this Python, as in a virtual environment, or else on the PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     cmake, ninja = (shutil.which(name, path=path) or name for name in ("cmake", "ninja"))
@@ -83,13 +86,8 @@ def build_library(attempt: str) -> Path:
     defined = [f"-D{name}={value}" for name, value in options.items()]
     subprocess.run([cmake, "-G", "Ninja", "--log-level=NOTICE", "-S", ROOT, "-B", folder, *defined], check=True)
     subprocess.run([cmake, "--build", folder], check=True)
-    return folder / f"_C{SUFFIX}"
-
-
-def remove_built(root: Path) -> None:
-    """No build goes on with the library of an earlier one."""
-    for old in Path(root, "pfengine").glob(f"_C*{Path(SUFFIX).suffix}"):
-        old.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / f"_C{SUFFIX}", target)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ NEEDED += ("LICENSE", "README.md", "Makefile")
 LIBRARY = sysconfig.get_config_var("EXT_SUFFIX")
 HAS_COMPILER = any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++")))
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
+NO_COMPILER = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++", "PATH": "/nowhere", "CUDA_HOME": "/nowhere"}
 BACKEND = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 
 
@@ -139,6 +140,12 @@ def test_only_what_has_changed_is_compiled(tree: Path) -> None:
     (tree / "csrc/cpu/another.cpp").write_text("namespace pfengine::cpu {}\n")
     assert compiled(run(again, tree, PFENGINE_EXT="cpu")) == ["cpu/another.cpp"]
 
+    # `auto` without a compiler leaves nothing of what was built before
+    done = run(again, tree, PFENGINE_EXT="auto", **NO_COMPILER)
+    assert done.returncode == 0, done.stderr
+    assert "pfengine._C was not built" in done.stderr
+    assert not library.exists()
+
     # a mistake in csrc is an error for those who build by hand, and no reason to settle for less
     changed.write_text(text + "#error a mistake\n")
     done = run(again, tree, PFENGINE_EXT="auto", CUDA_HOME="/nowhere")
@@ -162,11 +169,10 @@ def test_a_manylinux_wheel_classifies_where_no_compiler_is(tree: Path, tmp_path:
         assert all(f"{name}\0".encode() in library for name in ("plain", "avx2", "avx512", "avx512_bf16"))
 
     python = install(wheel, tmp_path / "env")
-    bare = {"PATH": "/nowhere", "CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
-    where = run_ok([python, "-c", "from pfengine import _C; print(_C.__file__)"], tmp_path, **bare)
+    where = run_ok([python, "-c", "from pfengine import _C; print(_C.__file__)"], tmp_path, **NO_COMPILER)
     assert Path(where.strip()).is_relative_to(tmp_path / "env")
     command = [python.with_name("pfengine"), "classify", "sst2", "a charming journey", "--json"]
-    done = run(command, tmp_path, **bare)
+    done = run(command, tmp_path, **NO_COMPILER)
     assert done.returncode == 0, done.stderr
     assert "pfengine._C is missing" not in done.stderr
     assert json.loads(done.stdout)["label"] == "positive"
@@ -185,9 +191,6 @@ def test_an_old_library_goes(tree: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert not old.exists()
     assert (tree / "pfengine/_C.pyi").exists()
-
-
-NO_COMPILER = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++", "PATH": "/nowhere", "CUDA_HOME": "/nowhere"}
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
