@@ -11,12 +11,13 @@ DRIVERS := $(wildcard tests/native/*.cpp)
 SANITIZED := build/sanitize
 RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib
-# named after both choices, so that another one installs again
-TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | cut -d ' ' -f 1)
+# named after the choice, so that another one installs again
+TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .PHONY: demo test test-plain sanitize fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 	$(BIN)/pfengine demo
@@ -24,6 +25,18 @@ demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
 	$(BIN)/pytest -n 2 --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels tests/test_bench_gpu.py
+
+.PHONY: ext wheel
+ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what has changed, in seconds
+	$(BIN)/python setup.py -q build_ext --inplace
+
+# what runs the extension
+demo test test-plain fuzz bench: ext
+
+wheel: $(VENV)/.dev  ## a manylinux wheel in dist/ with the kernels of every instruction set
+	rm -rf build/lib* build/wheel
+	PFENGINE_EXT=$(or $(PFENGINE_EXT),cpu) $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions
 	$(BIN)/python -m pfengine.kernels.report
@@ -79,14 +92,16 @@ $(TORCH_STAMP): | $(BIN)/python
 	rm -f $(VENV)/.torch-*
 	touch $@
 
-# the dev and bench extras hold all a demo needs; they are editable installs of the same package
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(TORCH_STAMP) pyproject.toml setup.py $(CPP)
+# Editable installs of the same package, without the extension: `ext` builds it with CMake, ninja and pybind11 of VENV,
+# which are still there for the next build, as those of pip's own build environment are not.
+# The dev and bench extras hold all a demo needs.
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.bench: $(TORCH_STAMP) pyproject.toml
 $(VENV)/.demo:
-	$(BIN)/pip install -e .
+	PFENGINE_EXT=0 $(BIN)/pip install -e '.[build]'
 	touch $@
 $(VENV)/.dev:
-	$(BIN)/pip install -e '.[dev]'
+	PFENGINE_EXT=0 $(BIN)/pip install -e '.[dev]'
 	touch $@ $(VENV)/.demo
 $(VENV)/.bench:
-	$(BIN)/pip install -e '.[dev,bench]'
+	PFENGINE_EXT=0 $(BIN)/pip install -e '.[dev,bench]'
 	touch $@ $(VENV)/.dev $(VENV)/.demo

@@ -1,8 +1,11 @@
-"""What is installed is what was tested: sdist, wheel, the command, and every PFENGINE_EXT."""
+"""What is installed is what was tested: sdist, wheels, the command, and every PFENGINE_EXT."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +19,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NEEDED = ("csrc", "kernels", "pfengine", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
+NEEDED = ("csrc", "kernels", "pfengine", "pyproject.toml", "setup.py", "CMakeLists.txt", "MANIFEST.in")
+NEEDED += ("LICENSE", "README.md", "Makefile")
 LIBRARY = sysconfig.get_config_var("EXT_SUFFIX")
+HAS_COMPILER = any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++")))
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
+NO_COMPILER = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++", "PATH": "/nowhere", "CUDA_HOME": "/nowhere"}
 BACKEND = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 
 
@@ -79,7 +86,7 @@ def test_sdist_and_wheel_install_and_run(tree: Path, tmp_path: Path) -> None:
     kernels = {f"pfengine/kernels/{path.name}" for path in (tree / "kernels").glob("*.py")}
     data = {str(path.relative_to(tree)) for path in (tree / "pfengine" / "checkpoints").rglob("*") if path.is_file()}
     modules = {str(path.relative_to(tree)) for path in (tree / "pfengine").rglob("*.py")}
-    assert packed >= {"LICENSE", "pyproject.toml", "setup.py"} | sources | kernels | data | modules
+    assert packed >= {"LICENSE", "pyproject.toml", "setup.py", "CMakeLists.txt"} | sources | kernels | data | modules
     assert not any(name.endswith((".so", ".pyc")) for name in packed)
 
     wheel = the_only(tree / "dist", "*.whl")
@@ -87,6 +94,7 @@ def test_sdist_and_wheel_install_and_run(tree: Path, tmp_path: Path) -> None:
         contents = set(archive.namelist())
     assert contents >= kernels | data | modules | {"pfengine/py.typed", "pfengine/_C.pyi"}
     assert {name.partition("/")[0].partition("-")[0] for name in contents} == {"pfengine"}  # no top-level `kernels`
+    assert (f"pfengine/_C{LIBRARY}" in contents) == HAS_COMPILER  # `auto` builds it where it can
 
     python = install(wheel, tmp_path / "env")
     elsewhere = tmp_path / "elsewhere"
@@ -94,7 +102,7 @@ def test_sdist_and_wheel_install_and_run(tree: Path, tmp_path: Path) -> None:
     where = run_ok([python, "-c", "import pfengine; print(pfengine.__file__)"], elsewhere)
     assert Path(where.strip()).is_relative_to(tmp_path / "env")
     status = run_ok([python, "-c", "import pfengine.extension as e; print(e.status())"], elsewhere)
-    assert (f"pfengine/_C{LIBRARY}" in contents) == ("no pfengine._C" not in status)
+    assert ("no pfengine._C" not in status) == HAS_COMPILER
     assert run_ok([python.with_name("pfengine"), "demo"], elsewhere).strip()
 
 
@@ -111,14 +119,63 @@ def test_a_wheel_without_the_extension_works(tree: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["cpu", "auto"])
-def test_a_compiler_builds_the_extension(tree: Path, mode: str) -> None:
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++"))):
-        pytest.skip("no C++ compiler")
-    done = build("editable", tree, PFENGINE_EXT=mode)
+@needs_compiler
+def test_only_what_has_changed_is_compiled(tree: Path) -> None:
+    def compiled(done: subprocess.CompletedProcess[str]) -> list[str]:
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "was built" in done.stdout
+        assert library.is_file()
+        return re.findall(r"Building CXX object \S+\.dir/csrc/(\S+)\.o\n", done.stdout)
+
+    library = tree / f"pfengine/_C{LIBRARY}"
+    again = [sys.executable, "setup.py", "build_ext", "--inplace"]  # what `make ext` runs
+    sources = [str(path.relative_to(tree / "csrc")) for path in (tree / "csrc").rglob("*.cpp")]
+    assert set(compiled(build("editable", tree, PFENGINE_EXT="cpu"))) == set(sources)
+    assert compiled(run(again, tree, PFENGINE_EXT="cpu")) == []
+
+    changed = tree / "csrc/cpu/compact.cpp"
+    text = changed.read_text()
+    changed.write_text(text + "// changed\n")
+    assert compiled(run(again, tree, PFENGINE_EXT="cpu")) == ["cpu/compact.cpp"]
+    (tree / "csrc/cpu/another.cpp").write_text("namespace pfengine::cpu {}\n")
+    assert compiled(run(again, tree, PFENGINE_EXT="cpu")) == ["cpu/another.cpp"]
+
+    # `auto` without a compiler leaves nothing of what was built before
+    done = run(again, tree, PFENGINE_EXT="auto", **NO_COMPILER)
     assert done.returncode == 0, done.stderr
-    assert "was built" in done.stdout
-    assert (tree / f"pfengine/_C{LIBRARY}").is_file()
+    assert "pfengine._C was not built" in done.stderr
+    assert not library.exists()
+
+    # a mistake in csrc is an error for those who build by hand, and no reason to settle for less
+    changed.write_text(text + "#error a mistake\n")
+    done = run(again, tree, PFENGINE_EXT="auto", CUDA_HOME="/nowhere")
+    assert done.returncode != 0
+    assert "a mistake" in done.stdout
+    assert "csrc does not compile" in done.stderr
+    assert not library.exists()
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="manylinux wheels are for Linux")
+def test_a_manylinux_wheel_classifies_where_no_compiler_is(tree: Path, tmp_path: Path) -> None:
+    pytest.importorskip("auditwheel")
+    run_ok(["make", "wheel", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.dev"], tree)
+    wheel = the_only(tree / "dist", "*.whl")
+    assert re.search(r"-manylinux_2_\d+_\w+\.whl$", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.read(f"pfengine/_C{LIBRARY}")
+    if platform.machine() == "x86_64":
+        assert all(f"{name}\0".encode() in library for name in ("plain", "avx2", "avx512", "avx512_bf16"))
+
+    python = install(wheel, tmp_path / "env")
+    where = run_ok([python, "-c", "from pfengine import _C; print(_C.__file__)"], tmp_path, **NO_COMPILER)
+    assert Path(where.strip()).is_relative_to(tmp_path / "env")
+    command = [python.with_name("pfengine"), "classify", "sst2", "a charming journey", "--json"]
+    done = run(command, tmp_path, **NO_COMPILER)
+    assert done.returncode == 0, done.stderr
+    assert "pfengine._C is missing" not in done.stderr
+    assert json.loads(done.stdout)["label"] == "positive"
 
 
 def test_an_old_library_goes(tree: Path) -> None:
@@ -134,9 +191,6 @@ def test_an_old_library_goes(tree: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert not old.exists()
     assert (tree / "pfengine/_C.pyi").exists()
-
-
-NO_COMPILER = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++", "PATH": "/nowhere", "CUDA_HOME": "/nowhere"}
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])

@@ -4,7 +4,7 @@
 
 namespace pfengine::cpu {
 
-// Those that setup.py could build.
+// Those that CMakeLists.txt could build.
 namespace plain {
 extern const Kernels kKernels;
 }
