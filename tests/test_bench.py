@@ -22,7 +22,7 @@ from pfengine import extension
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # at its end: pfengine stays the one that is installed
 
-from bench import conversions, models, overview  # noqa: E402
+from bench import conversions, core, models, overview  # noqa: E402
 from bench.engines import NAMES, REFERENCE, disagreeing  # noqa: E402
 from bench.interleave import interleave  # noqa: E402
 from bench.overview import Case, Run, within  # noqa: E402
@@ -144,6 +144,36 @@ def test_cells_that_explain_themselves() -> None:
     lines: list[str] = []
     write_columns(["a", "b", "c"], [["x", "y", "1"], ["x", "- a long reason"]], "<<>", lines.append)
     assert lines == ["a  b  c", "x  y  1", "x  - a long reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not extension.has_cpu(), reason="int8 needs the compiled kernels")
+def test_the_core_beside_itself(tmp_path: Path) -> None:
+    folder = str(Path(pfengine.__file__).parents[1])
+    options = {"new": folder, "old-name": "1234567", "out": tmp_path / "core", "cache": tmp_path, "hidden": 24,
+               "rounds": 1, "seconds": 0}  # fmt: skip
+    core.main([folder, *(f"--{key}={value}" for key, value in options.items())])
+    found = json.loads((tmp_path / "core.json").read_text())
+    assert [(r["what"], r["rows"]) for r in found["rates"]] == [
+        (what, rows) for rows in ("one row", "batch 32", "stream") for what in ("full depth", "replay 2x")
+    ]
+    assert all(r["same_bits"] and r["ratio"] > 0 for r in found["rates"])
+    assert {(r["what"], r["rows"], r["exit"]) for r in found["rules"]} == {
+        (what, rows, layer)
+        for what in ("Python callable", *(rule.name for rule in core.RULES))
+        for rows in ("one row", "batch 32")
+        for layer in (6, 12)
+    }
+    assert all(r["new"] > 0 and r["old"] > 0 for r in found["rules"])
+    assert found["import"]["new"] > 0
+    page = (tmp_path / "core.md").read_text()
+    assert "commit 1234567" in page
+    assert folder not in page + (tmp_path / "core.json").read_text()
+
+
+def test_the_core_beside_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no pfengine"):
+        core.main([str(tmp_path)])
 
 
 @pytest.mark.parametrize("head", models.EXIT_HEADS)
