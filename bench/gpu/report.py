@@ -33,8 +33,8 @@ INTRODUCTION = """# The GPU path beside its peers
 RULES = """\
 12 layers of random weights, bf16, random ids. SST-2 lengths: 4 to 66 tokens per row, 25 on average. Wall-clock: a
 call of `Engine.predict`, from lists of ids to answers on the host; peers' padding and copies likewise. Device: from the
-first launch to the last, by CUDA events. Medians of interleaved rounds, ratios pair by pair within a round; logits are held
-against transformers fp32 before anything is timed, exit layers against those asked for."""
+first launch to the last, by CUDA events. Medians of interleaved rounds, ratios pair by pair within a round; logits are
+held against transformers fp32 before anything is timed, exit layers against those asked for."""
 
 EXPECTED = """
 ## Expected
