@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from pfengine import extension
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # at its end: pfengine stays the one that is installed
 
-from bench import conversions, core, models, overview  # noqa: E402
+from bench import conftest, conversions, core, models, overview  # noqa: E402
 from bench.engines import NAMES, REFERENCE, disagreeing  # noqa: E402
 from bench.interleave import interleave  # noqa: E402
 from bench.overview import Case, Run, within  # noqa: E402
@@ -95,21 +96,26 @@ def test_what_a_person_runs(tmp_path: Path) -> None:
     assert output.count("layer speed-up") == 1  # one table
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "suites"),
+    ("arguments", "full", "suites"),
     [
-        (["bench/"], {"test_overview"}),
-        (["bench/", "--full"], {"test_exits", "test_full_depth", "test_head", "test_latency", "test_quality",
-                                "test_replay", "test_gpu"}),
-        (["bench/test_replay.py"], {"test_replay"}),
+        (["bench/"], False, {"test_overview"}),
+        (
+            ["bench/"], True,
+            {f"test_{suite}" for suite in ("exits", "full_depth", "head", "latency", "quality", "replay")},
+        ),
+        (["bench/test_replay.py::test_replay"], False, {"test_replay"}),
     ],
 )  # fmt: skip
-def test_which_suites_run(arguments: list[str], suites: set[str]) -> None:
-    pytest_ = Path(sys.executable).parent / "pytest"
-    result = subprocess.run([pytest_, *arguments, "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True)
-    found = {Path(line.split("::")[0]).stem for line in result.stdout.splitlines() if "::" in line}
-    assert found == suites - ({"test_gpu"} if importlib.util.find_spec("triton") is None else set())
+def test_which_suites_run(arguments: list[str], full: bool, suites: set[str]) -> None:
+    config: Any = SimpleNamespace(
+        args=arguments, invocation_params=SimpleNamespace(dir=ROOT), getoption=lambda name: {"--full": full}[name]
+    )
+    files = [ROOT / "bench" / "test_replay.py"] if "replay" in arguments[0] else (ROOT / "bench").glob("test_*.py")
+    assert {file.stem for file in files if not conftest.pytest_ignore_collect(file, config)} == suites
+    assert bool(conftest.pytest_ignore_collect(ROOT / "bench" / "gpu", config)) == (
+        importlib.util.find_spec("triton") is None or (not full and suites == {"test_overview"})
+    )
 
 
 def test_no_more_rounds_than_there_is_time() -> None:
@@ -148,7 +154,9 @@ def test_cells_that_explain_themselves() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not extension.has_cpu(), reason="int8 needs the compiled kernels")
-def test_the_core_beside_itself(tmp_path: Path) -> None:
+def test_the_core_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "ROWS", dict.fromkeys(core.ROWS, 5))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = str(Path(pfengine.__file__).parents[1])
     options = {"new": folder, "old-name": "1234567", "out": tmp_path / "core", "cache": tmp_path, "hidden": 24,
                "rounds": 1, "seconds": 0}  # fmt: skip
