@@ -83,8 +83,9 @@ def _rows(report: dict[str, Any]) -> Iterator[list[str]]:
                 one["why"] for one in report["missing"] if (one["model"], one["contestant"]) == (model, contestant)
             ] or [LEFT_TO_FULL] * (contestant == COMPILED)
             if found:
-                layer = max(record["layer_speedup"] for record in found.values())
-                cells = [name, contestant, f"{layer:.2f}"]
+                # of one row and of batch 32, where they had different rows
+                layers = dict.fromkeys(f"{found[batch]['layer_speedup']:.2f}" for batch in BATCHES if batch in found)
+                cells = [name, contestant, " / ".join(layers)]
                 for batch in BATCHES:
                     cells += _cells(found.get(batch), batch)
                 yield cells
@@ -98,6 +99,11 @@ def _cells(record: dict[str, Any] | None, batch: int) -> list[str]:
     milliseconds = [f"{record['p50_ms']:.2f}", *([f"{record['p99_ms']:.2f}"] if batch == 1 else [])]
     speedup = record["wall_clock_speedup"]
     return [*milliseconds, f"{record['rows_per_second']:.0f}", "-" if speedup is None else f"{speedup:.2f}"]
+
+
+def _clock(record: dict[str, Any]) -> str:
+    speedup = record["wall_clock_speedup"]
+    return "clock not measured" if speedup is None else f"clock {speedup:.2f}x"
 
 
 def draw(report: dict[str, Any], path: Path) -> Path | None:
@@ -119,13 +125,13 @@ def draw(report: dict[str, Any], path: Path) -> Path | None:
         bars = axes.barh(range(len(names)), [record["rows_per_second"] for record in records], color=colours)
         labels = [
             f"{record['rows_per_second']:.0f}"
-            + (f" (layers {record['layer_speedup']:.2f}x)" if record["layer_speedup"] > 1 else "")
+            + (f" (layers {record['layer_speedup']:.2f}x, {_clock(record)})" if record["layer_speedup"] > 1 else "")
             for record in records
         ]
         axes.bar_label(bars, labels, padding=2, fontsize="x-small")
         axes.set_yticks(range(len(names)), names, fontsize="small")
         axes.invert_yaxis()
-        axes.margins(x=0.25)
+        axes.margins(x=0.35)
         found = report["models"][model]
         rows = "one row per call" if batch == 1 else f"batch {batch}"
         axes.set(xlabel="rows/s", title=f"{found['name']}, hidden size {found['hidden']}, {rows}")
