@@ -1,71 +1,89 @@
-"""The checkpoint in the peers' formats: each made once, kept beside it, and never half there."""
+"""A model in the peers' formats: each made once, kept in the cache, and never half there."""
 
 from __future__ import annotations
 
-import shutil
+import functools
+import hashlib
+import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .knobs import CACHE
+from . import models
+from .knobs import BUNDLED, CACHE, Model
 from .models import VOCABULARY, random_checkpoint
-from .rows import make_rows, padded
+from .peers import Eager, FullDepth, open_checkpoint, read, read_texts
+from .rows import Row, make_rows, padded
 
 CALIBRATION_ROWS = 30
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # in the order of BertForSequenceClassification's arguments
 
 
-def source(hidden: int) -> Path:
+def source(model: Model) -> Path:
     """The one checkpoint that all contestants run."""
-    return random_checkpoint(CACHE, hidden, "classifier")
+    if isinstance(model, int):
+        return random_checkpoint(CACHE, model, "classifier")
+    if model == BUNDLED:
+        return open_checkpoint().path
+    return random_checkpoint(CACHE, int(model.removeprefix("random-")), "authors")
 
 
-def load_transformers(hidden: int, dtype: torch.dtype) -> Any:
+def rows_of(model: Model, n: int, seed: int = 0) -> list[Row]:
+    """Token ids: of sentences for the bundled checkpoint, else random ones of the same lengths."""
+    return open_checkpoint().rows(read_texts()[:n]) if model == BUNDLED else make_rows(n, seed)
+
+
+def load_transformers(model: Model, dtype: torch.dtype) -> Any:
+    """A module from INPUTS to logits, or to an object that has `logits`."""
+    if isinstance(model, str):
+        return FullDepth(Eager(open_checkpoint() if model == BUNDLED else read(source(model)))).eval().to(dtype)
     from transformers import BertForSequenceClassification
 
-    path = source(hidden)
-    model = BertForSequenceClassification.from_pretrained(
+    path = source(model)
+    loaded = BertForSequenceClassification.from_pretrained(
         path, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
     )
-    return model.eval()
+    return loaded.eval()
 
 
-def openvino_fp32(hidden: int) -> Path:
+def openvino_fp32(model: Model) -> Path:
     def make(directory: Path) -> None:
         import openvino
 
-        model = openvino.convert_model(load_transformers(hidden, torch.float32), example_input=_example())
-        openvino.save_model(model, directory / "model.xml", compress_to_fp16=False)
+        converted = openvino.convert_model(load_transformers(model, torch.float32), example_input=_example())
+        openvino.save_model(converted, directory / "model.xml", compress_to_fp16=False)
 
-    return kept("openvino", hidden, "fp32", make) / "model.xml"
+    return kept("openvino", model, "fp32", make) / "model.xml"
 
 
-def openvino_int8(hidden: int) -> Path:
+def openvino_int8(model: Model) -> Path:
     """Quantised after training by NNCF, as for any transformer."""
 
     def make(directory: Path) -> None:
         import nncf
         import openvino
 
-        plain = openvino.Core().read_model(openvino_fp32(hidden))
-        rows = [padded([row]) for row in make_rows(CALIBRATION_ROWS, seed=2)]
-        model = nncf.quantize(
+        plain = openvino.Core().read_model(openvino_fp32(model))
+        rows = [padded([row]) for row in rows_of(model, CALIBRATION_ROWS, seed=2)]
+        quantised = nncf.quantize(
             plain, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION_ROWS
         )
-        openvino.save_model(model, directory / "model.xml", compress_to_fp16=False)
+        openvino.save_model(quantised, directory / "model.xml", compress_to_fp16=False)
 
-    return kept("nncf", hidden, "int8", make) / "model.xml"
+    return kept("nncf", model, "int8", make) / "model.xml"
 
 
-def onnx_fp32(hidden: int) -> Path:
+def onnx_fp32(model: Model) -> Path:
     def make(directory: Path) -> None:
         example = _example()
         torch.onnx.export(
-            load_transformers(hidden, torch.float32),
+            load_transformers(model, torch.float32),
             tuple(example[name] for name in INPUTS),
             directory / "model.onnx",
             input_names=list(INPUTS),
@@ -74,18 +92,18 @@ def onnx_fp32(hidden: int) -> Path:
             dynamo=False,
         )
 
-    return kept("onnx", hidden, "fp32", make) / "model.onnx"
+    return kept("onnx", model, "fp32", make) / "model.onnx"
 
 
-def onnx_int8(hidden: int) -> Path:
+def onnx_int8(model: Model) -> Path:
     """Quantised by ONNX Runtime: weights beforehand, a scale a channel; activations as they come."""
 
     def make(directory: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        quantize_dynamic(onnx_fp32(hidden), directory / "model.onnx", weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(onnx_fp32(model), directory / "model.onnx", weight_type=QuantType.QInt8, per_channel=True)
 
-    return kept("onnxruntime", hidden, "int8", make) / "model.onnx"
+    return kept("onnxruntime", model, "int8", make) / "model.onnx"
 
 
 def _example() -> dict[str, torch.Tensor]:
@@ -93,15 +111,78 @@ def _example() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
-def kept(package: str, hidden: int, precision: str, make: Callable[[Path], None]) -> Path:
-    """The directory that `make` fills, by a name that tells which release of the package filled it."""
-    path = CACHE / f"{package}-{version(package)}-{precision}-{hidden}"
-    if not path.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=CACHE))
+def place(package: str, model: Model, precision: str) -> Path:
+    """Named after the release of the package that makes it, and after the weights."""
+    weights = _digest() if model == BUNDLED else str(model)
+    return CACHE / f"{package}-{version(package)}-{precision}-{weights}"
+
+
+def kept(package: str, model: Model, precision: str, make: Callable[[Path], None]) -> Path:
+    return models.kept(place(package, model, precision), make)
+
+
+@functools.cache
+def _digest() -> str:
+    found = hashlib.sha256()
+    for file in sorted(open_checkpoint().path.glob("*.safetensors")):
+        found.update(file.read_bytes())
+    return f"{open_checkpoint().path.name}-{found.hexdigest()[:12]}"
+
+
+# contestant -> what makes it, and the package whose name it has in the cache; what takes longest comes last
+CONVERTED: dict[str, tuple[Callable[[Model], Path], str]] = {
+    "OpenVINO fp32": (openvino_fp32, "openvino"),
+    "ONNX Runtime fp32": (onnx_fp32, "onnx"),
+    "ONNX Runtime int8": (onnx_int8, "onnxruntime"),
+    "OpenVINO int8": (openvino_int8, "nncf"),
+}
+
+
+def converted(name: str, model: Model) -> bool:
+    """Is what the contestant runs in the cache, or is there nothing that has to be?"""
+    name = "OpenVINO fp32" if name == "OpenVINO bf16" else name
+    if name not in CONVERTED:
+        return True
+    try:
+        return place(CONVERTED[name][1], model, name.split()[-1]).is_dir()
+    except PackageNotFoundError:
+        return False
+
+
+def convert_within(seconds: float, names: Sequence[str], of: Sequence[Model]) -> dict[tuple[str, Model], str]:
+    """Convert what is missing, in a process of its own that is stopped in time; what it has made by then is kept.
+
+    Returns what failed, and how.
+    """
+    wanted = {f"{name}={model}": (name, model) for name in names for model in of if not converted(name, model)}
+    if not wanted or seconds <= 0:
+        return {}
+    root = Path(__file__).parent.parent
+    program = f"import sys; sys.path.append({str(root)!r}); from bench.conversions import main; main(sys.argv[1:])"
+    with tempfile.TemporaryFile("w+") as failures:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program, *wanted], stdout=failures, stderr=subprocess.DEVNULL
+        )
         try:
-            make(temporary)
-            temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return path
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # it removes what it has not finished
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        failures.seek(0)
+        lines = [line.rstrip("\n").split("\t") for line in failures if line.startswith(tuple(wanted))]
+    return {wanted[line[0]]: line[-1] for line in lines}
+
+
+def main(wanted: Sequence[str]) -> None:
+    """wanted: such as "OpenVINO int8=768". One that fails is printed, and keeps no other from being made."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for each in wanted:
+        name, _, model = each.partition("=")
+        try:
+            CONVERTED[name][0](int(model) if model.isdigit() else model)
+        except Exception as error:
+            print(each, f"{type(error).__name__}: {error}".splitlines()[0], sep="\t", flush=True)

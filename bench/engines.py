@@ -16,14 +16,16 @@ import torch
 import pfengine
 
 from . import conversions
-from .knobs import CONTESTANTS, BatchSize
+from .knobs import CONTESTANTS, BatchSize, Model
 from .rows import PEERS_STREAM, Row, fixed_batches, padded
 
 Call = Callable[[list[Row]], np.ndarray]  # a batch of rows -> logits [rows, labels]
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REFERENCE = "transformers fp32"  # whose logits the others must have
 FP32_TOLERANCE = 2e-4  # of a logit
 TOLERANCE = {"bf16": 0.05, "int8": 0.15}  # of the range of all logits; seen: 0.012 and 0.06
+MOST_CHARACTERS = 240  # of an error
 SKIPPED: dict[str, str] = {}  # contestant -> why it is not there
 REFUSED: dict[str, str] = {}  # contestant -> how its answers differ
 
@@ -35,7 +37,7 @@ class Contestant:
     streams: bool  # makes batches by itself
 
     def run(self, rows: Sequence[Row], batch_size: BatchSize, laps: list[float] | None = None) -> np.ndarray:
-        """Logits in the rows' order, a call a batch; its seconds are appended to `laps`."""
+        """Logits in the rows' order, a call per batch; its seconds are appended to `laps`."""
         if batch_size is None and self.streams:
             return self.call(list(rows))
         parts, order = [], []
@@ -60,51 +62,61 @@ def openvino_peer(name: str) -> str:
     return f"OpenVINO {precision(name)}"
 
 
-@functools.cache
-def contestant(name: str, hidden: int) -> Contestant | None:
-    """None, and a line in SKIPPED, where it cannot run here."""
-    packages, make = _MAKERS[name]
+def absent(name: str) -> str | None:
+    """Why it is not there: nobody asked for it, or a package that it needs is not installed."""
     if name != REFERENCE and not name.startswith(CONTESTANTS):
-        SKIPPED[name] = "left out by PFENGINE_BENCH_CONTESTANTS"
-        return None
-    for package in packages:
+        return "left out by PFENGINE_BENCH_CONTESTANTS"
+    for package in _MAKERS[name][0]:
         try:
             import_module(package)
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == package
-            SKIPPED[name] = f"{package} is not installed" if missing else f"{package}: {_first_line(error)}"
-            return None
+            return f"{package} is not installed" if missing else f"{package}: {first_line(error)}"
+    return None
+
+
+@functools.cache
+def contestant(name: str, model: Model) -> Contestant | None:
+    """None, and a line in SKIPPED, where it cannot run here."""
+    if why := absent(name):
+        SKIPPED[name] = why
+        return None
     try:
-        call = make(hidden, precision(name))
+        call = _MAKERS[name][1](model, precision(name))
         call([[1, 2, 3], [4, 5]])  # what is compiled at the first call may fail there
     except Exception as error:
         # of pfengine only a precision that needs the compiled kernels may be missing
         if name == REFERENCE or (name.startswith("pfengine") and not isinstance(error, pfengine.ConfigError)):
             raise
-        SKIPPED[name] = _first_line(error)
+        SKIPPED[name] = first_line(error)
         return None
     return Contestant(name, call, streams=name.startswith("pfengine"))
 
 
-def contestants(hidden: int, names: Sequence[str] | None = None) -> dict[str, Contestant]:
-    found = {name: contestant(name, hidden) for name in names or NAMES}
+def contestants(model: Model, names: Sequence[str] | None = None) -> dict[str, Contestant]:
+    found = {name: contestant(name, model) for name in names or NAMES}
     return {name: each for name, each in found.items() if each is not None}
 
 
-def disagreeing(answers: dict[str, Any]) -> set[str]:
-    """Contestants whose logits are not transformers' own, with a line each in REFUSED."""
-    if REFERENCE not in answers:
-        REFUSED.update(dict.fromkeys(answers, f"there is no {REFERENCE} to compare logits with"))
-        return set(answers)
-    expected = answers[REFERENCE]
-    refused = set()
+def differences(answers: dict[str, Any], reference: str = REFERENCE) -> dict[str, str]:
+    """Contestants whose logits are not the reference's, and by how much."""
+    if reference not in answers:
+        return dict.fromkeys(answers, f"there is no {reference} to compare logits with")
+    expected = answers[reference]
+    found = {}
     for name, logits in answers.items():
         allowed = TOLERANCE.get(precision(name), 0.0) * np.ptp(expected) or FP32_TOLERANCE
         error = float(np.abs(logits - expected).max())
         if not error <= allowed:  # nan too
-            REFUSED[name] = f"logits differ from {REFERENCE} by {error:.2g}, more than {allowed:.2g}"
-            refused.add(name)
-    return refused
+            found[name] = f"logits differ from {reference} by {error:.2g}, more than {allowed:.2g}"
+    return found
+
+
+def disagreeing(answers: dict[str, Any]) -> set[str]:
+    """Contestants whose logits are not transformers' own, with a line each in REFUSED."""
+    found = differences(answers)
+    REFUSED.update(found)
+    return set(found)
 
 
 def stop_unless_timed(name: str, records: dict[str, Any]) -> None:
@@ -115,42 +127,42 @@ def stop_unless_timed(name: str, records: dict[str, Any]) -> None:
         pytest.skip(SKIPPED[name])
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"[:MOST_CHARACTERS]
 
 
-def _transformers(hidden: int, precision: str) -> Call:
-    return _torch_call(conversions.load_transformers(hidden, pfengine.api.DTYPES[precision]))
+def _transformers(model: Model, precision: str) -> Call:
+    return _torch_call(conversions.load_transformers(model, DTYPES[precision]))
 
 
-def _compiled(hidden: int, precision: str) -> Call:
-    model = conversions.load_transformers(hidden, pfengine.api.DTYPES[precision])
-    return _torch_call(torch.compile(model, dynamic=True))
+def _compiled(model: Model, precision: str) -> Call:
+    return _torch_call(torch.compile(conversions.load_transformers(model, DTYPES[precision]), dynamic=True))
 
 
 def _torch_call(model: Any) -> Call:
     @torch.inference_mode()
     def call(rows: list[Row]) -> np.ndarray:
         batch = {name: torch.from_numpy(array) for name, array in padded(rows).items()}
-        return model(**batch).logits.float().numpy()
+        out = model(**batch)
+        return getattr(out, "logits", out).float().numpy()
 
     return call
 
 
-def _onnx_runtime(hidden: int, precision: str) -> Call:
+def _onnx_runtime(model: Model, precision: str) -> Call:
     import onnxruntime
 
-    path = (conversions.onnx_int8 if precision == "int8" else conversions.onnx_fp32)(hidden)
+    path = (conversions.onnx_int8 if precision == "int8" else conversions.onnx_fp32)(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda rows: session.run(None, padded(rows))[0]
 
 
-def _openvino(hidden: int, precision: str) -> Call:
+def _openvino(model: Model, precision: str) -> Call:
     import openvino
 
-    path = (conversions.openvino_int8 if precision == "int8" else conversions.openvino_fp32)(hidden)
+    path = (conversions.openvino_int8 if precision == "int8" else conversions.openvino_fp32)(model)
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
@@ -162,8 +174,8 @@ def _openvino(hidden: int, precision: str) -> Call:
     return lambda rows: request.infer(padded(rows))[0].copy()
 
 
-def _pfengine(hidden: int, precision: str) -> Call:
-    engine = pfengine.load(conversions.source(hidden), precision=precision)
+def _pfengine(model: Model, precision: str) -> Call:
+    engine = pfengine.load(conversions.source(model), precision=precision)
 
     def call(rows: list[Row]) -> np.ndarray:
         # no batch size: the rows of a fixed batch are few enough to go through a layer together
@@ -172,7 +184,7 @@ def _pfengine(hidden: int, precision: str) -> Call:
     return call
 
 
-_MAKERS: dict[str, tuple[tuple[str, ...], Callable[[int, str], Call]]] = {
+_MAKERS: dict[str, tuple[tuple[str, ...], Callable[[Model, str], Call]]] = {
     "transformers fp32": (("transformers",), _transformers),
     "transformers bf16": (("transformers",), _transformers),
     "torch.compile fp32": (("transformers",), _compiled),

@@ -89,7 +89,7 @@ if [ "$DRY" != 1 ]; then
 fi
 
 # Beside the tests, none of which is timed. In the background a shell ignores SIGINT, so there only time kills.
-PFENGINE_GPU_WARM=$((1 - DRY)) step warm "$TEST_SECONDS" "$PYTEST" bench/gpu/test_warm.py -q -p no:cacheprovider &
+PFENGINE_GPU_WARM=$((1 - DRY)) step warm "$TEST_SECONDS" "$PYTEST" bench/gpu/test_gpu.py::test_warm -q -p no:cacheprovider &
 warm=$!
 memcheck &
 checked=$!
@@ -99,14 +99,14 @@ wait "$checked" || failed+=(memcheck)
 grep -E '^(FAILED|ERROR) |^(=+ )?[0-9]+ (passed|failed|error|skipped)' "$OUT/tests.log" | cut -c 1-200 | tail -n 25 || true
 
 limit=$(($(left) + 2)) code=0
-step measure $((limit > 5 ? limit : 5)) "$PYTEST" bench/gpu/test_measure.py -q -p no:cacheprovider \
+step measure $((limit > 5 ? limit : 5)) "$PYTEST" bench/gpu/test_gpu.py::test_measure -q -p no:cacheprovider \
     -W ignore::pytest.PytestUnraisableExceptionWarning || code=$?
 # called off at the deadline is no failure
 if [ "$code" != 0 ] && { [ "$code" != 124 ] || grep -Eq '^(FAILED|ERROR)' "$OUT/measure.log"; }; then
     failed+=(measuring)
 fi
 if [ "$DRY" != 1 ] && [ ! -e "$OUT/gpu.md" ]; then # it was killed
-    PFENGINE_GPU_REPORT=1 PFENGINE_GPU_DOCS=0 step measure 15 "$PYTEST" bench/gpu/test_counted.py -q -p no:cacheprovider || true
+    PFENGINE_GPU_REPORT=1 PFENGINE_GPU_DOCS=0 step measure 15 "$PYTEST" bench/gpu/test_gpu.py::test_counted -q -p no:cacheprovider || true
 fi
 grep -E '(>=|<=) [0-9]|^(not measured|dry run|FAILED|ERROR)|^(=+ )?[0-9]+ (passed|failed|error|skipped)' \
     "$OUT/measure.log" | cut -c 1-200 | tail -n 70 || tail -n 5 "$OUT/measure.log"

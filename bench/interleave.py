@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from .knobs import ROUNDS
 @dataclass
 class Rounds:
     answers: dict[str, Any] = field(default_factory=dict)  # of the warm-up round
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # one a round
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # one per round
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
@@ -27,19 +28,28 @@ class Rounds:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], Any]], check: Callable[[dict[str, Any]], Any], rounds: int = ROUNDS
+    calls: Mapping[str, Callable[[], Any]],
+    check: Callable[[dict[str, Any]], Any],
+    rounds: int = ROUNDS,
+    seconds: float = math.inf,
 ) -> Rounds:
-    """Every contestant once a round, after a warm-up round; `check` sees that round's answers.
+    """Every contestant once per round, after a warm-up round; `check` sees that round's answers.
 
-    It raises where nothing should be timed, or returns the names of those that should not.
+    It raises where nothing should be timed, or returns the names of those that should not. At least one round is
+    timed; no further one is begun that would end, at the pace of the last, more than `seconds` after the start.
     """
+    start = began = time.perf_counter()
     result = Rounds(answers={name: call() for name, call in calls.items()})
     refused = check(result.answers) or ()
     timed = {name: call for name, call in calls.items() if name not in refused}
     result.seconds = {name: [] for name in timed}
-    for _ in range(rounds):
+    for done in range(rounds):
+        before = time.perf_counter()
+        if done and before + (before - began) > start + seconds:
+            break
+        began = before
         for name, call in timed.items():
-            start = time.perf_counter()
+            before = time.perf_counter()
             call()
-            result.seconds[name].append(time.perf_counter() - start)
+            result.seconds[name].append(time.perf_counter() - before)
     return result

@@ -1,25 +1,33 @@
-"""What the environment may say about a run."""
+"""What the environment may say about a run, and where suites leave what is to be said at its end."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 ROUNDS = int(os.environ.get("PFENGINE_BENCH_ROUNDS", "5"))
 ROWS = int(os.environ.get("PFENGINE_BENCH_ROWS", "96"))
 HIDDEN = tuple(int(size) for size in os.environ.get("PFENGINE_BENCH_HIDDEN", "384,768").split(","))
 # of replayed exits
 PRECISIONS = tuple(os.environ.get("PFENGINE_BENCH_PRECISIONS", "int8").split(","))
-# how the names of those that run at full depth begin, such as "OpenVINO,pfengine int8"; transformers fp32 always does
+# how the names of the contestants begin, such as "OpenVINO,pfengine int8"; transformers fp32 always does
 CONTESTANTS = tuple(os.environ.get("PFENGINE_BENCH_CONTESTANTS", "").split(","))
 # checkpoints and what the peers make of them, kept from run to run
 CACHE = Path(os.environ.get("PFENGINE_BENCH_CACHE", "~/.cache/pfengine-bench")).expanduser()
 # of test_quality: a file of labelled rows, and one of rows to calibrate peers on; else the sentences of test_exits
 QUALITY, CALIBRATION = os.environ.get("PFENGINE_BENCH_QUALITY"), os.environ.get("PFENGINE_BENCH_CALIBRATION")
 JSON = os.environ.get("PFENGINE_BENCH_JSON")  # the report's path
+# seconds that the default suite takes at most, peers' conversions included
+SECONDS = float(os.environ.get("PFENGINE_BENCH_SECONDS", "220"))
 PICTURES = os.environ.get("PFENGINE_BENCH_PICTURES")  # a directory
 
 BatchSize = int | None  # None: "stream"
+BUNDLED = "bundled"
+# a hidden size: random weights and a classifier; of the overview BUNDLED, or "random-768" for random weights and exits
+Model = int | str
 
 
 def batch_sizes(*default: BatchSize) -> tuple[BatchSize, ...]:
@@ -30,3 +38,7 @@ def batch_sizes(*default: BatchSize) -> tuple[BatchSize, ...]:
 
 def batch_name(size: BatchSize) -> str:
     return "stream" if size is None else str(size)
+
+
+WriteLine = Callable[[str], None]
+AT_THE_END = pytest.StashKey[list[Callable[[WriteLine], None]]]()  # of a run: who has something to say then

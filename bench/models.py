@@ -1,17 +1,23 @@
-"""Checkpoints with random weights, for timing what no trained one is at hand for: 12 layers of any width, any head."""
+"""Checkpoints with random weights, for timing what no trained one is at hand for: 12 layers of any width, any head.
+
+Written file by file, as docs/architecture.md describes a checkpoint directory, so that any version of pfengine reads
+them and none is needed to make them.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from pfengine import saving
-from pfengine.config import EngineConfig, parse_backbone
-from pfengine.heads import HEADS
-
-LAYERS, HEADS_OF_ATTENTION, VOCABULARY = 12, 12, 8000
+LAYERS, HEADS_OF_ATTENTION, VOCABULARY, LABELS = 12, 12, 8000, 2
 PAST_FUTURE = {"type": "past-future", "pooler": "per-layer"}
 EXIT_HEADS: dict[str, tuple[dict[str, Any], int]] = {  # and how many layers there are from exit to exit
     "classifier": ({"type": "classifier"}, LAYERS),
@@ -19,36 +25,95 @@ EXIT_HEADS: dict[str, tuple[dict[str, Any], int]] = {  # and how many layers the
     "authors, every second layer": (PAST_FUTURE, 2),
     "folded": (PAST_FUTURE | {"learner": "linear"}, 1),
 }
+Shapes = dict[str, tuple[int, ...]]
 
 
 def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
-    """BERT of `hidden` numbers a token and 12 layers; the same encoder whatever the head, a key of EXIT_HEADS."""
-    path = directory / f"{head.replace(', ', '-').replace(' ', '-')}-{hidden}"
-    if path.is_dir():
-        return path
-    raw = {
+    """BERT of `hidden` numbers per token and 12 layers; the same encoder whatever the head, a key of EXIT_HEADS."""
+    options, every = EXIT_HEADS[head]
+    plain = options["type"] == "classifier"
+    tensors = random_tensors(encoder_shapes(hidden), seed=0)
+    tensors |= random_tensors(classifier_shapes(hidden) if plain else past_future_shapes(hidden), seed=1)
+    manifest = {
+        "format_version": 1,
+        "system": "full-model" if plain else "past-future",
+        "head": options,
+        "criterion": "never" if plain else "entropy",
+        "exit_layers": list(range(every, LAYERS + 1, every)),
+    }
+    name = f"{head.replace(', ', '-').replace(' ', '-')}-{hidden}"
+    return kept(directory / name, lambda stage: write(stage, hidden, manifest, tensors))
+
+
+def write(stage: Path, hidden: int, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    config = {
         "model_type": "bert", "hidden_size": hidden, "num_hidden_layers": LAYERS, "intermediate_size": 4 * hidden,
         "num_attention_heads": HEADS_OF_ATTENTION, "vocab_size": VOCABULARY, "max_position_embeddings": 512,
         "type_vocab_size": 2, "hidden_act": "gelu", "id2label": {"0": "negative", "1": "positive"},
         "architectures": ["BertForSequenceClassification"],
     }  # fmt: skip
-    faults: list[str] = []
-    backbone = parse_backbone(raw, faults)
-    assert backbone is not None, faults
-    options, every = EXIT_HEADS[head]
+    (stage / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (stage / "pfengine.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    save_file(tensors, stage / "model.safetensors", {"format": "pt"})
+
+
+def kept(path: Path, make: Callable[[Path], None]) -> Path:
+    """The directory at `path`, which `make` fills where it is not there yet; never half of it."""
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            make(stage)
+            stage.rename(path)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    return path
+
+
+def random_tensors(shapes: Shapes, seed: int) -> dict[str, Tensor]:
+    """Biases zero, LayerNorm's weights one, all others normal with a deviation of 0.02."""
+    generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for shapes, seed in ((backbone.family.shapes(backbone), 0), (HEADS[options["type"]].shapes(backbone, options), 1)):
-        generator = torch.Generator().manual_seed(seed)
-        for key, shape in shapes.items():
-            if key in tensors:
-                continue
-            fixed = torch.zeros if key.endswith("bias") else torch.ones if "LayerNorm" in key else None
-            tensors[key] = fixed(shape) if fixed else 0.02 * torch.randn(shape, generator=generator)
-    plain = head == "classifier"
-    engine = EngineConfig(
-        system="full-model" if plain else "past-future",
-        head=options,
-        criterion="never" if plain else "entropy",
-        exit_layers=tuple(range(every, LAYERS + 1, every)),
-    )
-    return saving.write(path, raw, engine, tensors)
+    for key, shape in shapes.items():
+        fixed = torch.zeros if key.endswith("bias") else torch.ones if "LayerNorm" in key else None
+        tensors[key] = fixed(shape) if fixed else 0.02 * torch.randn(shape, generator=generator)
+    return tensors
+
+
+def encoder_shapes(hidden: int) -> Shapes:
+    """transformers' names."""
+    tables = {"word": VOCABULARY, "position": 512, "token_type": 2}
+    shapes: Shapes = {f"bert.embeddings.{name}_embeddings.weight": (rows, hidden) for name, rows in tables.items()}
+    shapes |= _layer_norm("bert.embeddings.LayerNorm", hidden)
+    for i in range(LAYERS):
+        layer = f"bert.encoder.layer.{i}"
+        for name in ("query", "key", "value"):
+            shapes |= _linear(f"{layer}.attention.self.{name}", hidden, hidden)
+        shapes |= _linear(f"{layer}.attention.output.dense", hidden, hidden)
+        shapes |= _layer_norm(f"{layer}.attention.output.LayerNorm", hidden)
+        shapes |= _linear(f"{layer}.intermediate.dense", 4 * hidden, hidden)
+        shapes |= _linear(f"{layer}.output.dense", hidden, 4 * hidden)
+        shapes |= _layer_norm(f"{layer}.output.LayerNorm", hidden)
+    return shapes
+
+
+def classifier_shapes(hidden: int) -> Shapes:
+    return _linear("bert.pooler.dense", hidden, hidden) | _linear("classifier", LABELS, hidden)
+
+
+def past_future_shapes(hidden: int) -> Shapes:
+    """The authors' form: a pooler, a projection to labels and gate, and, but for layer 1, a learner per layer."""
+    shapes: Shapes = {}
+    for name, (rows, outputs) in {
+        "poolers": (LAYERS, hidden), "learners": (LAYERS - 1, hidden), "projections": (LAYERS, 2 * LABELS),
+    }.items():  # fmt: skip
+        shapes |= {f"exit_head.{name}.weight": (rows, outputs, hidden), f"exit_head.{name}.bias": (rows, outputs)}
+    return shapes | _linear("exit_head.gate", LABELS, LABELS)
+
+
+def _linear(name: str, outputs: int, inputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _layer_norm(name: str, hidden: int) -> Shapes:
+    return {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}

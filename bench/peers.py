@@ -2,51 +2,81 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
 
 import pfengine
-from pfengine import checkpoint
-from pfengine.bundled import BUNDLED
-from pfengine.checkpoint import Checkpoint
-from pfengine.heads import PREFIX
-from pfengine.tokenization import Row, Tokenizer
+
+from .rows import Row
 
 CHECKPOINT = os.environ.get("PFENGINE_BENCH_CHECKPOINT", "sst2")
+HEAD = "exit_head."
 Answers = tuple[np.ndarray, np.ndarray]  # logits [rows, labels], exit layers [rows]
 
 
-def open_checkpoint() -> Checkpoint:
-    path = BUNDLED / CHECKPOINT
-    return checkpoint.read(path if path.is_dir() else CHECKPOINT)
+class Opened(NamedTuple):
+    """A checkpoint directory, read without pfengine."""
+
+    path: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    tensors: dict[str, Tensor]  # float32
+    tokenizer: Tokenizer | None
+
+    def rows(self, texts: Sequence[str]) -> list[Row]:
+        assert self.tokenizer is not None, f"{self.path} has no tokenizer.json"
+        self.tokenizer.no_padding()
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+
+
+def read(path: Path) -> Opened:
+    stored: dict[str, Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        stored |= load_file(file)
+    tensors = {key: value.float() for key, value in stored.items() if not key.endswith(".scale")}
+    for key in stored.keys() - tensors.keys():  # of matrices kept as int8, one per row
+        tensors[key.removesuffix(".scale")] *= stored[key][..., None]
+    config, manifest = (json.loads((path / name).read_text()) for name in ("config.json", "pfengine.json"))
+    tokenizer = path / "tokenizer.json"
+    return Opened(path, config, manifest, tensors, Tokenizer.from_file(str(tokenizer)) if tokenizer.exists() else None)
+
+
+@functools.cache
+def open_checkpoint() -> Opened:
+    """The bundled checkpoint, or the one that PFENGINE_BENCH_CHECKPOINT names."""
+    bundled = Path(pfengine.__file__).parent / "checkpoints" / CHECKPOINT
+    return read(bundled if bundled.is_dir() else Path(CHECKPOINT))
 
 
 class Eager:
     """transformers' encoder with the exit head in plain torch; fp32, padded batches, as its authors would run it."""
 
-    def __init__(self, ckpt: Checkpoint) -> None:
+    def __init__(self, ckpt: Opened) -> None:
         from transformers import AutoConfig, AutoModel
 
-        prefix = ckpt.backbone.family.prefix
-        config = AutoConfig.for_model(**{**ckpt.backbone.raw, "attn_implementation": "sdpa"})
+        word = "embeddings.word_embeddings.weight"
+        (prefix,) = (key.removesuffix(word) for key in ckpt.tensors if key.endswith(word))
+        config = AutoConfig.for_model(**{**ckpt.config, "attn_implementation": "sdpa"})
         self.encoder = AutoModel.from_config(config, add_pooling_layer=False).eval()
         weights = {key.removeprefix(prefix): value for key, value in ckpt.tensors.items() if key.startswith(prefix)}
         missing, extra = self.encoder.load_state_dict(weights, strict=False)
         assert not extra, extra
         assert all("position_ids" in key for key in missing), missing
-        self.head = {key.removeprefix(PREFIX): value for key, value in ckpt.tensors.items() if key.startswith(PREFIX)}
-        self.n, self.labels = ckpt.backbone.num_layers, ckpt.backbone.num_labels
-        self.pad = ckpt.backbone.pad_token_id
-        self.tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone)
-
-    def rows(self, texts: Sequence[str]) -> list[Row]:
-        return self.tokenizer.encode(enumerate(texts))  # type: ignore[return-value]
+        self.head = {key.removeprefix(HEAD): value for key, value in ckpt.tensors.items() if key.startswith(HEAD)}
+        self.n, self.labels = config.num_hidden_layers, len(ckpt.config["id2label"])
+        self.pad = ckpt.config.get("pad_token_id", 0)
+        self.rows = ckpt.rows
 
     def pooled(self, first: Tensor, layer: int) -> Tensor:
         return torch.tanh(F.linear(first, self.head["poolers.weight"][layer], self.head["poolers.bias"][layer]))
@@ -62,19 +92,19 @@ class Eager:
     @torch.inference_mode()
     def full_depth(self, texts: Sequence[str], batch_size: int) -> Answers:
         """Padded batches sorted by length, every layer, logits of the last."""
-        rows = sorted(self.rows(texts), key=lambda row: len(row.ids))
+        rows = sorted(enumerate(self.rows(texts)), key=lambda row: len(row[1]))
         out = torch.empty(len(rows), self.labels)
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            longest = len(batch[-1].ids)
+            longest = len(batch[-1][1])
             ids = torch.full((len(batch), longest), self.pad)
             mask = torch.zeros_like(ids)
-            for i, row in enumerate(batch):
-                ids[i, : len(row.ids)] = torch.from_numpy(row.ids)
-                mask[i, : len(row.ids)] = 1
+            for i, (_, row) in enumerate(batch):
+                ids[i, : len(row)] = torch.tensor(row)
+                mask[i, : len(row)] = 1
             hidden = self.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]
             past = torch.stack([self.slot(self.pooled(h[:, 0], i), i) for i, h in enumerate(hidden)]).sum(0)
-            out[[row.row_id for row in batch]] = self.logits(past, torch.zeros(1), self.n)
+            out[[row_id for row_id, _ in batch]] = self.logits(past, torch.zeros(1), self.n)
         return out.numpy(), np.full(len(rows), self.n)
 
     @torch.inference_mode()
@@ -82,7 +112,7 @@ class Eager:
         """One row at a time; after every layer the head, the entropy, and a look at its value."""
         logits, exits = [], []
         for row in self.rows(texts):
-            x = self.encoder.embeddings(input_ids=torch.from_numpy(row.ids)[None])
+            x = self.encoder.embeddings(input_ids=torch.tensor(row)[None])
             past = torch.zeros(1, 2 * self.labels)
             for i in range(self.n):
                 x = self.encoder.encoder.layer[i](x)
@@ -102,11 +132,30 @@ class Eager:
         return np.array(logits), np.array(exits)
 
 
-def contestants(ckpt: Checkpoint, batch_size: int) -> dict[str, Callable[[Sequence[str]], Answers]]:
+class FullDepth(nn.Module):
+    """The checkpoint's encoder and exit head with exits off, as one module that exporters can trace."""
+
+    def __init__(self, eager: Eager) -> None:
+        super().__init__()
+        self.encoder, self.eager = eager.encoder, eager
+        self.weights = nn.ParameterDict(
+            {key.replace(".", "_"): nn.Parameter(value, requires_grad=False) for key, value in eager.head.items()}
+        )
+        eager.head = {key: self.weights[key.replace(".", "_")] for key in eager.head}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        out = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, output_hidden_states=True
+        )
+        states = [self.eager.slot(self.eager.pooled(h[:, 0], i), i) for i, h in enumerate(out.hidden_states[1:])]
+        return self.eager.logits(torch.stack(states).sum(0), torch.zeros(1), self.eager.n)
+
+
+def contestants(ckpt: Opened, batch_size: int) -> dict[str, Callable[[Sequence[str]], Answers]]:
     """Name -> function from texts to answers; the first is what speed-ups are measured against."""
     engine = pfengine.load(ckpt.path, precision="fp32")
     eager = Eager(ckpt)
-    threshold = ckpt.engine.threshold
+    threshold = ckpt.manifest["threshold"]
     assert threshold is not None, "the benchmark needs a checkpoint with a threshold of its own"
 
     def run(criterion: object) -> Callable[[Sequence[str]], Answers]:

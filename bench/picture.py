@@ -31,7 +31,7 @@ def draw(report: Report, directory: Path) -> list[Path]:
 
 
 def _draw_throughput(report: Report, hidden: int, path: Path) -> None:
-    """Rows a second of every contestant, a bar for a large batch and one for single rows."""
+    """Rows per second of every contestant, a bar for a large batch and one for single rows."""
     bars: dict[str, dict[str, float]] = {}
     full_depth = [r for r in report["full_depth"] if r["hidden"] == hidden]
     if batch := _large_batch(full_depth):

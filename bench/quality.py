@@ -9,38 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 import pfengine
 
-from .peers import Eager, open_checkpoint
+from .peers import Eager, FullDepth, open_checkpoint
 
 Answers = Callable[[Sequence[str]], np.ndarray]  # texts -> logits [rows, labels]
-
-
-class FullDepth(nn.Module):
-    """The checkpoint's encoder and exit head with exits off, as one module that exporters can trace."""
-
-    def __init__(self, eager: Eager) -> None:
-        super().__init__()
-        self.encoder, self.eager = eager.encoder, eager
-        self.weights = nn.ParameterDict(
-            {key.replace(".", "_"): nn.Parameter(value, requires_grad=False) for key, value in eager.head.items()}
-        )
-        eager.head = {key: self.weights[key.replace(".", "_")] for key in eager.head}
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        out = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, output_hidden_states=True
-        )
-        states = [self.eager.slot(self.eager.pooled(h[:, 0], i), i) for i, h in enumerate(out.hidden_states[1:])]
-        return self.eager.logits(torch.stack(states).sum(0), torch.zeros(1), self.eager.n)
 
 
 def inputs(eager: Eager, text: str) -> dict[str, np.ndarray]:
     """One row, unpadded."""
     (row,) = eager.rows([text])
-    ids = row.ids[None]
+    ids = np.array([row])
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 

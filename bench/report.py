@@ -13,6 +13,7 @@ from pfengine.evaluation import describe_machine
 from . import engines
 from .knobs import JSON, PICTURES, ROUNDS, ROWS
 from .roof import gemm_gflops
+from .tables import write_columns
 
 Record = dict[str, Any]
 PEERS = ("transformers", "openvino", "nncf", "onnx", "onnxruntime")
@@ -85,7 +86,7 @@ def as_json(texts: int) -> dict[str, Any]:
     """texts: rows of test_exits, which are sentences of its own."""
     return {
         "machine": describe_machine(),
-        "versions": {package: _version(package) for package in PEERS},
+        "versions": versions(),
         "rounds": ROUNDS,
         "rows": texts if EXITS else ROWS,
         "skipped": engines.SKIPPED,
@@ -124,7 +125,12 @@ def _roofs() -> dict[str, dict[str, float]]:
     return {precision: gemm_gflops(precision) for precision in precisions}
 
 
-def _version(package: str) -> str | None:
+def versions() -> dict[str, str | None]:
+    """Of the peers; None where one is not installed."""
+    return {package: installed_version(package) for package in PEERS}
+
+
+def installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -133,17 +139,11 @@ def _version(package: str) -> str | None:
 
 def _write_table(name: str, title: str, records: Sequence[Record], line: Callable[[str], None]) -> None:
     columns = COLUMNS[name]
-    cells = [[_cell(record[key], form) for key, _, form in columns] for record in records]
-    widths = [max(len(heading), *(len(row[i]) for row in cells)) for i, (_, heading, _) in enumerate(columns)]
     line("")
     line(f"{title}; medians of {ROUNDS} interleaved rounds" if name != "quality" else title)
-    for row in [[heading for _, heading, _ in columns], *cells]:
-        line(
-            "  ".join(
-                text.ljust(width) if form.startswith("<") else text.rjust(width)
-                for text, width, (_, _, form) in zip(row, widths, columns, strict=True)
-            ).rstrip()
-        )
+    headings = [heading for _, heading, _ in columns]
+    cells = [[_cell(record[key], form) for key, _, form in columns] for record in records]
+    write_columns(headings, cells, "".join("<" if form[0] == "<" else ">" for _, _, form in columns), line)
 
 
 def _cell(value: Any, form: str) -> str:

@@ -9,18 +9,18 @@ import numpy as np
 from .models import LAYERS, VOCABULARY
 
 Row = list[int]
-PEERS_STREAM = 32  # rows a batch for who does not batch by itself
+PEERS_STREAM = 32  # rows per batch for those that do not batch by themselves
 
 
 def make_rows(n: int, seed: int = 0) -> list[Row]:
-    """4 to 66 tokens, about 25 on average, in no order of length; the ids are random."""
+    """4 to 66 tokens each, about 25 on average, in no order of length; the ids are random."""
     generator = np.random.default_rng(seed)
     lengths = np.clip(np.round(generator.gamma(4.5, 25 / 4.5, n)), 4, 66).astype(int)
     return [generator.integers(1, VOCABULARY, length).tolist() for length in lengths]
 
 
 def fixed_batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[int]]:
-    """Indices of the rows of each batch: by length, so that little is padded; as they come where a batch is a row."""
+    """Indices of the rows of each batch: by length, so that little is padded; as they come where a batch is one row."""
     order = list(range(len(rows)))
     if batch_size > 1:
         order.sort(key=lambda i: len(rows[i]))
@@ -38,23 +38,27 @@ def padded(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def replay_layers(rows: Sequence[Row], speedup: float, every: int = 1) -> np.ndarray:
+def replay_layers(rows: Sequence[Row], speedup: float, every: int = 1, layers: int = LAYERS) -> np.ndarray:
     """Exit layers of the rows, spread over the depth, whose layer speed-up is the one asked for up to rounding.
 
-    every: exits are behind each layer, each second... Of 1,000 ways to hand the layers out, the one in which they
+    every: there is an exit after each layer, each second... Of 1,000 ways to hand the layers out, the one in which they
     depend least on the rows' lengths: otherwise the clock of a few rows would show who by chance stayed long.
     """
     generator = np.random.default_rng(1)
-    n, exits, mean = len(rows), LAYERS // every, LAYERS / speedup / every
-    layers = np.clip(np.round(generator.gamma(2, mean / 2, n)), 1, exits).astype(np.int64)
-    while gap := round(n * mean) - layers.sum():
+    n, exits, mean = len(rows), layers // every, layers / speedup / every
+    left = np.clip(np.round(generator.gamma(2, mean / 2, n)), 1, exits).astype(np.int64)
+    while gap := round(n * mean) - left.sum():
         row, step = generator.integers(n), np.sign(gap)
-        if 1 <= layers[row] + step <= exits:
-            layers[row] += step
+        if 1 <= left[row] + step <= exits:
+            left[row] += step
     lengths = np.array([len(row) for row in rows])
-    unbiased = lengths.mean() * layers.mean()
-    ways = (generator.permutation(layers) for _ in range(1000))
+    unbiased = lengths.mean() * left.mean()
+    ways = (generator.permutation(left) for _ in range(1000))
     return every * min(ways, key=lambda way: abs((lengths * way).mean() - unbiased))
+
+
+def layer_speedup(exit_layers: np.ndarray, layers: int = LAYERS) -> float:
+    return float(layers * len(exit_layers) / exit_layers.sum())
 
 
 def encoder_flops(rows: Sequence[Row], hidden: int) -> int:

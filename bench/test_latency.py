@@ -1,4 +1,4 @@
-"""Milliseconds a row where a call is a row, without exits, beside the peers."""
+"""Milliseconds per row where a call is one row, without exits, beside the peers."""
 
 from __future__ import annotations
 

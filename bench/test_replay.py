@@ -12,14 +12,13 @@ import pytest
 
 import pfengine
 from pfengine.exits import Replay
-from pfengine.exits.calibration import layer_speedup
 
 from . import engines, report
 from .engines import contestant, disagreeing
 from .interleave import interleave
 from .knobs import CACHE, HIDDEN, PRECISIONS, ROWS, BatchSize, batch_name, batch_sizes
 from .models import EXIT_HEADS, LAYERS, random_checkpoint
-from .rows import fixed_batches, make_rows, replay_layers
+from .rows import fixed_batches, layer_speedup, make_rows, replay_layers
 
 OFF, PEER = "exits off", "OpenVINO int8"
 SPEEDUPS = {f"replay {speedup:g}x": speedup for speedup in (1.5, 2.0, 3.0, 4.0)}
@@ -79,7 +78,7 @@ def measured(hidden: int, precision: str, head: str, batch_size: BatchSize) -> d
     rounds = interleave(calls, check)
     records = {}
     for name in rounds.seconds:
-        layer = 1.0 if name == PEER else layer_speedup(rounds.answers[name], LAYERS)
+        layer = 1.0 if name == PEER else layer_speedup(rounds.answers[name])
         speedup = rounds.speedup(name, OFF)
         assert speedup is not None
         records[name] = {

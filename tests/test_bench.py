@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import pfengine
 from pfengine import extension
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # at its end: pfengine stays the one that is installed
 
-from bench import conversions  # noqa: E402
+from bench import conftest, conversions, core, models, overview  # noqa: E402
 from bench.engines import NAMES, REFERENCE, disagreeing  # noqa: E402
 from bench.interleave import interleave  # noqa: E402
+from bench.overview import Case, Run, within  # noqa: E402
 from bench.rows import fixed_batches, make_rows, padded, replay_layers  # noqa: E402
+from bench.tables import write_columns  # noqa: E402
 
 
 def run_bench(report: Path, *files: str, **environment: str) -> tuple[str, dict[str, Any]]:
@@ -39,6 +45,151 @@ def run_bench(report: Path, *files: str, **environment: str) -> tuple[str, dict[
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout, json.loads(report.read_text())
+
+
+def without(package: str, directory: Path) -> dict[str, str]:
+    """An environment in which the package is not installed, wherever this runs."""
+    directory.mkdir()
+    error = f"ModuleNotFoundError(\"No module named '{package}'\", name='{package}')"
+    (directory / f"{package}.py").write_text(f"raise {error}\n")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not extension.has_cpu(), reason="int8 needs the compiled kernels")
+def test_what_a_person_runs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    output, report = run_bench(
+        tmp_path / "bench.json",
+        "bench/",
+        PFENGINE_BENCH_SECONDS="100000",  # nobody is left out, however busy the machine is
+        PFENGINE_BENCH_ROWS="4",
+        PFENGINE_BENCH_HIDDEN="48",
+        PFENGINE_BENCH_CACHE=str(tmp_path / "cache"),
+        PFENGINE_BENCH_CONTESTANTS="transformers fp32,ONNX,pfengine",
+        OMP_NUM_THREADS="1",
+        **without("onnxruntime", tmp_path / "absent"),
+    )
+    found = {(r["model"], r["batch"], r["contestant"]): r for r in report["records"]}
+    pfengines = [
+        f"pfengine{exits} {precision}" for exits in ("", " replay 2x") for precision in ("fp32", "bf16", "int8")
+    ]
+    for model in ("bundled", "random-48"):
+        for batch in (1, 32):
+            for name in (*pfengines, "transformers fp32", *["pfengine speedup=2 int8"] * (model == "bundled")):
+                record = found.pop((model, batch, name))
+                assert 0 < record["p50_ms"] <= record["p99_ms"]
+                assert record["rows_per_second"] > 0
+                assert record["wall_clock_speedup"] > 0
+                assert record["layer_speedup"] == 2 if "replay" in name else record["layer_speedup"] >= 1
+                if name == f"pfengine {record['precision']}":
+                    assert record["wall_clock_speedup"] == 1
+    assert not found
+    missing = {(m["model"], m["batch"], m["contestant"]): m["why"] for m in report["missing"]}
+    assert missing["random-48", 1, "OpenVINO int8"] == "left out by PFENGINE_BENCH_CONTESTANTS"
+    why = missing["bundled", 32, "ONNX Runtime fp32"]
+    assert why in ("onnxruntime is not installed", "onnx is not installed")
+    assert any(f"ONNX Runtime fp32 - {why}" == " ".join(line.split()[1:]) for line in output.splitlines())
+    assert "torch.compile fp32" in output
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert report["machine"]["threads"] == 1
+    assert output.count("layer speed-up") == 1  # one table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "full", "suites"),
+    [
+        (["bench/"], False, {"test_overview"}),
+        (
+            ["bench/"], True,
+            {f"test_{suite}" for suite in ("exits", "full_depth", "head", "latency", "quality", "replay")},
+        ),
+        (["bench/test_replay.py::test_replay"], False, {"test_replay"}),
+    ],
+)  # fmt: skip
+def test_which_suites_run(arguments: list[str], full: bool, suites: set[str]) -> None:
+    config: Any = SimpleNamespace(
+        args=arguments, invocation_params=SimpleNamespace(dir=ROOT), getoption=lambda name: {"--full": full}[name]
+    )
+    files = [ROOT / "bench" / "test_replay.py"] if "replay" in arguments[0] else (ROOT / "bench").glob("test_*.py")
+    assert {file.stem for file in files if not conftest.pytest_ignore_collect(file, config)} == suites
+    assert bool(conftest.pytest_ignore_collect(ROOT / "bench" / "gpu", config)) == (
+        importlib.util.find_spec("triton") is None or (not full and suites == {"test_overview"})
+    )
+
+
+def test_no_more_rounds_than_there_is_time() -> None:
+    calls = {"a": lambda: 1, "b": lambda: 2}
+    assert len(interleave(calls, lambda answers: (), rounds=5, seconds=0).seconds["a"]) == 1
+    assert len(interleave(calls, lambda answers: (), rounds=5).seconds["b"]) == 5
+
+
+def test_peers_too_slow_for_the_time_are_left_out() -> None:
+    case, missing = Case("bundled", 32), {}
+    runs = {name: Run(lambda rows: lambda: np.zeros(1), per_row) for name, per_row in
+            {"pfengine fp32": 0.5, "slow": 0.9, "fast": 0.1}.items()}  # fmt: skip
+    within(2 * 32 * 1.5, case, runs, missing)
+    assert set(runs) == {"pfengine fp32", "slow", "fast"}
+    within(2 * 32 * 0.7, case, runs, missing)
+    assert set(runs) == {"pfengine fp32", "fast"}
+    within(0.0, case, runs, missing)
+    assert set(runs) == {"pfengine fp32"}
+    assert missing == {("slow", case): overview.TOO_SLOW, ("fast", case): overview.TOO_SLOW}
+
+
+def test_conversions_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PFENGINE_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(conversions, "converted", lambda name, model: False)
+    start = time.monotonic()
+    assert conversions.convert_within(0.2, ["OpenVINO fp32"], [48]) == {}
+    assert time.monotonic() - start < 60
+    assert not list(tmp_path.glob("openvino*"))
+
+
+def test_cells_that_explain_themselves() -> None:
+    lines: list[str] = []
+    write_columns(["a", "b", "c"], [["x", "y", "1"], ["x", "- a long reason"]], "<<>", lines.append)
+    assert lines == ["a  b  c", "x  y  1", "x  - a long reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not extension.has_cpu(), reason="int8 needs the compiled kernels")
+def test_the_core_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "ROWS", dict.fromkeys(core.ROWS, 5))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = str(Path(pfengine.__file__).parents[1])
+    options = {"new": folder, "old-name": "1234567", "out": tmp_path / "core", "cache": tmp_path, "hidden": 24,
+               "rounds": 1, "seconds": 0}  # fmt: skip
+    core.main([folder, *(f"--{key}={value}" for key, value in options.items())])
+    found = json.loads((tmp_path / "core.json").read_text())
+    assert [(r["what"], r["rows"]) for r in found["rates"]] == [
+        (what, rows) for rows in ("one row", "batch 32", "stream") for what in ("full depth", "replay 2x")
+    ]
+    assert all(r["same_bits"] and r["ratio"] > 0 for r in found["rates"])
+    assert {(r["what"], r["rows"], r["exit"]) for r in found["rules"]} == {
+        (what, rows, layer)
+        for what in ("Python callable", *(rule.name for rule in core.RULES))
+        for rows in ("one row", "batch 32")
+        for layer in (6, 12)
+    }
+    assert all(r["new"] > 0 and r["old"] > 0 for r in found["rules"])
+    assert found["import"]["new"] > 0
+    page = (tmp_path / "core.md").read_text()
+    assert "commit 1234567" in page
+    assert folder not in page + (tmp_path / "core.json").read_text()
+
+
+def test_the_core_beside_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no pfengine"):
+        core.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("head", models.EXIT_HEADS)
+def test_random_checkpoints_are_read(tmp_path: Path, head: str) -> None:
+    engine = pfengine.load(models.random_checkpoint(tmp_path, 24, head), precision="fp32", criterion="never")
+    out = engine.predict([{"input_ids": row} for row in make_rows(3)])
+    assert np.isfinite(out.logits).all()
+    assert list(engine.exit_layers) == list(range(models.EXIT_HEADS[head][1], 13, models.EXIT_HEADS[head][1]))
 
 
 @pytest.mark.slow
@@ -60,10 +211,6 @@ def test_exits(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not extension.has_cpu(), reason="int8 needs the compiled kernels")
 def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
-    absent = tmp_path / "absent"  # onnxruntime is not installed, wherever this runs
-    absent.mkdir()
-    error = "ModuleNotFoundError(\"No module named 'onnxruntime'\", name='onnxruntime')"
-    (absent / "onnxruntime.py").write_text(f"raise {error}\n")
     output, report = run_bench(
         tmp_path / "bench.json",
         *(f"bench/test_{suite}.py" for suite in ("full_depth", "latency", "replay", "head")),
@@ -73,8 +220,8 @@ def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
         PFENGINE_BENCH_CACHE=str(tmp_path / "cache"),
         PFENGINE_BENCH_CONTESTANTS="transformers,ONNX,OpenVINO,pfengine",  # torch.compile takes a minute
         PFENGINE_BENCH_PICTURES=str(tmp_path / "pictures"),
-        PYTHONPATH=os.pathsep.join(filter(None, [str(absent), os.environ.get("PYTHONPATH")])),
         OMP_NUM_THREADS="1",  # so small a model only waits for threads
+        **without("onnxruntime", tmp_path / "absent"),
     )
     skipped = report["skipped"]
     for name in ("ONNX Runtime fp32", "ONNX Runtime int8"):
@@ -153,16 +300,14 @@ def test_answers_that_differ_are_not_timed() -> None:
     assert disagreeing({"pfengine fp32": answers["pfengine fp32"]}) == {"pfengine fp32"}
 
 
-def test_what_is_interrupted_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversions, "CACHE", tmp_path)
-
+def test_what_is_interrupted_is_made_again(tmp_path: Path) -> None:
     def half(directory: Path) -> None:
         (directory / "half").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        conversions.kept("torch", 48, "fp32", half)
+        models.kept(tmp_path / "a", half)
     assert not list(tmp_path.iterdir())
-    path = conversions.kept("torch", 48, "fp32", lambda directory: (directory / "whole").touch())
-    assert conversions.kept("torch", 48, "fp32", half) == path
+    path = models.kept(tmp_path / "a", lambda directory: (directory / "whole").touch())
+    assert models.kept(tmp_path / "a", half) == path
     assert [file.name for file in path.iterdir()] == ["whole"]

@@ -19,16 +19,16 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # at its end: pfengine stays the one that is installed
 
-from bench.gpu import counted, goals, knobs, report, timing  # noqa: E402
-from bench.gpu import results as results_of_gpu  # noqa: E402
-from bench.gpu.alone import copies  # noqa: E402
+from bench.gpu import counted, report, timing, work  # noqa: E402
+from bench.gpu import results as goals  # noqa: E402
 from bench.gpu.costs import COSTS, Cost, Use, cost, name  # noqa: E402
-from bench.gpu.launches import Ceilings, Pass, label, lines  # noqa: E402
-from bench.gpu.on_device import spans  # noqa: E402
-from bench.gpu.peers import AUTOTUNED, COMPILED, EAGER  # noqa: E402
-from bench.gpu.plan import plan  # noqa: E402
-from bench.gpu.results import Results, kept  # noqa: E402
-from bench.gpu.tables import short  # noqa: E402
+from bench.gpu.counted import Ceilings, Pass, label, lines  # noqa: E402
+from bench.gpu.parts import copies  # noqa: E402
+from bench.gpu.report import short  # noqa: E402
+from bench.gpu.results import TABLES, Results, kept  # noqa: E402
+from bench.gpu.test_gpu import plan  # noqa: E402
+from bench.gpu.timing import spans  # noqa: E402
+from bench.gpu.work import AUTOTUNED, COMPILED, EAGER  # noqa: E402
 from pfengine import kernels  # noqa: E402
 from pfengine.kernels.attention import attention  # noqa: E402
 from pfengine.kernels.imitation import imitation  # noqa: E402
@@ -213,7 +213,7 @@ def test_goals() -> None:
     late = ["not measured"] * 6
     assert said == ["0.80", "3.50", f"**1.20** ({AUTOTUNED.split()[-1]} alone)", "0.300", *late, "4.0%", "2.00"]
     assert {goals.reached(goal, None) for goal in goals.GOALS} == {"not measured"}
-    empty = measured() | {table: [] for table in results_of_gpu.TABLES} | {"ceilings": None}
+    empty = measured() | {table: [] for table in TABLES} | {"ceilings": None}
     assert {goals.reached(goal, empty) for goal in goals.GOALS} == {"not measured"}
 
 
@@ -380,10 +380,10 @@ def test_a_dry_run_goes_all_the_way(tmp_path: Path) -> None:
 def test_what_is_not_reached_is_said(tmp_path: Path) -> None:
     environment = {"PFENGINE_GPU_DRY": "1", "PFENGINE_GPU_DEADLINE": "0.01", "PFENGINE_GPU_OUT": str(tmp_path)}
     pytest_ = Path(sys.executable).parent / "pytest"
-    result = run(pytest_, "bench/gpu/test_measure.py", "-q", TRITON_INTERPRET="1", **environment)
+    result = run(pytest_, "bench/gpu/test_gpu.py::test_measure", "-q", TRITON_INTERPRET="1", **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads((tmp_path / "dry.json").read_text())
     assert found["not_measured"]["ceilings"] == "out of time"
     assert set(found["not_measured"].values()) == {"out of time"}
     assert len(found["not_measured"]) == result.stdout.splitlines()[0].count("s")
-    assert knobs.REAL.precision == "bf16"
+    assert work.REAL.precision == "bf16"

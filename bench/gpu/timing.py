@@ -1,19 +1,22 @@
-"""Clocks: of the device by CUDA events around a graph or a full queue, of the wall around calls that wait.
+"""Clocks: of the device by CUDA events around a graph, a full queue or a batch, of the wall around calls that wait.
 
 On a CPU, where a run is dry, the wall's clock stands in for all of them.
 """
 
 from __future__ import annotations
 
-import statistics
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 
+from pfengine.ops.cuda_lanes import Lane
+
 from ..interleave import Rounds
-from .knobs import SIZES
+from .work import SIZES, Prediction
 
 Call = Callable[[], Any]
 Measure = Callable[[], float]  # seconds of one call, on average over a part of a round
@@ -41,7 +44,7 @@ def wall(call: Call, device: torch.device) -> Measure:
 
 
 def graphed(calls: Sequence[Call], device: torch.device) -> Measure:
-    """Of one of the calls on the device, all of them recorded as one CUDA graph, one behind the other."""
+    """Of one of the calls on the device, all of them recorded as one CUDA graph, one after the other."""
     if device.type != "cuda":
         return often(lambda times: _clock(calls, times), len(calls))
     for call in calls:  # compiles what is not yet
@@ -107,7 +110,7 @@ def often(measure: Callable[[int], float], calls: int = 1) -> Measure:
 
 
 def interleaved(measures: Mapping[str, Measure], rounds: int = SIZES.rounds) -> Rounds:
-    """Each once a round: what drifts meets all of them."""
+    """Each once per round: what drifts meets all of them."""
     found = Rounds(seconds={name: [] for name in measures})
     for _ in range(rounds):
         for name, measure in measures.items():
@@ -115,5 +118,43 @@ def interleaved(measures: Mapping[str, Measure], rounds: int = SIZES.rounds) -> 
     return found
 
 
-def median(measure: Measure, rounds: int = SIZES.rounds) -> float:
-    return statistics.median(measure() for _ in range(rounds))
+Span = Callable[[], float]  # seconds, once the device has got there
+
+
+@contextlib.contextmanager
+def spans(device: torch.device) -> Iterator[list[Span]]:
+    """Of each batch that any engine computes meanwhile. Batches that overlap would each count what both take."""
+    found: list[Span] = []
+    real = Lane.compute
+
+    def compute(lane: Lane, *arguments: Any, **options: Any) -> None:
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()  # on the lane's stream, which is the current one
+            real(lane, *arguments, **options)
+            end.record()
+            found.append(lambda: 1e-3 * float(start.elapsed_time(end)))
+        else:
+            began = time.perf_counter()
+            real(lane, *arguments, **options)
+            seconds = time.perf_counter() - began
+            found.append(lambda: seconds)
+
+    with mock.patch.object(Lane, "compute", compute):
+        yield found
+
+
+def on_device(batches: Sequence[Prediction], device: torch.device) -> Measure:
+    """Of all batches together, each a call of its own, so that none overlap."""
+
+    def measure(times: int) -> float:
+        with spans(device) as found:
+            for _ in range(times):
+                for batch in batches:
+                    batch()
+        synchronize(device)
+        if len(found) != times * len(batches):
+            raise RuntimeError(f"{len(found)} batches were computed, expected {times * len(batches)}")
+        return sum(span() for span in found) / times
+
+    return often(measure)

@@ -1,0 +1,168 @@
+"""Parts of a pass, and the two rates they are held against: each launch alone, ragged attention beside torch's own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfengine.kernels.attention import attention
+from pfengine.kernels.launch import Launch
+from pfengine.ops import reference
+from pfengine.ops.cuda import full
+from pfengine.ops.cuda_lanes import CudaModel
+
+from ..engines import first_line
+from .costs import cost
+from .counted import Pass, label, lengths, signature, tested
+from .results import Results
+from .timing import Measure, graphed, interleaved, queued
+from .work import DRY, NESTED, OURS, SIZES, VARLEN, engine
+
+REPEATS = 4  # in a graph
+
+
+@torch.inference_mode()
+def ceilings(device: torch.device, results: Results) -> None:
+    """Random numbers: products of zeros are faster. The copy's bytes are those read and those written."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal() -> torch.Tensor:
+        return torch.randn(SIZES.gemm, SIZES.gemm, generator=generator, device=device, dtype=torch.bfloat16)
+
+    x, y, product = normal(), normal(), normal()
+    numbers = SIZES.copy_bytes // 4
+    source = torch.randint(1 << 30, (numbers,), generator=generator, device=device, dtype=torch.int32)
+    target = torch.empty_like(source)
+    rounds = interleaved({
+        "gemm": graphed([lambda: torch.matmul(x, y, out=product)] * REPEATS, device),
+        "copy": graphed([lambda: target.copy_(source)] * REPEATS, device),
+    })  # fmt: skip
+    flops, moved = 2 * SIZES.gemm**3, 2 * numbers * 4
+    results.ceilings(
+        gemm_size=SIZES.gemm,
+        gemm_flops_per_second=flops / rounds.median("gemm"),
+        gemm_slowest=flops / max(rounds.seconds["gemm"]),
+        gemm_fastest=flops / min(rounds.seconds["gemm"]),
+        copy_bytes=moved,
+        copy_bytes_per_second=moved / rounds.median("copy"),
+        copy_slowest=moved / max(rounds.seconds["copy"]),
+        copy_fastest=moved / min(rounds.seconds["copy"]),
+    )
+
+
+CACHES = 3  # times the last-level cache: what a round of copies takes at least
+MOST_COPIES, LEAST_LAUNCHES = 64, 24  # in a graph
+LARGE = 1 << 16  # bytes; smaller arguments stay the ones they are
+ROUNDS = 3 if not DRY else 1
+
+
+def cache_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None) or 64 << 20)
+
+
+def copies(arguments: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+    """The arguments, and as many copies of the large ones as do not fit into the cache together."""
+    large = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and v.numel() * v.element_size() >= LARGE}
+    size = sum(value.numel() * value.element_size() for value in large.values())
+    many = min(MOST_COPIES, -(-CACHES * cache_bytes(device) // size)) if size else 1
+    return [arguments, *({**arguments, **{k: v.clone() for k, v in large.items()}} for _ in range(many - 1))]
+
+
+def around(calls: Sequence[Any]) -> list[Any]:
+    """The calls, over and over, until there are enough for a graph."""
+    return list(itertools.islice(itertools.cycle(calls), max(len(calls), LEAST_LAUNCHES if not DRY else 1)))
+
+
+@torch.inference_mode()
+def kernels(batch: int, device: torch.device, results: Results) -> None:
+    """A record for each kind of launch of a pass with every exit tested and nobody leaving, SST-2 lengths."""
+    hidden = SIZES.hidden[0]
+    native = engine(hidden, "authors", device).model.native
+    assert isinstance(native, CudaModel)
+    rows = [min(length, SIZES.most_tokens) for length in lengths(batch)]
+    # never late, as no batch of this size is: what a late exit counts is another number the second time
+    once = Pass(native.weights, rows, tested(native.weights, True), SIZES.vocabulary, late=False)
+    once.run()  # compiled
+    groups: dict[str, list[Launch]] = {}
+    for launch in once.noted(run=True):
+        groups.setdefault(signature(launch), []).append(launch)
+    for launches in groups.values():
+        one = launches[0]
+        calls = around([partial(one.run, arguments) for arguments in copies(one.arguments, device)])
+        rounds = interleaved({"kernel": graphed(calls, device)}, ROUNDS)
+        least = cost(one, once.use)
+        results.add("kernels", {
+            "hidden": hidden, "rows": len(rows), "tokens": sum(rows), "label": label(one, once.use),
+            "launches": len(launches), "seconds": rounds.median("kernel"), "flops": least.flops, "bytes": least.bytes,
+        })  # fmt: skip
+
+
+ALLOWED = 0.03  # of numbers near 1: bf16 has 8 bits, and both products round
+QUEUED = 50  # calls; torch's own are a few launches each
+
+
+def contestants(bounds: Tensor, heads: int, size: int, longest: int) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+    """Each from its inputs, [T, 3 heads size] for us and three of [T, heads, size] for torch, to [T, heads size]."""
+    count = full(len(bounds) - 1, bounds.device)
+    yield OURS, lambda qkv: attention(qkv, bounds, heads, size**-0.5, longest, count)
+
+    def varlen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        out = varlen_attn(q, k, v, bounds, bounds, longest, longest)
+        return (out if isinstance(out, Tensor) else out[0]).flatten(1)
+
+    offsets = bounds.long()
+
+    def nested(*inputs: Tensor) -> Tensor:
+        q, k, v = (
+            torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=1, max_seqlen=longest).transpose(1, 2)
+            for x in inputs
+        )
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values().flatten(1)
+
+    yield VARLEN, varlen
+    yield NESTED, nested
+
+
+@torch.inference_mode()
+def ragged_attention(device: torch.device, results: Results) -> None:
+    """A batch of SST-2 lengths. torch gets its queries, keys and values apart, and that costs it nothing here."""
+    heads, hidden = SIZES.attention_heads, SIZES.hidden[0]
+    rows = [min(length, SIZES.most_tokens) for length in lengths(SIZES.large_batch)]
+    bounds = torch.tensor([0, *rows], device=device).cumsum(0).int()
+    generator = torch.Generator(device).manual_seed(0)
+    qkv = torch.randn(sum(rows), 3 * hidden, generator=generator, device=device, dtype=SIZES.dtype)
+    apart = [part.contiguous() for part in qkv.view(len(qkv), 3, heads, hidden // heads).unbind(1)]
+    wanted = reference.attention(qkv.float(), bounds, heads, (hidden // heads) ** -0.5, False)
+    measures: dict[str, Measure] = {}
+    for name, call in contestants(bounds, heads, hidden // heads, max(rows)):
+        inputs = {"0": qkv} if name == OURS else {str(i): part for i, part in enumerate(apart)}
+        try:
+            error = float((call(*inputs.values()).float() - wanted).abs().max())
+            if not error <= ALLOWED:
+                raise AssertionError(f"its numbers differ from fp32's by {error:.2g}, more than {ALLOWED}")
+            calls = [partial(call, *some.values()) for some in copies(inputs, device)]
+            measures[name] = queued(partial(_next, itertools.cycle(calls)), device, QUEUED)
+        except Exception as error:
+            if name == OURS:
+                raise
+            results.miss(f"ragged attention: {name}", first_line(error))
+    rounds = interleaved(measures)
+    for name in measures:
+        results.add("single", {
+            "what": "ragged attention", "hidden": hidden, "rows": len(rows), "tokens": sum(rows), "contestant": name,
+            "seconds": rounds.median(name), "pfengine_is_faster": rounds.speedup(OURS, name),
+        })  # fmt: skip
+
+
+def _next(calls: Iterator[Callable[[], Tensor]]) -> Tensor:
+    return next(calls)()

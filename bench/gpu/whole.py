@@ -1,0 +1,259 @@
+"""Whole passes: at full depth beside transformers, as it is and compiled, with exits replayed, with exits tested."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfengine.ops.cuda_lanes import CudaModel
+
+from ..engines import FP32_TOLERANCE, TOLERANCE, first_line
+from ..rows import Row, fixed_batches, layer_speedup, padded
+from .costs import cost
+from .counted import Pass, tested
+from .results import Record, Results
+from .timing import Measure, interleaved, on_device, queued, synchronize, wall
+from .work import (
+    COMPILED,
+    DRY,
+    EAGER,
+    OFF,
+    OURS,
+    RAGGED,
+    SIZES,
+    Cell,
+    Prediction,
+    engine,
+    exit_layers,
+    fixed_rows,
+    path,
+    ragged_torch,
+)
+
+Forward = Callable[[dict[str, Tensor]], Tensor]  # input_ids and so on, int64 [R, longest] -> logits [R, C]
+
+
+@functools.cache
+def transformers_model(hidden: int, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(
+        path(hidden, "classifier"),
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    return model.eval().to(device)
+
+
+def eager(hidden: int, device: torch.device, dtype: torch.dtype = SIZES.dtype) -> Forward:
+    model = transformers_model(hidden, dtype, device)
+    return lambda inputs: model(**inputs).logits
+
+
+def compiled(name: str, hidden: int, device: torch.device, shapes: int) -> Forward:
+    """shapes: how many sizes of batches it will see; for more than one it is compiled for any. Slow at the first call.
+
+    A dry run traces and compiles nothing.
+    """
+    torch._dynamo.reset()
+    model = torch.compile(
+        transformers_model(hidden, SIZES.dtype, device),
+        mode=name.split()[-1],
+        dynamic=shapes > 1,
+        backend="eager" if DRY else "inductor",
+    )
+
+    def forward(inputs: dict[str, Tensor]) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return model(**inputs).logits
+
+    return forward
+
+
+class Padded:
+    """All rows in padded batches, each cut by length: padding, copies both ways and a wait for each batch included."""
+
+    def __init__(self, forward: Forward, rows: Sequence[Row], batch: int, device: torch.device) -> None:
+        self.forward, self.rows, self.device = forward, rows, device
+        self.batches = list(fixed_batches(rows, batch))
+
+    def inputs(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        arrays = padded([self.rows[i] for i in batch])
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+
+    @torch.no_grad()
+    def __call__(self) -> np.ndarray:
+        """Logits in the rows' order."""
+        parts = [self.forward(self.inputs(batch)).float().numpy(force=True) for batch in self.batches]
+        logits = np.concatenate(parts)
+        out = np.empty_like(logits)
+        out[np.concatenate(self.batches)] = logits
+        return out
+
+    def on_device(self) -> Callable[[], None]:
+        """The same, inputs on the device and logits left there."""
+        ready = [self.inputs(batch) for batch in self.batches]
+
+        @torch.no_grad()
+        def run() -> None:
+            for inputs in ready:
+                self.forward(inputs)
+
+        return run
+
+
+def expected(hidden: int, rows: Sequence[Row], batch: int, device: torch.device) -> np.ndarray:
+    """Logits of transformers in fp32."""
+    return Padded(eager(hidden, device, torch.float32), rows, batch, device)()
+
+
+def check(name: str, logits: np.ndarray, wanted: np.ndarray) -> float:
+    """How far logits are off, as a share of the range of those wanted. AssertionError where that is too far."""
+    span = float(np.ptp(wanted))
+    error = float(np.abs(logits - wanted).max())
+    allowed = TOLERANCE["bf16"] * span if SIZES.dtype == torch.bfloat16 else FP32_TOLERANCE
+    if not error <= allowed:  # nan too
+        raise AssertionError(f"logits of {name} differ from transformers fp32 by {error:.2g}, more than {allowed:.2g}")
+    return error / span
+
+
+def full_depth(cell: Cell, device: torch.device, results: Results, peers: Sequence[str] = (EAGER, RAGGED)) -> None:
+    """pfengine and the peers interleaved, once all have given the logits of transformers fp32. A peer may fail."""
+    rows = cell.rows()
+    wanted = expected(cell.hidden, rows, cell.batch, device)
+    ours = Prediction(engine(cell.hidden, "classifier", device), rows, cell.batch)
+    errors = {OURS: check(OURS, ours().logits, wanted)}
+    walls: dict[str, Measure] = {OURS: wall(ours, device)}
+    devices: dict[str, Measure] = {OURS: on_device(ours.batches(), device)}
+    for name in peers:
+        try:
+            call = _peer(name, cell, rows, device)
+            answer = call()
+            errors[name] = check(name, answer if isinstance(answer, np.ndarray) else answer.logits, wanted)
+            walls[name] = wall(call, device)
+            if isinstance(call, Padded) and len(call.batches) == 1:
+                devices[name] = queued(call.on_device(), device)
+        except Exception as error:
+            results.miss(f"{cell}: {name}", first_line(error))
+            walls.pop(name, None)
+    rounds, on_gpu = interleaved(walls), interleaved(devices)
+    for name in walls:
+        seconds = rounds.median(name)
+        results.add("full_depth", {
+            **_described(cell, rows),
+            "contestant": name,
+            "beside": list(walls),
+            "seconds": seconds,
+            "rows_per_second": len(rows) / seconds,
+            "device_seconds": on_gpu.median(name) if name in devices else None,
+            "pfengine_is_faster": rounds.speedup(OURS, name),
+            "pfengine_is_faster_on_device": on_gpu.speedup(OURS, name),
+            "error_share_of_range": errors[name],
+        })  # fmt: skip
+
+
+def _peer(name: str, cell: Cell, rows: Sequence[Row], device: torch.device) -> Any:
+    if name == RAGGED:
+        return Prediction(ragged_torch(cell.hidden, device), rows, cell.batch)
+    plain = Padded(eager(cell.hidden, device), rows, cell.batch, device)
+    if name not in COMPILED:
+        return plain
+    shapes = {(len(batch), max(len(rows[i]) for i in batch)) for batch in plain.batches}
+    call = Padded(compiled(name, cell.hidden, device, len(shapes)), rows, cell.batch, device)
+    for _ in range(3):  # compiled, recorded, replayed
+        call()
+    synchronize(device)
+    return call
+
+
+def _described(cell: Cell, rows: Sequence[Row]) -> Record:
+    padded = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in fixed_batches(rows, cell.batch))
+    return {**cell._asdict(), "rows": len(rows), "tokens": sum(map(len, rows)), "padded_tokens": padded}
+
+
+def gemm_share(device: torch.device, results: Results) -> None:
+    """Rows of one length in large batches, FLOPs as launched: the share of the ceiling that a whole pass reaches."""
+    batch, tokens = SIZES.gemm_share
+    ours, record = _pass("gemm share", SIZES.gemm_batches * batch, tokens, batch, device)
+    native = ours.engine.model.native
+    assert isinstance(native, CudaModel)
+    once = Pass(native.weights, [tokens] * batch, tested(native.weights, False))
+    flops = SIZES.gemm_batches * sum(cost(launch, once.use).flops for launch in once.noted())
+    rates = {f"{clock}_flops_per_second": flops / record[f"{clock}_seconds"] for clock in ("wall", "device")}
+    results.add("single", {**record, "batch": batch, "flops": flops, **rates})
+
+
+def latency(device: torch.device, results: Results) -> None:
+    """One row, one call."""
+    results.add("single", _pass("latency", 1, SIZES.latency_tokens, 1, device)[1])
+
+
+def _pass(what: str, n: int, tokens: int, batch: int, device: torch.device) -> tuple[Prediction, Record]:
+    """All rows of one length at full depth, timed once their logits are those of transformers."""
+    hidden, rows = SIZES.hidden[0], fixed_rows(n, tokens)
+    ours = Prediction(engine(hidden, "classifier", device), rows, batch)
+    check(OURS, ours().logits, expected(hidden, rows, batch, device))
+    rounds = interleaved({"wall": wall(ours, device), "device": on_device(ours.batches(), device)})
+    seconds = {f"{clock}_seconds": rounds.median(clock) for clock in rounds.seconds}
+    return ours, {"what": what, "hidden": hidden, "tokens_of_a_row": tokens, **seconds}
+
+
+HEAD_ROUNDS = 3  # times as many: a small difference of large numbers
+
+
+def replay(cell: Cell, device: torch.device, results: Results) -> None:
+    rows = cell.rows()
+    runs = {OFF: Prediction(engine(cell.hidden, "authors", device), rows, cell.batch)}
+    for speedup in SIZES.speedups:
+        runs[f"{speedup:g}x"] = Prediction(runs[OFF].engine, rows, cell.batch, exit_layers(rows, speedup))
+    layers = {}
+    for name, run in runs.items():
+        found = run().exit_layers
+        np.testing.assert_array_equal(found, SIZES.layers if run.layers is None else run.layers, name)
+        layers[name] = layer_speedup(found, SIZES.layers)
+    rounds = interleaved({name: wall(run, device) for name, run in runs.items()})
+    on_gpu = interleaved({name: on_device(run.batches(), device) for name, run in runs.items()})
+    for name in runs:
+        faster, faster_on_device = rounds.speedup(name, OFF), on_gpu.speedup(name, OFF)
+        assert faster is not None
+        assert faster_on_device is not None
+        results.add("replay", {
+            **cell._asdict(), "rows": len(rows), "contestant": name, "layer_speedup": layers[name],
+            "seconds": rounds.median(name), "rows_per_second": len(rows) / rounds.median(name),
+            "wall_clock_speedup": faster, "wall_clock_over_layer_speedup": faster / layers[name],
+            "device_seconds": on_gpu.median(name), "device_over_layer_speedup": faster_on_device / layers[name],
+        })  # fmt: skip
+
+
+def head_share(device: torch.device, results: Results) -> None:
+    """Every exit tested and nobody leaving, beside no exit tested, and beside an encoder without exits."""
+    cell = Cell(SIZES.hidden[0], "SST-2", SIZES.goal_batch)
+    rows = cell.rows()
+    runs = {
+        "every exit tested": Prediction(engine(cell.hidden, "authors", device), rows, cell.batch, None, "entropy:0"),
+        "no exit tested": Prediction(engine(cell.hidden, "authors", device), rows, cell.batch),
+        "no exits": Prediction(engine(cell.hidden, "classifier", device), rows, cell.batch),
+    }
+    for name, run in runs.items():
+        np.testing.assert_array_equal(run().exit_layers, SIZES.layers, name)
+    walls = interleaved({name: wall(run, device) for name, run in runs.items()}, HEAD_ROUNDS * SIZES.rounds)
+    on_gpu = interleaved(
+        {name: on_device(run.batches(), device) for name, run in runs.items()}, HEAD_ROUNDS * SIZES.rounds
+    )
+    every, *bases = runs
+    for base in bases:
+        record = {"what": "exit head", **cell._asdict(), "base": base}
+        for clock, rounds in (("wall", walls), ("device", on_gpu)):
+            slowdown = rounds.speedup(base, every)
+            assert slowdown is not None
+            record[f"{clock}_seconds"], record[f"{clock}_base_seconds"] = rounds.median(every), rounds.median(base)
+            # a tested exit after each layer but the last, over a layer
+            record[f"{clock}_share_of_a_layer"] = (slowdown - 1) * SIZES.layers / (SIZES.layers - 1)
+        results.add("single", record)

@@ -1,0 +1,27 @@
+"""Tables: columns of a terminal, and markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+
+def write_columns(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], sides: str, line: Callable[[str], None]
+) -> None:
+    """sides: "<" or ">" per column. The last cell of a row that is shorter than others may be of any length."""
+    whole = [row for row in [headings, *rows] if len(row) == len(headings)]
+    widths = [max(len(row[i]) for row in whole) for i in range(len(headings))]
+    for row in [headings, *rows]:
+        cells = [
+            text.ljust(width) if side == "<" or (text is row[-1] and len(row) < len(headings)) else text.rjust(width)
+            for text, width, side in zip(row, widths, sides, strict=False)
+        ]
+        line("  ".join(cells).rstrip())
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """In markdown, a line at a time."""
+    yield "| " + " | ".join(headings) + " |"
+    yield "|---" * len(headings) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
