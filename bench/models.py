@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from pfengine import saving
-from pfengine.config import EngineConfig, parse_backbone
+from pfengine.config import parse_backbone
 from pfengine.heads import HEADS
+from pfengine.manifest import Manifest
 
 LAYERS, HEADS_OF_ATTENTION, VOCABULARY = 12, 12, 8000
 PAST_FUTURE = {"type": "past-future", "pooler": "per-layer"}
@@ -37,7 +38,7 @@ def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
     assert backbone is not None, faults
     options, every = EXIT_HEADS[head]
     tensors = {}
-    for shapes, seed in ((backbone.family.shapes(backbone), 0), (HEADS[options["type"]].shapes(backbone, options), 1)):
+    for shapes, seed in ((backbone.encoder_shapes(), 0), (HEADS[options["type"]].shapes(backbone, options), 1)):
         generator = torch.Generator().manual_seed(seed)
         for key, shape in shapes.items():
             if key in tensors:
@@ -45,7 +46,7 @@ def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
             fixed = torch.zeros if key.endswith("bias") else torch.ones if "LayerNorm" in key else None
             tensors[key] = fixed(shape) if fixed else 0.02 * torch.randn(shape, generator=generator)
     plain = head == "classifier"
-    engine = EngineConfig(
+    engine = Manifest(
         system="full-model" if plain else "past-future",
         head=options,
         criterion="never" if plain else "entropy",

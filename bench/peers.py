@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import reader
 from pfengine.bundled import BUNDLED
 from pfengine.checkpoint import Checkpoint
 from pfengine.heads import PREFIX
@@ -24,7 +24,7 @@ Answers = tuple[np.ndarray, np.ndarray]  # logits [rows, labels], exit layers [r
 
 def open_checkpoint() -> Checkpoint:
     path = BUNDLED / CHECKPOINT
-    return checkpoint.read(path if path.is_dir() else CHECKPOINT)
+    return reader.read(path if path.is_dir() else CHECKPOINT)
 
 
 class Eager:
@@ -106,7 +106,7 @@ def contestants(ckpt: Checkpoint, batch_size: int) -> dict[str, Callable[[Sequen
     """Name -> function from texts to answers; the first is what speed-ups are measured against."""
     engine = pfengine.load(ckpt.path, precision="fp32")
     eager = Eager(ckpt)
-    threshold = ckpt.engine.threshold
+    threshold = ckpt.manifest.threshold
     assert threshold is not None, "the benchmark needs a checkpoint with a threshold of its own"
 
     def run(criterion: object) -> Callable[[Sequence[str]], Answers]:

@@ -14,9 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import checkpoint, engine, extension
-from .again import Marked, Source, load_again, mark
-from .ahead import run_ahead
+from . import engine, extension, reader
 from .answers import Predictions as Predictions
 from .answers import judged, probabilities, raise_first
 from .bundled import BUNDLED, find
@@ -31,6 +29,8 @@ from .exits.choice import choose
 from .heads import HEADS
 from .ops import OpSet
 from .options import sizes, whole, wholes
+from .prefetch import run_ahead
+from .reload import Marked, Source, load_again, mark
 from .rows import Row, is_single, rows_of
 from .surroundings import undisturbed
 from .tokenization import Tokenizer, batches, pack
@@ -56,7 +56,7 @@ def load(
     """Load a checkpoint and prepare it for one device and precision.
 
     path: a pfengine checkpoint directory, a plain Hugging Face sequence-classification directory (runs at full depth),
-    or the name of a bundled checkpoint ("sst2"); also one that `checkpoint.read` has opened already.
+    or the name of a bundled checkpoint ("sst2"); also one that `reader.read` has opened already.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
     for and that, when the checkpoint was calibrated, answered as fp32 does; fp32 where that was never asked, or where a
@@ -72,7 +72,7 @@ def load(
     """
     target = find_device(device)
     with undisturbed():
-        ckpt = path if isinstance(path, Checkpoint) else checkpoint.begin_reading(find(path))
+        ckpt = path if isinstance(path, Checkpoint) else reader.begin_reading(find(path))
     directory = ckpt.path
     precision = auto_precision(ckpt, target) if precision == "auto" else precision
     dtype = find_dtype(precision, target)
@@ -97,12 +97,12 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
     if device is not None and device.type != "cpu":
         tensors = {key: value.to(device) for key, value in tensors.items()}
     with undisturbed():
-        head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
+        head = HEADS[ckpt.manifest.head["type"]](ops, ckpt.backbone, ckpt.manifest.head, tensors, dtype)
         encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.exits_in_one_call()
         native = None
         if exits is not None:
-            native = ops.prepare_model(encoder.embedding, encoder.widen, encoder.layers, exits)
-        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, native)
+            native = ops.prepare_model(encoder.embedding, encoder.embedding_projection, encoder.layers, exits)
+        return Model(ckpt.backbone, encoder, head, ckpt.manifest.exit_layers, native)
 
 
 class Engine:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import data
-from .arriving import Arriving
 from .console import say
 from .errors import ConfigError
+from .row_thread import RowThread
 from .rows import Unreadable, size
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def argument(text: str) -> Any:
 def reading(
     source: contextlib.AbstractContextManager[Iterable[Any]], file: str | None, shown: deque[Any]
 ) -> Iterator[Iterator[Any]]:
-    """The rows of `source`, each put into `shown` as it is read; `Arriving` where `file` may keep one waiting."""
+    """The rows of `source`, each put into `shown` as it is read; `RowThread` where `file` may keep one waiting."""
 
     @contextlib.contextmanager
     def kept() -> Iterator[Iterator[Any]]:
@@ -66,7 +66,7 @@ def reading(
         with kept() as rows:
             yield rows
         return
-    arriving = Arriving(kept(), size)
+    arriving = RowThread(kept(), size)
     try:
         yield arriving
     finally:

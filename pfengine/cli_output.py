@@ -114,7 +114,7 @@ def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
     ckpt = engine.checkpoint
     return {
         "path": str(ckpt.path),
-        "system": ckpt.engine.system,
+        "system": ckpt.manifest.system,
         "family": ckpt.backbone.family.name,
         "layers": engine.num_layers,
         "hidden_size": ckpt.backbone.hidden_size,
@@ -123,14 +123,14 @@ def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
         "max_length": engine.max_length,
         "tokenizer": ckpt.tokenizer is not None,
         "exit_layers": list(engine.exit_layers),
-        "criterion": ckpt.engine.criterion,
-        "threshold": ckpt.engine.threshold,
-        "calibration": list(ckpt.engine.calibration),
-        "storage": ckpt.engine.storage,
+        "criterion": ckpt.manifest.criterion,
+        "threshold": ckpt.manifest.threshold,
+        "calibration": list(ckpt.manifest.calibration),
+        "storage": ckpt.manifest.storage,
         "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
         "load_seconds": round(seconds, 2),
-        "training": ckpt.engine.training,
-        "precisions": ckpt.engine.precisions,
+        "training": ckpt.manifest.training,
+        "precisions": ckpt.manifest.precisions,
         "precision": engine.precision,  # that "auto" chooses here
         "extension": extension.status(),
     }

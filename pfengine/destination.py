@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import ENGINE, is_of_checkpoint
+from .checkpoint import MANIFEST, is_of_checkpoint
 
 NEW, OLD = "new", "old"
 
@@ -275,7 +275,7 @@ def _one_by_one(stage: Path, directory: Path) -> None:
     So that file goes last; but first where the one there has no `files`, which could not tell.
     """
     new, old = stage / NEW, stage / OLD
-    names = sorted(os.listdir(new), key=lambda name: name == ENGINE)
+    names = sorted(os.listdir(new), key=lambda name: name == MANIFEST)
     stale = [name for name in os.listdir(directory) if is_of_checkpoint(name) and name not in names]
     if not _lists_files(directory):
         names = names[-1:] + names[:-1]
@@ -308,7 +308,7 @@ def _one_by_one(stage: Path, directory: Path) -> None:
 
 def _lists_files(directory: Path) -> bool:
     try:
-        return bool(json.loads((directory / ENGINE).read_bytes()).get("files"))
+        return bool(json.loads((directory / MANIFEST).read_bytes()).get("files"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 

@@ -14,7 +14,7 @@ from .batch import RaggedBatch, RaggedInputs
 from .config import BackboneConfig
 from .families import PARTS
 from .ops import Block, Norm, OpSet
-from .storage import give_back
+from .storage import trim_heap
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Encoder:
 
     ops: OpSet
     embedding: Any
-    widen: Any | None  # ALBERT: embedding size -> hidden size
+    embedding_projection: Any | None  # ALBERT: embedding size -> hidden size
     layers: list[list[Any]]
 
 
@@ -57,24 +57,24 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
             dtype,
         )
 
-    give_back()  # those of the head
+    trim_heap()  # those of the head
     # the tables first: in float32 they are the largest tensors of all, and nothing else is there yet
     word, position, token_type = (
         tensors[f"{prefix}embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
     )
     embedding = ops.prepare_embedding((word, position, token_type), norm(f"{prefix}embeddings.LayerNorm"), dtype)
     del word, position, token_type
-    prefixes, blocks = config.family.blocks(config), {}
+    prefixes, blocks = config.block_keys(), {}
     for key in dict.fromkeys(key for layer in prefixes for key in layer):
         blocks[key] = block(key)
         if dtype != torch.float32:
-            give_back()  # the float32 tensors it was made of, which are larger than it is
-    give_back()
-    widen = f"{prefix}encoder.embedding_hidden_mapping_in"
+            trim_heap()  # the float32 tensors it was made of, which are larger than it is
+    trim_heap()
+    projection = config.family.embedding_projection
     return Encoder(
         ops=ops,
         embedding=embedding,
-        widen=ops.prepare_linear(*linear(widen), dtype) if config.family.factorised else None,
+        embedding_projection=None if projection is None else ops.prepare_linear(*linear(prefix + projection), dtype),
         layers=[[blocks[key] for key in layer] for layer in prefixes],
     )
 
@@ -98,8 +98,8 @@ def _pad_heads(
 def embed(encoder: Encoder, inputs: RaggedInputs) -> RaggedBatch:
     """Token ids to the hidden states that enter layer 1."""
     x = encoder.ops.embed(inputs.ids, inputs.positions, inputs.types, encoder.embedding)
-    if encoder.widen is not None:
-        x = encoder.ops.linear(x, encoder.widen, "none")
+    if encoder.embedding_projection is not None:
+        x = encoder.ops.linear(x, encoder.embedding_projection, "none")
     return RaggedBatch(x, inputs.cu_seqlens, inputs.row_ids)
 
 

@@ -17,18 +17,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import destination, manifest
-from .checkpoint import CONFIG, ENGINE, WEIGHTS, is_of_checkpoint, read
-from .config import EngineConfig, parse_engine
+from . import destination, file_hashes
+from .checkpoint import CONFIG, MANIFEST, WEIGHTS, is_of_checkpoint
 from .errors import CheckpointError
 from .folder import Folder
+from .manifest import Manifest, parse_manifest
+from .reader import read
 from .storage import quantise_rows
 
 
 def write(
     path: str | os.PathLike[str],
     config: dict[str, Any],
-    engine: EngineConfig,
+    manifest: Manifest,
     tensors: Mapping[str, Tensor],
     tokenizer: Mapping[str, bytes] | None = None,
 ) -> Path:
@@ -38,7 +39,7 @@ def write(
     files by name. See `replacing` for what happens to what is there.
     """
     with replacing(path) as stage:
-        fill(stage, config, engine, tensors, tokenizer)
+        fill(stage, config, manifest, tensors, tokenizer)
     return Path(path)
 
 
@@ -67,49 +68,49 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def fill(
     stage: Path,
     config: dict[str, Any],
-    engine: EngineConfig,
+    manifest: Manifest,
     tensors: Mapping[str, Tensor],
     tokenizer: Mapping[str, bytes] | None = None,
-) -> EngineConfig:
+) -> Manifest:
     """Write the files of a checkpoint into an empty directory and read them back; arguments as in `write`.
 
-    Returns what pfengine.json says now: `engine` with its `files`.
+    Returns what pfengine.json says now: `manifest` with its `files`.
     """
     with _explained(stage):
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        stored = quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
+        stored = quantise_rows(tensors) if manifest.storage == "int8-rows" else tensors
         save_file({key: value.contiguous() for key, value in stored.items()}, stage / WEIGHTS)
         (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)  # the umask's; safetensors makes it private
         for name, content in (tokenizer or {}).items():
             (stage / name).write_bytes(content)
         folder = Folder(stage)
-        files = manifest.described({name: folder.open(name) for name in folder.names})
-        (stage / ENGINE).write_text(_text(replace(engine, files=files)))
-    return read(stage).engine
+        files = file_hashes.described({name: folder.open(name) for name in folder.names})
+        (stage / MANIFEST).write_text(_text(replace(manifest, files=files)))
+    return read(stage).manifest
 
 
-def write_engine(path: Path, engine: EngineConfig) -> Path:
+def write_manifest(path: Path, manifest: Manifest) -> Path:
     """Replace pfengine.json of the checkpoint at `path`, in one step.
 
-    CheckpointError where that is no longer the one which `engine` was read from.
+    CheckpointError where that is no longer the one which `manifest` was read from.
     """
-    text = _text(engine)
+    text = _text(manifest)
     faults: list[str] = []
-    parse_engine(json.loads(text), engine.exit_layers[-1], faults)
+    parse_manifest(json.loads(text), manifest.exit_layers[-1], faults)
     if faults:
         raise CheckpointError(path, faults)
     directory = destination.resolved(path)
-    now = Folder(directory).json(ENGINE)
-    if not isinstance(now, dict) or (now.get("files") or {}) != engine.files:
+    now = Folder(directory).json(MANIFEST)
+    if not isinstance(now, dict) or (now.get("files") or {}) != manifest.files:
         raise CheckpointError(path, ["another checkpoint was saved there meanwhile, and it was left as it is"])
     with _explained(path), destination.beside(directory) as stage:
-        (stage / ENGINE).write_text(text)
-        destination.move(stage / ENGINE, directory)
+        (stage / MANIFEST).write_text(text)
+        destination.move(stage / MANIFEST, directory)
     return path
 
 
 @contextlib.contextmanager
-def trial(path: Path, engine: EngineConfig) -> Iterator[Path]:
+def trial(path: Path, manifest: Manifest) -> Iterator[Path]:
     """The checkpoint at `path` with another pfengine.json, to be tried before it is changed; gone after the block."""
     with contextlib.ExitStack() as stack:
         with _explained(path):
@@ -119,8 +120,8 @@ def trial(path: Path, engine: EngineConfig) -> Iterator[Path]:
                     os.link(path / name, stage / name)
                 except OSError:
                     shutil.copyfile(path / name, stage / name)
-            (stage / ENGINE).unlink()  # it may be a link
-            (stage / ENGINE).write_text(_text(engine))
+            (stage / MANIFEST).unlink()  # it may be a link
+            (stage / MANIFEST).write_text(_text(manifest))
         yield stage
 
 
@@ -136,12 +137,12 @@ def refuse_foreign(path: Path) -> None:
     """CheckpointError where something other than a checkpoint of ours would be replaced."""
     with _explained(path):
         occupied = path.exists() and (not path.is_dir() or bool(destination.foreign(path)))
-        if occupied and not (path / ENGINE).exists():
+        if occupied and not (path / MANIFEST).exists():
             raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
 
 
-def _text(engine: EngineConfig) -> str:
-    return json.dumps(engine.to_json(), indent=2) + "\n"
+def _text(manifest: Manifest) -> str:
+    return json.dumps(manifest.to_json(), indent=2) + "\n"
 
 
 _HINTS = {

@@ -159,7 +159,7 @@ def quantise_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Lets the C library return what it keeps of freed tensors; nothing where it cannot."""
     if _trim is not None:
         _trim(0)

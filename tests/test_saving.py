@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import checkpoint, destination, saving
+from pfengine import checkpoint, destination, reader, saving
 
 Make = Callable[..., Path]  # the fixture make_checkpoint
 Save = Callable[..., Path]
@@ -25,7 +25,7 @@ Save = Callable[..., Path]
 
 def which(path: str | Path, sources: dict[str, checkpoint.Checkpoint]) -> str:
     """Which of the two is there, whole; CheckpointError where none is."""
-    found = checkpoint.read(path)
+    found = reader.read(path)
     name = found.backbone.raw["made_by"]
     key = "bert.encoder.layer.0.intermediate.dense.weight"
     assert torch.equal(found.tensors[key], sources[name].tensors[key]), "weights of one, config of the other"
@@ -114,7 +114,7 @@ def test_what_is_mounted_inside_stays_so(
 def test_a_full_file_system(
     over: str, sources: dict[str, checkpoint.Checkpoint], save: Save, mount: Callable[..., None], tmp_path: Path
 ) -> None:
-    size = (checkpoint.read(save(tmp_path / "size", "old")).path / "model.safetensors").stat().st_size
+    size = (reader.read(save(tmp_path / "size", "old")).path / "model.safetensors").stat().st_size
     mount(tmp_path / "disk", "-t", "tmpfs", "-o", f"size={int(size * 1.5)}", "tmpfs")
     path = tmp_path / "disk" / "out"
     if over == "old":
@@ -227,7 +227,7 @@ def test_ones_own_directory_in_one_that_is_not(
     new = sources["new"]
     config, tensors = new.backbone.raw | {"made_by": "new"}, dict(new.tensors)
     files = {"special_tokens_map.json": b"{}"}
-    assert as_nobody(lambda: saving.write(path, config, new.engine, tensors, files)) == ""
+    assert as_nobody(lambda: saving.write(path, config, new.manifest, tensors, files)) == ""
     assert which(path, sources) == "new"
     assert not hidden(tmp_path, path)
 
@@ -269,10 +269,10 @@ def test_source_and_destination_in_each_other(way: str, make_checkpoint: Make, t
     outer = Path(shutil.copytree(make_checkpoint("bert"), tmp_path / "outer"))
     inner = Path(shutil.copytree(make_checkpoint("bert", seed=1), outer / "inner"))
     source, out = {"out": (inner, outer), "in": (outer, outer / "new" / "one"), "itself": (outer, outer)}[way]
-    wanted = {key: value.clone() for key, value in checkpoint.read(source).tensors.items()}
+    wanted = {key: value.clone() for key, value in reader.read(source).tensors.items()}
     kept = contents(inner)
     pfengine.convert(source, out)
-    for key, value in checkpoint.read(out).tensors.items():
+    for key, value in reader.read(out).tensors.items():
         assert torch.equal(value, wanted[key])
     assert contents(inner) == kept
     assert not hidden(tmp_path, outer)

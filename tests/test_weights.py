@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import reader
 from pfengine.config import ACTIVATIONS
 from pfengine.storage import SCALE
 
@@ -232,7 +232,7 @@ def test_shards_are_loaded_and_converted(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours(path), expected)
     np.testing.assert_array_equal(ours(pfengine.convert(path, tmp_path / "out")), expected)
     small = pfengine.convert(path, tmp_path / "small", precision="int8")
-    assert checkpoint.read(small).engine.storage == "int8-rows"
+    assert reader.read(small).manifest.storage == "int8-rows"
 
 
 def reindex(change: Callable[[dict[str, str]], Any]) -> Callable[[Path], None]:

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from .. import checkpoint, saving
+from .. import checkpoint, reader, saving
 from ..errors import CheckpointError, ConfigError
 from ..families import FAMILIES
 from ..folder import Folder
@@ -45,7 +45,7 @@ def convert(
     saving.try_destination(out)
     folder = Folder(source, own_files=True)
     tensors = find(folder)
-    ours = folder.has(checkpoint.ENGINE)
+    ours = folder.has(checkpoint.MANIFEST)
     names = [name for name in SYSTEMS if SYSTEMS[name].recognises(tensors)] if system == "auto" else [system]
     if system == "auto" and (ours or not names):
         if not ours and not any(key.endswith(CLASSIFIERS) for key in tensors):
@@ -53,16 +53,16 @@ def convert(
             raise CheckpointError(
                 source, [f"holds the tensors of no known system ({known}), and no {' or '.join(CLASSIFIERS)}"]
             )
-        ckpt = checkpoint.read(folder, tensors)
+        ckpt = reader.read(folder, tensors)
         config = {key: value for key, value in ckpt.backbone.raw.items() if key != "auto_map"}
-        engine, converted, tokenizer = ckpt.engine, ckpt.tensors, ckpt.tokenizer
+        manifest, converted, tokenizer = ckpt.manifest, ckpt.tensors, ckpt.tokenizer
     else:
         raw = checkpoint.read_config(folder)
         if not isinstance(raw, dict):
             raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
         floats = {key: stored for key, stored in tensors.items() if stored.dtype in FLOATS}
         numbers = dict(StoredTensors(folder.path, floats))
-        config, engine, converted = SYSTEMS[names[0]].convert(folder.path, raw, numbers)
+        config, manifest, converted = SYSTEMS[names[0]].convert(folder.path, raw, numbers)
         tokenizer = checkpoint.tokenizer_files(folder)
         folder.check()
-    return saving.write(out, config, replace(engine, storage=STORAGE[precision]), converted, tokenizer)
+    return saving.write(out, config, replace(manifest, storage=STORAGE[precision]), converted, tokenizer)

@@ -108,8 +108,9 @@ def with_shapes(
         "hidden_size": (f"{block}{query}.weight", 0),
         "intermediate_size": (f"{block}{family.block_parts['intermediate']}.weight", 0),
     }
-    if family.factorised:
+    if family.embedding_projection is not None:
         sizes["embedding_size"] = ("embeddings.word_embeddings.weight", 1)
+    if family.shares_layers:
         groups = {name.partition("albert_layer_groups.")[2].split(".")[0] for name in blocks}
         config |= {"num_hidden_groups": len(groups), "inner_group_num": len(blocks) // max(1, len(groups))}
     for key, (name, axis) in sizes.items():

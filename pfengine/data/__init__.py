@@ -15,10 +15,10 @@ from ..errors import ConfigError
 from ..tokenization import Unreadable
 from .columns import LABELS, PAIRS, TEXTS, Columns, clipped, text_columns
 from .examples import Example
-from .holding_out import held_apart, hold_out
 from .labels import as_text, label_ids, names_of, number, read_as, scores
 from .lines import COMPRESSED, STDIN, named
 from .records import BLANK, FORMATS, SUFFIXES, read_records
+from .split import held_apart, hold_out
 
 __all__ = [
     "FORMATS", "LABELS", "PAIRS", "STDIN", "TEXTS", "Example", "find_split", "held_apart", "hold_out", "label_ids",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .calibrating import Calibration, calibrate
+from .calibrate_checkpoint import Calibration, calibrate
 from .machine import describe_machine
 from .report import Curve, Report, Setting
 from .run import evaluate

@@ -16,7 +16,7 @@ CHECKED = ("bf16", "int8")
 
 
 def check_precisions(path: str | os.PathLike[str], rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """For each precision that runs here, and answers all rows, what `EngineConfig.precisions` holds.
+    """For each precision that runs here, and answers all rows, what `Manifest.precisions` holds.
 
     agreement, full_depth_agreement: share of rows with the label of fp32 at the checkpoint's own threshold, and with
     exits off (regression: 1 where no score is further off than a hundredth of their range); layer_speedup_ratio: layer

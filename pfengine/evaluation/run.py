@@ -145,7 +145,7 @@ def _metrics(engine: Engine, source: str | Path, asked: Sequence[str]) -> tuple[
 
 def _choices(engine: Engine, path: str, thresholds: Sequence[float], speedups: Sequence[float]) -> list[Choice]:
     if not thresholds and not speedups and len(engine.exit_layers) > 1:
-        speedups = [p["layer_speedup"] for p in engine.checkpoint.engine.calibration if p["layer_speedup"] > 1]
+        speedups = [p["layer_speedup"] for p in engine.checkpoint.manifest.calibration if p["layer_speedup"] > 1]
     choices: list[Choice] = [(engine, path, "full depth", Never())]
     choices += [(engine, path, f"threshold {t:g}", engine.choose(threshold=t)) for t in thresholds]
     choices += [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in speedups]
@@ -154,7 +154,7 @@ def _choices(engine: Engine, path: str, thresholds: Sequence[float], speedups: S
 
 def _beside(engine: Engine, path: str, speedups: Sequence[float]) -> list[Choice]:
     """A checkpoint in comparison: at the same speed-ups where it has exits, as far as its table goes."""
-    table = [point["layer_speedup"] for point in engine.checkpoint.engine.calibration]
+    table = [point["layer_speedup"] for point in engine.checkpoint.manifest.calibration]
     reached = [s for s in speedups if table and min(table) <= s <= max(table)]
     choices = [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in reached]
     return choices or [(engine, path, "full depth", Never())]
@@ -193,7 +193,7 @@ def _setting(
 
 
 def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: tuple[str, ...]) -> Curve:
-    criterion = (engine.checkpoint.engine.criterion or "never").partition(":")[0]
+    criterion = (engine.checkpoint.manifest.criterion or "never").partition(":")[0]
     if len(engine.exit_layers) == 1 or criterion == "never":
         return Curve(path, "never", [], None)
     logits = engine.layer_logits(texts)

@@ -24,9 +24,9 @@ def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: f
     """
     if threshold is not None and speedup is not None:
         raise ConfigError("give threshold or speedup, not both")
-    own = ckpt.engine.criterion or "never"
+    own = ckpt.manifest.criterion or "never"
     if isinstance(criterion, str) and criterion == own and threshold is None and speedup is None:
-        threshold = ckpt.engine.threshold  # the checkpoint's own by name: at its own threshold
+        threshold = ckpt.manifest.threshold  # the checkpoint's own by name: at its own threshold
     if speedup is not None:
         speedup = number("speedup", speedup)
         if speedup == 1:
@@ -34,7 +34,7 @@ def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: f
         threshold, criterion = _calibrated(ckpt, speedup), own
     if criterion is None:
         if threshold is None:
-            threshold = ckpt.engine.threshold
+            threshold = ckpt.manifest.threshold
             if threshold is None and own != "never" and ":" not in own:
                 log.warning(
                     "%s has the criterion %r but no threshold: it runs at full depth; give threshold= or speedup=",
@@ -55,7 +55,7 @@ def choose(ckpt: Checkpoint, criterion: Any, threshold: float | None, speedup: f
         )
     if isinstance(rule, Never):
         return rule
-    if len(ckpt.engine.exit_layers) == 1:
+    if len(ckpt.manifest.exit_layers) == 1:
         raise ConfigError(
             f"{ckpt.path} has no exit before its last layer: it runs at full depth, with criterion 'never'"
         )
@@ -77,12 +77,12 @@ def _calibrated(ckpt: Checkpoint, speedup: float) -> float:
 
     Of a criterion that counts layers it is that of the nearest point: half a layer of patience there is none.
     """
-    points = sorted((point["layer_speedup"], point["threshold"]) for point in ckpt.engine.calibration)
+    points = sorted((point["layer_speedup"], point["threshold"]) for point in ckpt.manifest.calibration)
     if not points:
         raise ConfigError(f"{ckpt.path} has no calibration table; give threshold= instead of speedup=")
     low, high = points[0][0], points[-1][0]
     if not low <= speedup <= high:
         raise ConfigError(f"speedup is {speedup}; the calibration table of {ckpt.path} covers {low:.2f} to {high:.2f}")
-    if (ckpt.engine.criterion or "").startswith("patience"):
+    if (ckpt.manifest.criterion or "").startswith("patience"):
         return min(points, key=lambda point: abs(point[0] - speedup))[1]
     return float(np.interp(speedup, [s for s, _ in points], [t for _, t in points]))

@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..config import STORAGES
 from ..data import FORMATS
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
+from ..manifest import STORAGES
 from .freezing import FreezingKind
 from .past_future import Objective, head_of
 
@@ -146,7 +146,7 @@ class TrainingConfig:
         """Options of a head that this one has not."""
         given = [name for name in CHOICES if getattr(self, name) is not None]
         if self.system == "past-future" and self.incorporate not in NAIVE:
-            return HEADS["past-future"].config_faults(self.head(factorised=False))
+            return HEADS["past-future"].config_faults(self.head(shared_pooler=False))
         allowed = {"past-future": ["incorporate", "pooler"], "linear": ["pooler"], "full-model": []}[self.system]
         return [
             f"{name} is {getattr(self, name)!r}, an option of the past-future head, which this run does not train"
@@ -154,11 +154,14 @@ class TrainingConfig:
             if name not in allowed
         ]
 
-    def head(self, factorised: bool) -> dict[str, Any]:
-        """The `head` object of pfengine.json. factorised: ALBERT, whose poolers are shared where not said otherwise."""
+    def head(self, shared_pooler: bool) -> dict[str, Any]:
+        """The `head` object of pfengine.json.
+
+        shared_pooler: exit heads of this family share one pooler, unless `pooler` says otherwise.
+        """
         if self.system == "full-model":
             return {"type": "classifier"}
-        own_pooler = "shared" if factorised else "per-layer"
+        own_pooler = "shared" if shared_pooler else "per-layer"
         if self.system == "linear" or self.incorporate in NAIVE:
             combine = self.incorporate if self.incorporate in NAIVE else "none"
             return {"type": "linear", "pooler": self.pooler or own_pooler, "combine": combine}

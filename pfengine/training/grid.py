@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, data, destination, saving
+from .. import checkpoint, data, destination, reader, saving
 from .config import TrainingConfig
-from .going_on import files_of, go_on_with
+from .resume import files_of, resume_with
 from .run import train
 
 BATCH_SIZES = (16, 32, 128)  # the paper's
@@ -32,30 +32,30 @@ def search(
     output = Path(config.output)
     saving.try_destination(output)
     directory = destination.work_directory(output, "grid")
-    described = config.record() | {"head": config.head(factorised=False)}
+    described = config.record() | {"head": config.head(shared_pooler=False)}
     varied = ("batch_size", "learning_rate")
     files: list[str | Path] = [data.locate(config.data, "train"), *([config.held_out] if config.held_out else [])]
     inputs = {"data": files_of(*files), "model": files_of(config.model)}
-    go_on_with(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
+    resume_with(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
     cells: list[dict[str, Any]] = []
     for batch_size in batch_sizes:
         for rate in learning_rates:
             path = directory / f"batch{batch_size}-lr{rate:g}"
-            if not (path / checkpoint.ENGINE).exists():
+            if not (path / checkpoint.MANIFEST).exists():
                 log.info("grid: batch size %d, learning rate %g", batch_size, rate)
                 train(replace(config, output=str(path), batch_size=batch_size, learning_rate=rate))
             cells.append({"batch_size": batch_size, "learning_rate": rate, **score(path, config.speedup)})
     best = max(cells, key=lambda cell: cell["score"])
     winner = directory / f"batch{best['batch_size']}-lr{best['learning_rate']:g}"
-    ckpt = checkpoint.read(winner)
-    saving.write(output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, ckpt.tokenizer)
+    ckpt = reader.read(winner)
+    saving.write(output, ckpt.backbone.raw, ckpt.manifest, ckpt.tensors, ckpt.tokenizer)
     return output, cells
 
 
 def score(path: Path, speedup: float) -> dict[str, Any]:
     """Held-out quality of a trained checkpoint at a layer speed-up, and the speed-up that was nearest."""
-    engine = checkpoint.read(path).engine
-    if not engine.calibration:
-        return {"score": engine.training.get("held_out_score", -1.0), "layer_speedup": 1.0}
-    point = min(engine.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))
+    manifest = reader.read(path).manifest
+    if not manifest.calibration:
+        return {"score": manifest.training.get("held_out_score", -1.0), "layer_speedup": 1.0}
+    point = min(manifest.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))
     return {"score": point["accuracy"], "layer_speedup": point["layer_speedup"]}

@@ -62,7 +62,7 @@ class ExitModel(nn.Module):
         """All tensors as fp32 under their checkpoint keys."""
         family = self.backbone_config.family
         tensors = {f"{family.prefix}{key}": value for key, value in self.backbone.state_dict().items()}  # type: ignore[union-attr]
-        wanted = family.shapes(self.backbone_config).keys()
+        wanted = self.backbone_config.encoder_shapes().keys()
         tensors = {key: value for key, value in tensors.items() if key in wanted} | self.head_tensors()
         return {key: value.detach().float().cpu().clone() for key, value in tensors.items()}
 
@@ -90,9 +90,10 @@ class ExitModel(nn.Module):
         return F.dropout(states, self.dropout, self.training)
 
     def _layers(self) -> list[nn.Module]:
-        """The modules that are called once a layer, in the layers' order (ALBERT: groups, shared)."""
-        encoder: Any = self.backbone.encoder  # type: ignore[union-attr]
-        return list(encoder.albert_layer_groups if self.backbone_config.family.factorised else encoder.layer)
+        """The modules that are called once per layer, in order; where layers share weights, one per group."""
+        path = self.backbone_config.family.block_key.partition(".{")[0]
+        modules: Any = self.backbone.get_submodule(path)  # type: ignore[union-attr]
+        return list(modules)
 
     def _after_layer(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output

@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checkpoint, data, saving, tasks, weights
+from .. import checkpoint, data, reader, saving, tasks, weights
 from ..api import load
-from ..config import BackboneConfig, EngineConfig, parse_backbone
+from ..config import BackboneConfig, parse_backbone
 from ..convert.source import find
 from ..data import Example
 from ..errors import CheckpointError, ConfigError
 from ..exits import parse
 from ..exits.calibration import calibration_table
 from ..folder import Folder
+from ..manifest import Manifest
 from ..notices import warn
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
 from .fit import Collator, Rows, encode, fit, forget
 from .freezing import Freezing
-from .going_on import contents, files_of
 from .model import ExitModel
 from .past_future import PastFutureModel
 from .plain import FullModel, LinearModel
+from .resume import contents, files_of
 
 RECIPES: dict[str, type[ExitModel]] = {  # by the type of head
     "past-future": PastFutureModel, "linear": LinearModel, "classifier": FullModel,
@@ -71,14 +72,14 @@ def train(config: TrainingConfig) -> Path:
     backbone = _backbone(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    head = config.head(backbone_config.family.factorised)
+    head = config.head(backbone_config.family.shares_pooler)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
             f"frozen_layers is {config.frozen_layers}; the encoder has {backbone_config.num_layers} layers"
         )
     freezing = Freezing(config.freezing, config.frozen_layers)
-    if config.freezing == "layers" and backbone_config.family.factorised:
-        raise ConfigError("freezing 'layers' needs layers with parameters of their own, which ALBERT has not")
+    if config.freezing == "layers" and backbone_config.family.shares_layers:
+        raise ConfigError("freezing 'layers' needs layers with parameters of their own; ALBERT's share theirs")
     model = RECIPES[head["type"]](backbone, backbone_config, head, dropout=config.dropout, freezing=freezing)
     if isinstance(model, PastFutureModel):
         model.objective = config.form
@@ -87,7 +88,7 @@ def train(config: TrainingConfig) -> Path:
 
     last = backbone_config.num_layers
     exits = head["type"] != "classifier"
-    engine = EngineConfig(
+    manifest = Manifest(
         system="past-future" if config.incorporate in ("ensemble", "vote") else config.system,
         head=head,
         criterion="entropy" if exits and labels else "never",
@@ -96,7 +97,7 @@ def train(config: TrainingConfig) -> Path:
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
     with saving.replacing(config.output) as stage:
-        saving.fill(stage, backbone_config.raw, engine, model.checkpoint_tensors(), files)
+        saving.fill(stage, backbone_config.raw, manifest, model.checkpoint_tensors(), files)
         calibrated(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
     forget(config)
     return Path(config.output)
@@ -108,7 +109,7 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
     Calibrated on what was stored, which rounding to int8 may have changed. speedup: the layer speed-up it is to have.
     """
     trained = load(path, precision="fp32", criterion="never", max_length=max_length)
-    engine = trained.checkpoint.engine
+    manifest = trained.checkpoint.manifest
     logits = trained.layer_logits(rows)
     if trained.model.config.problem_type != "regression":
         score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
@@ -117,12 +118,12 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
     else:  # which JSON has no number for
         warn("the model gives all held-out rows the same score, so there is no correlation")
         score = {}
-    engine = replace(engine, training=engine.training | score)
-    if engine.criterion is not None and engine.criterion != "never":
-        table = calibration_table(parse(engine.criterion, 1.0), logits, values, trained.exit_layers)
+    manifest = replace(manifest, training=manifest.training | score)
+    if manifest.criterion is not None and manifest.criterion != "never":
+        table = calibration_table(parse(manifest.criterion, 1.0), logits, values, trained.exit_layers)
         nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
-        engine = replace(engine, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
-    return saving.write_engine(path, engine)
+        manifest = replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
+    return saving.write_manifest(path, manifest)
 
 
 def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
@@ -130,10 +131,10 @@ def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModel
 
     folder = Folder(source)
-    if folder.has(checkpoint.ENGINE):
-        tensors: Mapping[str, torch.Tensor] = checkpoint.read(folder).tensors
+    if folder.has(checkpoint.MANIFEST):
+        tensors: Mapping[str, torch.Tensor] = reader.read(folder).tensors
     else:  # heads, poolers and layers above the k-th are left where they are
-        tensors = weights.fit(folder, find(folder), config.family.shapes(config), config, extra="ignore")
+        tensors = weights.fit(folder, find(folder), config.encoder_shapes(), config, extra="ignore")
     settings = {key: value for key, value in config.raw.items() if key != "auto_map"}
     try:
         with torch.random.fork_rng(devices=[]):  # so that heads start as they always did

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import destination
 from ..errors import ConfigError
-from .going_on import go_on_with
+from .resume import resume_with
 
 WRITTEN, WHOLE = "checkpoint-", "whole-"
 
@@ -46,7 +46,7 @@ def opened(directory: Path, options: dict[str, Any], inputs: dict[str, str]) -> 
                 _remove(entry)
             elif not whole:
                 entry.unlink()
-        go_on_with(directory, options, inputs, "an interrupted run")
+        resume_with(directory, options, inputs, "an interrupted run")
         yield whole[-1] if whole else None
     finally:
         if descriptor is not None:

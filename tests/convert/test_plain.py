@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import reader
 
 Make = Callable[..., Path]
 TEXT = "the film is very good"
@@ -65,7 +65,7 @@ def test_a_pickle_becomes_what_loads(plain: Path, tmp_path: Path, architectures:
     assert words == ["pfengine", "convert", str(plain), "OUT"]  # and just that is what helps
     out = pfengine.convert(words[2], tmp_path / "out")
     assert pfengine.load(out).classify(TEXT) == expected
-    assert checkpoint.read(out).engine.system == "full-model"
+    assert reader.read(out).manifest.system == "full-model"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_forms_of_pickles(plain: Path, tmp_path: Path, change: Any, options: dic
 
 def test_tensors_that_share_their_memory(plain: Path, tmp_path: Path) -> None:
     tensors = tied(load_file(plain / "model.safetensors"))
-    found = checkpoint.read(pfengine.convert(pickle(plain, lambda _: tensors), tmp_path / "out")).tensors
+    found = reader.read(pfengine.convert(pickle(plain, lambda _: tensors), tmp_path / "out")).tensors
     for key, value in tensors.items():
         assert torch.equal(found[key], value), key
 

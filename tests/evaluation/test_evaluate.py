@@ -49,7 +49,7 @@ def test_figures(file: Path) -> None:
 
 def test_default_settings_are_the_calibration_table(file: Path) -> None:
     report = evaluate("sst2", file, repeats=1)
-    points = [p for p in pfengine.load("sst2").checkpoint.engine.calibration if p["layer_speedup"] > 1]
+    points = [p for p in pfengine.load("sst2").checkpoint.manifest.calibration if p["layer_speedup"] > 1]
     assert len(report.settings) == 1 + len(points)
 
 

@@ -17,7 +17,7 @@ import transformers
 
 import pfengine
 from pfengine import data
-from pfengine.training.attaching import first_states
+from pfengine.training.attach_exits import first_states
 
 from .conftest import BAD, FILL, GOOD
 

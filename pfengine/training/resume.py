@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ConfigError
 NOTE = "options.json"
 
 
-def go_on_with(directory: Path, options: dict[str, Any], inputs: dict[str, str], what: str) -> None:
+def resume_with(directory: Path, options: dict[str, Any], inputs: dict[str, str], what: str) -> None:
     """Note options and inputs in a directory, which is made; ConfigError where it was begun with other ones.
 
     inputs: hashes of what the work reads, by what it is: {"data": ..., "model": ...}. The version of pfengine must be

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .. import checkpoint, data, encoder, saving
+from .. import data, encoder, reader, saving
 from ..api import BATCH_TOKENS, Engine, load
 from ..bundled import find
-from ..config import EngineConfig
 from ..errors import ConfigError, InputError
+from ..manifest import Manifest
 from ..surroundings import undisturbed
 from ..tokenization import Row, batches, pack
 from .config import TrainingConfig
 from .fit import fit, forget
-from .going_on import contents, files_of
 from .model import ExitModel
+from .resume import contents, files_of
 from .run import RECIPES, calibrated
 
 MOST_BYTES = 8 << 30  # of states kept in memory
@@ -76,9 +76,9 @@ def attach(
     if config.system == "full-model":
         raise ConfigError("system is 'full-model', which has no exits to attach")
     limit = None if max_length is None else config.max_length
-    ckpt = checkpoint.read(find(model))  # once: the files may be replaced meanwhile
+    ckpt = reader.read(find(model))  # once: the files may be replaced meanwhile
     teacher = load(ckpt, precision="fp32", criterion="never", max_length=limit)
-    if ckpt.engine.head["type"] != "classifier":
+    if ckpt.manifest.head["type"] != "classifier":
         raise ConfigError(f"{model} has exits already; attach takes a plain sequence-classification directory")
     if ckpt.backbone.problem_type != "single_label_classification":
         raise ConfigError(f"{model} is for {ckpt.backbone.problem_type}; attach is for single labels")
@@ -93,7 +93,7 @@ def attach(
         raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")
 
     states, logits = first_states(teacher, [example.row for example in kept], progress)
-    head = config.head(ckpt.backbone.family.factorised)
+    head = config.head(ckpt.backbone.family.shares_pooler)
     torch.manual_seed(config.seed)
     exits = RECIPES[head["type"]](None, ckpt.backbone, head, dropout=config.dropout)
     exits.objective = config.form  # type: ignore[assignment]
@@ -103,7 +103,7 @@ def attach(
 
     n = ckpt.backbone.num_layers
     record = {key: getattr(config, key) for key in ("epochs", "batch_size", "learning_rate", "dropout")}
-    engine = EngineConfig(
+    manifest = Manifest(
         system="attached",
         head={"type": "attached", "exits": head},
         criterion="entropy",
@@ -120,7 +120,7 @@ def attach(
     rows = [example.row for example in held_out]
     answers = teacher.predict(rows).label_ids
     with saving.replacing(output) as stage:
-        saving.fill(stage, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
+        saving.fill(stage, ckpt.backbone.raw, manifest, tensors, ckpt.tokenizer)
         calibrated(stage, rows, answers, config.speedup, teacher.max_length)
     forget(config)
     return output

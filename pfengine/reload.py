@@ -51,7 +51,7 @@ class Marked(Mapping[str, Tensor]):
 def mark(engine: Engine, sums: Mapping[str, int]) -> str:
     """What configs, tokenizer and small tensors of an engine come to: the same for the same checkpoint anywhere."""
     backend = engine.tokenizer.backend
-    parts = (engine.checkpoint.backbone, engine.checkpoint.engine, sorted(sums.items()))
+    parts = (engine.checkpoint.backbone, engine.checkpoint.manifest, sorted(sums.items()))
     text = f"{parts!r} {'' if backend is None else backend.to_str()}"
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 

@@ -14,7 +14,6 @@ import numpy as np
 from .. import data, saving
 from ..api import Engine, load
 from ..bundled import BUNDLED
-from ..checkpoint import read
 from ..errors import ConfigError
 from ..exits import Criterion, Never, parse
 from ..exits.calibration import calibration_table
@@ -23,6 +22,7 @@ from ..exits.criteria import number
 from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import Placement, judge, place
 from ..notices import warn
+from ..reader import read
 from .costs import measure_costs
 from .precisions import check_precisions
 
@@ -134,14 +134,14 @@ def calibrate(
         logits = logits[[engine.exit_layers.index(layer) for layer in exit_layers]]
     notify("thresholds")
     table = calibration_table(own, logits, labels, exit_layers)
-    promised, threshold = None, choice.chosen.threshold if choice else engine.checkpoint.engine.threshold
+    promised, threshold = None, choice.chosen.threshold if choice else engine.checkpoint.manifest.threshold
     if agreement is not None or accuracy_drop is not None:
         limit = 1 - agreement if agreement is not None else float(accuracy_drop or 0)
         against = labels[fresh] if labels is not None and agreement is None else None
         promised = guarantee(own, logits[:, fresh], against, exit_layers, limit=limit, confidence=confidence)
         threshold = promised.threshold
-    engine_config = replace(
-        engine.checkpoint.engine,
+    manifest = replace(
+        engine.checkpoint.manifest,
         criterion=repr(own).partition(":")[0],
         threshold=threshold,
         exit_layers=exit_layers,
@@ -149,25 +149,25 @@ def calibrate(
         guarantee=None if promised is None else asdict(promised),
     )
     if speedup is not None and choice is None:
-        rule = choose(replace(engine.checkpoint, engine=engine_config), None, None, speedup)
-        engine_config = replace(engine_config, threshold=rule.threshold or own.grid(len(exit_layers), 2)[0])
+        rule = choose(replace(engine.checkpoint, manifest=manifest), None, None, speedup)
+        manifest = replace(manifest, threshold=rule.threshold or own.grid(len(exit_layers), 2)[0])
     notify("bf16 and int8 beside fp32")
     if target == directory:
-        with saving.trial(directory, engine_config) as stage:
+        with saving.trial(directory, manifest) as stage:
             precisions = check_precisions(stage, texts)
-        saving.write_engine(directory, replace(engine_config, precisions=precisions))
+        saving.write_manifest(directory, replace(manifest, precisions=precisions))
     else:
         ckpt = read(directory)
         with saving.replacing(target) as stage:
-            written = saving.fill(stage, ckpt.backbone.raw, engine_config, ckpt.tensors, ckpt.tokenizer)
+            written = saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
             precisions = check_precisions(stage, texts)
-            saving.write_engine(stage, replace(written, precisions=precisions))
+            saving.write_manifest(stage, replace(written, precisions=precisions))
     return Calibration(
         checkpoint=os.fspath(target),
         data=data.named(Path(source)) if Path(source) == data.STDIN else Path(source).name,
         rows=len(examples),
-        criterion=engine_config.criterion or "",
-        threshold=engine_config.threshold,
+        criterion=manifest.criterion or "",
+        threshold=manifest.threshold,
         exit_layers=exit_layers,
         table=table,
         guarantee=promised,
@@ -186,7 +186,7 @@ def _share(name: str, value: Any) -> float:
 
 def every_exit(engine: Engine) -> tuple[int, ...]:
     """All layers that could answer; a head that answers at the last alone has no other."""
-    single = engine.checkpoint.engine.head["type"] == "classifier"
+    single = engine.checkpoint.manifest.head["type"] == "classifier"
     return (engine.num_layers,) if single else tuple(range(1, engine.num_layers + 1))
 
 
@@ -198,7 +198,7 @@ def _with_every_exit(path: str | os.PathLike[str]) -> Engine:
 
 
 def _criterion(engine: Engine, name: str | None) -> Criterion:
-    text = (name or engine.checkpoint.engine.criterion or "never").partition(":")[0]
+    text = (name or engine.checkpoint.manifest.criterion or "never").partition(":")[0]
     if text == "never" or len(every_exit(engine)) == 1:
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
     rule = parse(text, 1.0)

@@ -12,7 +12,7 @@ T = TypeVar("T")
 ROWS, CHARACTERS = 256, 1 << 20  # most that is read ahead, whichever comes first
 
 
-class Arriving(Iterator[T], Generic[T]):
+class RowThread(Iterator[T], Generic[T]):
     """The rows of `source`, in order, read by a thread of their own.
 
     `ready` says whether the next row is there, which an iterator alone cannot tell. What opening or reading the source
