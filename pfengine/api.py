@@ -30,7 +30,7 @@ from .heads import HEADS
 from .ops import OpSet
 from .options import sizes, whole, wholes
 from .prefetch import run_ahead
-from .reload import Marked, Source, load_again, mark
+from .reload import Source, SummedTensors, mark, reload
 from .rows import Row, is_single, rows_of
 from .surroundings import undisturbed
 from .tokenization import Tokenizer, batches, pack
@@ -83,7 +83,7 @@ def load(
     rule = choose(ckpt, criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, path=directory)
     extension.warn_once()
-    tensors = Marked(ckpt.tensors)
+    tensors = SummedTensors(ckpt.tensors)
     model = build(replace(ckpt, tensors=tensors), find_op_set(target), dtype, target)
     engine = Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
     where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
@@ -132,13 +132,13 @@ class Engine:
     @property
     def mark(self) -> str:
         """Tells checkpoints apart: another after training, or with another tokenizer, wherever it lies."""
-        return mark(self, self.source.sums if self.source is not None else {})
+        return mark(self.checkpoint, self.tokenizer.backend, self.source.sums if self.source is not None else {})
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is None:
             raise pickle.PicklingError("this engine was not made by pfengine.load: nothing says where to load it again")
         options = {"device": str(self.device), "precision": self.precision, "criterion": self.criterion}
-        return load_again, (self.source.path, self.source.options | options, self.mark)
+        return reload, (load, self.source.path, self.source.options | options, self.mark)
 
     def __copy__(self) -> Engine:
         other = object.__new__(type(self))

@@ -15,7 +15,8 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from . import __version__, cli_io, cli_output, console
+from . import cli_io, cli_output, console
+from ._version import __version__
 from .api import BATCH_TOKENS, load
 from .convert import convert as convert_checkpoint
 from .errors import ConfigError

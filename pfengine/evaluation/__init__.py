@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .calibrate_checkpoint import Calibration, calibrate
 from .machine import describe_machine
-from .report import Curve, Report, Setting
+from .report import Report
+from .results import Curve, Setting
 from .run import evaluate
 
 __all__ = ["Calibration", "Curve", "Report", "Setting", "calibrate", "describe_machine", "evaluate"]

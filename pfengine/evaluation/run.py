@@ -23,7 +23,8 @@ from ..tokenization import Row
 from .curve import curve, oracle
 from .machine import describe_machine
 from .metrics import METRICS, measure, standard_error
-from .report import Curve, Report, Setting
+from .report import Report
+from .results import Curve, Setting
 
 ROWS_TO_DOUBT = 50  # with fewer, answers that are right can look like chance
 Choice = tuple[Engine, str, str, Any]  # engine, checkpoint, name of the setting, criterion

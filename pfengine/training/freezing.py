@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from .model import ExitModel
+from torch import nn
 
 FreezingKind = Literal["none", "layers", "lower"]
 
@@ -34,12 +33,11 @@ class Freezing:
         return self.kind == "lower" and layer <= self.lower and random.random() > self.progress
 
     @contextlib.contextmanager
-    def step(self, model: ExitModel) -> Iterator[None]:
-        """One forward pass: layers drawn by "layers" do not record gradients for their parameters."""
-        if self.kind != "layers" or not model.training:
+    def step(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """One forward pass of training through these layers: those drawn by "layers" get no gradients."""
+        if self.kind != "layers":
             yield
             return
-        layers = model._layers()
         last = len(layers)
         frozen = [m for i, m in enumerate(layers, 1) if random.random() < (last - i) / max(1, last - 1)]
         parameters = [p for module in frozen for p in module.parameters() if p.requires_grad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import abstractmethod
 from typing import Any
@@ -82,7 +83,7 @@ class ExitModel(nn.Module):
     def first_tokens(self, inputs: dict[str, Tensor]) -> Tensor:
         """First tokens' hidden states after every layer, [n, B, H]; some are detached or frozen while training."""
         self._calls.first = []
-        with self.freezing.step(self):
+        with self.freezing.step(self._layers()) if self.training else contextlib.nullcontext():
             self.backbone(**inputs)  # type: ignore[misc]
         return torch.stack(self._calls.first)
 

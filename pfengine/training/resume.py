@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..checkpoint import is_of_checkpoint
 from ..errors import CheckpointError, ConfigError
 
