@@ -41,7 +41,7 @@ KNOWN = {
 
 
 def modules() -> dict[str, Path]:
-    """Every module by its name within `pfengine`. The package itself is "__init__"; others are named by their folder."""
+    """Every module by its name within `pfengine`. The package itself is "__init__", another one its folder."""
     found = {"_C": PACKAGE / "_C.pyi"}
     for folder, prefix in ((PACKAGE, ""), ((PACKAGE / "kernels").resolve(), "kernels.")):  # a symbolic link
         for file in folder.rglob("*.py"):
