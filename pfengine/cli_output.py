@@ -1,4 +1,4 @@
-"""Results out: what the command line prints, as JSON, lines and tables."""
+"""Output of the command line: JSON, lines and tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def print_result(row: Any, result: Any, as_json: bool) -> None:
-    """One row's answer as a JSON line, or as a line of a table: label, score, exit layer, text."""
+    """Print the answer of a row as a line of JSON or text: label, score, exit layer, text."""
     if as_json:
         print_json(result)
         return
@@ -38,7 +38,7 @@ def print_json(value: Any) -> None:
 
 
 def _console() -> Console:
-    """As wide as the terminal; elsewhere as wide as a table wants to be. Cells are text, not markup."""
+    """As wide as the terminal; elsewhere as wide as a table needs. Cells are text, not markup."""
     return Console(width=None if sys.stdout.isatty() else 100_000, markup=False, emoji=False, highlight=False)
 
 
@@ -110,7 +110,7 @@ def print_calibration(outcome: Calibration) -> None:
 
 
 def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
-    """What `info` says; seconds: that loading took."""
+    """What `pfengine info` shows. seconds: how long loading took."""
     ckpt = engine.checkpoint
     return {
         "path": str(ckpt.path),
@@ -131,7 +131,7 @@ def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
         "load_seconds": round(seconds, 2),
         "training": ckpt.manifest.training,
         "precisions": ckpt.manifest.precisions,
-        "precision": engine.precision,  # that "auto" chooses here
+        "precision": engine.precision,  # the one that "auto" chose
         "extension": extension.status(),
     }
 

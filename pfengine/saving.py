@@ -1,4 +1,4 @@
-"""The checkpoint directory, written: staged, checked by reading it back, then put in place."""
+"""Writing a checkpoint directory: built in a stage, checked by reading it back, then put in place."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(
     """Write a checkpoint beside `path`, check it by reading it back, then put it in place.
 
     config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: contents of the tokenizer's
-    files by name. See `replacing` for what happens to what is there.
+    files by name. See `replacing` for what happens to files that are already there.
     """
     with replacing(path) as stage:
         fill(stage, config, manifest, tensors, tokenizer)
@@ -45,9 +45,9 @@ def write(
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A directory to `fill` with a checkpoint; leaving the block puts it at `path`, an error leaves `path` as it is.
+    """A directory to `fill` with a checkpoint. Leaving the block puts it at `path`; an error leaves `path` as it is.
 
-    Files of an existing checkpoint are replaced once the new one is whole; what else lies beside them stays. Raises
+    Files of an existing checkpoint are replaced once the new one is complete; other files beside them stay. Raises
     CheckpointError where `path` is something other than a checkpoint, or cannot be written.
     """
     directory = destination.resolved(path)
@@ -92,7 +92,7 @@ def fill(
 def write_manifest(path: Path, manifest: Manifest) -> Path:
     """Replace pfengine.json of the checkpoint at `path`, in one step.
 
-    CheckpointError where that is no longer the one which `manifest` was read from.
+    CheckpointError where it is no longer the one that `manifest` was read from.
     """
     text = _text(manifest)
     faults: list[str] = []
@@ -102,7 +102,7 @@ def write_manifest(path: Path, manifest: Manifest) -> Path:
     directory = destination.resolved(path)
     now = Folder(directory).json(MANIFEST)
     if not isinstance(now, dict) or (now.get("files") or {}) != manifest.files:
-        raise CheckpointError(path, ["another checkpoint was saved there meanwhile, and it was left as it is"])
+        raise CheckpointError(path, ["another checkpoint was saved there in the meantime; it was left as it is"])
     with _explained(path), destination.beside(directory) as stage:
         (stage / MANIFEST).write_text(text)
         destination.move(stage / MANIFEST, directory)
@@ -111,7 +111,7 @@ def write_manifest(path: Path, manifest: Manifest) -> Path:
 
 @contextlib.contextmanager
 def trial(path: Path, manifest: Manifest) -> Iterator[Path]:
-    """The checkpoint at `path` with another pfengine.json, to be tried before it is changed; gone after the block."""
+    """A temporary copy of the checkpoint at `path` with another manifest, to try it before it is written."""
     with contextlib.ExitStack() as stack:
         with _explained(path):
             stage = stack.enter_context(destination.beside(destination.resolved(path)))
@@ -126,7 +126,7 @@ def trial(path: Path, manifest: Manifest) -> Iterator[Path]:
 
 
 def try_destination(path: str | os.PathLike[str]) -> None:
-    """CheckpointError where a checkpoint could not be written to `path`; leaves nothing there. To ask before work."""
+    """CheckpointError where a checkpoint could not be written to `path`; leaves nothing there. For before long work."""
     directory = destination.resolved(path)
     refuse_foreign(directory)
     with _explained(path):
@@ -134,11 +134,11 @@ def try_destination(path: str | os.PathLike[str]) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """CheckpointError where something other than a checkpoint of ours would be replaced."""
+    """CheckpointError where something other than a pfengine checkpoint would be replaced."""
     with _explained(path):
         occupied = path.exists() and (not path.is_dir() or bool(destination.foreign(path)))
         if occupied and not (path / MANIFEST).exists():
-            raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
+            raise CheckpointError(path, ["exists and is not a pfengine checkpoint; choose another output directory"])
 
 
 def _text(manifest: Manifest) -> str:
@@ -147,22 +147,22 @@ def _text(manifest: Manifest) -> str:
 
 _HINTS = {
     errno.ENOSPC: "make room there, or choose another output directory",
-    errno.EDQUOT: "your quota is used up: make room, or choose another output directory",
-    errno.EFBIG: "it is more than the limit on file sizes (`ulimit -f`), or than the file system takes",
+    errno.EDQUOT: "your quota is used up; make room, or choose another output directory",
+    errno.EFBIG: "the file is larger than the limit (`ulimit -f`) or the file system allows",
 }
 
 
 @contextlib.contextmanager
 def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the file system says, as a CheckpointError in one sentence."""
+    """Errors of the file system as a CheckpointError of one sentence."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(path, [f"cannot be written: {said(error)}; nothing was changed there"]) from None
+        raise CheckpointError(path, [f"cannot be written: {explain(error)}; nothing was changed there"]) from None
 
 
-def said(error: Exception) -> str:
-    """The reason in an OSError, in a SafetensorError made of one, with what to do about it."""
+def explain(error: Exception) -> str:
+    """The reason of an OSError, or of a SafetensorError caused by one, and what to do about it."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
         number = int(found[1])

@@ -25,7 +25,7 @@ LAYERS = {
     "engine": "engine",
     "api": "answers api bundled devices reader reload saving",
     "whole runs": "convert evaluation training",
-    "faces": "__init__ __main__ cli cli_io cli_output console demo",
+    "faces": "__init__ __main__ cli cli_evaluation cli_io cli_options cli_output cli_training console demo",
 }
 LAYER_OF = {name: i for i, names in enumerate(LAYERS.values()) for name in names.split()}
 

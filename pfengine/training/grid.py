@@ -1,4 +1,4 @@
-"""Grid search: one run a cell, the best cell kept; cells that are there already are not trained again."""
+"""Grid search: one run per cell; the best is kept, and cells that exist already are not trained again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import checkpoint, data, destination, reader, saving
 from .config import TrainingConfig
-from .resume import files_of, resume_with
+from .resume import check_same_run, files_of
 from .run import train
 
 BATCH_SIZES = (16, 32, 128)  # the paper's
@@ -26,8 +26,8 @@ def search(
     """Train every cell of the grid, copy the best to `config.output`, return its path and all cells with their scores.
 
     A cell's score is the quality on the held-out rows at the layer speed-up `config.speedup` (at full depth for a
-    model without exits). Cells live in `.NAME.grid` beside the output, which stays there: started again, the search
-    goes on with the first cell that is missing, and the interrupted one goes on where it last saved.
+    model without exits). Cells are kept in `.NAME.grid` beside the output: started again, the search continues with the
+    first cell that is missing, and an interrupted cell resumes from its last saved state.
     """
     output = Path(config.output)
     saving.try_destination(output)
@@ -36,7 +36,7 @@ def search(
     varied = ("batch_size", "learning_rate")
     files: list[str | Path] = [data.locate(config.data, "train"), *([config.held_out] if config.held_out else [])]
     inputs = {"data": files_of(*files), "model": files_of(config.model)}
-    resume_with(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
+    check_same_run(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
     cells: list[dict[str, Any]] = []
     for batch_size in batch_sizes:
         for rate in learning_rates:
@@ -53,7 +53,7 @@ def search(
 
 
 def score(path: Path, speedup: float) -> dict[str, Any]:
-    """Held-out quality of a trained checkpoint at a layer speed-up, and the speed-up that was nearest."""
+    """Held-out quality of a trained checkpoint at the calibrated layer speed-up nearest to `speedup`."""
     manifest = reader.read(path).manifest
     if not manifest.calibration:
         return {"score": manifest.training.get("held_out_score", -1.0), "layer_speedup": 1.0}

@@ -23,7 +23,7 @@ from ..manifest import Manifest
 from ..notices import warn
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
-from .fit import Collator, Rows, encode, fit, forget
+from .fit import Collator, Rows, encode, fit, remove_state
 from .freezing import Freezing
 from .model import ExitModel
 from .past_future import PastFutureModel
@@ -38,9 +38,9 @@ RECIPES: dict[str, type[ExitModel]] = {  # by the type of head
 def train(config: TrainingConfig) -> Path:
     """Train, write the checkpoint to `config.output`, calibrate its thresholds on the held-out rows. Returns the path.
 
-    An interrupted run goes on where it last saved when it is started again with the same configuration. Raises
-    ConfigError or CheckpointError before any training where data, model or options do not fit, TrainingError where
-    the loss stops being a number; a checkpoint at `config.output` is replaced only once the new one is whole.
+    An interrupted run resumes from its last saved state when it is started again with the same configuration. Raises
+    ConfigError or CheckpointError before any training where data, model or options do not fit, TrainingError where the
+    loss stops being finite. A checkpoint at `config.output` is replaced only once the new one is complete.
     """
     try:
         from transformers import set_seed
@@ -53,7 +53,7 @@ def train(config: TrainingConfig) -> Path:
     columns: dict[str, Any] = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
     examples = data.read(file, **columns, kind=config.data_format, labelled=True, most=config.max_rows)
     labels = config.labels or _labels(examples, config.data, name)
-    label_values(examples, labels, name)  # so that a wrong one is named by its row
+    label_values(examples, labels, name)  # so that an error names the row of a wrong one
     if config.held_out is not None:
         kept, held_out = examples, data.read(config.held_out, **columns, labelled=True)
     else:
@@ -61,7 +61,7 @@ def train(config: TrainingConfig) -> Path:
     values = np.array(label_values(held_out, labels, config.held_out or name))
     if not labels and len(set(values)) < 2:
         raise ConfigError(
-            f"all {len(held_out)} held-out rows have one score, which nothing correlates with; hold out more rows"
+            f"all {len(held_out)} held-out rows have the same score, so there is no correlation; hold out more rows"
         )
     unseen = set(values) - set(label_values(kept, labels, name)) if labels else set()
     if unseen:
@@ -99,14 +99,14 @@ def train(config: TrainingConfig) -> Path:
     with saving.replacing(config.output) as stage:
         saving.fill(stage, backbone_config.raw, manifest, model.checkpoint_tensors(), files)
         calibrated(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
-    forget(config)
+    remove_state(config)
     return Path(config.output)
 
 
 def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
-    """Give a checkpoint that was just trained its table and threshold, from rows it was not trained on.
+    """Add calibration table and threshold to a newly trained checkpoint, from rows it was not trained on.
 
-    Calibrated on what was stored, which rounding to int8 may have changed. speedup: the layer speed-up it is to have.
+    The stored weights are calibrated, which rounding to int8 may have changed. speedup: the layer speed-up to run at.
     """
     trained = load(path, precision="fp32", criterion="never", max_length=max_length)
     manifest = trained.checkpoint.manifest
@@ -115,7 +115,7 @@ def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, 
         score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
     elif np.ptp(logits[-1, :, 0]) > 0:
         score = {"held_out_score": float(np.corrcoef(logits[-1, :, 0], values)[0, 1])}
-    else:  # which JSON has no number for
+    else:  # JSON has no number for it
         warn("the model gives all held-out rows the same score, so there is no correlation")
         score = {}
     manifest = replace(manifest, training=manifest.training | score)
@@ -133,17 +133,19 @@ def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
     folder = Folder(source)
     if folder.has(checkpoint.MANIFEST):
         tensors: Mapping[str, torch.Tensor] = reader.read(folder).tensors
-    else:  # heads, poolers and layers above the k-th are left where they are
+    else:  # heads, poolers and layers above the k-th are not read
         tensors = weights.fit(folder, find(folder), config.encoder_shapes(), config, extra="ignore")
     settings = {key: value for key, value in config.raw.items() if key != "auto_map"}
     try:
-        with torch.random.fork_rng(devices=[]):  # so that heads start as they always did
+        with torch.random.fork_rng(devices=[]):  # so that it does not change how heads are initialised
             backbone: torch.nn.Module = AutoModel.from_config(
                 AutoConfig.for_model(**settings), trust_remote_code=False, add_pooling_layer=False, dtype=torch.float32
             )
-    except Exception as error:  # transformers checks fields that are none of ours
+    except Exception as error:  # transformers checks fields that pfengine does not read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(source, [f"{checkpoint.CONFIG}: transformers makes no encoder of it: {reason}"]) from None
+        raise CheckpointError(
+            source, [f"{checkpoint.CONFIG}: transformers cannot build an encoder from it: {reason}"]
+        ) from None
     backbone.load_state_dict({key: tensors[config.family.prefix + key] for key in backbone.state_dict()})
     folder.check()
     return backbone
@@ -162,7 +164,7 @@ def _labels(examples: list[Example], source: str, file: str) -> tuple[str, ...]:
 
 
 def label_values(examples: list[Example], labels: tuple[str, ...], file: str) -> list[Any]:
-    """What the loss is held against: label ids, or numbers for regression."""
+    """The targets of the loss: label ids, or numbers for regression."""
     return data.label_ids(examples, labels, file) if labels else data.scores(examples, file)
 
 

@@ -20,7 +20,7 @@ import pfengine
 from pfengine import destination
 from pfengine.training import grid, states
 from pfengine.training.fit import Order
-from pfengine.training.resume import resume_with
+from pfengine.training.resume import check_same_run
 
 from .test_train import config
 
@@ -162,8 +162,8 @@ def test_two_runs_into_one_place(encoder: Path, rows: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("note", [b"", b'{"options": {"sys', b"[1]", b"{}", b'{"options": 3}'])
 def test_a_broken_note(note: bytes, tmp_path: Path) -> None:
     (tmp_path / "options.json").write_bytes(note)
-    with pytest.raises(pfengine.ConfigError, match=r"options\.json in it does not say of what; remove the directory"):
-        resume_with(tmp_path, {"seed": 0}, {}, "an interrupted run")
+    with pytest.raises(pfengine.ConfigError, match=r"options\.json in it does not name its options; remove"):
+        check_same_run(tmp_path, {"seed": 0}, {}, "an interrupted run")
     with states.opened(tmp_path, {"seed": 0}, {}) as last:  # nothing to go on from: it does not matter what it says
         assert last is None
 

@@ -111,7 +111,7 @@ def test_a_foreign_directory_is_refused_before_anything_is_trained(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("")
     monkeypatch.setattr(fitting, "fit", None)
-    with pytest.raises(pfengine.CheckpointError, match="is no pfengine checkpoint"):
+    with pytest.raises(pfengine.CheckpointError, match="is not a pfengine checkpoint"):
         pfengine.train(config(encoder, rows, tmp_path))
 
 

@@ -140,7 +140,7 @@ def test_numbers_of_numpy_are_numbers(encoder: Path, rows: Path, tmp_path: Path)
 def test_data_that_does_not_fit(encoder: Path, tmp_path: Path) -> None:
     file = tmp_path / "train.tsv"
     file.write_text("sentence\tlabel\na film\tgood\nthe plot\tperhaps\n")
-    with pytest.raises(pfengine.ConfigError, match="row 1: label 'perhaps' is none of good, bad"):
+    with pytest.raises(pfengine.ConfigError, match="row 1: label 'perhaps' is not one of good, bad"):
         pfengine.train(config(encoder, file, tmp_path / "ckpt", labels=("good", "bad")))
     with pytest.raises(pfengine.ConfigError, match="leaves none to train on"):
         pfengine.train(config(encoder, file, tmp_path / "ckpt", labels=None))
