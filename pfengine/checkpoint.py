@@ -38,7 +38,7 @@ PLAIN = Manifest(system="full-model", head={"type": "classifier"}, criterion="ne
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, checked: configs, fp32 tensors by key (read when asked for), tokenizer files by name if any."""
+    """A checked checkpoint: configs, fp32 tensors by key (each read on access), and tokenizer files by name, if any."""
 
     path: Path
     backbone: BackboneConfig
@@ -48,14 +48,14 @@ class Checkpoint:
     weights: file_hashes.Check | None = field(default=None, repr=False, compare=False)  # see `checked`
 
     def checked(self) -> Checkpoint:
-        """Waits until the weights are known to be those saved with this checkpoint; CheckpointError where not."""
+        """Wait until the weights are hashed; CheckpointError where they are not those saved with this checkpoint."""
         if self.weights is not None and (faults := self.weights.faults()):
             raise CheckpointError(self.path, faults)
         return replace(self, weights=None)
 
 
 def is_of_checkpoint(name: str) -> bool:
-    """Is a file of this name read as part of a checkpoint, and replaced with it?"""
+    """Whether a file of this name belongs to a checkpoint: it is read with it, and replaced with it."""
     return name in (CONFIG, MANIFEST, *TOKENIZER_FILES) or bool(_WEIGHTS.fullmatch(name))
 
 
@@ -102,7 +102,7 @@ def read_files(
 
 
 def _compare(folder: Folder, manifest: Manifest | None) -> tuple[list[str], file_hashes.Check | None]:
-    """What is not as `files` says, apart from the contents of the weights; those are being compared."""
+    """What differs from the manifest's `files`, except the contents of weights; those are still being hashed."""
     if manifest is None or not manifest.files:
         return [], None
     present = {name: folder.open(name) for name in folder.names if is_of_checkpoint(name) and name != MANIFEST}
@@ -113,7 +113,7 @@ def _compare(folder: Folder, manifest: Manifest | None) -> tuple[list[str], file
 
 
 def read_config(folder: Folder) -> Any:
-    """What config.json holds."""
+    """The contents of config.json."""
     if not folder.has(CONFIG) and (hint := weights.foreign(folder)):
         raise CheckpointError(folder.path, [f"{CONFIG} is missing{hint}"])
     return folder.json(CONFIG)

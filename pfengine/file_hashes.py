@@ -1,4 +1,4 @@
-"""Which files were saved together: `files` of pfengine.json has their sizes and SHA-256, checked when they are read."""
+"""Which files were saved together: the manifest's `files` has their sizes and SHA-256, checked when they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .folder import File
 
 Files = Mapping[str, Mapping[str, Any]]  # name -> {"size": bytes, "sha256": hex}
 
-_PIECE = 8 << 20  # large, as a thread that hashes waits for Python's lock after each
+_PIECE = 8 << 20  # bytes; large, because the hashing thread waits for the interpreter lock after each
 _MEND = "save or copy the checkpoint again, or remove 'files' from pfengine.json to accept a deliberate edit"
 
 
@@ -22,9 +22,9 @@ def described(opened: Mapping[str, File]) -> dict[str, dict[str, Any]]:
 
 
 def listing_faults(files: Files, present: Mapping[str, File]) -> list[str]:
-    """Files that are missing, that were not saved with the others, or whose size is another; a sentence each.
+    """Files that are missing, that were not saved with the others, or that have another size; a sentence each.
 
-    present: all that are there and could be a checkpoint's.
+    present: all files that could be part of a checkpoint.
     """
     found = [f"{name} is missing, though 'files' of pfengine.json lists it; {_MEND}" for name in files
              if name not in present]  # fmt: skip
@@ -38,7 +38,7 @@ def listing_faults(files: Files, present: Mapping[str, File]) -> list[str]:
 
 
 def content_faults(files: Files, opened: Mapping[str, File]) -> list[str]:
-    """Those of these files, of the right size, whose content is another; a sentence each."""
+    """Files of the right size whose content differs from what was saved; a sentence each."""
     found = []
     for name, file in opened.items():
         saved = files.get(name)
@@ -47,13 +47,13 @@ def content_faults(files: Files, opened: Mapping[str, File]) -> list[str]:
         try:
             if _sha256(file) != saved["sha256"]:
                 found.append(f"{name} is not the file that was saved with this checkpoint; {_MEND}")
-        except CheckpointError as error:  # it changes while it is read
+        except CheckpointError as error:  # it changed while it was read
             found += error.faults
     return found
 
 
 class Check:
-    """`content_faults` in a thread of its own, for weights: they are hashed while they are packed."""
+    """`content_faults` in a separate thread: weights are hashed while they are packed."""
 
     def __init__(self, files: Files, opened: Mapping[str, File]) -> None:
         self._found: list[str] = []
@@ -61,7 +61,7 @@ class Check:
         self._thread.start()
 
     def faults(self) -> list[str]:
-        """Waits for the end; what differs."""
+        """Wait for the thread, and return what differs."""
         self._thread.join()
         return self._found
 

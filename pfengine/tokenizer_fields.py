@@ -110,7 +110,7 @@ class Reproduced:
         raw = read_object(self.files, JSON, self.path)
         model = raw["model"] if isinstance(raw.get("model"), dict) else {}
         if not isinstance(model.get("vocab"), self.kind.vocabulary_type):
-            raise NotKnown(f"{JSON}: 'model.vocab' is none that {self.kind.name} takes")
+            raise NotKnown(f"{JSON}: 'model.vocab' is not one that {self.kind.name} takes")
         least: dict[str, Any] = {"vocab": {}}
         if self.kind.vocabulary_type is list:
             least = {"vocab": [["x", 0.0]], "unk_id": 0}
@@ -195,7 +195,7 @@ class Reproduced:
         if extra is None and EXTRA not in given:
             extra = self.kind.extra
         if not isinstance(extra or [], (list, tuple)):
-            raise NotKnown(f"{SETTINGS}: '{EXTRA}' is no list")
+            raise NotKnown(f"{SETTINGS}: '{EXTRA}' is not a list")
         present = backend.get_added_tokens_decoder().values()
         added: list[Any] = [decoder[key] for key in sorted(decoder)]
         names = {str(token) for token in (*present, *added)}
@@ -234,7 +234,7 @@ def _token(value: Any, where: str, mark: str | None = None) -> Any:
     if mark is not None and isinstance(value, (str, AddedToken)):
         return value
     if not isinstance(value, dict) or (mark is not None and value.get(mark) != "AddedToken"):
-        raise NotKnown(f"{where} is or has {value!r:.80}, which is no token")
+        raise NotKnown(f"{where} is or has {value!r:.80}, which is not a token")
     try:
         return AddedToken(**{key: item for key, item in value.items() if key != mark})
     except (TypeError, ValueError) as error:

@@ -66,7 +66,7 @@ def _ask_transformers(
     try:
         from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
     except ImportError:
-        raise CheckpointError(path, [f"{reason}; install transformers 5, which knows what to make of it"]) from None
+        raise CheckpointError(path, [f"{reason}; install transformers 5, which can read it"]) from None
     with tempfile.TemporaryDirectory() as directory:
         for name, content in {**files, "config.json": json.dumps(config.raw).encode()}.items():
             (Path(directory) / name).write_bytes(content)
@@ -84,7 +84,7 @@ def _ask_transformers(
         or kind._encode_plus is not TokenizersBackend._encode_plus
     ):
         raise CheckpointError(
-            path, [f"{kind.__name__} is a tokenizer that works in Python; pfengine runs fast ones only"]
+            path, [f"{kind.__name__} is a tokenizer written in Python; pfengine runs fast tokenizers only"]
         )
     if JSON not in files and kind is not TokenizersBackend:  # which has no default vocabulary
         needed = [file for key, file in kind.vocab_files_names.items() if key != "tokenizer_file"]
@@ -104,7 +104,7 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
     if unknown is not None and backend.token_to_id(unknown) is not None:
         special.add(unknown)
     if size <= len(special):
-        yield f"{source} has no words, only special tokens, so that all texts would be alike"
+        yield f"{source} has no words, only special tokens, so that all texts would look the same"
     if backend.get_vocab_size(with_added_tokens=False) > limit:
         largest = max(i for token, i in backend.get_vocab(with_added_tokens=False).items() if token)
         if largest >= limit:
@@ -124,8 +124,8 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
         )
     if 2 * size < limit:
         warn(
-            f"{path}: {source} has {size} tokens, but the model has embeddings for {limit}; is it whole, and this "
-            "model's?"
+            f"{path}: {source} has {size} tokens, but the model has embeddings for {limit}; is it complete, and "
+            "this model's?"
         )
 
 

@@ -39,7 +39,7 @@ def test_reads_and_lists(tmp_path: Path) -> None:
     with pytest.raises(pfengine.CheckpointError, match="a has 100 bytes; at most 99 are read"):
         opened.read("a", most=99)
     for name in ("../a", "/etc/passwd", "..", "", "a\0", "x\\y"):
-        with pytest.raises(pfengine.CheckpointError, match="is no name of a file"):
+        with pytest.raises(pfengine.CheckpointError, match="is not the name of a file"):
             opened.has(name)
 
 
@@ -263,7 +263,7 @@ def test_loads_while_somebody_saves_are_one_or_the_other(
                 tensors = {key: value.numpy() for key, value in ckpt.tensors.items()}
             except pfengine.CheckpointError as error:
                 partial = "truncated or corrupt" in str(error) and in_place  # it was, for a moment
-                moved = "is no directory" in str(error) and alternate is alternate_by_directory
+                moved = "is not a directory" in str(error) and alternate is alternate_by_directory
                 if not (partial or moved or "while it was being read; load it again" in str(error)):
                     raise
                 errors += 1

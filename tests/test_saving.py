@@ -181,7 +181,7 @@ def test_places_that_are_refused(save: Save, tmp_path: Path) -> None:
     (tmp_path / "thesis" / "text.tex").write_text("years")
     (tmp_path / "link").symlink_to("thesis")
     (tmp_path / "loop").symlink_to("loop")
-    foreign = "exists and is no pfengine checkpoint; choose another"
+    foreign = "exists and is not a pfengine checkpoint; choose another"
     refused = {
         tmp_path / "file": foreign,
         tmp_path / "thesis": foreign,

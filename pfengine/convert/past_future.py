@@ -1,4 +1,4 @@
-"""Checkpoints of the Past-Future authors' code (lancopku/Early-Exit)."""
+"""Converting checkpoints of the Past-Future authors' code (lancopku/Early-Exit)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def convert(
 ) -> tuple[dict[str, Any], Manifest, dict[str, Tensor]]:
     """Original config and tensors -> config.json, pfengine.json and tensors of a checkpoint.
 
-    Shapes come from the tensors. BERT and RoBERTa have a pooler a layer (and an unused one), ALBERT one for all.
+    Shapes come from the tensors. BERT and RoBERTa have one pooler per layer (and an unused one), ALBERT one for all.
     Learners and projections are stored there as [slot, in, out]; the learner of slot 0 is never used.
     """
     family = family_of(path, tensors)
@@ -56,7 +56,7 @@ def convert(
             "'classifiers.gate_proj.bias' has one entry: the system has no regression, entropy needs two labels"
         )
     if not faults and len({w.shape for w in pooler_weights}) + len({b.shape for b in pooler_biases}) > 2:
-        faults.append(f"'{poolers[0]}' and its fellows differ in shape")
+        faults.append(f"'{poolers[0]}' and the other poolers differ in shape")
     if faults:
         raise CheckpointError(path, faults)
 

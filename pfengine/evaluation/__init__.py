@@ -1,4 +1,4 @@
-"""Judging a checkpoint on labelled rows: quality, layer speed-up and wall-clock speed-up side by side."""
+"""Evaluating and calibrating checkpoints: quality, layer speed-up and wall-clock speed-up side by side."""
 
 from __future__ import annotations
 

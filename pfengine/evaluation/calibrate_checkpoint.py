@@ -1,4 +1,4 @@
-"""Calibrating a checkpoint on held-out rows: table, guarantee, and which layers are tested; written into it."""
+"""Calibrating a checkpoint on held-out rows: its table, its guarantee, and which layers are tested."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FEW_ROWS = 30
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Exits chosen by time: predicted and measured seconds a row, beside those of all exits at equal agreement."""
+    """Exits chosen by time: predicted and measured seconds per row, beside those of all exits at equal agreement."""
 
     chosen: Placement
     every: Placement
@@ -80,16 +80,15 @@ def calibrate(
 
     source: a file or a directory with a `dev` split; labels are used where there are any. data_format, text_column,
     pair_column, label_column: as in `data.stream`. criterion: a new one by
-    name, such as "patience"; default: the checkpoint's own. The threshold it will run at is, by the first that is
-    given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
-    0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
-    speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
-    agreement with the full model. Thresholds are found in fp32; how bf16 and int8 compare is written beside them, for
-    `load(precision="auto")` to go by. out: write there, not to `path` (which a bundled checkpoint needs). notify: is
-    told what is being done, a line a stage.
+    name, such as "patience"; default: the checkpoint's own. The threshold is the one that keeps the promise (agreement
+    0.99: at least 99% of rows are answered as at full depth; accuracy_drop 0.01: accuracy falls by at most one point;
+    both with `confidence`, see `exits.guarantee`), or the one for the layer speed-up `speedup`; with neither it stays
+    as it is. choose_layers: test only those layers whose exits save time, at equal agreement with the full model.
+    Thresholds are found in fp32; how bf16 and int8 compare is written beside them, for `load(precision="auto")`. out:
+    write there instead of to `path`; required for a bundled checkpoint. notify: is called with one line per stage.
 
     Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
-    promise cannot be shown on so few rows.
+    promise cannot be proved on so few rows.
     """
     if agreement is not None and accuracy_drop is not None:
         raise ConfigError("give agreement or accuracy_drop, not both")
@@ -103,7 +102,7 @@ def calibrate(
     engine = load(path, precision="fp32", criterion="never")
     directory = engine.checkpoint.path
     if out is None and BUNDLED in directory.parents:
-        raise ConfigError(f"{path} is bundled with the package; say where the calibrated copy goes with out")
+        raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     own = _criterion(engine, criterion)
     saving.try_destination(target)
@@ -115,7 +114,7 @@ def calibrate(
     labels = np.array(data.label_ids(examples, engine.labels, data.named(Path(source)))) if labelled else None
     texts = [example.row for example in examples]
     if len(texts) < FEW_ROWS:
-        warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} mean little")
+        warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
     if choose_layers and engine.exit_layers != every_exit(engine):
         engine = _with_every_exit(path)
     exit_layers = engine.exit_layers
@@ -177,7 +176,7 @@ def calibrate(
 
 
 def _share(name: str, value: Any) -> float:
-    """A number between 0 and 1, one of numpy's too, as a plain one."""
+    """A number between 0 and 1, of numpy or not, as a Python float."""
     share = number(name, value)
     if not 0 < share < 1:
         raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
@@ -185,13 +184,13 @@ def _share(name: str, value: Any) -> float:
 
 
 def every_exit(engine: Engine) -> tuple[int, ...]:
-    """All layers that could answer; a head that answers at the last alone has no other."""
+    """All layers that could answer; a plain classifier answers at the last layer only."""
     single = engine.checkpoint.manifest.head["type"] == "classifier"
     return (engine.num_layers,) if single else tuple(range(1, engine.num_layers + 1))
 
 
 def _with_every_exit(path: str | os.PathLike[str]) -> Engine:
-    """The engine with all its exits in use again, so that the choice does not depend on an earlier one."""
+    """The engine with all its exits in use, so that the choice does not depend on an earlier choice."""
     engine = load(path, precision="fp32", criterion="never")
     engine.model = replace(engine.model, exit_layers=every_exit(engine))
     return engine
@@ -210,12 +209,12 @@ def _criterion(engine: Engine, name: str | None) -> Criterion:
 def _agreement_at(
     own: Criterion, logits: np.ndarray, exit_layers: tuple[int, ...], agreement: float | None, speedup: float | None
 ) -> float:
-    """The agreement that a choice of layers has to keep: as asked, or that of all exits at the speed-up asked (2)."""
+    """The agreement that chosen layers must keep: the one asked for, or that of all exits at `speedup` (default 2)."""
     if agreement is not None:
         return agreement
     table = calibration_table(own, logits, None, exit_layers)
     if not table:
-        raise ConfigError("no row of these could leave early: there is nothing to choose")
+        raise ConfigError("none of these rows could leave early, so there is nothing to choose")
     nearest = min(table, key=lambda point: abs(point["layer_speedup"] - (speedup or 2.0)))
     return nearest["agreement"]
 

@@ -17,11 +17,11 @@ FreezingKind = Literal["none", "layers", "lower"]
 class Freezing:
     """Which layers get no gradient in a training step.
 
-    "layers" (paper): the parameters of layer i are left as they are with probability (n - i) / (n - 1), which falls
-    from 1 at the first layer to 0 at the last. "lower" (authors' code): for each of the `lower` lowest layers its
-    output is detached, so that neither it nor anything below it gets a gradient, with probability
-    1 - progress; their code counts forward passes against optimiser steps, `progress` is the share of optimiser steps.
-    Draws come from Python's `random`, whose state the Trainer keeps.
+    "layers" (paper): the parameters of layer i get no gradient with probability (n - i) / (n - 1), which falls from 1
+    at the first layer to 0 at the last. "lower" (authors' code): the output of each of the `lower` lowest layers is
+    detached with probability 1 - progress, so that neither it nor anything below it gets a gradient. progress is the
+    share of optimiser steps done; the authors' code counts forward passes instead. Draws come from Python's `random`,
+    whose state the Trainer saves.
     """
 
     kind: FreezingKind = "none"
@@ -29,7 +29,7 @@ class Freezing:
     progress: float = 0.0
 
     def detaches(self, layer: int) -> bool:
-        """Is the output of layer `layer` (1-based) detached in this forward pass? Draws anew at every call."""
+        """Whether to detach the output of layer `layer` (1-based) in this forward pass; drawn at every call."""
         return self.kind == "lower" and layer <= self.lower and random.random() > self.progress
 
     @contextlib.contextmanager

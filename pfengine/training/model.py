@@ -1,4 +1,4 @@
-"""What is trained: transformers' encoder, read after every layer, and an exit head of ours."""
+"""The model that is trained: transformers' encoder, read after every layer, and an exit head of ours."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ExitModel(nn.Module):
         return {key: getattr(self.exit_head, name) for name, key in self._keys.items()}
 
     def load_head(self, tensors: dict[str, Tensor]) -> None:
-        """Values for the head's parameters, from tensors under checkpoint keys."""
+        """Copy values into the head's parameters, from tensors under checkpoint keys."""
         with torch.no_grad():
             for key, value in self.head_tensors().items():
                 value.copy_(tensors[key])

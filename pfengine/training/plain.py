@@ -29,7 +29,7 @@ class LinearModel(ExitModel):
 
 
 class FullModel(ExitModel):
-    """One classifier behind the last layer: an ordinary fine-tuned model, of k layers a BERT-kL."""
+    """One classifier after the last layer: an ordinary fine-tuned model; with k layers, BERT-kL."""
 
     def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         head = Classifier(reference, self.backbone_config, self.head_config, self.head_tensors(), torch.float32)
@@ -42,7 +42,7 @@ class FullModel(ExitModel):
 
 
 def _batch(first: Tensor) -> RaggedBatch:
-    """Rows of one token each."""
+    """A batch of rows with one token each."""
     rows = len(first)
     bounds = torch.arange(rows + 1, dtype=torch.int32, device=first.device)
     return RaggedBatch(first, bounds, torch.arange(rows, dtype=torch.int64, device=first.device))

@@ -76,7 +76,7 @@ def test_numbers_of_numpy_and_few_rows(ckpt: Path, rows: Path, tmp_path: Path) -
     found = pfengine.calibrate(ckpt, rows, agreement=np.float32(0.9), confidence=np.float64(0.9), out=tmp_path / "copy")
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["guarantee"]["limit"] == pytest.approx(0.1)
     (tmp_path / "one.txt").write_text("a film\n")
-    with pytest.warns(UserWarning, match=r"one\.txt has 1 rows; thresholds from fewer than 30 mean little"):
+    with pytest.warns(UserWarning, match=r"one\.txt has 1 rows; thresholds from fewer than 30 are unreliable"):
         pfengine.calibrate(ckpt, tmp_path / "one.txt", out=tmp_path / "copy")
     (tmp_path / "none.csv").write_text("text,label\n")
     with pytest.raises(pfengine.ConfigError, match=r"none\.csv has no rows"):
@@ -265,7 +265,7 @@ def test_a_checkpoint_that_was_saved_anew_meanwhile(
         return {}
 
     monkeypatch.setattr("pfengine.evaluation.calibrate_checkpoint.check_precisions", save_another)
-    with pytest.raises(pfengine.CheckpointError, match="another checkpoint was saved there meanwhile"):
+    with pytest.raises(pfengine.CheckpointError, match="another checkpoint was saved there in the meantime"):
         pfengine.calibrate(path, rows, speedup=1.2)
     monkeypatch.undo()
     assert pfengine.load(path).checkpoint.manifest == other.manifest
