@@ -13,7 +13,7 @@ STORAGES = ("float", "int8-rows")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What pfengine.json says: head, criterion, exits, storage and history of the checkpoint."""
+    """The contents of pfengine.json: head, criterion, exits, storage and history of the checkpoint."""
 
     system: str
     head: dict[str, Any]
@@ -21,11 +21,11 @@ class Manifest:
     threshold: float | None = None
     exit_layers: tuple[int, ...] = ()
     calibration: tuple[dict[str, Any], ...] = ()
-    guarantee: dict[str, Any] | None = None  # of the threshold, as `calibrate` found it
-    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)  # how they compare to fp32, as it found too
+    guarantee: dict[str, Any] | None = None  # of the threshold, from `calibrate`
+    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)  # how they compare to fp32, from `calibrate`
     storage: str = "float"
     training: dict[str, Any] = field(default_factory=dict)
-    # sizes and hashes of the files saved with it, see `file_hashes`; {}: not known
+    # sizes and hashes of the files saved with it, see `file_hashes`; {} where unknown
     files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:

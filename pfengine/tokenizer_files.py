@@ -1,6 +1,6 @@
-"""The files of a tokenizer to the tokenizer that transformers 5 makes of them, checked against the model.
+"""Building the tokenizer that transformers 5 builds from the same files, and checking it against the model.
 
-The usual ones are read by `tokenizer_fields`. What only transformers knows is left to it, where it is installed.
+`tokenizer_fields` reads the usual files. Others are left to transformers, where it is installed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .tokenizer_fields import JSON, SETTINGS, Built, NotKnown, Reproduced, guard
 
 
 def build(files: Mapping[str, bytes], config: BackboneConfig, path: Any) -> Built:
-    """What transformers' AutoTokenizer makes of a directory with these files and this config.json.
+    """The tokenizer that transformers' AutoTokenizer builds from a directory with these files and this config.json.
 
     Raises CheckpointError (for `path`) where a file is missing or cannot be read, where the vocabulary does not fit
-    the model, and where the files hold what only transformers knows and it is not installed, or fails on them.
+    the model, or where only transformers can read the files and it is not installed, or fails on them.
     """
     settings = read_object(files, SETTINGS, path) if SETTINGS in files else {}
     if "fast_tokenizer_files" in settings:
@@ -96,7 +96,7 @@ def _ask_transformers(
 
 
 def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, path: Any) -> Iterator[str]:
-    """Why a tokenizer cannot be that of a model with `limit` embeddings; warns where it hardly can."""
+    """Why a tokenizer cannot belong to a model with `limit` embeddings; warns where it is unlikely."""
     if dropout := getattr(backend.model, "dropout", None):
         yield f"{source}: 'dropout' is {dropout:g}, so that the ids of a text would change from call to call; remove it"
     special = {str(token) for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -110,12 +110,12 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
         if largest >= limit:
             yield (
                 f"{source} has token ids up to {largest}, but this model's are 0 to {limit - 1} ('vocab_size' of "
-                "config.json); it is another model's"
+                "config.json); it belongs to another model"
             )
     try:
         last = max(guarded(backend.encode, "").ids, default=0)
     except ValueError as error:
-        yield f"{source} makes a tokenizer that fails on every text: {error}"
+        yield f"{source} gives a tokenizer that fails on every text: {error}"
         last = 0
     if last >= limit:
         yield (
@@ -130,7 +130,7 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
 
 
 def _check_merges(files: Mapping[str, bytes], path: Any) -> None:
-    """CheckpointError where merges.txt is not that of vocab.json, or cannot make most of its tokens."""
+    """CheckpointError where merges.txt does not belong to vocab.json, or cannot build most of its tokens."""
     try:
         lines = files["merges.txt"].decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

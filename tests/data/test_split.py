@@ -36,9 +36,9 @@ def test_hold_out_of_pairs() -> None:
     [
         ([f"text {i} of many" for i in range(50)], 1000, "holding out 1000 leaves none to train on: .* such as 5$"),
         ([f"text {i} of many" for i in range(4)], 4, "leaves none to train on: .* such as 1$"),
-        (["one row"], 1, "1 rows; .* leaves none to train on: more rows"),
-        (["alike"] * 30, 3, "leaves none to calibrate on: more rows"),
-        ([""] * 30, 3, "leaves none to train on: more rows"),
+        (["one row"], 1, "1 rows; .* leaves none to train on: give more rows"),
+        (["alike"] * 30, 3, "leaves none to calibrate on: give more rows"),
+        ([""] * 30, 3, "leaves none to train on: give more rows"),
     ],
     ids=["too few", "all of them", "one row", "alike", "empty"],
 )

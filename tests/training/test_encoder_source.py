@@ -70,7 +70,7 @@ class Evil:
         ("fifo", "config.json is not a regular file"),
         ("list", "config.json: is not a JSON object"),
         ("odd", "'num_hidden_layers' is 'three'"),
-        ("theirs", "config.json: transformers cannot build an encoder: "),
+        ("theirs", "config.json: transformers cannot build an encoder from it: "),
     ],
 )  # fmt: skip
 @pytest.mark.timeout(60)
