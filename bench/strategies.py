@@ -26,7 +26,7 @@ from pfengine.evaluation.metrics import measure, standard_error
 from pfengine.evaluation.pictures import new_figure, save_figure
 from pfengine.exits import Criterion, parse
 from pfengine.exits.calibration import answers_at, exits_taken, layer_speedup, threshold_for
-from pfengine.training.resume import check_same_run, files_of
+from pfengine.training.resume import check_same_run, hash_files
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def main(
     )  # fmt: skip
     described = {key: value for key, value in base.record().items() if key != "seed"}
     try:
-        inputs = {"data": files_of(data.locate(source, "train"), held_out, test), "model": files_of(encoder)}
+        inputs = {"data": hash_files(data.locate(source, "train"), held_out, test), "model": hash_files(encoder)}
         check_same_run(work, described | {"test": test.name}, inputs, "checkpoints trained")
     except pfengine.ConfigError as error:
         sys.exit(str(error))

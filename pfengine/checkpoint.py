@@ -45,7 +45,7 @@ class Checkpoint:
     manifest: Manifest
     tensors: Mapping[str, Tensor]
     tokenizer: Mapping[str, bytes] | None
-    weights: file_hashes.Check | None = field(default=None, repr=False, compare=False)  # see `checked`
+    weights: file_hashes.HashCheck | None = field(default=None, repr=False, compare=False)  # see `checked`
 
     def checked(self) -> Checkpoint:
         """Wait until the weights are hashed; CheckpointError where they are not those saved with this checkpoint."""
@@ -54,7 +54,7 @@ class Checkpoint:
         return replace(self, weights=None)
 
 
-def is_of_checkpoint(name: str) -> bool:
+def is_checkpoint_file(name: str) -> bool:
     """Whether a file of this name belongs to a checkpoint: it is read with it, and replaced with it."""
     return name in (CONFIG, MANIFEST, *TOKENIZER_FILES) or bool(_WEIGHTS.fullmatch(name))
 
@@ -95,21 +95,21 @@ def read_files(
         raise CheckpointError(folder.path, faults + mixed)
     stored = weights.find(folder) if tensors is None else tensors
     expected = backbone.encoder_shapes() | head_shapes
-    fitting = weights.fit(folder, stored, expected, backbone, extra="refuse" if ours else "warn")
+    fitting = weights.match(folder, stored, expected, backbone, extra="refuse" if ours else "warn")
     ckpt = Checkpoint(folder.path, backbone, manifest, fitting, tokenizer_files(folder), hashes)
     folder.check()
     return ckpt
 
 
-def _compare(folder: Folder, manifest: Manifest | None) -> tuple[list[str], file_hashes.Check | None]:
+def _compare(folder: Folder, manifest: Manifest | None) -> tuple[list[str], file_hashes.HashCheck | None]:
     """What differs from the manifest's `files`, except the contents of weights; those are still being hashed."""
     if manifest is None or not manifest.files:
         return [], None
-    present = {name: folder.open(name) for name in folder.names if is_of_checkpoint(name) and name != MANIFEST}
+    present = {name: folder.open(name) for name in folder.names if is_checkpoint_file(name) and name != MANIFEST}
     heavy = {name: file for name, file in present.items() if name.endswith(".safetensors")}
     light = {name: file for name, file in present.items() if name not in heavy}
     mixed = file_hashes.listing_faults(manifest.files, present) + file_hashes.content_faults(manifest.files, light)
-    return mixed, None if mixed else file_hashes.Check(manifest.files, heavy)
+    return mixed, None if mixed else file_hashes.HashCheck(manifest.files, heavy)
 
 
 def read_config(folder: Folder) -> Any:

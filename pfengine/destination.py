@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import MANIFEST, is_of_checkpoint
+from .checkpoint import MANIFEST, is_checkpoint_file
 
 NEW, OLD = "new", "old"
 
@@ -50,7 +50,7 @@ def foreign(directory: Path) -> list[str]:
             if name != "lost+found" and not name.startswith(stem(directory))]  # fmt: skip
 
 
-def attempt(directory: Path) -> None:
+def check_writable(directory: Path) -> None:
     """OSError where `directory` could not be written; creates nothing."""
     while not _exists(directory):
         if directory.parent.exists():
@@ -204,7 +204,7 @@ def discard(stage: Path, directory: Path) -> None:
         file, kept = old / name, directory / name
         with contextlib.suppress(OSError):
             is_directory = file.is_dir() and not file.is_symlink()
-            if (is_of_checkpoint(name) and not is_directory) or (
+            if (is_checkpoint_file(name) and not is_directory) or (
                 os.path.lexists(kept) and os.path.samestat(file.lstat(), kept.lstat())
             ):
                 file.unlink()
@@ -243,13 +243,13 @@ def _exchange(stage: Path, directory: Path) -> bool:
         return False
     try:
         for name in os.listdir(directory):
-            if not is_of_checkpoint(name):
+            if not is_checkpoint_file(name):
                 with contextlib.suppress(OSError):  # a directory, or a file system without hard links: moved below
                     os.link(directory / name, new / name, follow_symlinks=False)
         swap(new, directory)
         try:
             for name in os.listdir(new):
-                if not is_of_checkpoint(name) and not os.path.lexists(directory / name):
+                if not is_checkpoint_file(name) and not os.path.lexists(directory / name):
                     os.rename(new / name, directory / name)
                     moved.append(name)
         except OSError:  # something is mounted there
@@ -263,7 +263,7 @@ def _exchange(stage: Path, directory: Path) -> bool:
         return True
     except OSError:
         for name in os.listdir(new):
-            if not is_of_checkpoint(name):  # the extra links
+            if not is_checkpoint_file(name):  # the extra links
                 os.unlink(new / name)
         os.rename(new, stage / NEW)
         return False
@@ -276,7 +276,7 @@ def _one_by_one(stage: Path, directory: Path) -> None:
     """
     new, old = stage / NEW, stage / OLD
     names = sorted(os.listdir(new), key=lambda name: name == MANIFEST)
-    stale = [name for name in os.listdir(directory) if is_of_checkpoint(name) and name not in names]
+    stale = [name for name in os.listdir(directory) if is_checkpoint_file(name) and name not in names]
     if not _lists_files(directory):
         names = names[-1:] + names[:-1]
         names, stale = names[:1] + stale + names[1:], []

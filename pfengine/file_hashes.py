@@ -16,7 +16,7 @@ _PIECE = 8 << 20  # bytes; large, because the hashing thread waits for the inter
 _MEND = "save or copy the checkpoint again, or remove 'files' from pfengine.json to accept a deliberate edit"
 
 
-def described(opened: Mapping[str, File]) -> dict[str, dict[str, Any]]:
+def describe(opened: Mapping[str, File]) -> dict[str, dict[str, Any]]:
     """The field `files` for these files, sorted by name. CheckpointError where one cannot be read."""
     return {name: {"size": file.size, "sha256": _sha256(file)} for name, file in sorted(opened.items())}
 
@@ -52,7 +52,7 @@ def content_faults(files: Files, opened: Mapping[str, File]) -> list[str]:
     return found
 
 
-class Check:
+class HashCheck:
     """`content_faults` in a separate thread: weights are hashed while they are packed."""
 
     def __init__(self, files: Files, opened: Mapping[str, File]) -> None:

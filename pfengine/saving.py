@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import destination, file_hashes
-from .checkpoint import CONFIG, MANIFEST, WEIGHTS, is_of_checkpoint
+from .checkpoint import CONFIG, MANIFEST, WEIGHTS, is_checkpoint_file
 from .errors import CheckpointError
 from .folder import Folder
 from .manifest import Manifest, parse_manifest
@@ -84,7 +84,7 @@ def fill(
         for name, content in (tokenizer or {}).items():
             (stage / name).write_bytes(content)
         folder = Folder(stage)
-        files = file_hashes.described({name: folder.open(name) for name in folder.names})
+        files = file_hashes.describe({name: folder.open(name) for name in folder.names})
         (stage / MANIFEST).write_text(_text(replace(manifest, files=files)))
     return read(stage).manifest
 
@@ -115,7 +115,7 @@ def trial(path: Path, manifest: Manifest) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with _explained(path):
             stage = stack.enter_context(destination.beside(destination.resolved(path)))
-            for name in filter(is_of_checkpoint, os.listdir(path)):
+            for name in filter(is_checkpoint_file, os.listdir(path)):
                 try:
                     os.link(path / name, stage / name)
                 except OSError:
@@ -125,12 +125,12 @@ def trial(path: Path, manifest: Manifest) -> Iterator[Path]:
         yield stage
 
 
-def try_destination(path: str | os.PathLike[str]) -> None:
+def check_writable(path: str | os.PathLike[str]) -> None:
     """CheckpointError where a checkpoint could not be written to `path`; leaves nothing there. For before long work."""
     directory = destination.resolved(path)
     refuse_foreign(directory)
     with _explained(path):
-        destination.attempt(directory)
+        destination.check_writable(directory)
 
 
 def refuse_foreign(path: Path) -> None:

@@ -47,7 +47,7 @@ class NotKnown(Exception):
     """A file holds something whose effect only transformers knows; the message names file and field."""
 
 
-class Reproduced:
+class TokenizerBuilder:
     """`from_pretrained` of one class, step by step as in transformers, with the objects it would use."""
 
     def __init__(self, files: Mapping[str, bytes], settings: dict[str, Any], kind: TokenizerClass, path: Any) -> None:
@@ -55,7 +55,7 @@ class Reproduced:
         self.source: tokenizers.Tokenizer  # tokenizer.json, without vocabulary where the class builds its own
         self.added: dict[int, AddedToken]  # its added tokens
 
-    def built(self) -> Built:
+    def build(self) -> Built:
         """The tokenizer. CheckpointError for files that cannot be read, NotKnown for what only transformers knows."""
         unknown = sorted(set(self.settings) - _FIELDS)
         if unknown:

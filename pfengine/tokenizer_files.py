@@ -17,7 +17,7 @@ from .config import BackboneConfig
 from .errors import CheckpointError
 from .notices import warn
 from .tokenizer_classes import CLASSES, DEFAULTS
-from .tokenizer_fields import JSON, SETTINGS, Built, NotKnown, Reproduced, guarded, read_object
+from .tokenizer_fields import JSON, SETTINGS, Built, NotKnown, TokenizerBuilder, guarded, read_object
 
 
 def build(files: Mapping[str, bytes], config: BackboneConfig, path: Any) -> Built:
@@ -41,7 +41,7 @@ def build(files: Mapping[str, bytes], config: BackboneConfig, path: Any) -> Buil
             if "merges.txt" in kind.vocabulary:
                 _check_merges(files, path)
             raise NotKnown(f"{JSON} is missing")
-        built = Reproduced(files, settings, kind, path).built()
+        built = TokenizerBuilder(files, settings, kind, path).build()
     except NotKnown as reason:
         built = _ask_transformers(files, settings, config, path, str(reason))
     built.backend.no_padding()

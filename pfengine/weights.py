@@ -83,7 +83,7 @@ def foreign(folder: Folder) -> str:
     return next((f"; {name} {advice}" for name, advice in _FOREIGN.items() if name in folder.names), "")
 
 
-def fit(
+def match(
     folder: Folder,
     tensors: Mapping[str, Stored],
     expected: Shapes,

@@ -124,7 +124,7 @@ def test_json_files_that_are_none(ckpt: Path, file: str, content: bytes) -> None
 
 
 def test_missing_files(ckpt: Path, tmp_path: Path) -> None:
-    assert "no directory" in faults(tmp_path / "nowhere")[0]
+    assert "is not a directory" in faults(tmp_path / "nowhere")[0]
     (ckpt / "model.safetensors").rename(ckpt / "pytorch_model.bin")
     (fault,) = faults(ckpt)
     assert "model.safetensors is missing" in fault

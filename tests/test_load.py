@@ -36,12 +36,12 @@ def test_paths(ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", ["nowhere", "a/b/c", "sst3", "\0", "x" * 5000], ids=lambda path: repr(path)[:10])
 def test_paths_that_lead_nowhere(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(pfengine.CheckpointError, match="no directory"):
+    with pytest.raises(pfengine.CheckpointError, match="is not a directory"):
         pfengine.load(path)
 
 
 def test_a_file_is_no_checkpoint(ckpt: Path) -> None:
-    with pytest.raises(pfengine.CheckpointError, match="no directory"):
+    with pytest.raises(pfengine.CheckpointError, match="is not a directory"):
         pfengine.load(ckpt / "config.json")
 
 
@@ -254,7 +254,7 @@ def test_writing_over_something_else_is_refused(ckpt: Path, tmp_path: Path, kind
     if kind == "link":
         target = tmp_path / "link"
         target.symlink_to("mine")
-    with pytest.raises(pfengine.CheckpointError, match="no pfengine checkpoint"):
+    with pytest.raises(pfengine.CheckpointError, match="not a pfengine checkpoint"):
         saving.write(target, good.backbone.raw, good.manifest, good.tensors)
     assert (tmp_path / "mine").read_text() == "years of work"
     (tmp_path / "empty").mkdir()

@@ -74,7 +74,7 @@ def test_every_place(
     elif place == "no exchange":
         monkeypatch.setattr(destination, "_renameat2", None)
     before = path.stat().st_ino if path.exists() else None
-    saving.try_destination(target)
+    saving.check_writable(target)
     assert not hidden(tmp_path, *tmp_path.glob("out")), "trying leaves nothing"
     save(target, "old")
     assert which(path, sources) == "old"
@@ -82,7 +82,7 @@ def test_every_place(
     (path / "report" / "deep").mkdir(parents=True)
     (path / "report" / "deep" / "numbers.csv").write_text("1,2")
     (path / "latest").symlink_to("nowhere")
-    saving.try_destination(target)
+    saving.check_writable(target)
     save(target, "new")
     assert which(path, sources) == "new"
     assert (path / "NOTES.md").read_text() == "mine"
@@ -150,7 +150,7 @@ def test_a_limit_on_file_sizes(command: str, text_checkpoint: Path, tmp_path: Pa
     )
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("calibrate: ")]
-    assert line.startswith(f"error: {path}: cannot be written: File too large (it is more than the limit"), line
+    assert line.startswith(f"error: {path}: cannot be written: File too large (the file is larger than the limit"), line
     assert contents(path) == before
     assert not hidden(tmp_path, path)
 
@@ -192,14 +192,14 @@ def test_places_that_are_refused(save: Save, tmp_path: Path) -> None:
     }
     before = contents(tmp_path)
     for bad, reason in refused.items():
-        for refuse in (saving.try_destination, lambda where: save(where, "new")):
+        for refuse in (saving.check_writable, lambda where: save(where, "new")):
             with pytest.raises(pfengine.CheckpointError, match=reason):
                 refuse(bad)
     if os.geteuid() == 0:
         for folder in [tmp_path, *tmp_path.parents][:3]:
             folder.chmod(0o755)
         for bad in (path, tmp_path / "new", tmp_path / "deep" / "er"):
-            assert "cannot be written: Permission denied" in as_nobody(lambda: saving.try_destination(bad))  # noqa: B023
+            assert "cannot be written: Permission denied" in as_nobody(lambda: saving.check_writable(bad))  # noqa: B023
     assert contents(tmp_path) == before
     assert not hidden(tmp_path, path)
 
@@ -207,7 +207,7 @@ def test_places_that_are_refused(save: Save, tmp_path: Path) -> None:
 def test_a_read_only_file_system(mount: Callable[..., None], save: Save, tmp_path: Path) -> None:
     mount(tmp_path / "fixed", "-t", "tmpfs", "-o", "ro", "tmpfs")
     for bad in (tmp_path / "fixed", tmp_path / "fixed" / "out"):
-        for refuse in (saving.try_destination, lambda where: save(where, "new")):
+        for refuse in (saving.check_writable, lambda where: save(where, "new")):
             with pytest.raises(pfengine.CheckpointError, match="cannot be written: Read-only file system"):
                 refuse(bad)
 

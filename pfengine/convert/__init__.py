@@ -42,7 +42,7 @@ def convert(
         raise ConfigError(f"precision is {precision!r}; weights are stored in {' or '.join(STORAGE)}")
     if system != "auto" and system not in SYSTEMS:
         raise ConfigError(f"system is {system!r}; it must be 'auto' or one of {', '.join(sorted(SYSTEMS))}")
-    saving.try_destination(out)
+    saving.check_writable(out)
     folder = Folder(source, own_files=True)
     tensors = find(folder)
     ours = folder.has(checkpoint.MANIFEST)

@@ -16,13 +16,30 @@ from ..tokenization import Unreadable
 from .columns import LABELS, PAIRS, TEXTS, Columns, clipped, text_columns
 from .examples import Example
 from .labels import as_text, label_ids, names_of, number, read_as, scores
-from .lines import COMPRESSED, STDIN, named
+from .lines import COMPRESSED, STDIN, display_name
 from .records import BLANK, FORMATS, SUFFIXES, read_records
-from .split import held_apart, hold_out
+from .split import hold_out, split_off
 
 __all__ = [
-    "FORMATS", "LABELS", "PAIRS", "STDIN", "TEXTS", "Example", "find_split", "held_apart", "hold_out", "label_ids",
-    "locate", "named", "names_of", "number", "read", "read_as", "scores", "stream", "text_columns",
+    "FORMATS",
+    "LABELS",
+    "PAIRS",
+    "STDIN",
+    "TEXTS",
+    "Example",
+    "display_name",
+    "find_split",
+    "hold_out",
+    "label_ids",
+    "locate",
+    "names_of",
+    "number",
+    "read",
+    "read_as",
+    "scores",
+    "split_off",
+    "stream",
+    "text_columns",
 ]  # fmt: skip
 
 SPLITS = {"dev": ("dev", "validation", "dev_matched")}  # the names a split goes by
@@ -87,13 +104,13 @@ def read(
     label: str | None = None,
     kind: str = "auto",
     labelled: bool | None = None,
-    most: int | None = None,
+    max_rows: int | None = None,
 ) -> list[Example]:
     """All rows of a file (or the rows of a directory's `dev` split). ConfigError names file, line and column.
 
     text, pair, label: names of the columns; default: the usual ones, see PAIRS, TEXTS and LABELS. kind: as in
     `stream`. labelled: True if every row must have a label, False if labels are ignored, None if a file may have none
-    at all. most: read only this many rows. Empty lines between rows are skipped, except in plain text.
+    at all. max_rows: read only this many rows. Empty lines between rows are skipped, except in plain text.
     """
     file = Path(file)
     if file.is_dir():
@@ -108,19 +125,19 @@ def read(
             first, second = _texts(record.row, None if not examples else examples[0])
             value = None if labelled is False else as_text(record.label)
         except ConfigError as error:
-            raise ConfigError(f"{named(file)}, {unit} {record.line}: {error}") from None
+            raise ConfigError(f"{display_name(file)}, {unit} {record.line}: {error}") from None
         if value is not None:
             labels = True
         elif labelled is not False and not bare:
             what = "no label" if record.label_column is None else f"no label in column {clipped(record.label_column)!r}"
-            bare = f"{named(file)}, {unit} {record.line}: has {what}; label it, or leave it out"
+            bare = f"{display_name(file)}, {unit} {record.line}: has {what}; label it, or leave it out"
         if bare and (labels or (labelled and record.label_column is not None)):
             raise ConfigError(bare)
         examples.append(Example(first, second, value))
-        if len(examples) == most:
+        if len(examples) == max_rows:
             break
     if not examples:
-        raise ConfigError(f"{named(file)} has no rows")
+        raise ConfigError(f"{display_name(file)} has no rows")
     return examples
 
 

@@ -48,7 +48,7 @@ def read_lines(source: Path) -> Iterator[Line]:
         try:
             stream, encoding = _text_stream(_binary(source, stack), source)
         except BROKEN as error:
-            raise ConfigError(f"{named(source)} cannot be read: {error}") from None
+            raise ConfigError(f"{display_name(source)} cannot be read: {error}") from None
         number = 0
         while True:
             number += 1
@@ -76,7 +76,7 @@ def read_lines(source: Path) -> Iterator[Line]:
             yield Line(number, content, text[len(content) :], fault)
 
 
-def named(source: Path) -> str:
+def display_name(source: Path) -> str:
     """A source as messages name it."""
     return "standard input" if source == STDIN else str(source)
 
@@ -104,10 +104,12 @@ def _text_stream(stream: Any, source: Path) -> tuple[Any, str]:
             head, stream = _peek(undo(stream))
             break
         if head and source.name.lower().endswith(suffix):
-            raise ConfigError(f"{named(source)} cannot be read: it is named {suffix}, but not compressed like that")
+            raise ConfigError(
+                f"{display_name(source)} cannot be read: it is named {suffix}, but not compressed like that"
+            )
     for magic, what in FOREIGN.items():
         if head.startswith(magic):
-            raise ConfigError(f"{named(source)} cannot be read: it is {what}; give text, preferably in UTF-8")
+            raise ConfigError(f"{display_name(source)} cannot be read: it is {what}; give text, preferably in UTF-8")
     encoding = json.detect_encoding(head.ljust(4)) if head.strip(b"\0") else "utf-8"
     if encoding == "utf-8-sig":
         stream.read(len(codecs.BOM_UTF8))

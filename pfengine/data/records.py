@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..tokenization import Unreadable
 from .columns import Columns, clipped, is_header
 from .labels import number
-from .lines import MAX_BYTES, STDIN, Line, bare_name, named, read_lines
+from .lines import MAX_BYTES, STDIN, Line, bare_name, display_name, read_lines
 
 SUFFIXES = {
     ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet",
@@ -49,14 +49,14 @@ def read_records(source: Path, kind: str, columns: Columns, headed: bool) -> Ite
     if kind == "parquet":
         return _parquet(source, columns)
     if kind == "text" and any(columns):
-        raise ConfigError(f"{named(source)} is read as plain text, which has no columns; say its format")
+        raise ConfigError(f"{display_name(source)} is read as plain text, which has no columns; say its format")
     lines = _without_last_blanks(read_lines(source))
     if kind == "text":
         return (Record(line.number, line.fault or line.text) for line in lines)
     if kind == "jsonl":
         return _json_lines(lines, columns)
     cells = _cells_of_tsv(lines) if kind == "tsv" else _cells_of_csv(lines)
-    return _table(cells, columns, kind == "csv" or headed or any(columns), named(source))
+    return _table(cells, columns, kind == "csv" or headed or any(columns), display_name(source))
 
 
 def _without_last_blanks(lines: Iterator[Line]) -> Iterator[Line]:
@@ -240,7 +240,7 @@ def _parquet(file: Path, columns: Columns) -> Iterator[Record]:
     except ImportError:
         raise ConfigError(f"{file}: reading Parquet needs pyarrow: pip install 'pfengine[train]'") from None
     if file == STDIN or not file.is_file():
-        raise ConfigError(f"{named(file)}: Parquet is read from its end, so it must be a file")
+        raise ConfigError(f"{display_name(file)}: Parquet is read from its end, so it must be a file")
     try:
         table = pyarrow.parquet.ParquetFile(file)
         names: Sequence[str] = table.schema_arrow.names

@@ -10,7 +10,7 @@ from ..notices import warn
 from .examples import Example
 
 
-def held_apart(examples: Sequence[Example], rows: int, seed: int, file: str) -> tuple[list[Example], list[Example]]:
+def split_off(examples: Sequence[Example], rows: int, seed: int, file: str) -> tuple[list[Example], list[Example]]:
     """As `hold_out`; ConfigError, with a number that works, where none would be held out or none kept."""
     kept, held = hold_out(examples, rows, seed)
     if kept and held:

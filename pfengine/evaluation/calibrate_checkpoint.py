@@ -105,13 +105,15 @@ def calibrate(
         raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     own = _criterion(engine, criterion)
-    saving.try_destination(target)
+    saving.check_writable(target)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)
     if accuracy_drop is not None and not labelled:
-        raise ConfigError(f"{data.named(Path(source))} has no labels, which accuracy_drop needs; agreement does not")
-    labels = np.array(data.label_ids(examples, engine.labels, data.named(Path(source)))) if labelled else None
+        raise ConfigError(
+            f"{data.display_name(Path(source))} has no labels, which accuracy_drop needs; agreement does not"
+        )
+    labels = np.array(data.label_ids(examples, engine.labels, data.display_name(Path(source)))) if labelled else None
     texts = [example.row for example in examples]
     if len(texts) < FEW_ROWS:
         warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
@@ -163,7 +165,7 @@ def calibrate(
             saving.write_manifest(stage, replace(written, precisions=precisions))
     return Calibration(
         checkpoint=os.fspath(target),
-        data=data.named(Path(source)) if Path(source) == data.STDIN else Path(source).name,
+        data=data.display_name(Path(source)) if Path(source) == data.STDIN else Path(source).name,
         rows=len(examples),
         criterion=manifest.criterion or "",
         threshold=manifest.threshold,

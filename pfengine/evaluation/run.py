@@ -74,11 +74,11 @@ def evaluate(
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples = data.read(file, **columns, kind=data_format, labelled=True)
     if _regression(main):
-        truth = np.array(data.scores(examples, data.named(Path(source))))
+        truth = np.array(data.scores(examples, data.display_name(Path(source))))
         if len(set(truth)) < 2:
             raise ConfigError(f"{source}: all {len(truth)} rows have the same score, so there is no correlation")
     else:
-        truth = np.array(data.label_ids(examples, main.labels, data.named(Path(source))))
+        truth = np.array(data.label_ids(examples, main.labels, data.display_name(Path(source))))
     names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
     measure(names, truth, truth)  # an error about a missing library comes before anything runs
 
@@ -108,7 +108,7 @@ def evaluate(
     tokens = sum(len(row.ids) for row in main.tokenizer.encode(enumerate(texts)) if isinstance(row, Row))
     return Report(
         checkpoint=os.fspath(path),
-        data=f"{file.parent.name}/{file.name}" if file.parent.name else data.named(file),
+        data=f"{file.parent.name}/{file.name}" if file.parent.name else data.display_name(file),
         rows=len(examples),
         mean_tokens=tokens / len(examples),
         precision=" and ".join(dict.fromkeys(engine.precision for engine in engines)),

@@ -21,8 +21,8 @@ from ..tokenization import Row, batches, pack
 from .config import TrainingConfig
 from .fit import fit, remove_state
 from .model import ExitModel
-from .resume import contents, files_of
-from .run import RECIPES, calibrated
+from .resume import hash_files, hash_rows
+from .run import RECIPES, add_calibration
 
 MAX_BYTES = 8 << 30  # of states kept in memory
 
@@ -73,7 +73,7 @@ def attach(
     the loss stops being a number.
     """
     output = Path(output)
-    saving.try_destination(output)
+    saving.check_writable(output)
     limits: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     config = TrainingConfig(
         os.fspath(model), os.fspath(source), os.fspath(output), system=cast(Any, system), form=cast(Any, form),
@@ -96,8 +96,8 @@ def attach(
         raise ConfigError(f"{model} has one layer: there is no earlier layer to exit at")
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     file = data.locate(source, "train")
-    examples = data.read(file, **columns, kind=data_format, labelled=False, most=config.max_rows)
-    kept, held_out = data.held_apart(examples, config.hold_out, config.seed, data.named(file))
+    examples = data.read(file, **columns, kind=data_format, labelled=False, max_rows=config.max_rows)
+    kept, held_out = data.split_off(examples, config.hold_out, config.seed, data.display_name(file))
     size = len(kept) * ckpt.backbone.num_layers * ckpt.backbone.hidden_size * 4
     if size > MAX_BYTES:
         raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")
@@ -108,7 +108,7 @@ def attach(
     exits = RECIPES[head["type"]](None, ckpt.backbone, head, dropout=config.dropout)
     exits.objective = config.form  # type: ignore[assignment]
     student = _OnStates(exits)
-    inputs = {"data": contents(kept, held_out), "model": files_of(ckpt.path)}
+    inputs = {"data": hash_rows(kept, held_out), "model": hash_files(ckpt.path)}
     fit(student, _States(hidden, torch.softmax(logits, -1)), config, _stack, inputs)
 
     n = ckpt.backbone.num_layers
@@ -131,7 +131,7 @@ def attach(
     answers = teacher.predict(rows).label_ids
     with saving.replacing(output) as stage:
         saving.fill(stage, ckpt.backbone.raw, manifest, tensors, ckpt.tokenizer)
-        calibrated(stage, rows, answers, config.speedup, teacher.max_length)
+        add_calibration(stage, rows, answers, config.speedup, teacher.max_length)
     remove_state(config)
     return output
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import checkpoint, data, destination, reader, saving
 from .config import TrainingConfig
-from .resume import check_same_run, files_of
+from .resume import check_same_run, hash_files
 from .run import train
 
 BATCH_SIZES = (16, 32, 128)  # the paper's
@@ -30,12 +30,12 @@ def search(
     first cell that is missing, and an interrupted cell resumes from its last saved state.
     """
     output = Path(config.output)
-    saving.try_destination(output)
+    saving.check_writable(output)
     directory = destination.work_directory(output, "grid")
     described = config.record() | {"head": config.head(shared_pooler=False)}
     varied = ("batch_size", "learning_rate")
     files: list[str | Path] = [data.locate(config.data, "train"), *([config.held_out] if config.held_out else [])]
-    inputs = {"data": files_of(*files), "model": files_of(config.model)}
+    inputs = {"data": hash_files(*files), "model": hash_files(config.model)}
     check_same_run(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
     cells: list[dict[str, Any]] = []
     for batch_size in batch_sizes:

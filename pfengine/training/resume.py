@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint import is_of_checkpoint
+from ..checkpoint import is_checkpoint_file
 from ..errors import CheckpointError, ConfigError
 
 NOTE = "options.json"
@@ -63,7 +63,7 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
-def contents(*parts: Iterable[Any]) -> str:
+def hash_rows(*parts: Iterable[Any]) -> str:
     """A hash of several lists of rows or names."""
     found = hashlib.sha256()
     for part in parts:
@@ -73,7 +73,7 @@ def contents(*parts: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
-def files_of(*paths: str | Path) -> str:
+def hash_files(*paths: str | Path) -> str:
     """A hash of files, and of the model's files in a directory. CheckpointError where one cannot be read."""
     found = hashlib.sha256()
     for path in map(Path, paths):
@@ -93,4 +93,4 @@ def files_of(*paths: str | Path) -> str:
 
 
 def _is_of_model(name: str) -> bool:
-    return is_of_checkpoint(name) or name.endswith((".safetensors", ".bin", ".index.json"))
+    return is_checkpoint_file(name) or name.endswith((".safetensors", ".bin", ".index.json"))

@@ -28,7 +28,7 @@ from .freezing import Freezing
 from .model import ExitModel
 from .past_future import PastFutureModel
 from .plain import FullModel, LinearModel
-from .resume import contents, files_of
+from .resume import hash_files, hash_rows
 
 RECIPES: dict[str, type[ExitModel]] = {  # by the type of head
     "past-future": PastFutureModel, "linear": LinearModel, "classifier": FullModel,
@@ -46,18 +46,18 @@ def train(config: TrainingConfig) -> Path:
         from transformers import set_seed
     except ImportError:
         raise ConfigError("training needs transformers: pip install 'pfengine[train]'") from None
-    saving.try_destination(config.output)
+    saving.check_writable(config.output)
     source = Path(config.model)
     file = data.locate(config.data, "train")
-    name = data.named(file)
+    name = data.display_name(file)
     columns: dict[str, Any] = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
-    examples = data.read(file, **columns, kind=config.data_format, labelled=True, most=config.max_rows)
+    examples = data.read(file, **columns, kind=config.data_format, labelled=True, max_rows=config.max_rows)
     labels = config.labels or _labels(examples, config.data, name)
     label_values(examples, labels, name)  # so that an error names the row of a wrong one
     if config.held_out is not None:
         kept, held_out = examples, data.read(config.held_out, **columns, labelled=True)
     else:
-        kept, held_out = data.held_apart(examples, config.hold_out, config.seed, name)
+        kept, held_out = data.split_off(examples, config.hold_out, config.seed, name)
     values = np.array(label_values(held_out, labels, config.held_out or name))
     if not labels and len(set(values)) < 2:
         raise ConfigError(
@@ -83,7 +83,7 @@ def train(config: TrainingConfig) -> Path:
     model = RECIPES[head["type"]](backbone, backbone_config, head, dropout=config.dropout, freezing=freezing)
     if isinstance(model, PastFutureModel):
         model.objective = config.form
-    inputs = {"data": contents(kept, held_out, labels), "model": files_of(source)}
+    inputs = {"data": hash_rows(kept, held_out, labels), "model": hash_files(source)}
     fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config.pad_token_id), inputs)
 
     last = backbone_config.num_layers
@@ -98,12 +98,12 @@ def train(config: TrainingConfig) -> Path:
     )
     with saving.replacing(config.output) as stage:
         saving.fill(stage, backbone_config.raw, manifest, model.checkpoint_tensors(), files)
-        calibrated(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
+        add_calibration(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
     remove_state(config)
     return Path(config.output)
 
 
-def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
+def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
     """Add calibration table and threshold to a newly trained checkpoint, from rows it was not trained on.
 
     The stored weights are calibrated, which rounding to int8 may have changed. speedup: the layer speed-up to run at.
@@ -134,7 +134,7 @@ def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
     if folder.has(checkpoint.MANIFEST):
         tensors: Mapping[str, torch.Tensor] = reader.read(folder).tensors
     else:  # heads, poolers and layers above the k-th are not read
-        tensors = weights.fit(folder, find(folder), config.encoder_shapes(), config, extra="ignore")
+        tensors = weights.match(folder, find(folder), config.encoder_shapes(), config, extra="ignore")
     settings = {key: value for key, value in config.raw.items() if key != "auto_map"}
     try:
         with torch.random.fork_rng(devices=[]):  # so that it does not change how heads are initialised

@@ -129,7 +129,7 @@ class Evil:
         ([torch.ones(2)], "is not a state dict"),
         ({NAME: torch.ones(2, 2).to_sparse()}, f"'{NAME}' is sparse or quantised"),
         ({NAME: torch.tensor([[float("nan")]])}, "is missing|NaN"),
-        ({"bert.embeddings.word_embeddings.weight": torch.ones(2, 2)}, "no known system .* and no classifier"),
+        ({"bert.embeddings.word_embeddings.weight": torch.ones(2, 2)}, "of a known system .* and no classifier"),
         (b"", "it is damaged, or torch.save did not write it"),
         (b"PK\3\4" + bytes(500), "it is damaged, or torch.save did not write it"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-lfs pointer"),

@@ -230,4 +230,4 @@ def test_rows_that_do_not_go_together(tmp_path: Path, name: str, content: str, m
 
 def test_only_the_first_rows_are_read(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"a\nb\n\xff\n")
-    assert [example.text for example in data.read(tmp_path / "x.txt", most=2)] == ["a", "b"]
+    assert [example.text for example in data.read(tmp_path / "x.txt", max_rows=2)] == ["a", "b"]

@@ -155,7 +155,7 @@ def test_a_bad_row_loses_no_other(tmp_path: Path, name: str, content: bytes, rea
         ("x.csv", b"text;label\ngood;1\n", "has the columns text;label; the text must be"),
         ("x.csv", b"text,text,label\na,b,1\n", "has 2 columns named 'text'"),
         ("x.csv", b"te\xe9xt,label\na,1\n", "line 1: is not valid UTF-8"),
-        ("x.tsv.gz", b"text\tlabel\n", "is named .gz but not compressed so"),
+        ("x.tsv.gz", b"text\tlabel\n", "is named .gz, but not compressed like that"),
         ("x.xlsx", b"PK\x03\x04 and so on", "is a zip archive or a spreadsheet"),
         ("x.parquet", b"PAR1 and no more", "cannot be read"),
     ],
