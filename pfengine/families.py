@@ -31,7 +31,6 @@ class Family:
     default_norm_eps: float
     default_pad_token_id: int
     positions_after_pad: bool  # RoBERTa: positions start at pad_token_id + 1 and skip padding ids
-    needs_type_ids: bool  # transformers 5's tokenizer of the family gives the texts of a pair different token types
 
 
 _BERT_PARTS = {
@@ -60,7 +59,6 @@ BERT = Family(
     default_norm_eps=1e-12,
     default_pad_token_id=0,
     positions_after_pad=False,
-    needs_type_ids=True,
 )
 ROBERTA = Family(
     name="roberta",
@@ -77,7 +75,6 @@ ROBERTA = Family(
     default_norm_eps=1e-12,
     default_pad_token_id=1,
     positions_after_pad=True,
-    needs_type_ids=False,
 )
 ALBERT = Family(
     name="albert",
@@ -103,7 +100,6 @@ ALBERT = Family(
     default_norm_eps=1e-12,
     default_pad_token_id=0,
     positions_after_pad=False,
-    needs_type_ids=False,
 )
 
 FAMILIES = {model_type: family for family in (BERT, ROBERTA, ALBERT) for model_type in family.model_types}

@@ -29,7 +29,9 @@ def build(files: Mapping[str, bytes], config: BackboneConfig, path: Any) -> Buil
     settings = read_object(files, SETTINGS, path) if SETTINGS in files else {}
     if "fast_tokenizer_files" in settings:
         raise CheckpointError(path, [f"{SETTINGS}: 'fast_tokenizer_files' names other files than {JSON}; remove it"])
-    name = settings.get("tokenizer_class") or config.raw.get("tokenizer_class") or DEFAULTS[config.raw["model_type"]]
+    name = (
+        settings.get("tokenizer_class") or config.raw.get("tokenizer_class") or DEFAULTS.get(config.raw["model_type"])
+    )
     kind = CLASSES.get(name.removesuffix("Fast")) if isinstance(name, str) else None
     try:
         if kind is None:

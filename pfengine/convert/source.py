@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import weights
 from ..errors import CheckpointError
-from ..families import ALBERT, BERT, ROBERTA, Family
+from ..families import FAMILIES, Family
 from ..folder import Folder
 from ..storage import Stored, read_header
 from ..weights import CONVERTED, INDEX, WEIGHTS
@@ -80,10 +80,10 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def family_of(path: Path, tensors: dict[str, Tensor]) -> Family:
     """The family by the prefix of its keys."""
-    for family in (BERT, ROBERTA, ALBERT):
+    for family in FAMILIES.values():
         if f"{family.prefix}embeddings.word_embeddings.weight" in tensors:
             return family
-    raise CheckpointError(path, ["holds no BERT, RoBERTa or ALBERT encoder: no '*.embeddings.word_embeddings.weight'"])
+    raise CheckpointError(path, ["has no encoder of a known family: no '*.embeddings.word_embeddings.weight'"])
 
 
 def with_shapes(

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel
 
 import pfengine
 from pfengine import saving
-from pfengine.config import Manifest, parse_backbone
+from pfengine.config import parse_backbone
+from pfengine.manifest import Manifest
 from pfengine.training.freezing import Freezing
 from pfengine.training.past_future import PastFutureModel, imitation_loss
 from pfengine.training.plain import LinearModel
