@@ -217,7 +217,7 @@ def test_wrong_use(ckpt: Path, rows: Path, options: dict, message: str) -> None:
 
 
 def test_bundled_and_plain_checkpoints(make_checkpoint: Callable[..., Path], rows: Path) -> None:
-    with pytest.raises(pfengine.ConfigError, match="bundled with the package; say where"):
+    with pytest.raises(pfengine.ConfigError, match="bundled with the package; give the calibrated copy a directory"):
         pfengine.calibrate("sst2", rows)
     with pytest.raises(pfengine.ConfigError, match="no exit before its last layer"):
         pfengine.calibrate(make_checkpoint("bert", head="classifier"), rows)
