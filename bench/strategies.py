@@ -20,13 +20,13 @@ import torch
 import typer
 
 import pfengine
-from pfengine import checkpoint, data, saving, tasks
+from pfengine import checkpoint, data, reader, saving, tasks
 from pfengine.evaluation.curve import curve, oracle
 from pfengine.evaluation.metrics import measure, standard_error
 from pfengine.evaluation.pictures import new_figure, save_figure
 from pfengine.exits import Criterion, parse
 from pfengine.exits.calibration import answers_at, exits_taken, layer_speedup, threshold_for
-from pfengine.training.going_on import files_of, go_on_with
+from pfengine.training.resume import check_same_run, hash_files
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def main(
     )  # fmt: skip
     described = {key: value for key, value in base.record().items() if key != "seed"}
     try:
-        inputs = {"data": files_of(data.locate(source, "train"), held_out, test), "model": files_of(encoder)}
-        go_on_with(work, described | {"test": test.name}, inputs, "checkpoints trained")
+        inputs = {"data": hash_files(data.locate(source, "train"), held_out, test), "model": hash_files(encoder)}
+        check_same_run(work, described | {"test": test.name}, inputs, "checkpoints trained")
     except pfengine.ConfigError as error:
         sys.exit(str(error))
     for seed in map(int, seeds.split(",")):
@@ -119,14 +119,14 @@ def trained(name: str, config: pfengine.TrainingConfig, work: Path, layers: int)
     """The checkpoint of a method, trained where it is not there yet."""
     method, seed = METHODS[name], config.seed
     path = work / stem(method.trained or name, seed)
-    if not (path / checkpoint.ENGINE).exists():
+    if not (path / checkpoint.MANIFEST).exists():
         print(f"training {path.name}", file=sys.stderr)
         kept = layers // method.share if method.share > 1 else None
         pfengine.train(replace(config, output=str(path), layers=kept, **method.options))
     if method.combine is None:
         return path
-    ckpt = checkpoint.read(path)
-    engine = replace(ckpt.engine, head={**ckpt.engine.head, "combine": method.combine})
+    ckpt = reader.read(path)
+    engine = replace(ckpt.manifest, head={**ckpt.manifest.head, "combine": method.combine})
     return saving.write(work / stem(method.combine, seed), ckpt.backbone.raw, engine, ckpt.tensors, ckpt.tokenizer)
 
 

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__ as __version__
 from .errors import CheckpointError, ConfigError, InputError, InputTypeError, PFEngineError, TrainingError
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from .convert import convert
     from .evaluation import calibrate, evaluate
     from .training import TrainingConfig, attach, train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",

@@ -51,7 +51,7 @@ def with_numbers(rows: Iterator[Any], name: str, values: Iterable[Any]) -> Itera
 
 def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> OwnExits:
     """What `exits.selection` reads of a checkpoint; exit_layers: those in use, where they are others."""
-    written, backbone = ckpt.engine, ckpt.backbone
+    written, backbone = ckpt.manifest, ckpt.backbone
     head = HEADS[written.head["type"]]
     outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learned, head.tags)
     used = exit_layers or written.exit_layers

@@ -14,9 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import checkpoint, engine, extension
-from .again import Marked, Source, load_again, mark
-from .ahead import run_ahead
+from . import engine, extension, reader
 from .alongside import Number, own_exits, select_rows
 from .answers import Predictions as Predictions
 from .answers import judged, probabilities, raise_first
@@ -34,6 +32,8 @@ from .heads import HEADS
 from .ops import OpSet
 from .ops.flight import Answers, Carrier
 from .options import sizes, whole, wholes
+from .prefetch import run_ahead
+from .reload import Source, SummedTensors, mark, reload
 from .rows import Row, is_single, rows_of
 from .surroundings import undisturbed
 from .token_flight import TokenFlight
@@ -61,7 +61,7 @@ def load(
     """Load a checkpoint and prepare it for one device and precision.
 
     path: a pfengine checkpoint directory, a plain Hugging Face sequence-classification directory (runs at full depth),
-    or the name of a bundled checkpoint ("sst2"); also one that `checkpoint.read` has opened already.
+    or the name of a bundled checkpoint ("sst2"); also one that `reader.read` has opened already.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
     for and that, when the checkpoint was calibrated, answered as fp32 does; fp32 where that was never asked, or where a
@@ -77,7 +77,7 @@ def load(
     """
     target = find_device(device)
     with undisturbed():
-        ckpt = path if isinstance(path, Checkpoint) else checkpoint.begin_reading(find(path))
+        ckpt = path if isinstance(path, Checkpoint) else reader.begin_reading(find(path))
     directory = ckpt.path
     precision = auto_precision(ckpt, target) if precision == "auto" else precision
     dtype = find_dtype(precision, target)
@@ -88,7 +88,7 @@ def load(
     rule = choose(own_exits(ckpt), criterion, threshold, speedup)
     tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, path=directory)
     extension.warn_once()
-    tensors = Marked(ckpt.tensors)
+    tensors = SummedTensors(ckpt.tensors)
     model = build(replace(ckpt, tensors=tensors), find_op_set(target), dtype, target)
     engine = Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
     where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
@@ -102,15 +102,17 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
     if device is not None and device.type != "cpu":
         tensors = {key: value.to(device) for key, value in tensors.items()}
     with undisturbed():
-        head = HEADS[ckpt.engine.head["type"]](ops, ckpt.backbone, ckpt.engine.head, tensors, dtype)
+        head = HEADS[ckpt.manifest.head["type"]](ops, ckpt.backbone, ckpt.manifest.head, tensors, dtype)
         encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.prepared_exits()
         carrier: Carrier | None = None
         if exits is not None:
-            carrier = ops.prepare_model(encoder.embedding, encoder.projection, encoder.layers, exits, head.renormalises)
+            carrier = ops.prepare_model(
+                encoder.embedding, encoder.embedding_projection, encoder.layers, exits, head.renormalises
+            )
         if carrier is None:
             flight, where = TokenFlight if head.tags else TorchFlight, device or torch.device("cpu")
-            carrier = TorchCarrier(flight, encoder, head, ckpt.engine.exit_layers, ckpt.backbone.num_labels, where)
-        return Model(ckpt.backbone, encoder, head, ckpt.engine.exit_layers, carrier)
+            carrier = TorchCarrier(flight, encoder, head, ckpt.manifest.exit_layers, ckpt.backbone.num_labels, where)
+        return Model(ckpt.backbone, encoder, head, ckpt.manifest.exit_layers, carrier)
 
 
 class Engine:
@@ -140,13 +142,13 @@ class Engine:
     @property
     def mark(self) -> str:
         """Tells checkpoints apart: another after training, or with another tokenizer, wherever it lies."""
-        return mark(self, self.source.sums if self.source is not None else {})
+        return mark(self.checkpoint, self.tokenizer.backend, self.source.sums if self.source is not None else {})
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is None:
             raise pickle.PicklingError("this engine was not made by pfengine.load: nothing says where to load it again")
         options = {"device": str(self.device), "precision": self.precision, "criterion": self.criterion}
-        return load_again, (self.source.path, self.source.options | options, self.mark)
+        return reload, (load, self.source.path, self.source.options | options, self.mark)
 
     def __copy__(self) -> Engine:
         other = object.__new__(type(self))
@@ -326,9 +328,8 @@ class Engine:
         launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
         """
         self._check_process()
-        rule = self.criterion
-        if is_data(rule):
-            rule = rule.bound(self.num_layers, self.exit_layers)
+        own = self.criterion
+        rule = own.bound(self.num_layers, self.exit_layers) if is_data(own) else own
         lengths = sorted({min(size, self.max_length) for size in wholes("tokens", tokens)})
         for count in wholes("rows", rows):
             for length in lengths:

@@ -1,4 +1,4 @@
-"""Rows in: what the command line reads, and how far it is."""
+"""Input of the command line, and its progress."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import data
-from .arriving import Arriving
 from .console import say
 from .errors import ConfigError
+from .row_thread import RowThread
 from .rows import Unreadable, size
 
 T = TypeVar("T")
@@ -25,26 +25,26 @@ T = TypeVar("T")
 def open_rows(
     file: str | None, kind: str, text: str | None = None, pair: str | None = None, label: str | None = None
 ) -> contextlib.AbstractContextManager[Iterable[Any]]:
-    """Rows of a file, or of standard input, as they are asked for; see `data.stream`."""
+    """Rows of a file or of standard input, read lazily; see `data.stream`."""
     rows = data.stream(data.STDIN if file is None else file, kind, text=text, pair=pair, label=label)
     return contextlib.closing(rows)
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    """Names with commas between; without a comma, which is no set of labels, a file with one name a line."""
+    """Names separated by commas; without a comma, the path of a file with one name per line."""
     if "," in text:
         return tuple(name.strip() for name in text.split(","))
     if not Path(text).exists() or Path(text).is_dir():
-        raise ConfigError(f"--labels is {text!r}; give names with commas between, or a file with one name a line")
+        raise ConfigError(f"--labels is {text!r}; give names with commas between, or a file with one name per line")
     return tuple(example.text.strip() for example in data.read(text, kind="text"))
 
 
 def argument(text: str) -> Any:
-    """A text from the command line. It is UTF-8, whatever the locale has made of it."""
+    """A text from the command line: UTF-8, whatever the locale is."""
     try:
         text.encode()
         return text
-    except UnicodeEncodeError:  # bytes the locale has no characters for
+    except UnicodeEncodeError:  # bytes that are not characters in the locale
         try:
             return os.fsencode(text).decode()
         except UnicodeDecodeError as error:
@@ -53,37 +53,37 @@ def argument(text: str) -> Any:
 
 @contextlib.contextmanager
 def reading(
-    source: contextlib.AbstractContextManager[Iterable[Any]], file: str | None, shown: deque[Any]
+    source: contextlib.AbstractContextManager[Iterable[Any]], file: str | None, waiting: deque[Any]
 ) -> Iterator[Iterator[Any]]:
-    """The rows of `source`, each put into `shown` as it is read; `Arriving` where `file` may keep one waiting."""
+    """The rows of `source`, each also appended to `waiting`; read by a `RowThread` where reading `file` may block."""
 
     @contextlib.contextmanager
     def kept() -> Iterator[Iterator[Any]]:
         with source as rows:
-            yield (shown.append(row) or row for row in rows)  # type: ignore[func-returns-value]
+            yield (waiting.append(row) or row for row in rows)  # type: ignore[func-returns-value]
 
-    if isinstance(source, contextlib.nullcontext) or not _may_wait(file):
+    if isinstance(source, contextlib.nullcontext) or not _may_block(file):
         with kept() as rows:
             yield rows
         return
-    arriving = Arriving(kept(), size)
+    row_thread = RowThread(kept(), size)
     try:
-        yield arriving
+        yield row_thread
     finally:
-        arriving.close()
+        row_thread.close()
 
 
-def _may_wait(file: str | None) -> bool:
-    """Is this a terminal, a pipe or the like? Nobody waits for what lies on a disk."""
+def _may_block(file: str | None) -> bool:
+    """Whether this is a terminal, a pipe or the like, and not a file on a disk."""
     try:
         status = os.stat(file) if file is not None and file != "-" else os.fstat(sys.stdin.fileno())
-    except (OSError, ValueError, AttributeError):  # missing, or closed: said when it is opened
+    except (OSError, ValueError, AttributeError):  # missing or closed: reported when it is opened
         return False
     return not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode)
 
 
 def check_file(path: Path, option: str) -> None:
-    """ConfigError or OSError where a file cannot be written, before there is anything to write."""
+    """ConfigError or OSError where a file could not be written; for before long work."""
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a directory; give a file")
     if path.exists():
@@ -93,14 +93,14 @@ def check_file(path: Path, option: str) -> None:
 
 
 def check_folder(path: Path, option: str) -> None:
-    """The same for a folder, which is made where it is missing."""
+    """As `check_file`, for a folder, which may have to be created."""
     _check_folders([path.absolute(), *path.absolute().parents], f"{option} {path}")
 
 
 def _check_folders(folders: list[Path], what: str) -> None:
     there = next(folder for folder in folders if folder.exists())
     if not there.is_dir():
-        raise ConfigError(f"{what} cannot be written: {there} is no directory")
+        raise ConfigError(f"{what} cannot be written: {there} is not a directory")
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
@@ -109,7 +109,7 @@ def _check_folders(folders: list[Path], what: str) -> None:
 
 
 def progress(items: Iterable[T], total: int | None, what: str, quiet: bool = False) -> Iterator[T]:
-    """Pass items on, with a bar on a terminal and a plain line every ten seconds elsewhere, both on stderr."""
+    """Pass items on, and show progress on stderr: a bar on a terminal, elsewhere a line every ten seconds."""
     if quiet:
         yield from items
         return

@@ -1,4 +1,4 @@
-"""Results out: what the command line prints, as JSON, lines and tables."""
+"""Output of the command line: JSON, lines and tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def print_result(row: Any, result: Any, as_json: bool) -> None:
-    """One row's answer as a JSON line, or as a line of a table: label, score, exit layer, text."""
+    """Print the answer of a row as a line of JSON or text: label, score, exit layer, text."""
     if as_json:
         print_json(result)
         return
@@ -38,7 +38,7 @@ def print_json(value: Any) -> None:
 
 
 def _console() -> Console:
-    """As wide as the terminal; elsewhere as wide as a table wants to be. Cells are text, not markup."""
+    """As wide as the terminal; elsewhere as wide as a table needs. Cells are text, not markup."""
     return Console(width=None if sys.stdout.isatty() else 100_000, markup=False, emoji=False, highlight=False)
 
 
@@ -110,11 +110,11 @@ def print_calibration(outcome: Calibration) -> None:
 
 
 def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
-    """What `info` says; seconds: that loading took."""
+    """What `pfengine info` shows. seconds: how long loading took."""
     ckpt = engine.checkpoint
     return {
         "path": str(ckpt.path),
-        "system": ckpt.engine.system,
+        "system": ckpt.manifest.system,
         "family": ckpt.backbone.family.name,
         "layers": engine.num_layers,
         "hidden_size": ckpt.backbone.hidden_size,
@@ -123,15 +123,15 @@ def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
         "max_length": engine.max_length,
         "tokenizer": ckpt.tokenizer is not None,
         "exit_layers": list(engine.exit_layers),
-        "criterion": ckpt.engine.criterion,
-        "threshold": ckpt.engine.threshold,
-        "calibration": list(ckpt.engine.calibration),
-        "storage": ckpt.engine.storage,
+        "criterion": ckpt.manifest.criterion,
+        "threshold": ckpt.manifest.threshold,
+        "calibration": list(ckpt.manifest.calibration),
+        "storage": ckpt.manifest.storage,
         "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
         "load_seconds": round(seconds, 2),
-        "training": ckpt.engine.training,
-        "precisions": ckpt.engine.precisions,
-        "precision": engine.precision,  # that "auto" chooses here
+        "training": ckpt.manifest.training,
+        "precisions": ckpt.manifest.precisions,
+        "precision": engine.precision,  # the one that "auto" chose
         "extension": extension.status(),
     }
 

@@ -1,17 +1,15 @@
-"""config.json and pfengine.json as checked dataclasses; every fault is named with its file and key."""
+"""What config.json says of the encoder and its labels, checked; every fault is named with its file and key."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import shown
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, Shapes
+from .json_fields import Fields, is_int, is_number
 from .notices import warn
 
-FORMAT_VERSION = 1
 ACTIVATIONS = {  # transformers' names, and what each of them is by its formula
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -23,14 +21,8 @@ ACTIVATIONS = {  # transformers' names, and what each of them is by its formula
     "relu": "relu",
 }
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-STORAGES = ("float", "int8-rows")
-MOST_LAYERS, MOST_BLOCKS, MOST_LABELS = (
-    1000,
-    10_000,
-    1_000_000,
-)  # a number beyond is a slip, and would take all memory before it shows
-
-_REQUIRED = object()
+# A larger number is a slip, and would use up all memory before it is noticed.
+MAX_LAYERS, MAX_BLOCKS, MAX_LABELS = 1000, 10_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -69,75 +61,45 @@ class BackboneConfig:
         offset = self.pad_token_id + 1 if self.family.positions_after_pad else 0
         return self.max_position_embeddings - offset
 
+    def block_keys(self) -> list[list[str]]:
+        """Key prefixes of the blocks of each layer, in the order they run; shared blocks appear several times."""
+        key = self.family.prefix + self.family.block_key
+        per_group = self.num_layers / self.num_groups
+        return [
+            [key.format(layer=i, group=int(i / per_group), block=k) for k in range(self.inner_group_num)]
+            for i in range(self.num_layers)
+        ]
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """What pfengine.json says: head, criterion, exits, storage and history of the checkpoint."""
+    def encoder_shapes(self) -> Shapes:
+        """Every tensor of the encoder with its shape."""
+        family, hidden, inner, embedding = self.family, self.hidden_size, self.intermediate_size, self.embedding_size
+        tables = f"{family.prefix}embeddings."
+        shapes: Shapes = {
+            f"{tables}word_embeddings.weight": (self.vocab_size, embedding),
+            f"{tables}position_embeddings.weight": (self.max_position_embeddings, embedding),
+            f"{tables}token_type_embeddings.weight": (self.type_vocab_size, embedding),
+            f"{tables}LayerNorm.weight": (embedding,),
+            f"{tables}LayerNorm.bias": (embedding,),
+        }
+        if family.embedding_projection is not None:
+            shapes |= _linear(family.prefix + family.embedding_projection, hidden, embedding)
+        sizes = {"intermediate": (inner, hidden), "output": (hidden, inner)}
+        for block in sorted({block for layer in self.block_keys() for block in layer}):
+            for part, key in family.block_parts.items():
+                if part.endswith("norm"):
+                    shapes |= {f"{block}{key}.weight": (hidden,), f"{block}{key}.bias": (hidden,)}
+                else:
+                    shapes |= _linear(block + key, *sizes.get(part, (hidden, hidden)))
+        return shapes
 
-    system: str
-    head: dict[str, Any]
-    criterion: str | None = None
-    threshold: float | None = None
-    exit_layers: tuple[int, ...] = ()
-    calibration: tuple[dict[str, Any], ...] = ()
-    guarantee: dict[str, Any] | None = None  # of the threshold, as `calibrate` found it
-    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)  # how they compare to fp32, as it found too
-    storage: str = "float"
-    training: dict[str, Any] = field(default_factory=dict)
-    # sizes and hashes of the files saved with it, see `manifest`; {}: not known
-    files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "system": self.system,
-            "head": self.head,
-            "criterion": self.criterion,
-            "threshold": self.threshold,
-            "exit_layers": list(self.exit_layers),
-            "calibration": list(self.calibration),
-            "storage": self.storage,
-            "training": self.training,
-        } | {key: value for key in ("guarantee", "precisions", "files") if (value := getattr(self, key))}
-
-
-class _Fields:
-    """Reads typed fields of one JSON object and gathers faults instead of stopping at the first."""
-
-    def __init__(self, raw: dict[str, Any], file: str, faults: list[str]) -> None:
-        self.raw, self.file, self.faults = raw, file, faults
-
-    def fault(self, key: str, reason: str) -> None:
-        self.faults.append(f"{self.file}: '{key}' {reason}")
-
-    def get(self, key: str, kind: str, test: Callable[[Any], bool], fallback: Any, default: Any = _REQUIRED) -> Any:
-        """The field, or `default` where absent; `fallback` (and a fault) where missing or wrong."""
-        if key not in self.raw or (self.raw[key] is None and default is not _REQUIRED):
-            if default is not _REQUIRED:
-                return default
-            self.fault(key, f"is missing; it must be {kind}")
-            return fallback
-        value = self.raw[key]
-        if not test(value):
-            self.fault(key, f"is {shown(value)}; it must be {kind}")
-            return fallback
-        return value
-
-    def count(self, key: str, default: Any = _REQUIRED, most: int = 2**31 - 1) -> int:
-        return self.get(key, f"an integer from 1 to {most}", lambda v: _is_int(v) and 0 < v <= most, 1, default)
+    def classifier_shapes(self) -> Shapes:
+        """Tensors of the classification head of a plain Hugging Face directory, with their shapes."""
+        pooler = _linear(self.family.pooler, self.hidden_size, self.hidden_size)
+        return pooler | _linear(self.family.classifier, self.num_labels, self.hidden_size)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
+def _linear(key: str, out_features: int, in_features: int) -> Shapes:
+    return {f"{key}.weight": (out_features, in_features), f"{key}.bias": (out_features,)}
 
 
 def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> BackboneConfig | None:
@@ -145,7 +107,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     if not isinstance(raw, dict):
         faults.append(f"{file}: is not a JSON object")
         return None
-    fields = _Fields(raw, file, faults)
+    fields = Fields(raw, file, faults)
     kinds = ", ".join(sorted(FAMILIES))
     model_type = fields.get("model_type", f"one of {kinds}", lambda v: isinstance(v, str) and v in FAMILIES, None)
     if model_type is None:
@@ -153,8 +115,8 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     family = FAMILIES[model_type]
     hidden = fields.count("hidden_size")
     heads = fields.count("num_attention_heads")
-    layers = fields.count("num_hidden_layers", most=MOST_LAYERS)
-    groups = fields.count("num_hidden_groups", 1, MOST_LAYERS) if family.factorised else 1
+    layers = fields.count("num_hidden_layers", most=MAX_LAYERS)
+    groups = fields.count("num_hidden_groups", 1, MAX_LAYERS) if family.shares_layers else 1
     if hidden % heads:
         fields.fault("hidden_size", f"is {hidden}, which num_attention_heads = {heads} does not divide")
     if groups > layers:
@@ -177,24 +139,24 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     )
     vocab_size = fields.count("vocab_size")
     max_positions = fields.count("max_position_embeddings")
-    pad = fields.get("pad_token_id", "an integer >= 0", lambda v: _is_int(v) and v >= 0, 0, family.default_pad_token_id)
+    pad = fields.get("pad_token_id", "an integer >= 0", lambda v: is_int(v) and v >= 0, 0, family.default_pad_token_id)
     if family.positions_after_pad and pad + 1 >= max_positions:
         fields.fault("max_position_embeddings", f"is {max_positions}: none left after pad_token_id + 1 = {pad + 1}")
-    inner = fields.count("inner_group_num", 1, MOST_LAYERS) if family.factorised else 1
-    if max(layers, groups) * inner > MOST_BLOCKS:
-        fields.fault("inner_group_num", f"is {inner}, which makes more than {MOST_BLOCKS} blocks")
+    inner = fields.count("inner_group_num", 1, MAX_LAYERS) if family.shares_layers else 1
+    if max(layers, groups) * inner > MAX_BLOCKS:
+        fields.fault("inner_group_num", f"is {inner}, which makes more than {MAX_BLOCKS} blocks")
     labels = _labels(fields)
     return BackboneConfig(
         family=family,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        embedding_size=fields.count("embedding_size") if family.factorised else hidden,
+        embedding_size=fields.count("embedding_size") if family.embedding_projection is not None else hidden,
         num_layers=layers,
         num_heads=heads,
         intermediate_size=fields.count("intermediate_size"),
         activation=ACTIVATIONS[activation],
         layer_norm_eps=fields.get(
-            "layer_norm_eps", "a number > 0", lambda v: _is_number(v) and v > 0, 1e-12, family.default_norm_eps
+            "layer_norm_eps", "a number > 0", lambda v: is_number(v) and v > 0, 1e-12, family.default_norm_eps
         ),
         max_position_embeddings=max_positions,
         type_vocab_size=fields.count("type_vocab_size", 2),
@@ -207,14 +169,14 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     )
 
 
-def _labels(fields: _Fields) -> tuple[str, ...]:
+def _labels(fields: Fields) -> tuple[str, ...]:
     """Label names in id order, as transformers has them.
 
     Where num_labels says another number than id2label, id2label does not count; two labels where both are absent.
     """
     id2label, count = fields.raw.get("id2label"), fields.raw.get("num_labels")
     if id2label is None or (isinstance(id2label, dict) and count is not None and count != len(id2label)):
-        labels = tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2, MOST_LABELS)))
+        labels = tuple(f"LABEL_{i}" for i in range(fields.count("num_labels", 2, MAX_LABELS)))
         if id2label and len(labels) == count:
             given = f"'id2label' names {len(id2label)} labels, 'num_labels' says {shown(count)}"
             warn(f"{fields.file}: {given}: they are {labels[0]} to {labels[-1]}, as in transformers")
@@ -227,7 +189,7 @@ def _labels(fields: _Fields) -> tuple[str, ...]:
     if set(id2label) != set(expected):
         fields.fault("id2label", f"has the ids {shown(sorted(id2label))}; they must be 0 to {len(id2label) - 1}")
         return tuple(f"LABEL_{i}" for i in range(len(id2label)))
-    wrong = [i for i in expected if not (id2label[i] is None or _is_int(id2label[i]) or _is_text(id2label[i]))]
+    wrong = [i for i in expected if not (id2label[i] is None or is_int(id2label[i]) or _is_text(id2label[i]))]
     if wrong:
         fields.fault("id2label", f"has {shown(id2label[wrong[0]])} as the name of label {wrong[0]}; names are strings")
     unnamed = [i for i in expected if id2label[i] is None]
@@ -241,7 +203,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _problem_type(fields: _Fields, num_labels: int) -> str:
+def _problem_type(fields: Fields, num_labels: int) -> str:
     """As transformers' text-classification pipeline decides: one label without a type scores with a sigmoid."""
     default = PROBLEM_TYPES[0] if num_labels > 1 else PROBLEM_TYPES[1]
     if fields.raw.get("problem_type") == "":
@@ -252,83 +214,3 @@ def _problem_type(fields: _Fields, num_labels: int) -> str:
     if given == PROBLEM_TYPES[0] and num_labels < 2:
         fields.fault("problem_type", f"is {given!r}, which takes two labels or more; one label is regression")
     return given
-
-
-def parse_engine(raw: Any, num_layers: int, faults: list[str], file: str = "pfengine.json") -> EngineConfig | None:
-    """Check pfengine.json against a backbone of `num_layers`; faults are appended to `faults`."""
-    if not isinstance(raw, dict):
-        faults.append(f"{file}: is not a JSON object")
-        return None
-    fields = _Fields(raw, file, faults)
-    version = fields.get("format_version", f"{FORMAT_VERSION}", _is_int, None)
-    if version is None:
-        return None
-    if version != FORMAT_VERSION:
-        fields.fault(
-            "format_version",
-            f"is {version}; this pfengine reads version {FORMAT_VERSION}: "
-            + ("install a newer pfengine" if version > FORMAT_VERSION else "convert the checkpoint again"),
-        )
-        return None
-    known = set(EngineConfig.__dataclass_fields__) | {"format_version"}
-    for key in sorted(set(raw) - known):
-        fields.fault(key, f"is not a field of format version {FORMAT_VERSION}")
-    layers = fields.get(
-        "exit_layers",
-        f"a rising list of layers between 1 and {num_layers} that ends with {num_layers}",
-        lambda v: (
-            isinstance(v, list)
-            and all(_is_int(i) and 1 <= i <= num_layers for i in v)
-            and v == sorted(set(v))
-            and v[-1:] == [num_layers]
-        ),
-        [num_layers],
-    )
-    return EngineConfig(
-        system=fields.get("system", "a string", lambda v: isinstance(v, str) and bool(v), ""),
-        head=fields.get(
-            "head",
-            "an object with a string 'type'",
-            lambda v: isinstance(v, dict) and isinstance(v.get("type"), str),
-            {},
-        ),
-        criterion=fields.get("criterion", "a string such as 'entropy'", lambda v: isinstance(v, str), None, None),
-        threshold=fields.get("threshold", "a finite number", _is_number, None, None),
-        exit_layers=tuple(layers),
-        calibration=tuple(
-            fields.get("calibration", "a list of objects with 'threshold' and 'layer_speedup'", _is_calibration, [], [])
-        ),
-        guarantee=fields.get("guarantee", "an object", lambda v: isinstance(v, dict), None, None),
-        precisions=fields.get("precisions", PRECISION_FIELDS, _is_precisions, {}, {}),
-        storage=fields.get("storage", f"one of {', '.join(STORAGES)}", lambda v: v in STORAGES, "float", "float"),
-        training=fields.get("training", "an object", lambda v: isinstance(v, dict), {}, {}),
-        files=fields.get("files", "an object of file names with 'size' and 'sha256'", _is_files, {}, {}),
-    )
-
-
-PRECISION_FIELDS = "an object of precisions with 'agreement', 'full_depth_agreement' and 'layer_speedup_ratio'"
-
-
-def _is_precisions(value: Any) -> bool:
-    keys = ("agreement", "full_depth_agreement", "layer_speedup_ratio")
-    return isinstance(value, dict) and all(
-        isinstance(check, dict) and all(_is_number(check.get(key)) for key in keys) for check in value.values()
-    )
-
-
-def _is_files(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        not set(name) & set("/\\\0")
-        and name not in ("", ".", "..")
-        and isinstance(file, dict)
-        and _is_int(file.get("size"))
-        and isinstance(file.get("sha256"), str)
-        for name, file in value.items()
-    )
-
-
-def _is_calibration(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(point, dict) and _is_number(point.get("threshold")) and _is_number(point.get("layer_speedup"))
-        for point in value
-    )

@@ -1,4 +1,4 @@
-"""The command line's exit codes, and its standard streams: closed, full, gone, or in another code page."""
+"""Exit codes of the command line, and standard streams that are closed, full, gone, or in another code page."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     import typer
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
-# What moves the cursor, starts a line or turns the reading direction; and halves of characters, which no code page has.
+# Characters that move the cursor, start a line or change the reading direction; and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def run(find_app: Callable[[], typer.Typer]) -> NoReturn:
     """Run the command line and exit: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
 
-    Whatever a user can cause is one line on standard error. A traceback means a mistake of ours.
-    find_app: imports what takes a second or more, such as torch, so that Ctrl-C may come meanwhile.
+    What a user can cause is one line on standard error; a traceback is a bug.
+    find_app: does the slow imports, such as torch, so that Ctrl-C is handled during them.
     """
     _open_closed_streams()
     stdout: Any = sys.stdout
-    if getattr(stdout, "errors", "") in ("strict", "surrogateescape"):  # unless another way was asked for
+    if getattr(stdout, "errors", "") in ("strict", "surrogateescape"):  # unless the user asked for another way
         stdout.reconfigure(errors="backslashreplace")  # what the code page lacks is printed as \xe9 or \u65e5
     warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
     log = logging.getLogger("pfengine")
@@ -40,24 +40,24 @@ def run(find_app: Callable[[], typer.Typer]) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """As `notices.tell`, harmless to a terminal."""
+    """As `notices.tell`, with control characters escaped."""
     tell("\n".join(map(printable, message.split("\n"))))
 
 
 def show(line: Any) -> None:
-    """A line on standard output."""
+    """Print a line on standard output."""
     write(printable(str(line)))
 
 
 def write(text: str) -> None:
-    """Print on standard output, at once for whoever waits for it."""
+    """Print on standard output, and flush it."""
     with writing():
         print(text, flush=True)
 
 
 @contextlib.contextmanager
 def writing(name: str = "standard output") -> Iterator[None]:
-    """Name what cannot be written in the error, which knows it of files that cannot be opened only."""
+    """Add `name` to errors of writing; Python names only files that cannot be opened."""
     try:
         yield
     except BrokenPipeError:
@@ -67,7 +67,7 @@ def writing(name: str = "standard output") -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """`text` on one line and harmless to a terminal: control characters as escapes."""
+    """`text` on one line, with control characters escaped."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -95,9 +95,9 @@ def _call(find_app: Callable[[], typer.Typer]) -> int:
 
 
 def _failed(error: Exception) -> int | None:
-    """Say what a user can do about it; None where it is a mistake of ours."""
+    """Print what the user can do, and return the exit code; None for a bug of ours."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if "Abort" in kinds:  # what older parsers make of Ctrl-C; theirs have no names that all of them share
+    if "Abort" in kinds:  # how older versions of click report Ctrl-C; versions of typer do not share the class
         return INTERRUPTED
     if "UsageError" in kinds:
         say(_wrong_use(error))
@@ -105,13 +105,13 @@ def _failed(error: Exception) -> int | None:
     if isinstance(error, PFEngineError):
         say(f"error: {error}")
         return WRONG_USE if isinstance(error, ConfigError) else FAILED
-    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
+    if isinstance(error, BrokenPipeError):  # the reader of our output has closed it, as `| head` does
         return FAILED
     if isinstance(error, OSError):
         say(f"error: {_describe(error)}")
         return FAILED
     if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds or "allocate memory" in str(error):
-        say("error: there is not enough memory; give fewer tokens a batch, or a smaller model")
+        say("error: there is not enough memory; give fewer tokens per batch, or a smaller model")
         return FAILED
     return None
 
@@ -129,20 +129,20 @@ def _wrong_use(error: Any) -> str:
 
 
 def _describe(error: OSError) -> str:
-    """What happened to which file, without the number that str() begins with."""
+    """The file and the reason, without the error number that str() begins with."""
     names = [printable(str(name)) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([*names, error.strerror or str(error)])
 
 
 def _open_closed_streams() -> None:
-    """Give closed streams a file, lest the first file that is opened takes their number and their output.
+    """Open a file for each closed stream, so that the next file to be opened does not get its descriptor and output.
 
-    What is written to a closed standard output fails; standard input stays None.
+    Writing to a closed standard output fails; standard input stays None.
     """
     while (number := os.open(os.devnull, os.O_RDONLY)) <= 2:
         pass
     if sys.stdout is None:
-        sys.stdout = os.fdopen(number, "w", encoding="utf-8", closefd=False)  # not open for writing: a flush says so
+        sys.stdout = os.fdopen(number, "w", encoding="utf-8", closefd=False)  # read-only: a flush fails
     else:
         os.close(number)
     if sys.stderr is None:
@@ -150,7 +150,7 @@ def _open_closed_streams() -> None:
 
 
 def _flushed(code: int) -> int:
-    """The exit code once everything is written, or could not be."""
+    """Flush standard output and error; returns the exit code, FAILED where that fails."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -169,7 +169,7 @@ def _flushed(code: int) -> int:
 
 
 def _silence(stream: Any) -> None:
-    """Let what is still buffered go nowhere, so that the interpreter does not fail to write it at its end."""
+    """Discard what is still buffered, so that the interpreter does not fail to write it when it exits."""
     number = os.open(os.devnull, os.O_WRONLY)
     os.dup2(number, stream.fileno())
     os.close(number)

@@ -1,9 +1,9 @@
-"""Putting a checkpoint in place: built in a stage, then exchanged with what is there, or moved in file by file.
+"""Putting a checkpoint at its target path: built in a stage, then swapped with the directory there, or moved by file.
 
-A stage is a directory `.NAME.pfengine-XXXXXXXX` beside the destination, or inside it where a rename from beside would
-not reach (mount points). Its owner holds a lock on it; one that nobody holds was left by a killed run, and the next
-save removes it. What is being built lies in `new`. What was replaced lies in `old`, with whatever else the user had
-there, which goes back and is never deleted.
+A stage is a directory `.NAME.pfengine-XXXXXXXX` beside the target, or inside it where files cannot be renamed from
+beside it (mount points). Its owner holds a lock on it; a stage without a lock was left by a killed run, and the next
+save removes it. `new` holds what is being built, `old` what was replaced. Other files of the user that end up in `old`
+are moved back, and never deleted.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import ENGINE, is_of_checkpoint
+from .checkpoint import MANIFEST, is_checkpoint_file
 
 NEW, OLD = "new", "old"
 
 
 def resolved(path: str | os.PathLike[str]) -> Path:
-    """The directory that is meant: a link's target, and `.` by its name."""
+    """The target directory, with symbolic links and `.` resolved."""
     return Path(os.path.realpath(path))
 
 
 def stem(directory: Path) -> str:
-    """What names of stages and other work for `directory` start with; short enough for any file system."""
+    """The prefix of stages and other work for `directory`, short enough for any file system."""
     name = directory.name
     return f".{name if len(os.fsencode(name)) <= 200 else hashlib.sha256(os.fsencode(name)).hexdigest()}."
 
 
 def work_directory(path: str | os.PathLike[str], kind: str) -> Path:
-    """Where work that outlives a process goes, `.NAME.KIND`: beside `path`, or inside it where it is a mount point."""
+    """The directory `.NAME.KIND` for work that outlives a process: beside `path`, or inside it for a mount point."""
     directory = resolved(path)
     inside = directory.is_dir() and (os.path.ismount(directory) or not os.access(directory.parent, os.W_OK))
     return (directory if inside else directory.parent) / f"{stem(directory)}{kind}"
 
 
 def foreign(directory: Path) -> list[str]:
-    """Names in `directory` that no work of ours for it has made."""
+    """Names in `directory` that are not our own work for it."""
     return [name for name in os.listdir(directory)
             if name != "lost+found" and not name.startswith(stem(directory))]  # fmt: skip
 
 
-def attempt(directory: Path) -> None:
-    """OSError where `directory` could not be written; leaves nothing behind, and makes nothing."""
+def check_writable(directory: Path) -> None:
+    """OSError where `directory` could not be written; creates nothing."""
     while not _exists(directory):
         if directory.parent.exists():
-            with _stage(directory):  # beside it, where it is to be made
+            with _stage(directory):  # where it would be created
                 return
         directory = directory.parent
     with _stage(directory) as stage:
@@ -62,7 +62,7 @@ def attempt(directory: Path) -> None:
 
 
 def _exists(directory: Path) -> bool:
-    """OSError where there can be no directory: a link to itself, a name that is too long, a file on the way."""
+    """Whether it exists; OSError where it never can: a link to itself, a name too long, a file among its parents."""
     with contextlib.suppress(FileNotFoundError):
         os.stat(directory)
         return True
@@ -71,10 +71,10 @@ def _exists(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """A new directory to build in; leaving the block puts it in place of `directory`, an error leaves that as it is.
+    """A new directory to build in. Leaving the block puts it in place of `directory`; an error leaves that as it is.
 
-    Only files of a checkpoint are replaced or removed. This is one step where system and file system can exchange
-    directories; elsewhere files go one by one, and what lies there in between is refused by `load`.
+    Only files of a checkpoint are replaced or removed. This is one step where the file system can swap directories;
+    elsewhere files are moved one by one, and `load` refuses a mixture.
     """
     if not _exists(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def replacing(directory: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def beside(directory: Path) -> Iterator[Path]:
-    """A new directory from which files can be moved into `directory`; gone when the block is left."""
+    """A new directory from which files can be moved into `directory`; removed when the block is left."""
     sweep(directory)
     with _stage(directory) as stage:
         (stage / NEW).mkdir()
@@ -97,14 +97,14 @@ def beside(directory: Path) -> Iterator[Path]:
 
 
 def move(file: Path, directory: Path) -> None:
-    """Put one file in the place of that of the same name in `directory`, in one step."""
+    """Replace the file of the same name in `directory`, in one step."""
     _sync(file)
     os.replace(file, directory / file.name)
     _sync(directory)
 
 
 def lock(directory: Path) -> int:
-    """An exclusive lock on a directory, held until the descriptor is closed; BlockingIOError where another has it."""
+    """Lock a directory until the returned descriptor is closed; BlockingIOError where it is locked already."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,14 +152,14 @@ def _locked(parent: Path, directory: Path) -> tuple[Path, int | None]:
         stage.mkdir(0o700)
         try:
             return stage, lock(stage)
-        except (BlockingIOError, FileNotFoundError):  # taken for a leftover before it was locked: another one
+        except (BlockingIOError, FileNotFoundError):  # another save removed it as a leftover before it was locked
             continue
-        except OSError:  # a file system without locks, where leftovers stay
+        except OSError:  # a file system without locks; leftovers stay there
             return stage, None
 
 
 def sweep(directory: Path) -> None:
-    """Remove the stages of saves to `directory` that were killed; what was the user's in them goes back."""
+    """Remove the stages of killed saves to `directory`; files of the user in them are moved back."""
     for parent in (directory.parent, directory):
         with contextlib.suppress(OSError), os.scandir(parent) as entries:
             for entry in list(entries):
@@ -170,12 +170,12 @@ def sweep(directory: Path) -> None:
 
 def _sweep(stage: Path, directory: Path) -> None:
     status = stage.lstat()
-    if status.st_uid != os.geteuid():  # planted, or another user's
+    if status.st_uid != os.geteuid():  # another user's
         return
     if not stage.is_dir() or stage.is_symlink():
-        stage.unlink()  # what `_make` tries a rename with
+        stage.unlink()  # the probe of `_make`
         return
-    descriptor = lock(stage)  # OSError: its owner is alive
+    descriptor = lock(stage)  # OSError: its owner is still running
     try:
         discard(stage, directory)
         _clear(stage)
@@ -184,7 +184,7 @@ def _sweep(stage: Path, directory: Path) -> None:
 
 
 def _clear(stage: Path) -> None:
-    """Remove a stage, unless `old` still holds something of the user's that could not be put back."""
+    """Remove a stage, unless `old` still holds files of the user that could not be moved back."""
     for entry in stage.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             if entry.name != OLD:
@@ -204,7 +204,7 @@ def discard(stage: Path, directory: Path) -> None:
         file, kept = old / name, directory / name
         with contextlib.suppress(OSError):
             is_directory = file.is_dir() and not file.is_symlink()
-            if (is_of_checkpoint(name) and not is_directory) or (
+            if (is_checkpoint_file(name) and not is_directory) or (
                 os.path.lexists(kept) and os.path.samestat(file.lstat(), kept.lstat())
             ):
                 file.unlink()
@@ -228,9 +228,9 @@ def _put(stage: Path, directory: Path) -> None:
 
 
 def _exchange(stage: Path, directory: Path) -> bool:
-    """Exchange `new` with `directory` in one step; False, and all as before, where that cannot be."""
+    """Swap `new` with `directory` in one step; False, with nothing changed, where that is not possible."""
     with contextlib.suppress(OSError):
-        if os.path.samefile(directory, os.curdir):  # whoever is in it would be left in the old one
+        if os.path.samefile(directory, os.curdir):  # our working directory would become the old one
             return False
     new, moved = stage / OLD, []
     try:
@@ -243,13 +243,13 @@ def _exchange(stage: Path, directory: Path) -> bool:
         return False
     try:
         for name in os.listdir(directory):
-            if not is_of_checkpoint(name):
-                with contextlib.suppress(OSError):  # a directory, or no hard links: moved afterwards
+            if not is_checkpoint_file(name):
+                with contextlib.suppress(OSError):  # a directory, or a file system without hard links: moved below
                     os.link(directory / name, new / name, follow_symlinks=False)
         swap(new, directory)
         try:
             for name in os.listdir(new):
-                if not is_of_checkpoint(name) and not os.path.lexists(directory / name):
+                if not is_checkpoint_file(name) and not os.path.lexists(directory / name):
                     os.rename(new / name, directory / name)
                     moved.append(name)
         except OSError:  # something is mounted there
@@ -263,26 +263,26 @@ def _exchange(stage: Path, directory: Path) -> bool:
         return True
     except OSError:
         for name in os.listdir(new):
-            if not is_of_checkpoint(name):  # second links
+            if not is_checkpoint_file(name):  # the extra links
                 os.unlink(new / name)
         os.rename(new, stage / NEW)
         return False
 
 
 def _one_by_one(stage: Path, directory: Path) -> None:
-    """Every file into its place, one by one; where it stops halfway, `files` of the pfengine.json there says so.
+    """Move every file to its target path, one by one. `files` of pfengine.json tells a mixture if this is interrupted.
 
-    So that file goes last; but first where the one there has no `files`, which could not tell.
+    So that file is moved last; but first where the existing one has no `files`.
     """
     new, old = stage / NEW, stage / OLD
-    names = sorted(os.listdir(new), key=lambda name: name == ENGINE)
-    stale = [name for name in os.listdir(directory) if is_of_checkpoint(name) and name not in names]
+    names = sorted(os.listdir(new), key=lambda name: name == MANIFEST)
+    stale = [name for name in os.listdir(directory) if is_checkpoint_file(name) and name not in names]
     if not _lists_files(directory):
         names = names[-1:] + names[:-1]
         names, stale = names[:1] + stale + names[1:], []
     old.mkdir()
     kept: list[str] = []
-    placed: list[str] = []
+    moved: list[str] = []
     try:
         for name in [*stale, *names]:
             if os.path.lexists(directory / name):
@@ -290,13 +290,13 @@ def _one_by_one(stage: Path, directory: Path) -> None:
                 kept.append(name)
             if name == names[-1]:
                 _sync(directory)
-            placed.append(name)
+            moved.append(name)
             if (new / name).exists():
                 os.replace(new / name, directory / name)
             else:
                 (directory / name).unlink(missing_ok=True)
     except BaseException:
-        for name in placed:
+        for name in moved:
             if name not in kept:
                 (directory / name).unlink(missing_ok=True)
         for name in reversed(kept):
@@ -308,7 +308,7 @@ def _one_by_one(stage: Path, directory: Path) -> None:
 
 def _lists_files(directory: Path) -> bool:
     try:
-        return bool(json.loads((directory / ENGINE).read_bytes()).get("files"))
+        return bool(json.loads((directory / MANIFEST).read_bytes()).get("files"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
@@ -323,7 +323,7 @@ def _keep(file: Path, kept: Path) -> None:
 
 
 def swap(one: Path, other: Path) -> None:
-    """Exchange two directories in one step; OSError where the system or the file system cannot."""
+    """Swap two directories in one step; OSError where the system or the file system cannot."""
     if _renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     if _renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
@@ -338,7 +338,7 @@ with contextlib.suppress(AttributeError, OSError, TypeError):
 
 
 def flush(directory: Path) -> None:
-    """All files of a directory to the disk."""
+    """Write all files of a directory to the disk."""
     for file in directory.iterdir():
         if file.is_file():
             _sync(file)
@@ -346,12 +346,12 @@ def flush(directory: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """To the disk, so that it outlives a loss of power."""
+    """Write a file or directory to the disk, so that it survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # file systems that know no such thing for directories
+        if error.errno != errno.EINVAL or not path.is_dir():  # file systems that do not support it for directories
             raise
     finally:
         os.close(descriptor)

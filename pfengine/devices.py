@@ -57,10 +57,10 @@ def find_op_set(device: torch.device) -> OpSet:
 
 def auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
     """The fastest that is known to answer as fp32; a guarantee was given for fp32, and holds for nothing else."""
-    if device.type != "cpu" or not extension.has_cpu() or ckpt.engine.guarantee is not None:
+    if device.type != "cpu" or not extension.has_cpu() or ckpt.manifest.guarantee is not None:
         return "fp32"
     for name in cpu.fast_precisions():
-        check = ckpt.engine.precisions.get(name)
+        check = ckpt.manifest.precisions.get(name)
         if check is None:
             continue
         agreement = min(check["agreement"], check["full_depth_agreement"])

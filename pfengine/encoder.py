@@ -14,7 +14,7 @@ from .batch import RaggedInputs
 from .config import BackboneConfig
 from .families import PARTS
 from .ops import AnyQueries, Block, Norm, OpSet
-from .storage import give_back
+from .storage import trim_heap
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Encoder:
 
     ops: OpSet
     embedding: Any
-    projection: Any | None  # ALBERT: embedding size -> hidden size
+    embedding_projection: Any | None  # ALBERT: embedding size -> hidden size
     layers: list[list[Any]]
 
 
@@ -57,24 +57,24 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
             dtype,
         )
 
-    give_back()  # those of the head
+    trim_heap()  # those of the head
     # the tables first: in float32 they are the largest tensors of all, and nothing else is there yet
     word, position, token_type = (
         tensors[f"{prefix}embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
     )
     embedding = ops.prepare_embedding((word, position, token_type), norm(f"{prefix}embeddings.LayerNorm"), dtype)
     del word, position, token_type
-    prefixes, blocks = config.family.blocks(config), {}
+    prefixes, blocks = config.block_keys(), {}
     for key in dict.fromkeys(key for layer in prefixes for key in layer):
         blocks[key] = block(key)
         if dtype != torch.float32:
-            give_back()  # the float32 tensors it was made of, which are larger than it is
-    give_back()
-    projection = f"{prefix}encoder.embedding_hidden_mapping_in"
+            trim_heap()  # the float32 tensors it was made of, which are larger than it is
+    trim_heap()
+    projection = config.family.embedding_projection
     return Encoder(
         ops=ops,
         embedding=embedding,
-        projection=ops.prepare_linear(*linear(projection), dtype) if config.family.factorised else None,
+        embedding_projection=None if projection is None else ops.prepare_linear(*linear(prefix + projection), dtype),
         layers=[[blocks[key] for key in layer] for layer in prefixes],
     )
 
@@ -98,7 +98,7 @@ def _pad_heads(
 def embed(encoder: Encoder, inputs: RaggedInputs) -> Tensor:
     """Token ids to the hidden states that enter layer 1, [T, H]."""
     x = encoder.ops.embed(inputs.ids, inputs.positions, inputs.types, encoder.embedding)
-    return x if encoder.projection is None else encoder.ops.linear(x, encoder.projection, "none")
+    return x if encoder.embedding_projection is None else encoder.ops.linear(x, encoder.embedding_projection, "none")
 
 
 def layer(encoder: Encoder, number: int, x: Tensor, cu_seqlens: Tensor, queries: AnyQueries = "all") -> Tensor:

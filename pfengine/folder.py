@@ -1,4 +1,4 @@
-"""A directory opened once: its files are regular, of bounded size, read and never mapped, and a change is an error."""
+"""A directory opened once: its files are regular and of bounded size, read and not mapped; changes are errors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 from .errors import CheckpointError
 
-MOST_BYTES = 1 << 26  # of a file that is read whole: tokenizer.json of large vocabularies has 40 million bytes
+MAX_BYTES = 1 << 26  # of a file that is read whole: tokenizer.json of large vocabularies has 40 million bytes
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _BY_DESCRIPTOR = {os.open, os.stat} <= os.supports_dir_fd
-_SETTLED = 12_000_000  # nanoseconds: two writes within one tick of a file system's clock leave the same time behind
-# a FIFO or a device must not keep us waiting until it turns out to be one
+_SETTLED = 12_000_000  # nanoseconds: two writes within one tick of a file system's clock have the same time stamp
+# opening a FIFO or a device must not block; that it is one is found out afterwards
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _OWN_FLAGS = _FLAGS | getattr(os, "O_NOFOLLOW", 0)
 _ATTEMPTS = 10
@@ -27,16 +27,16 @@ _SEEKING = threading.Lock()
 
 
 class File:
-    """A regular file, open as long as this object lives. Reads say where, so threads may share it."""
+    """A regular file, open as long as this object lives. Every read names its offset, so threads may share it."""
 
     def __init__(self, path: Path, name: str, descriptor: int) -> None:
         self.path, self.name, self._descriptor = path, name, descriptor
         weakref.finalize(self, os.close, descriptor)
         self.status = os.fstat(descriptor)
         if not stat.S_ISREG(self.status.st_mode):
-            raise CheckpointError(path, [f"{name} is no regular file"])
+            raise CheckpointError(path, [f"{name} is not a regular file"])
         age = time.time_ns() - self.status.st_mtime_ns
-        if 0 <= age < _SETTLED:  # from now on every write shows
+        if 0 <= age < _SETTLED:  # afterwards every write changes the time stamp
             time.sleep((_SETTLED - age) / 1e9)
             self.status = os.fstat(descriptor)
 
@@ -45,13 +45,13 @@ class File:
         return self.status.st_size
 
     def read(self, offset: int, size: int) -> bytes:
-        """Those bytes; CheckpointError where the file is shorter, or no longer what was opened."""
+        """`size` bytes from `offset`; CheckpointError where the file is shorter, or has changed since it was opened."""
         content = bytearray(size)
         self.read_into(memoryview(content), offset)
         return bytes(content)
 
     def read_into(self, view: memoryview, offset: int) -> None:
-        """As `read`, into writable bytes."""
+        """As `read`, but into a writable buffer."""
         done = 0
         try:
             while done < len(view):
@@ -65,11 +65,11 @@ class File:
             raise changed(self.path, self.name)
 
     def stream(self) -> _Stream:
-        """The same reads for those who want a file that knows where it stands."""
+        """The file as a stream with a position."""
         return _Stream(self)
 
     def refuse_pointer(self) -> None:
-        """CheckpointError where git-lfs has left a pointer in the place of the file."""
+        """CheckpointError where the file is only a git-lfs pointer."""
         if self.read(0, min(self.size, len(_LFS_POINTER))) == _LFS_POINTER:
             reason = f"{self.name} is a git-lfs pointer instead of the file itself; run `git lfs pull` there"
             raise CheckpointError(self.path, [reason])
@@ -77,7 +77,7 @@ class File:
 
 class _Stream(io.RawIOBase):
     def __init__(self, file: File) -> None:
-        self._file, self._place = file, 0
+        self._file, self._position = file, 0
 
     def readable(self) -> bool:
         return True
@@ -86,13 +86,13 @@ class _Stream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + (0, self._place, self._file.size)[whence]
-        return self._place
+        self._position = offset + (0, self._position, self._file.size)[whence]
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(0, self._file.size - self._place)]
-        self._file.read_into(view, self._place)
-        self._place += len(view)
+        view = memoryview(buffer)[: max(0, self._file.size - self._position)]
+        self._file.read_into(view, self._position)
+        self._position += len(view)
         return len(view)
 
 
@@ -105,19 +105,19 @@ class _Directory:
 
 
 class Folder:
-    """A directory whose files are all taken from what lay at `path` when it was opened.
+    """A directory whose files are all those that were at `path` when it was opened.
 
-    names: of its files then, sorted.
+    names: of those files, sorted.
     own_files: follow no symbolic link out of the directory. A snapshot in a Hugging Face hub cache consists of links
     into the folder `blobs` beside `snapshots`; those are followed.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, own_files: bool = False) -> None:
         self.path, self._own_files = Path(path), own_files
-        self._seen: dict[str, File | None] = {}  # every file that was asked for; None where there was none
+        self._seen: dict[str, File | None] = {}  # every file that was accessed; None for one that did not exist
         self._directory: _Directory | None = None
         try:
-            for _ in range(_ATTEMPTS):  # until one is listed that is still there then, with all of its files
+            for _ in range(_ATTEMPTS):  # until the directory that was listed is still at its path afterwards
                 if _BY_DESCRIPTOR:
                     self._directory = _Directory(self.path)
                 self.names = sorted(os.listdir(self.path if self._directory is None else self._directory.descriptor))
@@ -127,26 +127,26 @@ class Folder:
             raise CheckpointError(self.path, [f"cannot be opened: {_reason(error)}"]) from None
         except (OSError, ValueError):
             raise CheckpointError(
-                self.path, ["is no directory; give a checkpoint directory or the name of a bundled checkpoint"]
+                self.path, ["is not a directory; give a checkpoint directory or the name of a bundled checkpoint"]
             ) from None
         raise self._replaced()
 
     @property
     def _at(self) -> int | None:
-        """What names are looked up in, where there is such a thing."""
+        """The descriptor that names are relative to; None where the platform has none."""
         return None if self._directory is None else self._directory.descriptor
 
     def has(self, name: str) -> bool:
         return self._find(name) is not None
 
     def open(self, name: str) -> File:
-        """The same object whenever it is asked for; CheckpointError for what is no regular file that can be read."""
+        """The file; the same object every time. CheckpointError where it is not a regular file that can be read."""
         file = self._find(name)
         if file is None:
             raise CheckpointError(self.path, [f"{name} is missing"])
         return file
 
-    def read(self, name: str, most: int = MOST_BYTES) -> bytes:
+    def read(self, name: str, most: int = MAX_BYTES) -> bytes:
         """A file of at most `most` bytes, whole."""
         file = self.open(name)
         if file.size > most:
@@ -155,18 +155,19 @@ class Folder:
         return file.read(0, file.size)
 
     def json(self, name: str) -> Any:
-        """What a JSON file in UTF-8 holds."""
+        """The contents of a JSON file in UTF-8."""
         try:
             return json.loads(self.read(name).decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # also numbers of more digits than Python reads
+        except (ValueError, RecursionError) as error:  # also for numbers with more digits than Python reads
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(self.path, [f"{name} cannot be read as JSON: {error}"]) from None
 
     def check(self) -> None:
-        """CheckpointError where a file that was asked for has been written to, or another lies in its place, since.
+        """CheckpointError where a file that was accessed has since been written to or replaced.
 
-        A file that is gone by now was whole when it was read: a directory is removed once another has taken its place.
+        A file that has been removed is fine: it was complete when it was read, and a directory is removed once another
+        has taken its place.
         """
         for name, file in self._seen.items():
             if file is not None and not _same(os.fstat(file._descriptor), file.status):
@@ -180,10 +181,10 @@ class Folder:
         if name not in self._seen:
             odd = name in ("", os.curdir, os.pardir) or any(mark in name for mark in "/\\\0")
             if odd or not name.isprintable():
-                raise CheckpointError(self.path, [f"'{name}' is no name of a file in this directory"])
-            place, flags = (self._own(name), _OWN_FLAGS) if self._own_files else (self._place(name), _FLAGS)
+                raise CheckpointError(self.path, [f"'{name}' is not the name of a file in this directory"])
+            target, flags = (self._own(name), _OWN_FLAGS) if self._own_files else (self._path_of(name), _FLAGS)
             try:
-                descriptor = os.open(place, flags, dir_fd=self._at)
+                descriptor = os.open(target, flags, dir_fd=self._at)
                 self._seen[name] = File(self.path, name, descriptor)
             except FileNotFoundError:
                 if self._is_link(name):
@@ -195,26 +196,26 @@ class Folder:
                 raise CheckpointError(self.path, [f"{name} cannot be opened: {_reason(error)}"]) from None
         return self._seen[name]
 
-    def _place(self, name: str) -> str:
+    def _path_of(self, name: str) -> str:
         return name if self._directory is not None else os.path.join(self.path, name)
 
     def _status(self, name: str) -> os.stat_result:
-        return os.stat(self._place(name), dir_fd=self._at)
+        return os.stat(self._path_of(name), dir_fd=self._at)
 
     def _is_link(self, name: str) -> bool:
         with contextlib.suppress(OSError):
-            return stat.S_ISLNK(os.lstat(self._place(name), dir_fd=self._at).st_mode)
+            return stat.S_ISLNK(os.lstat(self._path_of(name), dir_fd=self._at).st_mode)
         return False
 
     def _own(self, name: str) -> str:
-        """What to open for `name`: itself, or where its link leads, if that is a place of this directory's."""
+        """What to open for `name`: the file itself, or the target of its link where that is within this directory."""
         if not self._is_link(name):
-            return self._place(name)
+            return self._path_of(name)
         target, home = os.path.realpath(os.path.join(self.path, name)), os.path.realpath(self.path)
         homes = [home]
         if os.path.basename(os.path.dirname(home)) == "snapshots":
             homes.append(os.path.join(os.path.dirname(os.path.dirname(home)), "blobs"))
-        if not any(target.startswith(os.path.join(place, "")) for place in homes):
+        if not any(target.startswith(os.path.join(directory, "")) for directory in homes):
             raise CheckpointError(
                 self.path, [f"{name} is a symbolic link out of this directory, to {target}; put the file itself here"]
             )
@@ -238,7 +239,7 @@ def changed(path: Path, name: str) -> CheckpointError:
 
 
 def _same(now: os.stat_result, then: os.stat_result) -> bool:
-    """Is the content the same? Giving a file another name, or taking one away, moves st_ctime but nothing else."""
+    """Whether the content is the same. Adding or removing a name of the file changes st_ctime and nothing else."""
     renamed = now.st_nlink != then.st_nlink or os.name == "nt"
     return (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns) and (
         renamed or now.st_ctime_ns == then.st_ctime_ns
@@ -248,7 +249,7 @@ def _same(now: os.stat_result, then: os.stat_result) -> bool:
 def _read_some(descriptor: int, view: memoryview, offset: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [view], offset)
-    with _SEEKING:  # a position is the descriptor's, and threads share it
+    with _SEEKING:  # the position belongs to the descriptor, which threads share
         os.lseek(descriptor, offset, os.SEEK_SET)
         content = os.read(descriptor, len(view))
     view[: len(content)] = content

@@ -1,75 +1,122 @@
-"""Which files were saved together: `files` of pfengine.json has their sizes and SHA-256, checked when they are read."""
+"""The manifest of a checkpoint, pfengine.json: its head, criterion, exits, storage and history, checked."""
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import CheckpointError
-from .folder import File
+from .json_fields import Fields, is_int, is_number
 
-Files = Mapping[str, Mapping[str, Any]]  # name -> {"size": bytes, "sha256": hex}
-
-_PIECE = 8 << 20  # large, as a thread that hashes waits for Python's lock after each
-_MEND = "save or copy the checkpoint again, or remove 'files' from pfengine.json to accept a deliberate edit"
+FORMAT_VERSION = 1
+STORAGES = ("float", "int8-rows")
 
 
-def described(opened: Mapping[str, File]) -> dict[str, dict[str, Any]]:
-    """The field `files` for these files, sorted by name. CheckpointError where one cannot be read."""
-    return {name: {"size": file.size, "sha256": _sha256(file)} for name, file in sorted(opened.items())}
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of pfengine.json: head, criterion, exits, storage and history of the checkpoint."""
+
+    system: str
+    head: dict[str, Any]
+    criterion: str | None = None
+    threshold: float | None = None
+    exit_layers: tuple[int, ...] = ()
+    calibration: tuple[dict[str, Any], ...] = ()
+    guarantee: dict[str, Any] | None = None  # of the threshold, from `calibrate`
+    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)  # how they compare to fp32, from `calibrate`
+    storage: str = "float"
+    training: dict[str, Any] = field(default_factory=dict)
+    # sizes and hashes of the files saved with it, see `file_hashes`; {} where unknown
+    files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "system": self.system,
+            "head": self.head,
+            "criterion": self.criterion,
+            "threshold": self.threshold,
+            "exit_layers": list(self.exit_layers),
+            "calibration": list(self.calibration),
+            "storage": self.storage,
+            "training": self.training,
+        } | {key: value for key in ("guarantee", "precisions", "files") if (value := getattr(self, key))}
 
 
-def listing_faults(files: Files, present: Mapping[str, File]) -> list[str]:
-    """Files that are missing, that were not saved with the others, or whose size is another; a sentence each.
+def parse_manifest(raw: Any, num_layers: int, faults: list[str], file: str = "pfengine.json") -> Manifest | None:
+    """Check pfengine.json against a backbone of `num_layers`; faults are appended to `faults`."""
+    if not isinstance(raw, dict):
+        faults.append(f"{file}: is not a JSON object")
+        return None
+    fields = Fields(raw, file, faults)
+    version = fields.get("format_version", f"{FORMAT_VERSION}", is_int, None)
+    if version is None:
+        return None
+    if version != FORMAT_VERSION:
+        fields.fault(
+            "format_version",
+            f"is {version}; this pfengine reads version {FORMAT_VERSION}: "
+            + ("install a newer pfengine" if version > FORMAT_VERSION else "convert the checkpoint again"),
+        )
+        return None
+    known = set(Manifest.__dataclass_fields__) | {"format_version"}
+    for key in sorted(set(raw) - known):
+        fields.fault(key, f"is not a field of format version {FORMAT_VERSION}")
+    layers = fields.get(
+        "exit_layers",
+        f"a rising list of layers between 1 and {num_layers} that ends with {num_layers}",
+        lambda v: (
+            isinstance(v, list)
+            and all(is_int(i) and 1 <= i <= num_layers for i in v)
+            and v == sorted(set(v))
+            and v[-1:] == [num_layers]
+        ),
+        [num_layers],
+    )
+    return Manifest(
+        system=fields.get("system", "a string", lambda v: isinstance(v, str) and bool(v), ""),
+        head=fields.get(
+            "head",
+            "an object with a string 'type'",
+            lambda v: isinstance(v, dict) and isinstance(v.get("type"), str),
+            {},
+        ),
+        criterion=fields.get("criterion", "a string such as 'entropy'", lambda v: isinstance(v, str), None, None),
+        threshold=fields.get("threshold", "a finite number", is_number, None, None),
+        exit_layers=tuple(layers),
+        calibration=tuple(
+            fields.get("calibration", "a list of objects with 'threshold' and 'layer_speedup'", _is_calibration, [], [])
+        ),
+        guarantee=fields.get("guarantee", "an object", lambda v: isinstance(v, dict), None, None),
+        precisions=fields.get("precisions", PRECISION_FIELDS, _is_precisions, {}, {}),
+        storage=fields.get("storage", f"one of {', '.join(STORAGES)}", lambda v: v in STORAGES, "float", "float"),
+        training=fields.get("training", "an object", lambda v: isinstance(v, dict), {}, {}),
+        files=fields.get("files", "an object of file names with 'size' and 'sha256'", _is_files, {}, {}),
+    )
 
-    present: all that are there and could be a checkpoint's.
-    """
-    found = [f"{name} is missing, though 'files' of pfengine.json lists it; {_MEND}" for name in files
-             if name not in present]  # fmt: skip
-    found += [f"{name} was not saved with this checkpoint; {_MEND}" for name in sorted(present) if name not in files]
-    found += [
-        f"{name} has {file.size} bytes, but {files[name]['size']} were saved with it; {_MEND}"
-        for name, file in present.items()
-        if name in files and file.size != files[name]["size"]
-    ]
-    return found
+
+PRECISION_FIELDS = "an object of precisions with 'agreement', 'full_depth_agreement' and 'layer_speedup_ratio'"
 
 
-def content_faults(files: Files, opened: Mapping[str, File]) -> list[str]:
-    """Those of these files, of the right size, whose content is another; a sentence each."""
-    found = []
-    for name, file in opened.items():
-        saved = files.get(name)
-        if saved is None or file.size != saved["size"]:
-            continue
-        try:
-            if _sha256(file) != saved["sha256"]:
-                found.append(f"{name} is not the file that was saved with this checkpoint; {_MEND}")
-        except CheckpointError as error:  # it changes while it is read
-            found += error.faults
-    return found
+def _is_precisions(value: Any) -> bool:
+    keys = ("agreement", "full_depth_agreement", "layer_speedup_ratio")
+    return isinstance(value, dict) and all(
+        isinstance(check, dict) and all(is_number(check.get(key)) for key in keys) for check in value.values()
+    )
 
 
-class Check:
-    """`content_faults` in a thread of its own, for weights: they are hashed while they are packed."""
-
-    def __init__(self, files: Files, opened: Mapping[str, File]) -> None:
-        self._found: list[str] = []
-        self._thread = threading.Thread(target=lambda: self._found.extend(content_faults(files, opened)), daemon=True)
-        self._thread.start()
-
-    def faults(self) -> list[str]:
-        """Waits for the end; what differs."""
-        self._thread.join()
-        return self._found
+def _is_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        not set(name) & set("/\\\0")
+        and name not in ("", ".", "..")
+        and isinstance(file, dict)
+        and is_int(file.get("size"))
+        and isinstance(file.get("sha256"), str)
+        for name, file in value.items()
+    )
 
 
-def _sha256(file: File) -> str:
-    found, piece = hashlib.sha256(), memoryview(bytearray(min(file.size, _PIECE)))
-    for start in range(0, file.size, _PIECE):
-        part = piece[: min(_PIECE, file.size - start)]
-        file.read_into(part, start)
-        found.update(part)
-    return found.hexdigest()
+def _is_calibration(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(point, dict) and is_number(point.get("threshold")) and is_number(point.get("layer_speedup"))
+        for point in value
+    )

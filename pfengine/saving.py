@@ -1,4 +1,4 @@
-"""The checkpoint directory, written: staged, checked by reading it back, then put in place."""
+"""Writing a checkpoint directory: built in a stage, checked by reading it back, then put in place."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import destination, manifest
-from .checkpoint import CONFIG, ENGINE, WEIGHTS, is_of_checkpoint, read
-from .config import EngineConfig, parse_engine
+from . import destination, file_hashes
+from .checkpoint import CONFIG, MANIFEST, WEIGHTS, is_checkpoint_file
 from .errors import CheckpointError
 from .folder import Folder
+from .manifest import Manifest, parse_manifest
+from .reader import read
 from .storage import quantise_rows
 
 
 def write(
     path: str | os.PathLike[str],
     config: dict[str, Any],
-    engine: EngineConfig,
+    manifest: Manifest,
     tensors: Mapping[str, Tensor],
     tokenizer: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a checkpoint beside `path`, check it by reading it back, then put it in place.
 
     config: the backbone's config.json as a dict; tensors: fp32, by final key; tokenizer: contents of the tokenizer's
-    files by name. See `replacing` for what happens to what is there.
+    files by name. See `replacing` for what happens to files that are already there.
     """
     with replacing(path) as stage:
-        fill(stage, config, engine, tensors, tokenizer)
+        fill(stage, config, manifest, tensors, tokenizer)
     return Path(path)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A directory to `fill` with a checkpoint; leaving the block puts it at `path`, an error leaves `path` as it is.
+    """A directory to `fill` with a checkpoint. Leaving the block puts it at `path`; an error leaves `path` as it is.
 
-    Files of an existing checkpoint are replaced once the new one is whole; what else lies beside them stays. Raises
+    Files of an existing checkpoint are replaced once the new one is complete; other files beside them stay. Raises
     CheckpointError where `path` is something other than a checkpoint, or cannot be written.
     """
     directory = destination.resolved(path)
@@ -67,101 +68,101 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def fill(
     stage: Path,
     config: dict[str, Any],
-    engine: EngineConfig,
+    manifest: Manifest,
     tensors: Mapping[str, Tensor],
     tokenizer: Mapping[str, bytes] | None = None,
-) -> EngineConfig:
+) -> Manifest:
     """Write the files of a checkpoint into an empty directory and read them back; arguments as in `write`.
 
-    Returns what pfengine.json says now: `engine` with its `files`.
+    Returns what pfengine.json says now: `manifest` with its `files`.
     """
     with _explained(stage):
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        stored = quantise_rows(tensors) if engine.storage == "int8-rows" else tensors
+        stored = quantise_rows(tensors) if manifest.storage == "int8-rows" else tensors
         save_file({key: value.contiguous() for key, value in stored.items()}, stage / WEIGHTS)
         (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)  # the umask's; safetensors makes it private
         for name, content in (tokenizer or {}).items():
             (stage / name).write_bytes(content)
         folder = Folder(stage)
-        files = manifest.described({name: folder.open(name) for name in folder.names})
-        (stage / ENGINE).write_text(_text(replace(engine, files=files)))
-    return read(stage).engine
+        files = file_hashes.describe({name: folder.open(name) for name in folder.names})
+        (stage / MANIFEST).write_text(_text(replace(manifest, files=files)))
+    return read(stage).manifest
 
 
-def write_engine(path: Path, engine: EngineConfig) -> Path:
+def write_manifest(path: Path, manifest: Manifest) -> Path:
     """Replace pfengine.json of the checkpoint at `path`, in one step.
 
-    CheckpointError where that is no longer the one which `engine` was read from.
+    CheckpointError where it is no longer the one that `manifest` was read from.
     """
-    text = _text(engine)
+    text = _text(manifest)
     faults: list[str] = []
-    parse_engine(json.loads(text), engine.exit_layers[-1], faults)
+    parse_manifest(json.loads(text), manifest.exit_layers[-1], faults)
     if faults:
         raise CheckpointError(path, faults)
     directory = destination.resolved(path)
-    now = Folder(directory).json(ENGINE)
-    if not isinstance(now, dict) or (now.get("files") or {}) != engine.files:
-        raise CheckpointError(path, ["another checkpoint was saved there meanwhile, and it was left as it is"])
+    now = Folder(directory).json(MANIFEST)
+    if not isinstance(now, dict) or (now.get("files") or {}) != manifest.files:
+        raise CheckpointError(path, ["another checkpoint was saved there in the meantime; it was left as it is"])
     with _explained(path), destination.beside(directory) as stage:
-        (stage / ENGINE).write_text(text)
-        destination.move(stage / ENGINE, directory)
+        (stage / MANIFEST).write_text(text)
+        destination.move(stage / MANIFEST, directory)
     return path
 
 
 @contextlib.contextmanager
-def trial(path: Path, engine: EngineConfig) -> Iterator[Path]:
-    """The checkpoint at `path` with another pfengine.json, to be tried before it is changed; gone after the block."""
+def trial(path: Path, manifest: Manifest) -> Iterator[Path]:
+    """A temporary copy of the checkpoint at `path` with another manifest, to try it before it is written."""
     with contextlib.ExitStack() as stack:
         with _explained(path):
             stage = stack.enter_context(destination.beside(destination.resolved(path)))
-            for name in filter(is_of_checkpoint, os.listdir(path)):
+            for name in filter(is_checkpoint_file, os.listdir(path)):
                 try:
                     os.link(path / name, stage / name)
                 except OSError:
                     shutil.copyfile(path / name, stage / name)
-            (stage / ENGINE).unlink()  # it may be a link
-            (stage / ENGINE).write_text(_text(engine))
+            (stage / MANIFEST).unlink()  # it may be a link
+            (stage / MANIFEST).write_text(_text(manifest))
         yield stage
 
 
-def try_destination(path: str | os.PathLike[str]) -> None:
-    """CheckpointError where a checkpoint could not be written to `path`; leaves nothing there. To ask before work."""
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """CheckpointError where a checkpoint could not be written to `path`; leaves nothing there. For before long work."""
     directory = destination.resolved(path)
     refuse_foreign(directory)
     with _explained(path):
-        destination.attempt(directory)
+        destination.check_writable(directory)
 
 
 def refuse_foreign(path: Path) -> None:
-    """CheckpointError where something other than a checkpoint of ours would be replaced."""
+    """CheckpointError where something other than a pfengine checkpoint would be replaced."""
     with _explained(path):
         occupied = path.exists() and (not path.is_dir() or bool(destination.foreign(path)))
-        if occupied and not (path / ENGINE).exists():
-            raise CheckpointError(path, ["exists and is no pfengine checkpoint; choose another output directory"])
+        if occupied and not (path / MANIFEST).exists():
+            raise CheckpointError(path, ["exists and is not a pfengine checkpoint; choose another output directory"])
 
 
-def _text(engine: EngineConfig) -> str:
-    return json.dumps(engine.to_json(), indent=2) + "\n"
+def _text(manifest: Manifest) -> str:
+    return json.dumps(manifest.to_json(), indent=2) + "\n"
 
 
 _HINTS = {
     errno.ENOSPC: "make room there, or choose another output directory",
-    errno.EDQUOT: "your quota is used up: make room, or choose another output directory",
-    errno.EFBIG: "it is more than the limit on file sizes (`ulimit -f`), or than the file system takes",
+    errno.EDQUOT: "your quota is used up; make room, or choose another output directory",
+    errno.EFBIG: "the file is larger than the limit (`ulimit -f`) or the file system allows",
 }
 
 
 @contextlib.contextmanager
 def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the file system says, as a CheckpointError in one sentence."""
+    """Errors of the file system as a CheckpointError of one sentence."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(path, [f"cannot be written: {said(error)}; nothing was changed there"]) from None
+        raise CheckpointError(path, [f"cannot be written: {explain(error)}; nothing was changed there"]) from None
 
 
-def said(error: Exception) -> str:
-    """The reason in an OSError, in a SafetensorError made of one, with what to do about it."""
+def explain(error: Exception) -> str:
+    """The reason of an OSError, or of a SafetensorError caused by one, and what to do about it."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
         number = int(found[1])

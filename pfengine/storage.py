@@ -1,4 +1,4 @@
-"""Tensors as files hold them: safetensors headers, tensors read one at a time when asked for, int8 rows with scales."""
+"""Tensors in files: safetensors headers, tensors read one at a time on access, int8 rows with scales."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .errors import CheckpointError, shown
 from .folder import File
 
 SCALE = ".scale"  # key suffix of the fp32 scales of an int8-rows tensor
-MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
-MOST_DIMENSIONS = 64
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MAX_DIMENSIONS = 64
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
          "F8_E5M2FNUZ": 8, "U16": 16, "U32": 32, "U64": 64, "C64": 64}  # fmt: skip
 _DTYPES = {
@@ -31,23 +31,23 @@ _BITS |= {name: 8 * dtype.itemsize for name, dtype in _DTYPES.items()}
 
 
 class Stored(NamedTuple):
-    """A tensor that lies in a file."""
+    """A tensor in a file."""
 
     file: str
-    dtype: torch.dtype | None  # None for one that is no weight: 4-bit, 8-bit floating point, unsigned, complex
+    dtype: torch.dtype | None  # None for types that weights do not have: 4-bit, 8-bit floating point, unsigned, complex
     shape: tuple[int, ...]
-    read: Callable[[], Tensor]  # in memory of its own
+    read: Callable[[], Tensor]  # into new memory
 
 
 def read_header(file: File) -> dict[str, Stored]:
-    """All tensors of a safetensors file; CheckpointError for one that is cut, or whose header is not right."""
+    """All tensors of a safetensors file; CheckpointError where it is truncated or its header is wrong."""
     try:
         if file.size < 8:
             raise ValueError(f"it has {file.size} bytes")
         file.refuse_pointer()
         length = int.from_bytes(file.read(0, 8), "little")
-        if length > min(MOST_HEADER_BYTES, file.size - 8):
-            raise ValueError(f"its header would have {length:,} bytes")
+        if length > min(MAX_HEADER_BYTES, file.size - 8):
+            raise ValueError(f"its header claims to have {length:,} bytes")
         header = json.loads(file.read(8, length).decode("utf-8"), object_pairs_hook=_without_duplicates)
         return _tensors(file, header, 8 + length)
     except CheckpointError:
@@ -59,36 +59,36 @@ def read_header(file: File) -> dict[str, Stored]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     known = dict(pairs)
     if len(known) < len(pairs):
-        raise ValueError("a key of its header is there twice")
+        raise ValueError("its header has a key twice")
     return known
 
 
 def _tensors(file: File, header: Any, base: int) -> dict[str, Stored]:
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
-    places, tensors = [], {}
+    spans, tensors = [], {}
     for key, entry in header.items():
         if key == "__metadata__":
             continue
         if not isinstance(entry, dict):
             raise ValueError(f"'{key}' is not described by an object")
-        kind, shape, place = entry.get("dtype"), _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
+        kind, shape, span = entry.get("dtype"), _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
         if not isinstance(kind, str) or kind not in _BITS:
             raise ValueError(f"'{key}' has the dtype {shown(kind)}, which safetensors does not know")
-        if shape is None or len(shape) > MOST_DIMENSIONS:
+        if shape is None or len(shape) > MAX_DIMENSIONS:
             raise ValueError(f"'{key}' has no shape")
-        if place is None or len(place) != 2:
+        if span is None or len(span) != 2:
             raise ValueError(f"'{key}' has no offsets")
-        start, stop = place
+        start, stop = span
         if math.prod(max(1, size) for size in shape) >= 2**63:
             raise ValueError(f"'{key}' is larger than any file")
         if math.prod(shape) * _BITS[kind] != (stop - start) * 8:
-            raise ValueError(f"'{key}' has not as many bytes as its shape and dtype take")
-        places.append((start, stop))
+            raise ValueError(f"'{key}' does not have as many bytes as its shape and dtype need")
+        spans.append((start, stop))
         read = functools.partial(_read, file, _DTYPES.get(kind), shape, base + start, stop - start)
         tensors[key] = Stored(file.name, _DTYPES.get(kind), shape, read)
     end = 0
-    for start, stop in sorted(places):
+    for start, stop in sorted(spans):
         if start != end:
             raise ValueError(f"its tensors overlap, or leave a gap, at byte {end:,}")
         end = stop
@@ -98,7 +98,7 @@ def _tensors(file: File, header: Any, base: int) -> dict[str, Stored]:
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
-    """A list of whole numbers that a file may have, or None."""
+    """A list of non-negative integers as a tuple; None for anything else."""
     whole = isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
     return tuple(value) if whole else None
 
@@ -111,13 +111,13 @@ def _read(file: File, dtype: torch.dtype | None, shape: tuple[int, ...], offset:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Stored tensors as float32, each read anew when it is asked for: nothing is held in between.
+    """Stored tensors as float32, each read from its file on every access: none is kept in memory.
 
-    A number that is not finite is a CheckpointError with the tensor's name.
+    A value that is not finite is a CheckpointError with the tensor's name.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Stored], scales: Mapping[str, Stored] | None = None) -> None:
-        """scales: of those that are int8 rows."""
+        """scales: for tensors stored as int8 rows."""
         self.path, self._tensors, self._scales = path, tensors, scales or {}
 
     def __getitem__(self, key: str) -> Tensor:
@@ -128,7 +128,8 @@ class StoredTensors(Mapping[str, Tensor]):
         if count := _count_not_finite(tensor.numpy()):
             what = f"'{key}' has {count:,} NaN or infinite values among its {tensor.numel():,} (as float32)"
             raise CheckpointError(
-                self.path, [f"{stored.file}: {what}; a training run that diverged leaves such: take an earlier one"]
+                self.path,
+                [f"{stored.file}: {what}; training may have diverged: use an earlier checkpoint"],
             )
         return tensor
 
@@ -141,13 +142,13 @@ class StoredTensors(Mapping[str, Tensor]):
 
 def _count_not_finite(values: np.ndarray) -> int:
     with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(values.sum()):  # one pass that takes no memory; it would not be with such a value in it
+        if math.isfinite(values.sum()):  # one pass without extra memory; NaN or infinity would show in the sum
             return 0
     return int(np.count_nonzero(~np.isfinite(values)))
 
 
 def quantise_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices and embeddings as int8 with one fp32 scale a row (last axis), symmetric; the rest as it is."""
+    """Matrices and embeddings as symmetric int8 with one fp32 scale per row (last axis); other tensors unchanged."""
     stored: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if tensor.dim() < 2 or tensor.shape[-1] < 16 or key.endswith("bias"):
@@ -159,8 +160,8 @@ def quantise_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
-def give_back() -> None:
-    """Lets the C library return what it keeps of freed tensors; nothing where it cannot."""
+def trim_heap() -> None:
+    """Let the C library return the memory of freed tensors to the system, where it can (malloc_trim of glibc)."""
     if _trim is not None:
         _trim(0)
 

@@ -1,4 +1,4 @@
-"""GLUE's tasks: where their rows are, what their labels are called, and how they are scored."""
+"""The tasks of GLUE: where their rows are, what their labels are called, and how they are scored."""
 
 from __future__ import annotations
 
@@ -38,27 +38,28 @@ HUB, HUB_SPLITS = "nyu-mll/glue", {"dev": "validation", "dev_matched": "validati
 
 
 def find(name: str) -> Task | None:
-    """The task a name stands for: "SST-2", "sst2", "mnli"; the last part of a path counts."""
+    """The task of a name ("SST-2", "sst2", "mnli") or of the last part of a path; None for others."""
     plain = {key.lower().replace("-", ""): task for key, task in TASKS.items()}
     return plain.get(Path(name).name.lower().replace("-", "").replace("_", ""))
 
 
 def from_hub(task: Task, split: str) -> Path:
-    """The Parquet file of a split from the Hugging Face hub or its cache. ConfigError where it cannot be had."""
+    """The Parquet file of a split from the Hugging Face hub or its cache. ConfigError where it is not available."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise ConfigError(
-            f"{task.name} is no local file or directory, and huggingface_hub is missing: pip install 'pfengine[train]'"
+            f"{task.name} is not a local file or directory, and huggingface_hub is missing; "
+            "pip install 'pfengine[train]'"
         ) from None
     part = {"STS-B": "stsb"}.get(task.name, task.name.lower().replace("-", ""))
     split = "dev_matched" if (task.name, split) == ("MNLI", "dev") else split
     file = f"{part}/{HUB_SPLITS.get(split, split)}-00000-of-00001.parquet"
     try:
         return Path(hf_hub_download(HUB, file, repo_type="dataset"))
-    except Exception as error:  # no network, no such file, no access: whatever it raises, the reason is in its text
+    except Exception as error:  # no network, no such file, no access: errors of many types
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{task.name} is no local file or directory, and the hub's {HUB} cannot be had: {reason}; "
+            f"{task.name} is not a local file or directory, and the hub's {HUB} cannot be downloaded: {reason}; "
             f"give a directory with {split}.tsv"
         ) from None

@@ -1,6 +1,6 @@
-"""Texts and ids to rows of token ids, for one model.
+"""Turning texts and ids into rows of token ids, for one model.
 
-Works on the `tokenizers` library alone; transformers is asked only for directories whose files need it.
+Uses only the `tokenizers` library; transformers is imported for directories whose files need it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .rows import is_single as is_single
 from .tokenizer_fields import guarded
 from .tokenizer_files import build
 
-_LONG_TEXT = 64  # characters a token; longer texts are cut before tokenising, where that cannot change the result
+_LONG_TEXT = 64  # characters per token; longer texts are cut before tokenising, where it does not change the result
 
 
 class Tokenizer:
@@ -31,11 +31,11 @@ class Tokenizer:
 
     files: contents of the tokenizer's files by name, as `checkpoint.tokenizer_files` reads them; None for none.
     max_length: longest row in tokens; longer texts are truncated (the longer part of a pair first).
-    token_types: are the texts of a pair told apart by token types; None: as transformers 5 does.
-    path: what a CheckpointError is about.
+    token_types: whether the second text of a pair has token type 1; None: as in transformers 5.
+    path: named by a CheckpointError.
 
     Raises CheckpointError as `tokenizer_files.build` does, ConfigError for a max_length without room for a token, or
-    token_types that tokenizer or model have not.
+    token_types that tokenizer or model do not have.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Tokenizer:
         self.config = config
         self.backend: tokenizers.Tokenizer | None = None
         self.max_length, self.side = max_length or config.max_tokens, "right"
-        self.single_types = self.pair_types = self._warns = False  # do texts, or pairs, have types other than 0
+        self.single_types = self.pair_types = self._warns = False  # whether they have types other than 0
         if token_types not in (None, True, False):
             raise ConfigError(
                 f"token_types is {token_types!r}; it must be True, False, or None for transformers' choice"
@@ -60,7 +60,7 @@ class Tokenizer:
         built = build(files, config, path)
         self.backend, self.side = built.backend, built.side
         limit = built.longest
-        if max_length is None and isinstance(limit, (int, float)) and limit > 0:  # 1e30 where nobody set it
+        if max_length is None and isinstance(limit, (int, float)) and limit > 0:  # 1e30 where it is not set
             self.max_length = int(min(limit, config.max_tokens))
         try:
             special = guarded(self.backend.num_special_tokens_to_add, False)
@@ -68,7 +68,7 @@ class Tokenizer:
             raise CheckpointError(path, [f"the tokenizer cannot say what it adds to a text: {error}"]) from None
         single, pair = (self._has_types(*texts) for texts in (("a",), ("a", "a")))
         if self.max_length <= special:
-            raise ConfigError(f"max_length is {self.max_length}, but the tokenizer adds {special} tokens of its own")
+            raise ConfigError(f"max_length is {self.max_length}, but the tokenizer adds {special} special tokens")
         if token_types and (not pair or config.type_vocab_size < 2):
             raise ConfigError(
                 "token_types is True, but this tokenizer or model does not tell the texts of a pair apart"
@@ -82,14 +82,14 @@ class Tokenizer:
         self.backend.enable_truncation(self.max_length, direction=self.side)
 
     def _has_types(self, *texts: str) -> bool:
-        """Does the tokenizer give a text, or a pair, types other than 0? Where it fails on these: perhaps."""
+        """Whether the tokenizer gives a text, or a pair, types other than 0; True where it fails on these texts."""
         try:
             return any(guarded(self.backend.encode, *texts).type_ids)  # type: ignore[union-attr]
         except ValueError:
             return True
 
     def encode(self, rows: Iterable[tuple[int, Any]]) -> list[Row | InputError]:
-        """Tokenise (row id, row) pairs; a bad row gives its error in its place and does not touch the others."""
+        """Tokenise (row id, row) pairs; a bad row gives an error in its place, and the others are unaffected."""
         out: list[Row | InputError] = []
         texts: list[tuple[int, int, Text]] = []
         for row_id, value in rows:
@@ -106,17 +106,17 @@ class Tokenizer:
                     out.append(self._checked(self._cut_ids(parsed)))
             except InputError as error:
                 out.append(error)
-        for (place, row_id, text), encoding in zip(texts, self._encode_texts([t for *_, t in texts]), strict=True):
+        for (slot, row_id, text), encoding in zip(texts, self._encode_texts([t for *_, t in texts]), strict=True):
             try:
                 if isinstance(encoding, Exception):
                     raise InputError(row_id, f"cannot be tokenised: {encoding}")
-                out[place] = self._checked(self._row(row_id, text, encoding))
+                out[slot] = self._checked(self._row(row_id, text, encoding))
             except InputError as error:
-                out[place] = error
+                out[slot] = error
         return out
 
     def _encode_texts(self, texts: list[Text]) -> list[Any]:
-        """An encoding for each text, or the exception it caused."""
+        """An encoding per text, or the exception it caused."""
         whole = [text.text if text.pair is None else (text.text, text.pair) for text in texts]
         short, limit = list(whole), _LONG_TEXT * self.max_length
         for i, text in enumerate(texts):
@@ -128,7 +128,7 @@ class Tokenizer:
         encodings = self._try(short)
         for i, encoding in enumerate(encodings):
             if short[i] is not whole[i] and (isinstance(encoding, Exception) or not encoding.overflowing):
-                encodings[i] = self._try([whole[i]])[0]  # the end that was cut off was needed after all
+                encodings[i] = self._try([whole[i]])[0]  # what was cut off is needed after all
         return encodings
 
     def _try(self, texts: list[Any]) -> list[Any]:
@@ -136,13 +136,13 @@ class Tokenizer:
             return []
         try:
             return guarded(self.backend.encode_batch_fast, texts)
-        except ValueError as error:  # for all texts because of one
+        except ValueError as error:  # one text fails the whole batch
             return [error] if len(texts) == 1 else [self._try([text])[0] for text in texts]
 
     def _row(self, row_id: int, text: Text, encoding: Any) -> Row:
         if not encoding.ids:
-            raise InputError(row_id, "gives no tokens; this tokenizer adds none of its own")
-        if len(encoding.ids) > self.max_length:  # a pair has more special tokens than a text
+            raise InputError(row_id, "gives no tokens, and this tokenizer adds none")
+        if len(encoding.ids) > self.max_length:  # a pair has more special tokens than a single text
             raise InputError(row_id, f"is a pair, which max_length = {self.max_length} leaves no room for")
         has_types = self.single_types if text.pair is None else self.pair_types
         types = np.array(encoding.type_ids, dtype=np.int64) if has_types else None

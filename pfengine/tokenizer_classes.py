@@ -1,7 +1,7 @@
-"""Tokenizer classes of transformers 5, over the `tokenizers` library: what each makes of a vocabulary and its options.
+"""Tokenizer classes of transformers 5, over the `tokenizers` library: what each builds from a vocabulary and options.
 
-The default class of each family, and TokenizersBackend, which takes tokenizer.json as it stands. The others keep its
-vocabulary alone and build the rest anew, whatever tokenizer.json says.
+The default class of each family, and TokenizersBackend, which uses tokenizer.json unchanged. The others keep only its
+vocabulary and build the rest themselves, whatever tokenizer.json says.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def _keep(backend: Tokenizer, options: Options) -> None:
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """One class. Where no function is given, the tokenizer is tokenizer.json's own."""
+    """One class. Without `start` it uses tokenizer.json unchanged."""
 
     name: str
     vocabulary: tuple[str, ...] = ()  # files it reads where there is no tokenizer.json
     vocabulary_type: type = dict  # of 'model.vocab' in tokenizer.json
-    special: Mapping[str, str] = field(default_factory=dict)  # its special tokens where no file names others
-    options: Mapping[str, Any] = field(default_factory=dict)  # what it reads from tokenizer_config.json, and defaults
-    types: bool = False  # does it tell the texts of a pair apart, in transformers 5
-    types_4: bool = False  # and did it in transformers 4
-    extra: tuple[str, ...] = ()  # further special tokens of its own
+    special: Mapping[str, str] = field(default_factory=dict)  # its special tokens where no file names them
+    options: Mapping[str, Any] = field(default_factory=dict)  # what it reads from tokenizer_config.json, with defaults
+    types: bool = False  # whether transformers 5 gives the texts of a pair different token types
+    types_4: bool = False  # whether transformers 4 did
+    extra: tuple[str, ...] = ()  # further special tokens
     # From vocabulary, tokenizer.json and options; then the post-processor, once all tokens are added.
     start: Callable[[Any, Mapping[str, Any], Options], Tokenizer] | None = None
     end: Callable[[Tokenizer, Options], None] = _keep
@@ -84,7 +84,7 @@ def _albert(pieces: Any, raw: Mapping[str, Any], options: Options) -> Tokenizer:
         steps.append(charsmap)
     backend = _unigram(pieces, 1, normalizers.Sequence(steps), options)
     cls, sep = (_with_id(backend, options[key])[1] for key in ("cls_token", "sep_token"))
-    backend.post_processor = processors.TemplateProcessing(  # with these names whatever the tokens are called
+    backend.post_processor = processors.TemplateProcessing(  # with these names, whatever the tokens are called
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
@@ -104,7 +104,7 @@ def _camembert(pieces: Any, raw: Mapping[str, Any], options: Options) -> Tokeniz
 
 
 def _charsmap(raw: Mapping[str, Any]) -> Any:
-    """The normalisation that SentencePiece compiled, where tokenizer.json has one."""
+    """The normalisation compiled by SentencePiece, where tokenizer.json has one."""
     steps = raw.get("normalizer") or []
     if isinstance(steps, dict):
         steps = steps["normalizers"] if steps.get("type") == "Sequence" else [steps]
@@ -115,7 +115,7 @@ def _charsmap(raw: Mapping[str, Any]) -> Any:
 
 
 def _template(backend: Tokenizer, first: str, last: str, pattern: str) -> None:
-    """`pattern` with the names of first and last in place of {0} and {1}; the part in front of a | is for one text."""
+    """Set the template `pattern`: {0} and {1} are `first` and `last`; the part before | is for single texts."""
     single, both = (part.format(first, last) for part in pattern.split("|"))
     ids = [_with_id(backend, token) for token in (first, last)]
     backend.post_processor = processors.TemplateProcessing(single=single, pair=both, special_tokens=ids)

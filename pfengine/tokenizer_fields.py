@@ -1,8 +1,8 @@
-"""tokenizer.json and the files beside it to a tokenizer, on the `tokenizers` library alone.
+"""Building a tokenizer from tokenizer.json and the files beside it, with the `tokenizers` library alone.
 
-transformers does not take tokenizer.json as it stands. Most classes keep its vocabulary and build the rest anew from
-tokenizer_config.json and their own defaults (`tokenizer_classes`); then tokens are added from up to three files. Here
-that is done step by step with the same objects. What is not known to the letter is NotKnown.
+transformers does not use tokenizer.json as it is. Most classes keep only its vocabulary, and build the rest from
+tokenizer_config.json and their own defaults (`tokenizer_classes`); then tokens are added from up to three files. This
+module follows it step by step with the same objects. Anything whose effect is not known exactly is NotKnown.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ _FIELDS = {
 
 
 class Built(NamedTuple):
-    """A tokenizer, and how transformers calls it."""
+    """A tokenizer, and the settings that transformers calls it with."""
 
     backend: tokenizers.Tokenizer
     side: str  # the end that truncation cuts off
-    longest: Any  # model_max_length as it stands
-    types: bool  # is the model given token types
-    types_lost: bool  # were they given by transformers 4, and no file says whether
+    longest: Any  # model_max_length as it is written
+    types: bool  # whether the model is given token types
+    types_lost: bool  # transformers 4 gave them, and no file says whether to
 
 
 class NotKnown(Exception):
     """A file holds something whose effect only transformers knows; the message names file and field."""
 
 
-class Reproduced:
+class TokenizerBuilder:
     """`from_pretrained` of one class, step by step as in transformers, with the objects it would use."""
 
     def __init__(self, files: Mapping[str, bytes], settings: dict[str, Any], kind: TokenizerClass, path: Any) -> None:
         self.files, self.settings, self.kind, self.path = files, settings, kind, path
-        self.source: tokenizers.Tokenizer  # tokenizer.json, without its vocabulary where a class builds anew
+        self.source: tokenizers.Tokenizer  # tokenizer.json, without vocabulary where the class builds its own
         self.added: dict[int, AddedToken]  # its added tokens
 
-    def built(self) -> Built:
-        """Raises CheckpointError for what cannot be read, NotKnown for what only transformers knows."""
+    def build(self) -> Built:
+        """The tokenizer. CheckpointError for files that cannot be read, NotKnown for what only transformers knows."""
         unknown = sorted(set(self.settings) - _FIELDS)
         if unknown:
             raise NotKnown(f"{SETTINGS}: '{unknown[0]}' is not a field that pfengine knows")
@@ -99,10 +99,10 @@ class Reproduced:
         return value
 
     def _read(self) -> dict[str, Any] | None:
-        """Read tokenizer.json; None where it is the tokenizer as it stands."""
+        """Read tokenizer.json; None where the class uses it unchanged."""
         if self.kind.start is None:
             self.source = guarded(tokenizers.Tokenizer.from_str, self.files[JSON].decode("utf-8"))
-            if ADDED in self.files:  # then the ids count that stand in tokenizer.json, right or not
+            if ADDED in self.files:  # then the ids in tokenizer.json count, right or wrong
                 self.added = _added(read_object(self.files, JSON, self.path))
             else:
                 self.added = dict(self.source.get_added_tokens_decoder())
@@ -110,7 +110,7 @@ class Reproduced:
         raw = read_object(self.files, JSON, self.path)
         model = raw["model"] if isinstance(raw.get("model"), dict) else {}
         if not isinstance(model.get("vocab"), self.kind.vocabulary_type):
-            raise NotKnown(f"{JSON}: 'model.vocab' is none that {self.kind.name} takes")
+            raise NotKnown(f"{JSON}: 'model.vocab' is not one that {self.kind.name} takes")
         least: dict[str, Any] = {"vocab": {}}
         if self.kind.vocabulary_type is list:
             least = {"vocab": [["x", 0.0]], "unk_id": 0}
@@ -123,7 +123,7 @@ class Reproduced:
         return raw
 
     def _given(self) -> tuple[dict[str, Any], dict[int, AddedToken]]:
-        """What the files say of special tokens, and the tokens to be added by id."""
+        """The special tokens that the files name, and the tokens to add by id."""
         given = {key: value for key, value in self.settings.items() if key in (*SPECIAL, OLD_EXTRA, EXTRA)}
         if OLD_EXTRA in given and not given.get(EXTRA):
             given[EXTRA] = given.pop(OLD_EXTRA)
@@ -159,7 +159,7 @@ class Reproduced:
         return given, decoder
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Special tokens and the class's own options, the defaults where no file says otherwise."""
+        """Special tokens and options of the class, with its defaults where no file sets them."""
         options: dict[str, Any] = dict(self.kind.special)
         for key in SPECIAL:
             if key in given:
@@ -177,7 +177,7 @@ class Reproduced:
         return options
 
     def _new(self, raw: dict[str, Any], options: dict[str, Any]) -> tokenizers.Tokenizer:
-        """The class's own tokenizer over the vocabulary, without added tokens."""
+        """The tokenizer of the class over the vocabulary, without added tokens."""
         vocabulary = raw["model"]["vocab"]
         if isinstance(vocabulary, list):
             vocabulary = list(map(tuple, vocabulary))
@@ -190,12 +190,12 @@ class Reproduced:
     def _add(
         self, backend: tokenizers.Tokenizer, decoder: dict[int, AddedToken], options: dict[str, Any], given: Any
     ) -> None:
-        """Add the tokens of the files, which may change those that are there, then special tokens that are not."""
+        """Add the tokens of the files, which may change existing ones, then the special tokens that are missing."""
         extra = given[EXTRA] if EXTRA in given else given.get(OLD_EXTRA)
         if extra is None and EXTRA not in given:
             extra = self.kind.extra
         if not isinstance(extra or [], (list, tuple)):
-            raise NotKnown(f"{SETTINGS}: '{EXTRA}' is no list")
+            raise NotKnown(f"{SETTINGS}: '{EXTRA}' is not a list")
         present = backend.get_added_tokens_decoder().values()
         added: list[Any] = [decoder[key] for key in sorted(decoder)]
         names = {str(token) for token in (*present, *added)}
@@ -230,11 +230,11 @@ def _id(value: Any, file: str) -> int:
 
 
 def _token(value: Any, where: str, mark: str | None = None) -> Any:
-    """A token from its JSON: fields of an AddedToken, marked as one where a mark is asked for, or else a string."""
+    """A token from JSON: a string, or the fields of an AddedToken with `mark` among them; without mark only fields."""
     if mark is not None and isinstance(value, (str, AddedToken)):
         return value
     if not isinstance(value, dict) or (mark is not None and value.get(mark) != "AddedToken"):
-        raise NotKnown(f"{where} is or has {value!r:.80}, which is no token")
+        raise NotKnown(f"{where} is or has {value!r:.80}, which is not a token")
     try:
         return AddedToken(**{key: item for key, item in value.items() if key != mark})
     except (TypeError, ValueError) as error:
@@ -242,13 +242,13 @@ def _token(value: Any, where: str, mark: str | None = None) -> Any:
 
 
 def guarded(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """The call's result; what `tokenizers` raises, panics among them, becomes a ValueError."""
+    """The result of the call; errors of `tokenizers`, including panics, become a ValueError."""
     try:
         return call(*arguments, **options)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(str(error)) from None
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust; no Exception
+        if type(error).__name__ != "PanicException":  # of Rust; not an Exception
             raise
         raise ValueError(f"the tokenizers library failed: {error}") from None
 

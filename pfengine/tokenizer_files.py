@@ -1,6 +1,6 @@
-"""The files of a tokenizer to the tokenizer that transformers 5 makes of them, checked against the model.
+"""Building the tokenizer that transformers 5 builds from the same files, and checking it against the model.
 
-The usual ones are read by `tokenizer_fields`. What only transformers knows is left to it, where it is installed.
+`tokenizer_fields` reads the usual files. Others are left to transformers, where it is installed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from .config import BackboneConfig
 from .errors import CheckpointError
 from .notices import warn
 from .tokenizer_classes import CLASSES, DEFAULTS
-from .tokenizer_fields import JSON, SETTINGS, Built, NotKnown, Reproduced, guarded, read_object
+from .tokenizer_fields import JSON, SETTINGS, Built, NotKnown, TokenizerBuilder, guarded, read_object
 
 
 def build(files: Mapping[str, bytes], config: BackboneConfig, path: Any) -> Built:
-    """What transformers' AutoTokenizer makes of a directory with these files and this config.json.
+    """The tokenizer that transformers' AutoTokenizer builds from a directory with these files and this config.json.
 
     Raises CheckpointError (for `path`) where a file is missing or cannot be read, where the vocabulary does not fit
-    the model, and where the files hold what only transformers knows and it is not installed, or fails on them.
+    the model, or where only transformers can read the files and it is not installed, or fails on them.
     """
     settings = read_object(files, SETTINGS, path) if SETTINGS in files else {}
     if "fast_tokenizer_files" in settings:
         raise CheckpointError(path, [f"{SETTINGS}: 'fast_tokenizer_files' names other files than {JSON}; remove it"])
-    name = settings.get("tokenizer_class") or config.raw.get("tokenizer_class") or DEFAULTS[config.raw["model_type"]]
+    name = (
+        settings.get("tokenizer_class") or config.raw.get("tokenizer_class") or DEFAULTS.get(config.raw["model_type"])
+    )
     kind = CLASSES.get(name.removesuffix("Fast")) if isinstance(name, str) else None
     try:
         if kind is None:
@@ -41,7 +43,7 @@ def build(files: Mapping[str, bytes], config: BackboneConfig, path: Any) -> Buil
             if "merges.txt" in kind.vocabulary:
                 _check_merges(files, path)
             raise NotKnown(f"{JSON} is missing")
-        built = Reproduced(files, settings, kind, path).built()
+        built = TokenizerBuilder(files, settings, kind, path).build()
     except NotKnown as reason:
         built = _ask_transformers(files, settings, config, path, str(reason))
     built.backend.no_padding()
@@ -66,7 +68,7 @@ def _ask_transformers(
     try:
         from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
     except ImportError:
-        raise CheckpointError(path, [f"{reason}; install transformers 5, which knows what to make of it"]) from None
+        raise CheckpointError(path, [f"{reason}; install transformers 5, which can read it"]) from None
     with tempfile.TemporaryDirectory() as directory:
         for name, content in {**files, "config.json": json.dumps(config.raw).encode()}.items():
             (Path(directory) / name).write_bytes(content)
@@ -84,7 +86,7 @@ def _ask_transformers(
         or kind._encode_plus is not TokenizersBackend._encode_plus
     ):
         raise CheckpointError(
-            path, [f"{kind.__name__} is a tokenizer that works in Python; pfengine runs fast ones only"]
+            path, [f"{kind.__name__} is a tokenizer written in Python; pfengine runs fast tokenizers only"]
         )
     if JSON not in files and kind is not TokenizersBackend:  # which has no default vocabulary
         needed = [file for key, file in kind.vocab_files_names.items() if key != "tokenizer_file"]
@@ -96,7 +98,7 @@ def _ask_transformers(
 
 
 def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, path: Any) -> Iterator[str]:
-    """Why a tokenizer cannot be that of a model with `limit` embeddings; warns where it hardly can."""
+    """Why a tokenizer cannot belong to a model with `limit` embeddings; warns where it is unlikely."""
     if dropout := getattr(backend.model, "dropout", None):
         yield f"{source}: 'dropout' is {dropout:g}, so that the ids of a text would change from call to call; remove it"
     special = {str(token) for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -104,18 +106,18 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
     if unknown is not None and backend.token_to_id(unknown) is not None:
         special.add(unknown)
     if size <= len(special):
-        yield f"{source} has no words, only special tokens, so that all texts would be alike"
+        yield f"{source} has no words, only special tokens, so that all texts would look the same"
     if backend.get_vocab_size(with_added_tokens=False) > limit:
         largest = max(i for token, i in backend.get_vocab(with_added_tokens=False).items() if token)
         if largest >= limit:
             yield (
                 f"{source} has token ids up to {largest}, but this model's are 0 to {limit - 1} ('vocab_size' of "
-                "config.json); it is another model's"
+                "config.json); it belongs to another model"
             )
     try:
         last = max(guarded(backend.encode, "").ids, default=0)
     except ValueError as error:
-        yield f"{source} makes a tokenizer that fails on every text: {error}"
+        yield f"{source} gives a tokenizer that fails on every text: {error}"
         last = 0
     if last >= limit:
         yield (
@@ -124,13 +126,13 @@ def _vocabulary_faults(backend: tokenizers.Tokenizer, source: str, limit: int, p
         )
     if 2 * size < limit:
         warn(
-            f"{path}: {source} has {size} tokens, but the model has embeddings for {limit}; is it whole, and this "
-            "model's?"
+            f"{path}: {source} has {size} tokens, but the model has embeddings for {limit}; is it complete, and "
+            "this model's?"
         )
 
 
 def _check_merges(files: Mapping[str, bytes], path: Any) -> None:
-    """CheckpointError where merges.txt is not that of vocab.json, or cannot make most of its tokens."""
+    """CheckpointError where merges.txt does not belong to vocab.json, or cannot build most of its tokens."""
     try:
         lines = files["merges.txt"].decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Which file holds a model's weights, which stored tensor is which of the model's, and whether they fit it."""
+"""Finding a model's weights: which files hold them, which stored tensor is which, and whether they fit the model."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def find(folder: Folder) -> dict[str, Stored]:
 
 
 def read_shards(folder: Folder, index: str, read: Callable[[str], dict[str, Stored]]) -> dict[str, Stored]:
-    """The tensors of all shards that the file `index` names, each opened by `read`."""
+    """The tensors of all shards that the file `index` names; `read` opens a shard."""
     raw = folder.json(index)
-    places = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
-        raise CheckpointError(folder.path, [f"{index}: 'weight_map' must say of each tensor in which file it is"])
+    file_of = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(file_of, dict) or not file_of or not all(isinstance(file, str) for file in file_of.values()):
+        raise CheckpointError(folder.path, [f"{index}: 'weight_map' must map each tensor to the file it is in"])
     tensors: dict[str, Stored] = {}
-    for name in dict.fromkeys(places.values()):
+    for name in dict.fromkeys(file_of.values()):
         if not folder.has(name):
             raise CheckpointError(folder.path, [f"{name} is missing, which {index} names; copy all shards"])
         for key, stored in read(name).items():
@@ -55,10 +55,10 @@ def read_shards(folder: Folder, index: str, read: Callable[[str], dict[str, Stor
                 raise CheckpointError(folder.path, [f"'{key}' is in both {tensors[key].file} and {name}"])
             tensors[key] = stored
     faults = [
-        f"{index}: '{key}' is said to be in {place}, "
+        f"{index}: '{key}' is said to be in {file}, "
         + (f"but {tensors[key].file} has it" if key in tensors else "which does not have it")
-        for key, place in places.items()
-        if key not in tensors or tensors[key].file != place
+        for key, file in file_of.items()
+        if key not in tensors or tensors[key].file != file
     ]
     if faults:
         raise CheckpointError(folder.path, faults)
@@ -66,7 +66,7 @@ def read_shards(folder: Folder, index: str, read: Callable[[str], dict[str, Stor
 
 
 def _hint(folder: Folder) -> str:
-    """What to do with the files that are there instead; nothing where there are none."""
+    """What to do with the files that are there instead of weights; empty where there are none."""
     for name in CONVERTED:
         if name in folder.names:
             what = "has the names of the authors' code" if name.endswith(".safetensors") else "is a pickle"
@@ -75,15 +75,15 @@ def _hint(folder: Folder) -> str:
     if not variants:
         return foreign(folder)
     usual = WEIGHTS if variants[0].endswith(".safetensors") else "pytorch_model.bin"
-    return f"; if {variants[0]} is what to load, call it {usual}"
+    return f"; to load {variants[0]}, rename it to {usual}"
 
 
 def foreign(folder: Folder) -> str:
-    """What another library's files here are, and what to do with them; nothing where there are none."""
+    """What files of another library there are, and what to do with them; empty where there are none."""
     return next((f"; {name} {advice}" for name, advice in _FOREIGN.items() if name in folder.names), "")
 
 
-def fit(
+def match(
     folder: Folder,
     tensors: Mapping[str, Stored],
     expected: Shapes,
@@ -92,7 +92,8 @@ def fit(
 ) -> StoredTensors:
     """The tensors of `expected` as float32 by the model's own keys; one CheckpointError lists all that do not fit.
 
-    extra: what tensors the model does not have are: left alone, with a warning as transformers does, or faults.
+    extra: what to do with tensors that the model does not have: ignore them with a warning, as transformers does, or
+    silently, or list them as faults.
     """
     found, faults = _named(tensors, expected, config.family.prefix)
     quantised = [key for key, value in found.items() if value.dtype == torch.int8 and key + SCALE in found]
@@ -100,7 +101,7 @@ def fit(
     missing = [key for key in expected if key not in found]
     faults += [f"{_files(tensors)}: '{key}' {list(expected[key])} is missing" for key in missing]
     if missing and tensors and all(name.startswith("module.") for name in tensors):
-        faults = [f"{_files(tensors)}: all names begin with 'module.', which only `pfengine convert` takes away"]
+        faults = [f"{_files(tensors)}: all names begin with 'module.', which only `pfengine convert` removes"]
     elif missing and all(key.startswith((config.family.classifier, config.family.pooler)) for key in missing):
         faults[-1] += "; an encoder without its classifier is trained first: `pfengine train`"
     for key, shape in expected.items():
@@ -117,12 +118,12 @@ def fit(
     if others and extra == "warn":
         names = ", ".join(f"'{key}'" for key in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        warn(f"{folder.path}: stored tensors that this model does not have are not used: {names}{more}")
+        warn(f"{folder.path}: stored tensors that this model does not have are ignored: {names}{more}")
     return StoredTensors(folder.path, {key: found[key] for key in expected}, scales)
 
 
 def _named(tensors: Mapping[str, Stored], expected: Shapes, prefix: str) -> tuple[dict[str, Stored], list[str]]:
-    """Stored tensors by the model's keys: as transformers finds them, with or without the encoder's prefix."""
+    """Stored tensors by the model's keys, found as transformers does: with or without the encoder's prefix."""
     found: dict[str, Stored] = {}
     names: dict[str, str] = {}
     faults = []
@@ -141,7 +142,7 @@ def _named(tensors: Mapping[str, Stored], expected: Shapes, prefix: str) -> tupl
 
 
 def _files(tensors: Mapping[str, Stored]) -> str:
-    """What holds them, in a message about one that is missing."""
+    """The files that hold these tensors, for a message about a missing one."""
     files = {stored.file for stored in tensors.values()}
     return "the shards" if len(files) > 1 else files.pop() if files else WEIGHTS
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .arriving import Arriving
 from .errors import InputError
 from .notices import warn
+from .row_thread import RowThread
 from .rows import Row, size
 from .tokenization import Tokenizer
 
@@ -64,19 +64,19 @@ class _Source:
 
     def __init__(self, inputs: Iterator[Any], prompt: bool) -> None:
         self.rows, self.prompt = enumerate(inputs), prompt
-        self.arriving = inputs if isinstance(inputs, Arriving) else None
+        self.row_thread = inputs if isinstance(inputs, RowThread) else None
         self.waited = 0.0
         self.failure: Exception | None = None  # what the inputs raised
 
     def is_late(self) -> bool:
         """Should the rows there are be answered before the next is waited for?
 
-        Only `Arriving` knows beforehand whether that is so. Of other inputs it is known once a row has taken its time.
+        Only `RowThread` knows beforehand whether that is so. Of other inputs it is known once a row has taken its time.
         """
-        if not self.prompt or self.arriving is None:
+        if not self.prompt or self.row_thread is None:
             return self.prompt and self.waited >= PATIENCE
         before = time.perf_counter()
-        late = not self.arriving.ready(max(0.0, PATIENCE - self.waited))
+        late = not self.row_thread.ready(max(0.0, PATIENCE - self.waited))
         self.waited += time.perf_counter() - before
         return late
 
@@ -93,7 +93,7 @@ class _Source:
                 break
             if numbered is None:
                 break
-            if self.arriving is None:
+            if self.row_thread is None:
                 self.waited += time.perf_counter() - before
             block.append(numbered)
             length = size(numbered[1])

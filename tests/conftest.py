@@ -19,9 +19,10 @@ import pytest
 import tokenizers
 import torch
 
-from pfengine import checkpoint, extension, processors, saving
-from pfengine.config import EngineConfig, parse_backbone
+from pfengine import checkpoint, extension, processors, reader, saving
+from pfengine.config import parse_backbone
 from pfengine.heads import HEADS
+from pfengine.manifest import Manifest
 
 OP_SETS = ("cpu", "cpu_torch", "reference")
 ROOT = Path(__file__).parent.parent
@@ -119,15 +120,15 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
             assert not faults
             options: dict[str, Any] = head if isinstance(head, dict) else {"type": head}
             if options["type"] in ("past-future", "linear") and "pooler" not in options:
-                options = options | {"pooler": "shared" if backbone.family.factorised else "per-layer"}
+                options = options | {"pooler": "shared" if backbone.family.shares_pooler else "per-layer"}
             kind, n = options["type"], backbone.num_layers
             defaults: dict[str, Any] = {"system": kind, "criterion": "entropy", "exit_layers": tuple(range(1, n + 1))}
             if kind == "classifier":
                 defaults |= {"criterion": "never", "exit_layers": (n,)}
-            shapes = backbone.family.shapes(backbone) | HEADS[kind].shapes(backbone, options)
+            shapes = backbone.encoder_shapes() | HEADS[kind].shapes(backbone, options)
             path = tmp_path_factory.mktemp("checkpoint") / family
-            engine = EngineConfig(head=options, **(defaults | fields))
-            made[key] = saving.write(path, raw, engine, random_tensors(shapes, seed))
+            manifest = Manifest(head=options, **(defaults | fields))
+            made[key] = saving.write(path, raw, manifest, random_tensors(shapes, seed))
             accept_edits(path)
         return made[key]
 
@@ -231,7 +232,7 @@ def mount() -> Iterator[Callable[..., None]]:
 @pytest.fixture(scope="session")
 def sources(make_checkpoint: Make) -> dict[str, checkpoint.Checkpoint]:
     """Two checkpoints of the same shapes, so that a mixture of them could be loaded."""
-    return {name: checkpoint.read(make_checkpoint("bert", seed=i)) for i, name in enumerate(("old", "new"))}
+    return {name: reader.read(make_checkpoint("bert", seed=i)) for i, name in enumerate(("old", "new"))}
 
 
 @pytest.fixture
@@ -242,6 +243,6 @@ def save(sources: dict[str, checkpoint.Checkpoint]) -> Callable[..., Path]:
         good = sources[name]
         config = good.backbone.raw | {"made_by": name}
         files = {"added_tokens.json": b"{}"} if name == "old" else {"special_tokens_map.json": b"{ }"}
-        return saving.write(path, config, good.engine, good.tensors, files)
+        return saving.write(path, config, good.manifest, good.tensors, files)
 
     return write

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 import pfengine
 from pfengine import checkpoint, extension
 from pfengine.api import build
-from pfengine.config import EngineConfig, parse_backbone
+from pfengine.config import parse_backbone
 from pfengine.engine import layer_logits, run_reference
 from pfengine.exits import Replay
 from pfengine.heads import HEADS
+from pfengine.manifest import Manifest
 from pfengine.ops import cpu_torch, reference
 from pfengine.tokenization import Row, batches, pack
 
@@ -46,13 +47,13 @@ def random_checkpoint(config: dict[str, Any], seed: int) -> checkpoint.Checkpoin
     backbone = parse_backbone(config, faults)
     assert backbone is not None
     assert not faults
-    head = {"type": "past-future", "pooler": "shared" if backbone.family.factorised else "per-layer"}
+    head = {"type": "past-future", "pooler": "shared" if backbone.family.shares_pooler else "per-layer"}
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         key: torch.randn(shape, generator=generator) / (shape[-1] ** 0.5 if len(shape) > 1 else 1)
-        for key, shape in (backbone.family.shapes(backbone) | HEADS["past-future"].shapes(backbone, head)).items()
+        for key, shape in (backbone.encoder_shapes() | HEADS["past-future"].shapes(backbone, head)).items()
     }
-    engine = EngineConfig("past-future", head, exit_layers=tuple(range(1, backbone.num_layers + 1)))
+    engine = Manifest("past-future", head, exit_layers=tuple(range(1, backbone.num_layers + 1)))
     return checkpoint.Checkpoint(Path(), backbone, engine, tensors, None)
 
 

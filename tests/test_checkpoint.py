@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pfengine
-from pfengine import checkpoint, saving
+from pfengine import reader, saving
 from pfengine.checkpoint import SCALE
 
 Make = Callable[..., Path]  # the fixture make_checkpoint
@@ -46,10 +46,10 @@ def faults(path: Path) -> list[str]:
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
 def test_round_trip(make_checkpoint: Make, tmp_path: Path, family: str, storage: str) -> None:
     path = make_checkpoint(family, storage=storage, calibration=({"threshold": 0.3, "layer_speedup": 2.0},))
-    first = checkpoint.read(path)
-    again = saving.write(tmp_path / "again", first.backbone.raw, first.engine, first.tensors)
-    second = checkpoint.read(again)
-    assert (second.backbone, second.engine) == (first.backbone, first.engine)
+    first = reader.read(path)
+    again = saving.write(tmp_path / "again", first.backbone.raw, first.manifest, first.tensors)
+    second = reader.read(again)
+    assert (second.backbone, second.manifest) == (first.backbone, first.manifest)
     assert second.tensors.keys() == first.tensors.keys()
     for key, value in first.tensors.items():
         assert value.dtype == torch.float32
@@ -57,11 +57,11 @@ def test_round_trip(make_checkpoint: Make, tmp_path: Path, family: str, storage:
 
 
 def test_int8_rows_are_within_half_a_step(make_checkpoint: Make) -> None:
-    exact = checkpoint.read(make_checkpoint("bert")).tensors
+    exact = reader.read(make_checkpoint("bert")).tensors
     path = make_checkpoint("bert", storage="int8-rows")
     stored = load_file(path / "model.safetensors")
     assert sum(value.dtype == torch.int8 for value in stored.values()) > 20
-    for key, value in checkpoint.read(path).tensors.items():
+    for key, value in reader.read(path).tensors.items():
         if stored[key].dtype == torch.int8:
             step = stored[key + SCALE].unsqueeze(-1)
             assert ((value - exact[key]).abs() <= 0.5 * step * 1.001).all(), key
@@ -124,7 +124,7 @@ def test_json_files_that_are_none(ckpt: Path, file: str, content: bytes) -> None
 
 
 def test_missing_files(ckpt: Path, tmp_path: Path) -> None:
-    assert "no directory" in faults(tmp_path / "nowhere")[0]
+    assert "is not a directory" in faults(tmp_path / "nowhere")[0]
     (ckpt / "model.safetensors").rename(ckpt / "pytorch_model.bin")
     (fault,) = faults(ckpt)
     assert "model.safetensors is missing" in fault

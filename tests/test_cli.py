@@ -99,7 +99,7 @@ def test_classify_columns(run, tmp_path: Path) -> None:
     result = run("classify", "sst2", "--json", "--file", str(file), *options)
     first, bad, last = result.json
     assert [first, last] == pfengine.load("sst2").classify([(text, "pair") for text in TEXTS])
-    assert bad["error"].startswith("is no text in UTF-8: byte 0xe9 at position 3")
+    assert bad["error"].startswith("is not valid UTF-8: byte 0xe9 at position 3")
     assert (result.code, result.err) == (1, "error: 1 of 3 rows could not be classified\n")
 
 
@@ -137,7 +137,7 @@ def test_classify_nothing(run) -> None:
         (["classify", "sst2", "--file", "."], 2, "is a directory"),
         (["classify", "sst2", "--file", "rows.tsv", "--text-column", "body"], 2, "no column 'body'; it has sentence"),
         (["classify", "sst2", "x", "--text-column", "body"], 2, "not both"),
-        (["train", "nowhere", "rows.tsv", "out", "--labels", "one"], 2, "or a file with one name a line"),
+        (["train", "nowhere", "rows.tsv", "out", "--labels", "one"], 2, "or a file with one name per line"),
         (["train", "nowhere", "rows.tsv", "out", "--seed", "-1"], 2, "seed is -1"),
         (["train", "nowhere", "rows.tsv", "out", "--hold-out", "0"], 2, "hold_out is 0"),
         (["train", "nowhere", "rows.tsv", "out"], 2, "all 1 rows have the label '1'"),

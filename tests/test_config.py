@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import transformers
 
-from pfengine.config import EngineConfig, parse_backbone, parse_engine
+from pfengine.config import parse_backbone
 from pfengine.families import ALBERT, BERT, FAMILIES, ROBERTA
 from pfengine.heads import Classifier
+from pfengine.manifest import Manifest, parse_manifest
 
 BASE = {
     "model_type": "bert", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 4, "intermediate_size": 32,
@@ -62,7 +63,7 @@ def test_tensor_names_and_shapes_are_those_of_transformers(kind: str, fields: di
     ours = parse_backbone(json.loads(theirs.to_json_string(use_diff=False)), faults)
     assert ours is not None
     assert not faults
-    assert ours.family.shapes(ours) | Classifier.shapes(ours, {}) == {
+    assert ours.encoder_shapes() | Classifier.shapes(ours, {}) == {
         key: shape for key, shape in expected.items() if "token_type_ids" not in key
     }
     assert ours.num_labels == labels
@@ -73,7 +74,7 @@ def test_groups_of_albert(layers: int, groups: int) -> None:
     config = parsed(
         model_type="albert", embedding_size=8, num_hidden_layers=layers, num_hidden_groups=groups, inner_group_num=2
     )
-    blocks = ALBERT.blocks(config)
+    blocks = config.block_keys()
     assert [len(layer) for layer in blocks] == [2] * layers
     used = [int(layer[0].split("groups.")[1].split(".")[0]) for layer in blocks]
     assert used == [int(i / (layers / groups)) for i in range(layers)]
@@ -183,30 +184,30 @@ def test_faults_name_file_and_key(fields: dict[str, Any], keys: list[str]) -> No
 
 @pytest.mark.parametrize("raw", [None, [], "bert", 3, {}])
 def test_no_object_no_config(raw: Any) -> None:
-    for parse in (lambda faults: parse_backbone(raw, faults), lambda faults: parse_engine(raw, 4, faults)):
+    for parse in (lambda faults: parse_backbone(raw, faults), lambda faults: parse_manifest(raw, 4, faults)):
         faults: list[str] = []
         assert parse(faults) is None
         assert len(faults) == 1
 
 
 def test_engine_config_round_trip() -> None:
-    config = EngineConfig(
+    config = Manifest(
         system="past-future", head={"type": "past-future", "pooler": "shared"}, criterion="entropy", threshold=0.25,
         exit_layers=(1, 3, 4), calibration=({"threshold": 0.1, "layer_speedup": 2.0, "rows": 3},), storage="int8-rows",
         training={"epochs": 1, "note": "ü"},
     )  # fmt: skip
     faults: list[str] = []
-    assert parse_engine(json.loads(json.dumps(config.to_json())), 4, faults) == config
+    assert parse_manifest(json.loads(json.dumps(config.to_json())), 4, faults) == config
     assert not faults
 
 
 @pytest.mark.parametrize("absent", ["criterion", "threshold", "calibration", "storage", "training"])
 @pytest.mark.parametrize("null", [True, False])
 def test_fields_that_may_be_left_out(absent: str, null: bool) -> None:
-    raw = EngineConfig(system="x", head={"type": "classifier"}, exit_layers=(4,)).to_json()
+    raw = Manifest(system="x", head={"type": "classifier"}, exit_layers=(4,)).to_json()
     raw = raw | {absent: None} if null else {key: value for key, value in raw.items() if key != absent}
     faults: list[str] = []
-    config = parse_engine(raw, 4, faults)
+    config = parse_manifest(raw, 4, faults)
     assert config is not None
     assert not faults
     assert (config.threshold, config.calibration, config.storage) == (None, (), "float")

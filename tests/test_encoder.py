@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from pfengine import checkpoint, encoder
+from pfengine import encoder, reader
 from pfengine.api import build
 from pfengine.tokenization import Row, pack
 
@@ -55,7 +55,7 @@ def make_model(kind: str, sizes: dict[str, Any], path: Path, labels: int = 3) ->
 @pytest.mark.parametrize(("kind", "sizes"), PARAMETERS)
 def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_set: Any, tmp_path: Path) -> None:
     theirs = make_model(kind, sizes, tmp_path)
-    ckpt = checkpoint.read(tmp_path)
+    ckpt = reader.read(tmp_path)
     model = build(ckpt, op_set, torch.float32)
     draw = np.random.default_rng(0)
     lengths = [1, 2, 3, 3, 7, 16, 33, 100, 129, 511, 512, 5]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pfengine
-from pfengine import checkpoint, extension
+from pfengine import extension, reader
 from pfengine.api import build
 from pfengine.engine import run_reference
 from pfengine.exits import Entropy
@@ -111,7 +111,7 @@ def as_inputs(engine: pfengine.Engine, rows: list[dict[str, Any]]) -> list[Any]:
 def test_agrees_with_the_oracle(make_checkpoint: Make, random_rows: Any, family: str, labels: int) -> None:
     path = make_checkpoint(family, labels=labels)
     engine = pfengine.load(path, criterion="never")
-    oracle = build(checkpoint.read(path), reference, torch.float32)
+    oracle = build(reader.read(path), reference, torch.float32)
     rows = random_rows(LENGTHS, seed=4, types=2)
     values = np.unique(entropy(torch.from_numpy(engine.layer_logits(rows))).numpy())
     gaps = values[1:] - values[:-1]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfengine import checkpoint, engine
+from pfengine import checkpoint, engine, reader
 from pfengine.api import build
 from pfengine.batch import Packed
 from pfengine.ops import decide, reference
@@ -38,7 +38,7 @@ HEADS: dict[str, Any] = {
 @pytest.fixture(scope="module", params=[("bert", name) for name in HEADS] + [("albert", "mean")], ids=str)
 def ckpt(request: pytest.FixtureRequest, make_checkpoint: Make) -> checkpoint.Checkpoint:
     family, head = request.param
-    return checkpoint.read(make_checkpoint(family, labels=LABELS, head=HEADS[head]))
+    return reader.read(make_checkpoint(family, labels=LABELS, head=HEADS[head]))
 
 
 def packed_rows(ckpt: checkpoint.Checkpoint, which: Any = ROWS) -> Packed:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pfengine
-from pfengine import checkpoint, folder
+from pfengine import checkpoint, folder, reader
 from pfengine.folder import Folder
 
 Make = Callable[..., Path]
@@ -39,7 +39,7 @@ def test_reads_and_lists(tmp_path: Path) -> None:
     with pytest.raises(pfengine.CheckpointError, match="a has 100 bytes; at most 99 are read"):
         opened.read("a", most=99)
     for name in ("../a", "/etc/passwd", "..", "", "a\0", "x\\y"):
-        with pytest.raises(pfengine.CheckpointError, match="is no name of a file"):
+        with pytest.raises(pfengine.CheckpointError, match="is not the name of a file"):
             opened.has(name)
 
 
@@ -151,7 +151,7 @@ def overwrite_with_the_time_put_back(file: Path) -> None:
 
 @pytest.mark.parametrize("change", [overwrite, truncate, overwrite_with_the_time_put_back])
 def test_weights_changed_in_place_are_an_error_when_they_are_read(ckpt: Path, change: Callable[[Path], None]) -> None:
-    tensors = checkpoint.read(ckpt).tensors
+    tensors = reader.read(ckpt).tensors
     first, *_, last = tensors
     tensors[first]
     change(ckpt / "model.safetensors")
@@ -162,8 +162,8 @@ def test_weights_changed_in_place_are_an_error_when_they_are_read(ckpt: Path, ch
 
 @pytest.mark.parametrize("change", ["replaced", "removed", "directory removed"])
 def test_weights_that_were_opened_stay_there(make_text_checkpoint: Make, ckpt: Path, change: str) -> None:
-    old = checkpoint.read(ckpt)
-    expected = {key: value.clone() for key, value in checkpoint.read(ckpt).tensors.items()}
+    old = reader.read(ckpt)
+    expected = {key: value.clone() for key, value in reader.read(ckpt).tensors.items()}
     if change == "replaced":
         shutil.copy(make_text_checkpoint(seed=1) / "model.safetensors", ckpt / "new")
         os.replace(ckpt / "new", ckpt / "model.safetensors")
@@ -200,11 +200,11 @@ def test_a_directory_replaced_before_its_files_are_opened(ckpt: Path) -> None:
     opened = Folder(ckpt)
     ckpt.rename(ckpt.parent / "old")
     shutil.copytree(ckpt.parent / "old", ckpt)
-    assert checkpoint.read(opened).tensors  # the old one, whole
+    assert reader.read(opened).tensors  # the old one, whole
     late = Folder(ckpt)
     shutil.rmtree(ckpt)
     with pytest.raises(pfengine.CheckpointError, match="was replaced while it was being read; load it again"):
-        checkpoint.read(late)
+        reader.read(late)
 
 
 def alternate_by_link(path: Path, sources: list[Path], turn: int) -> None:
@@ -238,7 +238,7 @@ def test_loads_while_somebody_saves_are_one_or_the_other(
         (sources[1] / "config.json").write_text(text.replace('"L', '"M'))
     expected = []
     for source in sources:
-        ckpt = checkpoint.read(source)
+        ckpt = reader.read(source)
         expected.append((ckpt.backbone.labels, {key: value.numpy() for key, value in ckpt.tensors.items()}))
     path = tmp_path / "ckpt"
     if in_place:
@@ -259,11 +259,11 @@ def test_loads_while_somebody_saves_are_one_or_the_other(
         ends = time.monotonic() + 1.5
         while time.monotonic() < ends:
             try:
-                ckpt = checkpoint.read(path)
+                ckpt = reader.read(path)
                 tensors = {key: value.numpy() for key, value in ckpt.tensors.items()}
             except pfengine.CheckpointError as error:
                 partial = "truncated or corrupt" in str(error) and in_place  # it was, for a moment
-                moved = "is no directory" in str(error) and alternate is alternate_by_directory
+                moved = "is not a directory" in str(error) and alternate is alternate_by_directory
                 if not (partial or moved or "while it was being read; load it again" in str(error)):
                     raise
                 errors += 1

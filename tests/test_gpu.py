@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import api, checkpoint
+from pfengine import api, reader
 from pfengine.exits import Entropy, Never, Replay
 from pfengine.ops import reference
 
@@ -48,7 +48,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 def plain(path: Path, precision: str) -> pfengine.Engine:
     """Plain torch on the same GPU."""
     engine = pfengine.load(path, device="cuda", precision=precision)
-    engine.model = api.build(checkpoint.read(path), reference, api.DTYPES[precision], engine.device)
+    engine.model = api.build(reader.read(path), reference, api.DTYPES[precision], engine.device)
     return engine
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pfengine
-from pfengine import checkpoint, extension, saving
+from pfengine import extension, reader, saving
 
 Make = Callable[..., Path]
 ROW = {"input_ids": [3, 4, 5]}
@@ -36,12 +36,12 @@ def test_paths(ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", ["nowhere", "a/b/c", "sst3", "\0", "x" * 5000], ids=lambda path: repr(path)[:10])
 def test_paths_that_lead_nowhere(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(pfengine.CheckpointError, match="no directory"):
+    with pytest.raises(pfengine.CheckpointError, match="is not a directory"):
         pfengine.load(path)
 
 
 def test_a_file_is_no_checkpoint(ckpt: Path) -> None:
-    with pytest.raises(pfengine.CheckpointError, match="no directory"):
+    with pytest.raises(pfengine.CheckpointError, match="is not a directory"):
         pfengine.load(ckpt / "config.json")
 
 
@@ -213,7 +213,7 @@ def test_scales_without_int8_are_tensors_too_many(ckpt: Path) -> None:
 def test_float_weights_of_any_width(ckpt: Path, dtype: torch.dtype) -> None:
     tensors = {key: value.to(dtype) for key, value in load_file(ckpt / "model.safetensors").items()}
     save_file(tensors, ckpt / "model.safetensors")
-    for key, value in checkpoint.read(ckpt).tensors.items():
+    for key, value in reader.read(ckpt).tensors.items():
         assert torch.equal(value, tensors[key].float()), key
 
 
@@ -223,42 +223,42 @@ def test_label_names_in_any_order(ckpt: Path) -> None:
 
 
 def test_int8_storage_keeps_rows_of_zeros(make_checkpoint: Make, tmp_path: Path) -> None:
-    good = checkpoint.read(make_checkpoint("bert"))
+    good = reader.read(make_checkpoint("bert"))
     name = "bert.embeddings.word_embeddings.weight"
     tensors = {**good.tensors}
     tensors[name][5] = 0
     tensors[name][6] = 0
     tensors[name][6, 3] = 1e-30
-    engine = pfengine.checkpoint.EngineConfig(**(vars(good.engine) | {"storage": "int8-rows"}))
-    restored = checkpoint.read(saving.write(tmp_path / "out", good.backbone.raw, engine, tensors)).tensors
+    engine = pfengine.checkpoint.Manifest(**(vars(good.manifest) | {"storage": "int8-rows"}))
+    restored = reader.read(saving.write(tmp_path / "out", good.backbone.raw, engine, tensors)).tensors
     assert torch.isfinite(restored[name]).all()
     assert (restored[name][5] == 0).all()
     assert restored[name][6, 3].item() == pytest.approx(1e-30)
 
 
 def test_writing_takes_the_tokenizer_along(text_checkpoint: Path, tmp_path: Path) -> None:
-    good = checkpoint.read(text_checkpoint)
-    out = saving.write(tmp_path / "a" / "b", good.backbone.raw, good.engine, good.tensors, good.tokenizer)
+    good = reader.read(text_checkpoint)
+    out = saving.write(tmp_path / "a" / "b", good.backbone.raw, good.manifest, good.tensors, good.tokenizer)
     text = "the film is very good"
     assert pfengine.load(out).classify(text) == pfengine.load(text_checkpoint).classify(text)
-    again = saving.write(out, good.backbone.raw, good.engine, good.tensors, good.tokenizer)  # its own, over itself
+    again = saving.write(out, good.backbone.raw, good.manifest, good.tensors, good.tokenizer)  # its own, over itself
     assert pfengine.load(again).classify(text) == pfengine.load(text_checkpoint).classify(text)
     assert sorted(os.listdir(tmp_path / "a")) == ["b"]
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_writing_over_something_else_is_refused(ckpt: Path, tmp_path: Path, kind: str) -> None:
-    good = checkpoint.read(ckpt)
+    good = reader.read(ckpt)
     (tmp_path / "mine").write_text("years of work")
     target = tmp_path / "mine"
     if kind == "link":
         target = tmp_path / "link"
         target.symlink_to("mine")
-    with pytest.raises(pfengine.CheckpointError, match="no pfengine checkpoint"):
-        saving.write(target, good.backbone.raw, good.engine, good.tensors)
+    with pytest.raises(pfengine.CheckpointError, match="not a pfengine checkpoint"):
+        saving.write(target, good.backbone.raw, good.manifest, good.tensors)
     assert (tmp_path / "mine").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
-    assert checkpoint.read(saving.write(tmp_path / "empty", good.backbone.raw, good.engine, good.tensors))
+    assert reader.read(saving.write(tmp_path / "empty", good.backbone.raw, good.manifest, good.tensors))
 
 
 def test_loading_does_not_touch_the_files(ckpt: Path) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import pfengine
 from pfengine import errors
-from pfengine.evaluation import calibrating  # noqa: F401  (errors of all modules)
+from pfengine.evaluation import calibrate_checkpoint  # noqa: F401  (errors of all modules)
 from pfengine.exits import Entropy, Never, Patience, Replay
 
 Make = Callable[..., Path]

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import checkpoint, destination, saving
+from pfengine import checkpoint, destination, reader, saving
 
 Make = Callable[..., Path]  # the fixture make_checkpoint
 Save = Callable[..., Path]
@@ -25,7 +25,7 @@ Save = Callable[..., Path]
 
 def which(path: str | Path, sources: dict[str, checkpoint.Checkpoint]) -> str:
     """Which of the two is there, whole; CheckpointError where none is."""
-    found = checkpoint.read(path)
+    found = reader.read(path)
     name = found.backbone.raw["made_by"]
     key = "bert.encoder.layer.0.intermediate.dense.weight"
     assert torch.equal(found.tensors[key], sources[name].tensors[key]), "weights of one, config of the other"
@@ -74,7 +74,7 @@ def test_every_place(
     elif place == "no exchange":
         monkeypatch.setattr(destination, "_renameat2", None)
     before = path.stat().st_ino if path.exists() else None
-    saving.try_destination(target)
+    saving.check_writable(target)
     assert not hidden(tmp_path, *tmp_path.glob("out")), "trying leaves nothing"
     save(target, "old")
     assert which(path, sources) == "old"
@@ -82,7 +82,7 @@ def test_every_place(
     (path / "report" / "deep").mkdir(parents=True)
     (path / "report" / "deep" / "numbers.csv").write_text("1,2")
     (path / "latest").symlink_to("nowhere")
-    saving.try_destination(target)
+    saving.check_writable(target)
     save(target, "new")
     assert which(path, sources) == "new"
     assert (path / "NOTES.md").read_text() == "mine"
@@ -114,7 +114,7 @@ def test_what_is_mounted_inside_stays_so(
 def test_a_full_file_system(
     over: str, sources: dict[str, checkpoint.Checkpoint], save: Save, mount: Callable[..., None], tmp_path: Path
 ) -> None:
-    size = (checkpoint.read(save(tmp_path / "size", "old")).path / "model.safetensors").stat().st_size
+    size = (reader.read(save(tmp_path / "size", "old")).path / "model.safetensors").stat().st_size
     mount(tmp_path / "disk", "-t", "tmpfs", "-o", f"size={int(size * 1.5)}", "tmpfs")
     path = tmp_path / "disk" / "out"
     if over == "old":
@@ -150,7 +150,7 @@ def test_a_limit_on_file_sizes(command: str, text_checkpoint: Path, tmp_path: Pa
     )
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("calibrate: ")]
-    assert line.startswith(f"error: {path}: cannot be written: File too large (it is more than the limit"), line
+    assert line.startswith(f"error: {path}: cannot be written: File too large (the file is larger than the limit"), line
     assert contents(path) == before
     assert not hidden(tmp_path, path)
 
@@ -181,7 +181,7 @@ def test_places_that_are_refused(save: Save, tmp_path: Path) -> None:
     (tmp_path / "thesis" / "text.tex").write_text("years")
     (tmp_path / "link").symlink_to("thesis")
     (tmp_path / "loop").symlink_to("loop")
-    foreign = "exists and is no pfengine checkpoint; choose another"
+    foreign = "exists and is not a pfengine checkpoint; choose another"
     refused = {
         tmp_path / "file": foreign,
         tmp_path / "thesis": foreign,
@@ -192,14 +192,14 @@ def test_places_that_are_refused(save: Save, tmp_path: Path) -> None:
     }
     before = contents(tmp_path)
     for bad, reason in refused.items():
-        for refuse in (saving.try_destination, lambda where: save(where, "new")):
+        for refuse in (saving.check_writable, lambda where: save(where, "new")):
             with pytest.raises(pfengine.CheckpointError, match=reason):
                 refuse(bad)
     if os.geteuid() == 0:
         for folder in [tmp_path, *tmp_path.parents][:3]:
             folder.chmod(0o755)
         for bad in (path, tmp_path / "new", tmp_path / "deep" / "er"):
-            assert "cannot be written: Permission denied" in as_nobody(lambda: saving.try_destination(bad))  # noqa: B023
+            assert "cannot be written: Permission denied" in as_nobody(lambda: saving.check_writable(bad))  # noqa: B023
     assert contents(tmp_path) == before
     assert not hidden(tmp_path, path)
 
@@ -207,7 +207,7 @@ def test_places_that_are_refused(save: Save, tmp_path: Path) -> None:
 def test_a_read_only_file_system(mount: Callable[..., None], save: Save, tmp_path: Path) -> None:
     mount(tmp_path / "fixed", "-t", "tmpfs", "-o", "ro", "tmpfs")
     for bad in (tmp_path / "fixed", tmp_path / "fixed" / "out"):
-        for refuse in (saving.try_destination, lambda where: save(where, "new")):
+        for refuse in (saving.check_writable, lambda where: save(where, "new")):
             with pytest.raises(pfengine.CheckpointError, match="cannot be written: Read-only file system"):
                 refuse(bad)
 
@@ -227,7 +227,7 @@ def test_ones_own_directory_in_one_that_is_not(
     new = sources["new"]
     config, tensors = new.backbone.raw | {"made_by": "new"}, dict(new.tensors)
     files = {"special_tokens_map.json": b"{}"}
-    assert as_nobody(lambda: saving.write(path, config, new.engine, tensors, files)) == ""
+    assert as_nobody(lambda: saving.write(path, config, new.manifest, tensors, files)) == ""
     assert which(path, sources) == "new"
     assert not hidden(tmp_path, path)
 
@@ -269,10 +269,10 @@ def test_source_and_destination_in_each_other(way: str, make_checkpoint: Make, t
     outer = Path(shutil.copytree(make_checkpoint("bert"), tmp_path / "outer"))
     inner = Path(shutil.copytree(make_checkpoint("bert", seed=1), outer / "inner"))
     source, out = {"out": (inner, outer), "in": (outer, outer / "new" / "one"), "itself": (outer, outer)}[way]
-    wanted = {key: value.clone() for key, value in checkpoint.read(source).tensors.items()}
+    wanted = {key: value.clone() for key, value in reader.read(source).tensors.items()}
     kept = contents(inner)
     pfengine.convert(source, out)
-    for key, value in checkpoint.read(out).tensors.items():
+    for key, value in reader.read(out).tensors.items():
         assert torch.equal(value, wanted[key])
     assert contents(inner) == kept
     assert not hidden(tmp_path, outer)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfengine import checkpoint, encoder, engine
+from pfengine import checkpoint, encoder, engine, reader
 from pfengine.api import build
 from pfengine.batch import Packed
 from pfengine.ops import decide, reference
@@ -34,7 +34,7 @@ RULES = {
 
 @pytest.fixture(scope="module", params=["kept", "renormalised"])
 def ckpt(request: pytest.FixtureRequest, make_checkpoint: Make) -> checkpoint.Checkpoint:
-    return checkpoint.read(make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": request.param}))
+    return reader.read(make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": request.param}))
 
 
 def packed_rows(ckpt: checkpoint.Checkpoint, which: Any = ROWS) -> Packed:

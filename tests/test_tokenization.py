@@ -18,9 +18,9 @@ from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 import pfengine
 from pfengine import tokenization
-from pfengine.checkpoint import read
 from pfengine.checkpoint import tokenizer_files as tokenizer_files_of
 from pfengine.config import BackboneConfig, parse_backbone
+from pfengine.reader import read
 from pfengine.tokenization import Row, Tokenizer, batches, pack, parse
 
 SIZES = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 120}

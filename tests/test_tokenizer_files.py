@@ -50,7 +50,7 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
     "of a class unknown here": ("bert", {"vocab.txt": None, "vocab.json": {"the": 0}, SETTINGS: {
         "tokenizer_class": "DistilBertTokenizer"}}, "vocab.txt " + MISSING.format("DistilBertTokenizer")),
     "of a class in Python": ("bert", {SETTINGS: {"tokenizer_class": "BertJapaneseTokenizer"}},
-                             "BertJapaneseTokenizer is a tokenizer that works in Python"),
+                             "BertJapaneseTokenizer is a tokenizer written in Python"),
     "empty vocab.txt": ("bert", {"vocab.txt": ""}, "vocab.txt has no words, only special tokens"),
     "special tokens alone": ("bert", {"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"}, "vocab.txt has no words"),
     "no special tokens": ("bert", {"vocab.txt": "\n".join(map(str, range(157)))}, "vocab.txt lacks the special token"),

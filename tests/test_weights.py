@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import reader
 from pfengine.config import ACTIVATIONS
 from pfengine.storage import SCALE
 
@@ -143,7 +143,7 @@ def test_keys_and_numbers_that_transformers_takes_without_a_word(
 )
 def test_tensors_of_other_heads_are_left_alone_with_a_warning(kind: str, tmp_path: Path, extra: Tensors) -> None:
     path = save(tmp_path, kind, lambda tensors: tensors | extra)
-    with pytest.warns(UserWarning, match=rf"does not have are not used: '{min(extra)}'") as caught:
+    with pytest.warns(UserWarning, match=rf"does not have are ignored: '{min(extra)}'") as caught:
         found = ours(path)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -232,7 +232,7 @@ def test_shards_are_loaded_and_converted(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours(path), expected)
     np.testing.assert_array_equal(ours(pfengine.convert(path, tmp_path / "out")), expected)
     small = pfengine.convert(path, tmp_path / "small", precision="int8")
-    assert checkpoint.read(small).engine.storage == "int8-rows"
+    assert reader.read(small).manifest.storage == "int8-rows"
 
 
 def reindex(change: Callable[[dict[str, str]], Any]) -> Callable[[Path], None]:
@@ -277,12 +277,12 @@ SECRET = "secret.safetensors"
             reindex(lambda places: places | {"bert.pooler.dense.bias": "model-00001-of-00003.safetensors"}),
             r"'bert.pooler.dense.bias' is said to be in model-00001-of-00003.safetensors, but model-0000[23]",
         ),
-        (reindex(lambda places: dict.fromkeys(places, f"../{SECRET}")), "is no name of a file in this directory"),
-        (reindex(lambda places: dict.fromkeys(places, f"/tmp/{SECRET}")), "is no name of a file in this directory"),
+        (reindex(lambda places: dict.fromkeys(places, f"../{SECRET}")), "is not the name of a file"),
+        (reindex(lambda places: dict.fromkeys(places, f"/tmp/{SECRET}")), "is not the name of a file"),
         (reindex(lambda places: dict.fromkeys(places, "config.json")), "config.json is truncated or corrupt"),
-        (reindex(lambda _: {}), "'weight_map' must say"),
-        (reindex(lambda places: dict.fromkeys(places, 7)), "'weight_map' must say"),
-        (reindex(lambda places: list(places)), "'weight_map' must say"),
+        (reindex(lambda _: {}), "'weight_map' must map"),
+        (reindex(lambda places: dict.fromkeys(places, 7)), "'weight_map' must map"),
+        (reindex(lambda places: list(places)), "'weight_map' must map"),
     ],
 )  # fmt: skip
 def test_an_index_and_its_shards_are_checked(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
@@ -302,8 +302,8 @@ HINTS = [
     ({"adapter_model.safetensors": "", "adapter_config.json": "{}"}, "is a PEFT adapter; merge it into its model"),
     ({"adapter_model.bin": "", "adapter_config.json": "{}"}, "belongs to a PEFT adapter; merge it into its model"),
     ({"weights.safetensors": ""}, r"names of the authors' code, which only `pfengine convert '?{path}'? OUT` reads"),
-    ({"model.fp16.safetensors": ""}, r"if model\.fp16\.safetensors is what to load, call it model\.safetensors"),
-    ({"pytorch_model.fp16.bin": ""}, r"if pytorch_model\.fp16\.bin is what to load, call it pytorch_model\.bin"),
+    ({"model.fp16.safetensors": ""}, r"to load model\.fp16\.safetensors, rename it to model\.safetensors"),
+    ({"pytorch_model.fp16.bin": ""}, r"to load pytorch_model\.fp16\.bin, rename it to pytorch_model\.bin"),
     ({"training_args.bin": "", "optimizer.bin": "", "extra.safetensors": ""}, "model.safetensors is missing$"),
     ({"model.safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:1"}, "is a git-lfs pointer"),
     ({}, "model.safetensors is missing$"),

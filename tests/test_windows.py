@@ -15,7 +15,7 @@ import pytest
 
 import pfengine
 from pfengine import windows
-from pfengine.arriving import ROWS, Arriving
+from pfengine.row_thread import ROWS, RowThread
 from pfengine.rows import size
 
 Make = Callable[..., Path]
@@ -43,8 +43,8 @@ def ids(token: int) -> dict[str, Any]:
     return {"input_ids": [token, 7, 8]}
 
 
-def arriving(rows: Iterator[Any]) -> Arriving[Any]:
-    return Arriving(contextlib.nullcontext(rows), size)
+def arriving(rows: Iterator[Any]) -> RowThread[Any]:
+    return RowThread(contextlib.nullcontext(rows), size)
 
 
 def test_a_slow_generator_is_answered_row_by_row(any_engine: pfengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,5 +161,5 @@ def test_the_reader_closes_its_source() -> None:
         finally:
             closed.set()
 
-    assert list(Arriving(opened(), lambda row: 1)) == [1, 2]
+    assert list(RowThread(opened(), lambda row: 1)) == [1, 2]
     assert closed.wait(10)

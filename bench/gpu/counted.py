@@ -12,9 +12,10 @@ import torch
 
 from pfengine import api
 from pfengine.checkpoint import Checkpoint
-from pfengine.config import EngineConfig, parse_backbone
+from pfengine.config import parse_backbone
 from pfengine.heads import HEADS
 from pfengine.kernels.launch import Launch, recording
+from pfengine.manifest import Manifest
 from pfengine.ops import cuda
 from pfengine.ops.cuda_lanes import LATE_TOKENS, CudaModel
 from pfengine.ops.cuda_model import Bucket, Buffers, Plan, PreparedModel, run_segment
@@ -183,9 +184,9 @@ def prepare(hidden: int, head: dict[str, Any], layers: int = LAYERS, labels: int
     faults: list[str] = []
     backbone = parse_backbone(raw, faults)
     assert backbone is not None, faults
-    shapes = backbone.family.shapes(backbone) | HEADS[head["type"]].shapes(backbone, head)
+    shapes = backbone.encoder_shapes() | HEADS[head["type"]].shapes(backbone, head)
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    engine = EngineConfig(system="meta", head=head, criterion="never", exit_layers=tuple(range(1, layers + 1)))
+    engine = Manifest(system="meta", head=head, criterion="never", exit_layers=tuple(range(1, layers + 1)))
     model = api.build(Checkpoint(Path(), backbone, engine, tensors, None), cuda, torch.bfloat16)
     assert isinstance(model.native, CudaModel)
     return model.native.weights

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import pfengine
-from pfengine import api, checkpoint
+from pfengine import api, reader
 from pfengine.exits import Replay
 from pfengine.ops import OpSet, cuda, reference
 
@@ -159,7 +159,7 @@ def ragged_torch(hidden: int, device: torch.device) -> pfengine.Engine:
 
 
 def engine_over(ops: OpSet, hidden: int, head: str, device: torch.device) -> pfengine.Engine:
-    ckpt = checkpoint.read(path(hidden, head))
+    ckpt = reader.read(path(hidden, head))
     plain = pfengine.load(ckpt.path, device="cpu", precision="fp32", criterion="never")
     plain.model, plain.device = api.build(ckpt, ops, SIZES.dtype, device), device
     return plain

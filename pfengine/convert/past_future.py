@@ -1,4 +1,4 @@
-"""Checkpoints of the Past-Future authors' code (lancopku/Early-Exit)."""
+"""Converting checkpoints of the Past-Future authors' code (lancopku/Early-Exit)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import MOST_LAYERS, EngineConfig
+from ..config import MAX_LAYERS
 from ..errors import CheckpointError
 from ..heads import PREFIX
+from ..manifest import Manifest
 from .source import family_of, with_shapes
 
 
@@ -21,10 +22,10 @@ def recognises(tensors: Collection[str]) -> bool:
 
 def convert(
     path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Any], EngineConfig, dict[str, Tensor]]:
+) -> tuple[dict[str, Any], Manifest, dict[str, Tensor]]:
     """Original config and tensors -> config.json, pfengine.json and tensors of a checkpoint.
 
-    Shapes come from the tensors. BERT and RoBERTa have a pooler a layer (and an unused one), ALBERT one for all.
+    Shapes come from the tensors. BERT and RoBERTa have one pooler per layer (and an unused one), ALBERT one for all.
     Learners and projections are stored there as [slot, in, out]; the learner of slot 0 is never used.
     """
     family = family_of(path, tensors)
@@ -42,9 +43,9 @@ def convert(
     learners, learner_bias = get(f"{family.prefix}pred_layer.weight", 3), get(f"{family.prefix}pred_layer.bias", 2)
     gate, gate_bias = get("classifiers.gate_proj.weight", 2), get("classifiers.gate_proj.bias", 1)
     layers, labels = projections.shape[0], gate_bias.shape[0]
-    if not 1 <= layers <= MOST_LAYERS:
-        raise CheckpointError(path, [f"'classifiers.weight' has {layers} layers; it must be 1 to {MOST_LAYERS}"])
-    if family.factorised:
+    if not 1 <= layers <= MAX_LAYERS:
+        raise CheckpointError(path, [f"'classifiers.weight' has {layers} layers; it must be 1 to {MAX_LAYERS}"])
+    if family.shares_pooler:
         poolers = [f"{family.prefix}pooler"]
     else:
         poolers = [f"{family.prefix}poolers.{i}.dense" for i in range(layers)]
@@ -55,7 +56,7 @@ def convert(
             "'classifiers.gate_proj.bias' has one entry: the system has no regression, entropy needs two labels"
         )
     if not faults and len({w.shape for w in pooler_weights}) + len({b.shape for b in pooler_biases}) > 2:
-        faults.append(f"'{poolers[0]}' and its fellows differ in shape")
+        faults.append(f"'{poolers[0]}' and the other poolers differ in shape")
     if faults:
         raise CheckpointError(path, faults)
 
@@ -73,10 +74,10 @@ def convert(
         f"{PREFIX}gate.weight": gate,
         f"{PREFIX}gate.bias": gate_bias,
     }
-    engine = EngineConfig(
+    manifest = Manifest(
         system="past-future",
-        head={"type": "past-future", "pooler": "shared" if family.factorised else "per-layer"},
+        head={"type": "past-future", "pooler": "shared" if family.shares_pooler else "per-layer"},
         criterion="entropy",
         exit_layers=tuple(range(1, layers + 1)),
     )
-    return with_shapes(raw, family, tensors, layers, labels), engine, converted
+    return with_shapes(raw, family, tensors, layers, labels), manifest, converted

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import weights
 from ..errors import CheckpointError
-from ..families import ALBERT, BERT, ROBERTA, Family
+from ..families import FAMILIES, Family
 from ..folder import Folder
 from ..storage import Stored, read_header
 from ..weights import CONVERTED, INDEX, WEIGHTS
@@ -48,11 +48,11 @@ def _unpickle(folder: Folder, name: str) -> dict[str, Stored]:
     file.refuse_pointer()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch thinks of the pickle, which we say in our own words
+            warnings.simplefilter("ignore")  # torch's warnings about the pickle; the error below says it in our words
             state = torch.load(io.BufferedReader(file.stream()), map_location="cpu", weights_only=True)
     except CheckpointError:  # the file changed
         raise
-    except Exception as error:  # torch.load raises whatever the file makes it raise, with advice to run what is in it
+    except Exception as error:  # torch.load raises errors of many types, and advises to run the code in the file
         unknown = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?) (?:GLOBAL )?([\w.]+)", str(error))
         reason = (
             f"it holds {unknown[1]}, and no code in a pickle is ever run; save it as safetensors where it was made"
@@ -63,7 +63,7 @@ def _unpickle(folder: Folder, name: str) -> dict[str, Stored]:
     if not isinstance(state, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        raise CheckpointError(folder.path, [f"{name} is no state dict: a dict of tensors by name"])
+        raise CheckpointError(folder.path, [f"{name} is not a state dict: a dict of tensors by name"])
     odd = [key for key, value in state.items() if value.layout != torch.strided or value.is_quantized]
     if odd:
         raise CheckpointError(folder.path, [f"{name}: '{odd[0]}' is sparse or quantised; save it as a plain tensor"])
@@ -74,24 +74,24 @@ def _unpickle(folder: Folder, name: str) -> dict[str, Stored]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """In memory of its own, which tied tensors of a pickle are not."""
+    """A copy in its own memory, which tied tensors of a pickle share."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def family_of(path: Path, tensors: dict[str, Tensor]) -> Family:
     """The family by the prefix of its keys."""
-    for family in (BERT, ROBERTA, ALBERT):
+    for family in FAMILIES.values():
         if f"{family.prefix}embeddings.word_embeddings.weight" in tensors:
             return family
-    raise CheckpointError(path, ["holds no BERT, RoBERTa or ALBERT encoder: no '*.embeddings.word_embeddings.weight'"])
+    raise CheckpointError(path, ["has no encoder of a known family: no '*.embeddings.word_embeddings.weight'"])
 
 
 def with_shapes(
     raw: dict[str, Any], family: Family, tensors: dict[str, Tensor], layers: int, labels: int
 ) -> dict[str, Any]:
-    """config.json with every size taken from the tensors; sizes that are not there are left to the checkpoint's check.
+    """config.json with every size taken from the tensors; missing sizes are reported when the checkpoint is checked.
 
-    layers, labels: as the head's tensors say. Label names are kept where they fit.
+    layers, labels: from the head's tensors. Label names are kept where their number fits.
     """
     config = {key: value for key, value in raw.items() if key not in ("num_labels", "architectures")}
     if raw.get("model_type") not in family.model_types:
@@ -108,8 +108,9 @@ def with_shapes(
         "hidden_size": (f"{block}{query}.weight", 0),
         "intermediate_size": (f"{block}{family.block_parts['intermediate']}.weight", 0),
     }
-    if family.factorised:
+    if family.embedding_projection is not None:
         sizes["embedding_size"] = ("embeddings.word_embeddings.weight", 1)
+    if family.shares_layers:
         groups = {name.partition("albert_layer_groups.")[2].split(".")[0] for name in blocks}
         config |= {"num_hidden_groups": len(groups), "inner_group_num": len(blocks) // max(1, len(groups))}
     for key, (name, axis) in sizes.items():
@@ -120,6 +121,6 @@ def with_shapes(
     if not isinstance(names, dict) or len(names) != labels:
         names = {str(i): f"LABEL_{i}" for i in range(labels)}
     config["id2label"] = {str(key): name for key, name in names.items()}
-    with contextlib.suppress(ValueError, TypeError):  # names that are none are the checkpoint's check's to say
+    with contextlib.suppress(ValueError, TypeError):  # wrong names are reported when the checkpoint is checked
         config["label2id"] = {name: int(key) for key, name in config["id2label"].items()}
     return config

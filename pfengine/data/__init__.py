@@ -1,7 +1,7 @@
 """Rows from files: plain text, TSV, CSV, JSON lines and Parquet, compressed or not; splits are found by name.
 
-One reader for all commands: `stream` for rows to classify, lazily, a bad one in its place; `read` for data sets, whole
-or not at all.
+One reader for all commands: `stream` gives rows to classify, lazily, with an Unreadable for a bad one; `read` gives a
+data set, complete or not at all.
 """
 
 from __future__ import annotations
@@ -15,21 +15,38 @@ from ..errors import ConfigError
 from ..tokenization import Unreadable
 from .columns import LABELS, PAIRS, TEXTS, Columns, clipped, text_columns
 from .examples import Example
-from .holding_out import held_apart, hold_out
 from .labels import as_text, label_ids, names_of, number, read_as, scores
-from .lines import COMPRESSED, STDIN, named
+from .lines import COMPRESSED, STDIN, display_name
 from .records import BLANK, FORMATS, SUFFIXES, read_records
+from .split import hold_out, split_off
 
 __all__ = [
-    "FORMATS", "LABELS", "PAIRS", "STDIN", "TEXTS", "Example", "find_split", "held_apart", "hold_out", "label_ids",
-    "locate", "named", "names_of", "number", "read", "read_as", "scores", "stream", "text_columns",
+    "FORMATS",
+    "LABELS",
+    "PAIRS",
+    "STDIN",
+    "TEXTS",
+    "Example",
+    "display_name",
+    "find_split",
+    "hold_out",
+    "label_ids",
+    "locate",
+    "names_of",
+    "number",
+    "read",
+    "read_as",
+    "scores",
+    "split_off",
+    "stream",
+    "text_columns",
 ]  # fmt: skip
 
 SPLITS = {"dev": ("dev", "validation", "dev_matched")}  # the names a split goes by
 
 
 def locate(source: str | Path, split: str) -> Path:
-    """The file of a split: of a directory, of the GLUE task of that name from the hub, or the file itself.
+    """The file of a split: in a directory, of a GLUE task on the hub, or the given file itself.
 
     `-` is standard input.
     """
@@ -66,13 +83,13 @@ def stream(
     pair: str | None = None,
     label: str | None = None,
 ) -> Generator[Any, None, None]:
-    """Rows as `Engine.stream` takes them, as they are asked for; in the place of a bad one, Unreadable.
+    """Rows as `Engine.stream` takes them, read lazily; a bad row is an Unreadable.
 
-    source: a file, a pipe, or `-` for standard input. kind: of FORMATS; "auto" goes by the name and is text where that
-    says nothing. text, pair, label: columns, as in `read`. Plain text has a row a line, an empty line too, but for
-    empty ones at the end. A TSV has no quoting, as GLUE's have none, and need not name its columns: it then has text,
-    or text and second text. Raises ConfigError at once for what can be no source, at the first row for columns that do
-    not fit.
+    source: a file, a pipe, or `-` for standard input. kind: of FORMATS; "auto" goes by the name's suffix, and
+    is text where that is not known. text, pair, label: columns, as in `read`. Plain text has one row per line; empty
+    lines count, except at the end. A TSV has no quoting, as in GLUE, and need not name its columns: it then has text,
+    or text and second text. Raises ConfigError at once for a source that cannot be read, at the first row for columns
+    that do not fit.
     """
     path = _checked(source, kind)
     records = read_records(path, kind, Columns(text, pair, label), headed=False)
@@ -87,20 +104,20 @@ def read(
     label: str | None = None,
     kind: str = "auto",
     labelled: bool | None = None,
-    most: int | None = None,
+    max_rows: int | None = None,
 ) -> list[Example]:
     """All rows of a file (or the rows of a directory's `dev` split). ConfigError names file, line and column.
 
     text, pair, label: names of the columns; default: the usual ones, see PAIRS, TEXTS and LABELS. kind: as in
-    `stream`. labelled: True where every row must have a label, False where labels play no part, None where a file may
-    have none at all. most: only the first so many rows. Empty lines between rows are passed over, except in plain text.
+    `stream`. labelled: True if every row must have a label, False if labels are ignored, None if a file may have none
+    at all. max_rows: read only this many rows. Empty lines between rows are skipped, except in plain text.
     """
     file = Path(file)
     if file.is_dir():
         file = find_split(file, "dev")
     unit = "row" if file.suffix.lower() == ".parquet" else "line"
     examples: list[Example] = []
-    bare, labels = "", False  # the first row without a label; is there one with
+    bare, labels = "", False  # the fault of the first row without a label; whether a row has one
     for record in read_records(_checked(file, kind), kind, Columns(text, pair, label), headed=bool(labelled)):
         if record.row is BLANK:
             continue
@@ -108,31 +125,33 @@ def read(
             first, second = _texts(record.row, None if not examples else examples[0])
             value = None if labelled is False else as_text(record.label)
         except ConfigError as error:
-            raise ConfigError(f"{named(file)}, {unit} {record.line}: {error}") from None
+            raise ConfigError(f"{display_name(file)}, {unit} {record.line}: {error}") from None
         if value is not None:
             labels = True
         elif labelled is not False and not bare:
             what = "no label" if record.label_column is None else f"no label in column {clipped(record.label_column)!r}"
-            bare = f"{named(file)}, {unit} {record.line}: has {what}; label it, or leave it out"
+            bare = f"{display_name(file)}, {unit} {record.line}: has {what}; label it, or leave it out"
         if bare and (labels or (labelled and record.label_column is not None)):
             raise ConfigError(bare)
         examples.append(Example(first, second, value))
-        if len(examples) == most:
+        if len(examples) == max_rows:
             break
     if not examples:
-        raise ConfigError(f"{named(file)} has no rows")
+        raise ConfigError(f"{display_name(file)} has no rows")
     return examples
 
 
 def _texts(row: Any, like: Example | None) -> tuple[str, str | None]:
-    """Text and second text of a row; ConfigError where it has other ones than an example has."""
+    """Text and second text of a row; ConfigError where `like` has a second text and it does not, or the reverse."""
     if isinstance(row, Unreadable):
         raise ConfigError(row.reason)
     if not isinstance(row, (str, tuple)):
-        raise ConfigError("is no text, nor an object with one")
+        raise ConfigError("is neither text nor an object with text")
     text, pair = (row, None) if isinstance(row, str) else row
     if like is not None and (pair is None) != (like.pair is None):
-        raise ConfigError("has one text, the first row two" if pair is None else "has two texts, the first row one")
+        raise ConfigError(
+            "has one text, the first row has two" if pair is None else "has two texts, the first row has one"
+        )
     return text, pair
 
 

@@ -21,14 +21,14 @@ LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score")
 
 
 class Columns(NamedTuple):
-    """Names of columns: as a user gives them, None for the usual ones; as chosen, None for one that is not there."""
+    """Names of columns. None means the usual names when a user gives it, and no column once chosen."""
 
     text: str | None = None
     pair: str | None = None
     label: str | None = None
 
     def choose(self, names: Sequence[str]) -> Columns:
-        """Those among `names`; ConfigError, to come after the name of a file, where one is missing or not clear."""
+        """The columns to read; ConfigError, to follow the name of a file, where one is missing or ambiguous."""
         for column in self:
             if column is not None and column not in names:
                 raise ConfigError(f"has no column {clipped(column)!r}; it has {listed(names)}")
@@ -53,18 +53,18 @@ class Columns(NamedTuple):
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message, however many and long they are."""
+    """Names for a message, shortened where there are many or long ones."""
     return ", ".join(clipped(name) for name in names[:20]) + ", ..." * (len(names) > 20)
 
 
 def clipped(text: str) -> str:
-    """A text for a message, in one line and not too long."""
+    """A text for a message, on one line and at most 50 characters."""
     text = " ".join(text.split())
     return text if len(text) <= 50 else text[:47] + "..."
 
 
 def text_columns(columns: Iterable[str]) -> tuple[str | None, str | None]:
-    """The columns of the text and of the second text, None where there is none. Case plays no part."""
+    """The columns of the text and of the second text, None where there is none. Case is ignored."""
     columns = list(columns)
     for text, pair in PAIRS:
         found = _find((text,), columns), _find((pair,), columns)
@@ -74,7 +74,7 @@ def text_columns(columns: Iterable[str]) -> tuple[str | None, str | None]:
 
 
 def is_header(cells: Sequence[str]) -> bool:
-    """Does a usual name occur? Then the line names columns and is no row."""
+    """Whether a usual name occurs, so that the line is a header and not a row."""
     return text_columns(cells)[0] is not None or _find(LABELS, cells) is not None
 
 

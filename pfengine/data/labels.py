@@ -1,4 +1,4 @@
-"""What the labels of a file mean: names of classes, ids of classes, or scores."""
+"""What the labels of a file mean: class names, class ids, or scores."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .examples import Example
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _WRITTEN_AS_FLOAT = re.compile(r"(-?[0-9]{1,18})\.0*")
-_NUMERAL = re.compile(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])")  # that stands by itself within a name
+_NUMERAL = re.compile(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])")  # a number within a name, not part of a word
 _DEFAULT = re.compile(r"LABEL_([0-9]{1,18})")  # what transformers calls a class without a name
 
 
 def as_text(value: Any) -> str | None:
-    """A label as a file has it, as text; None where it is missing. ConfigError where it can be none."""
+    """A label of a file as text; None where it is missing. ConfigError for a value that cannot be a label."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, (list, dict, bytes, tuple, set)):
@@ -28,7 +28,7 @@ def as_text(value: Any) -> str | None:
 
 
 def number(text: str | None) -> float | None:
-    """The finite number a text stands for, None where it is none."""
+    """The finite number that a text represents, or None."""
     try:
         value = float(text or "")
     except ValueError:
@@ -37,10 +37,10 @@ def number(text: str | None) -> float | None:
 
 
 def names_of(found: Iterable[str]) -> tuple[str, ...]:
-    """Names of the classes in a file's labels: as they stand, in numeric order where all are integers, else sorted.
+    """Class names from the labels of a file: as they are written, in numeric order where all are integers, else sorted.
 
-    No names, which is regression, where all are numbers and one of them has a fraction. Integers that are all written
-    as floats ("1.0", as pandas does) are those integers.
+    No names, which means regression, where all are numbers and at least one has a fraction. Integers that are all
+    written as floats ("1.0", as pandas does) are those integers.
     """
     names = set(found)
     numbers = [number(name) for name in names]
@@ -51,17 +51,17 @@ def names_of(found: Iterable[str]) -> tuple[str, ...]:
         written = sorted(name for name in names if whole[name] != name)
         if written:
             classes = ", ".join(f"{_whole(name)} for {name}" for name in written[:3])
-            warn(f"labels are taken as classes: {classes}; scores have a fraction somewhere")
+            warn(f"labels are read as classes: {classes}; in a file of scores at least one has a fraction")
         return tuple(sorted(set(whole.values()), key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
 def read_as(found: Sequence[str], labels: Sequence[str]) -> dict[str, int] | None:
-    """What each label in a file means to a model with these label names: its id; None where they do not fit.
+    """The id of each label of a file, for a model with these label names; None where they do not fit.
 
-    All of them are read in one way, the first of these that fits all: as names; as names in another spelling (integers
-    written as floats, True for true, 3 for LABEL_3 and the other way round); as ids, but only where no name is a
-    number, so that what is a name is never an id, nor holds another number than its id, as "1 star" does at id 0.
+    All labels are read in one way, the first that fits all: as names; as names in another spelling (integers written as
+    floats, True for true, 3 for LABEL_3 and the other way round); as ids. They are not read as ids where a name is a
+    number, or contains a number other than its id, as "1 star" does at id 0.
     """
     for plain in (str.strip, _plain):
         ids = {plain(name): i for i, name in enumerate(labels)}
@@ -90,13 +90,13 @@ def label_ids(examples: Sequence[Example], labels: tuple[str, ...], file: str) -
 
 
 def _misfit(found: dict[str, int], labels: tuple[str, ...]) -> str:
-    """Where and why labels do not fit: the first that is no name, or, where none is a name, no id."""
+    """Where and why labels do not fit: the first that is not a name or, where none is a name, not an id."""
     known, ids = {_plain(name) for name in labels}, {str(i) for i in range(len(labels))}
     fitting = next((label for label in found if _plain(label) in known), None)
     numbered = any(number(name) is not None for name in known)
     allowed = known if fitting is not None or numbered else ids
     wrong = next((label for label in found if _plain(label) not in allowed), next(iter(found)))
-    reason = f"row {found[wrong]}: label {clipped(wrong)!r} is none of {listed(labels)}"
+    reason = f"row {found[wrong]}: label {clipped(wrong)!r} is not one of {listed(labels)}"
     if wrong == "-1":
         return f"{reason}: the rows are not labelled"
     if fitting is not None and wrong in ids and not numbered:
@@ -105,12 +105,12 @@ def _misfit(found: dict[str, int], labels: tuple[str, ...]) -> str:
 
 
 def scores(examples: Sequence[Example], file: str) -> list[float]:
-    """Labels as numbers, for regression. ConfigError names the first that is no number."""
+    """Labels as numbers, for regression. ConfigError names the first that is not a finite number."""
     values = []
     for row, example in enumerate(examples):
         value = number(example.label)
         if value is None:
-            raise ConfigError(f"{file}, row {row}: label {clipped(str(example.label))!r} is no finite number")
+            raise ConfigError(f"{file}, row {row}: label {clipped(str(example.label))!r} is not a finite number")
         values.append(value)
     return values
 
@@ -121,7 +121,7 @@ def _whole(label: str) -> str:
 
 
 def _plain(label: str) -> str:
-    """One spelling for what means the same."""
+    """One spelling for labels that mean the same."""
     label = label.strip()
     if label in ("true", "false"):
         return label.capitalize()

@@ -1,4 +1,4 @@
-"""Lines of a file or of standard input, one at a time: decompressed, decoded, and none longer than memory allows."""
+"""Lines of a file or of standard input, one at a time: decompressed, decoded, and of bounded length."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..errors import ConfigError
 from ..tokenization import Unreadable
 
 STDIN = Path("-")
-MOST_BYTES = 64 << 20  # of a line: beyond that there are no line ends, as in /dev/zero
-# by the suffix; known by the first bytes too, as a pipe has no name
+MAX_BYTES = 64 << 20  # of a line; a longer one is a sign of a file without line ends, such as /dev/zero
+# by suffix; also recognised by their first bytes, as a pipe has no name
 COMPRESSED: dict[str, tuple[bytes, Callable[[Any], Any]]] = {
     ".gz": (b"\x1f\x8b", gzip.open), ".bz2": (b"BZh91AY&SY", bz2.open), ".xz": (b"\xfd7zXZ\x00", lzma.open),
 }  # fmt: skip
@@ -29,7 +29,7 @@ BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what the standard li
 
 
 class Line(NamedTuple):
-    """number: 1-based. text: without its line end. fault: why it cannot be read; its text is then a makeshift."""
+    """number: 1-based. text: without its line end. fault: why it cannot be read; its text is then an approximation."""
 
     number: int
     text: str
@@ -38,29 +38,29 @@ class Line(NamedTuple):
 
 
 def read_lines(source: Path) -> Iterator[Line]:
-    """Lines as they are asked for; what ends the reading early is the fault of the last.
+    """Lines, read lazily. What ends the reading early is the fault of the last line.
 
-    source: a file, a pipe, or `-` for standard input; gzip, bzip2 and xz are undone. UTF-8 with or without a byte order
-    mark, UTF-16 and UTF-32. A line ends with LF or CR LF; a CR by itself is part of it. Raises ConfigError where
+    source: a file, a pipe, or `-` for standard input; gzip, bzip2 and xz are decompressed. UTF-8 with or without a byte
+    order mark, UTF-16 and UTF-32. A line ends with LF or CR LF; a lone CR is part of it. Raises ConfigError where
     nothing can be read at all.
     """
     with contextlib.ExitStack() as stack:
         try:
             stream, encoding = _text_stream(_binary(source, stack), source)
         except BROKEN as error:
-            raise ConfigError(f"{named(source)} cannot be read: {error}") from None
+            raise ConfigError(f"{display_name(source)} cannot be read: {error}") from None
         number = 0
         while True:
             number += 1
             try:
-                raw = stream.readline(MOST_BYTES + 1)
+                raw = stream.readline(MAX_BYTES + 1)
             except BROKEN as error:
                 yield Line(number, "", "", Unreadable(f"cannot be read, nor what follows it: {error}"))
                 return
             if not raw:
                 return
-            if len(raw) > MOST_BYTES:
-                reason = f"has no end within {MOST_BYTES >> 20} MB; nothing is read beyond it"
+            if len(raw) > MAX_BYTES:
+                reason = f"has no end within {MAX_BYTES >> 20} MB; nothing is read beyond it"
                 yield Line(number, "", "", Unreadable(reason))
                 return
             fault: Unreadable | None = None
@@ -69,20 +69,20 @@ def read_lines(source: Path) -> Iterator[Line]:
             except UnicodeDecodeError as error:
                 where = f": byte 0x{raw[error.start]:02x} at position {error.start}" if encoding == "UTF-8" else ""
                 fault, text = (
-                    Unreadable(f"is no text in {encoding}{where}; save the file as UTF-8"),
+                    Unreadable(f"is not valid {encoding}{where}; save the file as UTF-8"),
                     raw.decode("utf-8", "replace"),
                 )
             content = text.removesuffix("\n").removesuffix("\r")
             yield Line(number, content, text[len(content) :], fault)
 
 
-def named(source: Path) -> str:
+def display_name(source: Path) -> str:
     """A source as messages name it."""
     return "standard input" if source == STDIN else str(source)
 
 
 def bare_name(source: Path) -> str:
-    """The name in lower case, without what says how it is compressed."""
+    """The name in lower case, without a suffix for compression."""
     name = source.name.lower()
     return name.removesuffix(next((suffix for suffix in COMPRESSED if name.endswith(suffix)), ""))
 
@@ -104,10 +104,12 @@ def _text_stream(stream: Any, source: Path) -> tuple[Any, str]:
             head, stream = _peek(undo(stream))
             break
         if head and source.name.lower().endswith(suffix):
-            raise ConfigError(f"{named(source)} cannot be read: it is named {suffix} but not compressed so")
+            raise ConfigError(
+                f"{display_name(source)} cannot be read: it is named {suffix}, but not compressed like that"
+            )
     for magic, what in FOREIGN.items():
         if head.startswith(magic):
-            raise ConfigError(f"{named(source)} cannot be read: it is {what}; give text, UTF-8 at best")
+            raise ConfigError(f"{display_name(source)} cannot be read: it is {what}; give text, preferably in UTF-8")
     encoding = json.detect_encoding(head.ljust(4)) if head.strip(b"\0") else "utf-8"
     if encoding == "utf-8-sig":
         stream.read(len(codecs.BOM_UTF8))
@@ -117,13 +119,13 @@ def _text_stream(stream: Any, source: Path) -> tuple[Any, str]:
 
 
 def _peek(stream: Any) -> tuple[bytes, Any]:
-    """The first bytes, of the first line at most so that a slow writer is not waited for, and the stream with them."""
+    """The first bytes, of the first line at most so as not to wait for a slow writer; and the stream, with them."""
     head = stream.readline(10)
     return head, io.BufferedReader(_Rejoined(head, stream))
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream whose first bytes were read already."""
+    """A stream whose first bytes have been read already."""
 
     def __init__(self, head: bytes, stream: Any) -> None:
         self.head, self.stream = head, stream
@@ -139,7 +141,7 @@ class _Rejoined(io.RawIOBase):
 
 
 class _Transcoded(_Rejoined):
-    """UTF-16 or UTF-32 as UTF-8; what is no text in it becomes no text in UTF-8, so that its line alone is refused."""
+    """UTF-16 or UTF-32 as UTF-8. Invalid input becomes invalid UTF-8, so that only its line is refused."""
 
     def __init__(self, stream: Any, encoding: str) -> None:
         super().__init__(b"", stream)

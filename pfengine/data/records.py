@@ -1,4 +1,4 @@
-"""What a file holds, one record at a time: plain text, TSV, CSV, JSON lines or Parquet."""
+"""The records of a file, one at a time: plain text, TSV, CSV, JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..errors import ConfigError
 from ..tokenization import Unreadable
 from .columns import Columns, clipped, is_header
 from .labels import number
-from .lines import MOST_BYTES, STDIN, Line, bare_name, named, read_lines
+from .lines import MAX_BYTES, STDIN, Line, bare_name, display_name, read_lines
 
 SUFFIXES = {
     ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
 FORMATS = ("auto", "text", "tsv", "csv", "jsonl", "parquet")
 BLANK = Unreadable("is a blank line")
-_LONE_CR = "\udc0d"  # in the place of a CR that ends no line, which the csv module would take for one
+_LONE_CR = "\udc0d"  # replaces a CR inside a line, which the csv module would take for a line end
 
 
 class Record(NamedTuple):
-    """One row. line: where it begins, 1-based; of Parquet the row's number.
+    """One row. line: where it begins, 1-based; in Parquet the number of the row.
 
-    row: as `Engine.classify` takes it, Unreadable where it cannot be had. label: as the file has it in label_column.
+    row: as `Engine.classify` takes it; Unreadable for a bad one. label: as the file has it in label_column.
     """
 
     line: int
@@ -37,11 +37,11 @@ class Record(NamedTuple):
 
 
 def read_records(source: Path, kind: str, columns: Columns, headed: bool) -> Iterator[Record]:
-    """Records as they are asked for; a bad one is Unreadable and loses no other.
+    """Records, read lazily; a bad one is Unreadable, and the others are not lost.
 
-    kind: of FORMATS; "auto" goes by the name, and is text where that says nothing. headed: a TSV names its columns;
-    else one without usual names in its first line has none: text, or text and pair. Raises ConfigError where the
-    columns do not fit or nothing can be read.
+    kind: of FORMATS; "auto" goes by the name's suffix, and is text where that is not known. headed: a TSV names its
+    columns; otherwise one without usual names in its first line has no header: text, or text and pair. Raises
+    ConfigError where the columns do not fit or nothing can be read.
     """
     if kind == "auto":
         name = bare_name(source)
@@ -49,18 +49,18 @@ def read_records(source: Path, kind: str, columns: Columns, headed: bool) -> Ite
     if kind == "parquet":
         return _parquet(source, columns)
     if kind == "text" and any(columns):
-        raise ConfigError(f"{named(source)} is read as plain text, which has no columns; say its format")
+        raise ConfigError(f"{display_name(source)} is read as plain text, which has no columns; say its format")
     lines = _without_last_blanks(read_lines(source))
     if kind == "text":
         return (Record(line.number, line.fault or line.text) for line in lines)
     if kind == "jsonl":
         return _json_lines(lines, columns)
     cells = _cells_of_tsv(lines) if kind == "tsv" else _cells_of_csv(lines)
-    return _table(cells, columns, kind == "csv" or headed or any(columns), named(source))
+    return _table(cells, columns, kind == "csv" or headed or any(columns), display_name(source))
 
 
 def _without_last_blanks(lines: Iterator[Line]) -> Iterator[Line]:
-    blank: range | None = None  # numbers of the empty lines under way
+    blank: range | None = None  # numbers of the empty lines read last
     end = ""
     for line in lines:
         if line.text == "" and line.fault is None:
@@ -73,7 +73,7 @@ def _without_last_blanks(lines: Iterator[Line]) -> Iterator[Line]:
 
 
 def _json_lines(lines: Iterator[Line], columns: Columns) -> Iterator[Record]:
-    """A string, or an object with texts in columns or with "input_ids"; other keys are passed over."""
+    """A string, or an object with texts in columns or with "input_ids"; other keys are ignored."""
     known: dict[tuple[str, ...], Columns] = {}  # by the keys of a record
     for line in lines:
         if line.fault is not None:
@@ -104,7 +104,7 @@ def _of_object(number: int, value: dict[str, Any], columns: Columns, known: dict
             chosen = columns.choose(keys)
         except ConfigError as error:
             return Record(number, Unreadable(str(error)))
-        if len(known) < 1000 and sum(map(len, keys)) < 10_000:  # else not worth the memory
+        if len(known) < 1000 and sum(map(len, keys)) < 10_000:  # more is not worth the memory
             known[keys] = chosen
     else:
         chosen = known[keys]
@@ -113,7 +113,7 @@ def _of_object(number: int, value: dict[str, Any], columns: Columns, known: dict
 
 
 def _row(record: dict[str, Any], chosen: Columns, null_pair: bool = False) -> Any:
-    """Text, or text and second text; Unreadable names the column that has none."""
+    """Text, or text and second text; Unreadable names a column without text."""
     texts = []
     for column in (chosen.text, chosen.pair):
         value = None if column is None else record[column]
@@ -127,15 +127,15 @@ def _row(record: dict[str, Any], chosen: Columns, null_pair: bool = False) -> An
 
 
 def _cells_of_tsv(lines: Iterator[Line]) -> Iterator[tuple[int, list[str] | Unreadable]]:
-    """GLUE's TSVs have no quoting."""
+    """TSVs have no quoting, as in GLUE."""
     for line in lines:
         yield line.number, line.fault or line.text.split("\t")
 
 
 def _cells_of_csv(lines: Iterator[Line]) -> Iterator[tuple[int, list[str] | Unreadable]]:
-    """By the csv module, one record at a time, so that a bad one does not lose the others."""
-    if csv.field_size_limit() < MOST_BYTES:  # it is the whole module's, and only ever raised
-        csv.field_size_limit(MOST_BYTES)
+    """Read by the csv module one record at a time, so that a bad record does not lose the others."""
+    if csv.field_size_limit() < MAX_BYTES:  # it holds for the whole module, so it is only ever raised
+        csv.field_size_limit(MAX_BYTES)
     feed = _Feed(lines)
     reader = csv.reader(feed)
     while True:
@@ -145,7 +145,7 @@ def _cells_of_csv(lines: Iterator[Line]) -> Iterator[tuple[int, list[str] | Unre
         except StopIteration:
             return
         except csv.Error as error:
-            feed.fault = feed.fault or Unreadable(f"is no CSV: {error}")
+            feed.fault = feed.fault or Unreadable(f"is not CSV: {error}")
         if feed.fault is not None:
             yield feed.first, feed.fault
         elif cells:  # else a blank line
@@ -154,7 +154,7 @@ def _cells_of_csv(lines: Iterator[Line]) -> Iterator[tuple[int, list[str] | Unre
 
 @dataclass
 class _Feed:
-    """Lines for the csv module. Of the record under way: its first line, its size and what is wrong with it."""
+    """Lines for the csv module, and the first line, size and fault of the record being read."""
 
     lines: Iterator[Line]
     first: int = 0
@@ -166,7 +166,7 @@ class _Feed:
 
     def __next__(self) -> str:
         line = next(self.lines, None)
-        if line is None or self.size > MOST_BYTES:
+        if line is None or self.size > MAX_BYTES:
             if self.first:
                 self.fault = self.fault or Unreadable("opens a quote that is not closed")
             raise StopIteration
@@ -213,25 +213,25 @@ def _table(
 def _headless(
     line: int, row: list[str], rest: Iterator[tuple[int, list[str] | Unreadable]], name: str
 ) -> Iterator[Record]:
-    """Records of a table without names: text, or text and second text.
+    """Records of a table without a header: text, or text and second text.
 
-    ConfigError where the first rows look like something else: a second column with numbers holds labels.
+    ConfigError where the first rows look like something else: a second column of numbers holds labels.
     """
-    for index, (place, cells) in enumerate(itertools.chain([(line, row)], rest)):
+    for index, (at, cells) in enumerate(itertools.chain([(line, row)], rest)):
         if isinstance(cells, Unreadable):
-            yield Record(place, cells)
+            yield Record(at, cells)
         elif len(cells) > 2:
             fault = f"has {len(cells)} columns; without a header a row is text, or text and pair"
             if index == 0:
                 raise ConfigError(f"{name} {fault}: name the columns in a first line")
-            yield Record(place, Unreadable(fault))
+            yield Record(at, Unreadable(fault))
         elif index < 2 and len(cells) == 2 and number(cells[1]) is not None:
             raise ConfigError(
                 f"{name} has a second column with numbers such as {clipped(cells[1])!r}, and no header with usual "
                 "names: name the columns in a first line"
             )
         else:
-            yield Record(place, cells[0] if len(cells) == 1 else tuple(cells))
+            yield Record(at, cells[0] if len(cells) == 1 else tuple(cells))
 
 
 def _parquet(file: Path, columns: Columns) -> Iterator[Record]:
@@ -240,11 +240,11 @@ def _parquet(file: Path, columns: Columns) -> Iterator[Record]:
     except ImportError:
         raise ConfigError(f"{file}: reading Parquet needs pyarrow: pip install 'pfengine[train]'") from None
     if file == STDIN or not file.is_file():
-        raise ConfigError(f"{named(file)}: Parquet is read from its end, so it must be a file")
+        raise ConfigError(f"{display_name(file)}: Parquet is read from its end, so it must be a file")
     try:
         table = pyarrow.parquet.ParquetFile(file)
         names: Sequence[str] = table.schema_arrow.names
-    except Exception as error:  # whatever pyarrow raises for a damaged file, the reason is in its text
+    except Exception as error:  # pyarrow raises errors of many types for a damaged file
         raise ConfigError(f"{file} cannot be read: {_first_line(error)}") from None
     try:
         chosen = columns.choose(names)
@@ -258,7 +258,7 @@ def _parquet_rows(table: Any, chosen: Columns) -> Iterator[Record]:
     row = 0
     with table:
         try:
-            flat = None if any("." in column for column in wanted) else wanted  # a dot leads into a struct
+            flat = None if any("." in column for column in wanted) else wanted  # a dot selects from a struct
             for batch in table.iter_batches(1024, columns=flat):
                 parts = {column: batch.column(batch.schema.get_field_index(column)).to_pylist() for column in wanted}
                 for values in zip(*parts.values(), strict=True):
@@ -266,7 +266,7 @@ def _parquet_rows(table: Any, chosen: Columns) -> Iterator[Record]:
                     record = dict(zip(parts, values, strict=True))
                     label = None if chosen.label is None else record[chosen.label]
                     yield Record(row, _row(record, chosen), label, chosen.label)
-        except Exception as error:  # as above
+        except Exception as error:  # of many types, as above
             yield Record(row + 1, Unreadable(f"cannot be read, nor what follows it: {_first_line(error)}"))
 
 

@@ -1,10 +1,11 @@
-"""Judging a checkpoint on labelled rows: quality, layer speed-up and wall-clock speed-up side by side."""
+"""Evaluating and calibrating checkpoints: quality, layer speed-up and wall-clock speed-up side by side."""
 
 from __future__ import annotations
 
-from .calibrating import Calibration, calibrate
+from .calibrate_checkpoint import Calibration, calibrate
 from .machine import describe_machine
-from .report import Curve, Report, Setting
+from .report import Report
+from .results import Curve, Setting
 from .run import evaluate
 
 __all__ = ["Calibration", "Curve", "Report", "Setting", "calibrate", "describe_machine", "evaluate"]

@@ -15,7 +15,7 @@ from ..exits.placement import Costs, Price
 from ..ops.flight import Answers
 from ..tokenization import Row, batches, pack
 
-SPLIT = 4  # batches are also measured in so many parts, to tell a call's cost from its rows'
+SPLIT = 4  # batches are also measured in this many parts, to separate the cost per call from the cost per row
 
 
 def measure_costs(engine: Engine, texts: Sequence[Any], criterion: DataCriterion, repeats: int = 3) -> Costs:
@@ -29,7 +29,7 @@ def measure_costs(engine: Engine, texts: Sequence[Any], criterion: DataCriterion
     whole, parts = list(batches(rows, BATCH_TOKENS)), list(batches(rows, BATCH_TOKENS // SPLIT))
     times: dict[int, list[np.ndarray]] = {0: [], 1: []}
     embedding: list[float] = []
-    for repeat in range(repeats + 1):  # the first builds oneDNN's kernels and is thrown away
+    for repeat in range(repeats + 1):  # the first builds oneDNN's kernels and is not counted
         for i, packed in enumerate((whole, parts)):
             seconds, before = _pass(engine, packed, criterion)
             if repeat:

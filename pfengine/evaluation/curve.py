@@ -1,4 +1,4 @@
-"""Quality against layer speed-up over all thresholds, and the oracle: from the logits of every exit, no clock."""
+"""Quality against layer speed-up over all thresholds, and the oracle, computed from the logits of every exit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POINTS = 40
 
 @dataclass(frozen=True)
 class Oracle:
-    """Rows leave at the first exit that is right, and at the first of all where none is: no criterion does better."""
+    """Rows leave at the first exit that is right, or at the first layer where none is: no criterion does better."""
 
     metrics: dict[str, float]
     layer_speedup: float
@@ -47,7 +47,7 @@ def curve(
 
 
 def oracle(logits: np.ndarray, truth: np.ndarray, exit_layers: Sequence[int], metrics: tuple[str, ...]) -> Oracle:
-    """The upper bound of any way to exit: logits [exits, rows, labels], truth [rows]."""
+    """The upper bound of all criteria: logits [exits, rows, labels], truth: label ids [rows]."""
     right = logits.argmax(-1) == truth
     first = right.argmax(0)  # 0 where no exit is right
     taken = np.asarray(exit_layers)[first]

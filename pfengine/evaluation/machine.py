@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .. import extension
 
 
 def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
-    """Processor, instruction set, threads and versions, as every report carries them; the GPU where that is it."""
+    """Processor, instruction set, threads and versions, as every report states them; the GPU if it did the work."""
     on_gpu = device is not None and device.type == "cuda"
     return {
         **({"gpu": torch.cuda.get_device_name(device)} if on_gpu else {}),
@@ -26,7 +26,7 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def name_machine(machine: dict[str, Any]) -> str:
-    """What did the work, of `describe_machine`."""
+    """What did the work, from `describe_machine`."""
     return (
         machine.get("gpu") or f"{machine['threads']} threads of {machine['processor']} ({machine['instruction_set']})"
     )

@@ -1,4 +1,4 @@
-"""GLUE's metrics, by scikit-learn and scipy."""
+"""The metrics of GLUE, by scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _scipy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
         import scipy.stats
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of constant answers, which have no correlation: nan
+            warnings.simplefilter("ignore")  # about equal answers, which have no correlation: nan
             return float(getattr(scipy.stats, name)(answers, truth).statistic)
 
     return score
@@ -52,9 +52,9 @@ def measure(metrics: tuple[str, ...], answers: np.ndarray, truth: np.ndarray) ->
 
 
 def standard_error(metric: str, answers: np.ndarray, truth: np.ndarray) -> float:
-    """Of one metric, rows taken as drawn at random: exact for accuracy, by 200 bootstrap samples for the others.
+    """The standard error of one metric over randomly drawn rows: exact for accuracy, else from 200 bootstrap samples.
 
-    nan where no sample has a value, as the correlation of answers that are all alike.
+    nan where no sample has a value, such as the correlation of equal answers.
     """
     if metric == "accuracy":
         share = float(np.mean(answers == truth))

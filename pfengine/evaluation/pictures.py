@@ -1,20 +1,19 @@
-"""Curves and exit distributions as PNG and SVG, by matplotlib."""
+"""Curves and exit distributions as PNG and SVG, drawn with matplotlib."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ConfigError
+from .results import Curve, Setting
 
-if TYPE_CHECKING:
-    from .report import Report, Setting
-
-WIDEST = 7.0  # beyond it a curve only tells how often the first layer guesses right
+MAX_SPEEDUP = 7.0  # beyond it a curve only tells how often the first layer guesses right
 
 
 def new_figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
-    """A figure of that many inches and its axes; ConfigError where matplotlib is missing."""
+    """A figure (width, height in inches) and its axes; ConfigError where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -24,7 +23,7 @@ def new_figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """As PNG and SVG beside each other; drawn again they are the same to the byte."""
+    """Write the figure as PNG and SVG; the same figure gives the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "pfengine"}):
@@ -32,37 +31,37 @@ def save_figure(figure: Any, path: Path) -> None:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def draw_curves(report: Report, path: Path) -> None:
+def draw_curves(curves: Sequence[Curve], settings: Sequence[Setting], metric: str, title: str, path: Path) -> None:
     """Quality against layer speed-up over all thresholds (the paper's Fig. 3), static models and oracles as points."""
     figure, axes = new_figure()
-    for i, curve in enumerate(report.curves):
+    for i, curve in enumerate(curves):
         name, color = Path(curve.checkpoint).name, f"C{i}"
         if len(curve.points) > 1:
             speedups = [point["layer_speedup"] for point in curve.points]
-            scores = [100 * point["metrics"][report.metric] for point in curve.points]
+            scores = [100 * point["metrics"][metric] for point in curve.points]
             axes.plot(speedups, scores, color=color, label=f"{name} ({curve.criterion})")
         if curve.oracle is not None:
-            score = 100 * curve.oracle.metrics[report.metric]
+            score = 100 * curve.oracle.metrics[metric]
             axes.plot(curve.oracle.layer_speedup, score, "*", color=color, markersize=11, label=f"{name}, oracle")
-    lines = {curve.checkpoint for curve in report.curves if len(curve.points) > 1}
-    static = [s for s in report.settings if s.checkpoint not in lines]
+    lines = {curve.checkpoint for curve in curves if len(curve.points) > 1}
+    static = [s for s in settings if s.checkpoint not in lines]
     for i, setting in enumerate(static):
         axes.errorbar(
             setting.layer_speedup, 100 * setting.score, 100 * setting.standard_error, fmt="s",
-            color=f"C{len(report.curves) + i}", capsize=3, label=Path(setting.checkpoint).name,
+            color=f"C{len(curves) + i}", capsize=3, label=Path(setting.checkpoint).name,
         )  # fmt: skip
-    axes.set_xlim(0.8, min(axes.get_xlim()[1], WIDEST))
-    axes.set(xlabel="layer speed-up", ylabel=f"{report.metric}, %", title=f"{report.data}, {report.rows} rows")
+    axes.set_xlim(0.8, min(axes.get_xlim()[1], MAX_SPEEDUP))
+    axes.set(xlabel="layer speed-up", ylabel=f"{metric}, %", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     save_figure(figure, path)
 
 
-def draw_exits(report: Report, path: Path) -> None:
-    """Share of rows that leave at each layer, a line of the map a setting (the paper's Fig. 4)."""
-    shown: list[Setting] = [s for s in report.settings if len(s.exit_layers) > 1]
+def draw_exits(settings: Sequence[Setting], rows: int, data: str, path: Path) -> None:
+    """Share of rows that leave at each layer, one line of the map per setting (the paper's Fig. 4)."""
+    shown = [s for s in settings if len(s.exit_layers) > 1]
     layers = range(1, 1 + max(max(s.exit_layers) for s in shown))
-    shares = [[100 * s.exit_layers.get(layer, 0) / report.rows for layer in layers] for s in shown]
+    shares = [[100 * s.exit_layers.get(layer, 0) / rows for layer in layers] for s in shown]
     several = len({s.checkpoint for s in shown}) > 1
     names = [f"{Path(s.checkpoint).name}, " * several + f"{s.name}: {s.layer_speedup:.2f}x" for s in shown]
     figure, axes = new_figure(2.8 + 0.45 * len(layers), 1.3 + 0.3 * len(shown))
@@ -75,7 +74,7 @@ def draw_exits(report: Report, path: Path) -> None:
                 axes.text(
                     x, y, text, ha="center", va="center", fontsize="small", color="w" if share > most / 2 else "k"
                 )
-    axes.set(xlabel="exit layer", title=f"rows that leave there, % of {report.rows} of {report.data}")
+    axes.set(xlabel="exit layer", title=f"rows that leave there, % of {rows} of {data}")
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(names)), names)
     save_figure(figure, path)

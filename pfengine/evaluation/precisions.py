@@ -1,4 +1,4 @@
-"""Do faster precisions answer as fp32 does? `calibrate` asks, the checkpoint keeps the answer, `load` goes by it."""
+"""Whether faster precisions answer as fp32 does: measured by `calibrate`, stored in the manifest, used by `load`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CHECKED = ("bf16", "int8")
 
 
 def check_precisions(path: str | os.PathLike[str], rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """For each precision that runs here, and answers all rows, what `EngineConfig.precisions` holds.
+    """For each precision that runs here, and answers all rows, what `Manifest.precisions` holds.
 
     agreement, full_depth_agreement: share of rows with the label of fp32 at the checkpoint's own threshold, and with
-    exits off (regression: 1 where no score is further off than a hundredth of their range); layer_speedup_ratio: layer
+    exits off (regression: 1 where every score is within a hundredth of their range, else 0); layer_speedup_ratio: layer
     speed-up at that threshold over fp32's.
     """
     exact = load(path, precision="fp32")
@@ -39,7 +39,7 @@ def check_precisions(path: str | os.PathLike[str], rows: Sequence[Any]) -> dict[
         engine = load(path, precision=precision)
         try:
             ours, deep = engine.predict(rows), engine.predict(rows, criterion="never")
-        except InputError:  # a row whose numbers overflow in this precision: nothing to go by
+        except InputError:  # a row overflows in this precision: there is nothing to compare
             continue
         found[precision] = {
             "agreement": agreement(ours, exits),

@@ -1,4 +1,4 @@
-"""Quality, layer speed-up, wall-clock speed-up and exit layers of a checkpoint, beside others where asked."""
+"""Measuring quality, layer speed-up, wall-clock speed-up and exit layers of one or several checkpoints."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from ..tokenization import Row
 from .curve import curve, oracle
 from .machine import describe_machine
 from .metrics import METRICS, measure, standard_error
-from .report import Curve, Report, Setting
+from .report import Report
+from .results import Curve, Setting
 
-ROWS_TO_DOUBT = 50  # with fewer, answers that are right can look like chance
+ROWS_TO_DOUBT = 50  # with fewer, right answers can look like chance
 Choice = tuple[Engine, str, str, Any]  # engine, checkpoint, name of the setting, criterion
 
 
@@ -58,7 +59,7 @@ def evaluate(
     run at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`.
     metrics: of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and
     spearman. curves: also quality over all thresholds, and the oracle. device, precision: as in `load`. repeats: timed
-    runs of each setting, in turn; medians are reported. data_format, text_column, pair_column, label_column: as in
+    runs of each setting, interleaved; medians are reported. data_format, text_column, pair_column, label_column: as in
     `data.stream`. progress: wraps the runs, given how many there are.
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
@@ -74,13 +75,13 @@ def evaluate(
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples = data.read(file, **columns, kind=data_format, labelled=True)
     if _regression(main):
-        truth = np.array(data.scores(examples, data.named(Path(source))))
+        truth = np.array(data.scores(examples, data.display_name(Path(source))))
         if len(set(truth)) < 2:
-            raise ConfigError(f"{source}: all {len(truth)} rows have one score, which nothing correlates with")
+            raise ConfigError(f"{source}: all {len(truth)} rows have the same score, so there is no correlation")
     else:
-        truth = np.array(data.label_ids(examples, main.labels, data.named(Path(source))))
+        truth = np.array(data.label_ids(examples, main.labels, data.display_name(Path(source))))
     names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
-    measure(names, truth, truth)  # what is missing is said before anything runs
+    measure(names, truth, truth)  # an error about a missing library comes before anything runs
 
     choices = _choices(main, os.fspath(path), thresholds, speedups)
     for engine, other in zip(engines[1:], compare, strict=True):
@@ -108,7 +109,7 @@ def evaluate(
     tokens = sum(len(row.ids) for row in main.tokenizer.encode(enumerate(texts)) if isinstance(row, Row))
     return Report(
         checkpoint=os.fspath(path),
-        data=f"{file.parent.name}/{file.name}" if file.parent.name else data.named(file),
+        data=f"{file.parent.name}/{file.name}" if file.parent.name else data.display_name(file),
         rows=len(examples),
         mean_tokens=tokens / len(examples),
         precision=" and ".join(dict.fromkeys(engine.precision for engine in engines)),
@@ -133,7 +134,7 @@ def _metrics(engine: Engine, source: str | Path, asked: Sequence[str]) -> tuple[
         if name not in METRICS:
             raise ConfigError(f"metric {name!r} is unknown; there are {', '.join(METRICS)}")
     if problem == "multi_label_classification":
-        raise ConfigError("evaluate is for single labels and regression, not for multi_label_classification")
+        raise ConfigError("evaluate takes single-label classification and regression, not multi_label_classification")
     fitting = ("pearson", "spearman") if problem == "regression" else ("accuracy", "f1")
     if any(name not in fitting for name in asked):
         raise ConfigError(f"metrics {', '.join(asked)}: a {problem} model is scored by {' or '.join(fitting)}")
@@ -146,7 +147,7 @@ def _metrics(engine: Engine, source: str | Path, asked: Sequence[str]) -> tuple[
 
 def _choices(engine: Engine, path: str, thresholds: Sequence[float], speedups: Sequence[float]) -> list[Choice]:
     if not thresholds and not speedups and len(engine.exit_layers) > 1:
-        speedups = [p["layer_speedup"] for p in engine.checkpoint.engine.calibration if p["layer_speedup"] > 1]
+        speedups = [p["layer_speedup"] for p in engine.checkpoint.manifest.calibration if p["layer_speedup"] > 1]
     choices: list[Choice] = [(engine, path, "full depth", Never())]
     choices += [(engine, path, f"threshold {t:g}", engine.choose(threshold=t)) for t in thresholds]
     choices += [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in speedups]
@@ -154,8 +155,8 @@ def _choices(engine: Engine, path: str, thresholds: Sequence[float], speedups: S
 
 
 def _beside(engine: Engine, path: str, speedups: Sequence[float]) -> list[Choice]:
-    """A checkpoint in comparison: at the same speed-ups where it has exits, as far as its table goes."""
-    table = [point["layer_speedup"] for point in engine.checkpoint.engine.calibration]
+    """Settings of a checkpoint to compare: the same speed-ups where it has exits and its table covers them."""
+    table = [point["layer_speedup"] for point in engine.checkpoint.manifest.calibration]
     reached = [s for s in speedups if table and min(table) <= s <= max(table)]
     choices = [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in reached]
     return choices or [(engine, path, "full depth", Never())]
@@ -194,7 +195,7 @@ def _setting(
 
 
 def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: tuple[str, ...]) -> Curve:
-    criterion = engine.checkpoint.engine.criterion or "never"
+    criterion = engine.checkpoint.manifest.criterion or "never"
     if len(engine.exit_layers) == 1 or criterion == "never":
         return Curve(path, "never", [], None)
     rule = parse_form(criterion)

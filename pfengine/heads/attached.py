@@ -1,4 +1,4 @@
-"""Exits for a model one already has: its own classifier answers at the last layer, another head before it."""
+"""Exits added to a finished model: its own classifier answers at the last layer, another head before it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ INNER: dict[str, type[ExitHead]] = {"linear": Linear, "past-future": PastFuture}
 class Attached(ExitHead):
     """Layers before the last answer through the head `exits`, the last through the model's own classifier.
 
-    `exits` is the `head` object of a "past-future" or "linear" head of as many layers; what it has for the last layer
-    is not read.
+    `exits` is the `head` object of a "past-future" or "linear" head with the same number of layers; its exit at the
+    last layer is not used.
     """
 
     @staticmethod

@@ -19,7 +19,7 @@ class Classifier(ExitHead):
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
-        return config.family.classifier_shapes(config)
+        return config.classifier_shapes()
 
     def __init__(
         self,

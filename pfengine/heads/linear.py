@@ -1,4 +1,4 @@
-"""A linear classifier of its own after every layer, alone or with those before it."""
+"""A linear classifier after every layer, which answers alone or together with those before it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Linear(ExitHead):
     """logits_i = W_i s_i + w_i with s_i the state of layer i, of first tokens or of the mean of a row's tokens (reads).
 
     combine (the naive global strategies of the Past-Future paper, over layers 1..i with p_j = softmax(logits_j)):
-    "ensemble" answers with the mean probabilities, as their logarithm; "vote" with the label most layers chose, as
-    ln((votes + p_i) / (i + 1)): p_i, less than one vote, breaks ties and makes a signal of the votes.
+    "ensemble" answers with the logarithm of the mean probabilities; "vote" with the label most layers chose, as
+    ln((votes + p_i) / (i + 1)): p_i is less than one vote, breaks ties, and makes the votes a signal.
 
     Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n, C, H], each with its bias.
     """

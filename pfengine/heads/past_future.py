@@ -13,19 +13,20 @@ from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
 from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores
-from .incorporate import FUTURES, PASTS, Incorporate, LinearPast
+from .incorporate import INCORPORATIONS, Incorporate
+from .past import LinearPast
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
 
 @dataclass(frozen=True)
 class Options:
-    """The `head` object of pfengine.json; what is absent, but for the pooler, has the value of the authors' code.
+    """The `head` object of pfengine.json. Options that are absent, except the pooler, are as in the authors' code.
 
     reads: h, the hidden state of each row's first token, or the mean of those of its tokens.
     pooler: the state of a layer is tanh(W h + b), a W for each layer or one for all, or h itself.
     learner: the imitation of s_j from s_i is L_j s_i + l_j, or its tanh. incorporate: how states become logits, see
     `incorporate`. states: which are read; "past" leaves out the future, "future" all earlier layers. gate: weighs
-    past against future with a number a row (eq. 7-8) or a label, or adds them.
+    past against future with one number per row (eq. 7-8) or per label, or adds them.
     """
 
     pooler: PoolerKind = "per-layer"
@@ -41,7 +42,7 @@ class Options:
 
     @property
     def history(self) -> bool:
-        """Are layers before the present one read?"""
+        """Whether earlier layers are read."""
         return self.states != "future"
 
     @property
@@ -66,13 +67,13 @@ class PastFuture(ExitHead):
     """Past states, imitated future states, and a gate between them.
 
     With s_j the state of layer j and s~_j = L_j s_i + l_j (or its tanh) the imitation of layer j > i from layer i, the
-    incorporation gives numbers a label for the past, a_i(s_1..s_i), and for the future, b_i(s~_{i+1}..s~_n), and
+    incorporation gives one score per label for the past, a_i(s_1..s_i), and for the future, b_i(s~_{i+1}..s~_n), and
 
         paper    lambda = sigmoid(u_i)                           logits = lambda a_i + (1 - lambda) b_i     (eq. 7-8)
         authors  lambda = sigmoid(G tanh(mean_{j<=i} u_j) + c)   logits = 2 lambda a_i + (2 - 2 lambda) b_i
 
     where u_i comes from the past as a_i does; without a gate logits = a_i + b_i. The authors' form goes with
-    "concat-shared", the paper's with all others. Behind the last layer there is no future: the paper's form has
+    "concat-shared", the paper's with all others. After the last layer there is no future: the paper's form has
     logits = a_n there, the authors' 2 lambda a_n.
 
     Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H]; learners [n - 1, H, H] for layers 2..n; gate
@@ -88,7 +89,7 @@ class PastFuture(ExitHead):
             if value not in known:
                 faults.append(f"'head.{key}' is {value!r}; it must be one of {', '.join(known)}")
         if not faults and head.get("states") == "past" and Options.of(head).gate != "none":
-            faults.append("'head.gate' must be 'none' where 'head.states' is 'past': there is no future to weigh")
+            faults.append("'head.gate' must be 'none' where 'head.states' is 'past', as there is no future to weigh")
         return faults
 
     @staticmethod
@@ -99,7 +100,7 @@ class PastFuture(ExitHead):
         shapes = pooler_shapes(options.pooler, n, hidden)
         if options.future:
             shapes |= {f"{PREFIX}learners.weight": (n - 1, hidden, hidden), f"{PREFIX}learners.bias": (n - 1, hidden)}
-        past, future = PASTS[options.incorporate], FUTURES[options.incorporate]
+        past, future = INCORPORATIONS[options.incorporate]
         shapes |= past.shapes(n, hidden, labels + width, options.history)
         if options.future:
             shapes |= future.shapes(n, hidden, labels)
@@ -117,15 +118,15 @@ class PastFuture(ExitHead):
         *,
         fold: bool = True,
     ) -> None:
-        """fold: one matrix for learners and incorporation where both are linear; the same answers up to rounding."""
+        """fold: multiply learners and incorporation into one matrix where both are linear; equal up to rounding."""
         self.ops, self.options = ops, Options.of(head)
         self.num_layers, self.labels = config.num_layers, config.num_labels
         t = OwnTensors(tensors)
         self.pooler = Pooler(ops, self.options.pooler, config.num_layers, t, dtype)
-        kind = self.options.incorporate
-        self.past = PASTS[kind](ops, t, config.num_layers, self.options.history)
+        past_type, future_type = INCORPORATIONS[self.options.incorporate]
+        self.past = past_type(ops, t, config.num_layers, self.options.history)
         if self.options.future and config.num_layers > 1:
-            self.future = FUTURES[kind](ops, t, config.num_layers, self.labels, self.options.learner, dtype, fold)
+            self.future = future_type(ops, t, config.num_layers, self.labels, self.options.learner, dtype, fold)
         self.gate = ops.prepare_linear(t["gate.weight"], t["gate.bias"], torch.float32) if "gate.weight" in t else None
         past = self.past
         self.exits = [ops.prepare_exit(self._exit(i, past)) for i in range(1, config.num_layers + 1)] if isinstance(

@@ -1,4 +1,4 @@
-"""The state of a layer: what a head reads of a row's first token."""
+"""The state of a layer: what an exit head reads of each row's first token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PoolerKind = Literal["per-layer", "shared", "none"]
 
 
 def pooler_shapes(kind: PoolerKind, layers: int, hidden: int) -> Shapes:
-    """Tensors of the poolers: [layers or 1, H, H] and [layers or 1, H]."""
+    """Tensors of the poolers with their shapes: weights [layers or 1, H, H], biases [layers or 1, H]."""
     if kind == "none":
         return {}
     count = 1 if kind == "shared" else layers
@@ -24,7 +24,7 @@ def pooler_shapes(kind: PoolerKind, layers: int, hidden: int) -> Shapes:
 
 
 class Pooler:
-    """tanh(W_i h[first] + b_i), with one W for all layers where shared; h[first] itself without poolers."""
+    """tanh(W_i h[first] + b_i), with one W and b for all layers where shared; h[first] itself without poolers."""
 
     def __init__(
         self, ops: OpSet, kind: PoolerKind, layers: int, tensors: Mapping[str, Tensor], dtype: torch.dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .attaching import attach
+from .attach_exits import attach
 from .config import TrainingConfig
 from .run import train
 

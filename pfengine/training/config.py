@@ -1,4 +1,4 @@
-"""What a training run is told."""
+"""What a training run is told: each option's name, type, default, limits and help, for Python and the command line."""
 
 from __future__ import annotations
 
@@ -8,87 +8,131 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 
-from ..config import STORAGES
 from ..data import FORMATS
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
+from ..manifest import STORAGES
 from .freezing import FreezingKind
 from .past_future import Objective, head_of
 
 System = Literal["past-future", "linear", "full-model"]
-MOST, MOST_SEED = 2**31 - 1, 2**32 - 1  # numpy's
-INTEGERS = ("layers", "batch_size", "max_length", "frozen_layers", "hold_out", "max_rows", "save_every")
-NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **{name: (f"an integer > 0, at most {MOST}", lambda v: 0 < v <= MOST) for name in INTEGERS},
-    "seed": (f"an integer from 0 to {MOST_SEED}", lambda v: 0 <= v <= MOST_SEED),
-    "epochs": ("a number > 0, at most 1e6", lambda v: 0 < v <= 1e6),
-    "learning_rate": ("a number > 0", lambda v: 0 < v < math.inf),
-    "weight_decay": ("a number >= 0", lambda v: 0 <= v < math.inf),
-    "warmup": ("a number in [0, 1)", lambda v: 0 <= v < 1),
-    "dropout": ("a number in [0, 1)", lambda v: 0 <= v < 1),
-    "speedup": ("a number >= 1", lambda v: 1 <= v < math.inf),
-}
 NAIVE = ("ensemble", "vote")  # strategies over the labels or probabilities of plain classifiers
+
+
+class Limits(NamedTuple):
+    """Which numbers an option takes."""
+
+    text: str  # as an error says it
+    fits: Callable[[Any], bool]
+    whole: bool = False
+
+
+MAX_COUNT, MAX_SEED = 2**31 - 1, 2**32 - 1  # those of numpy
+COUNT = Limits(f"an integer > 0, at most {MAX_COUNT}", lambda v: 0 < v <= MAX_COUNT, whole=True)
+SEED = Limits(f"an integer from 0 to {MAX_SEED}", lambda v: 0 <= v <= MAX_SEED, whole=True)
+EPOCHS = Limits("a number > 0, at most 1e6", lambda v: 0 < v <= 1e6)
+NOT_NEGATIVE = Limits("a number >= 0", lambda v: 0 <= v < math.inf)
+SPEEDUP = Limits("a number >= 1", lambda v: 1 <= v < math.inf)
+POSITIVE = Limits("a number > 0", lambda v: 0 < v < math.inf)
+SHARE = Limits("a number in [0, 1)", lambda v: 0 <= v < 1)
+
+
+class Option(NamedTuple):
+    """What an option means, for `--help`, and which numbers or names it takes."""
+
+    help: str
+    limits: Limits | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Options of `pfengine train`.
+    """Options of `pfengine train`; `Option.help` of each says what it means.
 
-    model: pretrained encoder, a local directory in Hugging Face layout, or a checkpoint of ours, whose encoder is
-    trained on. data: a directory with a `train` split, a file, or a GLUE task's name. output: where the checkpoint
-    goes.
+    form sets the head and the loss; pooler, learner, incorporate, states and gate replace single options of the head
+    (see `heads.past_future.Options`). With incorporate "ensemble" or "vote" plain classifiers are trained, and combined
+    by that strategy.
 
-    system: "past-future"; "linear", a plain classifier after every layer; "full-model", one behind the last.
-    form: Past-Future as the paper's equations or as the authors' code; sets head and loss. pooler, learner,
-    incorporate, states, gate: single options of the head instead (see `heads.past_future.Options`); incorporate
-    "ensemble" and "vote" are strategies over plain classifiers. layers: only the first k of the encoder.
+    labels: default: the GLUE task's, or those in the data as they are written, in numeric order where all are integers,
+    else sorted; labels that are all numbers, at least one of them with a fraction, are scores: regression.
 
-    labels: names in id order; default: the GLUE task's, or those in the data as they stand there, in numeric order
-    where all are integers, else sorted; labels that are all numbers, one of them with a fraction, are scores:
-    regression. data_format: of `data`, as in `data.stream`. text_column, pair_column, label_column: default: the usual
-    names. held_out: file with rows to calibrate thresholds on; without one, `hold_out` rows of the training data are
-    not trained on but used for that.
+    Raises ConfigError with every fault found.
     """
 
-    model: str
-    data: str
-    output: str
-    system: System = "past-future"
-    form: Objective = "paper"
-    pooler: str | None = None
-    learner: str | None = None
-    incorporate: str | None = None
-    states: str | None = None
-    gate: str | None = None
-    layers: int | None = None
-    labels: tuple[str, ...] | None = None
-    data_format: str = "auto"
-    text_column: str | None = None
-    pair_column: str | None = None
-    label_column: str | None = None
-    epochs: float = 3.0
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.0
-    warmup: float = 0.06  # share of the steps over which the learning rate rises; it then falls linearly to 0
-    max_length: int = 128
-    dropout: float = 0.1  # of the states in front of the head's classifiers
-    freezing: FreezingKind = "none"
-    frozen_layers: int = 2  # lowest layers that "lower" freezes
-    precision: str = "bf16"  # "fp32" or "bf16" (autocast; weights stay fp32)
-    seed: int = 0
-    held_out: str | None = None
-    hold_out: int = 1000
-    max_rows: int | None = None
-    save_every: int = 500  # optimiser steps between states from which an interrupted run goes on
-    speedup: float = 2.0  # layer speed-up the checkpoint runs at unless told otherwise: sets its threshold
-    storage: str = "float"  # how the checkpoint is stored: "float" or "int8-rows"
+    model: Annotated[str, Option("Pretrained encoder in Hugging Face layout, or a checkpoint to start from.")]
+    data: Annotated[str, Option("A directory with a train split, a file, or a GLUE task's name.")]
+    output: Annotated[str, Option("Checkpoint directory to write.")]
+    system: Annotated[
+        System,
+        Option(
+            "past-future, linear (a classifier after every layer) or full-model (one after the last layer).",
+            choices=get_args(System),
+        ),
+    ] = "past-future"
+    form: Annotated[
+        Objective, Option("Head and loss: paper (its equations) or authors (their code).", choices=get_args(Objective))
+    ] = "paper"
+    pooler: Annotated[
+        str | None, Option("Pooler of the states: none, per-layer or shared.", choices=CHOICES["pooler"])
+    ] = None
+    learner: Annotated[str | None, Option("Imitation learner: linear or tanh.", choices=CHOICES["learner"])] = None
+    incorporate: Annotated[
+        str | None,
+        Option(
+            "How states become scores: concat, concat-shared, max, avg, attention or lstm; ensemble and vote combine "
+            "plain classifiers.",
+            choices=(*CHOICES["incorporate"], *NAIVE),
+        ),
+    ] = None
+    states: Annotated[
+        str | None, Option("States that the head reads: past-future, past or future.", choices=CHOICES["states"])
+    ] = None
+    gate: Annotated[
+        str | None,
+        Option("Weights of the merging gate: row, label or none.", choices=CHOICES["gate"]),
+    ] = None
+    layers: Annotated[int | None, Option("Use only the first layers of the encoder.", COUNT)] = None
+    labels: Annotated[
+        tuple[str, ...] | None,
+        Option("Label names in id order, with commas between; or a file with one name per line."),
+    ] = None
+    data_format: Annotated[
+        str,
+        Option("auto (by the file's name; else text), text, tsv, csv, jsonl or parquet.", choices=FORMATS),
+    ] = "auto"
+    text_column: Annotated[str | None, Option("Column of the text.")] = None
+    pair_column: Annotated[str | None, Option("Column of the second text.")] = None
+    label_column: Annotated[str | None, Option("Column of the label.")] = None
+    epochs: Annotated[float, Option("Passes over the training rows.", EPOCHS)] = 3.0
+    batch_size: Annotated[int, Option("Rows per training step and device.", COUNT)] = 32
+    learning_rate: Annotated[float, Option("Highest learning rate; it falls linearly to 0.", POSITIVE)] = 5e-5
+    weight_decay: Annotated[float, Option("Weight decay of AdamW.", NOT_NEGATIVE)] = 0.0
+    warmup: Annotated[float, Option("Share of the steps over which the learning rate rises.", SHARE)] = 0.06
+    max_length: Annotated[int, Option("Longest row in tokens; longer rows are truncated.", COUNT)] = 128
+    dropout: Annotated[float, Option("Dropout of the states that the exits' classifiers read.", SHARE)] = 0.1
+    freezing: Annotated[
+        FreezingKind,
+        Option("Freezing of lower layers: none, layers (paper) or lower (authors).", choices=get_args(FreezingKind)),
+    ] = "none"
+    frozen_layers: Annotated[int, Option("How many of the lowest layers 'lower' freezes.", COUNT)] = 2
+    precision: Annotated[str, Option("fp32, or bf16 (autocast; the weights stay fp32).", choices=("fp32", "bf16"))] = (
+        "bf16"
+    )
+    seed: Annotated[int, Option("Seed of everything random.", SEED)] = 0
+    held_out: Annotated[str | None, Option("File with rows to calibrate thresholds on.")] = None
+    hold_out: Annotated[int, Option("Without one: training rows set aside for that.", COUNT)] = 1000
+    max_rows: Annotated[int | None, Option("Use only the first rows.", COUNT)] = None
+    save_every: Annotated[int, Option("Steps between saves that an interrupted run resumes from.", COUNT)] = 500
+    speedup: Annotated[
+        float,
+        Option("Layer speed-up that the checkpoint runs at by default.", SPEEDUP),
+    ] = 2.0
+    storage: Annotated[str, Option("How weights are stored: float or int8-rows.", choices=STORAGES)] = "float"
 
     def __post_init__(self) -> None:
         for name in ("model", "data", "output", "held_out"):
@@ -97,38 +141,26 @@ class TrainingConfig:
                 object.__setattr__(self, name, os.fspath(value))
             elif not isinstance(value, str) and not (name == "held_out" and value is None):
                 raise ConfigError(f"{name} is {value!r}; it must be a path")
-        faults = []
-        optional = {field.name for field in fields(self) if field.default is None}
-        for name, (kind, fits) in NUMBERS.items():
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            whole = name == "seed" or name in INTEGERS
-            wanted = numbers.Integral if whole else numbers.Real
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, wanted) or not fits(value):
-                faults.append(f"{name} is {value!r}; it must be {kind}")
-            else:  # numpy's numbers too, which JSON does not know
-                plain: Callable[[Any], Any] = int if whole else float
-                object.__setattr__(self, name, plain(value))
-        faults += self._label_faults()
-        known: dict[str, tuple[Any, ...]] = {
-            "system": get_args(System),
-            "form": get_args(Objective),
-            "freezing": get_args(FreezingKind),
-            "precision": ("fp32", "bf16"),
-            "storage": STORAGES,
-            "data_format": FORMATS,
-        }
-        known |= {name: (None, *choices) for name, choices in CHOICES.items()}
-        known["incorporate"] += NAIVE
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                listed = ", ".join(choice for choice in choices if choice is not None)
-                faults.append(f"{name} is {getattr(self, name)!r}; it must be one of {listed}")
+        faults = self._number_faults() + self._label_faults() + self._choice_faults()
         if not faults:
             faults += self._misfits()
         if faults:
             raise ConfigError("; ".join(faults))
+
+    def _number_faults(self) -> list[str]:
+        """What is wrong with numbers. Those of numpy become Python's, which JSON takes."""
+        faults = []
+        for name, option in OPTIONS.items():
+            value, limits = getattr(self, name), option.limits
+            if limits is None or (value is None and DEFAULTS[name] is None):
+                continue
+            kind = numbers.Integral if limits.whole else numbers.Real
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind) or not limits.fits(value):
+                faults.append(f"{name} is {value!r}; it must be {limits.text}")
+            else:
+                plain: Callable[[Any], Any] = int if limits.whole else float
+                object.__setattr__(self, name, plain(value))
+        return faults
 
     def _label_faults(self) -> list[str]:
         if self.labels is None:
@@ -142,11 +174,20 @@ class TrainingConfig:
             return [f"labels is {names!r}; a classifier needs at least two"]
         return [f"labels has {name!r} twice" for name in sorted(set(names)) if names.count(name) > 1]
 
+    def _choice_faults(self) -> list[str]:
+        return [
+            f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(option.choices)}"
+            for name, option in OPTIONS.items()
+            if option.choices
+            and getattr(self, name) not in option.choices
+            and not (getattr(self, name) is None and DEFAULTS[name] is None)
+        ]
+
     def _misfits(self) -> list[str]:
-        """Options of a head that this one has not."""
+        """Options of a head that this run does not train."""
         given = [name for name in CHOICES if getattr(self, name) is not None]
         if self.system == "past-future" and self.incorporate not in NAIVE:
-            return HEADS["past-future"].config_faults(self.head(factorised=False))
+            return HEADS["past-future"].config_faults(self.head(shared_pooler=False))
         allowed = {"past-future": ["incorporate", "pooler"], "linear": ["pooler"], "full-model": []}[self.system]
         return [
             f"{name} is {getattr(self, name)!r}, an option of the past-future head, which this run does not train"
@@ -154,11 +195,14 @@ class TrainingConfig:
             if name not in allowed
         ]
 
-    def head(self, factorised: bool) -> dict[str, Any]:
-        """The `head` object of pfengine.json. factorised: ALBERT, whose poolers are shared where not said otherwise."""
+    def head(self, shared_pooler: bool) -> dict[str, Any]:
+        """The `head` object of pfengine.json.
+
+        shared_pooler: exit heads of this family share one pooler, unless `pooler` says otherwise.
+        """
         if self.system == "full-model":
             return {"type": "classifier"}
-        own_pooler = "shared" if factorised else "per-layer"
+        own_pooler = "shared" if shared_pooler else "per-layer"
         if self.system == "linear" or self.incorporate in NAIVE:
             combine = self.incorporate if self.incorporate in NAIVE else "none"
             return {"type": "linear", "pooler": self.pooler or own_pooler, "combine": combine}
@@ -167,7 +211,7 @@ class TrainingConfig:
                        states=self.states, gate=self.gate)  # fmt: skip
 
     def record(self) -> dict[str, Any]:
-        """For pfengine.json: everything but the paths of this run, which mean nothing elsewhere, and what head says."""
+        """For pfengine.json: all options except what the head says and paths, which mean nothing elsewhere."""
         left_out = ("output", "labels", "storage", *CHOICES)
         record = {key: value for key, value in asdict(self).items() if key not in left_out and value is not None}
         if self.data_format == "auto":
@@ -176,3 +220,10 @@ class TrainingConfig:
             if name in record:
                 record[name] = Path(record[name]).name
         return record
+
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainingConfig)}
+TYPES: dict[str, Any] = {}  # without their options
+OPTIONS: dict[str, Option] = {}
+for _name, _hint in get_type_hints(TrainingConfig, include_extras=True).items():
+    TYPES[_name], OPTIONS[_name] = get_args(_hint)

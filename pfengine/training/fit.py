@@ -1,4 +1,4 @@
-"""Rows through transformers' Trainer: its loop, logging, progress bar, resuming, seeds and mixed precision."""
+"""Training with transformers' Trainer: its loop, logging, progress bar, resuming, seeds and mixed precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .. import destination
 from ..errors import ConfigError, InputError, TrainingError
 from ..folder import Folder
 from ..notices import tell
-from ..saving import said
+from ..saving import explain
 from ..storage import StoredTensors, read_header
 from ..tokenization import Tokenizer
 from . import states
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows(Dataset[dict[str, Any]]):
-    """Tokenised rows with what the loss wants of them: {"input_ids", "types", "length", ["labels"]}."""
+    """Tokenised rows: {"input_ids", "types", "length", ["labels"]}."""
 
     rows: list[dict[str, Any]]
 
@@ -42,7 +42,7 @@ class Rows(Dataset[dict[str, Any]]):
 
 
 def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokenizer) -> Rows:
-    """texts: rows as `Engine.classify` takes them; labels: ids or floats, one a row. ConfigError names a bad row."""
+    """texts: rows as `Engine.classify` takes them; labels: one id or float per row. ConfigError names a bad row."""
     rows = []
     for i, row in enumerate(tokenizer.encode(enumerate(texts))):
         if isinstance(row, InputError):
@@ -77,9 +77,9 @@ class Collator:
 
 
 class Order(Sampler[int]):
-    """Rows in an order that depends on the seed and the epoch alone, so that a run that goes on has the same one.
+    """Rows in an order that depends only on the seed and the epoch, so that a resumed run has the same one.
 
-    lengths: of the rows, to have such of similar length in one batch, as transformers does; None: any order.
+    lengths: of the rows, to batch rows of similar length, as transformers does; None: any order.
     """
 
     def __init__(self, rows: int, lengths: list[int] | None, batch_size: int, seed: int) -> None:
@@ -108,14 +108,14 @@ def fit(
 ) -> None:
     """Train `model` in place: an ExitModel, or a part of one with its `freezing`.
 
-    State to go on from is kept in `.NAME.trainer` beside `config.output` until `forget` is called. inputs: hashes of
-    what is trained on and from. On a CPU a run that was killed, at whatever moment, ends with the same weights as one
-    that was not.
+    State to resume from is kept in `.NAME.trainer` beside `config.output` until `remove_state` is called. inputs:
+    hashes of the data and the model. On a CPU a run that was killed at any moment ends, once resumed, with the same
+    weights as one that was not.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Watch(TrainerCallback):  # transformers is imported where it is used
-        """Tells freezing, order and reader how far the run is, stops one whose loss is no number, seals its states."""
+        """Updates freezing and order, logs, stops a run whose loss is not finite, marks saved states as complete."""
 
         saving = False
 
@@ -130,7 +130,7 @@ def fit(
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
-                states.seal(directory, state.global_step)
+                states.complete(directory, state.global_step)
             self.saving = False
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -179,22 +179,22 @@ def fit(
     order = Order(len(rows), lengths, arguments.train_batch_size, config.seed)  # type: ignore[arg-type]
     watch = Watch()
     with states.opened(directory, asdict(config) | {"save_every": None}, inputs) as last:
-        if last is not None and states.ended(last):
+        if last is not None and states.is_last(last):
             model.load_state_dict(StoredTensors(last, read_header(Folder(last).open("model.safetensors"))))
         else:
             trainer = OrderedTrainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[watch])
-            trainer.remove_callback(PrinterCallback)  # to standard output, which is for results
+            trainer.remove_callback(PrinterCallback)  # it prints to standard output, which is for results
             try:
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
             except (OSError, RuntimeError, SafetensorError) as error:  # torch's for a full disk is a RuntimeError
-                if isinstance(error, TrainingError):  # nothing to go on from
+                if isinstance(error, TrainingError):  # nothing to resume from
                     states.remove(directory)
                 if not watch.saving or isinstance(error, TrainingError):
                     raise
-                reason = said(states.reason(directory, error))
+                reason = explain(states.reason(directory, error))
                 raise TrainingError(
                     f"the run's state cannot be written to {directory}: {reason}; started again with the same options, "
-                    "the run goes on where it last saved"
+                    "the run resumes from its last saved state"
                 ) from error
     model.eval()
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
@@ -205,6 +205,6 @@ def fit(
         )
 
 
-def forget(config: TrainingConfig) -> None:
+def remove_state(config: TrainingConfig) -> None:
     """Remove the state of a run whose checkpoint is in place."""
     states.remove(destination.work_directory(config.output, "trainer"))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from .model import ExitModel
+from torch import nn
 
 FreezingKind = Literal["none", "layers", "lower"]
 
@@ -18,11 +17,11 @@ FreezingKind = Literal["none", "layers", "lower"]
 class Freezing:
     """Which layers get no gradient in a training step.
 
-    "layers" (paper): the parameters of layer i are left as they are with probability (n - i) / (n - 1), which falls
-    from 1 at the first layer to 0 at the last. "lower" (authors' code): for each of the `lower` lowest layers its
-    output is detached, so that neither it nor anything below it gets a gradient, with probability
-    1 - progress; their code counts forward passes against optimiser steps, `progress` is the share of optimiser steps.
-    Draws come from Python's `random`, whose state the Trainer keeps.
+    "layers" (paper): the parameters of layer i get no gradient with probability (n - i) / (n - 1), which falls from 1
+    at the first layer to 0 at the last. "lower" (authors' code): the output of each of the `lower` lowest layers is
+    detached with probability 1 - progress, so that neither it nor anything below it gets a gradient. progress is the
+    share of optimiser steps done; the authors' code counts forward passes instead. Draws come from Python's `random`,
+    whose state the Trainer saves.
     """
 
     kind: FreezingKind = "none"
@@ -30,16 +29,15 @@ class Freezing:
     progress: float = 0.0
 
     def detaches(self, layer: int) -> bool:
-        """Is the output of layer `layer` (1-based) detached in this forward pass? Draws anew at every call."""
+        """Whether to detach the output of layer `layer` (1-based) in this forward pass; drawn at every call."""
         return self.kind == "lower" and layer <= self.lower and random.random() > self.progress
 
     @contextlib.contextmanager
-    def step(self, model: ExitModel) -> Iterator[None]:
-        """One forward pass: layers drawn by "layers" do not record gradients for their parameters."""
-        if self.kind != "layers" or not model.training:
+    def step(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """One forward pass of training through these layers: those drawn by "layers" get no gradients."""
+        if self.kind != "layers":
             yield
             return
-        layers = model._layers()
         last = len(layers)
         frozen = [m for i, m in enumerate(layers, 1) if random.random() < (last - i) / max(1, last - 1)]
         parameters = [p for module in frozen for p in module.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""Grid search: one run a cell, the best cell kept; cells that are there already are not trained again."""
+"""Grid search: one run per cell; the best is kept, and cells that exist already are not trained again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, data, destination, saving
+from .. import checkpoint, data, destination, reader, saving
 from .config import TrainingConfig
-from .going_on import files_of, go_on_with
+from .resume import check_same_run, hash_files
 from .run import train
 
 BATCH_SIZES = (16, 32, 128)  # the paper's
@@ -26,36 +26,36 @@ def search(
     """Train every cell of the grid, copy the best to `config.output`, return its path and all cells with their scores.
 
     A cell's score is the quality on the held-out rows at the layer speed-up `config.speedup` (at full depth for a
-    model without exits). Cells live in `.NAME.grid` beside the output, which stays there: started again, the search
-    goes on with the first cell that is missing, and the interrupted one goes on where it last saved.
+    model without exits). Cells are kept in `.NAME.grid` beside the output: started again, the search continues with the
+    first cell that is missing, and an interrupted cell resumes from its last saved state.
     """
     output = Path(config.output)
-    saving.try_destination(output)
+    saving.check_writable(output)
     directory = destination.work_directory(output, "grid")
-    described = config.record() | {"head": config.head(factorised=False)}
+    described = config.record() | {"head": config.head(shared_pooler=False)}
     varied = ("batch_size", "learning_rate")
     files: list[str | Path] = [data.locate(config.data, "train"), *([config.held_out] if config.held_out else [])]
-    inputs = {"data": files_of(*files), "model": files_of(config.model)}
-    go_on_with(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
+    inputs = {"data": hash_files(*files), "model": hash_files(config.model)}
+    check_same_run(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
     cells: list[dict[str, Any]] = []
     for batch_size in batch_sizes:
         for rate in learning_rates:
             path = directory / f"batch{batch_size}-lr{rate:g}"
-            if not (path / checkpoint.ENGINE).exists():
+            if not (path / checkpoint.MANIFEST).exists():
                 log.info("grid: batch size %d, learning rate %g", batch_size, rate)
                 train(replace(config, output=str(path), batch_size=batch_size, learning_rate=rate))
             cells.append({"batch_size": batch_size, "learning_rate": rate, **score(path, config.speedup)})
     best = max(cells, key=lambda cell: cell["score"])
     winner = directory / f"batch{best['batch_size']}-lr{best['learning_rate']:g}"
-    ckpt = checkpoint.read(winner)
-    saving.write(output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, ckpt.tokenizer)
+    ckpt = reader.read(winner)
+    saving.write(output, ckpt.backbone.raw, ckpt.manifest, ckpt.tensors, ckpt.tokenizer)
     return output, cells
 
 
 def score(path: Path, speedup: float) -> dict[str, Any]:
-    """Held-out quality of a trained checkpoint at a layer speed-up, and the speed-up that was nearest."""
-    engine = checkpoint.read(path).engine
-    if not engine.calibration:
-        return {"score": engine.training.get("held_out_score", -1.0), "layer_speedup": 1.0}
-    point = min(engine.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))
+    """Held-out quality of a trained checkpoint at the calibrated layer speed-up nearest to `speedup`."""
+    manifest = reader.read(path).manifest
+    if not manifest.calibration:
+        return {"score": manifest.training.get("held_out_score", -1.0), "layer_speedup": 1.0}
+    point = min(manifest.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))
     return {"score": point["accuracy"], "layer_speedup": point["layer_speedup"]}

@@ -1,7 +1,8 @@
-"""What is trained: transformers' encoder, read after every layer, and an exit head of ours."""
+"""The model that is trained: transformers' encoder, read after every layer, and an exit head of ours."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import abstractmethod
 from typing import Any
@@ -53,7 +54,7 @@ class ExitModel(nn.Module):
         return {key: getattr(self.exit_head, name) for name, key in self._keys.items()}
 
     def load_head(self, tensors: dict[str, Tensor]) -> None:
-        """Values for the head's parameters, from tensors under checkpoint keys."""
+        """Copy values into the head's parameters, from tensors under checkpoint keys."""
         with torch.no_grad():
             for key, value in self.head_tensors().items():
                 value.copy_(tensors[key])
@@ -62,7 +63,7 @@ class ExitModel(nn.Module):
         """All tensors as fp32 under their checkpoint keys."""
         family = self.backbone_config.family
         tensors = {f"{family.prefix}{key}": value for key, value in self.backbone.state_dict().items()}  # type: ignore[union-attr]
-        wanted = family.shapes(self.backbone_config).keys()
+        wanted = self.backbone_config.encoder_shapes().keys()
         tensors = {key: value for key, value in tensors.items() if key in wanted} | self.head_tensors()
         return {key: value.detach().float().cpu().clone() for key, value in tensors.items()}
 
@@ -82,7 +83,7 @@ class ExitModel(nn.Module):
     def first_tokens(self, inputs: dict[str, Tensor]) -> Tensor:
         """First tokens' hidden states after every layer, [n, B, H]; some are detached or frozen while training."""
         self._calls.first = []
-        with self.freezing.step(self):
+        with self.freezing.step(self._layers()) if self.training else contextlib.nullcontext():
             self.backbone(**inputs)  # type: ignore[misc]
         return torch.stack(self._calls.first)
 
@@ -90,9 +91,10 @@ class ExitModel(nn.Module):
         return F.dropout(states, self.dropout, self.training)
 
     def _layers(self) -> list[nn.Module]:
-        """The modules that are called once a layer, in the layers' order (ALBERT: groups, shared)."""
-        encoder: Any = self.backbone.encoder  # type: ignore[union-attr]
-        return list(encoder.albert_layer_groups if self.backbone_config.family.factorised else encoder.layer)
+        """The modules that are called once per layer, in order; where layers share weights, one per group."""
+        path = self.backbone_config.family.block_key.partition(".{")[0]
+        modules: Any = self.backbone.get_submodule(path)  # type: ignore[union-attr]
+        return list(modules)
 
     def _after_layer(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output

@@ -1,4 +1,4 @@
-"""The Past-Future recipe: all exits at once, and learners that imitate the states to come."""
+"""The Past-Future recipe: all exits are trained jointly, with learners that imitate the states to come."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def head_of(form: Objective, **options: Any) -> dict[str, Any]:
     head = {"type": "past-future", **FORMS[form]}
     head |= {key: value for key, value in options.items() if value is not None}
     if head["states"] == "past" and options.get("gate") is None:
-        head["gate"] = "none"  # nothing to weigh
+        head["gate"] = "none"  # there is no future to weigh
     return head
 
 

@@ -29,7 +29,7 @@ class LinearModel(ExitModel):
 
 
 class FullModel(ExitModel):
-    """One classifier behind the last layer: an ordinary fine-tuned model, of k layers a BERT-kL."""
+    """One classifier after the last layer: an ordinary fine-tuned model; with k layers, BERT-kL."""
 
     def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         head = Classifier(reference, self.backbone_config, self.head_config, self.head_tensors(), torch.float32)

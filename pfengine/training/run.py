@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checkpoint, data, saving, tasks, weights
+from .. import checkpoint, data, reader, saving, tasks, weights
 from ..api import load
-from ..config import BackboneConfig, EngineConfig, parse_backbone
+from ..config import BackboneConfig, parse_backbone
 from ..convert.source import find
 from ..data import Example
 from ..errors import CheckpointError, ConfigError
 from ..exits.calibration import calibration_table
 from ..exits.text import parse_form
 from ..folder import Folder
+from ..manifest import Manifest
 from ..notices import warn
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
-from .fit import Collator, Rows, encode, fit, forget
+from .fit import Collator, Rows, encode, fit, remove_state
 from .freezing import Freezing
-from .going_on import contents, files_of
 from .model import ExitModel
 from .past_future import PastFutureModel
 from .plain import FullModel, LinearModel
+from .resume import hash_files, hash_rows
 
 RECIPES: dict[str, type[ExitModel]] = {  # by the type of head
     "past-future": PastFutureModel, "linear": LinearModel, "classifier": FullModel,
@@ -37,30 +38,30 @@ RECIPES: dict[str, type[ExitModel]] = {  # by the type of head
 def train(config: TrainingConfig) -> Path:
     """Train, write the checkpoint to `config.output`, calibrate its thresholds on the held-out rows. Returns the path.
 
-    An interrupted run goes on where it last saved when it is started again with the same configuration. Raises
-    ConfigError or CheckpointError before any training where data, model or options do not fit, TrainingError where
-    the loss stops being a number; a checkpoint at `config.output` is replaced only once the new one is whole.
+    An interrupted run resumes from its last saved state when it is started again with the same configuration. Raises
+    ConfigError or CheckpointError before any training where data, model or options do not fit, TrainingError where the
+    loss stops being finite. A checkpoint at `config.output` is replaced only once the new one is complete.
     """
     try:
         from transformers import set_seed
     except ImportError:
         raise ConfigError("training needs transformers: pip install 'pfengine[train]'") from None
-    saving.try_destination(config.output)
+    saving.check_writable(config.output)
     source = Path(config.model)
     file = data.locate(config.data, "train")
-    name = data.named(file)
+    name = data.display_name(file)
     columns: dict[str, Any] = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
-    examples = data.read(file, **columns, kind=config.data_format, labelled=True, most=config.max_rows)
+    examples = data.read(file, **columns, kind=config.data_format, labelled=True, max_rows=config.max_rows)
     labels = config.labels or _labels(examples, config.data, name)
-    label_values(examples, labels, name)  # so that a wrong one is named by its row
+    label_values(examples, labels, name)  # so that an error names the row of a wrong one
     if config.held_out is not None:
         kept, held_out = examples, data.read(config.held_out, **columns, labelled=True)
     else:
-        kept, held_out = data.held_apart(examples, config.hold_out, config.seed, name)
+        kept, held_out = data.split_off(examples, config.hold_out, config.seed, name)
     values = np.array(label_values(held_out, labels, config.held_out or name))
     if not labels and len(set(values)) < 2:
         raise ConfigError(
-            f"all {len(held_out)} held-out rows have one score, which nothing correlates with; hold out more rows"
+            f"all {len(held_out)} held-out rows have the same score, so there is no correlation; hold out more rows"
         )
     unseen = set(values) - set(label_values(kept, labels, name)) if labels else set()
     if unseen:
@@ -71,23 +72,23 @@ def train(config: TrainingConfig) -> Path:
     backbone = _backbone(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    head = config.head(backbone_config.family.factorised)
+    head = config.head(backbone_config.family.shares_pooler)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
             f"frozen_layers is {config.frozen_layers}; the encoder has {backbone_config.num_layers} layers"
         )
     freezing = Freezing(config.freezing, config.frozen_layers)
-    if config.freezing == "layers" and backbone_config.family.factorised:
-        raise ConfigError("freezing 'layers' needs layers with parameters of their own, which ALBERT has not")
+    if config.freezing == "layers" and backbone_config.family.shares_layers:
+        raise ConfigError("freezing 'layers' needs layers with parameters of their own; ALBERT's share theirs")
     model = RECIPES[head["type"]](backbone, backbone_config, head, dropout=config.dropout, freezing=freezing)
     if isinstance(model, PastFutureModel):
         model.objective = config.form
-    inputs = {"data": contents(kept, held_out, labels), "model": files_of(source)}
+    inputs = {"data": hash_rows(kept, held_out, labels), "model": hash_files(source)}
     fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config.pad_token_id), inputs)
 
     last = backbone_config.num_layers
     exits = head["type"] != "classifier"
-    engine = EngineConfig(
+    manifest = Manifest(
         system="past-future" if config.incorporate in ("ensemble", "vote") else config.system,
         head=head,
         criterion="entropy" if exits and labels else "never",
@@ -96,33 +97,33 @@ def train(config: TrainingConfig) -> Path:
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
     with saving.replacing(config.output) as stage:
-        saving.fill(stage, backbone_config.raw, engine, model.checkpoint_tensors(), files)
-        calibrated(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
-    forget(config)
+        saving.fill(stage, backbone_config.raw, manifest, model.checkpoint_tensors(), files)
+        add_calibration(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
+    remove_state(config)
     return Path(config.output)
 
 
-def calibrated(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
-    """Give a checkpoint that was just trained its table and threshold, from rows it was not trained on.
+def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
+    """Add calibration table and threshold to a newly trained checkpoint, from rows it was not trained on.
 
-    Calibrated on what was stored, which rounding to int8 may have changed. speedup: the layer speed-up it is to have.
+    The stored weights are calibrated, which rounding to int8 may have changed. speedup: the layer speed-up to run at.
     """
     trained = load(path, precision="fp32", criterion="never", max_length=max_length)
-    engine = trained.checkpoint.engine
+    manifest = trained.checkpoint.manifest
     logits = trained.layer_logits(rows)
     if trained.model.config.problem_type != "regression":
         score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
     elif np.ptp(logits[-1, :, 0]) > 0:
         score = {"held_out_score": float(np.corrcoef(logits[-1, :, 0], values)[0, 1])}
-    else:  # which JSON has no number for
+    else:  # JSON has no number for it
         warn("the model gives all held-out rows the same score, so there is no correlation")
         score = {}
-    engine = replace(engine, training=engine.training | score)
-    if engine.criterion is not None and engine.criterion != "never":
-        table = calibration_table(parse_form(engine.criterion), logits, values, trained.exit_layers)
+    manifest = replace(manifest, training=manifest.training | score)
+    if manifest.criterion is not None and manifest.criterion != "never":
+        table = calibration_table(parse_form(manifest.criterion), logits, values, trained.exit_layers)
         nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
-        engine = replace(engine, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
-    return saving.write_engine(path, engine)
+        manifest = replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
+    return saving.write_manifest(path, manifest)
 
 
 def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
@@ -130,19 +131,21 @@ def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModel
 
     folder = Folder(source)
-    if folder.has(checkpoint.ENGINE):
-        tensors: Mapping[str, torch.Tensor] = checkpoint.read(folder).tensors
-    else:  # heads, poolers and layers above the k-th are left where they are
-        tensors = weights.fit(folder, find(folder), config.family.shapes(config), config, extra="ignore")
+    if folder.has(checkpoint.MANIFEST):
+        tensors: Mapping[str, torch.Tensor] = reader.read(folder).tensors
+    else:  # heads, poolers and layers above the k-th are not read
+        tensors = weights.match(folder, find(folder), config.encoder_shapes(), config, extra="ignore")
     settings = {key: value for key, value in config.raw.items() if key != "auto_map"}
     try:
-        with torch.random.fork_rng(devices=[]):  # so that heads start as they always did
+        with torch.random.fork_rng(devices=[]):  # so that it does not change how heads are initialised
             backbone: torch.nn.Module = AutoModel.from_config(
                 AutoConfig.for_model(**settings), trust_remote_code=False, add_pooling_layer=False, dtype=torch.float32
             )
-    except Exception as error:  # transformers checks fields that are none of ours
+    except Exception as error:  # transformers checks fields that pfengine does not read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(source, [f"{checkpoint.CONFIG}: transformers makes no encoder of it: {reason}"]) from None
+        raise CheckpointError(
+            source, [f"{checkpoint.CONFIG}: transformers cannot build an encoder from it: {reason}"]
+        ) from None
     backbone.load_state_dict({key: tensors[config.family.prefix + key] for key in backbone.state_dict()})
     folder.check()
     return backbone
@@ -161,7 +164,7 @@ def _labels(examples: list[Example], source: str, file: str) -> tuple[str, ...]:
 
 
 def label_values(examples: list[Example], labels: tuple[str, ...], file: str) -> list[Any]:
-    """What the loss is held against: label ids, or numbers for regression."""
+    """The targets of the loss: label ids, or numbers for regression."""
     return data.label_ids(examples, labels, file) if labels else data.scores(examples, file)
 
 

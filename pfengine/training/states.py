@@ -1,7 +1,7 @@
-"""States of a run under way, on disk: the newest whole one is gone on from, whatever moment the run was killed at.
+"""Saved states of a training run: a run that is killed at any moment resumes from the newest complete one.
 
-transformers writes `checkpoint-N`, file by file. Once all is on the disk it is renamed to `whole-N`, and only then are
-older ones removed.
+transformers writes `checkpoint-N`, file by file. Once all of it is on the disk it is renamed to `whole-N`, and only
+then are older ones removed.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 
 from .. import destination
 from ..errors import ConfigError
-from .going_on import go_on_with
+from .resume import check_same_run
 
 WRITTEN, WHOLE = "checkpoint-", "whole-"
 
 
 @contextlib.contextmanager
 def opened(directory: Path, options: dict[str, Any], inputs: dict[str, str]) -> Iterator[Path | None]:
-    """The newest whole state of an interrupted run, None where there is none; nobody else has it meanwhile.
+    """The newest complete state of an interrupted run, or None; the directory is locked meanwhile.
 
-    ConfigError where the run was begun with other options or inputs, or is under way. Where several processes train
-    one model, the first looks after the directory.
+    ConfigError where the run was started with other options or inputs, or is still running. Where several processes
+    train one model, the first manages the directory.
     """
     if int(os.environ.get("RANK", "0")):
         yield next(iter(_whole(directory)[-1:]), None)
@@ -46,15 +46,15 @@ def opened(directory: Path, options: dict[str, Any], inputs: dict[str, str]) -> 
                 _remove(entry)
             elif not whole:
                 entry.unlink()
-        go_on_with(directory, options, inputs, "an interrupted run")
+        check_same_run(directory, options, inputs, "an interrupted run")
         yield whole[-1] if whole else None
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
-def seal(directory: Path, step: int) -> None:
-    """What was written at a step is whole; older states go."""
+def complete(directory: Path, step: int) -> None:
+    """Mark the state of a step as complete, and remove older ones."""
     written = directory / f"{WRITTEN}{step}"
     destination.flush(written)
     os.rename(written, directory / f"{WHOLE}{step}")
@@ -64,7 +64,7 @@ def seal(directory: Path, step: int) -> None:
 
 
 def reason(directory: Path, error: Exception) -> Exception:
-    """Why a state could not be written; torch does not tell, so one more write is tried where it stopped."""
+    """Why a state could not be written. torch does not say, so a write is tried again where it stopped."""
     if isinstance(error, RuntimeError):
         try:
             for file in directory.glob(f"{WRITTEN}*/*"):
@@ -75,14 +75,14 @@ def reason(directory: Path, error: Exception) -> Exception:
     return error
 
 
-def ended(state: Path) -> bool:
-    """Was this the last step of the run?"""
+def is_last(state: Path) -> bool:
+    """Whether this is the state after the last step of the run."""
     said = json.loads((state / "trainer_state.json").read_bytes())
     return bool(said["global_step"] >= said["max_steps"])
 
 
 def remove(directory: Path) -> None:
-    """Remove all states, so that one that is left by a kill is not taken for whole."""
+    """Remove all states, such that one left over by a kill is not taken for complete."""
     with contextlib.suppress(OSError):
         for state in _whole(directory):
             _remove(state)

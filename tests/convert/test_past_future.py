@@ -151,7 +151,7 @@ def test_not_a_source(tmp_path: Path) -> None:
     with pytest.raises(pfengine.ConfigError, match="past-future"):
         pfengine.convert(FOLDERS[0] / "bert_n2", tmp_path / "out", system="deebert")
     source = copy_case(tmp_path, drop=("classifiers.gate_proj.weight",))
-    with pytest.raises(pfengine.CheckpointError, match="no known system"):
+    with pytest.raises(pfengine.CheckpointError, match="of a known system"):
         pfengine.convert(source, tmp_path / "out")
     (source / "weights.safetensors").rename(source / "other.bin")
     with pytest.raises(pfengine.CheckpointError, match="has no weights"):
@@ -176,7 +176,7 @@ def test_pickles_run_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_source_is_never_written_over(tmp_path: Path) -> None:
     source = copy_case(tmp_path)
-    with pytest.raises(pfengine.CheckpointError, match="no pfengine checkpoint"):
+    with pytest.raises(pfengine.CheckpointError, match="not a pfengine checkpoint"):
         pfengine.convert(source, source)
     assert sorted(file.name for file in source.iterdir()) == ["config.json", "weights.safetensors"]
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import reader
 
 Make = Callable[..., Path]
 TEXT = "the film is very good"
@@ -65,7 +65,7 @@ def test_a_pickle_becomes_what_loads(plain: Path, tmp_path: Path, architectures:
     assert words == ["pfengine", "convert", str(plain), "OUT"]  # and just that is what helps
     out = pfengine.convert(words[2], tmp_path / "out")
     assert pfengine.load(out).classify(TEXT) == expected
-    assert checkpoint.read(out).engine.system == "full-model"
+    assert reader.read(out).manifest.system == "full-model"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_forms_of_pickles(plain: Path, tmp_path: Path, change: Any, options: dic
 
 def test_tensors_that_share_their_memory(plain: Path, tmp_path: Path) -> None:
     tensors = tied(load_file(plain / "model.safetensors"))
-    found = checkpoint.read(pfengine.convert(pickle(plain, lambda _: tensors), tmp_path / "out")).tensors
+    found = reader.read(pfengine.convert(pickle(plain, lambda _: tensors), tmp_path / "out")).tensors
     for key, value in tensors.items():
         assert torch.equal(found[key], value), key
 
@@ -124,12 +124,12 @@ class Evil:
         ({NAME: Evil()}, r"cannot be read as tensors alone: it holds posix\.mkdir, and no code"),
         (torch.nn.Linear(2, 2), r"it holds torch\.nn\.modules\.linear\.Linear, and no code"),
         ({NAME: np.float64(3)}, r"it holds numpy\..*scalar, and no code"),
-        ({"model": {NAME: torch.ones(2)}}, "is no state dict"),
-        ({NAME: torch.ones(2), "epoch": 3}, "is no state dict"),
-        ([torch.ones(2)], "is no state dict"),
+        ({"model": {NAME: torch.ones(2)}}, "is not a state dict"),
+        ({NAME: torch.ones(2), "epoch": 3}, "is not a state dict"),
+        ([torch.ones(2)], "is not a state dict"),
         ({NAME: torch.ones(2, 2).to_sparse()}, f"'{NAME}' is sparse or quantised"),
         ({NAME: torch.tensor([[float("nan")]])}, "is missing|NaN"),
-        ({"bert.embeddings.word_embeddings.weight": torch.ones(2, 2)}, "no known system .* and no classifier"),
+        ({"bert.embeddings.word_embeddings.weight": torch.ones(2, 2)}, "of a known system .* and no classifier"),
         (b"", "it is damaged, or torch.save did not write it"),
         (b"PK\3\4" + bytes(500), "it is damaged, or torch.save did not write it"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a git-lfs pointer"),

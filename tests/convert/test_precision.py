@@ -49,5 +49,5 @@ def test_a_plain_directory(make_text_checkpoint: Make, tmp_path: Path) -> None:
 
 
 def test_unknown_precision(make_checkpoint: Make, tmp_path: Path) -> None:
-    with pytest.raises(pfengine.ConfigError, match="precision is 'bf16'; weights are kept in fp32 or int8"):
+    with pytest.raises(pfengine.ConfigError, match="precision is 'bf16'; weights are stored in fp32 or int8"):
         pfengine.convert(make_checkpoint("bert"), tmp_path / "out", precision="bf16")

@@ -39,9 +39,7 @@ def test_names_are_those_in_the_data_and_read_as_themselves(found: list[str], na
 
 
 def test_integers_written_as_floats_are_classes_and_said() -> None:
-    with pytest.warns(
-        UserWarning, match=r"taken as classes: 1 for 1.0, 10 for 10.0, 2 for 2.0; scores have a fraction"
-    ):
+    with pytest.warns(UserWarning, match=r"read as classes: 1 for 1.0, 10 for 10.0, 2 for 2.0; in a file of scores"):
         assert data.names_of(["10.0", "1.0", "2.0", "2"]) == ("1", "2", "10")
     assert data.names_of(["1.0", "2.5"]) == ()
     assert data.names_of(["1.0", "beta"]) == ("1.0", "beta")
@@ -76,22 +74,22 @@ def test_names_come_before_ids(labels: tuple[str, ...], found: tuple[str, ...], 
 @pytest.mark.parametrize(
     ("labels", "found", "message"),
     [
-        (("1", "2", "3"), ("1", "2", "0"), "f, row 2: label '0' is none of 1, 2, 3$"),
-        (("1", "2", "3"), ("0",), "f, row 0: label '0' is none of 1, 2, 3$"),
-        (("a", "1"), ("0", "1"), "row 0: label '0' is none of a, 1$"),
-        (("LABEL_1", "LABEL_2"), ("1", "0"), "row 1: label '0' is none of LABEL_1, LABEL_2$"),
+        (("1", "2", "3"), ("1", "2", "0"), "f, row 2: label '0' is not one of 1, 2, 3$"),
+        (("1", "2", "3"), ("0",), "f, row 0: label '0' is not one of 1, 2, 3$"),
+        (("a", "1"), ("0", "1"), "row 0: label '0' is not one of a, 1$"),
+        (("LABEL_1", "LABEL_2"), ("1", "0"), "row 1: label '0' is not one of LABEL_1, LABEL_2$"),
         (
             ("no", "yes"),
             ("1", "no"),
-            "row 0: label '1' is none of no, yes, while row 1 has 'no'; label all rows by name",
+            "row 0: label '1' is not one of no, yes, while row 1 has 'no'; label all rows by name",
         ),
-        (("1 star", "2 stars", "3 stars"), ("1", "2"), "row 0: label '1' is none of 1 star, 2 stars, 3 stars$"),
-        (("class 1", "class 2"), ("0", "1"), "row 0: label '0' is none of class 1, class 2$"),
-        (("no", "yes"), ("1", "2"), "row 1: label '2' is none of no, yes$"),
-        (("no", "yes"), ("True", "False"), "row 0: label 'True' is none of no, yes$"),
-        (("no", "yes"), ("No",), "row 0: label 'No' is none of no, yes$"),
-        (("no", "yes"), ("1", "-1"), "row 1: label '-1' is none of no, yes: the rows are not labelled"),
-        (("1", "1.0"), ("1.00",), "row 0: label '1.00' is none of 1, 1.0$"),
+        (("1 star", "2 stars", "3 stars"), ("1", "2"), "row 0: label '1' is not one of 1 star, 2 stars, 3 stars$"),
+        (("class 1", "class 2"), ("0", "1"), "row 0: label '0' is not one of class 1, class 2$"),
+        (("no", "yes"), ("1", "2"), "row 1: label '2' is not one of no, yes$"),
+        (("no", "yes"), ("True", "False"), "row 0: label 'True' is not one of no, yes$"),
+        (("no", "yes"), ("No",), "row 0: label 'No' is not one of no, yes$"),
+        (("no", "yes"), ("1", "-1"), "row 1: label '-1' is not one of no, yes: the rows are not labelled"),
+        (("1", "1.0"), ("1.00",), "row 0: label '1.00' is not one of 1, 1.0$"),
     ],
 )
 def test_what_does_not_fit_is_named(labels: tuple[str, ...], found: tuple[str, ...], message: str) -> None:
@@ -102,7 +100,7 @@ def test_what_does_not_fit_is_named(labels: tuple[str, ...], found: tuple[str, .
 def test_rows_without_labels_and_scores_that_are_none() -> None:
     with pytest.raises(pfengine.ConfigError, match="f has no column with labels"):
         data.label_ids(examples(None), ("no", "yes"), "f")
-    with pytest.raises(pfengine.ConfigError, match="row 1: label 'nan' is no finite number"):
+    with pytest.raises(pfengine.ConfigError, match="row 1: label 'nan' is not a finite number"):
         data.scores(examples("1.5", "nan"), "f")
 
 

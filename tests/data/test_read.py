@@ -41,7 +41,7 @@ def test_pairs_and_unlabelled(tmp_path: Path) -> None:
         ("x.tsv", "words\tlabel\na\t1\n", "columns words, label"),
         ("x.tsv", "sentence\tlabel\na\t1\nb\n", "line 3: has no label in column 'label'"),
         ("x.jsonl", '{"text": "a"}\n{"text"\n', "line 2: is not JSON"),
-        ("x.jsonl", '["a"]\n', "line 1: is no text, nor an object with one"),
+        ("x.jsonl", '["a"]\n', "line 1: is neither text nor an object with text"),
         ("x.csv.gz", "not zipped", "cannot be read"),
     ],
 )
@@ -128,7 +128,7 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "mrpc/train-00000-of-00001.parquet", "sst2/validation-00000-of-00001.parquet",
         "mnli/validation_matched-00000-of-00001.parquet", "stsb/test-00000-of-00001.parquet",
     ]  # fmt: skip
-    with pytest.raises(pfengine.ConfigError, match="cannot be had: no route to host; give a directory"):
+    with pytest.raises(pfengine.ConfigError, match="cannot be downloaded: no route to host; give a directory"):
         data.locate("qnli", "train")
     with pytest.raises(pfengine.ConfigError, match=r"CoLA does not exist; .* SST-2, MRPC"):
         data.locate("CoLA", "train")
@@ -207,10 +207,18 @@ def test_no_label_at_all_is_none_where_none_is_needed(tmp_path: Path, name: str,
     ("name", "content", "message"),
     [
         ("x.jsonl", '{"text": "a", "label": [1]}\n', "line 1: has a label of type list"),
-        ("x.jsonl", '{"text": "a"}\n{"text": "b", "text_pair": "c"}\n', "line 2: has two texts, the first row one"),
-        ("x.jsonl", '{"text": "a", "text_pair": "c"}\n{"text": "b"}\n', "line 2: has one text, the first row two"),
+        (
+            "x.jsonl",
+            '{"text": "a"}\n{"text": "b", "text_pair": "c"}\n',
+            "line 2: has two texts, the first row has one",
+        ),
+        (
+            "x.jsonl",
+            '{"text": "a", "text_pair": "c"}\n{"text": "b"}\n',
+            "line 2: has one text, the first row has two",
+        ),
         ("x.jsonl", '{"text": "a"}\n{"text": 3}\n', "line 2: column 'text' is of type int; it must be a string"),
-        ("x.jsonl", '{"input_ids": [1]}\n', "line 1: is no text"),
+        ("x.jsonl", '{"input_ids": [1]}\n', "line 1: is neither text"),
         ("x.txt", "a\nb\n", r"x\.txt has no column with labels"),
     ],
 )
@@ -222,4 +230,4 @@ def test_rows_that_do_not_go_together(tmp_path: Path, name: str, content: str, m
 
 def test_only_the_first_rows_are_read(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"a\nb\n\xff\n")
-    assert [example.text for example in data.read(tmp_path / "x.txt", most=2)] == ["a", "b"]
+    assert [example.text for example in data.read(tmp_path / "x.txt", max_rows=2)] == ["a", "b"]

@@ -119,9 +119,9 @@ def test_a_label_column_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("x.txt", b"a\nb\xe9c\nd\n", "is no text in UTF-8: byte 0xe9 at position 1"),
+        ("x.txt", b"a\nb\xe9c\nd\n", "is not valid UTF-8: byte 0xe9 at position 1"),
         ("x.csv", b"text,label\na,1\nb\xff,0\nd,1\n", "byte 0xff at position 1"),
-        ("x.csv", b'text,label\na,1\n"two\nlin\xe9s",0\nd,1\n', "has a line 4 that is no text in UTF-8"),
+        ("x.csv", b'text,label\na,1\n"two\nlin\xe9s",0\nd,1\n', "has a line 4 that is not valid UTF-8"),
         ("x.tsv", b"text\tlabel\na\t1\nb\t0\t7\nd\t1\n", "has 3 columns; the header has 2"),
         ("x.tsv", b"label\ttext\n1\ta\n0\n1\td\n", "column 'text' is missing"),
         ("x.tsv", b"text\tlabel\na\t1\n\nd\t1\n", "is a blank line"),
@@ -133,7 +133,7 @@ def test_a_label_column_is_no_text(tmp_path: Path) -> None:
         ("x.jsonl", b'"a"\n{"sentence": 3}\n"d"\n', "column 'sentence' is of type int"),
         ("x.jsonl", b'"a"\n{"words": "x"}\n"d"\n', "has the columns words; the text must be in one named"),
         ("x.jsonl", b'"a"\n\n"d"\n', "is a blank line"),
-        ("x.txt", b"\xff\xfea\0\n\0\x00\xd8b\0\n\0d\0\n\0", "is no text in UTF-16"),
+        ("x.txt", b"\xff\xfea\0\n\0\x00\xd8b\0\n\0d\0\n\0", "is not valid UTF-16"),
     ],
 )
 def test_a_bad_row_loses_no_other(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
@@ -154,8 +154,8 @@ def test_a_bad_row_loses_no_other(tmp_path: Path, name: str, content: bytes, rea
         ("x.csv", b"good film,1\n", "has the columns good film, 1; the text must be"),
         ("x.csv", b"text;label\ngood;1\n", "has the columns text;label; the text must be"),
         ("x.csv", b"text,text,label\na,b,1\n", "has 2 columns named 'text'"),
-        ("x.csv", b"te\xe9xt,label\na,1\n", "line 1: is no text in UTF-8"),
-        ("x.tsv.gz", b"text\tlabel\n", "is named .gz but not compressed so"),
+        ("x.csv", b"te\xe9xt,label\na,1\n", "line 1: is not valid UTF-8"),
+        ("x.tsv.gz", b"text\tlabel\n", "is named .gz, but not compressed like that"),
         ("x.xlsx", b"PK\x03\x04 and so on", "is a zip archive or a spreadsheet"),
         ("x.parquet", b"PAR1 and no more", "cannot be read"),
     ],

@@ -44,7 +44,7 @@ def test_table_and_threshold_are_written_and_true(ckpt: Path, rows: Path) -> Non
     engine = pfengine.load(ckpt, precision="fp32")
     out = engine.predict(texts(rows))
     assert out.layer_speedup == pytest.approx(1.5, rel=0.1)  # between two points of the table
-    assert found.threshold == engine.checkpoint.engine.threshold
+    assert found.threshold == engine.checkpoint.manifest.threshold
     full = engine.predict(texts(rows), criterion="never")
     for point in found.table:
         early = engine.predict(texts(rows), threshold=point["threshold"])
@@ -76,7 +76,7 @@ def test_numbers_of_numpy_and_few_rows(ckpt: Path, rows: Path, tmp_path: Path) -
     found = pfengine.calibrate(ckpt, rows, agreement=np.float32(0.9), confidence=np.float64(0.9), out=tmp_path / "copy")
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["guarantee"]["limit"] == pytest.approx(0.1)
     (tmp_path / "one.txt").write_text("a film\n")
-    with pytest.warns(UserWarning, match=r"one\.txt has 1 rows; thresholds from fewer than 30 mean little"):
+    with pytest.warns(UserWarning, match=r"one\.txt has 1 rows; thresholds from fewer than 30 are unreliable"):
         pfengine.calibrate(ckpt, tmp_path / "one.txt", out=tmp_path / "copy")
     (tmp_path / "none.csv").write_text("text,label\n")
     with pytest.raises(pfengine.ConfigError, match=r"none\.csv has no rows"):
@@ -243,7 +243,7 @@ def test_wrong_use(ckpt: Path, rows: Path, options: dict, message: str) -> None:
 
 
 def test_bundled_and_plain_checkpoints(make_checkpoint: Callable[..., Path], rows: Path) -> None:
-    with pytest.raises(pfengine.ConfigError, match="bundled with the package; say where"):
+    with pytest.raises(pfengine.ConfigError, match="bundled with the package; give the calibrated copy a directory"):
         pfengine.calibrate("sst2", rows)
     with pytest.raises(pfengine.ConfigError, match="no exit before its last layer"):
         pfengine.calibrate(make_checkpoint("bert", head="classifier"), rows)
@@ -264,8 +264,8 @@ def test_full_disk_leaves_the_old_file(ckpt: Path, rows: Path, monkeypatch: pyte
 
 def test_the_list_of_files_stays_right(ckpt: Path, rows: Path, tmp_path: Path) -> None:
     """In place and in a copy."""
-    good = pfengine.checkpoint.read(ckpt)
-    path = saving.write(tmp_path / "listed", good.backbone.raw, good.engine, good.tensors, good.tokenizer)
+    good = pfengine.reader.read(ckpt)
+    path = saving.write(tmp_path / "listed", good.backbone.raw, good.manifest, good.tensors, good.tokenizer)
     files = json.loads((path / "pfengine.json").read_text())["files"]
     assert {name for name in files if not name.startswith("tokenizer")} == {"config.json", "model.safetensors"}
     (path / "NOTES.md").write_text("mine")
@@ -273,7 +273,7 @@ def test_the_list_of_files_stays_right(ckpt: Path, rows: Path, tmp_path: Path) -
     written = json.loads((path / "pfengine.json").read_text())
     assert written["files"] == files
     assert written["precisions"]
-    assert pfengine.load(path).checkpoint.engine.threshold == written["threshold"]
+    assert pfengine.load(path).checkpoint.manifest.threshold == written["threshold"]
     copy = pfengine.calibrate(path, rows, speedup=1.2, out=tmp_path / "copy").checkpoint
     assert json.loads((Path(copy) / "pfengine.json").read_text())["files"] == files
     assert (path / "NOTES.md").read_text() == "mine"
@@ -283,15 +283,15 @@ def test_the_list_of_files_stays_right(ckpt: Path, rows: Path, tmp_path: Path) -
 def test_a_checkpoint_that_was_saved_anew_meanwhile(
     ckpt: Path, rows: Path, tmp_path: Path, make_text_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good, other = (pfengine.checkpoint.read(path) for path in (ckpt, make_text_checkpoint(labels=2, seed=4)))
-    path = saving.write(tmp_path / "out", good.backbone.raw, good.engine, good.tensors, good.tokenizer)
+    good, other = (pfengine.reader.read(path) for path in (ckpt, make_text_checkpoint(labels=2, seed=4)))
+    path = saving.write(tmp_path / "out", good.backbone.raw, good.manifest, good.tensors, good.tokenizer)
 
     def save_another(*_: object) -> dict:
-        saving.write(path, other.backbone.raw, other.engine, other.tensors, other.tokenizer)
+        saving.write(path, other.backbone.raw, other.manifest, other.tensors, other.tokenizer)
         return {}
 
-    monkeypatch.setattr("pfengine.evaluation.calibrating.check_precisions", save_another)
-    with pytest.raises(pfengine.CheckpointError, match="another checkpoint was saved there meanwhile"):
+    monkeypatch.setattr("pfengine.evaluation.calibrate_checkpoint.check_precisions", save_another)
+    with pytest.raises(pfengine.CheckpointError, match="another checkpoint was saved there in the meantime"):
         pfengine.calibrate(path, rows, speedup=1.2)
     monkeypatch.undo()
-    assert pfengine.load(path).checkpoint.engine == other.engine
+    assert pfengine.load(path).checkpoint.manifest == other.manifest

@@ -49,13 +49,13 @@ def test_figures(file: Path) -> None:
 
 def test_default_settings_are_the_calibration_table(file: Path) -> None:
     report = evaluate("sst2", file, repeats=1)
-    points = [p for p in pfengine.load("sst2").checkpoint.engine.calibration if p["layer_speedup"] > 1]
+    points = [p for p in pfengine.load("sst2").checkpoint.manifest.calibration if p["layer_speedup"] > 1]
     assert len(report.settings) == 1 + len(points)
 
 
 def test_labels_that_do_not_fit(file: Path) -> None:
     file.write_text('{"text": "a film", "label": "mixed"}\n')
-    with pytest.raises(pfengine.ConfigError, match="row 0: label 'mixed' is none of negative, positive"):
+    with pytest.raises(pfengine.ConfigError, match="row 0: label 'mixed' is not one of negative, positive"):
         evaluate("sst2", file)
     with pytest.raises(pfengine.ConfigError, match="repeats"):
         evaluate("sst2", file, repeats=0)
@@ -70,7 +70,7 @@ def regression(make_text_checkpoint: Callable[..., Path]) -> Path:
 def test_one_score_is_refused(regression: Path, tmp_path: Path, rows: list) -> None:
     file = tmp_path / "dev.jsonl"
     file.write_text("".join(json.dumps({"text": text, "score": score}) + "\n" for text, score in rows))
-    with pytest.raises(pfengine.ConfigError, match=f"all {len(rows)} rows have one score"):
+    with pytest.raises(pfengine.ConfigError, match=f"all {len(rows)} rows have the same score"):
         evaluate(regression, file)
 
 

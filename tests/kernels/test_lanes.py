@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import api, checkpoint
+from pfengine import api, reader
 from pfengine.exits import Entropy, Never, Replay
 from pfengine.kernels.launch import recording
 from pfengine.ops import cuda, cuda_lanes
@@ -61,7 +61,7 @@ def recorder() -> FakeRecorder:
 
 def on_device(path: Path, device: torch.device) -> tuple[pfengine.Engine, CudaModel]:
     engine = pfengine.load(path, precision="fp32", criterion="never")
-    engine.model, engine.device = api.build(checkpoint.read(path), cuda, torch.float32, device), device
+    engine.model, engine.device = api.build(reader.read(path), cuda, torch.float32, device), device
     assert isinstance(engine.model.native, CudaModel)
     return engine, engine.model.native
 

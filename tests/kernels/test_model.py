@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import api, checkpoint
+from pfengine import api, reader
 from pfengine.batch import Packed
 from pfengine.exits import Entropy, Never, Replay
 from pfengine.ops import cuda, cuda_lanes, cuda_model, reference
@@ -36,7 +36,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine.Engine]:
     """On the device, and plain torch in float32."""
-    ckpt = checkpoint.read(path)
+    ckpt = reader.read(path)
     plain, ours = (pfengine.load(path, precision="fp32", criterion="never") for _ in range(2))
     plain.model = api.build(ckpt, reference, torch.float32)
     ours.model, ours.device = api.build(ckpt, cuda, torch.float32, device), device

@@ -17,7 +17,7 @@ import transformers
 
 import pfengine
 from pfengine import data
-from pfengine.training.attaching import first_states
+from pfengine.training.attach_exits import first_states
 
 from .conftest import BAD, FILL, GOOD
 
@@ -131,7 +131,7 @@ def test_refusals(plain: Path, texts: Path, tmp_path: Path) -> None:
         pfengine.attach("sst2", texts, tmp_path / "ckpt")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
-    with pytest.raises(pfengine.CheckpointError, match="is no pfengine checkpoint"):
+    with pytest.raises(pfengine.CheckpointError, match="is not a pfengine checkpoint"):
         pfengine.attach(plain, texts, tmp_path / "mine")
     assert not (tmp_path / "ckpt").exists()
 

@@ -67,10 +67,10 @@ class Evil:
         ("missing", rf"'bert\.{NAME}' \[48, 64\] is missing"),
         ("nan", rf"'bert\.{NAME}' has 1 NaN or infinite values"),
         ("pickle", r"cannot be read as tensors alone: it holds posix\.mkdir"),
-        ("fifo", "config.json is no regular file"),
+        ("fifo", "config.json is not a regular file"),
         ("list", "config.json: is not a JSON object"),
         ("odd", "'num_hidden_layers' is 'three'"),
-        ("theirs", "config.json: transformers makes no encoder of it: "),
+        ("theirs", "config.json: transformers cannot build an encoder from it: "),
     ],
 )  # fmt: skip
 @pytest.mark.timeout(60)

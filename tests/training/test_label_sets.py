@@ -57,7 +57,7 @@ def test_one_mapping(encoder: Path, tmp_path: Path, labels: list[str], names: tu
     assert found.guarantee is not None
     assert found.table[0]["accuracy"] == written["held_out_score"]
     wrong = write(tmp_path / "wrong.tsv", [*labels[1:], "8"], 1, 200)
-    with pytest.raises(pfengine.ConfigError, match="label '8' is none of"):
+    with pytest.raises(pfengine.ConfigError, match="label '8' is not one of"):
         pfengine.calibrate(out, wrong, accuracy_drop=0.05, confidence=0.9)
     turned = write(tmp_path / "turned.tsv", [*labels[1:], labels[0]], 1, 200)
     with pytest.raises(pfengine.ConfigError, match="no accuracy can be promised: at full depth"):
@@ -71,7 +71,7 @@ def test_one_mapping(encoder: Path, tmp_path: Path, labels: list[str], names: tu
         (
             ["1.5\ta film", "2.5\tthe plot", "2.5\tgood", "2.5\tbad"],
             {"hold_out": 1},
-            "all 1 held-out rows have one score",
+            "all 1 held-out rows have the same score",
         ),
         (["1\ta film", "\tthe plot"], {}, r"train\.tsv, line 3: has no label in column 'label'"),
         (["1\ta film", "2\tthe plot"], {"hold_out": 9}, "holding out 9 leaves none to train on: .* such as 1$"),
@@ -80,7 +80,7 @@ def test_one_mapping(encoder: Path, tmp_path: Path, labels: list[str], names: tu
             {"hold_out": 1, "freezing": "lower", "frozen_layers": 4},
             "encoder has 3 layers",
         ),
-        (["a\ta film", "b\tthe plot"], {"labels": ("a", "c")}, "row 1: label 'b' is none of a, c$"),
+        (["a\ta film", "b\tthe plot"], {"labels": ("a", "c")}, "row 1: label 'b' is not one of a, c$"),
     ],
 )
 def test_data_that_cannot_be_learned_from(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import reader
 from pfengine.training.freezing import Freezing
 from pfengine.training.past_future import PastFutureModel
 
@@ -43,7 +43,7 @@ def trained(
 
     freeze: the lowest layers that are detached, surely so at the beginning of a run.
     """
-    ckpt = checkpoint.read(pfengine.convert(case, tmp_path_factory.mktemp("converted") / "ckpt"))
+    ckpt = reader.read(pfengine.convert(case, tmp_path_factory.mktemp("converted") / "ckpt"))
     raw = json.loads((ckpt.path / "config.json").read_text())
     backbone = AutoModel.from_config(AutoConfig.for_model(**raw), add_pooling_layer=False)
     prefix = ckpt.backbone.family.prefix
@@ -51,7 +51,7 @@ def trained(
     missing, extra = backbone.load_state_dict(weights, strict=False)
     assert not extra
     assert all("position_ids" in key for key in missing)
-    model = PastFutureModel(backbone, ckpt.backbone, ckpt.engine.head, freezing=Freezing("lower", freeze))
+    model = PastFutureModel(backbone, ckpt.backbone, ckpt.manifest.head, freezing=Freezing("lower", freeze))
     model.objective = "authors"
     model.load_head(ckpt.tensors)
     inputs = load_file(case / "inputs.safetensors")

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel
 
 import pfengine
 from pfengine import saving
-from pfengine.config import EngineConfig, parse_backbone
+from pfengine.config import parse_backbone
+from pfengine.manifest import Manifest
 from pfengine.training.freezing import Freezing
 from pfengine.training.past_future import PastFutureModel, imitation_loss
 from pfengine.training.plain import LinearModel
@@ -62,12 +63,12 @@ def test_trains_and_answers_alike(make_checkpoint: Callable[..., Path], tmp_path
     model.eval()
     with torch.no_grad():
         theirs = model(**batch)["logits"].transpose(0, 1).numpy()
-    engine = EngineConfig("test", head, criterion="entropy", exit_layers=tuple(range(1, 6)))
+    engine = Manifest("test", head, criterion="entropy", exit_layers=tuple(range(1, 6)))
     path = saving.write(tmp_path / "ckpt", raw, engine, model.checkpoint_tensors())
     if head.get("combine", "none") != "none":
         head = head | {"combine": "none"}  # trained as plain classifiers
         path = saving.write(
-            tmp_path / "plain", raw, EngineConfig("test", head, exit_layers=engine.exit_layers),
+            tmp_path / "plain", raw, Manifest("test", head, exit_layers=engine.exit_layers),
             model.checkpoint_tensors(),
         )  # fmt: skip
     ours = pfengine.load(path, criterion="never").layer_logits(

@@ -20,7 +20,7 @@ import pfengine
 from pfengine import destination
 from pfengine.training import grid, states
 from pfengine.training.fit import Order
-from pfengine.training.going_on import go_on_with
+from pfengine.training.resume import check_same_run
 
 from .test_train import config
 
@@ -162,8 +162,8 @@ def test_two_runs_into_one_place(encoder: Path, rows: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("note", [b"", b'{"options": {"sys', b"[1]", b"{}", b'{"options": 3}'])
 def test_a_broken_note(note: bytes, tmp_path: Path) -> None:
     (tmp_path / "options.json").write_bytes(note)
-    with pytest.raises(pfengine.ConfigError, match=r"options\.json in it does not say of what; remove the directory"):
-        go_on_with(tmp_path, {"seed": 0}, {}, "an interrupted run")
+    with pytest.raises(pfengine.ConfigError, match=r"options\.json in it does not name its options; remove"):
+        check_same_run(tmp_path, {"seed": 0}, {}, "an interrupted run")
     with states.opened(tmp_path, {"seed": 0}, {}) as last:  # nothing to go on from: it does not matter what it says
         assert last is None
 
@@ -284,7 +284,7 @@ def test_attaching_goes_on_too(encoder: Path, rows: Path, tmp_path: Path, monkey
     texts.write_text("\n".join(line.partition("\t")[0] for line in lines) + "\n")
     options: dict[str, Any] = {"epochs": 2, "hold_out": 40, "batch_size": 16, "dropout": 0.2}
     often = functools.partial(pfengine.TrainingConfig, save_every=4)
-    monkeypatch.setattr("pfengine.training.attaching.TrainingConfig", often)
+    monkeypatch.setattr("pfengine.training.attach_exits.TrainingConfig", often)
     whole = bytes_of(pfengine.attach(plain, texts, tmp_path / "whole", **options))
     for step, events in ((6, 0), (27, 12), (30, 0)):
         assert killed(lambda: pfengine.attach(plain, texts, tmp_path / "ckpt", **options), step, events)

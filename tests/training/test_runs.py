@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import pfengine
-from pfengine import checkpoint, saving
+from pfengine import reader, saving
 from pfengine.training import fit as fitting
 from pfengine.training import grid
 from pfengine.training.grid import search
@@ -111,7 +111,7 @@ def test_a_foreign_directory_is_refused_before_anything_is_trained(
 ) -> None:
     (tmp_path / "thesis.txt").write_text("")
     monkeypatch.setattr(fitting, "fit", None)
-    with pytest.raises(pfengine.CheckpointError, match="is no pfengine checkpoint"):
+    with pytest.raises(pfengine.CheckpointError, match="is not a pfengine checkpoint"):
         pfengine.train(config(encoder, rows, tmp_path))
 
 
@@ -155,8 +155,8 @@ def test_the_papers_grid_is_one_command(
 
     def pretend(cell: pfengine.TrainingConfig) -> Path:
         cells.append((cell.batch_size, cell.learning_rate))
-        ckpt = checkpoint.read(ready)
-        return saving.write(cell.output, ckpt.backbone.raw, ckpt.engine, ckpt.tensors, ckpt.tokenizer)
+        ckpt = reader.read(ready)
+        return saving.write(cell.output, ckpt.backbone.raw, ckpt.manifest, ckpt.tensors, ckpt.tokenizer)
 
     monkeypatch.setattr(grid, "train", pretend)
     with pytest.raises(SystemExit) as caught:
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_ours_is_trained_on(
     first = pfengine.train(config(encoder, rows, tmp_path / "first", storage=storage, epochs=1))
     monkeypatch.setattr("pfengine.training.run.fit", lambda *_: None)  # what it starts from is what it writes
     second = pfengine.train(config(first, rows, tmp_path / "second", system="linear", layers=2))
-    before, after = checkpoint.read(first).tensors, checkpoint.read(second).tensors
+    before, after = reader.read(first).tensors, reader.read(second).tensors
     encoders = [key for key in after if key.startswith("bert.")]
     assert len(encoders) == 5 + 2 * 16
     for key in encoders:

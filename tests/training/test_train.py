@@ -140,7 +140,7 @@ def test_numbers_of_numpy_are_numbers(encoder: Path, rows: Path, tmp_path: Path)
 def test_data_that_does_not_fit(encoder: Path, tmp_path: Path) -> None:
     file = tmp_path / "train.tsv"
     file.write_text("sentence\tlabel\na film\tgood\nthe plot\tperhaps\n")
-    with pytest.raises(pfengine.ConfigError, match="row 1: label 'perhaps' is none of good, bad"):
+    with pytest.raises(pfengine.ConfigError, match="row 1: label 'perhaps' is not one of good, bad"):
         pfengine.train(config(encoder, file, tmp_path / "ckpt", labels=("good", "bad")))
     with pytest.raises(pfengine.ConfigError, match="leaves none to train on"):
         pfengine.train(config(encoder, file, tmp_path / "ckpt", labels=None))
@@ -157,7 +157,7 @@ def test_no_number_that_is_none_is_written(make_text_checkpoint: Callable[..., P
     regression = {"problem_type": "regression"}
     path = make_text_checkpoint(labels=1, head="linear", criterion="never", config=regression)
     with pytest.warns(UserWarning, match="the same score, so there is no correlation"):
-        training_run.calibrated(path, ["a film"] * 3, np.array([1.0, 2.0, 3.0]), 2.0, 16)
+        training_run.add_calibration(path, ["a film"] * 3, np.array([1.0, 2.0, 3.0]), 2.0, 16)
     assert json.loads((path / "pfengine.json").read_text(), parse_constant=pytest.fail)["training"] == {}
-    training_run.calibrated(path, ["a film", "the", "very bad"], np.array([1.0, 2.0, 3.0]), 2.0, 16)
+    training_run.add_calibration(path, ["a film", "the", "very bad"], np.array([1.0, 2.0, 3.0]), 2.0, 16)
     assert -1 <= json.loads((path / "pfengine.json").read_text())["training"]["held_out_score"] <= 1

@@ -1,4 +1,4 @@
-"""Work that goes on where it stopped: only with the options it was begun with, over the same data and model."""
+"""Resuming interrupted work: only with the same options, data and model as it was started with."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..checkpoint import is_of_checkpoint
+from .._version import __version__
+from ..checkpoint import is_checkpoint_file
 from ..errors import CheckpointError, ConfigError
 
 NOTE = "options.json"
 
 
-def go_on_with(directory: Path, options: dict[str, Any], inputs: dict[str, str], what: str) -> None:
-    """Note options and inputs in a directory, which is made; ConfigError where it was begun with other ones.
+def check_same_run(directory: Path, options: dict[str, Any], inputs: dict[str, str], what: str) -> None:
+    """Record options and inputs in a directory, created if need be; ConfigError where it holds a run with other ones.
 
-    inputs: hashes of what the work reads, by what it is: {"data": ..., "model": ...}. The version of pfengine must be
-    the same too, as another one may train otherwise; those of torch and transformers need not, as they change rounding
-    alone. what: is in the directory, for the message: "an interrupted run".
+    inputs: hashes of what the work reads: {"data": ..., "model": ...}. The version of pfengine must be the same too, as
+    another may train differently; those of torch and transformers need not, as they change only rounding. what: is in
+    the directory, for the message: "an interrupted run".
     """
     now = json.loads(json.dumps({"options": options, "inputs": inputs, "pfengine": __version__}))
     note = directory / NOTE
@@ -37,12 +37,12 @@ def go_on_with(directory: Path, options: dict[str, Any], inputs: dict[str, str],
 
 
 def _compare(directory: Path, now: dict[str, Any], what: str) -> None:
-    anew = "remove the directory to start anew"
+    anew = "remove the directory to start over"
     try:
         before = json.loads((directory / NOTE).read_bytes())
         options, inputs = dict(before["options"]), dict(before["inputs"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"{directory} holds {what}, but {NOTE} in it does not say of what; {anew}") from None
+        raise ConfigError(f"{directory} holds {what}, but {NOTE} in it does not name its options; {anew}") from None
     if changed := _changed(options, now["options"]):
         raise ConfigError(
             f"{directory} holds {what} with another {', '.join(changed)}; finish it with the same options, or {anew}"
@@ -63,8 +63,8 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
-def contents(*parts: Iterable[Any]) -> str:
-    """A hash of rows or names, several lists of them."""
+def hash_rows(*parts: Iterable[Any]) -> str:
+    """A hash of several lists of rows or names."""
     found = hashlib.sha256()
     for part in parts:
         for item in part:
@@ -73,12 +73,12 @@ def contents(*parts: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
-def files_of(*paths: str | Path) -> str:
-    """A hash of files; of a directory those that a model is read from. CheckpointError where one cannot be read."""
+def hash_files(*paths: str | Path) -> str:
+    """A hash of files, and of the model's files in a directory. CheckpointError where one cannot be read."""
     found = hashlib.sha256()
     for path in map(Path, paths):
         if path.exists() and not path.is_dir() and not path.is_file():
-            raise ConfigError(f"{path} is no regular file, and what is read more than once must be: give a file")
+            raise ConfigError(f"{path} is not a regular file, but it is read more than once; give a file")
         try:
             files = (
                 [path / name for name in sorted(os.listdir(path)) if _is_of_model(name)] if path.is_dir() else [path]
@@ -93,4 +93,4 @@ def files_of(*paths: str | Path) -> str:
 
 
 def _is_of_model(name: str) -> bool:
-    return is_of_checkpoint(name) or name.endswith((".safetensors", ".bin", ".index.json"))
+    return is_checkpoint_file(name) or name.endswith((".safetensors", ".bin", ".index.json"))

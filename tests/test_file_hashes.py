@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pfengine
-from pfengine import checkpoint
+from pfengine import reader
 
 from .conftest import accept_edits
 from .test_saving import Save, contents
@@ -46,12 +46,12 @@ def test_a_mixture_is_refused(name: str, change: str, reason: str, save: Save, t
                 "new": b"{}",
             }[change]
         )
-    for refuse in (checkpoint.read, pfengine.load):
+    for refuse in (reader.read, pfengine.load):
         with pytest.raises(pfengine.CheckpointError, match=reason) as caught:
             refuse(path)
         assert "remove 'files' from pfengine.json to accept a deliberate edit" in str(caught.value)
     accept_edits(path)
-    assert checkpoint.read(path)
+    assert reader.read(path)
 
 
 @pytest.mark.parametrize("files", [[], {"../x": {"size": 1, "sha256": ""}}, {"config.json": 3}, {"a": {"size": "1"}}])
@@ -60,4 +60,4 @@ def test_a_list_of_files_that_is_none(files: Any, save: Save, tmp_path: Path) ->
     written = json.loads((path / "pfengine.json").read_text())
     (path / "pfengine.json").write_text(json.dumps(written | {"files": files or 7}))
     with pytest.raises(pfengine.CheckpointError, match=r"pfengine\.json: 'files' is"):
-        checkpoint.read(path)
+        reader.read(path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pfengine
-from pfengine.ahead import Work, run_ahead
+from pfengine.prefetch import Work, run_ahead
 
 
 @pytest.fixture(params=[0, 2], ids=["here", "workers"])

@@ -1,4 +1,4 @@
-"""Calibrating a checkpoint on held-out rows: table, guarantee, and which layers are tested; written into it."""
+"""Calibrating a checkpoint on held-out rows: its table, its guarantee, and which layers are tested."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from .. import data, saving
 from ..alongside import own_exits
 from ..api import Engine, load
 from ..bundled import BUNDLED
-from ..checkpoint import read
 from ..errors import ConfigError, shown
 from ..exits import Criterion, DataCriterion, Never, Numbers
 from ..exits.base import SINGLE, number
@@ -25,6 +24,7 @@ from ..exits.placement import Placement, judge, place
 from ..exits.selection import choose
 from ..exits.text import lacks_threshold, parse_form
 from ..notices import warn
+from ..reader import read
 from .costs import measure_costs
 from .precisions import check_precisions
 
@@ -33,7 +33,7 @@ FEW_ROWS = 30
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Exits chosen by time: predicted and measured seconds a row, beside those of all exits at equal agreement."""
+    """Exits chosen by time: predicted and measured seconds per row, beside those of all exits at equal agreement."""
 
     chosen: Placement
     every: Placement
@@ -91,7 +91,7 @@ def calibrate(
     told what is being done, a line a stage.
 
     Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
-    promise cannot be shown on so few rows.
+    promise cannot be proved on so few rows.
     """
     if agreement is not None and accuracy_drop is not None:
         raise ConfigError("give agreement or accuracy_drop, not both")
@@ -105,19 +105,21 @@ def calibrate(
     engine = load(path, precision="fp32", criterion="never")
     directory = engine.checkpoint.path
     if out is None and BUNDLED in directory.parents:
-        raise ConfigError(f"{path} is bundled with the package; say where the calibrated copy goes with out")
+        raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     own = _criterion(engine, criterion)
-    saving.try_destination(target)
+    saving.check_writable(target)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)
     if accuracy_drop is not None and not labelled:
-        raise ConfigError(f"{data.named(Path(source))} has no labels, which accuracy_drop needs; agreement does not")
-    labels = np.array(data.label_ids(examples, engine.labels, data.named(Path(source)))) if labelled else None
+        raise ConfigError(
+            f"{data.display_name(Path(source))} has no labels, which accuracy_drop needs; agreement does not"
+        )
+    labels = np.array(data.label_ids(examples, engine.labels, data.display_name(Path(source)))) if labelled else None
     texts = [example.row for example in examples]
     if len(texts) < FEW_ROWS:
-        warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} mean little")
+        warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
     if choose_layers and engine.exit_layers != every_exit(engine):
         engine = _with_every_exit(path)
     exit_layers = engine.exit_layers
@@ -144,8 +146,8 @@ def calibrate(
         against = labels[fresh] if labels is not None and agreement is None else None
         promised = guarantee(own, logits[:, fresh], against, exit_layers, limit=limit, confidence=confidence)
         threshold = promised.threshold
-    engine_config = replace(
-        engine.checkpoint.engine,
+    manifest = replace(
+        engine.checkpoint.manifest,
         criterion=repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
         threshold=None if isinstance(threshold, tuple) else threshold,
         exit_layers=exit_layers,
@@ -153,26 +155,26 @@ def calibrate(
         guarantee=None if promised is None else asdict(promised),
     )
     if speedup is not None and choice is None:
-        rule = choose(own_exits(replace(engine.checkpoint, engine=engine_config)), None, None, speedup)
+        rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
         found = _slowest(own, logits, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
-        engine_config = replace(engine_config, threshold=found)
+        manifest = replace(manifest, threshold=found)
     notify("bf16 and int8 beside fp32")
     if target == directory:
-        with saving.trial(directory, engine_config) as stage:
+        with saving.trial(directory, manifest) as stage:
             precisions = check_precisions(stage, texts)
-        saving.write_engine(directory, replace(engine_config, precisions=precisions))
+        saving.write_manifest(directory, replace(manifest, precisions=precisions))
     else:
         ckpt = read(directory)
         with saving.replacing(target) as stage:
-            written = saving.fill(stage, ckpt.backbone.raw, engine_config, ckpt.tensors, ckpt.tokenizer)
+            written = saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
             precisions = check_precisions(stage, texts)
-            saving.write_engine(stage, replace(written, precisions=precisions))
+            saving.write_manifest(stage, replace(written, precisions=precisions))
     return Calibration(
         checkpoint=os.fspath(target),
-        data=data.named(Path(source)) if Path(source) == data.STDIN else Path(source).name,
+        data=data.display_name(Path(source)) if Path(source) == data.STDIN else Path(source).name,
         rows=len(examples),
-        criterion=engine_config.criterion or "",
-        threshold=engine_config.threshold,
+        criterion=manifest.criterion or "",
+        threshold=manifest.threshold,
         exit_layers=exit_layers,
         table=table,
         guarantee=promised,
@@ -182,7 +184,7 @@ def calibrate(
 
 
 def _share(name: str, value: Any) -> float:
-    """A number between 0 and 1, one of numpy's too, as a plain one."""
+    """A number between 0 and 1, of numpy or not, as a Python float."""
     share = number(name, value)
     if not 0 < share < 1:
         raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
@@ -190,13 +192,13 @@ def _share(name: str, value: Any) -> float:
 
 
 def every_exit(engine: Engine) -> tuple[int, ...]:
-    """All layers that could answer; a head that answers at the last alone has no other."""
-    single = engine.checkpoint.engine.head["type"] == "classifier"
+    """All layers that could answer; a plain classifier answers at the last layer only."""
+    single = engine.checkpoint.manifest.head["type"] == "classifier"
     return (engine.num_layers,) if single else tuple(range(1, engine.num_layers + 1))
 
 
 def _with_every_exit(path: str | os.PathLike[str]) -> Engine:
-    """The engine with all its exits in use again, so that the choice does not depend on an earlier one."""
+    """The engine with all its exits in use, so that the choice does not depend on an earlier choice."""
     engine = load(path, precision="fp32", criterion="never")
     engine.model = replace(engine.model, exit_layers=every_exit(engine))
     return engine
@@ -204,7 +206,7 @@ def _with_every_exit(path: str | os.PathLike[str]) -> Engine:
 
 def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     """The one to calibrate, at any threshold; its other parameters are those of the text, or the checkpoint's."""
-    own = engine.checkpoint.engine.criterion or "never"
+    own = engine.checkpoint.manifest.criterion or "never"
     text = own if text is None else own_exits(engine.checkpoint).named(text)
     if text == "never" or len(every_exit(engine)) == 1:
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
@@ -223,7 +225,7 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
 
 def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> Numbers | None:
     """Where no threshold is searched for: the one in the text, or the checkpoint's where the criterion is its own."""
-    before = engine.checkpoint.engine
+    before = engine.checkpoint.manifest
     if text is not None and not lacks_threshold(text):
         return own.threshold
     was = parse_form(before.criterion or "never")
@@ -246,12 +248,12 @@ def _slowest(own: DataCriterion, logits: np.ndarray, exit_layers: tuple[int, ...
 def _agreement_at(
     own: Criterion, logits: np.ndarray, exit_layers: tuple[int, ...], agreement: float | None, speedup: float | None
 ) -> float:
-    """The agreement that a choice of layers has to keep: as asked, or that of all exits at the speed-up asked (2)."""
+    """The agreement that chosen layers must keep: the one asked for, or that of all exits at `speedup` (default 2)."""
     if agreement is not None:
         return agreement
     table = calibration_table(own, logits, None, exit_layers)
     if not table:
-        raise ConfigError("no row of these could leave early: there is nothing to choose")
+        raise ConfigError("none of these rows could leave early, so there is nothing to choose")
     nearest = min(table, key=lambda point: abs(point["layer_speedup"] - (speedup or 2.0)))
     return nearest["agreement"]
 

@@ -1,4 +1,4 @@
-"""Holding rows out of a data set."""
+"""Splitting rows off a data set, to calibrate thresholds on."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from ..notices import warn
 from .examples import Example
 
 
-def held_apart(examples: Sequence[Example], rows: int, seed: int, file: str) -> tuple[list[Example], list[Example]]:
-    """As `hold_out`; ConfigError, with a number that does, where none would be held out or none kept."""
+def split_off(examples: Sequence[Example], rows: int, seed: int, file: str) -> tuple[list[Example], list[Example]]:
+    """As `hold_out`; ConfigError, with a number that works, where none would be held out or none kept."""
     kept, held = hold_out(examples, rows, seed)
     if kept and held:
         if len(held) < rows:
             warn(
-                f"{len(held)} rows of {file} are held out, not {rows}: each of the others is part of a longer one, or "
-                "occurs again"
+                f"{len(held)} rows of {file} are held out, not {rows}: each of the others is part of a longer row, or "
+                "a duplicate"
             )
         return kept, held
     fewer = max(1, len(examples) // 10)
     if fewer < rows and all(hold_out(examples, fewer, seed)):
         advice = f"give a smaller hold_out, such as {fewer}"
     else:
-        advice = "more rows are needed, or, to train, a file of its own to calibrate on (held_out)"
+        advice = "give more rows or, for training, a separate file to calibrate on (held_out)"
     left = "none to calibrate on" if kept else "none to train on"
     raise ConfigError(f"{file} has {len(examples)} rows; holding out {rows} leaves {left}: {advice}")
 
 
 def hold_out(examples: Sequence[Example], rows: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """(kept, held out): `rows` rows that are part of no longer row; nothing contained in one of them is kept.
+    """(kept, held out). No row held out is part of a longer row; rows that are part of one held out are not kept.
 
-    SST-2's training rows are phrases cut from sentences: rows held out at random would be short and known by heart.
+    Training rows of SST-2 are phrases cut from sentences: rows drawn at random would be short, and known from training.
     """
     everything = "\n" + "\n".join(example.text.strip() for example in examples) + "\n"
     held: list[Example] = []

@@ -1,4 +1,4 @@
-"""Work that goes on while more of it is read."""
+"""Computing one item in worker threads while the next is read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Work = tuple[Item, list[Callable[[], None]]]
-AHEAD = 1  # items under way while the next is read
+AHEAD = 1  # items being computed while the next is read
 
 
 def run_ahead(items: Iterator[Work[Item]], workers: Executor | None) -> Iterator[Item]:
-    """Each item once its tasks are done, in order. With workers the next item is read in the meantime.
+    """Each item once its tasks are done, in order. With workers the next item is read at the same time.
 
-    What a task raises is raised in its item's place; what reading raises, after the items before it.
+    An exception of a task is raised instead of its item; one of reading, after the items before it.
     """
     under_way: deque[tuple[Item, list[Future[None]]]] = deque()
     failure: Exception | None = None

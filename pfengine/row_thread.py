@@ -1,4 +1,4 @@
-"""Rows that arrive in their own time: a thread waits for them, so that nobody else has to."""
+"""Reading rows in a background thread, so that a slow source blocks nobody else."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 ROWS, CHARACTERS = 256, 1 << 20  # most that is read ahead, whichever comes first
 
 
-class Arriving(Iterator[T], Generic[T]):
-    """The rows of `source`, in order, read by a thread of their own.
+class RowThread(Iterator[T], Generic[T]):
+    """The rows of `source`, in order, read by a background thread.
 
-    `ready` says whether the next row is there, which an iterator alone cannot tell. What opening or reading the source
-    raises is raised after the rows before it. The thread opens and closes the source; it is a daemon, because a read
-    from a terminal or a pipe cannot be broken off.
+    `ready` says whether the next row is there, which an iterator cannot. Exceptions of opening or reading the source
+    are raised after the rows before them. The thread opens and closes the source; it is a daemon, because a read from
+    a terminal or a pipe cannot be interrupted.
 
     size: characters of a row, for the bound on what is read ahead.
     """
@@ -45,12 +45,12 @@ class Arriving(Iterator[T], Generic[T]):
         raise StopIteration
 
     def ready(self, seconds: float) -> bool:
-        """Is the next row there, or the end, or within so many seconds?"""
+        """Whether the next row, or the end, is there within so many seconds."""
         with self._changed:
             return self._changed.wait_for(self._is_ready, seconds)
 
     def close(self) -> None:
-        """Nothing more is wanted."""
+        """Stop reading."""
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -1,32 +1,32 @@
-"""Exits for a fine-tuned model, from unlabelled text: the model stays as it is, the exits learn to agree with it."""
+"""Adding exits to a fine-tuned model, from unlabelled text: only the exits are trained, to agree with the model."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .. import checkpoint, data, saving
+from .. import data, reader, saving
 from ..api import BATCH_TOKENS, Engine, load
 from ..bundled import find
-from ..config import EngineConfig
 from ..errors import ConfigError, InputError
+from ..manifest import Manifest
 from ..ops.flight import Answers
 from ..surroundings import undisturbed
 from ..tokenization import Row, batches, pack
 from .config import TrainingConfig
-from .fit import fit, forget
-from .going_on import contents, files_of
+from .fit import fit, remove_state
 from .model import ExitModel
-from .run import RECIPES, calibrated
+from .resume import hash_files, hash_rows
+from .run import RECIPES, add_calibration
 
-MOST_BYTES = 8 << 30  # of states kept in memory
+MAX_BYTES = 8 << 30  # of states kept in memory
 
 
 def attach(
@@ -34,78 +34,88 @@ def attach(
     source: str | Path,
     output: str | os.PathLike[str],
     *,
+    system: str = "past-future",
+    form: str = "authors",
+    pooler: str | None = None,
+    learner: str | None = None,
+    incorporate: str | None = None,
+    states: str | None = None,
+    gate: str | None = None,
+    data_format: str = "auto",
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
     epochs: float = 5.0,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    warmup: float = 0.06,
     dropout: float = 0.1,
     max_length: int | None = None,
     hold_out: int = 1000,
     max_rows: int | None = 50_000,
     seed: int = 0,
+    save_every: int = 500,
     speedup: float = 2.0,
-    data_format: str = "auto",
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    label_column: str | None = None,
     progress: Any = None,
-    **options: Any,
 ) -> Path:
     """Train exit heads for the plain sequence-classification directory `model` on unlabelled text; returns `output`.
 
-    source: what `pfengine classify --file` reads (plain text, a row a line; TSV, CSV, JSON lines, Parquet; `-` for
-    standard input), or a directory with a `train` split; labels in it are not read. data_format, text_column,
-    pair_column, label_column: as in `data.stream`. The encoder and the classifier are
+    source: what `pfengine classify --file` reads (plain text, one row per line; TSV, CSV, JSON lines, Parquet; `-` for
+    standard input), or a directory with a `train` split; labels in it are not read. The encoder and the classifier are
     written as they are, so that the full depth answers as before, bit for bit. Every text runs through the model once;
     the heads are then trained on its states: cross-entropy against the model's own probabilities, deeper exits
     weighing more, plus the imitation loss. hold_out: rows the exits are not trained on; thresholds are calibrated on
-    them by agreement with the full model. max_rows: the first so many rows (a row's states take layers x hidden size x
-    4 bytes of memory). options: system, form, pooler, learner, incorporate, states, gate as in `TrainingConfig`; the
-    form is the authors' unless said otherwise, as its poolers can bend what a frozen encoder gives. progress: wraps
-    the pass over the texts, given how many there are.
+    them by agreement with the full model. max_length: default: the tokenizer's. max_rows: how many of the first rows
+    are used; the states of each take layers x hidden size x 4 bytes of memory. Other options are those of
+    `TrainingConfig`; the form is the authors' by default, as its poolers can bend what a frozen encoder gives.
+    progress: wraps the pass over the texts, given how many there are.
 
     Raises ConfigError where data, model or options do not fit, CheckpointError for the directory, TrainingError where
     the loss stops being a number.
     """
     output = Path(output)
-    saving.try_destination(output)
+    saving.check_writable(output)
     limits: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     config = TrainingConfig(
-        os.fspath(model), os.fspath(source), os.fspath(output), form=options.pop("form", "authors"), epochs=epochs,
-        batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, hold_out=hold_out, max_rows=max_rows,
-        seed=seed, speedup=speedup, precision="fp32", data_format=data_format, text_column=text_column,
-        pair_column=pair_column, label_column=label_column, **limits, **options,
+        os.fspath(model), os.fspath(source), os.fspath(output), system=cast(Any, system), form=cast(Any, form),
+        pooler=pooler, learner=learner, incorporate=incorporate, states=states, gate=gate, data_format=data_format,
+        text_column=text_column, pair_column=pair_column, label_column=label_column, epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, dropout=dropout,
+        hold_out=hold_out, max_rows=max_rows, seed=seed, save_every=save_every, speedup=speedup, precision="fp32",
+        **limits,
     )  # fmt: skip
     if config.system == "full-model":
         raise ConfigError("system is 'full-model', which has no exits to attach")
     limit = None if max_length is None else config.max_length
-    ckpt = checkpoint.read(find(model))  # once: the files may be replaced meanwhile
+    ckpt = reader.read(find(model))  # only once, as the files may be replaced in the meantime
     teacher = load(ckpt, precision="fp32", criterion="never", max_length=limit)
-    if ckpt.engine.head["type"] != "classifier":
+    if ckpt.manifest.head["type"] != "classifier":
         raise ConfigError(f"{model} has exits already; attach takes a plain sequence-classification directory")
     if ckpt.backbone.problem_type != "single_label_classification":
         raise ConfigError(f"{model} is for {ckpt.backbone.problem_type}; attach is for single labels")
     if ckpt.backbone.num_layers < 2:
-        raise ConfigError(f"{model} has one layer: there is none to leave early")
+        raise ConfigError(f"{model} has one layer: there is no earlier layer to exit at")
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     file = data.locate(source, "train")
-    examples = data.read(file, **columns, kind=data_format, labelled=False, most=config.max_rows)
-    kept, held_out = data.held_apart(examples, config.hold_out, config.seed, data.named(file))
+    examples = data.read(file, **columns, kind=data_format, labelled=False, max_rows=config.max_rows)
+    kept, held_out = data.split_off(examples, config.hold_out, config.seed, data.display_name(file))
     size = len(kept) * ckpt.backbone.num_layers * ckpt.backbone.hidden_size * 4
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")
 
-    states, logits = first_states(teacher, [example.row for example in kept], progress)
-    head = config.head(ckpt.backbone.family.factorised)
+    hidden, logits = first_states(teacher, [example.row for example in kept], progress)
+    head = config.head(ckpt.backbone.family.shares_pooler)
     torch.manual_seed(config.seed)
     exits = RECIPES[head["type"]](None, ckpt.backbone, head, dropout=config.dropout)
     exits.objective = config.form  # type: ignore[assignment]
     student = _OnStates(exits)
-    inputs = {"data": contents(kept, held_out), "model": files_of(ckpt.path)}
-    fit(student, _States(states, torch.softmax(logits, -1)), config, _stack, inputs)
+    inputs = {"data": hash_rows(kept, held_out), "model": hash_files(ckpt.path)}
+    fit(student, _States(hidden, torch.softmax(logits, -1)), config, _stack, inputs)
 
     n = ckpt.backbone.num_layers
     record = {key: getattr(config, key) for key in ("epochs", "batch_size", "learning_rate", "dropout")}
-    engine = EngineConfig(
+    manifest = Manifest(
         system="attached",
         head={"type": "attached", "exits": head},
         criterion="entropy",
@@ -122,14 +132,14 @@ def attach(
     rows = [example.row for example in held_out]
     answers = teacher.predict(rows).label_ids
     with saving.replacing(output) as stage:
-        saving.fill(stage, ckpt.backbone.raw, engine, tensors, ckpt.tokenizer)
-        calibrated(stage, rows, answers, config.speedup, teacher.max_length)
-    forget(config)
+        saving.fill(stage, ckpt.backbone.raw, manifest, tensors, ckpt.tokenizer)
+        add_calibration(stage, rows, answers, config.speedup, teacher.max_length)
+    remove_state(config)
     return output
 
 
 def first_states(engine: Engine, texts: list[Any], progress: Any = None) -> tuple[Tensor, Tensor]:
-    """First tokens' hidden states after every layer, [rows, n, H], and the last layer's logits, [rows, C]; float32."""
+    """First tokens' hidden states after each layer, [rows, n, H], and the last layer's logits, [rows, C]; float32."""
     model = engine.model
     rows: list[Row] = []
     for row in engine.tokenizer.encode(enumerate(texts)):
@@ -170,7 +180,7 @@ def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class _OnStates(nn.Module):
-    """An exit model's head alone, fed with states that are known already."""
+    """The head of an exit model alone, trained on stored states."""
 
     def __init__(self, exits: ExitModel) -> None:
         super().__init__()

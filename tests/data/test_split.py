@@ -36,19 +36,19 @@ def test_hold_out_of_pairs() -> None:
     [
         ([f"text {i} of many" for i in range(50)], 1000, "holding out 1000 leaves none to train on: .* such as 5$"),
         ([f"text {i} of many" for i in range(4)], 4, "leaves none to train on: .* such as 1$"),
-        (["one row"], 1, "1 rows; .* leaves none to train on: more rows"),
-        (["alike"] * 30, 3, "leaves none to calibrate on: more rows"),
-        ([""] * 30, 3, "leaves none to train on: more rows"),
+        (["one row"], 1, "1 rows; .* leaves none to train on: give more rows"),
+        (["alike"] * 30, 3, "leaves none to calibrate on: give more rows"),
+        ([""] * 30, 3, "leaves none to train on: give more rows"),
     ],
     ids=["too few", "all of them", "one row", "alike", "empty"],
 )
 def test_nothing_left_is_refused_with_a_number_that_does(texts: list[str], rows: int, advice: str) -> None:
     examples = [Example(text, None, str(i % 2)) for i, text in enumerate(texts)]
     with pytest.raises(pfengine.ConfigError, match=advice) as caught:
-        data.held_apart(examples, rows, 0, "f")
+        data.split_off(examples, rows, 0, "f")
     number = str(caught.value).rpartition("such as ")[2]
     if number.isdigit():
-        kept, held = data.held_apart(examples, int(number), 0, "f")
+        kept, held = data.split_off(examples, int(number), 0, "f")
         assert kept
         assert len(held) == int(number)
 
@@ -56,6 +56,6 @@ def test_nothing_left_is_refused_with_a_number_that_does(texts: list[str], rows:
 def test_fewer_rows_than_asked_for_are_said() -> None:
     examples = [Example(text, None, "0") for text in ("again", "again", "one of them", "another row")]
     with pytest.warns(UserWarning, match="2 rows of f are held out, not 5"):
-        kept, held = data.held_apart(examples, 5, 0, "f")
+        kept, held = data.split_off(examples, 5, 0, "f")
     assert [example.text for example in kept] == ["again", "again"]
     assert len(held) == 2

@@ -1,0 +1,118 @@
+"""The commands that judge a checkpoint: `pfengine calibrate | evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import cli_io, cli_output, console
+from .api import BATCH_TOKENS
+from .cli_options import (
+    BatchTokens,
+    Checkpoint,
+    Device,
+    Format,
+    Json,
+    LabelColumn,
+    MaxLength,
+    PairColumn,
+    Precision,
+    TextColumn,
+    numbers,
+)
+from .strict_json import dumps
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    data: Annotated[str, typer.Argument(help="Rows it was not trained on: a file, or a directory with a dev split.")],
+    criterion: Annotated[str | None, typer.Option(help="Another criterion by name: entropy, patience.")] = None,
+    speedup: Annotated[float | None, typer.Option(help="Layer speed-up to run at from now on.")] = None,
+    agreement: Annotated[float | None, typer.Option(help="Guaranteed share of rows answered as at full depth.")] = None,
+    accuracy_drop: Annotated[
+        float | None, typer.Option(help="Guaranteed largest loss of accuracy; needs labels.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Confidence of the guarantee.")] = 0.95,
+    choose_layers: Annotated[
+        bool, typer.Option("--choose-layers", help="Test only the exits that save time, at equal agreement.")
+    ] = False,
+    out: Annotated[str | None, typer.Option(help="Directory for a calibrated copy; default: in place.")] = None,
+    input_format: Format = "auto",
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    as_json: Json = False,
+) -> None:
+    """Find thresholds on held-out rows and write them into the checkpoint.
+
+    With --agreement or --accuracy-drop the threshold comes with a guarantee; if there are too few rows for it, the exit
+    code is 1.
+    """
+    from .evaluation import calibrate as run
+
+    outcome = run(
+        checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
+        confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,
+        text_column=text_column, pair_column=pair_column, label_column=label_column,
+        notify=lambda stage: console.say(f"calibrate: {stage}"),
+    )  # fmt: skip
+    if as_json:
+        cli_output.print_json(outcome.to_json())
+    else:
+        cli_output.print_calibration(outcome)
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[str, typer.Argument(help="Labelled rows: a file, a directory with a dev split, or a GLUE task.")],
+    thresholds: Annotated[str | None, typer.Option(help="Thresholds, separated by commas.")] = None,
+    speedups: Annotated[str | None, typer.Option(help="Calibrated layer speed-ups, separated by commas.")] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="Another checkpoint in the same run; may be repeated.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="accuracy, f1, pearson, spearman; separated by commas.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_tokens: BatchTokens = BATCH_TOKENS,
+    batch_size: Annotated[int | None, typer.Option(help="Most rows per batch.")] = None,
+    max_length: MaxLength = None,
+    input_format: Format = "auto",
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each setting, interleaved.")] = 3,
+    out: Annotated[str | None, typer.Option(help="Also write the report to this JSON file.")] = None,
+    report: Annotated[str | None, typer.Option(help="Also write JSON, Markdown and pictures to this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure quality, layer speed-up, wall-clock speed-up and exit layers, at full depth and at each threshold."""
+    from .evaluation import evaluate as run
+
+    file, folder = out and Path(out), report and Path(report)
+    if file:
+        cli_io.check_file(file, "--out")
+    if folder:
+        cli_io.check_folder(folder, "--report")
+    found = run(
+        checkpoint, data, thresholds=numbers(thresholds, "--thresholds"), speedups=numbers(speedups, "--speedups"),
+        compare=compare or (), metrics=metrics.split(",") if metrics else (), curves=bool(report or out or as_json),
+        device=device, precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, max_length=max_length,
+        data_format=input_format, text_column=text_column, pair_column=pair_column, label_column=label_column,
+        repeats=repeats,
+        progress=lambda runs, total: cli_io.progress(runs, total, "evaluate"),
+    )  # fmt: skip
+    try:
+        if file:
+            with console.writing(str(file)):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(dumps(found.to_json(), indent=2) + "\n")
+        if folder:
+            with console.writing(str(folder)):
+                found.write(folder)
+    finally:  # show what was measured even if it cannot be written
+        if as_json:
+            cli_output.print_json(found.to_json())
+        else:
+            cli_output.print_report(found)

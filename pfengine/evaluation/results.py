@@ -1,0 +1,38 @@
+"""What is measured of a checkpoint at one setting, and over all thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .curve import Oracle
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table. The first is the checkpoint at full depth."""
+
+    checkpoint: str
+    name: str  # "full depth", "threshold 0.3", "speedup 2"
+    threshold: float | None
+    metrics: dict[str, float]  # the task's, the leading one first
+    standard_error: float  # of the leading metric
+    layer_speedup: float  # against the layers of the checkpoint that is evaluated, for those beside it too
+    wall_clock_speedup: float  # its median seconds at full depth / median seconds here, runs interleaved
+    seconds: float  # median for all rows, tokenisation included
+    exit_layers: dict[int, int]  # layer -> rows that left there
+
+    @property
+    def score(self) -> float:
+        """The leading metric."""
+        return next(iter(self.metrics.values()))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Quality of one checkpoint over all thresholds, and that of its oracle."""
+
+    checkpoint: str
+    criterion: str
+    points: list[dict[str, Any]]
+    oracle: Oracle | None

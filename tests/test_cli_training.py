@@ -1,0 +1,65 @@
+"""`pfengine train | attach`: their options are those of `TrainingConfig` and `attach`, each defined once."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from pfengine import cli, training
+from pfengine.training import TrainingConfig
+from pfengine.training.config import DEFAULTS, OPTIONS
+
+ATTACH = inspect.signature(training.attach).parameters
+FLAGS = {"data_format": "--format"}
+
+
+def parameters(command: str) -> dict[str, Any]:
+    return {parameter.name: parameter for parameter in get_command(cli.app).commands[command].params}  # type: ignore[attr-defined]
+
+
+def called(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a function of `pfengine.training` is called with by a command of that name."""
+    calls = []
+    monkeypatch.setattr(training, name, lambda *args, **kwargs: calls.append((args, kwargs)))
+    result = CliRunner().invoke(cli.app, [name, "model", "data", "out", *arguments])
+    assert result.exception is None, result.output
+    return calls[0]
+
+
+def test_every_option_of_a_training_run_is_on_the_command_line() -> None:
+    shown = parameters("train")
+    assert set(shown) - {"grid", "help"} == set(OPTIONS)
+    for name, option in OPTIONS.items():
+        assert shown[name].help == option.help
+        if name not in ("model", "data", "output"):
+            assert shown[name].opts == [FLAGS.get(name, "--" + name.replace("_", "-"))]
+            assert shown[name].default == DEFAULTS[name]
+
+
+def test_every_option_of_attach_is_on_the_command_line() -> None:
+    shown = parameters("attach")
+    options = set(ATTACH) - {"source", "progress"} | {"data"}
+    assert set(shown) - {"help"} == options
+    for name in options - {"model", "data", "output"}:
+        assert shown[name].default == ATTACH[name].default
+
+
+def test_a_run_is_told_what_the_command_line_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (config,), _ = called(monkeypatch, "train")
+    assert config == TrainingConfig("model", "data", "out")
+    names = tmp_path / "names"
+    names.write_text("no, never\nyes\n")
+    given = ["--labels", str(names), "--format", "csv", "--layers", "3", "--warmup", "0.5", "--system", "linear"]
+    (config,), _ = called(monkeypatch, "train", *given)
+    assert config == TrainingConfig(
+        "model", "data", "out", labels=("no, never", "yes"), data_format="csv", layers=3, warmup=0.5, system="linear"
+    )
+    arguments, options = called(monkeypatch, "attach", "--gate", "row", "--max-length", "7")
+    defaults = {name: given.default for name, given in ATTACH.items() if given.kind is given.KEYWORD_ONLY}
+    assert arguments == ("model", "data", "out")
+    assert {**options, "progress": None} == defaults | {"gate": "row", "max_length": 7}
