@@ -112,8 +112,8 @@ void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, 
       memory<const std::int32_t>("targets", targets, {queries}, true),
   };
   if (wanted.count(from) != queries) {
-    throw std::invalid_argument("queries is " + std::to_string(queries) + ", expected the " +
-                                std::to_string(wanted.count(from)) + " there are");
+    throw std::invalid_argument("queries is " + std::to_string(queries) + ", expected " +
+                                std::to_string(wanted.count(from)) + ", as many as there are");
   }
   if (queries) {  // targets rise, which cpu::run_layer checks
     const std::int64_t last = wanted.targets ? wanted.targets[queries - 1] : queries - 1;
@@ -136,7 +136,7 @@ void output_norm(const cpu::Kernels& kernels, const cpu::Layer& layer, Address s
   const std::int64_t hidden = layer.output.outputs;
   const auto* wanted = memory<const std::int32_t>("numbers", numbers, {rows}, true);
   for (std::int64_t i = 0, least = 0; wanted && i < rows; ++i) {
-    least = check("a number of a row, which rise,", wanted[i], least, tokens - 1) + 1;
+    least = check("a number of a row, in rising order,", wanted[i], least, tokens - 1) + 1;
   }
   cpu::output_norm(kernels, layer, memory<const float>("sums", sums, {tokens, hidden}), wanted, rows,
                    memory<float>("out", out, {tokens, hidden}), threads);
