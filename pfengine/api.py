@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from . import engine, extension, reader
-from .alongside import Number, own_exits, select_rows
 from .answers import Predictions as Predictions
 from .answers import judged, probabilities, raise_first
 from .bundled import BUNDLED, find
@@ -32,6 +31,7 @@ from .heads import HEADS
 from .ops import OpSet
 from .ops.flight import Answers, Carrier
 from .options import sizes, whole, wholes
+from .per_row import Number, own_exits, select_rows
 from .prefetch import run_ahead
 from .reload import Source, SummedTensors, mark, reload
 from .rows import Row, is_single, rows_of
@@ -260,7 +260,7 @@ class Engine:
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
-        selection, rows = select_rows(self, inputs, criterion, threshold, speedup)
+        selection, rows = self._selected(inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
         windows = map(selection.resolved, self._windows(rows, truncation, tokens, prompt=True))
 
@@ -292,7 +292,7 @@ class Engine:
 
         Raises InputError at the first bad row, and at one whose logits are nan or infinite.
         """
-        selection, given = select_rows(self, inputs, criterion, threshold, speedup)
+        selection, given = self._selected(inputs, criterion, threshold, speedup)
         tokens, most = sizes(batch_tokens, batch_size)
         windows = (raise_first(selection.resolved(window)) for window in self._windows(given, truncation, tokens))
         parts = []
@@ -346,6 +346,10 @@ class Engine:
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
+
+    def _selected(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]:
+        own = own_exits(self.checkpoint, self.exit_layers)
+        return select_rows(own, self.criterion, inputs, criterion, threshold, speedup)
 
     def _check_process(self) -> None:
         """A GPU's memory is not the forked child's."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from .. import data, saving
-from ..alongside import own_exits
 from ..api import Engine, load
 from ..bundled import BUNDLED
 from ..errors import ConfigError, shown
@@ -24,6 +23,7 @@ from ..exits.placement import Placement, judge, place
 from ..exits.selection import choose
 from ..exits.text import lacks_threshold, parse_form
 from ..notices import warn
+from ..per_row import own_exits
 from ..reader import read
 from .costs import measure_costs
 from .precisions import check_precisions

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from .. import extension
 from ..extension import address, in_rows, room
 from . import Activation, Block, Exit, Norm, Pooling, Queries
 from .cpu_model import prepare_model as prepare_model
-from .packing import Linear, pack_linear
+from .packing import Embedding, Imitation, Linear, PreparedBlock, PreparedExit, pack_linear
 from .packing import fast_precisions as fast_precisions
 from .packing import kernels as kernels
 from .packing import prepare_linear as prepare_linear
@@ -28,36 +28,6 @@ from .reference import composed_pooled
 from .rule import Signal
 
 HEAD_ALIGNMENT = 2  # bf16 comes in pairs
-
-
-class Embedding(NamedTuple):
-    native: Any  # _C.Embedding
-    size: int
-    tensors: tuple[Tensor, ...]
-
-
-class PreparedBlock(NamedTuple):
-    native: Any  # _C.Layer
-    hidden: int
-    kept_stride: int  # bytes per token of what keys_values makes
-    tensors: tuple[Tensor, ...]
-
-
-class Imitation(NamedTuple):
-    learners: Linear  # of layers 2..n side by side, each from a panel's first column on
-    hidden: int
-    width: int  # columns from learner to learner
-    activation: Activation
-    projections: list[Linear]  # entry i - 1: of all layers after i side by side, [C, (n - i) H]
-
-
-class PreparedExit(NamedTuple):
-    native: Any  # _C.Exit: addresses of the parts below
-    hidden: int
-    width: int  # of the past
-    labels: int
-    learned: bool  # is there a learned score?
-    parts: tuple[Any, ...]
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,8 @@ from .. import extension
 from ..batch import Packed
 from .cpu_rule import native_rule
 from .flight import Answers, Carrier, Exit, Flight
-from .packing import Linear, kernels
+from .packing import Embedding, Linear, PreparedBlock, PreparedExit, kernels
 from .rule import ExitRule
-
-if TYPE_CHECKING:
-    from .cpu import Embedding, PreparedBlock, PreparedExit  # which offers what stands here
 
 
 class CpuModel(Carrier):

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import extension
 from ..errors import ConfigError
 from ..extension import address
+from . import Activation
 from .quantisation import quantise_weight
 
 THIN = 16  # fp32 layers of as many outputs or fewer stay as they are: a panel would be mostly padding
@@ -40,6 +41,36 @@ class Linear(NamedTuple):
     inputs: int
     outputs: int
     tensors: tuple[Tensor, ...]
+
+
+class Embedding(NamedTuple):
+    native: Any  # _C.Embedding
+    size: int
+    tensors: tuple[Tensor, ...]
+
+
+class PreparedBlock(NamedTuple):
+    native: Any  # _C.Layer
+    hidden: int
+    kept_stride: int  # bytes per token of what keys_values makes
+    tensors: tuple[Tensor, ...]
+
+
+class Imitation(NamedTuple):
+    learners: Linear  # of layers 2..n side by side, each from a panel's first column on
+    hidden: int
+    width: int  # columns from learner to learner
+    activation: Activation
+    projections: list[Linear]  # entry i - 1: of all layers after i side by side, [C, (n - i) H]
+
+
+class PreparedExit(NamedTuple):
+    native: Any  # _C.Exit: addresses of the parts below
+    hidden: int
+    width: int  # of the past
+    labels: int
+    learned: bool  # is there a learned score?
+    parts: tuple[Any, ...]
 
 
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:

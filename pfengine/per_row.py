@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .checkpoint import Checkpoint
 from .errors import ConfigError
@@ -12,9 +12,6 @@ from .exits import Outputs
 from .exits.selection import OwnExits, Selection, select
 from .heads import HEADS
 from .rows import MISSING, Given, Knob, is_single, rows_of
-
-if TYPE_CHECKING:
-    from .api import Engine
 
 Number = float | Iterable[float] | None  # for all rows, or per row
 
@@ -59,10 +56,12 @@ def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> O
 
 
 def select_rows(
-    engine: Engine, inputs: Any, criterion: Any, threshold: Number, speedup: Number
+    own: OwnExits, current: Any, inputs: Any, criterion: Any, threshold: Number, speedup: Number
 ) -> tuple[Selection, Any]:
-    """What the rows of `inputs` run, and the rows, with the numbers given beside them."""
-    own, current = own_exits(engine.checkpoint, engine.exit_layers), engine.criterion
+    """What the rows of `inputs` run, and the rows, with the numbers given beside them.
+
+    own: the exits of the engine's checkpoint; current: its criterion, which runs where none is given.
+    """
     per_row = [name for name, value in (("threshold", threshold), ("speedup", speedup)) if is_per_row(value)]
     if not per_row:
         return select(own, criterion, threshold, speedup, current, None), inputs
