@@ -7,6 +7,8 @@ FUZZ_CASES ?= 20000
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
 DRIVERS := $(wildcard tests/native/*.cpp)
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+QUICK := "not slow and not wide"
 # the extension as the sanitizers want it, in a folder of its own, and the Python that can load it
 SANITIZED := build/sanitize
 RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
@@ -14,22 +16,25 @@ RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 # named after both choices, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-plain sanitize fuzz kernels lint format bench clean help
+.PHONY: demo test test-all test-plain sanitize fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 	$(BIN)/pfengine demo
 
-test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
-	$(BIN)/pytest -n 2 --dist loadfile
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels tests/test_bench_gpu.py
+test: $(VENV)/.dev  ## every test but for long ones and options beyond the pairwise cover; within 5 minutes on two cores
+	$(PYTEST) -m $(QUICK)
+
+test-all: $(VENV)/.dev  ## all tests, 20,000 cases of each fuzz; then kernels, test-plain and sanitize; within 40 minutes
+	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST)
+	$(MAKE) kernels test-plain sanitize
 
 kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions
 	$(BIN)/python -m pfengine.kernels.report
 
 test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions
-	PFENGINE_ISA=plain $(BIN)/pytest -m "not slow" tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
+	PFENGINE_ISA=plain $(PYTEST) -m $(QUICK) tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
 		tests/test_api.py tests/test_pipeline_parity.py
 
 sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its threads under ThreadSanitizer; about 5 minutes
@@ -38,14 +43,14 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 		--build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	$(RUN_SANITIZED) $(BIN)/python -P -c 'from pfengine import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__'
 	# without forks beside calls: gcc's AddressSanitizer has locks of its own, which a fork may find taken
-	$(RUN_SANITIZED) $(BIN)/pytest -n 2 -m "not slow" tests/test_extension.py tests/test_native_checks.py tests/ops \
+	$(RUN_SANITIZED) $(PYTEST) -m $(QUICK) tests/test_extension.py tests/test_native_checks.py tests/ops \
 		tests/test_one_call.py tests/test_fork.py --deselect tests/test_fork.py::test_a_fork_beside_calls_of_other_threads
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -march=native -DPFENGINE_ISA=plain -Icsrc -pthread \
 		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
 	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team
 
 fuzz: $(VENV)/.dev  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 3 minutes
-	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n 2 -m fuzz
+	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST) -m fuzz
 
 lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths
 	$(BIN)/ruff check
