@@ -23,10 +23,10 @@ TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH) $(PFENGINE_EXT)' | cksum | 
 demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 	$(BIN)/pfengine demo
 
-test: $(VENV)/.dev  ## every test but for long ones and options beyond the pairwise cover; within 5 minutes on two cores
+test: $(VENV)/.dev  ## all but long tests and options beyond the pairwise cover; at most 5 minutes on two cores
 	$(PYTEST) -m $(QUICK)
 
-test-all: $(VENV)/.dev  ## all tests, 20,000 cases of each fuzz; then kernels, test-plain and sanitize; within 40 minutes
+test-all: $(VENV)/.dev  ## all tests, 20,000 cases of each fuzz, then kernels, test-plain and sanitize; at most 40 minutes
 	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST)
 	$(MAKE) kernels test-plain sanitize
 
