@@ -17,7 +17,7 @@ def every(**options: Iterable[Any]) -> list[Case]:
 
 
 def pairs(case: Mapping[str, Any]) -> set[tuple[Any, ...]]:
-    return set(combinations(((key, repr(value)) for key, value in case.items()), 2))
+    return set(combinations(sorted((key, repr(value)) for key, value in case.items()), 2))
 
 
 def pairwise(cases: Sequence[Case]) -> list[Case]:
