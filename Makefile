@@ -7,6 +7,8 @@ FUZZ_CASES ?= 20000
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
 DRIVERS := $(wildcard tests/native/*.cpp)
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+QUICK := "not slow and not wide"
 # the extension as the sanitizers want it, in a folder of its own, and the Python that can load it
 SANITIZED := build/sanitize
 RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
@@ -14,7 +16,7 @@ RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 # named after the choice, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-plain sanitize fuzz kernels lint format bench clean help
+.PHONY: demo test test-all test-plain sanitize fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -22,16 +24,19 @@ TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 	$(BIN)/pfengine demo
 
-test: $(VENV)/.dev  ## run the whole suite; quick part: pytest -m "not slow"
-	$(BIN)/pytest -n 2 --dist loadfile
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels tests/test_bench_gpu.py
+test: $(VENV)/.dev  ## all but long tests and options beyond the pairwise cover; at most 5 minutes on two cores
+	$(PYTEST) -m $(QUICK)
+
+test-all: $(VENV)/.dev  ## all tests, 20,000 cases of each fuzz, then kernels, test-plain and sanitize; at most 40 minutes
+	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST)
+	$(MAKE) kernels test-plain sanitize
 
 .PHONY: ext wheel
 ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what has changed, in seconds
 	$(BIN)/python setup.py -q build_ext --inplace
 
 # what runs the extension
-demo test test-plain fuzz bench: ext
+demo test test-all test-plain fuzz bench: ext
 
 wheel: $(VENV)/.dev  ## a manylinux wheel in dist/ with the kernels of every instruction set
 	rm -rf build/lib* build/wheel
@@ -42,7 +47,7 @@ kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spi
 	$(BIN)/python -m pfengine.kernels.report
 
 test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions
-	PFENGINE_ISA=plain $(BIN)/pytest -m "not slow" tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
+	PFENGINE_ISA=plain $(PYTEST) -m $(QUICK) tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \
 		tests/test_api.py tests/test_pipeline_parity.py
 
 sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its threads under ThreadSanitizer; about 5 minutes
@@ -51,15 +56,15 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 		--build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	$(RUN_SANITIZED) $(BIN)/python -P -c 'from pfengine import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__'
 	# without forks beside calls: gcc's AddressSanitizer has locks of its own, which a fork may find taken
-	$(RUN_SANITIZED) $(BIN)/pytest -n 2 -m "not slow" tests/test_extension.py tests/test_native_checks.py \
-		tests/test_native_queries.py tests/ops tests/test_one_call.py tests/test_fork.py \
+	$(RUN_SANITIZED) $(PYTEST) -m $(QUICK) tests/test_extension.py tests/test_native_checks.py \
+		tests/test_native_queries.py tests/ops tests/test_flight.py tests/test_token_flight.py tests/test_fork.py \
 		--deselect tests/test_fork.py::test_a_fork_beside_calls_of_other_threads
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -march=native -DPFENGINE_ISA=plain -Icsrc -pthread \
 		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
 	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team
 
 fuzz: $(VENV)/.dev  ## damaged checkpoints, damaged data files and rows that are no rows, thousands of each; about 3 minutes
-	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n 2 -m fuzz
+	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST) -m fuzz
 
 lint: $(VENV)/.dev  ## ruff, mypy, clang-format, file lengths
 	$(BIN)/ruff check

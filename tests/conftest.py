@@ -19,10 +19,15 @@ import pytest
 import tokenizers
 import torch
 
+import pfengine
 from pfengine import checkpoint, extension, processors, reader, saving
 from pfengine.config import parse_backbone
 from pfengine.heads import HEADS
 from pfengine.manifest import Manifest
+
+# Before triton is loaded: kernels run in its interpreter where there is no GPU for them.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 OP_SETS = ("cpu", "cpu_torch", "reference")
 ROOT = Path(__file__).parent.parent
@@ -208,6 +213,12 @@ def make_text_checkpoint(
 @pytest.fixture(scope="session")
 def text_checkpoint(make_text_checkpoint: Make) -> Path:
     return make_text_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def sst2() -> pfengine.Engine:
+    """The bundled checkpoint, loaded once."""
+    return pfengine.load("sst2")
 
 
 @pytest.fixture

@@ -234,13 +234,13 @@ def test_few_token_budgets_are_in_flight(engine: pfengine.Engine, kind: str) -> 
     """However long the rows are: what is read ahead is counted in tokens, not in rows."""
     seen, budgets = [0], 2 * windows.WINDOW_BATCHES
     row: Any = {"input_ids": [7] * 64} if kind == "ids" else "very good " * 31
-    stream = engine.stream(counting(iter([row] * 3000), seen), batch_tokens=256)
+    stream = engine.stream(counting(iter([row] * 600), seen), batch_tokens=256)
     next(stream)
     assert seen[0] * 64 <= budgets * 256
     for done in range(2, 200):
         next(stream)
         assert (seen[0] - done) * 64 <= budgets * 256
-    assert len(list(stream)) == 3000 - 199
+    assert len(list(stream)) == 600 - 199
 
 
 def test_a_generator_that_raises(engine: pfengine.Engine, answers: list) -> None:

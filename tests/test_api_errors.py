@@ -30,8 +30,8 @@ WRONG_VALUE: list[tuple[Any, str]] = [
 
 
 @pytest.fixture(scope="module")
-def engine() -> pfengine.Engine:
-    return pfengine.load("sst2")
+def engine(sst2: pfengine.Engine) -> pfengine.Engine:
+    return sst2
 
 
 @pytest.mark.parametrize("bad", WRONG_TYPE, ids=repr)

@@ -55,9 +55,9 @@ def test_classify_arguments(run) -> None:
     assert lines[0].endswith(TEXTS[0])
 
 
-def test_classify_json_equals_python(run) -> None:
+def test_classify_json_equals_python(run, sst2: pfengine.Engine) -> None:
     result = run("classify", "sst2", *TEXTS, "--json", "--speedup", "2")
-    assert result.json == pfengine.load("sst2", speedup=2).classify(TEXTS)
+    assert result.json == sst2.classify(TEXTS, speedup=2)
 
 
 @pytest.mark.parametrize("from_file", [True, False])
@@ -74,7 +74,9 @@ def test_classify_json_equals_python(run) -> None:
         ),
     ],
 )
-def test_classify_formats(run, tmp_path: Path, from_file: bool, kind: str, content: str, rows: list) -> None:
+def test_classify_formats(
+    run, sst2: pfengine.Engine, tmp_path: Path, from_file: bool, kind: str, content: str, rows: list
+) -> None:
     if from_file:
         file = tmp_path / f"rows.{kind}"
         file.write_text(content)
@@ -82,23 +84,23 @@ def test_classify_formats(run, tmp_path: Path, from_file: bool, kind: str, conte
     else:
         result = run("classify", "sst2", "--json", "--format", kind, stdin=content)
     assert result.code == 0, result.err
-    assert result.json == pfengine.load("sst2").classify(rows)
+    assert result.json == sst2.classify(rows)
 
 
 @pytest.mark.parametrize("stdin", [["--file", "-"], ["-"], []])
-def test_classify_standard_input(run, stdin: list[str]) -> None:
+def test_classify_standard_input(run, sst2: pfengine.Engine, stdin: list[str]) -> None:
     result = run("classify", "sst2", *stdin, "--json", "--format", "csv", stdin=f"label,sentence\n1,{TEXTS[0]}\n")
-    assert result.json == pfengine.load("sst2").classify(TEXTS[:1])
+    assert result.json == sst2.classify(TEXTS[:1])
 
 
-def test_classify_columns(run, tmp_path: Path) -> None:
+def test_classify_columns(run, sst2: pfengine.Engine, tmp_path: Path) -> None:
     file = tmp_path / "rows.CSV.gz"
     file.write_bytes(gzip.compress(f"id,body,more,text\n1,{TEXTS[0]},pair,no\n2,b\xe9,x,no\n3,{TEXTS[1]},pair,no\n"
                                    .encode("latin-1")))  # fmt: skip
     options = ["--text-column", "body", "--pair-column", "more", "--label-column", "id"]
     result = run("classify", "sst2", "--json", "--file", str(file), *options)
     first, bad, last = result.json
-    assert [first, last] == pfengine.load("sst2").classify([(text, "pair") for text in TEXTS])
+    assert [first, last] == sst2.classify([(text, "pair") for text in TEXTS])
     assert bad["error"].startswith("is not valid UTF-8: byte 0xe9 at position 3")
     assert (result.code, result.err) == (1, "error: 1 of 3 rows could not be classified\n")
 

@@ -126,7 +126,12 @@ def answers(engine: pfengine.Engine) -> list[Any]:
     return [*found, engine.layer_logits(TEXTS).tobytes()]
 
 
-@pytest.fixture(scope="module", params=[*PRECISIONS, "torch alone"])
+# Quick tests leave out fp32 on `_C`, which goes the way of int8; fp32 of torch is "torch alone".
+WIDE = {"fp32"} if extension.has_cpu() else set()
+ENGINES = [pytest.param(name, marks=pytest.mark.wide if name in WIDE else ()) for name in [*PRECISIONS, "torch alone"]]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
 def loaded(request: pytest.FixtureRequest, make_text_checkpoint: Make) -> tuple[Callable[[], Any], Any, list]:
     """How to load an engine, one loaded, and what it answers when nobody has set anything."""
     alone = request.param == "torch alone"

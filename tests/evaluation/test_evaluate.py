@@ -28,16 +28,15 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_figures(file: Path) -> None:
+def test_figures(file: Path, sst2: pfengine.Engine) -> None:
     thresholds = [0.02, 0.3]
     report = evaluate("sst2", file.parent, thresholds=thresholds, repeats=2)
-    engine = pfengine.load("sst2")
     labels = np.array([label for _, label in ROWS])
     assert report.rows == len(ROWS)
-    assert report.mean_tokens == np.mean([len(engine.tokenizer.backend.encode(text).ids) for text, _ in ROWS])  # type: ignore[union-attr]
+    assert report.mean_tokens == np.mean([len(sst2.tokenizer.backend.encode(text).ids) for text, _ in ROWS])  # type: ignore[union-attr]
     for setting, threshold in zip(report.settings, [None, *thresholds], strict=True):
         rule = "never" if threshold is None else f"entropy:{threshold}"
-        out = engine.predict([text for text, _ in ROWS], criterion=rule)
+        out = sst2.predict([text for text, _ in ROWS], criterion=rule)
         assert setting.metrics == {"accuracy": (out.label_ids == labels).mean()}
         accuracy = setting.metrics["accuracy"]
         assert setting.standard_error == pytest.approx((accuracy * (1 - accuracy) / len(ROWS)) ** 0.5)
@@ -47,9 +46,9 @@ def test_figures(file: Path) -> None:
     assert report.settings[0].wall_clock_speedup == 1
 
 
-def test_default_settings_are_the_calibration_table(file: Path) -> None:
+def test_default_settings_are_the_calibration_table(file: Path, sst2: pfengine.Engine) -> None:
     report = evaluate("sst2", file, repeats=1)
-    points = [p for p in pfengine.load("sst2").checkpoint.manifest.calibration if p["layer_speedup"] > 1]
+    points = [p for p in sst2.checkpoint.manifest.calibration if p["layer_speedup"] > 1]
     assert len(report.settings) == 1 + len(points)
 
 

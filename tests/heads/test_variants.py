@@ -12,8 +12,9 @@ from pfengine.config import BackboneConfig
 from pfengine.heads import HEADS, PREFIX, Linear, PastFuture
 from pfengine.ops import reference
 
+from ..conftest import OP_SETS, find_op_set
 from .test_past_future import ROWS, batch_of, config_of
-from .variants import LINEAR, PAST_FUTURE, name
+from .variants import PAST_FUTURE, forms
 
 LAYERS, HIDDEN, LABELS = 4, 13, 3
 Tensors = dict[str, torch.Tensor]
@@ -133,8 +134,9 @@ def step_through(head: Any, states: torch.Tensor) -> np.ndarray:
     return np.array(out)
 
 
-@pytest.mark.parametrize("head", PAST_FUTURE + LINEAR, ids=name)
-def test_every_form_follows_its_equations(head: dict[str, Any], op_set: Any) -> None:
+@pytest.mark.parametrize(("head", "ops"), forms(ops=OP_SETS))
+def test_every_form_follows_its_equations(head: dict[str, Any], ops: str) -> None:
+    op_set = find_op_set(ops)
     config = config_of(LAYERS, HIDDEN, LABELS)
     kind = HEADS[head["type"]]
     assert not kind.config_faults(head)
@@ -150,9 +152,10 @@ def test_every_form_follows_its_equations(head: dict[str, Any], op_set: Any) -> 
 FOLDING = [h for h in PAST_FUTURE if h["states"] != "past" and h["incorporate"] in ("concat", "concat-shared", "avg")]
 
 
-@pytest.mark.parametrize("head", FOLDING, ids=name)
-def test_folded_equals_unfolded(head: dict[str, Any], cpu_ops: Any) -> None:
+@pytest.mark.parametrize(("head", "ops"), forms(FOLDING, ops=OP_SETS[:2]))
+def test_folded_equals_unfolded(head: dict[str, Any], ops: str) -> None:
     """fp32 on both sides: two roundings of sums of a few dozen products apart."""
+    cpu_ops = find_op_set(ops)
     config = config_of(LAYERS, HIDDEN, LABELS)
     tensors = random_tensors(head, config)
     states = torch.randn(LAYERS, ROWS, HIDDEN)
@@ -163,9 +166,13 @@ def test_folded_equals_unfolded(head: dict[str, Any], cpu_ops: Any) -> None:
     np.testing.assert_allclose(step_through(folded, states), step_through(unfolded, states), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [h for h in PAST_FUTURE if h["states"] == "future" and h["gate"] == "none"], ids=name)
-def test_what_is_trained_is_what_answers(head: dict[str, Any], op_set: Any) -> None:
+FUTURE_ALONE = [h for h in PAST_FUTURE if h["states"] == "future" and h["gate"] == "none"]
+
+
+@pytest.mark.parametrize(("head", "ops"), forms(FUTURE_ALONE, ops=OP_SETS))
+def test_what_is_trained_is_what_answers(head: dict[str, Any], ops: str) -> None:
     """The future read from imitated states, as training does, has the bits of the future read from a state."""
+    op_set = find_op_set(ops)
     config = config_of(LAYERS, HIDDEN, LABELS)
     future = PastFuture(op_set, config, head, random_tensors(head, config), torch.float32, fold=False).future
     state = torch.randn(ROWS, HIDDEN)

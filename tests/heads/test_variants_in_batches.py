@@ -13,13 +13,12 @@ import torch
 import pfengine
 from pfengine.exits.criteria import entropy
 
-from .variants import LINEAR, PAST_FUTURE, name
+from .variants import forms
 
 LENGTHS = [1, 2, 2, 3, 5, 8, 8, 8, 13, 21, 34, 55]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("head", PAST_FUTURE + LINEAR, ids=name)
+@pytest.mark.parametrize(("head", "precision"), forms(precision=("fp32", "bf16")))
 def test_same_alone_and_in_batches(
     make_checkpoint: Callable[..., Path], random_rows: Any, head: dict[str, Any], precision: str
 ) -> None:

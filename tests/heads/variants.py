@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
 from pfengine.heads import PastFuture
 from pfengine.heads.past_future import CHOICES
+
+from ..pairwise import every, pairs_first
 
 PAST_FUTURE: list[dict[str, Any]] = [
     head
@@ -19,5 +22,13 @@ LINEAR: list[dict[str, Any]] = [
 ]
 
 
-def name(head: dict[str, Any]) -> str:
-    return "-".join(str(value) for key, value in head.items() if key != "type")
+def forms(heads: list[dict[str, Any]] = PAST_FUTURE + LINEAR, **beside: Iterable[Any]) -> list[Any]:
+    """Parameters ("head", *beside): each head with each of the options beside it, the pairwise cover not marked `wide`.
+
+    A head's defect that shows only with three options at once is found by `make test-all`.
+    """
+
+    def values(case: dict[str, Any]) -> tuple[Any, ...]:
+        return ({key: value for key, value in case.items() if key not in beside}, *(case[key] for key in beside))
+
+    return pairs_first([head | one for head in heads for one in every(**beside)], values)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,26 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
-    """A sequence-classification directory fine-tuned on good against bad words, as save_pretrained leaves it."""
-    path = tmp_path_factory.mktemp("plain") / request.param
-    make_config, make_model = FAMILIES[request.param]
+@pytest.fixture(scope="module")
+def make_plain(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Callable[[str], Path]:
+    """make_plain(family) -> a classifier fine-tuned on good against bad words, as save_pretrained leaves it."""
+    return functools.cache(lambda family: fine_tuned(family, tmp_path_factory.mktemp("plain") / family, encoder))
+
+
+@pytest.fixture(params=list(FAMILIES))
+def plain(request: pytest.FixtureRequest, make_plain: Callable[[str], Path]) -> Path:
+    return make_plain(request.param)
+
+
+@pytest.fixture
+def bert(make_plain: Callable[[str], Path]) -> Path:
+    return make_plain("bert")
+
+
+def fine_tuned(family: str, path: Path, encoder: Path) -> Path:
+    make_config, make_model = FAMILIES[family]
     words = json.loads((encoder / "tokenizer.json").read_text())["model"]["vocab"]
-    options: dict[str, Any] = {"embedding_size": 16} if request.param == "albert" else {}
+    options: dict[str, Any] = {"embedding_size": 16} if family == "albert" else {}
     config = make_config(
         vocab_size=len(words), hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -77,9 +92,23 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("options", [{}, {"form": "paper"}, {"system": "linear"}], ids=["authors", "paper", "linear"])
-def test_full_depth_is_untouched_and_exits_agree(plain: Path, texts: Path, tmp_path: Path, options: dict) -> None:
-    out = pfengine.attach(plain, texts, tmp_path / "ckpt", epochs=8, hold_out=200, batch_size=16, **options)
+FORMS: dict[str, dict[str, str]] = {"authors": {}, "paper": {"form": "paper"}, "linear": {"system": "linear"}}
+EACH_ONCE = {*((family, "authors") for family in FAMILIES), *(("bert", form) for form in FORMS)}
+
+
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [
+        pytest.param(family, form, marks=() if (family, form) in EACH_ONCE else pytest.mark.wide)
+        for family in FAMILIES
+        for form in FORMS
+    ],
+)
+def test_full_depth_is_untouched_and_exits_agree(
+    make_plain: Callable[[str], Path], texts: Path, tmp_path: Path, family: str, form: str
+) -> None:
+    plain = make_plain(family)
+    out = pfengine.attach(plain, texts, tmp_path / "ckpt", epochs=8, hold_out=200, batch_size=16, **FORMS[form])
     rows = [example.row for example in data.read(texts)]
     before, after = pfengine.load(plain), pfengine.load(out)
     full = after.predict(rows, criterion="never")
@@ -117,29 +146,29 @@ def test_states_are_those_of_transformers(plain: Path) -> None:
         torch.testing.assert_close(logits[i], out.logits[0], atol=2e-5, rtol=1e-5)
 
 
-def test_refusals(plain: Path, texts: Path, tmp_path: Path) -> None:
+def test_refusals(bert: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(pfengine.ConfigError, match=r"holding out 10000 leaves none to train on: .* such as \d+$"):
-        pfengine.attach(plain, texts, tmp_path / "ckpt", hold_out=10_000)
+        pfengine.attach(bert, texts, tmp_path / "ckpt", hold_out=10_000)
     for option, value in (("seed", -1), ("epochs", 0), ("max_length", 1.5), ("batch_size", True), ("max_rows", 0)):
         with pytest.raises(pfengine.ConfigError, match=f"{option} is {value}"):
-            pfengine.attach(plain, texts, tmp_path / "ckpt", **{option: value})  # type: ignore[arg-type]
+            pfengine.attach(bert, texts, tmp_path / "ckpt", **{option: value})  # type: ignore[arg-type]
     with pytest.raises(pfengine.ConfigError, match="no column 'body'"):
-        pfengine.attach(plain, texts, tmp_path / "ckpt", text_column="body")
+        pfengine.attach(bert, texts, tmp_path / "ckpt", text_column="body")
     with pytest.raises(pfengine.ConfigError, match="no exits to attach"):
-        pfengine.attach(plain, texts, tmp_path / "ckpt", system="full-model")
+        pfengine.attach(bert, texts, tmp_path / "ckpt", system="full-model")
     with pytest.raises(pfengine.ConfigError, match="has exits already"):
         pfengine.attach("sst2", texts, tmp_path / "ckpt")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(pfengine.CheckpointError, match="is not a pfengine checkpoint"):
-        pfengine.attach(plain, texts, tmp_path / "mine")
+        pfengine.attach(bert, texts, tmp_path / "mine")
     assert not (tmp_path / "ckpt").exists()
 
 
-def test_command_line(plain: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_line(bert: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from pfengine import cli
 
-    arguments = [str(plain), str(texts), str(tmp_path / "ckpt"), "--epochs", "1", "--hold-out", "100"]
+    arguments = [str(bert), str(texts), str(tmp_path / "ckpt"), "--epochs", "1", "--hold-out", "100"]
     with pytest.raises(SystemExit) as caught:
         cli.app(["attach", *arguments])
     assert caught.value.code == 0
@@ -149,7 +178,7 @@ def test_command_line(plain: Path, texts: Path, tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("name", ["texts.txt.gz", "texts.csv", "-"])
 def test_reads_what_classify_reads(
-    plain: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     rows = [example.text for example in data.read(texts)][:120]
     if name.endswith(".csv"):  # a label that is missing plays no part
@@ -161,7 +190,7 @@ def test_reads_what_classify_reads(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     source = name if name == "-" else file
     out = pfengine.attach(
-        plain, source, tmp_path / "ckpt", epochs=np.float64(1), hold_out=np.int64(20), seed=np.int64(1)
+        bert, source, tmp_path / "ckpt", epochs=np.float64(1), hold_out=np.int64(20), seed=np.int64(1)
     )
     written = json.loads((out / "pfengine.json").read_text())["training"]
     assert written["held_out_rows"] == 20

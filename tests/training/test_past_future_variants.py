@@ -21,7 +21,7 @@ from pfengine.training.past_future import PastFutureModel, imitation_loss
 from pfengine.training.plain import LinearModel
 from pfengine.training.run import RECIPES
 
-from ..heads.variants import LINEAR, PAST_FUTURE, name
+from ..heads.variants import forms
 
 LENGTH = 9
 
@@ -43,7 +43,7 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-@pytest.mark.parametrize("head", PAST_FUTURE + LINEAR, ids=name)
+@pytest.mark.parametrize("head", forms())
 def test_trains_and_answers_alike(make_checkpoint: Callable[..., Path], tmp_path: Path, head: dict[str, Any]) -> None:
     model, raw = model_of(make_checkpoint, head)
     objective = "authors" if head.get("incorporate") == "concat-shared" else "paper"

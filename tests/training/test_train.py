@@ -25,7 +25,7 @@ def config(encoder: Path, rows: Path, out: Path, **options: object) -> pfengine.
 
 @pytest.mark.parametrize("storage", ["float", "int8-rows"])
 def test_trains_writes_and_calibrates(encoder: Path, rows: Path, tmp_path: Path, storage: str) -> None:
-    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", storage=storage))
+    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", storage=storage, epochs=8))
     engine = pfengine.load(out)
     assert engine.labels == ("negative", "positive")
     answers = engine.classify(["the film is very good", "awful plot"])
