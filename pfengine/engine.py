@@ -72,7 +72,7 @@ def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, ans
     if model.native is None or rule is None:
         run_layers(model, packed.to(device), criterion, answers)
     elif isinstance(model.native, CpuModel):
-        # nothing of torch on this way: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
+        # nothing of torch here: after a layer has passed through the caches, each of its calls costs up to 0.1 ms
         model.native.start(packed, answers.slots(packed), answers).advance(rule, model.num_layers)
     elif (limits := in_numbers(criterion, packed.row_ids)) is not None:
         from .ops.cuda_lanes import Rule as Limits

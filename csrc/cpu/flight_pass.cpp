@@ -119,7 +119,7 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
   for (const Layer& block : step().blocks) {
     const bool final = &block == &step().blocks.back();
     count = list(last() && final ? at_.gone : at_.frozen, 0);
-    const Queries listed{Queries::list, at_.queries, at_.ends};
+    const Queries listed{Queries::list, at_.queries, at_.ends, at_.queries};
     float* sums = final && freezes && model_.renormalises ? at_.sums : nullptr;
     // in place: the others keep their states
     run_layer(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);

@@ -199,7 +199,5 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
     return merged if gate is not None else merged / 2
 
 
-def exit(
-    x: Tensor, weights: Exit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
+def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
     return reference.composed_exit(x, weights, add, answer, sys.modules[__name__])

@@ -190,7 +190,5 @@ def prepare_model(
     return CudaModel(PreparedModel(embedding, widen, layers, exits))
 
 
-def exit(
-    x: Tensor, weights: Exit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
+def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
     return reference.composed_exit(x, weights, add, answer, sys.modules[__name__])

@@ -35,7 +35,6 @@ LATE_TOKENS = 512  # up to here a layer takes as long with fewer tokens: rows st
 LEAST_ROWS, LEAST_TOKENS = 64, 1024  # of a lane's buffers, so that they seldom grow
 
 
-
 class Rule(NamedTuple):
     """When rows leave. For R rows and n layers; a row leaves after the last layer at the latest."""
 

@@ -230,9 +230,7 @@ def prepare_exit(parts: Exit) -> Exit:
     return parts
 
 
-def exit(
-    x: Tensor, weights: Exit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
+def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
     return composed_exit(x, weights, add, answer, sys.modules[__name__])
 
 

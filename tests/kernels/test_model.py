@@ -16,8 +16,7 @@ from pfengine import api, checkpoint
 from pfengine.batch import Packed
 from pfengine.exits import Entropy, Never, Replay
 from pfengine.ops import cuda, cuda_lanes, cuda_model, reference
-from pfengine.ops.cuda_lanes import CudaModel
-from pfengine.ops.cuda_lanes import Rule
+from pfengine.ops.cuda_lanes import CudaModel, Rule
 
 Make = Callable[..., Path]
 PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}
