@@ -112,8 +112,8 @@ void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, 
       memory<const std::int32_t>("targets", targets, {queries}, true),
   };
   if (wanted.count(from) != queries) {
-    throw std::invalid_argument("queries is " + std::to_string(queries) + ", expected the " +
-                                std::to_string(wanted.count(from)) + " there are");
+    throw std::invalid_argument("queries is " + std::to_string(queries) + ", expected " +
+                                std::to_string(wanted.count(from)) + ", as many as there are");
   }
   if (queries) {  // targets rise, which cpu::run_layer checks
     const std::int64_t last = wanted.targets ? wanted.targets[queries - 1] : queries - 1;

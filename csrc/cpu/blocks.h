@@ -99,10 +99,13 @@ class BlockRun {
     const std::int64_t number = bf16 ? 2 : 4, out_number = bf16_out ? 2 : 4;
     const std::int64_t size = layer_.head_size, width = layer_.heads * size;
     const Buffer& out = attended();
+    // a team shares heads, which are equal work, where rows are not; one thread stays with a row while it is in the
+    // cache
+    const bool shared = member_.size > 1;
     member_.each(rows * layer_.heads, [&](std::int64_t i) {
-      const Span span = span_of(i / layer_.heads);
+      const Span span = span_of(shared ? i % rows : i / layer_.heads);
       if (!span.queries) return;
-      const std::int64_t column = i % layer_.heads * size;
+      const std::int64_t column = (shared ? i / rows : i % layer_.heads) * size;
       const char* key = qkv.row<char>(span.first) + (width + column) * number;
       kernels_.attend[bf16]({queries.row<char>(span.query) + column * number, key, key + width * number,
                              qkv.stride / number, span.tokens, span.queries, size, layer_.scale,
@@ -212,8 +215,8 @@ class BlockRun {
   const std::int64_t hidden_;
 };
 
-// What is to be done for each row: the queries bounds[r] to bounds[r + 1], one block's in the memory of one team, with
-// the tokens context[r] to context[r + 1] as keys and values (null: those are no work beside the queries).
+// Row r has the queries bounds[r] to bounds[r + 1]. Its keys and values are tokens context[r] to context[r + 1]; null
+// where they cost nothing beside the queries.
 struct Workload {
   const std::int32_t* bounds;
   const std::int32_t* context;
@@ -221,7 +224,7 @@ struct Workload {
   std::int64_t longest;  // row of the context, where there is attention
 };
 
-// Blocks of about equal work, as many for each team; rows without queries are in none, or between others.
+// Blocks of about equal work, as many for each team. No block is without queries.
 // before[r]: the work of the rows before r.
 inline std::vector<Block> cut(const std::vector<std::int64_t>& before, std::int64_t queries, std::int64_t teams) {
   const std::int64_t rows = before.size() - 1;

@@ -21,25 +21,20 @@ void check(const Context& context) {
   check_order(context.cu_seqlens, context.rows, 1);
 }
 
-// Bounds first: they say how many numbers the others have.
 void check(const Context& context, const Queries& queries) {
-  const auto wrong = [](const char* name, std::int64_t at, std::int64_t value, const char* expected) {
-    throw std::invalid_argument(std::string(name) + " " + std::to_string(at) + " is " + std::to_string(value) +
-                                ", expected " + expected);
-  };
   if (queries.kind == Queries::list) {
-    if (queries.bounds[0] != 0) wrong("bound", 0, queries.bounds[0], "0");
-    for (std::int64_t row = 0; row < context.rows; ++row) {
-      if (queries.bounds[row + 1] < queries.bounds[row]) {
-        wrong("bound", row + 1, queries.bounds[row + 1], "no less than the one before");
-      }
-    }
+    const std::int32_t* bounds = queries.bounds;  // checked first: they say how many numbers `tokens` has
+    check_ends(bounds, context.rows, bounds[context.rows], "query_bounds");
+    check_order(bounds, context.rows, 0, "query_bounds");
     for (std::int64_t row = 0; row < context.rows; ++row) {
       std::int64_t least = context.cu_seqlens[row];
-      for (std::int64_t i = queries.bounds[row]; i < queries.bounds[row + 1]; ++i) {
-        const std::int64_t token = queries.tokens[i];
-        if (token < least || token >= context.cu_seqlens[row + 1]) {
-          wrong("query", i, token, "tokens of its row that rise");
+      for (std::int64_t i = bounds[row]; i < bounds[row + 1]; ++i) {
+        const std::int64_t token = queries.tokens[i], end = context.cu_seqlens[row + 1];
+        if (token < least || token >= end) {
+          throw std::invalid_argument("query " + std::to_string(i) + " is token " + std::to_string(token) +
+                                      ", expected one of row " + std::to_string(row) + ", from " +
+                                      std::to_string(least) + " to " + std::to_string(end - 1) +
+                                      ", as a row's queries rise");
         }
         least = token + 1;
       }
@@ -47,7 +42,11 @@ void check(const Context& context, const Queries& queries) {
   }
   if (!queries.targets) return;
   for (std::int64_t i = 0, least = 0; i < queries.count(context); ++i) {
-    if (queries.targets[i] < least) wrong("target", i, queries.targets[i], "rows of out that rise");
+    if (queries.targets[i] < least) {
+      throw std::invalid_argument("the target of query " + std::to_string(i) + " is " +
+                                  std::to_string(queries.targets[i]) + ", expected at least " + std::to_string(least) +
+                                  ", as targets rise");
+    }
     least = queries.targets[i] + std::int64_t{1};
   }
 }

@@ -8,20 +8,22 @@
 namespace pfengine::cpu {
 
 // Throws std::invalid_argument unless cu_seqlens [rows + 1] goes from 0 to `tokens`.
-inline void check_ends(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t tokens) {
+inline void check_ends(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t tokens,
+                       const char* name = "cu_seqlens") {
   if (cu_seqlens[0] != 0 || cu_seqlens[rows] != tokens) {
-    throw std::invalid_argument("cu_seqlens goes from " + std::to_string(cu_seqlens[0]) + " to " +
+    throw std::invalid_argument(std::string(name) + " goes from " + std::to_string(cu_seqlens[0]) + " to " +
                                 std::to_string(cu_seqlens[rows]) + ", expected 0 to the " + std::to_string(tokens) +
                                 " tokens there are");
   }
 }
 
 // And unless every row has `least` tokens or more, 0 or 1.
-inline void check_order(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t least) {
+inline void check_order(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t least,
+                        const char* name = "cu_seqlens") {
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::int64_t from = cu_seqlens[row], to = cu_seqlens[row + 1];
     if (to - from >= least) continue;
-    throw std::invalid_argument("cu_seqlens does not rise at row " + std::to_string(row) + ", from " +
+    throw std::invalid_argument(std::string(name) + " does not rise at row " + std::to_string(row) + ", from " +
                                 std::to_string(from) + " to " + std::to_string(to) +
                                 (least ? "; a row has a token or more" : ""));
   }
