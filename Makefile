@@ -38,8 +38,9 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 		--build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	$(RUN_SANITIZED) $(BIN)/python -P -c 'from pfengine import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__'
 	# without forks beside calls: gcc's AddressSanitizer has locks of its own, which a fork may find taken
-	$(RUN_SANITIZED) $(BIN)/pytest -n 2 -m "not slow" tests/test_extension.py tests/test_native_checks.py tests/ops \
-		tests/ops tests/test_fork.py --deselect tests/test_fork.py::test_a_fork_beside_calls_of_other_threads
+	$(RUN_SANITIZED) $(BIN)/pytest -n 2 -m "not slow" tests/test_extension.py tests/test_native_checks.py \
+		tests/test_native_queries.py tests/ops tests/test_fork.py \
+		--deselect tests/test_fork.py::test_a_fork_beside_calls_of_other_threads
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -march=native -DPFENGINE_ISA=plain -Icsrc -pthread \
 		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
 	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team

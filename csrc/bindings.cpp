@@ -136,7 +136,7 @@ void output_norm(const cpu::Kernels& kernels, const cpu::Layer& layer, Address s
   const std::int64_t hidden = layer.output.outputs;
   const auto* wanted = memory<const std::int32_t>("numbers", numbers, {rows}, true);
   for (std::int64_t i = 0, least = 0; wanted && i < rows; ++i) {
-    least = check("a number of a row, which rise,", wanted[i], least, tokens - 1) + 1;
+    least = check("a number of a row, in rising order,", wanted[i], least, tokens - 1) + 1;
   }
   cpu::output_norm(kernels, layer, memory<const float>("sums", sums, {tokens, hidden}), wanted, rows,
                    memory<float>("out", out, {tokens, hidden}), threads);

@@ -121,18 +121,6 @@ def queries_of(weights: Any, *tokens: int, bounds: tuple[int, ...] = (0, 1, 3)) 
     )  # fmt: skip
 
 
-def on_itself(kind: Any, *targets: int) -> Arguments:
-    """A layer whose results go where its input is."""
-    states = room(5, HIDDEN)
-    return {
-        "x": states,
-        "out": states,
-        "kind": kind,
-        "queries": len(targets),
-        "targets": at(torch.tensor(targets).int()),
-    }
-
-
 BORDERS = torch.tensor([0, 2, 5]).int()
 STAY = torch.tensor([True, False])
 GOOD: dict[str, Callable[[], Arguments]] = {

@@ -30,9 +30,6 @@ from .native_arguments import (
     linear,
     merge,
     model_arguments,
-    on_itself,
-    queries_of,
-    room,
     rule,
 )  # fmt: skip
 
@@ -198,32 +195,6 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "columns from within a panel": ("columns_of", lambda: {"first": 1}),
     "columns beyond the last": ("columns_of", lambda: {"first": 128}),
     "columns of thin weights": ("columns_of", lambda: {"linear": linear(8, 128, thin=True)}),
-    "a query of another row": ("run_layer", lambda: queries_of(layer(), 2, 3, 4)),
-    "a query before its row": ("run_layer", lambda: queries_of(layer(), 1, 1, 4)),
-    "a query after the last": ("run_layer", lambda: queries_of(layer(), 1, 2, 5)),
-    "a query below 0": ("run_layer", lambda: queries_of(layer(), -1, 2, 4)),
-    "a query twice": ("run_layer", lambda: queries_of(layer(), 1, 4, 4)),
-    "queries that fall": ("run_layer", lambda: queries_of(layer(), 1, 4, 3)),
-    "bounds that fall": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 4, 3))),
-    "bounds from below 0": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(-1, 1, 3))),
-    "bounds far away": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 2**31 - 1, 3))),
-    "bounds of fewer queries": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 1, 2))),
-    "bounds of more queries": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 1, 4))),
-    "as many first tokens as queries": ("run_layer", lambda: {"kind": C.Queries.firsts}),
-    "as many tokens as queries": ("run_layer", lambda: {"kind": C.Queries.all}),
-    "targets that fall": ("run_layer", lambda: {"targets": at(torch.tensor([0, 3, 2]).int())}),
-    "a target twice": ("run_layer", lambda: {"targets": at(torch.tensor([0, 2, 2]).int())}),
-    "a target below 0": ("run_layer", lambda: {"targets": at(torch.tensor([-1, 2, 3]).int())}),
-    "a target after the last": ("run_layer", lambda: {"targets": at(torch.tensor([0, 2, 5]).int())}),
-    "too few rows for the queries": ("run_layer", lambda: {"targets": 0, "out_rows": 2}),
-    "in place, but elsewhere": ("run_layer", lambda: on_itself(C.Queries.list, 1, 2, 3)),
-    "in place, but side by side": ("run_layer", lambda: on_itself(C.Queries.list, 1, 2, 4) | {"targets": 0}),
-    "in place, first tokens elsewhere": ("run_layer", lambda: on_itself(C.Queries.firsts, 0, 3)),
-    "half in place": ("run_layer", lambda: {"x": (states := room(9, HIDDEN)), "out": states + 4 * HIDDEN}),
-    "numbers that fall": ("output_norm", lambda: {"numbers": at(torch.tensor([0, 4, 1]).int())}),
-    "a number after the last": ("output_norm", lambda: {"numbers": at(torch.tensor([0, 1, 5]).int())}),
-    "a number below 0": ("output_norm", lambda: {"numbers": at(torch.tensor([-1, 1, 4]).int())}),
-    "more rows than there are": ("output_norm", lambda: {"numbers": 0, "rows": 6}),
     "a first column within a panel": ("run_linear", lambda: {"first_column": 1, "columns": 8}),
     "columns past the end": ("run_linear", lambda: {"columns": 65}),
     "rows closer than they are long": ("run_linear", lambda: {"stride": 7}),
@@ -263,13 +234,6 @@ def test_what_does_not_fit(case: str) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         getattr(C, name)(**good | change())
     assert str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "targets", [(C.Queries.list, 1, 2, 4), (C.Queries.firsts, 0, 2), (C.Queries.all, 0, 1, 2, 3, 4)]
-)
-def test_in_place(targets: tuple[Any, ...]) -> None:
-    C.run_layer(**queries_of(layer(), 1, 2, 4) | on_itself(*targets))
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,12 @@ inline std::vector<Block> cut(const std::vector<std::int64_t>& before, std::int6
   return blocks;
 }
 
+// One for all kinds of blocks, so that each finds it in the cache.
+inline Scratch& block_memory() {
+  static thread_local Scratch memory;
+  return memory;
+}
+
 // Calls body(run, block) for blocks of neighbouring rows, by teams of threads.
 template <typename Body>
 void run_blocks(const Kernels& kernels, const Layer& layer, const Workload& work, int threads, const Body& body) {
@@ -270,10 +276,9 @@ void run_blocks(const Kernels& kernels, const Layer& layer, const Workload& work
   for (const Block& block : blocks) {
     most.tokens = std::max<std::int64_t>(most.tokens, work.bounds[block.last_row] - work.bounds[block.first_row]);
   }
-  static thread_local Scratch scratch;
   Space space;
   const std::int64_t bytes = lay_out(nullptr, kernels, layer, most, space);
-  char* memory = scratch.reserve(bytes * teams);
+  char* memory = block_memory().reserve(bytes * teams);
   const auto space_of = [&](int team) {
     Space space;
     lay_out(memory + team * bytes, kernels, layer, most, space);

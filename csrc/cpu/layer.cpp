@@ -24,7 +24,7 @@ void check(const Context& context) {
 void check(const Context& context, const Queries& queries) {
   if (queries.kind == Queries::list) {
     const std::int32_t* bounds = queries.bounds;  // checked first: they say how many numbers `tokens` has
-    check_ends(bounds, context.rows, bounds[context.rows], "query_bounds");
+    check_ends(bounds, context.rows, bounds[context.rows], "query_bounds", "queries");
     check_order(bounds, context.rows, 0, "query_bounds");
     for (std::int64_t row = 0; row < context.rows; ++row) {
       std::int64_t least = context.cu_seqlens[row];
@@ -32,9 +32,9 @@ void check(const Context& context, const Queries& queries) {
         const std::int64_t token = queries.tokens[i], end = context.cu_seqlens[row + 1];
         if (token < least || token >= end) {
           throw std::invalid_argument("query " + std::to_string(i) + " is token " + std::to_string(token) +
-                                      ", expected one of row " + std::to_string(row) + ", from " +
-                                      std::to_string(least) + " to " + std::to_string(end - 1) +
-                                      ", as a row's queries rise");
+                                      ", expected tokens of row " + std::to_string(row) + ", which are " +
+                                      std::to_string(context.cu_seqlens[row]) + " to " + std::to_string(end - 1) +
+                                      ", in rising order");
         }
         least = token + 1;
       }
@@ -45,7 +45,7 @@ void check(const Context& context, const Queries& queries) {
     if (queries.targets[i] < least) {
       throw std::invalid_argument("the target of query " + std::to_string(i) + " is " +
                                   std::to_string(queries.targets[i]) + ", expected at least " + std::to_string(least) +
-                                  ", as targets rise");
+                                  ": targets rise");
     }
     least = queries.targets[i] + std::int64_t{1};
   }

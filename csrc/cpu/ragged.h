@@ -9,11 +9,11 @@ namespace pfengine::cpu {
 
 // Throws std::invalid_argument unless cu_seqlens [rows + 1] goes from 0 to `tokens`.
 inline void check_ends(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t tokens,
-                       const char* name = "cu_seqlens") {
+                       const char* name = "cu_seqlens", const char* things = "tokens") {
   if (cu_seqlens[0] != 0 || cu_seqlens[rows] != tokens) {
     throw std::invalid_argument(std::string(name) + " goes from " + std::to_string(cu_seqlens[0]) + " to " +
                                 std::to_string(cu_seqlens[rows]) + ", expected 0 to the " + std::to_string(tokens) +
-                                " tokens there are");
+                                " " + things + " there are");
   }
 }
 

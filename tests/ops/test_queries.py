@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused() -> None:
         cpu.block(x, BOUNDS, weights, Queries(queries.tokens, queries.bounds[:3]))
     with pytest.raises(ValueError, match=r"queries.tokens is torch.int64 \[10\]"):
         cpu.block(x, BOUNDS, weights, Queries(queries.tokens.long(), queries.bounds))
-    with pytest.raises(ValueError, match="query 9 is token 251, expected one of row 9, from 252 to 256"):
+    with pytest.raises(ValueError, match="query 9 is token 251, expected tokens of row 9, which are 252 to 256"):
         cpu.block(x, BOUNDS, weights, Queries(queries.tokens[[*range(9), 8]], queries.bounds))
     kept = cpu.keys_values(x, BOUNDS, weights)
     with pytest.raises(ValueError, match=r"kept is torch.uint8 \[100\]"):
