@@ -60,6 +60,7 @@ std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& mod
                               const Ids& positions, const Ids& types, const Bounds& cu_seqlens, const Ids& slots,
                               const Floats& logits, const Ids& layers, int threads) {
   check_threads(threads);
+  if (!py::isinstance<cpu::Model>(model)) throw py::type_error("model must be a Model");
   const auto& parts = model.cast<const cpu::Model&>();
   const std::int64_t rows = slots.size(), tokens = ids.size(), all = layers.size();
   check_rows("rows", rows);

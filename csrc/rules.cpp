@@ -68,8 +68,11 @@ cpu::TokenRule make_token_rule(const std::string& unit, const std::string& pool,
 
 std::unique_ptr<ExitRule> make_rule(const std::string& tested, const std::vector<Clause>& clauses,
                                     const std::optional<cpu::TokenRule>& tokens) {
-  auto made = std::make_unique<ExitRule>(ExitRule{{nullptr, {}, tokens}, tested, clauses, 1});
+  auto made = std::make_unique<ExitRule>();
+  made->tested = tested;
+  made->clauses = clauses;
   made->rule.tested = made->tested.data();
+  made->rule.tokens = tokens;
   const std::int64_t layers = tested.size();
   for (const Clause& clause : clauses) {
     for (const cpu::Values& numbers : {clause.clause.threshold, clause.clause.times, clause.clause.temperature}) {

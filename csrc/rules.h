@@ -22,7 +22,7 @@ struct ExitRule {
   cpu::ExitRule rule;
   std::string tested;
   std::vector<Clause> clauses;
-  std::int64_t slots;  // that its numbers are given for; 1 for all
+  std::int64_t slots = 1;  // that its numbers are given for; 1 for all
 };
 
 void bind_rules(pybind11::module_& m);

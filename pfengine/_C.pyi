@@ -150,10 +150,16 @@ class Gate(enum.Enum):
 class Merge:
     def __init__(self, *, kind: Gate, labels: int, width: int, gate: Linear | None, count: float) -> None: ...
 
+class Reads(enum.Enum):
+    first = 0
+    mean = 1
+    all = 2
+
 class Exit:
     def __init__(
         self,
         *,
+        reads: Reads,
         precision: Precision,
         learner_precision: Precision,
         pooler: Linear | None,
@@ -162,6 +168,7 @@ class Exit:
         learners: Linear | None,
         activation: Activation,
         projection: Linear | None,
+        learned: Linear | None,
         merge: Merge,
     ) -> None: ...
 
@@ -170,40 +177,84 @@ class Step:
 
 class Model:
     def __init__(
-        self, *, embedding: Embedding, widen: Linear | None, precision: Precision, steps: list[Step]
+        self,
+        *,
+        embedding: Embedding,
+        widen: Linear | None,
+        precision: Precision,
+        steps: list[Step],
+        renormalises: bool,
     ) -> None: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def labels(self) -> int: ...
+    @property
+    def scores_tokens(self) -> bool: ...
 
 def run_exit(
-    kernels: Kernels,
-    exit: Exit,
-    x: int,
-    tokens: int,
-    starts: int,
-    rows: int,
-    add: int,
-    past: int,
-    logits: int,
-    threads: int,
+    kernels: Kernels, exit: Exit, x: int, add: int, rows: int, past: int, logits: int, learned: int, threads: int
 ) -> None: ...
-def run_model(
-    kernels: Kernels,
-    model: Model,
-    tested: bytes,
-    entropy: float,
-    layers: np.ndarray | None,
-    open_from: int,
-    ids: np.ndarray,
-    positions: np.ndarray,
-    types: np.ndarray,
-    cu_seqlens: np.ndarray,
-    places: np.ndarray,
-    logits: np.ndarray,
-    left: np.ndarray,
-    threads: int,
+def run_mean(x: int, tokens: int, cu_seqlens: int, rows: int, size: int, out: int) -> None: ...
+
+class Clause:
+    def __init__(
+        self,
+        signal: str,
+        comparison: str,
+        threshold: np.ndarray,
+        memory: str,
+        times: np.ndarray,
+        size: int,
+        temperature: np.ndarray,
+    ) -> None: ...
+
+class TokenRule:
+    def __init__(self, unit: str, pool: str, window: int, freezes: bool) -> None: ...
+
+class ExitRule:
+    def __init__(self, tested: bytes, clauses: list[Clause], tokens: TokenRule | None) -> None: ...
+    def width(self, labels: int) -> int: ...
+
+class Flight:
+    def __init__(
+        self,
+        kernels: Kernels,
+        model: Model,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        types: np.ndarray,
+        cu_seqlens: np.ndarray,
+        slots: np.ndarray,
+        logits: np.ndarray,
+        layers: np.ndarray,
+        threads: int,
+    ) -> None: ...
+    @property
+    def layer(self) -> int: ...
+    def __len__(self) -> int: ...
+    def slots(self) -> np.ndarray: ...
+    def advance(self, rule: ExitRule, until: int, threads: int) -> bool: ...  # is anybody left?
+    def exit(self) -> tuple[int, np.ndarray | None, np.ndarray, np.ndarray | None]: ...  # layer, logits, slots, learned
+    def leave(self, gone: np.ndarray, answered: bool, threads: int) -> None: ...
+    def join(self, other: Flight, threads: int) -> None: ...
+    def states(self) -> np.ndarray: ...
+
+def run_signal(signal: str, logits: int, rows: int, labels: int, temperature: float, out: int) -> None: ...
+def run_decide(
+    rule: ExitRule,
+    layer: int,
+    logits: int,
+    learned: int,
+    count: int,
+    labels: int,
+    cu_seqlens: int,
+    rows: int,
+    slots: int,
+    state: int,
+    leave: int,
 ) -> None: ...
 def run_merge(kernels: Kernels, merge: Merge, past: int, gates: int, future: int, rows: int, out: int) -> None: ...
-def run_entropy(logits: int, rows: int, labels: int, out: int) -> None: ...
-def run_entropy_below(logits: int, rows: int, labels: int, threshold: float, out: int) -> None: ...
 def run_embed(
     kernels: Kernels,
     embedding: Embedding,

@@ -10,164 +10,45 @@ import pytest
 import torch
 
 from pfengine import extension
-from pfengine.ops import Block, Norm, cpu
-from pfengine.ops.packing import pack_linear
 
 if not extension.has_cpu():
     pytest.skip(extension.status(), allow_module_level=True)
 
+from .native_arguments import (
+    GOOD,
+    HIDDEN,
+    LABELS,
+    LAYERS,
+    Arguments,
+    at,
+    clause_arguments,
+    embedding_arguments,
+    exit_arguments,
+    flight_arguments,
+    kept,
+    layer,
+    linear,
+    merge,
+    model_arguments,
+    rule,
+)  # fmt: skip
+
 C = extension.native()
-HIDDEN, HEADS, INNER, LABELS, LAYERS = 32, 2, 40, 3, 2
 HUGE = [1 << 31, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
-ONE_BYTE = {"stay", "tokens", "new_tokens"}  # which lie at any address
-EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types"}
+ONE_BYTE = {"stay", "leave", "tokens", "new_tokens"}  # which lie at any address
+EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types", "slots"}
 OPTIONAL = {("run_layer", "targets"), ("run_layer", "kept"), ("run_layer", "sums"), ("output_norm", "numbers"),
-            ("run_linear", "add"), ("run_exit", "add"), ("run_exit", "logits"), ("run_merge", "future")}  # fmt: skip
-Arguments = dict[str, Any]
-_kept: list[torch.Tensor] = []  # what lies at the addresses
-
-
-def at(tensor: torch.Tensor) -> int:
-    _kept.append(tensor)
-    return tensor.data_ptr()
-
-
-def room(*shape: int, dtype: torch.dtype = torch.float32) -> int:
-    return at(torch.zeros(shape, dtype=dtype))
-
-
-def linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32, thin: bool = False) -> Any:
-    packed = pack_linear(torch.rand(outputs, inputs), torch.rand(outputs), dtype, thin=thin)
-    _kept.extend(packed.tensors)
-    return packed.native
-
-
-def layer(dtype: torch.dtype = torch.float32) -> Any:
-    sizes = {"qkv": (HIDDEN, 3 * HIDDEN), "attention_output": (HIDDEN, HIDDEN), "intermediate": (HIDDEN, INNER),
-             "output": (INNER, HIDDEN)}  # fmt: skip
-    parts = {name: (torch.rand(out, size), torch.rand(out)) for name, (size, out) in sizes.items()}
-    norm = Norm(torch.ones(HIDDEN), torch.zeros(HIDDEN), 1e-5)
-    block = Block(**parts, attention_norm=norm, output_norm=norm, num_heads=HEADS, scale=0.3, activation="gelu")
-    prepared = cpu.prepare_block(block, dtype)
-    _kept.extend(prepared.tensors)
-    return prepared.native
-
-
-def merge(**changes: Any) -> Any:
-    good = {"kind": C.Gate.authors, "labels": LABELS, "width": LABELS, "gate": linear(LABELS, LABELS, thin=True)}
-    return C.Merge(**(good | {"count": 2} | changes))
-
-
-def exit_arguments() -> Arguments:
-    return {
-        "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32, "pooler": linear(HIDDEN, HIDDEN),
-        "past": linear(HIDDEN, 2 * LABELS, thin=True), "folded": None, "learners": linear(HIDDEN, 64),
-        "activation": C.Activation.tanh, "projection": linear(64, LABELS, thin=True), "merge": merge(),
-    }  # fmt: skip
-
-
-def norm_arguments() -> Arguments:
-    return {"weight": room(HIDDEN), "bias": room(HIDDEN), "eps": 1e-5}
-
-
-def embedding_arguments() -> Arguments:
-    tables = {"word": room(9, HIDDEN), "position": room(8, HIDDEN), "token_type": room(2, HIDDEN)}
-    sizes = {"words": 9, "positions": 8, "token_types": 2, "size": HIDDEN}
-    return tables | sizes | {"bf16": False, "norm": C.Norm(**norm_arguments())}
-
-
-def model_arguments() -> Arguments:
-    step = C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments()), adds_from=0)
-    embedding = C.Embedding(**embedding_arguments())
-    return {"embedding": embedding, "widen": None, "precision": C.Precision.fp32, "steps": [step] * LAYERS}
-
-
-def layer_arguments() -> Arguments:
-    return {
-        "precision": C.Precision.int8, "activation": C.Activation.relu, "heads": HEADS, "head_size": HIDDEN // HEADS,
-        "scale": 0.3, "qkv": linear(HIDDEN, 3 * HIDDEN, torch.int8),
-        "attention_output": linear(HIDDEN, HIDDEN, torch.int8), "intermediate": linear(HIDDEN, INNER, torch.int8),
-        "output": linear(INNER, HIDDEN, torch.int8), "attention_norm": C.Norm(**norm_arguments()),
-        "output_norm": C.Norm(**norm_arguments()),
-    }  # fmt: skip
-
-
-def batch() -> Arguments:
-    return {"tokens": 5, "cu_seqlens": at(torch.tensor([0, 2, 5]).int()), "rows": 2}
-
-
-def run_model_arguments() -> Arguments:
-    return {
-        "kernels": cpu.kernels(), "model": C.Model(**model_arguments()), "tested": bytes(LAYERS), "entropy": 0.5,
-        "layers": np.array([1, 2]), "open_from": 1, "ids": np.arange(5), "positions": np.arange(5),
-        "types": np.zeros(5, np.int64), "cu_seqlens": np.array([0, 2, 5], np.int32), "places": np.array([1, 0]),
-        "logits": np.zeros((2, LABELS), np.float32), "left": np.zeros(2, np.int64), "threads": 2,
-    }  # fmt: skip
-
-
-def with_kernels(**arguments: Any) -> Arguments:
-    return {"kernels": cpu.kernels(), **arguments}
-
-
-def queries_of(weights: Any, *tokens: int, bounds: tuple[int, ...] = (0, 1, 3)) -> Arguments:
-    """A list of queries of that batch, by keys and values that were kept, to rows 0, 2 and 3 of five."""
-    return with_kernels(
-        layer=weights, x=room(5, HIDDEN), **batch(), kind=C.Queries.list, queries=len(tokens),
-        query_tokens=at(torch.tensor(tokens).int()), query_bounds=at(torch.tensor(bounds).int()),
-        targets=at(torch.tensor([0, 2, 3]).int()), kept=room(5, C.kept_stride(weights) // 4), out=room(5, HIDDEN),
-        out_rows=5, sums=room(5, HIDDEN), threads=2,
-    )  # fmt: skip
-
-
-BORDERS = torch.tensor([0, 2, 5]).int()
-STAY = torch.tensor([True, False])
-GOOD: dict[str, Callable[[], Arguments]] = {
-    "Linear": lambda: {"weights": room(64, 64), "scale": room(32), "sum": room(32), "bias": room(32), "inputs": 32,
-                       "outputs": 32, "thin": False},
-    "Norm": norm_arguments,
-    "Embedding": embedding_arguments,
-    "Layer": layer_arguments,
-    "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "count": 2.0},
-    "Exit": exit_arguments,
-    "Step": lambda: {"blocks": [layer()], "exit": C.Exit(**exit_arguments()), "adds_from": -1},
-    "Model": model_arguments,
-    "columns_of": lambda: with_kernels(linear=linear(8, 128), precision=C.Precision.fp32, first=64),
-    "kept_stride": lambda: {"layer": layer()},
-    "count_kept": lambda: {"cu_seqlens": at(BORDERS), "stay": at(STAY), "rows": 2, "tokens": 5},
-    "compact": lambda: {
-        "tokens": room(5, 8), "width_bytes": 32, "cu_seqlens": at(BORDERS), "row_ids": room(2, dtype=torch.int64),
-        "stay": at(STAY), "rows": 2, "new_tokens": room(5, 8), "new_cu_seqlens": room(3),
-        "new_row_ids": room(2, dtype=torch.int64), "threads": 2},
-    "keys_values": lambda: with_kernels(layer=(weights := layer()), x=room(5, HIDDEN), **batch(),
-                                        kept=room(5, C.kept_stride(weights) // 4), threads=2),
-    "run_layer": lambda: queries_of(layer(torch.int8), 1, 2, 4),
-    "output_norm": lambda: with_kernels(layer=layer(), sums=room(5, HIDDEN), tokens=5,
-                                        numbers=at(torch.tensor([0, 1, 4]).int()), rows=3, out=room(5, HIDDEN),
-                                        threads=2),
-    "run_linear": lambda: with_kernels(precision=C.Precision.fp32, linear=linear(8, 96), first_column=32, columns=64,
-                                       activation=C.Activation.gelu, x=room(3, 8), stride=8, rows=3, add=room(3, 64),
-                                       add_stride=64, out=room(3, 64), threads=2),
-    "run_exit": lambda: with_kernels(exit=C.Exit(**exit_arguments()), x=room(5, HIDDEN), tokens=5,
-                                     starts=at(torch.tensor([0, 2]).int()), rows=2, add=room(2, 2 * LABELS),
-                                     past=room(2, 2 * LABELS), logits=room(2, LABELS), threads=2),
-    "run_model": run_model_arguments,
-    "run_merge": lambda: with_kernels(merge=merge(), past=room(2, LABELS), gates=room(2, LABELS),
-                                      future=room(2, LABELS), rows=2, out=room(2, LABELS)),
-    "run_entropy": lambda: {"logits": room(2, LABELS), "rows": 2, "labels": LABELS, "out": room(2)},
-    "run_entropy_below": lambda: {"logits": room(2, LABELS), "rows": 2, "labels": LABELS, "threshold": 0.5,
-                                  "out": room(2)},
-    "run_embed": lambda: with_kernels(embedding=C.Embedding(**embedding_arguments()),
-                                      ids=room(5, dtype=torch.int64), positions=room(5, dtype=torch.int64),
-                                      types=room(5, dtype=torch.int64), tokens=5, out=room(5, HIDDEN), threads=2),
-}  # fmt: skip
+            ("run_linear", "add"), ("run_exit", "add"), ("run_exit", "learned"), ("run_decide", "learned"),
+            ("run_merge", "future")}  # fmt: skip
 SIZES = {"rows", "tokens", "labels", "width_bytes", "columns", "first_column", "first", "inputs", "outputs", "words",
-         "positions", "token_types", "size", "heads", "head_size", "width", "queries", "out_rows"}  # fmt: skip
-AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size"}
+         "positions", "token_types", "size", "heads", "head_size", "width", "queries", "out_rows",
+         "window", "layer"}  # fmt: skip
+AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size", "window", "layer"}
 
 
 def is_address(name: str, argument: str, value: Any) -> bool:
     not_numbers = isinstance(value, bool) or not isinstance(value, int)
-    if not_numbers or argument in ("threads", "stride", "add_stride", "adds_from", "open_from", "count"):
+    if not_numbers or argument in ("threads", "stride", "add_stride", "adds_from", "count"):
         return False
     return argument not in SIZES or value > 1 << 20  # "tokens" and "positions" are both
 
@@ -182,7 +63,7 @@ def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[E
             yield 0, ValueError
         if argument == "sum":
             yield 0, ValueError  # without the scale
-        one_byte = argument in ONE_BYTE or (name, argument) == ("run_entropy_below", "out")
+        one_byte = argument in ONE_BYTE
         if not one_byte:
             yield value + 1, ValueError
             if argument in EIGHT_BYTES:
@@ -198,19 +79,23 @@ def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[E
         yield from ((wrong, TypeError) for wrong in (None, 1.5, "2", 1 << 64))
     elif isinstance(value, np.ndarray):
         unaligned = np.frombuffer(bytes(value.nbytes + 1), np.uint8)[1:].view(value.dtype)
-        if argument not in ("logits", "left"):  # those are not writeable besides
+        if argument not in ("logits", "layers"):  # those are not writeable besides
             yield unaligned.reshape(value.shape), ValueError
-        yield from ((wrong, ValueError) for wrong in (value[:1], value[:0], np.concatenate([value, value])))
+        of_another_size = (value[:0], value[0]) if name == "Clause" else (value[:1], value[:0], np.repeat(value, 2, 0))
+        yield from ((wrong, ValueError) for wrong in of_another_size)
         yield from ((wrong, TypeError) for wrong in (value.astype(np.int16), np.repeat(value, 2, 0)[::2], list(value)))
-        if argument != "layers":
-            yield None, TypeError
+        yield None, TypeError
+    elif isinstance(value, str):
+        yield "x", ValueError
+        yield from ((wrong, TypeError) for wrong in (None, 1, object()))
     elif isinstance(value, list):
         yield from ((wrong, TypeError) for wrong in (None, "x", 1, [None], [object()]))
-        yield [], ValueError
+        if name != "ExitRule":
+            yield [], ValueError
     elif not isinstance(value, (bool, int, float, bytes)) and value is not None:
         yield from ((wrong, TypeError) for wrong in ("x", object(), C.Norm if argument != "norm" else C.Linear))
         if (
-            argument not in ("exit", "gate", "pooler", "learners", "projection", "widen", "folded")
+            argument not in ("exit", "gate", "pooler", "learners", "projection", "widen", "folded", "learned")
             or name == "run_exit"
         ):
             yield None, TypeError
@@ -219,7 +104,7 @@ def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[E
 @pytest.fixture(autouse=True)
 def _let_go() -> Iterator[None]:
     yield
-    _kept.clear()
+    kept.clear()
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -254,13 +139,15 @@ def wrong_borders() -> list[list[int]]:
     return [[0, 2, 4], [1, 2, 5], [0, 9, 5], [0, -2, 5], [0, 0, 5], [0, 5, 5], [2**31 - 1, 0, 5], [0, -(2**31), 5]]
 
 
-@pytest.mark.parametrize("name", ["keys_values", "run_layer", "count_kept", "compact", "run_model"])
+@pytest.mark.parametrize(
+    "name", ["keys_values", "run_layer", "count_kept", "compact", "run_mean", "run_decide", "Flight"]
+)
 @pytest.mark.parametrize("borders", wrong_borders(), ids=str)
 def test_borders_of_rows(name: str, borders: list[int]) -> None:
     arguments = GOOD[name]()
     empty_rows_are_fine = name in ("count_kept", "compact")
     tensor = torch.tensor(borders).int()
-    arguments["cu_seqlens"] = tensor.numpy() if name == "run_model" else at(tensor)
+    arguments["cu_seqlens"] = tensor.numpy() if name == "Flight" else at(tensor)
     if (empty_rows_are_fine and borders in ([0, 0, 5], [0, 5, 5])) or (name, borders) == ("compact", [0, 2, 4]):
         getattr(C, name)(**arguments)
         return
@@ -317,15 +204,25 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "rows apart beyond all memory": ("run_linear", lambda: {"stride": 1 << 60}),
     "weights of another precision": ("run_linear", lambda: {"precision": C.Precision.int8}),
     "part of thin weights": ("run_linear", lambda: {"linear": linear(8, 96, thin=True)}),
-    "a first token that is not there": ("run_exit", lambda: {"starts": at(torch.tensor([0, 5]).int())}),
-    "a first token below 0": ("run_exit", lambda: {"starts": at(torch.tensor([-1, 2]).int())}),
-    "tested more layers than there are": ("run_model", lambda: {"tested": bytes(LAYERS + 1)}),
-    "a place that is not there": ("run_model", lambda: {"places": np.array([0, 2])}),
-    "rows without a token": ("run_model", lambda: {"cu_seqlens": np.array([0, 5, 5], np.int32)}),
-    "tokens without rows": ("run_model", lambda: {
-        "cu_seqlens": np.zeros(1, np.int32), "places": np.zeros(0, np.int64), "layers": None}),
-    "answers that may not be written": ("run_model", lambda: {
+    "other weights for a learned score": ("Exit", lambda: {"learned": linear(HIDDEN, 2, thin=True)}),
+    "a learned score of another size": ("Exit", lambda: {"learned": linear(31, 1, thin=True)}),
+    "a learned score that is not there": ("run_exit", lambda: {"exit": C.Exit(**exit_arguments() | {"learned": None})}),
+    "exits that read what others do not": ("Model", lambda: {"steps": [
+        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.mean}), adds_from=-1),
+        *model_arguments()["steps"]]}),
+    "tokens renormalised that nobody reads": ("Model", lambda: {"renormalises": True}),
+    "a slot that is not there": ("Flight", lambda: {"slots": np.array([0, 2])}),
+    "rows without a token": ("Flight", lambda: {"cu_seqlens": np.array([0, 5, 5], np.int32)}),
+    "tokens without rows": ("Flight", lambda: {"cu_seqlens": np.zeros(1, np.int32), "slots": np.zeros(0, np.int64)}),
+    "answers that may not be written": ("Flight", lambda: {
         "logits": np.frombuffer(bytes(24), np.float32).reshape(2, LABELS)}),
+    "votes of no labels": ("Clause", lambda: {"memory": "votes", "size": 0}),
+    "numbers of other layers": ("ExitRule", lambda: {"tested": bytes(LAYERS + 1), "clauses": [
+        C.Clause(**clause_arguments() | {"threshold": np.ones((LAYERS, 1), np.float32)})]}),
+    "an even window": ("TokenRule", lambda: {"window": 4}),
+    "a signal of several exits": ("run_signal", lambda: {"signal": "change"}),
+    "a rule for rows": ("run_decide", lambda: {"rule": C.ExitRule(
+        bytes(LAYERS), [C.Clause(**clause_arguments() | {"signal": "learned"})], None), "learned": 0}),
 }  # fmt: skip
 
 
@@ -343,7 +240,7 @@ def test_what_does_not_fit(case: str) -> None:
     ("argument", "named"), {"ids": "token id", "positions": "position", "types": "token type"}.items()
 )
 @pytest.mark.parametrize("wrong", [-1, 9, 1 << 40, -(1 << 63)])
-@pytest.mark.parametrize("name", ["run_embed", "run_model"])
+@pytest.mark.parametrize("name", ["run_embed", "Flight"])
 def test_ids_outside_their_table(name: str, argument: str, named: str, wrong: int) -> None:
     arguments, ids = GOOD[name](), torch.zeros(5, dtype=torch.int64)
     ids[3] = wrong
@@ -354,15 +251,17 @@ def test_ids_outside_their_table(name: str, argument: str, named: str, wrong: in
 
 def test_parts_outlive_what_they_were_made_of() -> None:
     """Python may let go of a part's own object once it is part of another; of the tensors it may not."""
-    arguments = run_model_arguments()
-    C.run_model(**arguments)
+    rules, arguments = rule(), flight_arguments()
+    assert not C.Flight(**arguments).advance(rules, LAYERS, 1)
     before = arguments["logits"].copy()
     for _ in range(50):
-        linear(8, 8), merge(), layer()
+        linear(8, 8), merge(), layer(), rule()
     del arguments["model"]
-    model = C.Model(**model_arguments())
+    flight = C.Flight(**arguments, model=C.Model(**model_arguments()))
+    logits = arguments.pop("logits")
+    del arguments
     for _ in range(50):
-        linear(8, 8), merge(), layer()
-    C.run_model(**arguments, model=model)
+        linear(8, 8), merge(), layer(), rule()
+    flight.advance(rules, LAYERS, 1)
     assert np.isfinite(before).all()
-    assert np.isfinite(arguments["logits"]).all()
+    assert np.isfinite(logits).all()

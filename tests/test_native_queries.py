@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from .test_native_checks import GOOD, HIDDEN, Arguments, C, _kept, at, layer, queries_of, room
+from pfengine import extension
+
+if not extension.has_cpu():
+    pytest.skip(extension.status(), allow_module_level=True)
+
+from .native_arguments import GOOD, HIDDEN, Arguments, C, at, kept, layer, queries_of, room
 
 
 @pytest.fixture(autouse=True)
 def _let_go() -> Iterator[None]:
     yield
-    _kept.clear()
+    kept.clear()
 
 
 def on_itself(kind: Any, *targets: int) -> Arguments:

@@ -24,6 +24,7 @@ import pfengine
 from pfengine import errors
 from pfengine.evaluation import calibrate_checkpoint  # noqa: F401  (errors of all modules)
 from pfengine.exits import Entropy, Never, Patience, Replay
+from pfengine.ops.cpu_model import CpuFlight, CpuModel
 
 Make = Callable[..., Path]
 TEXTS = ["the film is very good", "bleak", "it 's a slow journey and a bad movie"]
@@ -232,14 +233,14 @@ def test_threads_of_lanes_are_made_anew_after_a_fork(path: Path) -> None:
     native = engine.model.native
     assert native is not None
 
-    class Lanes:
+    class Lanes(CpuModel):
         LANES = 2
 
-        def __call__(self, *args: Any) -> None:
+        def start(self, *args: Any) -> CpuFlight:
             torch.set_num_threads(1)
-            native(*args)
+            return native.start(*args)
 
-    engine.model = replace(engine.model, native=Lanes())
+    engine.model = replace(engine.model, native=Lanes(native.native, native.parts))
     expected = engine.predict(TEXTS * 9, batch_size=2).logits
     pool = engine._workers
     assert pool is engine._workers

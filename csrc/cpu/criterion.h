@@ -85,7 +85,7 @@ struct StateLayout {
 };
 
 struct ExitRule {
-  const char* tested;  // [layers]
+  const char* tested = nullptr;  // [layers]
   std::vector<Clause> clauses;
   std::optional<TokenRule> tokens;
 

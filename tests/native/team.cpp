@@ -15,9 +15,9 @@
 
 #include "cpu/compact.h"
 #include "cpu/exit.h"
+#include "cpu/flight.h"
 #include "cpu/layer.h"
 #include "cpu/linear.h"
-#include "cpu/model.h"
 
 namespace {
 
@@ -75,10 +75,11 @@ class Parts {
             norm(hidden)};
   }
 
-  Exit exit(Precision precision, std::int64_t hidden, std::int64_t labels) {
+  Exit exit(Reads reads, Precision precision, std::int64_t hidden, std::int64_t labels) {
     const Precision learned = precision == Precision::int8 ? Precision::int4 : precision;
     const std::int64_t imitated = 2 * hidden;
-    return {precision,
+    return {reads,
+            precision,
             learned,
             linear(hidden, hidden, precision),
             linear(hidden, 2 * labels, Precision::fp32, true),
@@ -86,6 +87,7 @@ class Parts {
             linear(hidden, imitated, learned),
             Activation::tanh,
             linear(imitated, labels, Precision::fp32, true),
+            linear(hidden, 1, Precision::fp32, true),
             {Gate::authors, labels, labels, linear(labels, labels, Precision::fp32, true), 2}};
   }
 
@@ -111,12 +113,16 @@ class Case {
     for (const std::int64_t length : lengths) bounds_.push_back(bounds_.back() + static_cast<std::int32_t>(length));
     layer_ = parts_.layer(precision, heads, size, hidden, 2 * hidden + 2);
     const float* const words = parts_.floats(50 * hidden);
-    model_.embedding = {{words, words, words}, {50, 50, 50}, hidden, false, parts_.norm(hidden)};
-    model_.precision = Precision::fp32;
-    for (int step = 0; step < 3; ++step) {
-      model_.steps.push_back({{parts_.layer(precision, heads, size, hidden, 2 * hidden)},
-                              parts_.exit(precision, hidden, kLabels),
-                              step ? 0 : -1});
+    for (Model* model : {&rows_, &all_}) {
+      const Reads reads = model == &rows_ ? Reads::first : Reads::all;
+      model->embedding = {{words, words, words}, {50, 50, 50}, hidden, false, parts_.norm(hidden)};
+      model->precision = Precision::fp32;
+      model->renormalises = reads == Reads::all;
+      for (int step = 0; step < 3; ++step) {
+        model->steps.push_back({{parts_.layer(precision, heads, size, hidden, 2 * hidden)},
+                                parts_.exit(reads, precision, hidden, kLabels),
+                                step ? 0 : -1});
+      }
     }
     for (std::int64_t token = 0; token < tokens(); ++token) ids_.push_back(token % 50);
   }
@@ -140,7 +146,8 @@ class Case {
     append(all, wide);
     halves(x, rows, threads, all);
     moved(x, rows, threads, all);
-    answers(rows, threads, all);
+    answers(rows_, rows, threads, all);
+    answers(all_, rows, threads, all);
     return all;
   }
 
@@ -152,7 +159,7 @@ class Case {
   std::vector<float> embedded(std::int64_t tokens, int threads) const {
     std::vector<float> x(tokens * hidden_);
     const Ids ids = {ids_.data(), ids_.data(), ids_.data()};
-    run_embed(kernels_, model_.embedding, ids, tokens, x.data(), threads);
+    run_embed(kernels_, rows_.embedding, ids, tokens, x.data(), threads);
     return x;
   }
 
@@ -199,17 +206,32 @@ class Case {
     append(all, out);
   }
 
-  void answers(std::int64_t rows, int threads, Bytes& all) const {
-    std::vector<std::int64_t> places(rows), layers(rows), left(rows);
-    std::vector<float> logits(rows * kLabels);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      places[row] = rows - 1 - row;
-      layers[row] = 1 + row % 3;
-    }
-    const Batch batch{{ids_.data(), ids_.data(), ids_.data()}, bounds_.data(), rows, bounds_[rows]};
-    const char tested[] = {1, 1, 1};
-    run_model(kernels_, model_, batch, {tested, -1, layers.data(), 3}, {places.data(), logits.data(), left.data()},
-              threads);
+  // Two flights that become one; units leave at layers given beforehand.
+  void answers(const Model& model, std::int64_t rows, int threads, Bytes& all) const {
+    const bool by_token = model.reads() == Reads::all;
+    const std::int64_t count = by_token ? bounds_[rows] : rows, half = rows / 2;
+    std::vector<std::int64_t> slots(rows), left(count);
+    std::vector<float> logits(count * kLabels), layers(count), one{1};
+    for (std::int64_t row = 0; row < rows; ++row) slots[row] = by_token ? bounds_[row] : row;
+    for (std::int64_t slot = 0; slot < count; ++slot) layers[slot] = static_cast<float>(1 + slot % 3);
+    const Values ones{one.data(), 1, 1};
+    ExitRule rule{"\1\1\1", {}, std::nullopt};
+    rule.clauses.push_back(
+        {Signal::layer, Comparison::greater_equal, {layers.data(), 1, count}, Memory::running, ones, 0, ones});
+    if (by_token) rule.tokens = TokenRule{true, false, 1, true};
+    const Answers answers{logits.data(), left.data()};
+    const auto start = [&](std::int64_t first, std::int64_t last) {
+      std::vector<std::int32_t> bounds;
+      for (std::int64_t row = first; row <= last; ++row) bounds.push_back(bounds_[row] - bounds_[first]);
+      const std::int64_t* ids = ids_.data() + bounds_[first];
+      return Flight(kernels_, model, {{ids, ids, ids}, bounds.data(), last - first, bounds.back()},
+                    slots.data() + first, answers, threads);
+    };
+    Flight flight = start(half, rows), other = start(0, half);
+    flight.advance(rule, 1, threads);
+    other.advance(rule, 1, threads);
+    flight.join(other, threads);
+    flight.advance(rule, 3, threads);
     append(all, logits);
     append(all, left);
   }
@@ -221,7 +243,7 @@ class Case {
   std::vector<std::int32_t> bounds_{0};
   std::vector<std::int64_t> ids_;
   Layer layer_;
-  Model model_;
+  Model rows_, all_;
 };
 
 void expect(bool right, const char* what) {

@@ -7,6 +7,7 @@ import mmap
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
         attention_norm=norm(hidden), output_norm=norm(hidden), **{k: linear(*v, dtype) for k, v in sizes.items()},
     )  # fmt: skip
     x = at_the_end(torch.randn(tokens, hidden))
-    borders, starts = at_the_end(torch.tensor([0, 1, 9, 26]).int()), at_the_end(torch.tensor([0, 9, 25]).int())
+    borders = at_the_end(torch.tensor([0, 1, 9, 26]).int())
     kept = room(tokens * C.kept_stride(layer), dtype=torch.uint8)
     queries, bounds, targets = (
         at_the_end(torch.tensor(x).int()) for x in ([3, 8, 11, 12, 25], [0, 0, 2, 5], [0, 1, 3, 4, 6])
@@ -89,14 +90,21 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
         learned = C.Precision.int4 if dtype == torch.int8 else precision
         exit = C.Exit(
             precision=precision, learner_precision=learned, pooler=linear(hidden, hidden, dtype),
-            past=linear(hidden, 6, torch.float32, thin=True), folded=None,
+            past=linear(hidden, 6, torch.float32, thin=True), folded=None, reads=C.Reads.first,
+            learned=linear(hidden, 1, torch.float32, thin=True),
             learners=linear(hidden, 2 * hidden, dtype, bits=4), activation=C.Activation.tanh,
             projection=linear(2 * hidden, 3, torch.float32, thin=True),
             merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, count=2),
         )  # fmt: skip
         add, past, logits = room(rows, 6), room(rows, 6), room(rows, 3)
-        C.run_exit(cpu.kernels(), exit, x, tokens, starts, rows, add, past, logits, threads)
-        C.run_entropy_below(logits, rows, 3, 0.5, room(rows, dtype=torch.uint8))
+        C.run_exit(cpu.kernels(), exit, x, add, rows, past, logits, room(rows), threads)
+        C.run_signal("energy", logits, rows, 3, 2.0, room(rows))
+        C.run_mean(x, tokens, borders, rows, hidden, room(rows, hidden))
+        numbers = np.ones((1, 1), np.float32)
+        clauses = [C.Clause(signal, "<", numbers, "range", numbers, 3, numbers) for signal in ("change", "energy")]
+        rule = C.ExitRule(b"\1", clauses, C.TokenRule("token", "max", 3, True))
+        slots, leave = at_the_end(torch.arange(tokens)), room(tokens, dtype=torch.bool)
+        C.run_decide(rule, 1, room(tokens, 3), 0, tokens, 3, borders, rows, slots, room(tokens, 9), leave)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -44,50 +46,41 @@ def make(
         width=width,
         gate=ops.prepare_linear(*gate_parts, torch.float32) if gate == "authors" else None,
         states=3,
+        learned=ops.prepare_linear(*linear(1, hidden), torch.float32),
     )
     return ops.prepare_exit(parts), labels + width
 
 
-def rows_of(hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of 1, 2, 3, 1, 2, 3... tokens, of which only the first ones may be read."""
-    torch.manual_seed(hidden)
-    bounds = torch.tensor([0] + [1 + i % 3 for i in range(ROWS)]).cumsum(0).int()
-    x = torch.full((int(bounds[-1]), hidden), float("nan"))
-    x[bounds[:-1].long()] = torch.randn(ROWS, hidden)
-    return x, bounds
-
-
 def check(ops: Any, hidden: int, labels: int, future: str, gate: str, pooled: bool, dtype: torch.dtype) -> None:
-    x, bounds = rows_of(hidden)
+    x = torch.randn(ROWS, hidden, generator=torch.Generator().manual_seed(hidden))
     weights, width = make(ops, hidden, labels, future, gate, pooled, dtype)
     oracle, _ = make(reference, hidden, labels, future, gate, pooled, dtype)
     add = torch.randn(ROWS, width)
-    logits, past = ops.exit(x, bounds, weights, add, True)
-    assert (logits.dtype, logits.shape) == (torch.float32, (ROWS, labels))
-    for ours, plain in zip((logits, past), reference.exit(x, bounds, oracle, add, True), strict=True):
+    logits, past, learned = ops.exit(x, weights, add, True)
+    assert (logits.dtype, logits.shape, learned.shape) == (torch.float32, (ROWS, labels), (ROWS,))
+    for ours, plain in zip((logits, past, learned), reference.exit(x, oracle, add, True), strict=True):
         torch.testing.assert_close(ours, plain, atol=TOLERANCE[dtype], rtol=1e-4)
-    nothing, again = ops.exit(x, bounds, weights, add, False)
-    assert nothing is None
+    nothing, again, none = ops.exit(x, weights, add, False)
+    assert nothing is none is None
     assert torch.equal(again, past)
     for row in range(ROWS):
-        start, stop = bounds[row], bounds[row + 1]
-        alone = ops.exit(
-            x[start:stop].clone(), (bounds[row : row + 2] - start).int(), weights, add[row : row + 1], True
-        )
-        assert torch.equal(alone[0], logits[row : row + 1])
-        assert torch.equal(alone[1], past[row : row + 1])
-    none = ops.exit(x[:0], bounds[:1], weights, add[:0], True)
-    assert [part.shape for part in none] == [(0, labels), (0, width)]
+        alone = ops.exit(x[row : row + 1].clone(), weights, add[row : row + 1], True)
+        for ours, together in zip(alone, (logits, past, learned), strict=True):
+            assert torch.equal(ours, together[row : row + 1])
+    empty = ops.exit(x[:0], weights, add[:0], True)
+    assert [part.shape for part in empty] == [(0, labels), (0, width), (0,)]
 
 
-@pytest.mark.parametrize("labels", [1, 2, 7, 21])
-@pytest.mark.parametrize("hidden", [48, 37, 7])
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("future", FUTURES)
-@pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "plain"])
+SIZES = itertools.cycle(itertools.product([48, 37, 7], [1, 2, 7, 21]))  # hidden, labels: taken in turn
+KINDS = [
+    (*kind, *next(SIZES))
+    for kind in itertools.product(FUTURES, GATES, [True, False])
+    if kind[:2] != ("none", "paper")  # the paper's gate weighs a future
+]
+
+
+@pytest.mark.parametrize(("future", "gate", "pooled", "hidden", "labels"), KINDS)
 def test_exit(hidden: int, labels: int, future: str, gate: str, pooled: bool, cpu_ops: Any) -> None:
-    if future == "none" and gate == "paper":
-        pytest.skip("the paper's gate weighs a future")
     check(cpu_ops, hidden, labels, future, gate, pooled, torch.float32)
 
 
@@ -111,30 +104,38 @@ def test_exit_of_every_instruction_set(
 def test_any_number_of_threads() -> None:
     if not extension.has_cpu():
         pytest.skip(extension.status())
-    x, bounds = rows_of(384)
+    x = torch.randn(ROWS, 384)
     weights, _ = make(cpu, 384, 2, "imitated", "authors", True, torch.int8)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            results.append(cpu.exit(x, bounds, weights, None, True))
+            results.append(cpu.exit(x, weights, None, True))
     finally:
         torch.set_num_threads(before)
-    for logits, past in results[1:]:
-        assert torch.equal(logits, results[0][0])
-        assert torch.equal(past, results[0][1])
+    for parts in results[1:]:
+        assert all(map(torch.equal, parts, results[0]))
+
+
+def test_mean() -> None:
+    """In order, whatever the rows are beside: the bits of plain additions."""
+    lengths = [1, 2, 3, 9, 64]
+    x, bounds = torch.randn(sum(lengths), 37), torch.tensor([0, *itertools.accumulate(lengths)]).int()
+    found = cpu.mean(x, bounds)
+    for row, tokens in enumerate(x.split(lengths)):
+        assert torch.equal(found[row], functools.reduce(torch.add, tokens) / len(tokens))
+    assert cpu.mean(x[:0], bounds[:1]).shape == (0, 37)
+    with pytest.raises(ValueError, match="cu_seqlens does not rise at row 0"):
+        cpu.mean(x[:3], torch.tensor([0, 0, 3]).int())
 
 
 def test_bad_shapes_are_refused() -> None:
     if not extension.has_cpu():
         pytest.skip(extension.status())
     weights, _ = make(cpu, 48, 2, "none", "none", True, torch.float32)
-    bounds = torch.tensor([0, 1, 2], dtype=torch.int32)
     with pytest.raises(ValueError, match=r"x is torch.float32 \[2, 47\]"):
-        cpu.exit(torch.randn(2, 47), bounds, weights, None, True)
+        cpu.exit(torch.randn(2, 47), weights, None, True)
     with pytest.raises(
         ValueError, match=r"add is torch.float32 \[3, 2\] on cpu, expected contiguous torch.float32 \[2, 2\]"
     ):
-        cpu.exit(torch.randn(2, 48), bounds, weights, torch.randn(3, 2), True)
-    with pytest.raises(ValueError, match="row 1 starts at token 7 of 2"):
-        cpu.exit(torch.randn(2, 48), torch.tensor([0, 7, 8], dtype=torch.int32), weights, None, True)
+        cpu.exit(torch.randn(2, 48), weights, torch.randn(3, 2), True)
