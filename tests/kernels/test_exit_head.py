@@ -70,10 +70,10 @@ def test_logits_that_saturate_or_tie_or_are_nan(count: Any, device: torch.device
 @pytest.mark.parametrize("labels", [2, 20])
 def test_rows_by_place(draw: Any, count: Any, device: torch.device, labels: int) -> None:
     x, weight, bias, threshold = draw(9, 32), draw(labels, 32), draw(labels), torch.zeros(1, device=device)
-    places = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)
-    some = exit_head(x, weight, bias, "entropy", threshold, count(3), places=places)[0]
+    source_rows = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)
+    some = exit_head(x, weight, bias, "entropy", threshold, count(3), source_rows=source_rows)[0]
     every = exit_head(x, weight, bias, "entropy", threshold, count(9))[0]
-    assert torch.equal(some, every[places.long()])
+    assert torch.equal(some, every[source_rows.long()])
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -83,17 +83,17 @@ def test_rows_that_leave_write_their_answers(
     draw: Any, count: Any, device: torch.device, rows: int, used: int, labels: int, with_layers: bool, last: bool
 ) -> None:
     x, weight, bias = draw(rows, 32), draw(labels, 32, scale=0.3), draw(labels)
-    places = torch.arange(rows, device=device).flip(0) + 2
+    source_rows = torch.arange(rows, device=device).flip(0) + 2
     layers = torch.arange(rows + 2, device=device) if with_layers else None
     out = torch.full((rows + 2, labels), 9.0, device=device)
     left = torch.zeros(rows + 2, dtype=torch.int64, device=device)
     alone, entropy, _ = exit_head(x, weight, bias, "entropy", torch.zeros(1, device=device), count(rows))
     limit = entropy.median().reshape(1)
-    to = Answers(places, out, left, 5, layers, last)
+    to = Answers(source_rows, out, left, 5, layers, last)
     logits, _, leave = exit_head(x, weight, bias, "entropy", limit, count(used), to=to)
     assert torch.equal(logits[:used], alone[:used])
     for row in range(rows):
-        place = int(places[row])
+        place = int(source_rows[row])
         goes = row < used and (bool(entropy[row] < limit) or (with_layers and place <= 5) or last)
         assert row >= used or bool(leave[row]) == goes
         assert int(left[place]) == (5 if goes else 0)

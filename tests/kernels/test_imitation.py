@@ -44,10 +44,10 @@ def test_a_row_does_not_depend_on_how_many_there_are(draw: Any, count: Any, dtyp
 
 def test_states_by_place(draw: Any, count: Any, dtype: torch.dtype, device: torch.device) -> None:
     states, learners, bias, projection = draw(9, 32), draw(96, 32, dtype=dtype), draw(96), draw(3, 96)
-    places = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)
-    some = imitation(states, learners, bias, projection, "tanh", count(3), places=places)
+    source_rows = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)
+    some = imitation(states, learners, bias, projection, "tanh", count(3), source_rows=source_rows)
     every = imitation(states.to(dtype), learners, bias, projection, "tanh", count(9))
-    assert torch.equal(some, every[:, places.long()])
+    assert torch.equal(some, every[:, source_rows.long()])
 
 
 @pytest.mark.slow
