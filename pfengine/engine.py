@@ -15,10 +15,11 @@ from . import encoder
 from .batch import Packed, RaggedInputs
 from .config import BackboneConfig
 from .encoder import Encoder
-from .exits import Criterion, Never
+from .exits import Criterion, Entropy, Never, Patience, Replay
 from .exits.asking import asked, in_numbers
 from .heads import ExitHead
 from .ops.model import Rule as Limits
+from .ops.rule import Clause, ExitRule, values
 from .surroundings import undisturbed
 
 MIN_ROWS_TO_OPEN = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
@@ -43,12 +44,12 @@ class Model:
     @property
     def lanes(self) -> int:
         """How many batches may be under way at once."""
-        return getattr(self.native, "LANES", 1)
+        return getattr(self.native, "lanes", 1)
 
     @property
     def max_rows(self) -> int:
         """Of a batch."""
-        return getattr(self.native, "MAX_ROWS", sys.maxsize)
+        return getattr(self.native, "max_rows", sys.maxsize)
 
 
 class Answers:
@@ -70,6 +71,9 @@ def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, ans
     """All rows of `packed` through the layers, each until `criterion` lets it leave; results go into `answers`."""
     if not len(packed.row_ids):
         return
+    if hasattr(model.native, "start"):
+        _fly(model, packed, criterion, answers)
+        return
     limits = in_numbers(criterion, packed.row_ids)
     if model.native is None or limits is None:
         run_layers(model, packed.to(device), criterion, answers)
@@ -85,11 +89,46 @@ def run(model: Model, packed: Packed, device: torch.device, criterion: Rule, ans
     )
 
 
+def _fly(model: Model, packed: Packed, criterion: Rule, answers: Answers) -> None:
+    carrier: Any = model.native
+    rule = _exit_rule(model, criterion, np.arange(answers.base, answers.base + len(answers.exit_layers)))
+    flight = carrier.start(packed, packed.row_ids - answers.base, answers)
+    if rule is not None:
+        flight.advance(rule, model.num_layers)
+        return
+    ask, state, rule = asked(criterion), None, ExitRule(bytes(model.num_layers))
+    while flight:
+        later = (i for i in range(flight.layer + 1, model.num_layers) if is_tested(model, criterion, i))
+        exit = flight.advance(rule, next(later, model.num_layers))
+        if exit is not None:
+            leave, state = ask(exit.layer, exit.logits, state, exit.slots + answers.base)
+            flight.leave(leave)
+            state = take(state, (~leave).nonzero().squeeze(1))
+
+
+def _exit_rule(model: Model, criterion: Rule, rows: np.ndarray) -> ExitRule | None:
+    """The criterion as data, where it is; rows: which row of the input each slot is."""
+    tested = _tested(model, criterion)
+    match criterion:
+        case Never():
+            return ExitRule(tested)
+        case Entropy():
+            return ExitRule(tested, (Clause("entropy", "<", values(criterion.threshold)),))
+        case Patience():
+            times = values(criterion.threshold)
+            return ExitRule(tested, (Clause("label_repeats", ">=", values(1), "running", times=times),))
+        case Replay():
+            layers = criterion.layers[rows[: len(criterion.layers)]].astype(np.float32)
+            return ExitRule(tested, (Clause("layer", ">=", layers[None]),))
+    return None
+
+
 def warmup(model: Model, packed: Packed, device: torch.device, criterion: Rule) -> None:
     """What the first batch of this size would wait for, done beforehand, through all layers."""
     native: Any = model.native
     if hasattr(native, "warmup"):
-        native.warmup(packed, _tested(model, criterion))
+        rule = _exit_rule(model, criterion, packed.row_ids[:1] * 0)
+        native.warmup(packed, rule or ExitRule(_tested(model, criterion)))
     else:
         run(model, packed, device, Never(), Answers(0, len(packed.row_ids), model.config.num_labels))
 

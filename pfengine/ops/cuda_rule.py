@@ -34,7 +34,7 @@ def by_slot_shape(rule: ExitRule, forms: tuple[Form, ...]) -> tuple[int, int]:
 
 
 def numbers_of(rule: ExitRule) -> np.ndarray:
-    """float32 [n, K, 3]: threshold, times and temperature of each clause after each layer; slot 0's where slots differ."""
+    """float32 [n, K, 3]: threshold, times and temperature of each clause by layer; slot 0's where slots differ."""
     found = np.zeros((len(rule.tested), len(rule.clauses), NUMBERS), np.float32)
     for i, clause in enumerate(rule.clauses):
         for j, numbers in enumerate((clause.threshold, clause.times, clause.temperature)):
