@@ -23,9 +23,18 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, activat
     return y if add is None else y + add
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("tokens", "used"), [(1, 1), (1, 0), (7, 7), (63, 40), (65, 65)])
-@pytest.mark.parametrize(("outputs", "inputs"), [(60, 64), (64, 60)])
+@pytest.mark.parametrize(
+    ("activation", "tokens", "used", "outputs", "inputs"),
+    [
+        ("none", 65, 65, 60, 64),
+        ("relu", 1, 1, 64, 60),
+        ("tanh", 7, 7, 60, 64),
+        ("gelu", 63, 40, 64, 60),
+        ("gelu_tanh", 1, 0, 60, 64),
+        ("gelu_tanh", 7, 7, 64, 60),
+        ("none", 63, 40, 64, 60),
+    ],
+)
 def test_linear(
     draw: Any, count: Any, check: Any, dtype: torch.dtype, activation: str, tokens: int, used: int, outputs: int,
     inputs: int,
