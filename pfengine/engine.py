@@ -96,14 +96,18 @@ def _fly(model: Model, packed: Packed, criterion: Rule, answers: Answers) -> Non
     if rule is not None:
         flight.advance(rule, model.num_layers)
         return
-    ask, state, rule = asked(criterion), None, ExitRule(bytes(model.num_layers))
-    while flight:
-        later = (i for i in range(flight.layer + 1, model.num_layers) if is_tested(model, criterion, i))
-        exit = flight.advance(rule, next(later, model.num_layers))
-        if exit is not None:
-            leave, state = ask(exit.layer, exit.logits, state, exit.slots + answers.base)
-            flight.leave(leave)
-            state = take(state, (~leave).nonzero().squeeze(1))
+    try:
+        ask, state, rule = asked(criterion), None, ExitRule(bytes(model.num_layers))
+        while flight:
+            later = (i for i in range(flight.layer + 1, model.num_layers) if is_tested(model, criterion, i))
+            exit = flight.advance(rule, next(later, model.num_layers))
+            if exit is not None:
+                leave, state = ask(exit.layer, exit.logits, state, exit.slots + answers.base)
+                flight.leave(leave)
+                state = take(state, (~leave).nonzero().squeeze(1))
+    except BaseException:
+        flight.leave(np.ones(len(flight), bool), answered=False)  # a traceback keeps the flight, which has a lane
+        raise
 
 
 def _exit_rule(model: Model, criterion: Rule, rows: np.ndarray) -> ExitRule | None:

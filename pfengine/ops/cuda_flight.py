@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,23 +18,15 @@ from ..batch import Packed
 from ..kernels.answers import answer
 from ..kernels.mean import mean
 from ..kernels.survivors import MAX_ROWS, Survivors, survivors
+from .cuda_buffers import Bucket, Rule, Sizes
+from .cuda_joining import Contents, concatenated, joined, without
 from .cuda_lanes import Lane
 from .cuda_rule import by_slot_shape, forms_of
-from .cuda_segment import Bucket, Position, Rule, Sizes, segments
+from .cuda_segment import Position, segments
 from .flight import Answers, Exit, Flight
 from .rule import ExitRule
 
 OVERLAP_TOKENS = 512  # up to here a layer takes as long with fewer tokens: rows stay together, exits run beside layers
-
-
-class Contents(NamedTuple):
-    """All that the rows of a flight carry, packed, on the device."""
-
-    bounds: np.ndarray  # int32 [R + 1]
-    states: Tensor  # [T, H]
-    past: Tensor | None  # fp32 [R, W], of the last exit
-    memory: Tensor | None  # fp32 [R, W], of the exit rule
-    slots: np.ndarray  # int64 [R]
 
 
 class CudaFlight:
@@ -135,7 +126,7 @@ class CudaFlight:
             if answered and not self._scored:
                 raise ValueError(f"no scores were computed after layer {self.layer}; rows can only be dropped there")
             if self._packed is not None:
-                self._packed = _without(self._packed, given.numpy(force=True))
+                self._packed = without(self._packed, given.numpy(force=True))
                 self._start(self._slots[~given.numpy(force=True)], self._packed.cu_seqlens)
                 return
             bucket, buffers, position = self._bucket(), lane.buffers, self._position
@@ -154,6 +145,8 @@ class CudaFlight:
                 earlier_firsts=here.source_firsts if position.states_moved else None,
             )  # fmt: skip
             self._unknown = True
+        if given.device.type == "cpu" and bool(given.all()):
+            self._close()  # at once, for a caller who drops all rows since something has failed
 
     def join(self, other: Flight) -> None:
         if (
@@ -174,7 +167,7 @@ class CudaFlight:
         if self._structure != other._structure and self._position.memory and other._position.memory:
             raise ValueError("the two flights have advanced by different rules, and what their rows carry differs")
         if self._packed is not None and other._packed is not None:
-            self._packed = _concatenated(self._packed, other._packed)
+            self._packed = concatenated(self._packed, other._packed)
             self._start(np.concatenate([self._slots, other._slots]), self._packed.cu_seqlens)
             other._close(answered=False)
             return
@@ -189,8 +182,8 @@ class CudaFlight:
             lane.synchronize()
             if memory and not self._position.memory:
                 self._rule, self._structure = other._rule, other._structure
-            memories = _joined(ours.memory, theirs.memory, len(ours.slots), len(theirs.slots))
-            pasts = _joined(ours.past, theirs.past, len(ours.slots), len(theirs.slots))
+            memories = joined(ours.memory, theirs.memory, len(ours.slots), len(theirs.slots))
+            pasts = joined(ours.past, theirs.past, len(ours.slots), len(theirs.slots))
             bounds = np.concatenate([ours.bounds, ours.bounds[-1] + theirs.bounds[1:]]).astype(np.int32)
             slots = np.concatenate([ours.slots, theirs.slots])
             self._load(lane, Contents(bounds, torch.cat([ours.states, theirs.states]), pasts, memories, slots))
@@ -372,32 +365,6 @@ class CudaFlight:
             self._give_back(lane)
 
 
-def _without(packed: Packed, gone: np.ndarray) -> Packed:
-    """The rows of a batch that are not gone, bool [R]."""
-    lengths = np.diff(packed.cu_seqlens)
-    stays = np.repeat(~gone, lengths)
-    bounds = np.concatenate([[0], np.cumsum(lengths[~gone])]).astype(np.int32)
-    return Packed(packed.ids[stays], packed.positions[stays], packed.types[stays], bounds, packed.row_ids[~gone])
-
-
-def _concatenated(one: Packed, other: Packed) -> Packed:
-    joined = [np.concatenate(parts) for parts in zip(one, other, strict=True)]
-    bounds = np.concatenate([one.cu_seqlens, one.cu_seqlens[-1] + other.cu_seqlens[1:]]).astype(np.int32)
-    return Packed(joined[0], joined[1], joined[2], bounds, joined[4])
-
-
 def _wait(event: torch.cuda.Event | None) -> None:
     if event is not None:
         event.synchronize()
-
-
-def _joined(ours: Tensor | None, theirs: Tensor | None, rows: int, other_rows: int) -> Tensor | None:
-    """One below the other; nan for those who have none."""
-    some = ours if ours is not None else theirs
-    if some is None:
-        return None
-    parts = [
-        some.new_full((count, some.shape[1]), float("nan")) if part is None else part
-        for part, count in ((ours, rows), (theirs, other_rows))
-    ]
-    return torch.cat(parts)

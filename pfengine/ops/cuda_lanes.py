@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..batch import Packed
 from ..surroundings import undisturbed
+from .cuda_buffers import Bucket, Buffers, PreparedModel, Rule, Sizes
 from .cuda_rule import fill_by_slot, numbers_of
-from .cuda_segment import Bucket, Buffers, PreparedModel, Rule, Segment, Sizes, run_segment
+from .cuda_segment import Segment, run_segment
 from .rule import ExitRule
 
 log = logging.getLogger("pfengine")

@@ -14,10 +14,10 @@ import torch
 from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
 from . import Exit
+from .cuda_buffers import PreparedModel
 from .cuda_flight import CudaFlight
 from .cuda_lanes import Lane
 from .cuda_ops import Embedding, Linear
-from .cuda_segment import PreparedModel
 from .flight import Answers
 from .reference import PreparedBlock
 from .rule import ExitRule

@@ -189,7 +189,10 @@ def test_all_may_leave_at_a_stop(made: Made) -> None:
     flight = made.carrier.start(made.packed, SLOTS, answers)
     exit = flight.advance(ExitRule(bytes(N)), 2)
     assert exit is not None
+    free = made.carrier.free.qsize()
     flight.leave(torch.ones(5, dtype=torch.bool))
+    assert not flight
+    assert made.carrier.free.qsize() == free + 1
     assert flight.advance(ExitRule(bytes(N)), N) is None
     check(made, answers, [2] * 5)
 

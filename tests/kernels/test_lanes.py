@@ -16,9 +16,10 @@ from pfengine import api, checkpoint
 from pfengine.exits import Entropy, Never, Patience, Replay
 from pfengine.kernels.launch import recording
 from pfengine.ops import cuda, cuda_flight, cuda_lanes
+from pfengine.ops.cuda_buffers import Bucket, PreparedModel, Rule
 from pfengine.ops.cuda_lanes import Graphs, Lane, Recorder
 from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS, CudaModel
-from pfengine.ops.cuda_segment import Bucket, Position, PreparedModel, Rule, run_segment, segments
+from pfengine.ops.cuda_segment import Position, run_segment, segments
 
 Make = Callable[..., Path]
 OPTIONS: dict[str, Any] = {

@@ -14,6 +14,7 @@ import pfengine
 from pfengine import api, checkpoint
 from pfengine.exits import Entropy, Never, Replay
 from pfengine.ops import cuda, cuda_flight, cuda_segment, reference
+from pfengine.ops.cuda_model import MAX_FLIGHTS
 
 Make = Callable[..., Path]
 PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}
@@ -137,3 +138,18 @@ def test_criteria_with_a_memory(make_checkpoint: Make, random_rows: Any, device:
 
     ours, plain = engines(make_checkpoint("bert", head=PAST_FUTURE, config=SHALLOW), device)
     check(ours, plain, random_rows([3, 20, 1, 7]), criterion or own)
+
+
+def test_a_callable_that_fails_leaves_the_model_usable(
+    make_checkpoint: Make, random_rows: Any, device: torch.device
+) -> None:
+    ours, _ = engines(make_checkpoint("bert", head=PAST_FUTURE, config=SHALLOW), device)
+    failures = []
+
+    def fails(*_: Any) -> Any:
+        raise KeyError("mine")
+
+    for _ in range(MAX_FLIGHTS + 1):
+        with pytest.raises(KeyError, match="mine") as info:
+            ours.predict(random_rows([3]), criterion=fails)
+        failures.append(info.value)  # whose traceback holds the flight
