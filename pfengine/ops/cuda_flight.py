@@ -64,6 +64,7 @@ class CudaFlight:
     def advance(self, rule: ExitRule, until: int) -> Exit | None:
         if not self._settled():
             return None
+        stream = self._callers_stream()
         with self._working() as lane:
             n = len(lane.weights.layers)
             if len(rule.tested) != n or not self.layer < until <= n:
@@ -78,6 +79,7 @@ class CudaFlight:
                 self._finish(lane)
                 return None
             exit = self._exit(lane)
+            lane.hand_over((exit.logits, exit.slots, exit.learned), stream)
         if not self._rows:
             self._close()
         return exit if self._rows else None
@@ -113,12 +115,12 @@ class CudaFlight:
         return Exit(self.layer, lane.buffers.scores.index_select(0, rows_of), slots, learned)
 
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
-        if self._lane is None:
+        if not self._settled():
             return
-        if self._unknown:
-            self._settled()
+        stream = self._callers_stream()
         with self._working() as lane:
             given = torch.as_tensor(gone)
+            lane.take_over(given, stream)
             if given.dtype != torch.bool or given.shape != (self._rows,):
                 raise ValueError(
                     f"gone is {given.dtype} {list(given.shape)}; expected bool [{self._rows}], one per row"
@@ -189,29 +191,28 @@ class CudaFlight:
             self._load(lane, Contents(bounds, torch.cat([ours.states, theirs.states]), pasts, memories, slots))
 
     def states(self) -> Tensor:
+        if not self._settled() or not self.layer:
+            raise ValueError("there are no states before the first layer, nor where nobody is left")
+        stream = self._callers_stream()
         with self._working() as lane:
-            self._require_settled()
-            parts = lane.weights.exit(len(lane.weights.layers))[0]
-            here, x = self._here(lane), lane.buffers.states[self.layer % 2]
-            if parts.reads == "first":
-                moved = self._position.states_moved
-                firsts = here.source_firsts if moved else here.bounds
-                return x.index_select(0, firsts[: self._rows]).float()
-            packed = self._packed_states(lane)
-            if parts.reads == "all":
-                return packed.float()
-            bounds = here.bounds[: self._rows + 1].contiguous()
-            return mean(packed, bounds, torch.full((1,), self._rows, dtype=torch.int32, device=lane.device))
+            found = self._read_states(lane)
+            lane.hand_over([found], stream)
+        return found
+
+    def _read_states(self, lane: Lane) -> Tensor:
+        parts, here = lane.weights.exit(len(lane.weights.layers))[0], self._here(lane)
+        if parts.reads == "first":
+            firsts = here.source_firsts if self._position.states_moved else here.bounds
+            return lane.buffers.states[self.layer % 2].index_select(0, firsts[: self._rows]).float()
+        count = torch.full((1,), self._rows, dtype=torch.int32, device=lane.device)
+        return mean(self._packed_states(lane), here.bounds[: self._rows + 1].contiguous(), count)
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # a process that ends may have nothing left to end with
             self._close()
 
-    # what is above is `Flight`
-
-    def _require_settled(self) -> None:
-        if not self._settled():
-            raise ValueError("nobody is left in this flight")
+    def _callers_stream(self) -> torch.cuda.Stream | None:
+        return None if self._lane is None else self._lane.callers_stream()
 
     def _settled(self) -> bool:
         """Is anybody there? Counts those that `leave` has left."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -142,6 +142,25 @@ class Lane:
             else:
                 with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
                     yield
+
+    def callers_stream(self) -> torch.cuda.Stream | None:
+        """Outside of `active`: where the caller's tensors are computed."""
+        return None if self.stream is None else torch.cuda.current_stream(self.device)
+
+    def hand_over(self, tensors: Iterable[Tensor | None], stream: torch.cuda.Stream | None) -> None:
+        """Tensors made here become a caller's: complete, and their memory not used again before its stream is done."""
+        if self.stream is None or stream is None:
+            return
+        self.stream.synchronize()
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.record_stream(stream)
+
+    def take_over(self, tensor: Tensor, stream: torch.cuda.Stream | None) -> None:
+        """A tensor of a caller's stream may be read here."""
+        if self.stream is not None and stream is not None and tensor.is_cuda:
+            self.stream.wait_stream(stream)
+            tensor.record_stream(self.stream)
 
     def synchronize(self) -> None:
         """Nothing is under way any more."""

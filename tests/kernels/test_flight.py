@@ -217,6 +217,8 @@ def test_flights_that_do_not_fit_do_not_join(made: Made) -> None:
     answers = Answers(0, 7, LABELS)
     one, other = (made.carrier.start(packed_of([row]), SLOTS[[row]], answers) for row in (0, 1))
     one.advance(ExitRule(bytes(N)), 1)
+    with pytest.raises(ValueError, match="there are no states before the first layer"):
+        other.states()
     with pytest.raises(ValueError, match="this one has passed 1, the other 0"):
         one.join(other)
     with pytest.raises(ValueError, match="flights join where both are of the same carrier"):
