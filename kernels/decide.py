@@ -117,12 +117,12 @@ def check_test(test: ExitTest, rows: int, labels: int, out: Decided, like: Tenso
 def arguments(test: ExitTest, labels: int, out: Decided) -> dict[str, object]:
     """Of a kernel that calls `decide`, constants among them."""
     per_slot = next((part for part in (test.to_layers, test.state_out) if part is not None), None)
-    places = test.by_slot.shape[1] if test.by_slot is not None else 0 if per_slot is None else len(per_slot)
+    slot_count = test.by_slot.shape[1] if test.by_slot is not None else 0 if per_slot is None else len(per_slot)
     return {
         "to_logits": test.to_logits, "to_layers": test.to_layers, "numbers": test.numbers, "by_slot": test.by_slot,
         "state_in": test.state_in, "state_out": test.state_out, "learned": test.learned, "slots": test.slots,
         "logits": out.logits, "signals": out.signals, "leave": out.leave.view(torch.uint8), "labels": labels,
-        "layer": test.layer, "slot_count": places, "signal_rows": out.leave.shape[0],
+        "layer": test.layer, "slot_count": slot_count, "signal_rows": out.leave.shape[0],
         "width": sum(form.width(labels) for form in test.forms), "log_labels": float(math.log(labels)),
     }  # fmt: skip
 
@@ -175,15 +175,15 @@ def _clause(
     SIGNAL: tl.constexpr = FORM[0]
     MEMORY: tl.constexpr = FORM[2]
     LABELLED: tl.constexpr = MEMORY == "votes" or MEMORY == "sum"
-    EXTRA: tl.constexpr = SIGNAL == "label_repeats" or SIGNAL == "change" or SIGNAL == "learned" or SIGNAL == "layer"
-    first_label = row.to(tl.float32)  # replaced where it is read
-    if LABELLED or EXTRA:
-        first_label = label_of(scores, is_label[None, :])
+    JUDGED: tl.constexpr = SIGNAL == "label_repeats" or SIGNAL == "change" or SIGNAL == "learned" or SIGNAL == "layer"
+    best = row.to(tl.float32)  # of the labels; computed where it is read
+    if LABELLED or JUDGED:
+        best = label_of(scores, is_label[None, :])
     used = labels * 0
     if SIGNAL == "label_repeats":
         before = _earlier(state_in, at, is_row)
-        value = tl.where(before != before, float("nan"), (first_label == before).to(tl.float32))
-        tl.store(state_out + at, first_label, mask=is_row)
+        value = tl.where(before != before, float("nan"), (best == before).to(tl.float32))
+        tl.store(state_out + at, best, mask=is_row)
         used += 1
     elif SIGNAL == "change":
         place = at[:, None] + label[None, :]
@@ -202,12 +202,10 @@ def _clause(
         if FORM[4]:
             temperature = tl.load(numbers + 2)
         value = signal_of(scores, is_label[None, :], temperature, log_labels, SIGNAL, FORM[4])
-    if EXTRA:
-        value = tl.where(first_label != first_label, float("nan"), value)
+    if JUDGED:
+        value = tl.where(best != best, float("nan"), value)
     at += used
-    value = _remembered(
-        value, first_label, scores, label, is_row, is_label, labels, at, state_in, state_out, MEMORY, FORM[3]
-    )
+    value = _remembered(value, best, scores, label, is_row, is_label, labels, at, state_in, state_out, MEMORY, FORM[3])
     says = _compared(value, _number(numbers, by_slot, slot, slot_count, is_row, FORM[5]), FORM[1])
     if MEMORY == "running":
         count = _earlier(state_in, at, is_row)
@@ -226,7 +224,7 @@ def _clause(
 
 @triton.jit
 def _remembered(
-    value, first_label, scores, label, is_row, is_label, labels, at, state_in, state_out,
+    value, best, scores, label, is_row, is_label, labels, at, state_in, state_out,
     MEMORY: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """What a memory other than "running" makes of the value; it writes what it keeps."""
@@ -234,15 +232,15 @@ def _remembered(
         place = at[:, None] + label[None, :]
         is_score = is_row[:, None] & is_label[None, :]
         counts = _earlier(state_in, place, is_score)
-        given = (first_label[:, None] == label.to(tl.float32)[None, :]).to(tl.float32)
+        given = (best[:, None] == label.to(tl.float32)[None, :]).to(tl.float32)
         counts = tl.where(counts > 0, counts, 0.0) + given
         tl.store(state_out + place, counts, mask=is_score)
         most = tl.max(tl.where(is_label[None, :], counts, 0.0), 1)
-        value = tl.where(first_label != first_label, float("nan"), most)
+        value = tl.where(best != best, float("nan"), most)
     elif MEMORY == "sum":
-        same = first_label == _earlier(state_in, at, is_row)
+        same = best == _earlier(state_in, at, is_row)
         value = tl.where(same, _earlier(state_in, at + 1, is_row) + value, value)
-        tl.store(state_out + at, first_label, mask=is_row)
+        tl.store(state_out + at, best, mask=is_row)
         tl.store(state_out + at + 1, value, mask=is_row)
     elif MEMORY == "side" or MEMORY == "trend" or MEMORY == "range":
         newest = value

@@ -54,8 +54,8 @@ def _gate_merge_kernel(
     else:
         weighed = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # 1 + tanh(z / 2) = 2 sigmoid(z)
         if FORM == "paper":
-            place = tl.where(gates == 1, 0, label)
-            weighed = tl.load(own + labels + place[None, :], mask=is_number, other=0.0)
+            column = tl.where(gates == 1, 0, label)
+            weighed = tl.load(own + labels + column[None, :], mask=is_number, other=0.0)
         else:
             output = tl.where(gates == 1, 0, label)  # row of G that label reads
             for source in range(gates):

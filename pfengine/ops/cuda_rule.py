@@ -12,10 +12,10 @@ from .rule import ExitRule, number_at
 
 def forms_of(rule: ExitRule) -> tuple[Form, ...]:
     """The clauses less their numbers. Two rules of the same forms run the same code."""
-    places, forms = iter(range(2 * len(rule.clauses))), []
+    numbers, forms = iter(range(2 * len(rule.clauses))), []
     for clause in rule.clauses:
-        threshold = next(places) if _differs(clause.threshold) else -1
-        times = next(places) if clause.memory == "running" and _differs(clause.times) else -1
+        threshold = next(numbers) if _differs(clause.threshold) else -1
+        times = next(numbers) if clause.memory == "running" and _differs(clause.times) else -1
         tempered = bool((clause.temperature != 1).any())
         size = clause.size if clause.memory in ("side", "trend", "range") else 0
         forms.append(Form(clause.signal, clause.comparison, clause.memory, size, tempered, threshold, times))

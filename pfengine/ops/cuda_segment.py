@@ -125,19 +125,21 @@ def _run_layer(
     counts: tuple[Tensor, Tensor],
 ) -> Tensor:
     """[T, H], or [R, H] after the last layer where heads read first tokens."""
-    x, sources = buffers.states[(layer - 1) % 2], (here.source_tokens, here.source_firsts)
-    moved = segment.at.states_moved and layer == segment.at.layer + 1
-    x, places = (x, sources) if moved else (x[: bucket.tokens], None)
+    x, sources = buffers.states[(layer - 1) % 2], None
+    if segment.at.states_moved and layer == segment.at.layer + 1:
+        sources = here.source_tokens, here.source_firsts
+    else:
+        x = x[: bucket.tokens]
     final, blocks = layer == len(weights.layers), weights.layers[layer - 1]
     firsts = final and weights.exit(layer)[0].reads == "first"
     out = None if firsts else buffers.states[layer % 2][: bucket.tokens]
     for i, block in enumerate(blocks, start=1):
         ends = i == len(blocks)
         x, _ = run_block(
-            x, here.bounds, block, "first" if firsts and ends else "all", bucket.longest, counts, places,
+            x, here.bounds, block, "first" if firsts and ends else "all", bucket.longest, counts, sources,
             out=out if ends else None,
         )  # fmt: skip
-        places = None
+        sources = None
     return x
 
 

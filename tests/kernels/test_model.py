@@ -31,6 +31,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "classifier": {"type": "classifier"},
 }
 
+QUICK = ("authors", "paper", "linear", "classifier")
+
 
 def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine.Engine]:
     """On the device, and plain torch in float32."""
@@ -55,7 +57,10 @@ def overlap_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cuda_flight, "OVERLAP_TOKENS", request.param)
 
 
-@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize(
+    "head",
+    [pytest.param(head, id=name, marks=[] if name in QUICK else pytest.mark.slow) for name, head in HEADS.items()],
+)
 def test_every_head(
     make_checkpoint: Make, random_rows: Any, device: torch.device, head: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,15 +112,14 @@ def test_a_row_is_the_same_bits_alone_and_in_batches(
 ) -> None:
     monkeypatch.setattr(cuda_flight, "OVERLAP_TOKENS", 32)  # so that both kinds of batches are there
     ours, _ = engines(make_checkpoint("bert", head=PAST_FUTURE, config=SHALLOW), device)
-    rows = random_rows([3, 20, 1, 7, 40])
-    for criterion in (Entropy(0.9), Never()):
-        together = ours.predict(rows, criterion=criterion)
-        for i, row in enumerate(rows):
-            alone = ours.predict([row], criterion=criterion)
-            assert alone.exit_layers[0] == together.exit_layers[i]
-            np.testing.assert_array_equal(alone.logits[0], together.logits[i])
-        some = ours.predict(rows, criterion=criterion, batch_size=2)
-        np.testing.assert_array_equal(some.logits, together.logits)
+    rows = random_rows([3, 20, 40])
+    together = ours.predict(rows, criterion=Entropy(0.9))
+    for i, row in enumerate(rows):
+        alone = ours.predict([row], criterion=Entropy(0.9))
+        assert alone.exit_layers[0] == together.exit_layers[i]
+        np.testing.assert_array_equal(alone.logits[0], together.logits[i])
+    some = ours.predict(rows, criterion=Entropy(0.9), batch_size=2)
+    np.testing.assert_array_equal(some.logits, together.logits)
 
 
 @pytest.mark.slow
