@@ -1,90 +1,62 @@
-"""Where the answers of rows that leave go: written by the kernel that decides who leaves."""
+"""Rows that somebody else has let go write their answers."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .functions import signal_of
-from .launch import check
+from .launch import check, check_count, launch, power_of_two
+
+BLOCK_R = 16
 
 
-class Answers(NamedTuple):
-    """What rows that leave behind `layer` write, and where. P places in all."""
-
-    row_ids: Tensor  # int64 [R]: each row's place
-    logits: Tensor  # fp32 [P, C]
-    exit_layers: Tensor  # int64 [P]
-    layer: int
-    layers: Tensor | None = None  # int64 [P]: a row leaves behind its layer or a later one, too
-    last: bool = False  # all leave
-    once: bool = False  # only who has no answer yet: whose exit layer is 0
-
-
-def check_answers(to: Answers, rows: int, labels: int, like: Tensor) -> None:
-    """ValueError for anything else than `Answers` says."""
-    check("row_ids", to.row_ids, torch.int64, rows, like=like)
-    check("answers' logits", to.logits, torch.float32, -1, labels, like=like)
-    check("exit_layers", to.exit_layers, torch.int64, to.logits.shape[0], like=like)
-    if to.layers is not None:
-        check("layers", to.layers, torch.int64, to.logits.shape[0], like=like)
-
-
-def constants(to: Answers | None) -> dict[str, object]:
-    """Of a kernel that calls `decide`."""
-    return {"LAST": to is not None and to.last, "ONCE": to is not None and to.once}
-
-
-def arguments(to: Answers | None) -> dict[str, object]:
-    """Of a kernel that calls `decide`."""
-    if to is None:
-        return {"row_ids": None, "layers": None, "out_logits": None, "out_layers": None, "layer": 0}
-    return {
-        "row_ids": to.row_ids, "layers": to.layers, "out_logits": to.logits, "out_layers": to.exit_layers,
-        "layer": to.layer,
-    }  # fmt: skip
-
-
-@triton.jit
-def decide(
-    numbers, logits, signal, leave, threshold, row_ids, layers, out_logits, out_layers, layer,
-    row, label, is_row, is_label, labels, SIGNAL: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
+@triton.jit(do_not_specialize=["layer"])
+def _answer_kernel(
+    gone, logits, source_rows, slots, to_logits, to_layers, count, labels, layer,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Writes fp32 numbers [rows, labels] as logits, what a criterion reads of them, who leaves, and their answers.
+    row, rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.load(count)
+    is_gone = row < rows
+    is_gone = is_gone & (tl.load(gone + row, mask=is_gone, other=0) != 0)
+    slot, source = tl.load(slots + row, mask=is_gone, other=0), row
+    if source_rows is not None:
+        source = tl.load(source_rows + row, mask=is_gone, other=0)
+    tl.store(to_layers + slot, (slot * 0 + layer).to(tl.int64), mask=is_gone)
+    for first in range(0, labels, BLOCK_C):
+        label = first + tl.arange(0, BLOCK_C)
+        is_score = is_gone[:, None] & (label < labels)[None, :]
+        scores = tl.load(logits + source.to(tl.int64)[:, None] * labels + label[None, :], mask=is_score, other=0.0)
+        tl.store(to_logits + slot[:, None] * labels + label[None, :], scores, mask=is_score)
 
-    Low entropy leaves, and high confidence or margin; nan stays.
+
+def answer(
+    gone: Tensor, logits: Tensor, slots: Tensor, count: Tensor, layer: int, to_logits: Tensor, to_layers: Tensor,
+    *, source_rows: Tensor | None = None,
+) -> None:  # fmt: skip
+    """to_logits[slots[r]] and to_layers[slots[r]] become the answers of those of the first `count` rows that are gone.
+
+    gone: bool [R]; slots: int64 [R]; logits: fp32 [A, C]; source_rows: int32 [R], which row of logits each is, or None:
+    A = R then; count: int32 [1], at most R; to_logits: fp32 [P, C]; to_layers: int64 [P]. Raises ValueError for
+    anything else.
     """
-    is_number = is_row[:, None] & is_label[None, :]
-    tl.store(logits + row.to(tl.int64)[:, None] * labels + label[None, :], numbers, mask=is_number)
-    value = signal_of(numbers, is_label[None, :], SIGNAL)
-    tl.store(signal + row, value, mask=is_row)
-    limit = tl.load(threshold)
-    if SIGNAL == "entropy":
-        leaves = value < limit
-    else:
-        leaves = value > limit
-    if row_ids is not None:
-        place = tl.load(row_ids + row, mask=is_row, other=0)
-        if layers is not None:
-            leaves = leaves | (tl.load(layers + place, mask=is_row, other=0) <= layer)
-        if LAST:
-            leaves = is_row
-        gone = leaves & is_row
-        if ONCE:
-            gone = gone & (tl.load(out_layers + place, mask=is_row, other=0) == 0)
-        tl.store(out_layers + place, (place * 0 + layer).to(tl.int64), mask=gone)
-        tl.store(out_logits + place[:, None] * labels + label[None, :], numbers, mask=gone[:, None] & is_number)
-    tl.store(leave + row, leaves.to(tl.uint8), mask=is_row)
-
-
-def decisions(rows: int, labels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for logits, signals, and who leaves."""
-    return (
-        torch.empty(rows, labels, dtype=torch.float32, device=like.device),
-        torch.empty(rows, dtype=torch.float32, device=like.device),
-        torch.empty(rows, dtype=torch.bool, device=like.device),
-    )
+    rows = gone.shape[0]
+    check("gone", gone, torch.bool, rows, like=gone)
+    check("slots", slots, torch.int64, rows, like=gone)
+    check("logits", logits, torch.float32, rows if source_rows is None else -1, -1, like=gone)
+    if source_rows is not None:
+        check("source_rows", source_rows, torch.int32, rows, like=gone)
+    labels = logits.shape[1]
+    check("to_logits", to_logits, torch.float32, -1, labels, like=gone)
+    check("to_layers", to_layers, torch.int64, to_logits.shape[0], like=gone)
+    check_count("count", count, gone)
+    launch(
+        _answer_kernel,
+        (triton.cdiv(rows, BLOCK_R),),
+        {
+            "gone": gone.view(torch.uint8), "logits": logits, "source_rows": source_rows, "slots": slots,
+            "to_logits": to_logits, "to_layers": to_layers, "count": count, "labels": labels, "layer": layer,
+        },
+        {"BLOCK_R": BLOCK_R, "BLOCK_C": min(64, power_of_two(labels, 2))},
+    )  # fmt: skip

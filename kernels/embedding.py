@@ -14,24 +14,24 @@ from .layer_norm import normalise, warps
 @triton.jit
 def _row_of(table, ids, token, rows, size, column):
     """A number outside the table gives zeros; the tokenizer lets none through."""
-    place = tl.load(ids + token)
-    columns = tl.where((place >= 0) & (place < rows), size, 0)
-    return tl.load(table + place * size + column, mask=column < columns, other=0.0).to(tl.float32)
+    source_row = tl.load(ids + token)
+    columns = tl.where((source_row >= 0) & (source_row < rows), size, 0)
+    return tl.load(table + source_row * size + column, mask=column < columns, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _embed_kernel(
     ids, positions, types, word, position, token_type, weight, bias, out, count,
-    words, places, kinds, size, eps, BLOCK: tl.constexpr,
+    word_rows, position_rows, type_rows, size, eps, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
     if token >= tl.load(count):
         return
     column = tl.arange(0, BLOCK)
     is_column = column < size
-    total = _row_of(word, ids, token, words, size, column)
-    total += _row_of(position, positions, token, places, size, column)
-    total += _row_of(token_type, types, token, kinds, size, column)
+    total = _row_of(word, ids, token, word_rows, size, column)
+    total += _row_of(position, positions, token, position_rows, size, column)
+    total += _row_of(token_type, types, token, type_rows, size, column)
     y = normalise(total, is_column, size, weight, bias, column, eps)
     tl.store(out + token.to(tl.int64) * size + column, y.to(out.dtype.element_ty), mask=is_column)
 
@@ -48,7 +48,7 @@ def embed(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The embeddings of the first `count` tokens; the others of the result are left as they come.
+    """The embeddings of the first `count` tokens. Output past `count` is uninitialised.
 
     ids, positions, types: int64 [T]; tables: word, position, token type, [rows, H], fp32, fp16 or bf16; weight, bias:
     fp32 [H]; count: int32 [1], at most T. Returns [T, H] of the tables' dtype; or fills `out`. Raises ValueError for
@@ -74,7 +74,8 @@ def embed(
         {
             "ids": ids, "positions": positions, "types": types, "word": word, "position": position,
             "token_type": token_type, "weight": weight, "bias": bias, "out": out, "count": count,
-            "words": word.shape[0], "places": position.shape[0], "kinds": token_type.shape[0], "size": size, "eps": eps,
+            "word_rows": word.shape[0], "position_rows": position.shape[0], "type_rows": token_type.shape[0],
+            "size": size, "eps": eps,
         },
         {"BLOCK": block},
         num_warps=warps(block),

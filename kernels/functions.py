@@ -31,26 +31,51 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def signal_of(logits, is_label, SIGNAL: tl.constexpr):
-    """What a criterion reads of p = softmax(logits), fp32 [rows, labels] -> [rows].
+def signal_of(logits, is_label, temperature, log_labels, SIGNAL: tl.constexpr, TEMPERED: tl.constexpr):
+    """A signal of `ops.decide` that needs one exit's scores alone: fp32 [rows, labels] -> [rows]; nan where one is nan.
 
-    entropy: -sum p ln p; confidence: the largest p; margin: the largest less the second.
+    is_label: [1, labels]; temperature: fp32, read where TEMPERED; log_labels: ln of how many labels there are.
     """
-    logits = tl.where(is_label, logits, float("-inf"))
-    distance = logits - tl.max(logits, 1)[:, None]
-    e = tl.exp(distance)
-    total = tl.sum(e, 1)
-    if SIGNAL == "entropy":
-        value = tl.log(total) - tl.sum(tl.where(e > 0, e * distance, 0.0), 1) / total
-    elif SIGNAL == "confidence":
-        value = 1.0 / total
+    if SIGNAL == "label":
+        value = label_of(logits, is_label)
     else:
-        tl.static_assert(SIGNAL == "margin", "unknown signal")
-        place = tl.arange(0, logits.shape[1])
-        best = tl.argmax(distance, 1)
-        second = tl.max(tl.where(place[None, :] == best[:, None], float("-inf"), distance), 1)
-        value = (1.0 - tl.exp(second)) / total
+        y = logits
+        if TEMPERED:
+            y = y / temperature
+        y = tl.where(is_label, y, float("-inf"))
+        largest = tl.max(y, 1)
+        if SIGNAL == "energy":  # with a score of inf it is -inf, and not nan
+            largest = tl.where(tl.abs(largest) == float("inf"), 0.0, largest)
+        distance = y - largest[:, None]
+        e = tl.exp(distance)
+        total = tl.sum(e, 1)
+        if SIGNAL == "energy":
+            value = -(largest + tl.log(total))
+            if TEMPERED:
+                value = value * temperature
+        elif SIGNAL == "confidence":
+            value = 1.0 / total
+        elif SIGNAL == "label_0":
+            value = tl.sum(tl.where(tl.arange(0, y.shape[1])[None, :] == 0, e, 0.0), 1) / total
+        elif SIGNAL == "margin":
+            label = tl.arange(0, y.shape[1])
+            best = tl.argmax(tl.where(distance != distance, float("-inf"), distance), 1)
+            second = tl.max(tl.where(label[None, :] == best[:, None], float("-inf"), distance), 1)
+            value = (1.0 - tl.exp(second)) / total
+        else:
+            tl.static_assert(SIGNAL == "entropy" or SIGNAL == "normalised_entropy", "unknown signal")
+            value = tl.log(total) - tl.sum(tl.where(e > 0, e * distance, 0.0), 1) / total
+            if SIGNAL == "normalised_entropy":
+                value = value / log_labels
     return value
+
+
+@triton.jit
+def label_of(logits, is_label):
+    """The number of the largest score, the first of equals, as fp32 [rows]; nan where a score is nan."""
+    bad = tl.max(((logits != logits) & is_label).to(tl.int32), 1) > 0
+    label = tl.argmax(tl.where(is_label, logits, float("-inf")), 1).to(tl.float32)
+    return tl.where(bad, float("nan"), label)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Past and future weighed by the gate, what a criterion reads of the result, and who leaves; behind `imitation`.
+"""Past and future weighed by the gate, and who leaves; the launch after `imitation`.
 
 none     past + future
 paper    l past + (1 - l) future,      l = sigmoid(gates)
@@ -14,19 +14,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .answers import Answers, arguments, check_answers, constants, decide, decisions
-from .exit_head import Signal, check_labels, check_signal
+from .decide import Decided, ExitTest, arguments, check_test, constants, decide
 from .functions import tanh
 from .launch import check, check_count, launch, power_of_two
 
 Form = Literal["none", "paper", "authors"]
 
 
-@triton.jit(do_not_specialize=["rows_of_shares"])  # so that nothing of the code depends on how many rows there are
+@triton.jit(  # nothing of the code depends on how many rows there are, nor on the layer
+    do_not_specialize=["rows_of_shares", "layer", "signal_rows", "slot_count", "width"]
+)
 def _gate_merge_kernel(
-    past, shares, bias, gate, gate_bias, threshold, logits, signal, leave, row_ids, layers, out_logits, out_layers,
-    count, labels, gates, width, chunks, rows_of_shares, states, layer,
-    FORM: tl.constexpr, SIGNAL: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr,
+    past, shares, bias, gate, gate_bias, count, gates, past_width, chunks, rows_of_shares, states,
+    logits, signals, leave, slots, to_logits, to_layers, numbers, by_slot, state_in, state_out, learned,
+    labels, layer, slot_count, signal_rows, width, log_labels,
+    FORM: tl.constexpr, CLAUSES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(count)
@@ -36,7 +38,7 @@ def _gate_merge_kernel(
     label = tl.arange(0, BLOCK_C)
     is_row, is_label = row < rows, label < labels
     is_number = is_row[:, None] & is_label[None, :]
-    own = past + row.to(tl.int64)[:, None] * width
+    own = past + row.to(tl.int64)[:, None] * past_width
     merged = tl.load(own + label[None, :], mask=is_number, other=0.0)
     if shares is not None:
         future = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
@@ -52,12 +54,12 @@ def _gate_merge_kernel(
     else:
         weighed = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # 1 + tanh(z / 2) = 2 sigmoid(z)
         if FORM == "paper":
-            place = tl.where(gates == 1, 0, label)
-            weighed = tl.load(own + labels + place[None, :], mask=is_number, other=0.0)
+            column = tl.where(gates == 1, 0, label)
+            weighed = tl.load(own + labels + column[None, :], mask=is_number, other=0.0)
         else:
             output = tl.where(gates == 1, 0, label)  # row of G that label reads
             for source in range(gates):
-                u = tl.load(past + row.to(tl.int64) * width + labels + source, mask=is_row, other=0.0)
+                u = tl.load(past + row.to(tl.int64) * past_width + labels + source, mask=is_row, other=0.0)
                 g = tl.load(gate + output * gates + source, mask=is_label, other=0.0)
                 weighed += tanh(u / states)[:, None] * g[None, :]
             weighed += tl.load(gate_bias + output, mask=is_label, other=0.0)[None, :]
@@ -68,8 +70,9 @@ def _gate_merge_kernel(
         if FORM == "paper":
             merged *= 0.5
     decide(
-        merged, logits, signal, leave, threshold, row_ids, layers, out_logits, out_layers, layer,
-        row, label, is_row, is_label, labels, SIGNAL, LAST, ONCE,
+        merged, row, label, is_row, is_label, labels, logits, signals, leave, slots, to_logits, to_layers, numbers,
+        by_slot, state_in, state_out, learned, layer, slot_count, signal_rows, width, log_labels,
+        CLAUSES, LAST, ONCE,
     )  # fmt: skip
 
 
@@ -78,37 +81,33 @@ def gate_merge(
     labels: int,
     gates: int,
     form: Form,
-    signal: Signal,
-    threshold: Tensor,
+    test: ExitTest,
     count: Tensor,
     *,
     future: tuple[Tensor, Tensor | None] | None = None,
     gate: tuple[Tensor, Tensor] | None = None,
     states: int = 1,
-    to: Answers | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.gate_merge`: logits fp32 [R, C], signal fp32 [R] and who leaves, bool [R], of the first `count` rows.
+    out: Decided | None = None,
+) -> Decided:
+    """`reference.gate_merge` of the first `count` rows, who of them leaves, and their answers.
 
-    What is of other rows is left as it comes. to: where rows that leave write their answers.
+    Output past `count` is uninitialised. Fills `out`, which has no signals where it is not given.
 
     past: fp32 [R, W], its first C numbers logits, the next `gates` its gates: C or 1, and 0 where form is "none".
     future: shares fp32 [S, R, C], of `imitation` or, S = 1, folded, and their bias fp32 [C] or None for zero; None for
     no future. gate: the authors' G and g, fp32 [k, k] and [k] with k gates. states: how many the past has summed.
-    threshold: fp32 [1], on the device. count: int32 [1], at most R. Raises ValueError for anything else.
+    count: int32 [1], at most R. Raises ValueError for anything else.
     """
     check("past", past, torch.float32, -1, -1, like=past)
-    rows, width = past.shape
-    check_labels(labels)
-    check_signal(signal)
+    rows, past_width = past.shape
     if form not in ("none", "paper", "authors") or gates not in ((0,) if form == "none" else (1, labels)):
         raise ValueError(f"there are {gates} gates for {labels} labels, which does not fit the form {form!r}")
-    if width < labels + gates:
-        raise ValueError(f"past has {width} columns, expected {labels + gates} or more for {labels} labels")
+    if past_width < labels + gates:
+        raise ValueError(f"past has {past_width} columns, expected {labels + gates} or more for {labels} labels")
     if form == "paper" and future is None:
         raise ValueError("the paper's gate weighs a future, but future is None")
     if (form == "authors") != (gate is not None):
         raise ValueError(f"gate is {'None' if gate is None else 'given'}, which does not fit the form {form!r}")
-    check("threshold", threshold, torch.float32, 1, like=past)
     check_count("count", count, past)
     shares, bias = future or (None, None)
     if shares is not None:
@@ -119,21 +118,19 @@ def gate_merge(
     if matrix is not None and offset is not None:
         check("gate", matrix, torch.float32, gates, gates, like=past)
         check("gate's bias", offset, torch.float32, gates, like=past)
-    if to is not None:
-        check_answers(to, rows, labels, past)
-    out, value, leave = decisions(rows, labels, past)
+    out = out or Decided.empty(rows, labels, past.device)
+    check_test(test, rows, labels, out, past)
     block_c = power_of_two(labels, 2)
     block_r = 16 if block_c <= 256 else 1  # two rows: triton 3.6 spills on sm_90
     launch(
         _gate_merge_kernel,
         (triton.cdiv(rows, block_r),),
         {
-            "past": past, "shares": shares, "bias": bias, "gate": matrix, "gate_bias": offset, "threshold": threshold,
-            "logits": out, "signal": value, "leave": leave.view(torch.uint8), "count": count, "labels": labels,
-            "gates": gates, "width": width, "chunks": 0 if shares is None else shares.shape[0],
-            "rows_of_shares": rows, "states": float(states), **arguments(to),
+            "past": past, "shares": shares, "bias": bias, "gate": matrix, "gate_bias": offset, "count": count,
+            "gates": gates, "past_width": past_width, "chunks": 0 if shares is None else shares.shape[0],
+            "rows_of_shares": rows, "states": float(states), **arguments(test, labels, out),
         },
-        {"FORM": form, "SIGNAL": signal, "BLOCK_R": block_r, "BLOCK_C": block_c, **constants(to)},
+        {"FORM": form, **constants(test), "BLOCK_R": block_r, "BLOCK_C": block_c},
         num_warps=4 if block_c <= 256 else 8,
     )  # fmt: skip
-    return out, value, leave
+    return out

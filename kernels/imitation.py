@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .exit_head import check_labels
+from .decide import check_labels
 from .functions import activate
 from .launch import FLOATS, check, check_count, launch, rows_of
 
@@ -58,7 +58,7 @@ def write_shares(guesses, projection, to, column, is_row, is_column, columns, la
 
 @triton.jit(do_not_specialize=["rows_of_shares"])
 def _imitation_kernel(
-    states, learners, bias, projection, shares, places, count, rows_of_shares, columns, inner, labels,
+    states, learners, bias, projection, shares, source_rows, count, rows_of_shares, columns, inner, labels,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -70,8 +70,8 @@ def _imitation_kernel(
     column = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row, is_column = row < rows, column < columns
     source = row
-    if places is not None:
-        source = tl.load(places + row, mask=is_row, other=0)
+    if source_rows is not None:
+        source = tl.load(source_rows + row, mask=is_row, other=0)
     guesses = guess(
         states, learners, bias, source, column, is_row, is_column, inner,
         ACTIVATION, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -88,18 +88,18 @@ def imitation(
     activation: str,
     count: Tensor,
     *,
-    places: Tensor | None = None,
+    source_rows: Tensor | None = None,
 ) -> Tensor:
     """Shares of the future, fp32 [S, R, C]: their sum over S, in this order, is `reference.project(guesses)` less bias.
 
     states: [T, H], fp32, fp16 or bf16; learners: [M H, H] of the M layers to come, one below the other, any of them,
     and states are rounded to it; bias: fp32 [M H]; projection: fp32 [C, M H], at most 1,024 labels; count: int32 [1],
-    at most R: shares of other rows are left as they come. places: int32 [R], which of the states each row's is, or
+    at most R: shares of other rows are uninitialised. source_rows: int32 [R], which of the states each row's is, or
     None: R = T then. Raises ValueError for anything else.
     """
     check("states", states, FLOATS, -1, -1, like=states)
     inner = states.shape[1]
-    rows = rows_of(states, places)
+    rows = rows_of(states, source_rows)
     check("learners", learners, FLOATS, -1, inner, like=states)
     columns = learners.shape[0]
     check("bias", bias, torch.float32, columns, like=states)
@@ -115,7 +115,7 @@ def imitation(
         (triton.cdiv(rows, block_m), chunks),
         {
             "states": states, "learners": learners, "bias": bias, "projection": projection, "shares": shares,
-            "places": places, "count": count, "rows_of_shares": rows, "columns": columns, "inner": inner,
+            "source_rows": source_rows, "count": count, "rows_of_shares": rows, "columns": columns, "inner": inner,
             "labels": labels,
         },
         {

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .exit_head import check_labels
+from .decide import check_labels
 from .imitation import BLOCK_C, BLOCK_N, guess, write_shares
 from .launch import FLOATS, check, check_count, launch, power_of_two
 
@@ -122,7 +122,7 @@ def imitation_pooled(
 
     states: [R, H], fp32, fp16 or bf16; learners: [M H, H] of the M layers to come, one below the other, M >= 1, the
     same dtype; bias: fp32 [M H]; projection: fp32 [C, H], at most 1,024 labels; count: int32 [1], at most R: shares of
-    other rows are left as they come. Guesses are fp32 in every dtype. "attention" needs room for fp32 [chunks, M, R,
+    other rows are uninitialised. Guesses are fp32 in every dtype. "attention" needs room for fp32 [chunks, M, R,
     C + 1] meanwhile. Raises ValueError for anything else.
     """
     check("states", states, FLOATS, -1, -1, like=states)

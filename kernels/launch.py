@@ -77,12 +77,12 @@ def check(name: str, x: Tensor, dtypes: torch.dtype | Sequence[torch.dtype], *sh
         raise ValueError(f"{name} is {x.dtype} {list(x.shape)} on {x.device}, expected {wanted}")
 
 
-def rows_of(x: Tensor, places: Tensor | None) -> int:
-    """How many rows are read of x: all, or as `places`, int32 [R], says; ValueError where it is anything else."""
-    if places is None:
+def rows_of(x: Tensor, source_rows: Tensor | None) -> int:
+    """How many rows are read of x: all, or as `source_rows`, int32 [R], says; ValueError where it is anything else."""
+    if source_rows is None:
         return x.shape[0]
-    check("places", places, torch.int32, -1, like=x)
-    return places.shape[0]
+    check("source_rows", source_rows, torch.int32, -1, like=x)
+    return source_rows.shape[0]
 
 
 def check_count(name: str, count: Tensor, like: Tensor) -> None:

@@ -46,7 +46,7 @@ def add_layer_norm(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm of x + residual, of the first `count` rows; the others of the result are left as they come.
+    """LayerNorm of x + residual, of the first `count` rows; the others of the result are uninitialised.
 
     x: [T, H], fp32, fp16 or bf16; residual: the same shape, any of them, or None for zero; weight, bias: fp32 [H];
     count: int32 [1], at most T. Returns x's shape and dtype; or fills `out`. Raises ValueError for anything else.

@@ -17,7 +17,7 @@ from .launch import FLOATS, check, check_count, launch, rows_of
 
 @triton.jit
 def _linear_kernel(
-    x, weight, bias, add, out, places, add_places, count, columns, inner, add_width, add_from,
+    x, weight, bias, add, out, source_rows, add_source_rows, count, columns, inner, add_width, add_from,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -31,8 +31,8 @@ def _linear_kernel(
     k = tl.arange(0, BLOCK_K)
     is_row, is_column = row < rows, column < columns
     source = row
-    if places is not None:
-        source = tl.load(places + row, mask=is_row, other=0)
+    if source_rows is not None:
+        source = tl.load(source_rows + row, mask=is_row, other=0)
     x_at = x + source.to(tl.int64)[:, None] * inner + k[None, :]
     weight_at = weight + column.to(tl.int64)[None, :] * inner + k[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -51,8 +51,8 @@ def _linear_kernel(
     to = row.to(tl.int64)[:, None] * columns + column[None, :]
     if add is not None:
         added = row
-        if add_places is not None:
-            added = tl.load(add_places + row, mask=is_row, other=0)
+        if add_source_rows is not None:
+            added = tl.load(add_source_rows + row, mask=is_row, other=0)
         add_at = add + added.to(tl.int64)[:, None] * add_width + add_from + column[None, :]
         total += tl.load(add_at, mask=is_out, other=0.0).to(tl.float32)
     tl.store(out + to, total.to(out.dtype.element_ty), mask=is_out)
@@ -65,23 +65,26 @@ def linear(
     activation: str,
     count: Tensor,
     *,
-    places: Tensor | None = None,
+    source_rows: Tensor | None = None,
     add: Tensor | None = None,
-    add_places: Tensor | None = None,
+    add_source_rows: Tensor | None = None,
     add_from: int = 0,
     out: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`reference.linear` of the first `count` rows; the others of the result are left as they come.
+    """`reference.linear` of the first `count` rows. Output past `count` is uninitialised.
 
     x: [T, K], fp32, fp16 or bf16; weight: [N, K], the same dtype or fp32, in which the product is then; bias: fp32 [N];
-    count: int32 [1], at most R. places: int32 [R], which row of x each row is, or None: R = T then. add: [A, W], any of
-    the dtypes; its N columns from `add_from` on are added, row for row or, with add_places, int32 [R], by place.
+    count: int32 [1], at most R. source_rows: int32 [R], which row of x each row is, or None: R = T then. add: [A, W],
+    any of the dtypes; its N columns from `add_from` on are added, those of row r or, with add_source_rows, int32 [R],
+    of row add_source_rows[r].
     Returns [R, N] of `out_dtype`, or else x's; or fills `out`. Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
     check("weight", weight, (x.dtype, torch.float32), -1, x.shape[1], like=x)
-    arguments = arguments_of(x, weight, bias, count, places, add, add_places, add_from, out, out_dtype or x.dtype)
+    arguments = arguments_of(
+        x, weight, bias, count, source_rows, add, add_source_rows, add_from, out, out_dtype or x.dtype
+    )
     (rows, columns), inner = arguments["out"].shape, weight.shape[1]
     tile = configs.tile(rows, columns, weight.dtype)
     launch(
@@ -104,9 +107,9 @@ def arguments_of(
     weight: Tensor,
     bias: Tensor,
     count: Tensor,
-    places: Tensor | None,
+    source_rows: Tensor | None,
     add: Tensor | None,
-    add_places: Tensor | None,
+    add_source_rows: Tensor | None,
     add_from: int,
     out: Tensor | None,
     out_dtype: torch.dtype,
@@ -119,19 +122,19 @@ def arguments_of(
     columns, inner = weight.shape
     check("bias", bias, torch.float32, columns, like=x)
     check_count("count", count, x)
-    rows = rows_of(x, places)
+    rows = rows_of(x, source_rows)
     if add is not None:
-        check("add", add, dtypes, -1 if add_places is not None else rows, -1, like=x)
+        check("add", add, dtypes, -1 if add_source_rows is not None else rows, -1, like=x)
         if not 0 <= add_from <= add.shape[1] - columns:
             raise ValueError(f"add has {add.shape[1]} columns, expected {columns} from column {add_from} on")
-    if add_places is not None:
-        check("add_places", add_places, torch.int32, rows, like=x)
+    if add_source_rows is not None:
+        check("add_source_rows", add_source_rows, torch.int32, rows, like=x)
     if out is not None:
         check("out", out, dtypes, rows, columns, like=x)
     else:
         out = torch.empty(rows, columns, dtype=out_dtype, device=x.device)
     return {
-        "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "places": places, "add_places": add_places,
-        "count": count, "columns": columns, "inner": inner, "add_width": 0 if add is None else add.shape[1],
-        "add_from": add_from,
+        "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "source_rows": source_rows,
+        "add_source_rows": add_source_rows, "count": count, "columns": columns, "inner": inner,
+        "add_width": 0 if add is None else add.shape[1], "add_from": add_from,
     }  # fmt: skip

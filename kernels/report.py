@@ -26,17 +26,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import configs
-from .answers import Answers
+from .answers import answer
 from .attention import attention
-from .compaction import compact
+from .decide import Decided, ExitTest, Form
 from .embedding import embed
-from .exit_head import SIGNALS, exit_head
+from .exit_head import exit_head
 from .gate_merge import gate_merge
 from .imitation import imitation
 from .imitation_pooled import imitation_pooled
 from .launch import FLOATS, Launch, recording
 from .layer_norm import add_layer_norm
 from .linear import linear
+from .mean import mean
+from .signals import NAMES, signals
 from .survivors import Survivors, remaining, survivors
 from .thin_linear import thin_linear
 
@@ -69,66 +71,115 @@ class Compiled(NamedTuple):
         return faults
 
 
+ENTROPY = Form("entropy", "<")
+RULES = (  # each signal and each memory once; no product of them
+    (Form("confidence", ">", "side", 3, tempered=True), Form("layer", ">=", threshold=0)),
+    (Form("label", ">=", "votes"), Form("normalised_entropy", "<", "trend", 3)),
+    (Form("margin", ">", "range", 3), Form("label_repeats", ">=", "running", times=0)),
+    (Form("change", "<"), Form("energy", "<=", "sum", tempered=True)),
+    (Form("learned", "<"), Form("label_0", ">", threshold=0)),
+)
+
+
 def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
     """What the launchers launch for BERT-base's and a small BERT's sizes: each variant once."""
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
-    count, threshold = empty(1, dtype=torch.int32), empty(1)
     with recording() as launches:
         for size, rows, dtype in itertools.product(hidden, configs.ROWS, FLOATS):
-            x, inner = empty(rows, size, dtype=dtype), empty(rows, 4 * size, dtype=dtype)
-            vector, places = empty(size), empty(rows, dtype=torch.int32)
-            linear(x, empty(3 * size, size, dtype=dtype), empty(3 * size), "none", count)
-            linear(x, empty(3 * size, size, dtype=dtype), empty(3 * size), "none", count, places=places)
-            for add_places in (None, places):
-                linear(x, empty(size, size, dtype=dtype), vector, "none", count, add=x, add_places=add_places)
-            linear(inner, empty(size, 4 * size, dtype=dtype), vector, "none", count, add=x)
-            linear(x, empty(size, size, dtype=dtype), vector, "tanh", count, places=places, out_dtype=torch.float32)
-            linear(x, empty(size, size, dtype=dtype), vector, "tanh", count, out_dtype=torch.float32)
-            for activation in ("gelu", "gelu_tanh", "relu") if rows == configs.ROWS[-1] else ("gelu", "gelu_tanh"):
-                linear(x, empty(4 * size, size, dtype=dtype), empty(4 * size), activation, count)
-            for residual in (x, None):
-                add_layer_norm(x, residual, vector, vector, 1e-12, count)
-            ids, tables = empty(rows, dtype=torch.int64), tuple(empty(512, size, dtype=dtype) for _ in range(3))
-            embed(ids, ids, ids, tables, vector, vector, 1e-12, count)  # type: ignore[arg-type]
-            bounds, stay = empty(rows + 1, dtype=torch.int32), empty(rows, dtype=torch.bool)
-            qkv = empty(rows, 3 * size, dtype=dtype)
-            for head_size, longest, first_only in itertools.product((32, 64), (16, 32, 512), (False, True)):
-                attention(qkv, bounds, size // head_size, 1.0, longest, count, first_only)
-            if rows <= 4096:
-                survivors(bounds, ids, stay, 512, count, Survivors.empty(rows, 8192, ids.device))
-                remaining(ids, empty(2, dtype=torch.int32))
-                compact(x, bounds, ids, stay, 512, count)
-            for labels, signal in [*((2, signal) for signal in SIGNALS), (150, "entropy"), (1024, "entropy")]:
-                weight, bias = empty(labels, size), empty(labels)
-                exit_head(x, weight, bias, signal, threshold, count, places=places)
-                if signal == "entropy":
-                    to = Answers(ids, empty(rows, labels), ids, 3, ids, once=rows <= 512)
-                    exit_head(x, weight, bias, signal, threshold, count, places=places, to=to)
-                    exit_head(x, weight, bias, signal, threshold, count, to=to._replace(layers=None, last=True))
-            for columns, before in itertools.product((2, 4, 48), (False, True)):
-                past = {"add": empty(rows, columns), "add_places": places} if before else {}
-                for states in (x, empty(rows, size)):
-                    thin_linear(states, empty(columns, size), empty(columns), count, places=places, **past)
-            for labels, activation in itertools.product((2, 150), ("tanh", "none")):
-                learners = empty(11 * size, size, dtype=dtype)
-                for states in (x, empty(rows, size)):
-                    imitation(states, learners, empty(11 * size), empty(labels, 11 * size), activation, count)
-                if activation == "tanh":
-                    for pooling in ("max", "attention"):
-                        pooled = empty(labels, size)
-                        imitation_pooled(x, learners, empty(11 * size), pooled, activation, pooling, count)
-            for labels, width, future in itertools.product((2, 150, 1024), ("row", "label"), (True, False)):
-                gates = 1 if width == "row" else labels
-                shares = (empty(132, rows, labels), empty(labels)) if future else None
-                past, gate = empty(rows, labels + gates), (empty(gates, gates), empty(gates))
-                to = Answers(ids, empty(rows, labels), ids, 3, last=not future, once=rows <= 512)
-                gate_merge(past, labels, gates, "authors", "entropy", threshold, count, future=shares, gate=gate, to=to)
-                if future:
-                    gate_merge(past, labels, gates, "paper", "entropy", threshold, count, future=shares, to=to)
+            _layers(size, rows, dtype)
+            _exits(size, rows, dtype)
+        _rules()
     return list({_key(launch): launch for launch in launches}.values())
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
+    count, ids = _empty(1, dtype=torch.int32), _empty(rows, dtype=torch.int64)
+    x, inner, vector = _empty(rows, size, dtype=dtype), _empty(rows, 4 * size, dtype=dtype), _empty(size)
+    source_rows = _empty(rows, dtype=torch.int32)
+    for columns in (3 * size, 2 * size):  # queries, keys and values; keys and values alone
+        for sources in (None, source_rows):
+            linear(x, _empty(columns, size, dtype=dtype), _empty(columns), "none", count, source_rows=sources)
+    linear(x, _empty(size, size, dtype=dtype), vector, "none", count, source_rows=source_rows)  # listed queries
+    for sources in (None, source_rows):
+        linear(x, _empty(size, size, dtype=dtype), vector, "none", count, add=x, add_source_rows=sources)
+    linear(inner, _empty(size, 4 * size, dtype=dtype), vector, "none", count, add=x)
+    for sources in (None, source_rows):
+        to_fp32 = {"out_dtype": torch.float32, "source_rows": sources}
+        linear(x, _empty(size, size, dtype=dtype), vector, "tanh", count, **to_fp32)
+    for activation in ("gelu", "gelu_tanh", "relu") if rows == configs.ROWS[-1] else ("gelu", "gelu_tanh"):
+        linear(x, _empty(4 * size, size, dtype=dtype), _empty(4 * size), activation, count)
+    for residual in (x, None):
+        add_layer_norm(x, residual, vector, vector, 1e-12, count)
+    tables = tuple(_empty(512, size, dtype=dtype) for _ in range(3))
+    embed(ids, ids, ids, tables, vector, vector, 1e-12, count)  # type: ignore[arg-type]
+    bounds, qkv = _empty(rows + 1, dtype=torch.int32), _empty(rows, 3 * size, dtype=dtype)
+    for head_size, longest in itertools.product((32, 64), (16, 512)):
+        for queries in ("all", "first"):
+            attention(qkv, bounds, size // head_size, 1.0, longest, count, queries)  # type: ignore[arg-type]
+        listed = _empty(rows, 2 * size, dtype=dtype), (x, bounds)
+        attention(listed[0], bounds, size // head_size, 1.0, longest, count, listed[1])
+    for out_dtype in {torch.float32, dtype}:
+        mean(x, bounds, count, out_dtype)
+    if rows <= 4096:
+        leave, out = _empty(rows, dtype=torch.bool), Survivors.empty(rows, 8192, ids.device)
+        survivors(bounds, ids, leave, 512, count, out)
+        survivors(bounds, ids, leave, 512, count, out, earlier_rows=out.source_rows, earlier_firsts=out.source_firsts)
+        survivors(bounds, ids, leave, 512, count, out, earlier_rows=out.source_rows)
+        remaining(ids, _empty(2, dtype=torch.int32))
+
+
+def _exits(size: int, rows: int, dtype: torch.dtype) -> None:
+    """Entropy, which most checkpoints have."""
+    count, ids, source_rows = (
+        _empty(n, dtype=t) for n, t in ((1, torch.int32), (rows, torch.int64), (rows, torch.int32))
+    )
+    x, wide = _empty(rows, size, dtype=dtype), _empty(rows, size)
+    learners, offsets = _empty(11 * size, size, dtype=dtype), _empty(11 * size)
+    for labels in (2, 150, 1024):
+        weight, bias = _empty(labels, size), _empty(labels)
+        to = {"slots": ids, "to_logits": _empty(rows, labels), "to_layers": ids, "once": rows <= 512}
+        tests = ExitTest(3, (ENTROPY,), _empty(1, 3), **to), ExitTest(12, last=True, **to), ExitTest(3)
+        for test in tests:
+            exit_head(x, weight, bias, test, count, source_rows=None if test.last else source_rows)
+        for gates, future in itertools.product(sorted({1, labels}), (True, False)):
+            shares = (_empty(132, rows, labels), _empty(labels)) if future else None
+            past, gate = _empty(rows, labels + gates), (_empty(gates, gates), _empty(gates))
+            test = tests[0 if future else 1]
+            gate_merge(past, labels, gates, "authors", test, count, future=shares, gate=gate)
+            if future:
+                gate_merge(past, labels, gates, "paper", test, count, future=shares)
+    for columns, before in itertools.product((2, 4, 48), (False, True)):
+        past = {"add": _empty(rows, columns), "add_source_rows": source_rows} if before else {}
+        for states in (x, wide):
+            thin_linear(states, _empty(columns, size), _empty(columns), count, source_rows=source_rows, **past)
+    thin_linear(wide, _empty(1, size), _empty(1), count, sigmoid=True)
+    for labels, activation in itertools.product((2, 150), ("tanh", "none")):
+        for states in (x, wide):
+            imitation(states, learners, offsets, _empty(labels, 11 * size), activation, count)
+        if activation == "tanh":
+            for pooling in ("max", "attention"):
+                pooled = _empty(labels, size)
+                imitation_pooled(x, learners, offsets, pooled, activation, pooling, count)  # type: ignore[arg-type]
+
+
+def _rules(rows: int = 256, size: int = 768) -> None:
+    count, slots = _empty(1, dtype=torch.int32), _empty(rows, dtype=torch.int64)
+    for labels, forms in itertools.product((2, 150), RULES):
+        width, out = sum(form.width(labels) for form in forms), Decided.empty(rows, labels, slots.device)
+        state_in, state_out = (_empty(rows, width) if width else None for _ in range(2))
+        to = {"slots": slots, "to_logits": _empty(rows, labels), "to_layers": slots, "learned": _empty(rows)}
+        for earlier in (None, state_in) if width else (None,):
+            test = ExitTest(3, forms, _empty(2, 3), _empty(1, rows), earlier, state_out, **to)
+            exit_head(_empty(rows, size), _empty(labels, size), _empty(labels), test, count, out=out)
+            past, shares = _empty(rows, 2 * labels), (_empty(132, rows, labels), _empty(labels))
+            gate_merge(past, labels, labels, "paper", test, count, future=shares, out=out)
+    for labels, name in itertools.product((2, 1024), NAMES):
+        signals(name, _empty(rows, labels), 0.5 if name in ("confidence", "energy") else 1.0)
+        answer(out.leave, _empty(rows, labels), slots, count, 3, _empty(rows, labels), slots,
+               source_rows=_empty(rows, dtype=torch.int32))  # fmt: skip
 
 
 def _key(launch: Launch) -> str:

@@ -1,7 +1,7 @@
 """Who is left after an exit, and where each of them is: what the next layer reads its rows by. Nothing moves.
 
 A move would read and write every state of every row that stays. Instead the next layer's first product, and its
-residual, read the states through `tokens`; what they write is packed.
+residual, read the states through `source_tokens`; what they write is packed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ BLOCK_T = 128
 
 
 class Survivors(NamedTuple):
-    """A ragged batch of R rows and T tokens at most, packed anew; beyond the counts numbers are as they come."""
+    """A ragged batch of R rows and T tokens at most, packed anew; numbers past the counts are uninitialised."""
 
     bounds: Tensor  # int32 [R + 1]: row r is tokens bounds[r] to bounds[r + 1]
-    row_ids: Tensor  # int64 [R]
-    rows: Tensor  # int32 [R]: which row each was
-    firsts: Tensor  # int32 [R]: which token its first token was
-    tokens: Tensor  # int32 [T]: which token each was
+    slots: Tensor  # int64 [R]: where each row answers to
+    source_rows: Tensor  # int32 [R]: which row each was
+    source_firsts: Tensor  # int32 [R]: which token its first token was
+    source_tokens: Tensor  # int32 [T]: which token each was
     counts: Tensor  # int32 [2]: rows and tokens that are left
 
     @classmethod
@@ -39,20 +39,26 @@ class Survivors(NamedTuple):
 
 @triton.jit
 def _survivors_kernel(
-    bounds, row_ids, leave, count, new_bounds, new_row_ids, new_rows, new_firsts, new_counts, BLOCK: tl.constexpr
-):
+    bounds, slots, leave, count, earlier_rows, earlier_firsts, new_bounds, new_slots, new_rows, new_firsts, new_counts,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.arange(0, BLOCK)
     is_row = row < tl.load(count)
     stays = is_row & (tl.load(leave + row, mask=is_row, other=1) == 0)
     begin = tl.load(bounds + row, mask=is_row, other=0)
     length = tl.where(stays, tl.load(bounds + row + 1, mask=is_row, other=0) - begin, 0)
+    source, first = row, begin
+    if earlier_rows is not None:
+        source = tl.load(earlier_rows + row, mask=is_row, other=0)
+    if earlier_firsts is not None:
+        first = tl.load(earlier_firsts + row, mask=is_row, other=0)
     ends = tl.cumsum(length, 0)
-    places = tl.cumsum(stays.to(tl.int32), 0)
+    numbers = tl.cumsum(stays.to(tl.int32), 0)  # from 1 on, of those that stay
     tl.store(new_bounds + row, 0, mask=row == 0)
-    tl.store(new_bounds + places, ends, mask=stays)
-    tl.store(new_row_ids + places - 1, tl.load(row_ids + row, mask=is_row, other=0), mask=stays)
-    tl.store(new_rows + places - 1, row, mask=stays)
-    tl.store(new_firsts + places - 1, begin, mask=stays)
+    tl.store(new_bounds + numbers, ends, mask=stays)
+    tl.store(new_slots + numbers - 1, tl.load(slots + row, mask=is_row, other=0), mask=stays)
+    tl.store(new_rows + numbers - 1, source, mask=stays)
+    tl.store(new_firsts + numbers - 1, first, mask=stays)
     tl.store(new_counts + row, tl.sum(stays.to(tl.int32), 0), mask=row == 0)
     tl.store(new_counts + row, tl.sum(length, 0), mask=row == 1)
 
@@ -97,31 +103,46 @@ def remaining(exit_layers: Tensor, counts: Tensor) -> Tensor:
     return counts
 
 
-def survivors(bounds: Tensor, row_ids: Tensor, leave: Tensor, longest: int, count: Tensor, out: Survivors) -> Survivors:
+def survivors(
+    bounds: Tensor,
+    slots: Tensor,
+    leave: Tensor,
+    longest: int,
+    count: Tensor,
+    out: Survivors,
+    *,
+    earlier_rows: Tensor | None = None,
+    earlier_firsts: Tensor | None = None,
+) -> Survivors:
     """Those of the first `count` rows that do not leave, in the same order; fills `out`.
 
-    bounds: int32 [R + 1], rows as in `Survivors`; row_ids: int64 [R]; leave: bool [R]; longest: no row has more tokens;
-    count: int32 [1], at most R, which is at most 4,096; out: for as many rows, none of what comes in. Raises ValueError
-    for anything else.
+    bounds: int32 [R + 1], rows as in `Survivors`; slots: int64 [R]; leave: bool [R]; longest: no row has more tokens;
+    count: int32 [1], at most R, which is at most 4,096; out: for as many rows, none of what comes in. earlier_rows,
+    earlier_firsts: int32 [R], `source_rows` and `source_firsts` of survivors that have not moved yet; the new ones
+    then name the same source. Raises ValueError for anything else.
     """
-    rows = row_ids.shape[0]
-    check("bounds", bounds, torch.int32, rows + 1, like=row_ids)
-    check("row_ids", row_ids, torch.int64, rows, like=row_ids)
-    check("leave", leave, torch.bool, rows, like=row_ids)
-    check_count("count", count, row_ids)
+    rows = slots.shape[0]
+    check("bounds", bounds, torch.int32, rows + 1, like=slots)
+    check("slots", slots, torch.int64, rows, like=slots)
+    check("leave", leave, torch.bool, rows, like=slots)
+    for name, earlier in (("earlier_rows", earlier_rows), ("earlier_firsts", earlier_firsts)):
+        if earlier is not None:
+            check(name, earlier, torch.int32, rows, like=slots)
+    check_count("count", count, slots)
     if rows > MAX_ROWS or longest < 1:
         raise ValueError(f"there are {rows} rows of {longest} tokens, expected at most {MAX_ROWS} rows, of one or more")
-    check("out.bounds", out.bounds, torch.int32, rows + 1, like=row_ids)
-    check("out.row_ids", out.row_ids, torch.int64, rows, like=row_ids)
-    for name in ("rows", "firsts", "tokens", "counts"):
-        size = {"tokens": -1, "counts": 2}.get(name, rows)
-        check(f"out.{name}", getattr(out, name), torch.int32, size, like=row_ids)
+    check("out.bounds", out.bounds, torch.int32, rows + 1, like=slots)
+    check("out.slots", out.slots, torch.int64, rows, like=slots)
+    for name in ("source_rows", "source_firsts", "source_tokens", "counts"):
+        size = {"source_tokens": -1, "counts": 2}.get(name, rows)
+        check(f"out.{name}", getattr(out, name), torch.int32, size, like=slots)
     launch(
         _survivors_kernel,
         (1,),
         {
-            "bounds": bounds, "row_ids": row_ids, "leave": leave.view(torch.uint8), "count": count,
-            "new_bounds": out.bounds, "new_row_ids": out.row_ids, "new_rows": out.rows, "new_firsts": out.firsts,
+            "bounds": bounds, "slots": slots, "leave": leave.view(torch.uint8), "count": count,
+            "earlier_rows": earlier_rows, "earlier_firsts": earlier_firsts, "new_bounds": out.bounds,
+            "new_slots": out.slots, "new_rows": out.source_rows, "new_firsts": out.source_firsts,
             "new_counts": out.counts,
         },
         {"BLOCK": power_of_two(rows, 2)},
@@ -131,8 +152,11 @@ def survivors(bounds: Tensor, row_ids: Tensor, leave: Tensor, longest: int, coun
     launch(
         _tokens_kernel,
         (rows * blocks,),
-        {"bounds": out.bounds, "firsts": out.firsts, "tokens": out.tokens, "counts": out.counts, "blocks": blocks},
+        {
+            "bounds": out.bounds, "firsts": out.source_firsts, "tokens": out.source_tokens, "counts": out.counts,
+            "blocks": blocks,
+        },
         {"BLOCK_T": BLOCK_T},
         num_warps=1,
-    )
+    )  # fmt: skip
     return out

@@ -1,47 +1,29 @@
-"""Batches on their way: buffers, a stream and CUDA graphs, and what the host does while the GPU works.
-
-A batch runs segment by segment, from one tested exit to the next. The host queues a segment before the one in front of
-it has ended, and reads how many rows the one before that has left: so the GPU never waits for it, stops one segment
-after the last row has left, and gets launches as small as the batch has become.
-"""
+"""Where flights run on the GPU: buffers, streams and CUDA graphs, one set for each flight that is under way."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..batch import Packed
-from ..kernels.survivors import MAX_ROWS
 from ..surroundings import undisturbed
-from .cuda_model import Bucket, Buffers, Plan, PreparedModel, run_segment
+from .cuda_buffers import Bucket, Buffers, PreparedModel, Rule, Sizes
+from .cuda_rule import fill_by_slot, numbers_of
+from .cuda_segment import Segment, run_segment
+from .rule import ExitRule
 
 log = logging.getLogger("pfengine")
 
-LANES = 2  # one computes while another is copied to or answered
-MAX_GRAPHS = 1024  # of a lane; one a segment and bucket
+MAX_GRAPHS = 1024  # of a lane; one per segment and bucket
 GRAPH_MEMORY = 1 / 16  # of the GPU's: most that the graphs of a lane may hold
-LATE_TOKENS = 512  # up to here a layer takes as long with fewer tokens, so that rows stay and exits run beside it
-LATE_TOKENS = 512  # up to here a layer takes as long with fewer tokens: rows stay together, exits run beside layers
-LEAST_ROWS, LEAST_TOKENS = 64, 1024  # of a lane's buffers, so that they seldom grow
-
-
-class Rule(NamedTuple):
-    """When rows leave. For R rows and n layers; a row leaves after the last layer at the latest."""
-
-    tested: bytes  # [n]: is the exit after this layer tested?
-    entropy: float  # a row leaves where its entropy is below this
-    layers: np.ndarray | None  # int64 [R]: or after this layer, 1-based, or a later one
-
+LEAST_ROWS, LEAST_TOKENS, LEAST_CLAUSES = 64, 1024, 2  # of a lane's buffers, so that they seldom grow
 
 _recording = threading.Lock()  # lanes replay side by side, but record one after the other
 
@@ -64,8 +46,12 @@ class Recorder:
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 launches()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # it says again what has failed
+                    graph.capture_end()
+                self.pool = torch.cuda.graph_pool_handle()  # of the old one torch may think that it still records
+                raise
+            graph.capture_end()
             self.bytes += max(0, torch.cuda.memory_reserved(self.device) - before)
         return graph
 
@@ -111,7 +97,7 @@ class Graphs:
 
 
 class Lane:
-    """One batch at a time, of any size: buffers grow to the largest so far."""
+    """Room for one flight at a time, of any size: buffers grow to the largest so far."""
 
     def __init__(self, weights: PreparedModel) -> None:
         self.weights = weights
@@ -123,162 +109,106 @@ class Lane:
             memory = torch.cuda.get_device_properties(self.device).total_memory
             self.graphs = Graphs(Recorder(self.device), MAX_GRAPHS, GRAPH_MEMORY * memory)
             self.stream, self.side = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
-        self.left = self.host(len(weights.layers), 2, dtype=torch.int32)  # behind each layer: rows, tokens
-        with undisturbed(), self.on_stream():  # which is the one that reads what is filled in here
-            self.fit(LEAST_ROWS, LEAST_TOKENS)
+        n, labels = len(weights.layers), weights.labels
+        self.counts = self.pinned(n + 1, 2, dtype=torch.int32)  # rows and tokens after each segment
+        numbers = LEAST_CLAUSES * (3 * n + LEAST_ROWS)
+        with self.active():  # on the stream that reads what is filled in here
+            self.fit(Sizes(LEAST_ROWS, LEAST_TOKENS, numbers, labels + 2))
 
-    def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
+    def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """On the host, where copies from and to the GPU need no one to wait."""
         return torch.empty(*shape, dtype=dtype, device="cpu", pin_memory=self.stream is not None)
 
-    def fit(self, rows: int, tokens: int) -> None:
-        """Room for so many."""
-        self.buffers = Buffers(self.weights, rows, tokens)
-        self.inbox = self.host(len(self.buffers.inbox), dtype=torch.int64)
-        self.logits = self.host(rows, self.buffers.labels, dtype=torch.float32)
-        self.exit_layers = self.host(rows, dtype=torch.int64)
+    def fit(self, sizes: Sizes) -> None:
+        """Room for so much; what was in the buffers is lost."""
         if self.graphs is not None:
-            self.graphs.clear()
+            self.graphs.clear()  # which hold the addresses of the buffers
+        buffers = Buffers(self.weights, sizes)
+        inbox = self.pinned(len(buffers.inbox), dtype=torch.int64)
+        inbox.zero_()
+        logits = self.pinned(sizes.rows, buffers.labels, dtype=torch.float32)
+        exit_layers = self.pinned(sizes.rows, dtype=torch.int64)
+        self.buffers, self.inbox, self.logits, self.exit_layers = buffers, inbox, logits, exit_layers
 
-    def run(self, packed: Packed, rule: Rule, places: np.ndarray, logits: np.ndarray, exit_layers: np.ndarray) -> None:
-        with undisturbed(), self.on_stream():
-            rows, tokens = len(places), len(packed.ids)
-            bucket = Bucket.of(rows, tokens, int(np.diff(packed.cu_seqlens).max()))
-            tested = bytes(
-                is_tested and behind is not None
-                for is_tested, behind in zip(rule.tested, self.weights.exits, strict=True)
-            )
-            try:
-                if bucket.rows > self.buffers.rows or bucket.tokens > self.buffers.tokens:
-                    self.fit(max(bucket.rows, self.buffers.rows), max(bucket.tokens, self.buffers.tokens))
-                self.send(packed, rule, bucket)
-                late = any(tested[:-1]) and bucket.tokens <= LATE_TOKENS
-                self.compute(Plan(tested, rule.layers is not None, late), bucket)
-                self.logits[:rows].copy_(self.buffers.logits[:rows], non_blocking=True)
-                self.exit_layers[:rows].copy_(self.buffers.exit_layers[:rows], non_blocking=True)
-            finally:
-                if self.stream is not None:
-                    self.stream.synchronize()  # nothing of this batch is under way when the next one comes
-                if self.graphs is not None and self.graphs.has_too_much():
-                    self.graphs.clear()
-            logits[places] = self.logits.numpy()[:rows]
-            exit_layers[places] = self.exit_layers.numpy()[:rows]
+    def has_room(self, sizes: Sizes) -> bool:
+        return self.buffers.sizes.largest(sizes) == self.buffers.sizes
 
     @contextlib.contextmanager
-    def on_stream(self) -> Iterator[None]:
-        if self.stream is None:
-            yield
-        else:
-            with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+    def active(self) -> Iterator[None]:
+        """On the stream of this lane, whatever the caller has set in torch."""
+        with undisturbed():
+            if self.stream is None:
                 yield
+            else:
+                with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+                    yield
 
-    def send(self, packed: Packed, rule: Rule, bucket: Bucket) -> None:
-        """A batch into the inbox, in one copy. The one before has been answered, so it is free."""
-        buffers, rows, tokens = self.buffers, len(packed.row_ids), len(packed.ids)
-        counts, threshold, layers, bounds = (part.numpy() for part in buffers.inputs(self.inbox, buffers.rows))
-        counts[:] = rows, tokens
-        threshold[:] = rule.entropy
-        bounds[: rows + 1] = packed.cu_seqlens
-        if rule.layers is not None:
-            layers[:rows] = rule.layers
-        ids = buffers.ids(self.inbox, bucket).numpy()
+    def callers_stream(self) -> torch.cuda.Stream | None:
+        """Outside of `active`: where the caller's tensors are computed."""
+        return None if self.stream is None else torch.cuda.current_stream(self.device)
+
+    def hand_over(self, tensors: Iterable[Tensor | None], stream: torch.cuda.Stream | None) -> None:
+        """Tensors made here become a caller's: complete, and their memory not used again before its stream is done."""
+        if self.stream is None or stream is None:
+            return
+        self.stream.synchronize()
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.record_stream(stream)
+
+    def take_over(self, tensor: Tensor, stream: torch.cuda.Stream | None) -> None:
+        """A tensor of a caller's stream may be read here."""
+        if self.stream is not None and stream is not None and tensor.is_cuda:
+            self.stream.wait_stream(stream)
+            tensor.record_stream(self.stream)
+
+    def synchronize(self) -> None:
+        """Nothing is under way any more."""
+        for stream in (self.side, self.stream):
+            if stream is not None:
+                stream.synchronize()
+        if self.graphs is not None and self.graphs.has_too_much():
+            self.graphs.clear()
+
+    def send(self, packed: Packed, rule: ExitRule, structure: Rule, slots: np.ndarray, bucket: Bucket) -> None:
+        """A batch and its rule into the inbox, in one copy. Nothing of the flight before is under way."""
+        buffers, tokens = self.buffers, len(packed.ids)
+        self.write_batch(packed.cu_seqlens)
+        self.write_rule(rule, structure, slots)
+        ids = buffers.ids(self.inbox, bucket.tokens).numpy()
         for to, values in zip(ids, (packed.ids, packed.positions, packed.types), strict=True):
             to[:tokens] = values
         used = buffers.ids_from + ids.size
         buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
-        buffers.exit_layers[:rows].zero_()
+        buffers.exit_layers[: len(slots)].zero_()
 
-    def compute(self, plan: Plan, bucket: Bucket) -> None:
-        segments = plan.segments()
-        arrived: list[torch.cuda.Event | None] = []
-        for i, segment in enumerate(segments):
-            if i >= 2:
-                event = arrived[i - 2]
-                if event is not None:
-                    event.synchronize()
-                rows, tokens = self.left[i - 2].tolist()
-                if not rows:
-                    return
-                if not plan.late:
-                    bucket = Bucket.of(rows, tokens, bucket.longest)
-            self.segment(plan, segment, bucket)
-            if i < len(segments) - 1:
-                self.left[i].copy_(self.buffers.batch_of(plan, i + 1, bucket).counts, non_blocking=True)
-                arrived.append(None if self.stream is None else self.stream.record_event())
+    def write_batch(self, bounds: np.ndarray) -> None:
+        """Counts and bounds of R rows, int32 [R + 1], into the inbox on the host."""
+        counts, to = (part.numpy() for part in self.buffers.counts_and_bounds(self.inbox))
+        counts[:] = len(bounds) - 1, bounds[-1]
+        to[: len(bounds)] = bounds
 
-    def segment(self, plan: Plan, segment: tuple[int, int], bucket: Bucket) -> None:
+    def write_rule(self, rule: ExitRule, structure: Rule, slots: np.ndarray) -> None:
+        """The numbers of a rule for these slots into the inbox on the host."""
+        shared, by_slot = (part.numpy() for part in self.buffers.numbers(self.inbox, structure))
+        shared[:] = numbers_of(rule)
+        fill_by_slot(rule, structure.forms, slots, by_slot)
+
+    def send_head(self) -> None:
+        """All of the inbox but the ids."""
+        used = self.buffers.ids_from
+        self.buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
+
+    def run(self, segment: Segment, bucket: Bucket) -> None:
         def launches() -> None:
-            run_segment(self.weights, self.buffers, plan, segment, bucket, self.side)
+            run_segment(self.weights, self.buffers, segment, bucket, self.side)
 
         if self.graphs is None:
             launches()
         else:
-            self.graphs.run((plan, segment, bucket), launches)
+            self.graphs.run((segment, bucket), launches)
 
-
-class CudaModel:
-    """`ops.model.run_model` of a prepared model, on the GPU where its weights are; from several threads if need be."""
-
-    LANES, MAX_ROWS = LANES, MAX_ROWS  # batches at once, rows of a batch
-
-    def __init__(self, weights: PreparedModel) -> None:
-        self.weights = weights
-        device = weights.embedding.tables[0].device
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()  # the weights are there for every stream
-        self.free: queue.LifoQueue[Lane] = queue.LifoQueue()
-        self.made = 0
-        self.making, self.warming = threading.Lock(), threading.Lock()
-
-    def __call__(
-        self,
-        packed: Packed,
-        rule: Rule,
-        open_from: int,
-        places: np.ndarray,
-        logits: np.ndarray,
-        exit_layers: np.ndarray,
-    ) -> None:
-        """R rows: logits[places[r]] and exit_layers[places[r]] become the answers of row r.
-
-        open_from means nothing here: layers are computed in one piece. Raises ValueError for sizes that do not fit.
-        """
-        rows, n = len(places), len(self.weights.layers)
-        if len(packed.cu_seqlens) != rows + 1 or len(rule.tested) != n:
-            raise ValueError(
-                f"cu_seqlens has {len(packed.cu_seqlens)} numbers for {rows} rows, tested {len(rule.tested)} for {n} "
-                f"layers; expected {rows + 1} and {n}"
-            )
-        if rows > MAX_ROWS:
-            raise ValueError(f"there are {rows} rows; expected at most {MAX_ROWS} in a batch")
-        lane = self.take()
-        try:
-            lane.run(packed, rule, places, logits, exit_layers)
-        finally:
-            self.free.put(lane)
-
-    def warmup(self, packed: Packed, tested: bytes) -> None:
-        """Record what batches of this size launch, all the way, in every lane; tested: as in `Rule`."""
-        rule, rows = Rule(tested, -math.inf, None), len(packed.row_ids)
-        places, logits = np.arange(rows), np.empty((rows, self.weights.labels), np.float32)
-        with self.warming:  # two that each hold a lane would wait for each other's
-            lanes: list[Lane] = []
-            try:
-                for _ in range(LANES):
-                    lanes.append(self.take())
-                for lane in lanes:
-                    for _ in range(2):  # recorded at the second time
-                        lane.run(packed, rule, places, logits, np.empty(rows, np.int64))
-            finally:
-                for lane in lanes:
-                    self.free.put(lane)
-
-    def take(self) -> Lane:
-        """A lane that nobody uses; a new one while there may be more."""
-        with contextlib.suppress(queue.Empty):
-            return self.free.get_nowait()
-        with self.making:
-            if self.made < LANES:
-                lane = Lane(self.weights)
-                self.made += 1
-                return lane
-        return self.free.get()
+    def count(self, number: int, batch: int, bucket: Bucket) -> torch.cuda.Event | None:
+        """Rows and tokens that are left, on their way into `counts[number]`; the event says when they are there."""
+        self.counts[number].copy_(self.buffers.batch(batch, bucket).counts, non_blocking=True)
+        return None if self.stream is None else self.stream.record_event()

@@ -19,21 +19,37 @@ def formula(qkv: Tensor, lengths: list[int], heads: int, scale: float, first_onl
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("first_only", [False, True])
-@pytest.mark.parametrize("size", [20, 32, 64])
-@pytest.mark.parametrize(("lengths", "used"), [([1], 1), ([5, 1, 33, 2], 4), ([64, 65, 7, 1], 3)])
+@pytest.mark.parametrize("queries", ["all", "first"])
+@pytest.mark.parametrize(
+    ("lengths", "used", "size"), [([1], 1, 20), ([5, 1, 33, 2], 4, 64), ([64, 65, 7, 1], 3, 32), ([2, 40], 2, 20)]
+)
 def test_attention(
     draw: Any, count: Any, check: Any, device: torch.device, dtype: torch.dtype, lengths: list[int], used: int,
-    size: int, first_only: bool,
+    size: int, queries: Any,
 ) -> None:  # fmt: skip
     heads, tokens = 2, sum(lengths)
     kept = sum(lengths[:used])
     qkv = draw(tokens, 3 * heads * size, dtype=dtype)
     qkv[kept:] = float("nan")
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
-    ours = attention(qkv, bounds, heads, size**-0.5, max(lengths), count(used), first_only)
-    ours = ours[: used if first_only else kept]
-    check(ours, formula, [qkv[:kept], lengths[:used], heads, size**-0.5, first_only])
+    ours = attention(qkv, bounds, heads, size**-0.5, max(lengths), count(used), queries)
+    ours = ours[: used if queries == "first" else kept]
+    check(ours, formula, [qkv[:kept], lengths[:used], heads, size**-0.5, queries == "first"])
+
+
+def test_a_list_of_queries(draw: Any, count: Any, device: torch.device, dtype: torch.dtype) -> None:
+    lengths, heads, size = [5, 40, 3, 7], 2, 32
+    qkv = draw(sum(lengths), 3 * heads * size, dtype=dtype)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    every = attention(qkv, bounds, heads, 0.2, 40, count(4))
+    tokens = torch.tensor([1, 4, 5, 20, 44, 51, 54], device=device)  # none of the third row
+    of_rows = torch.tensor([0, 2, 5, 5, 7], dtype=torch.int32, device=device)
+    width = heads * size
+    q, kv = qkv[tokens, :width].contiguous(), qkv[:, width:].contiguous()
+    kv[48:] = float("nan")  # the fourth row is not read
+    some = attention(kv, bounds, heads, 0.2, 40, count(3), (q, of_rows))
+    assert some.shape == (7, width)
+    assert torch.equal(some[:5], every[tokens[:5]])
 
 
 def test_no_row_is_left(draw: Any, count: Any, device: torch.device) -> None:
@@ -55,19 +71,19 @@ def test_a_row_does_not_depend_on_its_neighbours(
         assert torch.equal(attention(qkv[part].contiguous(), alone, 2, 0.25, length, count(1)), ours[part])
 
 
-@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("queries", ["all", "first"])
 @pytest.mark.parametrize(("most", "rows"), [(16, 1), (16, 9), (30, 6)])
-def test_several_rows_a_program(
+def test_several_rows_per_program(
     draw: Any, count: Any, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch, most: int,
-    rows: int, first_only: bool,
+    rows: int, queries: Any,
 ) -> None:  # fmt: skip
     lengths = [1 + (7 * row) % most for row in range(rows - 1)] + [most]
     qkv, used = draw(sum(lengths), 96, dtype=dtype), max(1, rows - 1)
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
-    one = attention(qkv, bounds, 2, 0.25, most, count(used), first_only)
+    one = attention(qkv, bounds, 2, 0.25, most, count(used), queries)
     monkeypatch.setattr("pfengine.kernels.attention.MANY", 1)
-    several = attention(qkv, bounds, 2, 0.25, most, count(used), first_only)
-    kept = used if first_only else int(bounds[used])
+    several = attention(qkv, bounds, 2, 0.25, most, count(used), queries)
+    kept = used if queries == "first" else int(bounds[used])
     assert torch.equal(several[:kept], one[:kept])
 
 
@@ -86,3 +102,5 @@ def test_wrong_arguments_are_refused() -> None:
         attention(qkv, bounds.long(), 2, 1.0, 3, used)
     with pytest.raises(ValueError, match="at most 0 tokens"):
         attention(qkv, bounds, 2, 1.0, 0, used)
+    with pytest.raises(ValueError, match=r"bounds of queries is torch.int32 \[3\]"):
+        attention(qkv, bounds, 2, 1.0, 3, used, (torch.zeros(2, 12), torch.zeros(3, dtype=torch.int32)))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfengine.kernels.answers import Answers
+from pfengine.kernels.decide import ExitTest, Form
 from pfengine.kernels.gate_merge import gate_merge
 from pfengine.ops import reference
+from pfengine.ops.decide import signal
 
 
 def expected(past: Tensor, labels: int, width: int, future: Tensor | None, gate: Any, layers: int) -> Tensor:
@@ -18,25 +19,24 @@ def expected(past: Tensor, labels: int, width: int, future: Tensor | None, gate:
     return reference.gate_merge(logits, gates, future, gate, layers)
 
 
-@pytest.mark.parametrize("form", ["none", "paper", "authors"])
-@pytest.mark.parametrize("width", ["row", "label"])
-@pytest.mark.parametrize("labels", [2, 3, 7, 40])
-@pytest.mark.parametrize("chunks", [0, 1, 5])
-@pytest.mark.parametrize(("rows", "used"), [(1, 1), (3, 0), (21, 18)])
+CASES = [  # form, gates per "row" or "label", labels, chunks, rows, rows in use
+    ("none", "row", 2, 0, 1, 1), ("none", "row", 40, 5, 21, 18), ("none", "label", 3, 1, 3, 0),
+    ("paper", "row", 2, 1, 21, 18), ("paper", "label", 7, 5, 1, 1), ("paper", "label", 40, 1, 3, 0),
+    ("paper", "row", 3, 5, 21, 18), ("authors", "row", 7, 0, 21, 18), ("authors", "label", 2, 1, 1, 1),
+    ("authors", "label", 3, 5, 21, 18), ("authors", "row", 40, 1, 3, 0), ("authors", "label", 7, 0, 3, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "width", "labels", "chunks", "rows", "used"), CASES)
 def test_gate_merge(
-    draw: Any, count: Any, device: torch.device, form: Any, width: str, labels: int, chunks: int, rows: int, used: int
+    draw: Any, count: Any, form: Any, width: str, labels: int, chunks: int, rows: int, used: int
 ) -> None:
-    if form == "paper" and not chunks:
-        pytest.skip("the paper's gate weighs a future")
     gates = 0 if form == "none" else 1 if width == "row" else labels
     past, shares, bias = draw(rows, labels + gates + 2), draw(chunks, rows, labels), draw(labels)
     past[used:], shares[:, used:] = float("nan"), float("nan")
     gate = (draw(gates, gates), draw(gates)) if form == "authors" else None
     future = (shares, bias if labels != 3 else None) if chunks else None
-    limit = torch.tensor([0.4], device=device)
-    logits, entropy, leave = gate_merge(
-        past, labels, gates, form, "entropy", limit, count(used), future=future, gate=gate, states=3
-    )
+    logits = gate_merge(past, labels, gates, form, ExitTest(1), count(used), future=future, gate=gate, states=3).logits
     summed = None if future is None else shares.cpu().double().sum(0)[:used]
     summed = summed if summed is None or labels == 3 else summed + bias.cpu().double()
     prepared = None
@@ -44,18 +44,15 @@ def test_gate_merge(
         prepared = reference.prepare_linear(*(x.cpu().double() for x in gate), torch.float64)
     exact = expected(past.cpu().double()[:used], labels, gates, summed, prepared, 3)
     torch.testing.assert_close(logits[:used].cpu().double(), exact.double(), atol=2e-5, rtol=1e-5)
-    log_p = torch.log_softmax(logits[:used].cpu().double(), -1)
-    torch.testing.assert_close(entropy[:used].cpu().double(), -(log_p.exp() * log_p).sum(-1), atol=2e-6, rtol=0)
-    assert torch.equal(leave[:used], entropy[:used] < 0.4)
 
 
 def test_rows_that_leave_write_their_answers(draw: Any, count: Any, device: torch.device) -> None:
-    past, shares, places = draw(20, 4), draw(2, 20, 2), torch.arange(20, device=device).flip(0)
+    past, shares, slots = draw(20, 4), draw(2, 20, 2), torch.arange(20, device=device).flip(0)
     out, left = torch.full((20, 2), 9.0, device=device), torch.zeros(20, dtype=torch.int64, device=device)
-    limit = torch.tensor([0.4], device=device)
-    to = Answers(places, out, left, 3)
-    logits, entropy, leave = gate_merge(past, 2, 2, "paper", "entropy", limit, count(18), future=(shares, None), to=to)
-    assert torch.equal(leave[:18], entropy[:18] < 0.4)
+    numbers = torch.tensor([[0.4, 1.0, 1.0]], device=device)
+    test = ExitTest(3, (Form("entropy", "<"),), numbers, slots=slots, to_logits=out, to_layers=left)
+    logits, _, leave = gate_merge(past, 2, 2, "paper", test, count(18), future=(shares, None))
+    assert torch.equal(leave[:18].cpu(), signal("entropy", logits[:18].cpu()) < 0.4)
     assert 0 < leave[:18].sum() < 18
     goes = torch.zeros(20, dtype=torch.bool, device=device)
     goes[:18] = leave[:18]
@@ -64,7 +61,7 @@ def test_rows_that_leave_write_their_answers(draw: Any, count: Any, device: torc
 
 
 def test_wrong_arguments_are_refused() -> None:
-    past, one, used = torch.zeros(2, 4), torch.ones(1), torch.ones(1, dtype=torch.int32)
+    past, used = torch.zeros(2, 4), torch.ones(1, dtype=torch.int32)
     for arguments, text in (
         ({"labels": 3, "gates": 1, "form": "none"}, "1 gates for 3 labels, which does not fit the form 'none'"),
         ({"labels": 3, "gates": 2, "form": "paper"}, "2 gates for 3 labels, which does not fit the form 'paper'"),
@@ -72,16 +69,7 @@ def test_wrong_arguments_are_refused() -> None:
         ({"labels": 2, "gates": 2, "form": "paper"}, "the paper's gate weighs a future"),
         ({"labels": 2, "gates": 1, "form": "authors"}, "gate is None, which does not fit the form 'authors'"),
         ({"labels": 2, "gates": 1, "form": "neither"}, "form 'neither'"),
-        (
-            {
-                "labels": 2,
-                "gates": 0,
-                "form": "none",
-                "to": Answers(torch.arange(2), torch.zeros(2, 3), used.long(), 1),
-            },
-            r"answers' logits is torch.float32 \[2, 3\]",
-        ),
         ({"labels": 4, "gates": 0, "form": "none", "future": (torch.zeros(1, 2, 3), torch.zeros(4))}, "shares is"),
     ):
         with pytest.raises(ValueError, match=text):
-            gate_merge(past, signal="entropy", threshold=one, count=used, **arguments)  # type: ignore[arg-type]
+            gate_merge(past, test=ExitTest(1), count=used, **arguments)  # type: ignore[arg-type]

@@ -13,11 +13,13 @@ import torch
 
 import pfengine
 from pfengine import api, reader
-from pfengine.exits import Entropy, Never, Replay
+from pfengine.exits import Entropy, Never, Patience, Replay
 from pfengine.kernels.launch import recording
-from pfengine.ops import cuda, cuda_lanes
-from pfengine.ops.cuda_lanes import LANES, CudaModel, Graphs, Lane
-from pfengine.ops.cuda_model import Bucket, Plan, run_segment
+from pfengine.ops import cuda, cuda_flight, cuda_lanes
+from pfengine.ops.cuda_buffers import Bucket, PreparedModel, Rule
+from pfengine.ops.cuda_lanes import Graphs, Lane, Recorder
+from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS, CudaModel
+from pfengine.ops.cuda_segment import Position, run_segment, segments
 
 Make = Callable[..., Path]
 OPTIONS: dict[str, Any] = {
@@ -71,7 +73,7 @@ def with_graphs(path: Path, device: torch.device, recorder: Any, most: int = 99,
     lane = Lane(model.weights)
     lane.graphs = Graphs(recorder, most, most_bytes)
     model.free.put(lane)
-    model.made = LANES
+    model.made = MAX_FLIGHTS
     return engine
 
 
@@ -82,29 +84,48 @@ def test_buckets() -> None:
 
 
 def test_segments_end_where_rows_may_leave() -> None:
-    assert Plan(bytes(5), False).segments() == [(1, 5)]
-    assert Plan(bytes([1, 1, 1, 1, 1]), False).segments() == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]
-    plan = Plan(bytes([0, 1, 0, 1, 0]), True)
-    assert plan.segments() == [(1, 2), (3, 4), (5, 5)]
-    assert [plan.exits_before(layer) for layer in (1, 2, 3, 4, 5)] == [0, 0, 1, 1, 2]
+    exits: Any = [(None, 0), (None, 0), None, (None, 0), (None, 0)]
+    weights = PreparedModel(None, None, [[]] * 5, exits)  # type: ignore[arg-type]
+
+    def way(tested: list[int], until: int = 5, at: Position | None = None, overlap: bool = False) -> list[Any]:
+        found = segments(weights, at or Position(), Rule(), bytes(tested), until, overlap)
+        return [(one.at.layer + 1, one.last, one.tested, one.stops, one.pending) for one in found]
+
+    assert way([0] * 5) == [(1, 5, False, False, False)]
+    assert way([1, 0, 1, 1, 1]) == [(1, 1, True, False, False), (2, 4, True, False, False), (5, 5, False, False, False)]
+    assert way([1] * 5, 2, Position(1)) == [(2, 2, True, True, False)]
+    assert way([1] * 5, 3) == [(1, 1, True, False, False), (2, 2, True, False, False), (3, 3, False, True, False)]
+    late = way([0, 1, 0, 1, 0], overlap=True)
+    assert late == [(1, 2, False, False, False), (3, 4, False, False, True), (5, 5, False, False, True)]
+
+
+def test_where_rows_are_after_a_segment() -> None:
+    exits: Any = [(None, 0), None, (None, 0), (None, 0)]
+    weights = PreparedModel(None, None, [[]] * 4, exits)  # type: ignore[arg-type]
+    way = segments(weights, Position(), Rule(), bytes([1, 0, 1, 0]), 4, False)
+    assert [one.after(weights) for one in way] == [
+        Position(1, 1, True, True, 1), Position(3, 0, True, True, 2), Position(4, 0, False, False, 2),
+    ]  # fmt: skip
+    (stop,) = segments(weights, way[1].at, Rule(), bytes(4), 2, False)
+    assert stop.after(weights) == Position(2, 1, False, True, 1)  # the past of the first exit has not been moved
 
 
 @pytest.mark.parametrize(
-    ("criterion", "late_tokens"),
-    [(Entropy(0.9), 0), (Entropy(0.9), 512), (Never(), 0), (Replay([3, 1, 3, 2]), 0), (Replay([3, 1, 3, 2]), 512)],
+    ("criterion", "overlap_tokens"),
+    [(Entropy(0.9), 0), (Never(), 0), (Replay([3, 1, 3, 2]), 512), (Patience(1), 0)],
     ids=repr,
 )
 def test_recorded_launches_give_the_same_answers(
     make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder, criterion: Any,
-    late_tokens: int, monkeypatch: pytest.MonkeyPatch,
+    overlap_tokens: int, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cuda_lanes, "LATE_TOKENS", late_tokens)
+    monkeypatch.setattr(cuda_flight, "OVERLAP_TOKENS", overlap_tokens)
     if device.type == "cuda":
         pytest.skip("the GPU has graphs of its own")
     path = make_checkpoint("bert", **OPTIONS)
     engine, plain = with_graphs(path, device, recorder), on_device(path, device)[0]
-    for seed in range(3):
-        rows = random_rows([1 + seed, 2, 3, 5])
+    for seed in range(2, 5):  # the buckets are the same
+        rows = random_rows([seed, 2, 3, 5])
         ours, expected = (each.predict(rows, criterion=criterion) for each in (engine, plain))
         np.testing.assert_array_equal(ours.exit_layers, expected.exit_layers)
         np.testing.assert_array_equal(ours.logits, expected.logits)
@@ -147,6 +168,38 @@ def test_launches_that_cannot_be_recorded_still_run(
     assert recorder.recordings == 1
 
 
+def test_a_recording_that_fails_ends_and_the_next_one_has_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has it: `capture_end` says again what failed, and leaves the pool of that recording unusable."""
+    pools, ended = iter(range(9)), []
+
+    class Graph:
+        failed = False
+
+        def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
+            self.pool = pool
+
+        def capture_end(self) -> None:
+            ended.append(self.pool)
+            if self.failed:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph, raising=False)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools), raising=False)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    recorder = Recorder(torch.device("cuda", 0))
+    assert recorder.record(lambda: None).pool == 0  # type: ignore[attr-defined]
+
+    def interrupted() -> None:
+        monkeypatch.setattr(Graph, "failed", True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recorder.record(interrupted)
+    monkeypatch.setattr(Graph, "failed", False)
+    assert recorder.record(lambda: None).pool == 1  # type: ignore[attr-defined]
+    assert ended == [0, 0, 1]
+
+
 def test_graphs_that_hold_too_much_memory_are_dropped(
     make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder
 ) -> None:
@@ -171,8 +224,7 @@ def test_buffers_grow_to_the_largest_batch(
     many = random_rows([2] * 10 + [40, 30])
     engine.predict(many, criterion=Entropy(0.9))
     lane = model.take()
-    assert lane.buffers.rows == 16
-    assert lane.buffers.tokens == 128
+    assert lane.buffers.sizes[:2] == (16, 128)
     model.free.put(lane)
     np.testing.assert_array_equal(engine.predict(few, criterion="never").logits, before.logits)
 
@@ -180,10 +232,10 @@ def test_buffers_grow_to_the_largest_batch(
 def test_more_rows_than_a_batch_may_have_are_cut(
     make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, _ = on_device(make_checkpoint("bert", **OPTIONS), device)
+    engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
     rows = random_rows([2, 1, 3, 2, 1])
     expected = engine.predict(rows, criterion=Entropy(0.9))
-    monkeypatch.setattr(CudaModel, "MAX_ROWS", 2)
+    monkeypatch.setattr(model, "max_rows", 2)
     found = engine.predict(rows, criterion=Entropy(0.9))
     np.testing.assert_array_equal(found.logits, expected.logits)
 
@@ -213,7 +265,7 @@ def test_several_threads(
     for logits in found:
         np.testing.assert_array_equal(logits, expected)
     assert len(found) == 3
-    assert model.made <= LANES
+    assert model.made <= MAX_FLIGHTS
 
 
 def test_warmup_changes_no_answer(make_checkpoint: Make, random_rows: Any, device: torch.device) -> None:
@@ -239,7 +291,7 @@ def test_a_batch_that_fails_leaves_the_model_usable(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lane, "segment", fail)
+        patch.setattr(Lane, "run", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.predict(rows, criterion="never")
     assert model.free.qsize() == model.made == 1

@@ -23,9 +23,18 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, activat
     return y if add is None else y + add
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("tokens", "used"), [(1, 1), (1, 0), (7, 7), (63, 40), (65, 65)])
-@pytest.mark.parametrize(("outputs", "inputs"), [(60, 64), (64, 60)])
+@pytest.mark.parametrize(
+    ("activation", "tokens", "used", "outputs", "inputs"),
+    [
+        ("none", 65, 65, 60, 64),
+        ("relu", 1, 1, 64, 60),
+        ("tanh", 7, 7, 60, 64),
+        ("gelu", 63, 40, 64, 60),
+        ("gelu_tanh", 1, 0, 60, 64),
+        ("gelu_tanh", 7, 7, 64, 60),
+        ("none", 63, 40, 64, 60),
+    ],
+)
 def test_linear(
     draw: Any, count: Any, check: Any, dtype: torch.dtype, activation: str, tokens: int, used: int, outputs: int,
     inputs: int,
@@ -40,18 +49,18 @@ def test_linear(
 
 def test_rows_by_place(draw: Any, count: Any, check: Any, dtype: torch.dtype, device: torch.device) -> None:
     x, weight, bias = draw(9, 32, dtype=dtype), draw(5, 32, dtype=dtype), draw(5)
-    places = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
-    ours = linear(x, weight, bias, "tanh", count(3), places=places, out_dtype=torch.float32)
+    source_rows = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
+    ours = linear(x, weight, bias, "tanh", count(3), source_rows=source_rows, out_dtype=torch.float32)
     assert ours.dtype == torch.float32
-    check(ours[:3].to(dtype), formula, [x[places[:3].long()], weight, bias, None, "tanh"])
+    check(ours[:3].to(dtype), formula, [x[source_rows[:3].long()], weight, bias, None, "tanh"])
 
 
 def test_rows_to_add_by_place(draw: Any, count: Any, check: Any, dtype: torch.dtype, device: torch.device) -> None:
     x, weight, bias, add = draw(4, 32, dtype=dtype), draw(5, 32, dtype=dtype), draw(5), draw(9, 8, dtype=dtype)
-    places = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
+    source_rows = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
     out = torch.full((4, 5), 9.0, dtype=dtype, device=device)
-    assert linear(x, weight, bias, "none", count(3), add=add, add_places=places, add_from=2, out=out) is out
-    check(out[:3], formula, [x[:3], weight, bias, add[places[:3].long(), 2:7], "none"])
+    assert linear(x, weight, bias, "none", count(3), add=add, add_source_rows=source_rows, add_from=2, out=out) is out
+    check(out[:3], formula, [x[:3], weight, bias, add[source_rows[:3].long(), 2:7], "none"])
     assert (out[3] == 9).all()
 
 
@@ -88,7 +97,7 @@ def test_real_sizes(draw: Any, count: Any, check: Any, hidden: int) -> None:
         ({"add": torch.zeros(2, 2)}, r"add is torch.float32 \[2, 2\]"),
         ({"add": torch.zeros(3, 3), "add_from": 2}, "add has 3 columns, expected 2 from column 2 on"),
         ({"out": torch.zeros(3, 3)}, r"out is torch.float32 \[3, 3\]"),
-        ({"places": torch.zeros(2)}, r"places is torch.float32 \[2\]"),
+        ({"source_rows": torch.zeros(2)}, r"source_rows is torch.float32 \[2\]"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong: dict[str, Tensor], text: str) -> None:

@@ -19,7 +19,7 @@ def drawn(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("beyond", [0, 2])
 def test_survivors(count: Any, device: torch.device, lengths: list[int], pattern: str, beyond: int) -> None:
     used, rows = len(lengths) - min(beyond, len(lengths) - 1), len(lengths)
-    bounds, row_ids = drawn(lengths, device)
+    bounds, slots = drawn(lengths, device)
     leave = {
         "nobody": torch.zeros(rows), "everybody": torch.ones(rows), "some": torch.arange(rows) % 3 == 1,
         "first": torch.arange(rows) == 0, "last": torch.arange(rows) == used - 1,
@@ -27,19 +27,32 @@ def test_survivors(count: Any, device: torch.device, lengths: list[int], pattern
     out = Survivors.empty(rows, int(bounds[-1]), device)
     for part in out:
         part.fill_(-7)
-    found = survivors(bounds, row_ids, leave, max(lengths), count(used), out)
+    found = survivors(bounds, slots, leave, max(lengths), count(used), out)
     stay = [row for row in range(used) if not leave[row]]
     tokens = [token for row in stay for token in range(int(bounds[row]), int(bounds[row + 1]))]
     left = len(stay)
     assert found.counts.tolist() == [left, len(tokens)]
     ends = torch.tensor([0, *(lengths[row] for row in stay)]).cumsum(0).tolist()
     assert found.bounds[: left + 1].tolist() == ends
-    assert found.row_ids[:left].tolist() == row_ids[stay].tolist()
-    assert found.rows[:left].tolist() == stay
-    assert found.firsts[:left].tolist() == bounds[stay].tolist()
-    assert found.tokens[: len(tokens)].tolist() == tokens
-    assert (found.tokens[len(tokens) :] == -7).all()
+    assert found.slots[:left].tolist() == slots[stay].tolist()
+    assert found.source_rows[:left].tolist() == stay
+    assert found.source_firsts[:left].tolist() == bounds[stay].tolist()
+    assert found.source_tokens[: len(tokens)].tolist() == tokens
+    assert (found.source_tokens[len(tokens) :] == -7).all()
     assert (found.bounds[left + 1 :] == -7).all()
+
+
+def test_survivors_of_survivors_that_have_not_moved(count: Any, device: torch.device) -> None:
+    bounds, slots = drawn([3, 2, 4, 1, 5], device)
+    first, second = (Survivors.empty(5, 15, device) for _ in range(2))
+    survivors(bounds, slots, torch.tensor([0, 1, 0, 0, 0], dtype=torch.bool, device=device), 5, count(5), first)
+    leave = torch.tensor([1, 0, 0, 1, 1], dtype=torch.bool, device=device)
+    earlier = {"earlier_rows": first.source_rows, "earlier_firsts": first.source_firsts}
+    survivors(first.bounds, first.slots, leave, 5, first.counts[:1], second, **earlier)
+    assert second.counts.tolist() == [2, 5]
+    assert second.slots[:2].tolist() == slots[[2, 3]].tolist()
+    assert second.source_rows[:2].tolist() == [2, 3]
+    assert second.source_tokens[:5].tolist() == [5, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("answered", [[], [0, 2], [0, 1, 2], [0, 1, 2, 3]])
@@ -53,12 +66,12 @@ def test_remaining(device: torch.device, answered: list[int], used: int) -> None
 
 
 def test_wrong_arguments_are_refused() -> None:
-    bounds, row_ids = drawn([2, 3], torch.device("cpu"))
-    leave, one, out = row_ids > 0, torch.ones(1, dtype=torch.int32), Survivors.empty(2, 5, torch.device("cpu"))
+    bounds, slots = drawn([2, 3], torch.device("cpu"))
+    leave, one, out = slots > 0, torch.ones(1, dtype=torch.int32), Survivors.empty(2, 5, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"bounds is torch.int32 \[2\]"):
-        survivors(bounds[:2], row_ids, leave, 3, one, out)
+        survivors(bounds[:2], slots, leave, 3, one, out)
     with pytest.raises(ValueError, match=r"out.counts is torch.int32 \[1\]"):
-        survivors(bounds, row_ids, leave, 3, one, out._replace(counts=one))
+        survivors(bounds, slots, leave, 3, one, out._replace(counts=one))
     many = torch.zeros(4097, dtype=torch.int64)
     with pytest.raises(ValueError, match="there are 4097 rows of 3 tokens, expected at most 4096"):
         survivors(torch.zeros(4098, dtype=torch.int32), many, many > 0, 3, one, out)

@@ -15,9 +15,10 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tens
     return y if add is None else y + add
 
 
-@pytest.mark.parametrize("with_add", [False, True])
-@pytest.mark.parametrize(("rows", "used"), [(1, 1), (3, 0), (7, 6)])
-@pytest.mark.parametrize(("columns", "inner"), [(1, 32), (3, 60), (17, 130), (64, 200)])
+@pytest.mark.parametrize(
+    ("columns", "inner", "rows", "used", "with_add"),
+    [(1, 32, 7, 6, True), (3, 60, 1, 1, False), (17, 130, 3, 0, True), (64, 200, 7, 6, False), (3, 60, 7, 6, True)],
+)
 def test_thin_linear(
     draw: Any, count: Any, check: Any, dtype: torch.dtype, columns: int, inner: int, rows: int, used: int,
     with_add: bool,
@@ -32,12 +33,28 @@ def test_thin_linear(
 
 def test_rows_by_place(draw: Any, count: Any, check: Any, dtype: torch.dtype, device: torch.device) -> None:
     x, weight, bias, add = draw(9, 32, dtype=dtype), draw(3, 32), draw(3), draw(6, 8)
-    places = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
-    add_places = torch.tensor([5, 1, 0, 9], dtype=torch.int32, device=device)
+    source_rows = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
+    add_source_rows = torch.tensor([5, 1, 0, 9], dtype=torch.int32, device=device)
     out = torch.full((4, 3), 9.0, device=device)
-    thin_linear(x, weight, bias, count(3), places=places, add=add, add_places=add_places, add_from=4, out=out)
-    check(out[:3], formula, [x[places[:3].long()], weight, bias, add[add_places[:3].long(), 4:7]])
+    thin_linear(
+        x,
+        weight,
+        bias,
+        count(3),
+        source_rows=source_rows,
+        add=add,
+        add_source_rows=add_source_rows,
+        add_from=4,
+        out=out,
+    )
+    check(out[:3], formula, [x[source_rows[:3].long()], weight, bias, add[add_source_rows[:3].long(), 4:7]])
     assert (out[3] == 9).all()
+
+
+def test_sigmoid(draw: Any, count: Any, check: Any) -> None:
+    x, weight, bias = draw(5, 32), draw(1, 32), draw(1)
+    ours = thin_linear(x, weight, bias, count(5), sigmoid=True)
+    check(ours, lambda *inputs: torch.sigmoid(formula(*inputs)), [x, weight, bias, None])
 
 
 @pytest.mark.parametrize(
@@ -46,7 +63,7 @@ def test_rows_by_place(draw: Any, count: Any, check: Any, dtype: torch.dtype, de
         ({"weight": torch.zeros(65, 4)}, "weight has 65 rows, expected 1 to 64"),
         ({"weight": torch.zeros(2, 4, dtype=torch.float16)}, "weight is torch.float16"),
         ({"add": torch.zeros(3, 3), "add_from": 2}, "add has 3 columns, expected 2 from column 2 on"),
-        ({"places": torch.zeros(2)}, r"places is torch.float32 \[2\]"),
+        ({"source_rows": torch.zeros(2)}, r"source_rows is torch.float32 \[2\]"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong: dict[str, Any], text: str) -> None:

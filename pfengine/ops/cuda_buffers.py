@@ -1,0 +1,159 @@
+"""Room for a batch on the GPU, and what it is for: a model's parts, the sizes of a batch, what a rule wants."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels.decide import NUMBERS, Form
+from ..kernels.launch import power_of_two
+from ..kernels.survivors import Survivors
+from . import Exit
+from .cuda_ops import Embedding, Linear
+from .reference import PreparedBlock
+
+LEAST_TOKENS, LEAST_LONGEST = 16, 16  # of a bucket: below, no kernel is shorter
+
+
+class PreparedModel(NamedTuple):
+    embedding: Embedding
+    projection: Linear | None  # from the embedding's size to the hidden size
+    layers: list[list[PreparedBlock]]
+    exits: list[tuple[Exit, int] | None]  # after each layer, and from which number of the past it adds up; -1: none
+
+    def exit(self, layer: int) -> tuple[Exit, int]:
+        after = self.exits[layer - 1]
+        assert after is not None
+        return after
+
+    def exit_before(self, layer: int) -> int:
+        """The last layer before this one that has an exit; 0 for none."""
+        return max((i for i in range(1, layer) if self.exits[i - 1] is not None), default=0)
+
+    def exit_number(self, layer: int) -> int:
+        """Which of the exits the one after `layer` is, from 1 on."""
+        return sum(after is not None for after in self.exits[:layer])
+
+    def is_kept(self, layer: int) -> bool:
+        """Does the next exit add to the past of this one?"""
+        later = (after for after in self.exits[layer:] if after is not None)
+        return next(later, (None, -1))[1] >= 0
+
+    @property
+    def labels(self) -> int:
+        return self.exit(len(self.layers))[0].labels
+
+    @property
+    def hidden(self) -> int:
+        return len(self.layers[0][0].output_norm.weight)
+
+
+class Bucket(NamedTuple):
+    """Sizes that launches are made for: powers of two, so that few of them serve all batches."""
+
+    rows: int
+    tokens: int
+    longest: int  # tokens of a row
+
+    @classmethod
+    def of(cls, rows: int, tokens: int, longest: int) -> Bucket:
+        return cls(power_of_two(rows), power_of_two(tokens, LEAST_TOKENS), power_of_two(longest, LEAST_LONGEST))
+
+
+class Rule(NamedTuple):
+    """What of an exit rule decides the launches of a segment; its numbers are in the inbox."""
+
+    forms: tuple[Form, ...] = ()
+    by_slot: tuple[int, int] = (1, 0)  # for how many layers there are numbers by slot, and how many after each
+
+    def width(self, labels: int) -> int:
+        return sum(form.width(labels) for form in self.forms)
+
+
+class Sizes(NamedTuple):
+    """What buffers have room for."""
+
+    rows: int
+    tokens: int
+    numbers: int  # fp32 numbers of an exit rule
+    width: int  # numbers that a row carries from exit to exit
+
+    def largest(self, other: Sizes) -> Sizes:
+        return Sizes(*map(max, self, other))
+
+
+class Buffers:
+    """Room for batches of these sizes: what outlives a segment, at addresses that stay.
+
+    What a batch brings is in `inbox`, int64, so that one copy brings all of it: the counts, a bound for each row that
+    there is room for, the numbers of the exit rule, then ids, positions and types of each token of the bucket.
+    """
+
+    def __init__(self, weights: PreparedModel, sizes: Sizes) -> None:
+        device = weights.embedding.tables[0].device
+        dtype = weights.embedding.tables[0].dtype
+        exits = [after[0] for after in weights.exits if after is not None]
+        rows, tokens = sizes.rows, sizes.tokens
+
+        def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device=device)
+
+        self.sizes, self.labels, self.layers = sizes, weights.labels, len(weights.layers)
+        self.numbers_from = 1 + rows // 2 + 1
+        self.ids_from = -(-(self.numbers_from + -(-sizes.numbers // 2)) // 16) * 16
+        self.inbox = torch.zeros(self.ids_from + 3 * tokens, dtype=torch.int64, device=device)
+        self.lane_slots = torch.arange(rows, dtype=torch.int64, device=device)
+        self.states = [room(tokens, weights.hidden, dtype=dtype) for _ in range(2)]
+        width = max(len(parts.past.weight) for parts in exits)
+        self.pasts = [room(rows * width) for _ in range(2)]
+        self.memories = [room(rows * sizes.width) for _ in range(2)]
+        self.survivors = [Survivors.empty(rows, tokens, device) for _ in range(2)]
+        self.logits, self.exit_layers = room(rows, self.labels), room(rows, dtype=torch.int64)
+        self.scores, self.leave = room(rows, self.labels), room(rows, dtype=torch.bool)
+        self.learned = room(rows)
+
+    def counts_and_bounds(self, inbox: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts int32 [2] and bounds int32 [R + 1] of an inbox."""
+        return inbox[:1].view(torch.int32), inbox[1 : self.numbers_from].view(torch.int32)[: self.sizes.rows + 1]
+
+    def numbers(self, inbox: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+        """fp32 [n, K, 3], threshold, times and temperature, and fp32 [L, V, R], by slot."""
+        found = inbox[self.numbers_from : self.ids_from].view(torch.float32)
+        shared, (layers, each) = self.layers * len(rule.forms) * NUMBERS, rule.by_slot
+        by_slot = found[shared : shared + layers * each * self.sizes.rows]
+        return (
+            found[:shared].view(self.layers, len(rule.forms), NUMBERS), by_slot.view(layers, each, self.sizes.rows)
+        )  # fmt: skip
+
+    def numbers_of(self, rule: Rule, rows: int) -> int:
+        """Room that the numbers of a rule take."""
+        return self.layers * len(rule.forms) * NUMBERS + rule.by_slot[0] * rule.by_slot[1] * rows
+
+    def ids(self, inbox: Tensor, tokens: int) -> Tensor:
+        """Ids, positions and types, int64 [3, T]."""
+        return inbox[self.ids_from : self.ids_from + 3 * tokens].view(3, tokens)
+
+    def batch(self, number: int, bucket: Bucket) -> Survivors:
+        """Who is there, by `Position.batch`; of the inbox without the sources."""
+        here = self.survivors[max(number, 0)]
+        if number < 0:
+            counts, bounds = self.counts_and_bounds(self.inbox)
+            here = here._replace(bounds=bounds, slots=self.lane_slots, counts=counts)
+        rows, tokens = bucket.rows, bucket.tokens
+        return Survivors(
+            here.bounds[: rows + 1], here.slots[:rows], here.source_rows[:rows], here.source_firsts[:rows],
+            here.source_tokens[:tokens], here.counts,
+        )  # fmt: skip
+
+    def past(self, exit_number: int, width: int, rows: int) -> Tensor:
+        """fp32 [R, W]: what this exit leaves to the next one."""
+        return self.pasts[exit_number % 2][: rows * width].view(rows, width)
+
+    def memory(self, number: int, width: int) -> Tensor | None:
+        """fp32 [P, W], by `Position.memory`; None for none."""
+        if not number or not width:
+            return None
+        rows = self.sizes.rows
+        return self.memories[number - 1][: rows * width].view(rows, width)

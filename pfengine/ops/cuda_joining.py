@@ -1,0 +1,47 @@
+"""Rows taken out of one place and put into another: what leaving before the first layer, and joining, are made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batch import Packed
+
+
+class Contents(NamedTuple):
+    """All that the rows of a flight carry, packed, on the device."""
+
+    bounds: np.ndarray  # int32 [R + 1]
+    states: Tensor  # [T, H]
+    past: Tensor | None  # fp32 [R, W], of the last exit
+    memory: Tensor | None  # fp32 [R, W], of the exit rule
+    slots: np.ndarray  # int64 [R]
+
+
+def without(packed: Packed, gone: np.ndarray) -> Packed:
+    """The rows of a batch that are not gone, bool [R]."""
+    lengths = np.diff(packed.cu_seqlens)
+    stays = np.repeat(~gone, lengths)
+    bounds = np.concatenate([[0], np.cumsum(lengths[~gone])]).astype(np.int32)
+    return Packed(packed.ids[stays], packed.positions[stays], packed.types[stays], bounds, packed.row_ids[~gone])
+
+
+def concatenated(one: Packed, other: Packed) -> Packed:
+    joined = [np.concatenate(parts) for parts in zip(one, other, strict=True)]
+    bounds = np.concatenate([one.cu_seqlens, one.cu_seqlens[-1] + other.cu_seqlens[1:]]).astype(np.int32)
+    return Packed(joined[0], joined[1], joined[2], bounds, joined[4])
+
+
+def joined(ours: Tensor | None, theirs: Tensor | None, rows: int, other_rows: int) -> Tensor | None:
+    """One below the other; nan for those who have none."""
+    some = ours if ours is not None else theirs
+    if some is None:
+        return None
+    parts = [
+        some.new_full((count, some.shape[1]), float("nan")) if part is None else part
+        for part, count in ((ours, rows), (theirs, other_rows))
+    ]
+    return torch.cat(parts)

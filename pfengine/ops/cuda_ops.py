@@ -1,0 +1,273 @@
+"""The functions of the CUDA op set, over Triton kernels. Signatures and shapes: `ops.OpSet`.
+
+In these every row of a tensor counts. The `run_` forms take counts that only the device knows; `cuda_segment` is made
+of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.attention import attention
+from ..kernels.embedding import embed as embed_kernel
+from ..kernels.imitation_pooled import imitation_pooled
+from ..kernels.layer_norm import add_layer_norm
+from ..kernels.linear import linear as linear_kernel
+from ..kernels.mean import mean as mean_kernel
+from ..kernels.signals import signals
+from . import Activation, Block, Exit, Norm, Pooling, Queries, reference
+from .reference import PreparedBlock
+from .rule import Signal
+
+HEAD_ALIGNMENT = 8  # 16 bytes in 16-bit numbers: what a thread loads at once
+
+
+class Linear(NamedTuple):
+    weight: Tensor  # [out, in]
+    bias: Tensor  # fp32 [out]
+
+
+class Embedding(NamedTuple):
+    tables: tuple[Tensor, Tensor, Tensor]
+    norm: Norm
+
+
+class Imitation(NamedTuple):
+    learners: Tensor  # [(n - 1) H, H], of layers 2..n one below the other
+    bias: Tensor  # fp32 [(n - 1) H]
+    activation: Activation
+    projections: list[Linear]  # after layer i: fp32 [C, (n - i) H]
+
+    def after(self, layer: int) -> Linear:
+        """Those of the layers after it."""
+        first = (layer - 1) * self.learners.shape[1]
+        return Linear(self.learners[first:], self.bias[first:])
+
+
+@functools.lru_cache(maxsize=1024)
+def full(number: int, device: torch.device) -> Tensor:
+    """A count, int32 [1]: all rows."""
+    with torch.inference_mode(False):
+        return torch.full((1,), number, dtype=torch.int32, device=device)
+
+
+def _norm(norm: Norm) -> Norm:
+    return Norm(norm.weight.float().contiguous(), norm.bias.float().contiguous(), norm.eps)
+
+
+def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+    return Linear(weight.to(dtype).contiguous(), bias.float().contiguous())
+
+
+def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
+    x = x.to(weights.weight.dtype).contiguous()
+    add = None if add is None else add.contiguous()
+    return run_linear(x, weights, activation, full(len(x), x.device), add=add)
+
+
+def run_linear(x: Tensor, weights: Linear, activation: Activation, count: Tensor, **options: Any) -> Tensor:
+    """`linear` of as many rows as `count`, int32 [1] on the device, says; options: of kernels.linear."""
+    return linear_kernel(x, weights.weight, weights.bias, activation, count, **options)
+
+
+def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
+    word, position, token_type = (table.to(dtype).contiguous() for table in tables)
+    return Embedding((word, position, token_type), _norm(norm))
+
+
+def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
+    return run_embed(ids, positions, types, weights, full(len(ids), ids.device))
+
+
+def run_embed(
+    ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding, count: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """`embed` of as many tokens as `count`, int32 [1] on the device, says."""
+    return embed_kernel(ids, positions, types, weights.tables, *weights.norm, count, out=out)
+
+
+def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
+    prepared = reference.prepared(block, dtype, prepare_linear)
+    return prepared._replace(attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm))
+
+
+class Listed(NamedTuple):
+    """`Queries` of which the device knows how many there are."""
+
+    tokens: Tensor  # int32 [Q]: which token of the context each is
+    bounds: Tensor  # int32 [R + 1]
+    query_count: Tensor  # int32 [1]
+
+
+def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
+    """[T, 2 A D]."""
+    return run_linear(x, _of_keys_values(weights), "none", full(len(x), x.device))
+
+
+def block(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedBlock,
+    queries: Literal["all", "first"] | Queries = "all",
+    kept: Tensor | None = None,
+) -> Tensor:
+    return _block(x, cu_seqlens, weights, queries, kept)[0]
+
+
+def block_sums(
+    x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, queries: Literal["all"] | Queries = "all"
+) -> tuple[Tensor, Tensor]:
+    return _block(x, cu_seqlens, weights, queries, None)
+
+
+def _block(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedBlock,
+    queries: Literal["all", "first"] | Queries,
+    kept: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    rows, device = len(cu_seqlens) - 1, x.device
+    longest = int(cu_seqlens.diff().max()) if rows else 1  # waits for the GPU; `cuda_segment` knows it beforehand
+    counts = full(rows, device), full(len(x), device)
+    asked: Literal["all", "first"] | Listed
+    if isinstance(queries, Queries):
+        asked = Listed(queries.tokens, queries.bounds, full(len(queries.tokens), device))
+    elif queries == "first" and kept is not None:
+        one_each = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        asked = Listed(cu_seqlens[:-1].contiguous(), one_each, counts[0])
+    else:
+        asked = queries
+    return run_block(x, cu_seqlens, weights, asked, longest, counts, kept=kept)
+
+
+def run_block(
+    x: Tensor,
+    bounds: Tensor,
+    weights: PreparedBlock,
+    queries: Literal["all", "first"] | Listed,
+    longest: int,
+    counts: tuple[Tensor, Tensor],
+    sources: tuple[Tensor, Tensor] | None = None,
+    kept: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`block_sums` of the first rows and tokens, as many as `counts`, int32 [1] each, say on the device.
+
+    sources: which token of x each token, int32 [T], and each row's first token, int32 [R], is; None: tokens in order.
+    kept: what `keys_values` gave; not with "all", nor with sources. Fills `out` where it is given.
+    """
+    rows, tokens = counts
+    token_sources, first_sources = sources or (None, None)
+    if isinstance(queries, Listed) or kept is not None:
+        assert isinstance(queries, Listed) or queries == "all"
+        if kept is None:
+            kept = run_linear(x, _of_keys_values(weights), "none", tokens, source_rows=token_sources)
+        of_queries = token_sources
+        query_bounds = bounds
+        if isinstance(queries, Listed):
+            tokens, of_queries, query_bounds = queries.query_count, queries.tokens, queries.bounds
+        asked = run_linear(x, _of_queries(weights), "none", tokens, source_rows=of_queries)
+        attended = attention(kept, bounds, weights.num_heads, weights.scale, longest, rows, (asked, query_bounds))
+        token_sources = of_queries
+    else:
+        qkv = run_linear(x, weights.qkv, "none", tokens, source_rows=token_sources)
+        attended = attention(qkv, bounds, weights.num_heads, weights.scale, longest, rows, queries)
+        if queries == "first":
+            tokens, token_sources = rows, bounds[:-1] if first_sources is None else first_sources
+    total = run_linear(attended, weights.attention_output, "none", tokens, add=x, add_source_rows=token_sources)
+    x = add_layer_norm(total, None, *weights.attention_norm, tokens)
+    inner = run_linear(x, weights.intermediate, weights.activation, tokens)
+    total = run_linear(inner, weights.output, "none", tokens, add=x)
+    return add_layer_norm(total, None, *weights.output_norm, tokens, out=out), total
+
+
+def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
+    return add_layer_norm(sums.contiguous(), None, *weights.output_norm, full(len(sums), sums.device))
+
+
+def _of_queries(weights: PreparedBlock) -> Linear:
+    width = len(weights.qkv.weight) // 3
+    return Linear(weights.qkv.weight[:width], weights.qkv.bias[:width])
+
+
+def _of_keys_values(weights: PreparedBlock) -> Linear:
+    width = len(weights.qkv.weight) // 3
+    return Linear(weights.qkv.weight[width:], weights.qkv.bias[width:])
+
+
+def prepare_imitation(
+    learners: Tensor,
+    learner_bias: Tensor,
+    activation: Activation,
+    projections: Sequence[tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+) -> Imitation:
+    return Imitation(
+        learners.to(dtype).flatten(0, 1).contiguous(),
+        learner_bias.float().flatten().contiguous(),
+        activation,
+        [prepare_linear(*projection, torch.float32) for projection in projections],
+    )
+
+
+def guesses(states: Tensor, weights: Imitation, layer: int) -> Tensor:
+    return linear(states, weights.after(layer), weights.activation).unflatten(1, (-1, states.shape[1]))
+
+
+def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
+    return F.linear(guesses.float(), *weights.projections[layer - 1])
+
+
+def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, projection: Linear) -> Tensor:
+    learners, bias = weights.after(layer)
+    count = full(len(states), states.device)
+    states = states.to(learners.dtype).contiguous()
+    shares = imitation_pooled(states, learners, bias, projection.weight, weights.activation, pooling, count)
+    return functools.reduce(torch.add, shares) + projection.bias  # one after the other, however many rows there are
+
+
+def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
+    plain = None if gate is None else reference.Linear(*gate)
+    return reference.gate_merge(past, gates, future, plain, count)
+
+
+def prepare_exit(parts: Exit) -> Exit:
+    return parts
+
+
+def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    state = x
+    if weights.pooler is not None:
+        state = x.to(weights.pooler.weight.dtype).contiguous()
+        state = run_linear(state, weights.pooler, "tanh", full(len(x), x.device), out_dtype=torch.float32)
+    past = linear(state, weights.past, "none", add)
+    if not answer:
+        return None, past, None
+    logits, gates = past[:, : weights.labels], past[:, weights.labels : weights.labels + weights.width]
+    future = None
+    if weights.folded is not None:
+        future = linear(state, weights.folded, "none")
+    if weights.imitation is not None:
+        imitation, layer = weights.imitation
+        future = project(guesses(state, imitation, layer).flatten(1), imitation, layer)
+    if weights.gate_kind != "none":
+        logits = gate_merge(logits, gates, future, weights.gate, weights.states)
+    elif future is not None:
+        logits = logits + future
+    learned = None if weights.learned is None else torch.sigmoid(linear(state, weights.learned, "none")).squeeze(1)
+    return logits.contiguous(), past, learned
+
+
+def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return mean_kernel(x, cu_seqlens, full(len(cu_seqlens) - 1, x.device))
+
+
+def signal(name: Signal, logits: Tensor, temperature: float) -> Tensor:
+    return signals(name, logits.float().contiguous(), temperature)

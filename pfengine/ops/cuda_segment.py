@@ -1,0 +1,269 @@
+"""Some layers of a batch on the GPU, at fixed capacity: only the device knows how many rows are left, nothing waits.
+
+Launches depend on sizes and on which exits are tested, never on a number of the batch: any layers make a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels.decide import Decided, ExitTest
+from ..kernels.exit_head import exit_head
+from ..kernels.gate_merge import gate_merge
+from ..kernels.imitation import imitation
+from ..kernels.mean import mean
+from ..kernels.survivors import Survivors, remaining, survivors
+from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
+from .cuda_buffers import Bucket, Buffers, PreparedModel, Rule
+from .cuda_ops import Linear, run_block, run_embed, run_linear
+
+
+class Position(NamedTuple):
+    """How far the rows of a lane are, and how its buffers are to be read."""
+
+    layer: int = 0  # passed by all
+    batch: int = -1  # which of the survivors say who is there; -1: the inbox
+    states_moved: bool = False  # are states where the rows stood before `batch`, to be read by its source_tokens?
+    past_moved: bool = False  # and the past of the last exit, and its scores, by source_rows?
+    memory: int = 0  # which of the two memories the last tested exit wrote, 1 or 2; 0: there was none
+
+
+class Segment(NamedTuple):
+    """Layers that run in one piece, and what is done after the last of them. Equal ones are the same launches."""
+
+    at: Position
+    last: int
+    rule: Rule
+    tested: bool = False  # do rows leave after `last`?
+    stops: bool = False  # are the scores of its exit wanted anyway?
+    overlap: bool = False  # exits run beside the next layer, whose rows stay together; see `run_segment`
+    pending: bool = False  # with overlap: the exit after the layer in front is still to run
+    ends: bool = True  # do all rows leave after the last layer, if it is among these?
+
+    def after(self, weights: PreparedModel) -> Position:
+        """Where the rows are then."""
+        at = self.at
+        new_past = any(exit is not None for exit in weights.exits[at.layer : self.last])
+        return Position(
+            self.last,
+            1 - max(at.batch, 0) if self.tested else at.batch,
+            self.tested,
+            self.tested or (at.past_moved and not new_past),
+            _other(at.memory) if self.tested or self.pending else at.memory,
+        )
+
+
+def _other(memory: int) -> int:
+    """Which of the two memories is written next."""
+    return 1 if memory != 1 else 2
+
+
+def segments(
+    weights: PreparedModel, at: Position, rule: Rule, tested: bytes, until: int, scores: bool, overlap: bool
+) -> list[Segment]:
+    """The way from `at` to layer `until`: a segment up to each exit that is tested.
+
+    scores: is the exit at `until` computed, where it is not tested?
+    """
+    found: list[Segment] = []
+    n = len(weights.layers)
+    ends = [layer for layer in range(at.layer + 1, until) if tested[layer - 1] and weights.exits[layer - 1] is not None]
+    for last in [*ends, until]:
+        tests = last < n and bool(tested[last - 1]) and weights.exits[last - 1] is not None
+        stops = scores and last == until < n
+        pending = overlap and bool(found)
+        found.append(Segment(at, last, rule, tests and not overlap, stops, overlap, pending, scores or until < n))
+        at = found[-1].after(weights)
+    return found
+
+
+def run_segment(
+    weights: PreparedModel, buffers: Buffers, segment: Segment, bucket: Bucket, side: torch.cuda.Stream | None = None
+) -> None:
+    """The layers of a segment, and what its exits decide.
+
+    A large batch decides after the last of them who goes on. A small one, whose layers cost the same however many rows
+    are in them, goes on whole (`overlap`): the exit after the segment in front runs beside this one, on `side` where
+    there is such a stream. Once nobody is left it says so, and all launches from there on are empty, those of this very
+    segment, too: whichever of them have run by then, nobody reads what they wrote. Exit layers must be 0 beforehand.
+    """
+    at, last = segment.at, segment.last
+    first, n, here = at.layer + 1, len(weights.layers), buffers.batch(at.batch, bucket)
+    rows, tokens = here.counts[:1], here.counts[1:]
+    if first == 1:
+        _embed(weights, buffers, bucket, tokens)
+    if segment.pending:
+
+        def decide() -> None:
+            x = buffers.states[(first - 1) % 2][: bucket.tokens]
+            _run_exit(weights, buffers, segment, first - 1, x, here, tests=True, past_moved=False)
+            remaining(buffers.exit_layers[: bucket.rows], here.counts)
+
+        _fork(side, decide)
+    past_moved = at.past_moved
+    for layer in range(first, last + 1):
+        x = _run_layer(weights, buffers, segment, layer, bucket, here, (rows, tokens))
+        if segment.pending and layer == first:
+            _join(side)  # what follows writes where that exit reads, and reads what it writes
+        later = segment.overlap and layer == last < n  # its exit is the next segment's
+        if weights.exits[layer - 1] is None or later or (layer == n and not segment.ends):
+            continue
+        tests = segment.tested and layer == last
+        leave = _run_exit(weights, buffers, segment, layer, x, here, tests, past_moved)
+        past_moved = False
+        if tests and leave is not None:
+            left = buffers.batch(1 - max(at.batch, 0), bucket)
+            survivors(here.bounds, here.slots, leave, bucket.longest, rows, left)
+
+
+def _run_layer(
+    weights: PreparedModel,
+    buffers: Buffers,
+    segment: Segment,
+    layer: int,
+    bucket: Bucket,
+    here: Survivors,
+    counts: tuple[Tensor, Tensor],
+) -> Tensor:
+    """[T, H], or [R, H] after the last layer where heads read first tokens."""
+    x, sources = buffers.states[(layer - 1) % 2], None
+    if segment.at.states_moved and layer == segment.at.layer + 1:
+        sources = here.source_tokens, here.source_firsts
+    else:
+        x = x[: bucket.tokens]
+    final, blocks = layer == len(weights.layers), weights.layers[layer - 1]
+    firsts = final and segment.ends and weights.exit(layer)[0].reads == "first"
+    out = None if firsts else buffers.states[layer % 2][: bucket.tokens]
+    for i, block in enumerate(blocks, start=1):
+        ends = i == len(blocks)
+        x, _ = run_block(
+            x, here.bounds, block, "first" if firsts and ends else "all", bucket.longest, counts, sources,
+            out=out if ends else None,
+        )  # fmt: skip
+        sources = None
+    return x
+
+
+def _fork(side: torch.cuda.Stream | None, launches: Callable[[], None]) -> None:
+    """On a stream that goes on from here by itself, until `_join`."""
+    if side is None:
+        launches()
+        return
+    side.wait_stream(torch.cuda.current_stream(side.device))
+    try:
+        with torch.cuda.stream(side):
+            launches()
+    except BaseException:
+        _join(side)  # a recording with a stream that has not come back could not be ended
+        raise
+
+
+def _join(side: torch.cuda.Stream | None) -> None:
+    if side is not None:
+        torch.cuda.current_stream(side.device).wait_stream(side)
+
+
+def _embed(weights: PreparedModel, buffers: Buffers, bucket: Bucket, tokens: Tensor) -> None:
+    ids, out = buffers.ids(buffers.inbox, bucket.tokens), buffers.states[0][: bucket.tokens]
+    if weights.projection is None:
+        run_embed(ids[0], ids[1], ids[2], weights.embedding, tokens, out)
+    else:
+        small = run_embed(ids[0], ids[1], ids[2], weights.embedding, tokens)
+        run_linear(small, weights.projection, "none", tokens, out=out)
+
+
+def _run_exit(
+    weights: PreparedModel,
+    buffers: Buffers,
+    segment: Segment,
+    layer: int,
+    x: Tensor,
+    here: Survivors,
+    tests: bool,
+    past_moved: bool,
+) -> Tensor | None:
+    """Who leaves after `layer`, bool [R], their answers written; None where nobody asks for the exit's scores."""
+    parts, adds_from = weights.exit(layer)
+    final, kept, before = layer == len(weights.layers), weights.is_kept(layer), weights.exit_before(layer)
+    answer = final or tests or (segment.stops and layer == segment.last)
+    if not answer and not kept:
+        return None
+    rows, count, labels = len(here.slots), here.counts[:1], parts.labels
+    state, source_rows = x, None if final else here.bounds[:-1]
+    if parts.reads == "mean":
+        exact = torch.float32 if parts.pooler is None else parts.pooler.weight.dtype
+        state, source_rows = mean(x, here.bounds, count, exact), None
+    if parts.pooler is not None:
+        state = run_linear(state, parts.pooler, "tanh", count, source_rows=source_rows, out_dtype=torch.float32)
+        source_rows = None
+    add: dict[str, Any] = {}
+    if adds_from >= 0 and before:
+        width = len(weights.exit(before)[0].past.weight)
+        earlier = buffers.past(weights.exit_number(before), width, rows)
+        add = {"add": earlier, "add_from": adds_from, "add_source_rows": here.source_rows if past_moved else None}
+    learned = None
+    if answer and not final and parts.learned is not None:
+        learned = buffers.learned[:rows]
+        weight, bias = parts.learned
+        thin_linear(
+            state, weight, bias, count, source_rows=source_rows, out=learned.unsqueeze(1), sigmoid=True
+        )  # fmt: skip
+    out = Decided(buffers.scores[:rows], None, buffers.leave[:rows])
+    test = _test(buffers, segment, layer, here, tests and not final, final, learned)
+    has_future = parts.folded is not None or parts.imitation is not None
+    if not (kept or add or has_future) and parts.gate_kind == "none":
+        weight, bias = parts.past
+        return exit_head(state, weight, bias, test, count, source_rows=source_rows, out=out).leave
+    to = buffers.past(weights.exit_number(layer), len(parts.past.weight), rows)
+    past = _project(state, parts.past, count, source_rows=source_rows, out=to, **add)
+    if not answer:
+        return None
+    future: tuple[Tensor, Tensor | None] | None = None
+    if parts.folded is not None:
+        future = _project(state, parts.folded, count, source_rows=source_rows).unsqueeze(0), None
+    if parts.imitation is not None:
+        guessed, i = parts.imitation
+        learners, bias = guessed.after(i)
+        projection = guessed.projections[i - 1]
+        shares = imitation(state, learners, bias, projection.weight, guessed.activation, count, source_rows=source_rows)
+        future = shares, projection.bias
+    gate = (parts.gate.weight, parts.gate.bias) if parts.gate_kind == "authors" and parts.gate is not None else None
+    return gate_merge(
+        past, labels, parts.width, parts.gate_kind, test, count, future=future, gate=gate, states=parts.states, out=out
+    ).leave
+
+
+def _test(
+    buffers: Buffers, segment: Segment, layer: int, here: Survivors, tests: bool, final: bool, learned: Tensor | None
+) -> ExitTest:
+    """What is decided after `layer`; nothing, where its scores alone are wanted."""
+    if not tests and not final:
+        return ExitTest(layer)
+    answers = {"slots": here.slots, "to_logits": buffers.logits, "to_layers": buffers.exit_layers}
+    if final:
+        return ExitTest(layer, last=True, once=segment.overlap, **answers)  # type: ignore[arg-type]
+    rule, memory = segment.rule, segment.at.memory
+    shared, by_slot = buffers.numbers(buffers.inbox, rule)
+    width = rule.width(buffers.labels)
+    return ExitTest(
+        layer,
+        rule.forms,
+        shared[layer - 1] if rule.forms else None,
+        by_slot[min(layer, len(by_slot)) - 1] if rule.by_slot[1] else None,
+        buffers.memory(memory, width),
+        buffers.memory(_other(memory), width),
+        learned,
+        once=segment.overlap,
+        **answers,  # type: ignore[arg-type]
+    )
+
+
+def _project(x: Tensor, weights: Linear, count: Tensor, **options: Any) -> Tensor:
+    """fp32: few columns, or many."""
+    if len(weights.weight) <= MAX_COLUMNS:
+        return thin_linear(x, weights.weight, weights.bias, count, **options)
+    return run_linear(x, weights, "none", count, out_dtype=torch.float32, **options)

@@ -1,0 +1,258 @@
+"""Flights on the GPU: whatever way they are driven, each row gets what it gets alone, where `ops.decide` lets it go."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pfengine.batch import Packed
+from pfengine.ops import Block, Exit, Norm, cuda, cuda_flight
+from pfengine.ops.cuda_model import MAX_FLIGHTS, CudaModel
+from pfengine.ops.decide import decide, signal
+from pfengine.ops.flight import Answers
+from pfengine.ops.rule import Clause, ExitRule, values
+
+N, HIDDEN, LABELS, WORDS = 4, 32, 3, 30
+LENGTHS = [3, 9, 1, 17, 5]
+SLOTS = np.array([6, 0, 3, 1, 4])  # of 7
+TESTED = bytes([1, 1, 1, 0])  # the third layer has no exit
+LAYERS = np.array([[2, 4, 1, 9, 4, 9, 1]], np.float32)  # by slot
+RULES = {
+    "layers": (Clause("layer", ">=", LAYERS),),
+    "patience": (Clause("label_repeats", ">=", values(1), "running"),),
+    "window or learned": (
+        Clause("confidence", ">", values(0.1), "range", size=2), Clause("learned", ">", values(0.6)),
+    ),
+    "never": (),
+}  # fmt: skip
+
+
+class Made(NamedTuple):
+    carrier: CudaModel
+    packed: Packed
+    scores: dict[int, Tensor]  # after each layer with an exit, of all rows, none of which left: fp32 [R, C]
+    learned: dict[int, Tensor]
+    states: dict[int, Tensor]  # what the head reads of each layer: fp32 [R, H]
+
+
+@pytest.fixture(scope="module")
+def made() -> Made:
+    return make("first")
+
+
+def make(reads: Any) -> Made:
+    """A model whose exits after layers 1, 2 and 4 add up, and what its parts give for five rows, layer by layer."""
+    generator = torch.Generator().manual_seed(3)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator)).to(device)
+
+    def linear(out: int, into: int) -> tuple[Tensor, Tensor]:
+        return draw(out, into, scale=into**-0.5), draw(out)
+
+    def norm() -> Norm:
+        return Norm(1 + draw(HIDDEN, scale=0.1), draw(HIDDEN), 1e-6)
+
+    fp32 = torch.float32
+    embedding = cuda.prepare_embedding((draw(WORDS, HIDDEN), draw(20, HIDDEN), draw(2, HIDDEN)), norm(), fp32)
+    layers, exits = [], []
+    for layer in range(1, N + 1):
+        block = Block(linear(3 * HIDDEN, HIDDEN), linear(HIDDEN, HIDDEN), norm(), linear(48, HIDDEN),
+                      linear(HIDDEN, 48), norm(), 2, 0.25, "gelu")  # fmt: skip
+        layers.append([cuda.prepare_block(block, fp32)])
+        past, learned = (cuda.prepare_linear(*linear(outputs, HIDDEN), fp32) for outputs in (LABELS, 1))
+        pooler = cuda.prepare_linear(*linear(HIDDEN, HIDDEN), fp32)
+        exits.append(None if layer == 3 else Exit(LABELS, past, pooler, reads=reads, learned=learned))
+    packed = packed_of(range(len(LENGTHS)))
+    ids, positions, types, bounds, _ = (torch.from_numpy(part).to(device) for part in packed)
+    x, past, scores, scored, states = cuda.embed(ids, positions, types, embedding), None, {}, {}, {}
+    for layer, ((block,), exit) in enumerate(zip(layers, exits, strict=True), start=1):
+        x = cuda.block(x, bounds, block)
+        states[layer] = cuda.mean(x, bounds) if reads == "mean" else x[bounds[:-1]]
+        if exit is not None:
+            scores[layer], past, score = cuda.exit(states[layer], exit, past, True)
+            scored[layer] = score
+    carrier = cuda.prepare_model(embedding, None, layers, [None if exit is None else (exit, 0) for exit in exits])
+    assert isinstance(carrier, CudaModel)
+    return Made(carrier, packed, scores, scored, states)
+
+
+def packed_of(rows: Any) -> Packed:
+    """Some of the rows of LENGTHS, each the same every time."""
+    ids = [np.random.default_rng(row).integers(0, WORDS, LENGTHS[row]) for row in rows]
+    bounds = np.cumsum([0, *map(len, ids)]).astype(np.int32)
+    positions = np.concatenate([np.arange(len(row)) for row in ids])
+    return Packed(np.concatenate(ids), positions, np.zeros_like(positions), bounds, np.array(list(rows)))
+
+
+def expected(made: Made, clauses: tuple[Clause, ...]) -> list[int]:
+    """The exit layer of each row."""
+    found, state, slots = [N] * len(LENGTHS), None, torch.from_numpy(SLOTS)
+    for layer, scores in made.scores.items():
+        if layer < N:
+            rule = ExitRule(TESTED, clauses)
+            leave, state = decide(rule, layer, scores.cpu(), made.learned[layer].cpu(), state, slots)
+            for row in leave.nonzero().flatten().tolist():
+                found[row] = min(found[row], layer)
+    return found
+
+
+def check(made: Made, answers: Answers, layers: list[int]) -> None:
+    """Row r has left after layers[r]; 0: it was dropped."""
+    assert answers.exit_layers[SLOTS].tolist() == layers
+    for row, layer in enumerate(layers):
+        ours = torch.from_numpy(answers.logits[SLOTS[row]])
+        if layer:
+            torch.testing.assert_close(ours, made.scores[layer][row].cpu(), atol=2e-6, rtol=1e-6)
+        assert layer or bool(ours.isnan().all())
+    assert np.isnan(answers.logits[[2, 5]]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "overlap"),
+    [*itertools.product(["entropy", "layers", "window or learned"], [0, 512]), ("patience", 0), ("never", 0)],
+)
+def test_rules(made: Made, monkeypatch: pytest.MonkeyPatch, name: str, overlap: int) -> None:
+    monkeypatch.setattr(cuda_flight, "OVERLAP_TOKENS", overlap)
+    middle = float(signal("entropy", made.scores[1].cpu()).median())
+    clauses = RULES[name] if name != "entropy" else (Clause("entropy", "<", values(middle)),)
+    answers = Answers(0, 7, LABELS)
+    flight = made.carrier.start(made.packed, SLOTS, answers)
+    assert flight.advance(ExitRule(TESTED, clauses), N) is None
+    assert not flight
+    layers = expected(made, clauses)
+    check(made, answers, layers)
+    assert name != "entropy" or layers.count(1) == 2
+
+
+@pytest.mark.parametrize(("name", "reads"), [("layers", "first"), ("window or learned", "mean"), ("patience", "first")])
+def test_stops_change_nothing(made: Made, name: str, reads: str) -> None:
+    made = made if reads == "first" else make(reads)
+    rule, answers, layers = ExitRule(TESTED, RULES[name]), Answers(0, 7, LABELS), expected(made, RULES[name])
+    flight = made.carrier.start(made.packed, SLOTS, answers)
+    for layer in range(1, N + 1):
+        exit = flight.advance(rule, layer)
+        there = [row for row in range(len(LENGTHS)) if layers[row] > layer]
+        if layer == N or not there:
+            assert exit is None
+            break
+        assert exit is not None
+        assert (exit.layer, flight.layer, len(flight)) == (layer, layer, len(there))
+        assert exit.slots.tolist() == flight.slots().tolist() == SLOTS[there].tolist()
+        torch.testing.assert_close(flight.states(), made.states[layer][there], atol=2e-6, rtol=1e-5)
+        if layer == 3:
+            assert exit.logits is None
+        else:
+            assert exit.logits is not None
+            assert exit.learned is not None
+            torch.testing.assert_close(exit.logits, made.scores[layer][there], atol=2e-6, rtol=1e-6)
+            torch.testing.assert_close(exit.learned, made.learned[layer][there], atol=2e-6, rtol=1e-6)
+    check(made, answers, layers)
+
+
+def test_a_caller_decides(made: Made) -> None:
+    """Rows leave by a mask of the device's or of the host's; dropped ones have no answer, also where no exit is."""
+    answers, no_rule = Answers(0, 7, LABELS), ExitRule(bytes(N))
+    flight = made.carrier.start(made.packed, SLOTS, answers)
+    flight.leave(np.array([0, 0, 0, 0, 1], bool), answered=False)  # before the first layer
+    assert flight.slots().tolist() == [6, 0, 3, 1]
+    exit = flight.advance(no_rule, 1)
+    assert exit is not None
+    flight.leave(exit.slots == 3)
+    assert flight.slots().tolist() == [6, 0, 1]
+    flight.leave(np.array([1, 0, 0], bool))
+    assert flight.slots().tolist() == [0, 1]
+    exit = flight.advance(no_rule, 3)
+    assert exit is not None
+    with pytest.raises(ValueError, match="no scores were computed after layer 3"):
+        flight.leave(exit.slots == 0)
+    with pytest.raises(ValueError, match=r"gone is torch.bool \[1\]; expected bool \[2\]"):
+        flight.leave(np.array([True]), answered=False)
+    flight.leave(exit.slots == 0, answered=False)
+    with pytest.raises(ValueError, match="a flight after layer 3 of 4 cannot advance to layer 3"):
+        flight.advance(no_rule, 3)
+    assert flight.advance(no_rule, N) is None
+    check(made, answers, [1, 0, 1, 4, 0])
+    assert flight.advance(no_rule, N) is None
+    assert flight.slots().tolist() == []
+
+
+def test_all_may_leave_at_a_stop(made: Made) -> None:
+    answers = Answers(0, 7, LABELS)
+    flight = made.carrier.start(made.packed, SLOTS, answers)
+    exit = flight.advance(ExitRule(bytes(N)), 2)
+    assert exit is not None
+    free = made.carrier.free.qsize()
+    flight.leave(torch.ones(5, dtype=torch.bool))
+    assert not flight
+    assert made.carrier.free.qsize() == free + 1
+    assert flight.advance(ExitRule(bytes(N)), N) is None
+    check(made, answers, [2] * 5)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_join(made: Made, layer: int) -> None:
+    rule, answers = ExitRule(TESTED, RULES["patience"] + RULES["layers"]), Answers(0, 7, LABELS)
+    parts = [[1, 3], [0, 2, 4]]
+    one, other = (made.carrier.start(packed_of(rows), SLOTS[rows], answers) for rows in parts)
+    for flight in (one, other) if layer else ():
+        flight.advance(rule, layer)
+    one.join(other)
+    assert not other
+    layers = expected(made, rule.clauses)
+    there = [row for rows in parts for row in rows if layers[row] > layer]
+    assert one.slots().tolist() == SLOTS[there].tolist()
+    one.advance(rule, N)
+    check(made, answers, layers)
+
+
+def test_flights_that_do_not_fit_do_not_join(made: Made) -> None:
+    answers = Answers(0, 7, LABELS)
+    one, other = (made.carrier.start(packed_of([row]), SLOTS[[row]], answers) for row in (0, 1))
+    one.advance(ExitRule(bytes(N)), 1)
+    with pytest.raises(ValueError, match="there are no states before the first layer"):
+        other.states()
+    with pytest.raises(ValueError, match="this one has passed 1, the other 0"):
+        one.join(other)
+    with pytest.raises(ValueError, match="flights join where both are of the same carrier"):
+        one.join(one)
+
+
+def test_a_flight_that_is_dropped_gives_its_lane_back_and_start_waits_for_one(made: Made) -> None:
+    def start() -> Any:
+        return made.carrier.start(made.packed, SLOTS, Answers(0, 7, LABELS))
+
+    flights, later = [start() for _ in range(MAX_FLIGHTS)], []
+    waiting = threading.Thread(target=lambda: later.append(start()))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    assert made.carrier.free.qsize() == 0
+    flights[1].advance(ExitRule(bytes(N)), 1)
+    answers = flights[1]._answers
+    flights[1].leave(np.array([1, 0, 0, 0, 0], bool))
+    del flights[1]
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert answers.exit_layers[SLOTS].tolist() == [1, 0, 0, 0, 0]  # who had left has an answer
+    flights.clear()
+    later.clear()
+    assert made.carrier.free.qsize() == made.carrier.made == MAX_FLIGHTS
+
+
+def test_what_does_not_fit_is_refused(made: Made) -> None:
+    answers, free = Answers(0, 7, LABELS), made.carrier.free.qsize()
+    with pytest.raises(ValueError, match="cu_seqlens has 6 numbers for 2 rows"):
+        made.carrier.start(made.packed, SLOTS[:2], answers)
+    with pytest.raises(IndexError, match="a token has the id 30; expected 0 to 29"):
+        made.carrier.start(made.packed._replace(ids=made.packed.ids * 0 + 30), SLOTS, answers)
+    with pytest.raises(IndexError, match="a token has the position -1; expected 0 to 19"):
+        made.carrier.start(made.packed._replace(positions=made.packed.positions - 1), SLOTS, answers)
+    assert made.carrier.free.qsize() == free

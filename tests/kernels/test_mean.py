@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pfengine.kernels.mean import mean
+
+
+@pytest.mark.parametrize(("lengths", "used"), [([1], 1), ([5, 1, 33, 2], 3), ([3, 3], 0)])
+@pytest.mark.parametrize("size", [20, 300])
+def test_mean(
+    draw: Any, count: Any, device: torch.device, dtype: torch.dtype, lengths: list[int], used: int, size: int
+) -> None:
+    x = draw(sum(lengths), size, dtype=dtype)
+    x[sum(lengths[:used]) :] = float("nan")
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    ours = mean(x, bounds, count(used))
+    assert (ours.dtype, ours.shape) == (torch.float32, (len(lengths), size))
+    for row in range(used):
+        tokens = x[bounds[row] : bounds[row + 1]].float()
+        total = torch.zeros(size, device=device)
+        for token in tokens:  # in this order, to the bit
+            total = total + token
+        assert torch.equal(ours[row], total / len(tokens))
+    assert torch.equal(mean(x, bounds, count(used), torch.float16)[:used], ours[:used].half())
+
+
+def test_wrong_arguments_are_refused() -> None:
+    x, bounds, used = torch.zeros(3, 4), torch.tensor([0, 3], dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"bounds is torch.int64 \[2\]"):
+        mean(x, bounds.long(), used)

@@ -1,0 +1,69 @@
+"""The CUDA op set by itself: a layer is a function of queries over a context, and equal whatever else is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfengine.ops import Block, Norm, Queries, cuda
+
+HIDDEN, INNER, HEADS, SCALE = 32, 48, 2, 0.3
+LENGTHS = [4, 1, 19, 6]
+
+
+def parts(draw: Any) -> Block:
+    def linear(out: int, into: int) -> tuple[Tensor, Tensor]:
+        return draw(out, into, scale=into**-0.5), draw(out, scale=0.3)
+
+    norms = [Norm(1 + draw(HIDDEN, scale=0.1), draw(HIDDEN), 1e-6) for _ in range(2)]
+    return Block(linear(3 * HIDDEN, HIDDEN), linear(HIDDEN, HIDDEN), norms[0], linear(INNER, HIDDEN),
+                 linear(HIDDEN, INNER), norms[1], HEADS, SCALE, "gelu")  # fmt: skip
+
+
+def formula(x: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    """The block of one row, and the sums before its last norm."""
+    q, k, v = F.linear(x, *block.qkv).unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)
+    attended = (torch.softmax(q @ k.mT * SCALE, -1) @ v).transpose(0, 1).flatten(1)
+    x = x + F.linear(attended, *block.attention_output)
+    x = F.layer_norm(x, (HIDDEN,), *block.attention_norm)
+    sums = x + F.linear(F.gelu(F.linear(x, *block.intermediate)), *block.output)
+    return F.layer_norm(sums, (HIDDEN,), *block.output_norm), sums
+
+
+def test_queries(draw: Any, device: torch.device, dtype: torch.dtype) -> None:
+    block, x = parts(draw), draw(sum(LENGTHS), HIDDEN)
+    bounds = torch.tensor([0, 4, 5, 24, 30], dtype=torch.int32, device=device)
+    weights, given = cuda.prepare_block(block, dtype), x.to(dtype)
+    every, sums = cuda.block_sums(given, bounds, weights)
+    exact = [formula(row, block) for row in x.split(LENGTHS)]
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2  # products of numbers near 1 rounded to 11 bits
+    torch.testing.assert_close(every.float(), torch.cat([y for y, _ in exact]), atol=tolerance, rtol=0)
+    torch.testing.assert_close(sums.float(), torch.cat([s for _, s in exact]), atol=tolerance, rtol=0)
+    assert torch.equal(cuda.output_norm(sums, weights), every)
+    kept = cuda.keys_values(given, bounds, weights)
+    tokens = torch.tensor([1, 3, 4, 5, 20, 23], dtype=torch.int32, device=device)
+    queries = Queries(tokens, torch.tensor([0, 2, 3, 6, 6], dtype=torch.int32, device=device))
+    for keys_values in (None, kept):
+        assert torch.equal(cuda.block(given, bounds, weights, "all", keys_values), every)
+        assert torch.equal(cuda.block(given, bounds, weights, "first", keys_values), every[bounds[:-1]])
+        assert torch.equal(cuda.block(given, bounds, weights, queries, keys_values), every[tokens])
+    some, some_sums = cuda.block_sums(given, bounds, weights, queries)
+    assert torch.equal(some, every[tokens])
+    assert torch.equal(some_sums, sums[tokens])
+
+
+def test_nobody_asks(draw: Any, device: torch.device) -> None:
+    weights, bounds = cuda.prepare_block(parts(draw), torch.float32), torch.tensor([0, 3], device=device).int()
+    none = Queries(bounds[:0], bounds * 0)
+    assert cuda.block(draw(3, HIDDEN), bounds, weights, none).shape == (0, HIDDEN)
+
+
+@pytest.mark.parametrize("name", ["entropy", "label"])
+def test_signal_and_mean(draw: Any, device: torch.device, name: Any) -> None:
+    scores, bounds = draw(5, 3), torch.tensor([0, 2, 5], device=device).int()
+    assert cuda.signal(name, scores, 1.0).shape == (5,)
+    torch.testing.assert_close(cuda.mean(scores, bounds)[1], scores[2:].mean(0))
