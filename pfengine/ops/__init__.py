@@ -119,7 +119,7 @@ class OpSet(Protocol):
         """
 
     def block_sums(
-        self, x: Tensor, cu_seqlens: Tensor, weights: Any, queries: AnyQueries = "all"
+        self, x: Tensor, cu_seqlens: Tensor, weights: Any, queries: Literal["all"] | Queries = "all"
     ) -> tuple[Tensor, Tensor]:
         """`block`, and the sums that its output norm was taken of, both [T or Q, H]."""
 

@@ -64,8 +64,8 @@ def recorder() -> FakeRecorder:
 def on_device(path: Path, device: torch.device) -> tuple[pfengine.Engine, CudaModel]:
     engine = pfengine.load(path, precision="fp32", criterion="never")
     engine.model, engine.device = api.build(reader.read(path), cuda, torch.float32, device), device
-    assert isinstance(engine.model.native, CudaModel)
-    return engine, engine.model.native
+    assert isinstance(engine.model.carrier, CudaModel)
+    return engine, engine.model.carrier
 
 
 def with_graphs(path: Path, device: torch.device, recorder: Any, most: int = 99, most_bytes: float = 1e9) -> Any:
@@ -88,7 +88,7 @@ def test_segments_end_where_rows_may_leave() -> None:
     weights = PreparedModel(None, None, [[]] * 5, exits)  # type: ignore[arg-type]
 
     def way(tested: list[int], until: int = 5, at: Position | None = None, overlap: bool = False) -> list[Any]:
-        found = segments(weights, at or Position(), Rule(), bytes(tested), until, overlap)
+        found = segments(weights, at or Position(), Rule(), bytes(tested), until, True, overlap)
         return [(one.at.layer + 1, one.last, one.tested, one.stops, one.pending) for one in found]
 
     assert way([0] * 5) == [(1, 5, False, False, False)]
@@ -102,11 +102,11 @@ def test_segments_end_where_rows_may_leave() -> None:
 def test_where_rows_are_after_a_segment() -> None:
     exits: Any = [(None, 0), None, (None, 0), (None, 0)]
     weights = PreparedModel(None, None, [[]] * 4, exits)  # type: ignore[arg-type]
-    way = segments(weights, Position(), Rule(), bytes([1, 0, 1, 0]), 4, False)
+    way = segments(weights, Position(), Rule(), bytes([1, 0, 1, 0]), 4, True, False)
     assert [one.after(weights) for one in way] == [
         Position(1, 1, True, True, 1), Position(3, 0, True, True, 2), Position(4, 0, False, False, 2),
     ]  # fmt: skip
-    (stop,) = segments(weights, way[1].at, Rule(), bytes(4), 2, False)
+    (stop,) = segments(weights, way[1].at, Rule(), bytes(4), 2, True, False)
     assert stop.after(weights) == Position(2, 1, False, True, 1)  # the past of the first exit has not been moved
 
 

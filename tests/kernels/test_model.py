@@ -14,7 +14,7 @@ import pfengine
 from pfengine import api, reader
 from pfengine.exits import Entropy, Never, Replay
 from pfengine.ops import cuda, cuda_flight, cuda_segment, reference
-from pfengine.ops.cuda_model import MAX_FLIGHTS
+from pfengine.ops.cuda_model import MAX_FLIGHTS, CudaModel
 
 Make = Callable[..., Path]
 PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}
@@ -40,7 +40,7 @@ def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine
     plain, ours = (pfengine.load(path, precision="fp32", criterion="never") for _ in range(2))
     plain.model = api.build(ckpt, reference, torch.float32)
     ours.model, ours.device = api.build(ckpt, cuda, torch.float32, device), device
-    assert ours.model.native is not None
+    assert isinstance(ours.model.carrier, CudaModel)
     return ours, plain
 
 
