@@ -94,6 +94,20 @@ def test_every_number_keeps_all_its_digits(threshold: float, margin: float, size
     assert len(text) < 80
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(CRITERIA)), st.text("0123456789.,/e-+: ", max_size=12))
+def test_any_text_is_a_criterion_or_an_error_of_ours(name: str, numbers: str) -> None:
+    try:
+        criterion = parse(f"{name}:{numbers}")
+    except ConfigError as error:
+        assert "\n" not in str(error)
+    else:
+        again = parse(repr(criterion))
+        assert repr(again) == repr(criterion)
+        assert vars(again).keys() == vars(criterion).keys()
+        assert again == criterion or name == "replay"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
