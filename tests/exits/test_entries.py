@@ -289,6 +289,13 @@ def test_frozen_tokens_cannot_be_simulated() -> None:
         exits_taken(parse("tokee:0.3"), logits, LAYERS, bounds=np.array([0, 5], np.int32))
 
 
+def test_what_a_simulation_lacks_is_said() -> None:
+    logits, _ = drawn(0, 5)
+    for text, message in (("learned:0.3", "give learned"), ("token:0.3", "give bounds")):
+        with pytest.raises(ConfigError, match=message):
+            exits_taken(parse(text), logits, LAYERS)
+
+
 @pytest.mark.parametrize("text", TAGS[:-2])
 def test_candidates_of_tags(text: str) -> None:
     """Rows of 3, 1 and 5 tokens: each candidate lets more leave than the one before, and none lies between."""
