@@ -51,8 +51,8 @@ def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> O
     written, backbone = ckpt.manifest, ckpt.backbone
     head = HEADS[written.head["type"]]
     outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learned, head.tags)
-    used = exit_layers or written.exit_layers
-    return OwnExits(ckpt.path, written.criterion or "never", written.threshold, used, written.calibration, outputs)
+    used, criterion = exit_layers or written.exit_layers, (written.criterion or "never").strip()
+    return OwnExits(ckpt.path, criterion, written.threshold, used, written.calibration, outputs)
 
 
 def select_rows(

@@ -11,9 +11,13 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, shown
+from ..ops import decide
+from ..ops.rule import Clause, TokenRule, number_at
 from .asking import asked
 from .base import Criterion
-from .data import Bound, DataCriterion, is_data
+from .candidates import COMPARE
+from .data import DataCriterion, is_data
+from .signals import signal
 
 SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
@@ -37,26 +41,74 @@ def exits_taken(
     Raises ConfigError where the exits cannot be told from logits at full depth, as tokens that are frozen change the
     others'.
     """
-    decide: Callable[..., Any] = asked(criterion)
-    units, more = logits.shape[1], {}
-    if is_data(criterion):
+    return Simulation(logits, exit_layers, learned, bounds).exits(criterion, thresholds)
+
+
+class Simulation:
+    """`exits_taken` of the same rows again and again: what clauses compare with their thresholds is computed once."""
+
+    def __init__(
+        self,
+        logits: np.ndarray,
+        exit_layers: Sequence[int],
+        learned: np.ndarray | None = None,
+        bounds: np.ndarray | None = None,
+    ) -> None:
+        self.exit_layers = exit_layers
+        self._logits = [torch.from_numpy(values) for values in logits]
+        self._learned = [None] * len(logits) if learned is None else [torch.from_numpy(scores) for scores in learned]
+        self._bounds = None if bounds is None else torch.from_numpy(bounds)
+        self._values: dict[tuple[Any, ...], list[np.ndarray]] = {}
+
+    def exits(self, criterion: Criterion, thresholds: np.ndarray | None = None) -> np.ndarray:
+        """As `exits_taken`."""
+        if not is_data(criterion):
+            return self._asked(criterion)
         assert isinstance(criterion, DataCriterion)
         tokens = criterion.tokens()
         if tokens is not None and tokens.freezes:
             raise ConfigError(f"criterion {shown(criterion)} freezes tokens: run it to know its exits")
-        if tokens is not None and bounds is not None:
-            units, more = (len(bounds) - 1 if tokens.unit == "row" else units), {"bounds": torch.from_numpy(bounds)}
-        decide = Bound(criterion.bound(exit_layers[-1], exit_layers, 0, units, thresholds))
-    row_ids, state = torch.arange(units, dtype=torch.int64, device="cpu"), None
-    taken = torch.full((units,), exit_layers[-1], dtype=torch.int64, device="cpu")
-    gone = torch.zeros(units, dtype=torch.bool, device="cpu")
-    for i, layer in enumerate(exit_layers[:-1]):
-        if learned is not None:
-            more["learned"] = torch.from_numpy(learned[i])
-        leave, state = decide(layer, torch.from_numpy(logits[i]), state, row_ids, **more)
-        taken[leave & ~gone] = layer
-        gone |= leave
-    return taken.numpy()
+        rows = tokens is not None and tokens.unit == "row" and self._bounds is not None
+        units = len(self._bounds) - 1 if rows and self._bounds is not None else len(self._logits[0])
+        rule, slots = criterion.bound(self.exit_layers[-1], self.exit_layers, 0, units, thresholds), np.arange(units)
+        taken = np.full(units, self.exit_layers[-1], np.int64)
+        for clause in rule.clauses:
+            count = np.zeros(units, np.float32)
+            for layer, values in zip(self.exit_layers[:-1], self._compared(clause, tokens, units), strict=True):
+                says = COMPARE[clause.comparison](values, number_at(clause.threshold, layer, slots))
+                if clause.memory == "running":
+                    count = np.where(says, count + 1, 0)
+                    says = count >= number_at(clause.times, layer, slots)
+                taken[says & (layer < taken)] = layer
+        return taken
+
+    def _compared(self, clause: Clause, tokens: TokenRule | None, units: int) -> list[np.ndarray]:
+        """What the clause compares after each exit but the last, float32 [rows or tokens]."""
+        key = (clause.signal, clause.memory, clause.size, clause.temperature.tobytes(), tokens)
+        if clause.signal == "learned" and self._learned[0] is None:
+            raise ConfigError("this criterion compares a learned score: give learned, float32 [exits, rows]")
+        if tokens is not None and self._bounds is None:
+            raise ConfigError("this criterion reads tokens: give bounds, int32 [rows + 1]")
+        if key not in self._values:
+            width = clause.width(self._logits[0].shape[1])
+            state = torch.full((units, width), math.nan, dtype=torch.float32, device="cpu")
+            found = self._values[key] = []
+            for i, layer in enumerate(self.exit_layers[:-1]):
+                value, kept = decide.compared(
+                    clause, layer, self._logits[i], self._learned[i], state, signal, tokens, self._bounds
+                )
+                state = torch.cat([kept, state[:, kept.shape[1] :]], 1)  # the count of "running" is kept by `exits`
+                found.append(value.numpy())
+        return self._values[key]
+
+    def _asked(self, criterion: Criterion) -> np.ndarray:
+        ask, state, units = asked(criterion), None, len(self._logits[0])
+        row_ids = torch.arange(units, dtype=torch.int64, device="cpu")
+        taken = torch.full((units,), self.exit_layers[-1], dtype=torch.int64, device="cpu")
+        for layer, values in zip(self.exit_layers[:-1], self._logits, strict=False):
+            leave, state = ask(layer, values, state, row_ids)
+            taken[leave & (layer < taken)] = layer
+        return taken.numpy()
 
 
 def candidates_of(
@@ -102,11 +154,14 @@ def _search(
     criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], learned: np.ndarray | None
 ) -> Callable[[float], float]:
     """`threshold_for`, of several speed-ups on the same rows."""
-    candidates = candidates_of(criterion, logits, exit_layers, learned)
+    candidates, simulation = (
+        candidates_of(criterion, logits, exit_layers, learned),
+        Simulation(logits, exit_layers, learned),
+    )
 
     @functools.cache
     def reached(index: int) -> float:
-        taken = exits_taken(criterion.with_threshold(candidates[index]), logits, exit_layers, learned=learned)
+        taken = simulation.exits(criterion.with_threshold(candidates[index]))
         return layer_speedup(taken, exit_layers[-1])
 
     def slowest(speedup: float) -> float:

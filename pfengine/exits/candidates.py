@@ -24,7 +24,7 @@ RANGES: dict[str, Callable[[int], tuple[float, float]]] = {  # of a signal, give
     "margin": lambda labels: (0.0, 1.0),
     "label_0": lambda labels: (0.0, 1.0),
     "learned": lambda labels: (0.0, 1.0),
-    "energy": lambda labels: (-64.0, 0.0),  # it has no bound: -max x at most, and ln C less where no label is likelier
+    "energy": lambda labels: (-64.0, 0.0),  # unbounded; about minus the largest score
 }
 PROBES = np.linspace(0.05, 0.95, 7, dtype=np.float32)[None]
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import ConfigError, PFEngineError, shown
 from .base import Criterion
-from .calibration import answers_at, exits_taken, layer_speedup
+from .calibration import Simulation, answers_at, layer_speedup
 
 Promise = Literal["agreement", "accuracy"]
 
@@ -119,9 +119,9 @@ def guarantee(
     if labels is not None and (doubt := unrelated(full, labels)) is not None:
         raise ConfigError(f"no accuracy can be promised: {doubt}")
     promise: Promise = "agreement" if labels is None else "accuracy"
-    best: Guarantee | None = None
+    best, simulation = None, Simulation(logits, exit_layers, learned)
     for threshold in criterion.grid(len(exit_layers), logits.shape[2]):
-        taken = exits_taken(criterion.with_threshold(threshold), logits, exit_layers, learned=learned)
+        taken = simulation.exits(criterion.with_threshold(threshold))
         answers = answers_at(logits, exit_layers, taken).argmax(-1)
         at_fault = answers != full if labels is None else (full == labels) & (answers != labels)
         faults = int(at_fault.sum())

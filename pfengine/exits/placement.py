@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .base import Criterion
-from .calibration import answers_at, candidates_of, exits_taken, layer_speedup
+from .calibration import Simulation, answers_at, candidates_of, layer_speedup
 from .data import DataCriterion
 
 EXHAUSTIVE = 7  # up to so many exits before the last every set is tried; beyond, exits are dropped one by one
@@ -103,10 +103,10 @@ def judge(
         criterion = criterion.for_exits(exit_layers, chosen)
     part = logits[[exit_layers.index(layer) for layer in chosen]]
     full = logits[-1].argmax(-1)
-    candidates = candidates_of(criterion, part, chosen)
+    candidates, simulation = candidates_of(criterion, part, chosen), Simulation(part, chosen)
 
     def at(threshold: float) -> Placement | None:
-        taken = exits_taken(criterion.with_threshold(threshold), part, chosen)
+        taken = simulation.exits(criterion.with_threshold(threshold))
         share = float((answers_at(part, chosen, taken).argmax(-1) == full).mean())
         if share < agreement:
             return None

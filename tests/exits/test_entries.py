@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_every_number_keeps_all_its_digits(threshold: float, margin: float, size
     assert (again.threshold, again.size, again.margin) == (threshold, size, margin)
     assert repr(again) == text
     assert len(text) < 80
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(CRITERIA)), st.text("0123456789.,/e-+: ", max_size=12))
+def test_any_text_is_a_criterion_or_an_error_of_ours(name: str, numbers: str) -> None:
+    with contextlib.suppress(ConfigError):
+        criterion = parse(f"{name}:{numbers}")
+        again = parse(repr(criterion))
+        assert repr(again) == repr(criterion)
+        assert vars(again).keys() == vars(criterion).keys()
+        assert again == criterion or name == "replay"
 
 
 @pytest.mark.parametrize(
@@ -275,6 +287,13 @@ def test_frozen_tokens_cannot_be_simulated() -> None:
     logits, _ = drawn(0, 5)
     with pytest.raises(ConfigError, match="freezes tokens"):
         exits_taken(parse("tokee:0.3"), logits, LAYERS, bounds=np.array([0, 5], np.int32))
+
+
+def test_what_a_simulation_lacks_is_said() -> None:
+    logits, _ = drawn(0, 5)
+    for text, message in (("learned:0.3", "give learned"), ("token:0.3", "give bounds")):
+        with pytest.raises(ConfigError, match=message):
+            exits_taken(parse(text), logits, LAYERS)
 
 
 @pytest.mark.parametrize("text", TAGS[:-2])

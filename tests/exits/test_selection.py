@@ -128,6 +128,17 @@ def rewritten(path: Path, out: Path, **fields: Any) -> Path:
 
 
 def test_the_checkpoint_may_hold_the_text_form(calibrated: Path, tmp_path: Path) -> None:
+    path = rewritten(calibrated, tmp_path / "b", criterion=" entropy ")
+    assert (
+        repr(pfengine.load(path).criterion) == repr(pfengine.load(path, criterion="entropy").criterion) == "entropy:0.5"
+    )
+    path = rewritten(calibrated, tmp_path / "c", criterion="elbert:,2,0.1")
+    assert repr(pfengine.load(path).criterion) == repr(pfengine.load(path, criterion="elbert").criterion)
+    assert repr(pfengine.load(path, speedup=2.0).criterion) == "elbert:0.4,2,0.1"
+    assert repr(pfengine.load(path, criterion="elbert", threshold=0.7).criterion) == "elbert:0.7,2,0.1"
+    assert repr(pfengine.load(path, criterion="elbert:0.7").criterion) == "elbert:0.7"
+    with pytest.raises(pfengine.ConfigError, match=r"of criterion 'elbert:,2,0\.1'; give threshold="):
+        pfengine.load(path, criterion="elbert:0.7", speedup=2.0)
     path = rewritten(calibrated, tmp_path / "a", criterion="entropy:0.3", threshold=None)
     assert repr(pfengine.load(path).criterion) == "entropy:0.3"
     assert repr(pfengine.load(path, threshold=0.7).criterion) == "entropy:0.7"
