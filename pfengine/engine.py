@@ -18,7 +18,7 @@ from .exits import Criterion
 from .exits.asking import asked
 from .heads import ExitHead
 from .ops.decide import decide
-from .ops.flight import Answers, Carrier
+from .ops.flight import Answers, Carrier, Flight
 from .ops.rule import ExitRule
 from .surroundings import undisturbed
 from .torch_flight import taken
@@ -51,23 +51,33 @@ def run(model: Model, packed: Packed, rule: ExitRule | Rule, answers: Answers) -
 
     A rule that is data is decided inside the flight, in one call. Any other callable is asked after every tested exit.
     """
+    if not len(packed.row_ids):
+        return
     flight = model.carrier.start(packed, answers.slots(packed), answers)
     if isinstance(rule, ExitRule):
         flight.advance(rule, until=model.num_layers)
         return
-    ask, state = asked(rule), None
-    with undisturbed():
-        for layer in model.exit_layers[:-1]:
-            if isinstance(rule, Criterion) and not rule.tests(layer):
-                continue
-            exit = flight.advance(model.full_depth, until=layer)
-            if exit is None:
-                return
-            leave, state = ask(layer, exit.logits, state, exit.slots + answers.base)
-            if leave.any():
-                flight.leave(leave)
-                state = taken(state, (~leave).nonzero().squeeze(1))
-        flight.advance(model.full_depth, until=model.num_layers)
+    try:
+        with undisturbed():
+            _ask_after_every_exit(model, flight, rule, answers.base)
+    except BaseException:
+        flight.leave(np.ones(len(flight), bool), answered=False)  # what they hold of a GPU is free at once
+        raise
+
+
+def _ask_after_every_exit(model: Model, flight: Flight, rule: Rule, base: int) -> None:
+    ask, state, nobody = asked(rule), None, model.full_depth
+    for layer in model.exit_layers[:-1]:
+        if isinstance(rule, Criterion) and not rule.tests(layer):
+            continue
+        exit = flight.advance(nobody, until=layer)
+        if exit is None:
+            return
+        leave, state = ask(layer, exit.logits, state, exit.slots + base)
+        if leave.any():
+            flight.leave(leave)
+            state = taken(state, (~leave).nonzero().squeeze(1))
+    flight.advance(nobody, until=model.num_layers)
 
 
 def warmup(model: Model, packed: Packed, rule: ExitRule | Rule) -> None:
