@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
@@ -16,29 +15,24 @@ import torch
 
 from . import engine, extension, reader
 from .answers import Predictions as Predictions
-from .answers import judged, probabilities, raise_first
+from .answers import probabilities, raise_first
 from .bundled import BUNDLED, find
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
 from .devices import auto_precision, find_device, find_dtype, find_op_set
-from .encoder import prepare
-from .engine import Model, Rule
+from .engine import Rule
 from .errors import ConfigError, InputError
 from .exits import Criterion
 from .exits.data import is_data
 from .exits.selection import Selection, choose
-from .heads import HEADS
-from .ops import OpSet
-from .ops.flight import Answers, Carrier
+from .inference import Runner
+from .model import Model, build
 from .options import sizes, whole, wholes
 from .per_row import Number, own_exits, select_rows
-from .prefetch import run_ahead
 from .reload import Source, SummedTensors, mark, reload
 from .rows import Row, is_single, rows_of
 from .surroundings import undisturbed
-from .token_flight import TokenFlight
-from .tokenization import Tokenizer, batches, pack
-from .torch_flight import TorchCarrier, TorchFlight
+from .tokenization import Tokenizer, pack
 from .windows import read_windows
 
 BATCH_TOKENS = 4096
@@ -94,25 +88,6 @@ def load(
     where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
     engine.source = Source(where, {"max_length": max_length, "token_types": token_types}, tensors.sums)
     return engine
-
-
-def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
-    """Prepare the weights of a checkpoint for an op set."""
-    tensors = ckpt.tensors
-    if device is not None and device.type != "cpu":
-        tensors = {key: value.to(device) for key, value in tensors.items()}
-    with undisturbed():
-        head = HEADS[ckpt.manifest.head["type"]](ops, ckpt.backbone, ckpt.manifest.head, tensors, dtype)
-        encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.prepared_exits()
-        carrier: Carrier | None = None
-        if exits is not None:
-            carrier = ops.prepare_model(
-                encoder.embedding, encoder.embedding_projection, encoder.layers, exits, head.renormalises
-            )
-        if carrier is None:
-            flight, where = TokenFlight if head.tags else TorchFlight, device or torch.device("cpu")
-            carrier = TorchCarrier(flight, encoder, head, ckpt.manifest.exit_layers, ckpt.backbone.num_labels, where)
-        return Model(ckpt.backbone, encoder, head, ckpt.manifest.exit_layers, carrier)
 
 
 class Engine:
@@ -261,15 +236,17 @@ class Engine:
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
         selection, rows = self._selected(inputs, criterion, threshold, speedup)
-        tokens, most = sizes(batch_tokens, batch_size)
-        windows = map(selection.resolved, self._windows(rows, truncation, tokens, prompt=True))
+        if self.model.head.tags:
+            raise ConfigError(f"{self.checkpoint.path} tags tokens and classifies no rows; use predict")
+        runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
+        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, prompt=True))
 
         def results() -> Iterator[Any]:
-            for window, answers in self._answered(inputs, windows, selection, tokens, most):
-                scores = probabilities(answers.logits, self.model.config.problem_type)
+            for window, logits, exit_layers in self._answered(inputs, windows, selection, runner):
+                scores = probabilities(logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
-                        yield self._result(scores[i], int(answers.exit_layers[i]), top)
+                        yield self._result(scores[i], int(exit_layers[i]), top)
                     elif on_error == "raise":
                         raise row
                     else:
@@ -293,15 +270,15 @@ class Engine:
         Raises InputError at the first bad row, and at one whose logits are nan or infinite.
         """
         selection, given = self._selected(inputs, criterion, threshold, speedup)
-        tokens, most = sizes(batch_tokens, batch_size)
-        windows = (raise_first(selection.resolved(window)) for window in self._windows(given, truncation, tokens))
-        parts = []
-        for window, answers in self._answered(inputs, windows, selection, tokens, most):
+        runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
+        read = self._windows(given, truncation, runner.batch_tokens)
+        windows = (raise_first(selection.resolved(window)) for window in read)
+        parts = [runner.no_answers()]
+        for window, *answers in self._answered(inputs, windows, selection, runner):
             raise_first(window)
-            parts.append(answers)
-        parts = parts or [Answers(0, 0, len(self.labels))]
-        logits = np.concatenate([part.logits for part in parts])
-        exit_layers = np.concatenate([part.exit_layers for part in parts])
+            parts.append((answers[0], answers[1]))
+        logits = runner.join([part[0] for part in parts], np.nan)
+        exit_layers = runner.join([part[1] for part in parts], 0)
         return Predictions(logits, exit_layers, self.num_layers, self.model.config.problem_type)
 
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
@@ -309,17 +286,13 @@ class Engine:
 
         Raises InputError at the first bad row, and at one with a nan at any exit.
         """
-        parts = [np.empty((len(self.exit_layers), 0, len(self.labels)), np.float32)]
-        tokens, _ = sizes(batch_tokens, None)
-        for window in self._windows(inputs, "truncate", tokens):
-            rows = raise_first(window)
-            out = np.empty((len(self.exit_layers), len(rows), len(self.labels)), np.float32)
-            for batch in batches(rows, tokens):
-                packed = pack(batch, self.model.config)
-                out[:, packed.row_ids - rows[0].row_id] = engine.layer_logits(self.model, packed)
-            raise_first(judged(rows, out, self.precision))
-            parts.append(out)
-        return np.concatenate(parts, axis=1)
+        runner = Runner(self.model, self.precision, *sizes(batch_tokens, None))
+        parts = [runner.layer_logits([])[1]]
+        for window in self._windows(inputs, "truncate", runner.batch_tokens):
+            marked, logits = runner.layer_logits(raise_first(window))
+            raise_first(marked)
+            parts.append(logits)
+        return runner.join(parts, np.nan, axis=1)
 
     def warmup(self, rows: Sequence[int] = (1, 8, 32), tokens: Sequence[int] = (16, 32, 64, 128)) -> None:
         """Do beforehand what the first calls of these sizes would wait for; no answers change.
@@ -369,40 +342,16 @@ class Engine:
         return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens, prompt)
 
     def _answered(
-        self,
-        inputs: Any,
-        windows: Iterable[Sequence[Row | InputError]],
-        selection: Selection,
-        batch_tokens: int,
-        batch_size: int | None,
-    ) -> Iterator[tuple[Sequence[Row | InputError], Answers]]:
-        """Windows, rows without an answer as their errors, and answers; on a GPU the next is read meanwhile.
+        self, inputs: Any, windows: Iterable[Sequence[Row | InputError]], selection: Selection, runner: Runner
+    ) -> Iterator[tuple[Sequence[Row | InputError], np.ndarray, np.ndarray]]:
+        """As `Runner.answer`; on a GPU the next window is read meanwhile.
 
-        Not where a batch is all there is, for which no thread need be woken, nor with a criterion of the user's own,
+        Not where a batch is all there is, for which no thread need be woken, nor with a callable of the user's own,
         which may not stand threads.
         """
-        one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (batch_size or 1))
+        one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (runner.batch_size or 1))
         workers = None if one_batch or not isinstance(selection.criterion, Criterion) else self._workers
-        work = (self._work(window, selection, batch_tokens, batch_size) for window in windows)
-        for window, answers in run_ahead(work, workers):
-            yield judged(window, answers.logits, self.precision), answers
-
-    def _work(
-        self, window: Sequence[Row | InputError], selection: Selection, batch_tokens: int, batch_size: int | None
-    ) -> tuple[tuple[Sequence[Row | InputError], Answers], list[Callable[[], None]]]:
-        """A window with room for its answers, and a task a batch."""
-        rows = [row for row in window if isinstance(row, Row)]
-        if not window:
-            return (window, Answers(0, 0, len(self.labels))), []
-        first = window[0].row_id if isinstance(window[0], Row) else window[0].row
-        rule = selection.rule(self.num_layers, self.exit_layers, first, window)
-        answers = Answers(first, len(window), len(self.labels))
-
-        def run(batch: list[Row]) -> None:
-            engine.run(self.model, pack(batch, self.model.config), rule, answers)
-
-        most = min(self.model.carrier.max_rows, batch_size or self.model.carrier.max_rows)
-        return (window, answers), [functools.partial(run, batch) for batch in batches(rows, batch_tokens, most)]
+        return runner.answer(windows, selection, workers)
 
     def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:
         if top_k == 1:
