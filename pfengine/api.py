@@ -24,7 +24,7 @@ from .engine import Rule
 from .errors import ConfigError, InputError
 from .exits import Criterion
 from .exits.data import is_data
-from .exits.selection import Selection, choose
+from .exits.selection import OwnExits, Selection, choose
 from .inference import Runner
 from .model import Model, build
 from .options import sizes, whole, wholes
@@ -113,6 +113,7 @@ class Engine:
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
         self._process = os.getpid()
         self._pool: tuple[int, Executor] | None = None
+        self._own: OwnExits | None = None  # kept from call to call
 
     @property
     def mark(self) -> str:
@@ -321,8 +322,9 @@ class Engine:
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
 
     def _selected(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]:
-        own = own_exits(self.checkpoint, self.exit_layers)
-        return select_rows(own, self.criterion, inputs, criterion, threshold, speedup)
+        if self._own is None or self._own.exit_layers is not self.exit_layers:
+            self._own = own_exits(self.checkpoint, self.exit_layers)
+        return select_rows(self._own, self.criterion, inputs, criterion, threshold, speedup)
 
     def _check_process(self) -> None:
         """A GPU's memory is not the forked child's."""
