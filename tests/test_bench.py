@@ -252,9 +252,10 @@ def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
     beside = [r["contestant"] for r in replay if r["speedup_over_openvino"]]
     assert beside == ([] if "OpenVINO int8" in skipped else ["replay 3x"] * 3)
     assert [(r["batch_size"], r["head"]) for r in report["head"]] == [
-        (size, head) for size in ("2", "stream") for head in ("authors", "authors, every second layer", "folded")
+        (size, head) for size in ("2", "stream") for head in models.EXIT_HEADS if head != "classifier"
     ]
     assert all(-1 < r["share_of_encoder"] < math.inf for r in report["head"])
+    assert all((r["share_beyond_bare_exits"] == 0) == r["head"].startswith("bare") for r in report["head"])
     assert {"throughput-48.png", "throughput-48.svg", "replay-48-int8.png", "replay-48-int8.svg"} == {
         path.name for path in (tmp_path / "pictures").iterdir()
     }
