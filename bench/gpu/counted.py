@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pfengine import api
 from pfengine.checkpoint import Checkpoint
 from pfengine.config import parse_backbone
 from pfengine.heads import HEADS
 from pfengine.kernels.launch import Launch, recording
 from pfengine.manifest import Manifest
+from pfengine.model import build
 from pfengine.ops import cuda
 from pfengine.ops.cuda_buffers import Bucket, Buffers, PreparedModel, Rule, Sizes
 from pfengine.ops.cuda_flight import OVERLAP_TOKENS
@@ -199,7 +199,7 @@ def prepare(hidden: int, head: dict[str, Any], layers: int = LAYERS, labels: int
     shapes = backbone.encoder_shapes() | HEADS[head["type"]].shapes(backbone, head)
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     engine = Manifest(system="meta", head=head, criterion="never", exit_layers=tuple(range(1, layers + 1)))
-    model = api.build(Checkpoint(Path(), backbone, engine, tensors, None), cuda, torch.bfloat16)
+    model = build(Checkpoint(Path(), backbone, engine, tensors, None), cuda, torch.bfloat16)
     assert isinstance(model.carrier, CudaModel)
     return model.carrier.weights
 
