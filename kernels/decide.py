@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .functions import label_of, signal_of
+from .functions import CHANGE, LABEL_REPEATS, LAYER, LEARNED, SIGNALS, label_of, signal_of
 from .launch import check
 
+COMPARISONS, MEMORIES = ("<", "<=", ">", ">="), ("none", "running", "votes", "sum", "side", "trend", "range")
+RUNNING, VOTES, SUM, SIDE, TREND, RANGE = (tl.constexpr(i) for i in range(1, 7))  # numbers in MEMORIES
+FIELD_BITS = (4, 2, 3, 10, 1, 8, 8)  # of a form's code
+CODE_BITS = sum(FIELD_BITS)  # 36, as `decide` and `_clause` have it
 NUMBERS = 3  # of a clause: threshold, times, temperature
 MAX_LABELS = 1024
 
@@ -27,6 +32,27 @@ class Form(NamedTuple):
     tempered: bool = False  # is the temperature anything else than 1?
     threshold: int = -1  # which of the numbers by slot it is; -1: one for all slots
     times: int = -1
+
+    def code(self) -> int:
+        """In one number of CODE_BITS bits, as a kernel is compiled for it: its fields, four to ten bits each."""
+        names = SIGNALS.index(self.signal), COMPARISONS.index(self.comparison), MEMORIES.index(self.memory)
+        fields = *names, self.size, int(self.tempered), self.threshold + 1, self.times + 1
+        code, at = 0, 0
+        for value, bits in zip(fields, FIELD_BITS, strict=True):
+            if not 0 <= value < 1 << bits:
+                raise ValueError(f"{self} has a number over {(1 << bits) - 1}")
+            code, at = code | value << at, at + bits
+        return code
+
+    @classmethod
+    def of_code(cls, code: int) -> Form:
+        fields = []
+        for bits in FIELD_BITS:
+            fields.append(code & (1 << bits) - 1)
+            code >>= bits
+        signal, comparison, memory, size, tempered, threshold, times = fields
+        names = SIGNALS[signal], COMPARISONS[comparison], MEMORIES[memory]
+        return cls(*names, size, bool(tempered), threshold - 1, times - 1)
 
     def width(self, labels: int) -> int:
         """As `ops.rule.Clause.width`."""
@@ -128,14 +154,21 @@ def arguments(test: ExitTest, labels: int, out: Decided) -> dict[str, object]:
 
 
 def constants(test: ExitTest) -> dict[str, object]:
-    return {"CLAUSES": tuple(map(tuple, test.forms)), "LAST": test.last, "ONCE": test.once}
+    codes = sum(form.code() << i * CODE_BITS for i, form in enumerate(test.forms))
+    return {"CLAUSES": len(test.forms), "CODES": codes, "LAST": test.last, "ONCE": test.once}
+
+
+def forms_of(constants: Mapping[str, Any]) -> list[Form]:
+    """Of the constants of a launch."""
+    count, codes = constants["CLAUSES"], constants["CODES"]
+    return [Form.of_code(codes >> i * CODE_BITS & (1 << CODE_BITS) - 1) for i in range(count)]
 
 
 @triton.jit
 def decide(
     scores, row, label, is_row, is_label, labels, logits, signals, leave, slots, to_logits, to_layers, numbers, by_slot,
     state_in, state_out, learned, layer, slot_count, signal_rows, width, log_labels,
-    CLAUSES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
+    CLAUSES: tl.constexpr, CODES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
     """Writes fp32 scores [rows, labels] as logits, who leaves, and the answers of those."""
     is_score = is_row[:, None] & is_label[None, :]
@@ -145,10 +178,10 @@ def decide(
         slot = tl.load(slots + row, mask=is_row, other=0)
     leaves = is_row & (row < 0)
     at = slot * width
-    for i in tl.static_range(len(CLAUSES)):
+    for i in tl.static_range(CLAUSES):
         value, says, used = _clause(
             scores, label, is_row, is_label, labels, slot, at, numbers + 3 * i, by_slot, state_in, state_out,
-            learned, row, layer, slot_count, log_labels, CLAUSES[i],
+            learned, row, layer, slot_count, log_labels, CODES >> (i * 36),
         )  # fmt: skip
         if signals is not None:
             tl.store(signals + i * signal_rows + row, value, mask=is_row)
@@ -172,20 +205,25 @@ def _clause(
     slot_count, log_labels, FORM: tl.constexpr,
 ):  # fmt: skip
     """The value of a clause, whether it says leave, and how many numbers of the state it has used."""
-    SIGNAL: tl.constexpr = FORM[0]
-    MEMORY: tl.constexpr = FORM[2]
-    LABELLED: tl.constexpr = MEMORY == "votes" or MEMORY == "sum"
-    JUDGED: tl.constexpr = SIGNAL == "label_repeats" or SIGNAL == "change" or SIGNAL == "learned" or SIGNAL == "layer"
+    SIGNAL: tl.constexpr = FORM & 15
+    COMPARISON: tl.constexpr = FORM >> 4 & 3
+    MEMORY: tl.constexpr = FORM >> 6 & 7
+    SIZE: tl.constexpr = FORM >> 9 & 1023
+    TEMPERED: tl.constexpr = FORM >> 19 & 1
+    THRESHOLD: tl.constexpr = (FORM >> 20 & 255) - 1
+    TIMES: tl.constexpr = (FORM >> 28 & 255) - 1
+    LABELLED: tl.constexpr = MEMORY == VOTES or MEMORY == SUM
+    JUDGED: tl.constexpr = SIGNAL == LABEL_REPEATS or SIGNAL == CHANGE or SIGNAL == LEARNED or SIGNAL == LAYER
     best = row.to(tl.float32)  # of the labels; computed where it is read
     if LABELLED or JUDGED:
         best = label_of(scores, is_label[None, :])
     used = labels * 0
-    if SIGNAL == "label_repeats":
+    if SIGNAL == LABEL_REPEATS:
         before = _earlier(state_in, at, is_row)
         value = tl.where(before != before, float("nan"), (best == before).to(tl.float32))
         tl.store(state_out + at, best, mask=is_row)
         used += 1
-    elif SIGNAL == "change":
+    elif SIGNAL == CHANGE:
         place = at[:, None] + label[None, :]
         is_score = is_row[:, None] & is_label[None, :]
         change = tl.abs(scores - _earlier(state_in, place, is_score))
@@ -193,32 +231,32 @@ def _clause(
         value = tl.where(bad, float("nan"), tl.max(tl.where(is_label[None, :], change, 0.0), 1))
         tl.store(state_out + place, scores, mask=is_score)
         used += labels
-    elif SIGNAL == "learned":
+    elif SIGNAL == LEARNED:
         value = tl.load(learned + row, mask=is_row, other=0.0)
-    elif SIGNAL == "layer":
+    elif SIGNAL == LAYER:
         value = row.to(tl.float32) * 0.0 + layer
     else:
         temperature = 1.0
-        if FORM[4]:
+        if TEMPERED:
             temperature = tl.load(numbers + 2)
-        value = signal_of(scores, is_label[None, :], temperature, log_labels, SIGNAL, FORM[4])
+        value = signal_of(scores, is_label[None, :], temperature, log_labels, SIGNAL, TEMPERED)
     if JUDGED:
         value = tl.where(best != best, float("nan"), value)
     at += used
-    value = _remembered(value, best, scores, label, is_row, is_label, labels, at, state_in, state_out, MEMORY, FORM[3])
-    says = _compared(value, _number(numbers, by_slot, slot, slot_count, is_row, FORM[5]), FORM[1])
-    if MEMORY == "running":
+    value = _remembered(value, best, scores, label, is_row, is_label, labels, at, state_in, state_out, MEMORY, SIZE)
+    says = _compared(value, _number(numbers, by_slot, slot, slot_count, is_row, THRESHOLD), COMPARISON)
+    if MEMORY == RUNNING:
         count = _earlier(state_in, at, is_row)
         count = tl.where(says, tl.where(count > 0, count + 1.0, 1.0), 0.0)
         tl.store(state_out + at, count, mask=is_row)
-        says = count >= _number(numbers + 1, by_slot, slot, slot_count, is_row, FORM[6])
+        says = count >= _number(numbers + 1, by_slot, slot, slot_count, is_row, TIMES)
         used += 1
-    elif MEMORY == "votes":
+    elif MEMORY == VOTES:
         used += labels
-    elif MEMORY == "sum":
+    elif MEMORY == SUM:
         used += 2
-    elif MEMORY != "none":
-        used += FORM[3]
+    elif MEMORY >= SIDE:
+        used += SIZE
     return value, says & is_row, used
 
 
@@ -228,7 +266,7 @@ def _remembered(
     MEMORY: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """What a memory other than "running" makes of the value; it writes what it keeps."""
-    if MEMORY == "votes":
+    if MEMORY == VOTES:
         place = at[:, None] + label[None, :]
         is_score = is_row[:, None] & is_label[None, :]
         counts = _earlier(state_in, place, is_score)
@@ -237,12 +275,12 @@ def _remembered(
         tl.store(state_out + place, counts, mask=is_score)
         most = tl.max(tl.where(is_label[None, :], counts, 0.0), 1)
         value = tl.where(best != best, float("nan"), most)
-    elif MEMORY == "sum":
+    elif MEMORY == SUM:
         same = best == _earlier(state_in, at, is_row)
         value = tl.where(same, _earlier(state_in, at + 1, is_row) + value, value)
         tl.store(state_out + at, best, mask=is_row)
         tl.store(state_out + at + 1, value, mask=is_row)
-    elif MEMORY == "side" or MEMORY == "trend" or MEMORY == "range":
+    elif MEMORY == SIDE or MEMORY == TREND or MEMORY == RANGE:
         newest = value
         first = newest
         if SIZE > 1:
@@ -258,9 +296,9 @@ def _remembered(
             low, high = tl.minimum(low, one), tl.maximum(high, one)
             rises, falls = rises & (one >= last), falls & (one <= last)
             last = one
-        if MEMORY == "side":
+        if MEMORY == SIDE:
             value = tl.maximum(low - 0.5, 0.5 - high)
-        elif MEMORY == "range":
+        elif MEMORY == RANGE:
             value = tl.where((low > 0.5) | (high < 0.5), high - low, float("inf"))
         else:
             away = tl.where(first > 0.5, rises.to(tl.int32), falls.to(tl.int32)) > 0
@@ -290,13 +328,13 @@ def _number(numbers, by_slot, slot, slot_count, is_row, WHICH: tl.constexpr):
 
 @triton.jit
 def _compared(value, limit, COMPARISON: tl.constexpr):
-    if COMPARISON == "<":
+    if COMPARISON == 0:
         says = value < limit
-    elif COMPARISON == "<=":
+    elif COMPARISON == 1:
         says = value <= limit
-    elif COMPARISON == ">":
+    elif COMPARISON == 2:
         says = value > limit
     else:
-        tl.static_assert(COMPARISON == ">=", "unknown comparison")
+        tl.static_assert(COMPARISON == 3, "unknown comparison")
         says = value >= limit
     return says

@@ -20,8 +20,8 @@ def _exit_head_kernel(
     x, weight, bias, source_rows, count, size,
     logits, signals, leave, slots, to_logits, to_layers, numbers, by_slot, state_in, state_out, learned,
     labels, layer, slot_count, signal_rows, width, log_labels,
-    CLAUSES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    CLAUSES: tl.constexpr, CODES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_R >= rows:
@@ -51,7 +51,7 @@ def _exit_head_kernel(
     decide(
         total, row, label, is_row, is_label, labels, logits, signals, leave, slots, to_logits, to_layers, numbers,
         by_slot, state_in, state_out, learned, layer, slot_count, signal_rows, width, log_labels,
-        CLAUSES, LAST, ONCE,
+        CLAUSES, CODES, LAST, ONCE,
     )  # fmt: skip
 
 

@@ -5,6 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Names by number: triton 3.6 takes no strings in the tuples that a kernel is compiled for.
+SIGNALS = (
+    "entropy", "normalised_entropy", "confidence", "margin", "energy", "label", "label_0", "label_repeats", "change",
+    "learned", "layer",
+)  # fmt: skip
+NORMALISED_ENTROPY, CONFIDENCE, MARGIN, ENERGY = (tl.constexpr(i) for i in range(1, 5))
+LABEL, LABEL_0, LABEL_REPEATS, CHANGE, LEARNED, LAYER = (tl.constexpr(i) for i in range(5, 11))
+
 
 @triton.jit
 def tanh(x):
@@ -34,9 +42,10 @@ def activate(x, ACTIVATION: tl.constexpr):
 def signal_of(logits, is_label, temperature, log_labels, SIGNAL: tl.constexpr, TEMPERED: tl.constexpr):
     """A signal of `ops.decide` that needs one exit's scores alone: fp32 [rows, labels] -> [rows]; nan where one is nan.
 
-    is_label: [1, labels]; temperature: fp32, read where TEMPERED; log_labels: ln of how many labels there are.
+    SIGNAL: its number in SIGNALS. is_label: [1, labels]. temperature: fp32, read where TEMPERED. log_labels: ln of the
+    number of labels.
     """
-    if SIGNAL == "label":
+    if SIGNAL == LABEL:
         value = label_of(logits, is_label)
     else:
         y = logits
@@ -44,28 +53,28 @@ def signal_of(logits, is_label, temperature, log_labels, SIGNAL: tl.constexpr, T
             y = y / temperature
         y = tl.where(is_label, y, float("-inf"))
         largest = tl.max(y, 1)
-        if SIGNAL == "energy":  # with a score of inf it is -inf, and not nan
+        if SIGNAL == ENERGY:  # with a score of inf it is -inf, and not nan
             largest = tl.where(tl.abs(largest) == float("inf"), 0.0, largest)
         distance = y - largest[:, None]
         e = tl.exp(distance)
         total = tl.sum(e, 1)
-        if SIGNAL == "energy":
+        if SIGNAL == ENERGY:
             value = -(largest + tl.log(total))
             if TEMPERED:
                 value = value * temperature
-        elif SIGNAL == "confidence":
+        elif SIGNAL == CONFIDENCE:
             value = 1.0 / total
-        elif SIGNAL == "label_0":
+        elif SIGNAL == LABEL_0:
             value = tl.sum(tl.where(tl.arange(0, y.shape[1])[None, :] == 0, e, 0.0), 1) / total
-        elif SIGNAL == "margin":
+        elif SIGNAL == MARGIN:
             label = tl.arange(0, y.shape[1])
             best = tl.argmax(tl.where(distance != distance, float("-inf"), distance), 1)
             second = tl.max(tl.where(label[None, :] == best[:, None], float("-inf"), distance), 1)
             value = (1.0 - tl.exp(second)) / total
         else:
-            tl.static_assert(SIGNAL == "entropy" or SIGNAL == "normalised_entropy", "unknown signal")
+            tl.static_assert(SIGNAL <= NORMALISED_ENTROPY, "a signal of more than one exit's scores")
             value = tl.log(total) - tl.sum(tl.where(e > 0, e * distance, 0.0), 1) / total
-            if SIGNAL == "normalised_entropy":
+            if SIGNAL == NORMALISED_ENTROPY:
                 value = value / log_labels
     return value
 

@@ -28,8 +28,8 @@ def _gate_merge_kernel(
     past, shares, bias, gate, gate_bias, count, gates, past_width, chunks, rows_of_shares, states,
     logits, signals, leave, slots, to_logits, to_layers, numbers, by_slot, state_in, state_out, learned,
     labels, layer, slot_count, signal_rows, width, log_labels,
-    FORM: tl.constexpr, CLAUSES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    FORM: tl.constexpr, CLAUSES: tl.constexpr, CODES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_R >= rows:
@@ -72,7 +72,7 @@ def _gate_merge_kernel(
     decide(
         merged, row, label, is_row, is_label, labels, logits, signals, leave, slots, to_logits, to_layers, numbers,
         by_slot, state_in, state_out, learned, layer, slot_count, signal_rows, width, log_labels,
-        CLAUSES, LAST, ONCE,
+        CLAUSES, CODES, LAST, ONCE,
     )  # fmt: skip
 
 

@@ -10,10 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .decide import check_labels
-from .functions import signal_of
+from .functions import SIGNALS, signal_of
 from .launch import check, launch, power_of_two
 
-NAMES = ("entropy", "normalised_entropy", "confidence", "margin", "energy", "label", "label_0")
+NAMES = SIGNALS[:7]  # those of one exit's scores
 
 
 @triton.jit
@@ -48,6 +48,6 @@ def signals(name: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
             "logits": logits, "out": out, "rows": rows, "labels": labels, "temperature": float(temperature),
             "log_labels": math.log(labels),
         },
-        {"SIGNAL": name, "TEMPERED": temperature != 1, "BLOCK_R": block_r, "BLOCK_C": block_c},
+        {"SIGNAL": SIGNALS.index(name), "TEMPERED": temperature != 1, "BLOCK_R": block_r, "BLOCK_C": block_c},
     )  # fmt: skip
     return out

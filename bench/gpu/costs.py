@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pfengine.kernels.decide import Form
+from pfengine.kernels.decide import forms_of
 from pfengine.kernels.launch import Launch
 from pfengine.ops.rule import WINDOWS
 
@@ -81,7 +81,7 @@ def _decides(launch: Launch, **numbers: int) -> int:
     Of what there is per slot, the rows' own slots; of the clauses' numbers, those that they read.
     """
     (rows, labels), last = _shape(launch, "logits"), launch.constants["LAST"]
-    forms = [Form(*clause) for clause in launch.constants["CLAUSES"]]
+    forms = forms_of(launch.constants)
     width, written_alone = sum(form.width(labels) for form in forms), sum(form.memory in WINDOWS for form in forms)
     shared = [
         which
