@@ -157,7 +157,7 @@ def test_nothing_in_the_forward_pass_waits(make_checkpoint: Make, random_rows: A
     model: Any = engine.model.carrier
     engine.predict(rows, criterion=Entropy(0.9))  # compiles
     lane = model.take()
-    real = lane.segment
+    real = lane.run
 
     def strict(*arguments: Any) -> None:
         before = torch.cuda.get_sync_debug_mode()
@@ -167,7 +167,7 @@ def test_nothing_in_the_forward_pass_waits(make_checkpoint: Make, random_rows: A
         finally:
             torch.cuda.set_sync_debug_mode(before)
 
-    lane.segment = strict
+    lane.run = strict
     model.free.put(lane)
     for _ in range(3):
         engine.predict(rows, criterion=Entropy(0.9))
