@@ -1,4 +1,4 @@
-"""Answers as a user sees them, from logits: probabilities, arrays, and which rows have none."""
+"""Answers as a user sees them, from logits: probabilities, arrays, and which rows have no answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Predictions:
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """float32 [rows, labels]: softmax, sigmoid or none of the logits, as problem_type says."""
+        """float32 [rows, labels]: softmax or sigmoid of the logits, or (regression) the logits, by problem_type."""
         return probabilities(self.logits, self.problem_type)
 
     @functools.cached_property
@@ -34,27 +34,28 @@ class Predictions:
 
     @property
     def layer_speedup(self) -> float:
-        """As `exits.calibration.layer_speedup` has it; nan without rows."""
+        """sum(n m_i) / sum(i m_i) over the m_i rows that left after layer i (Past-Future, eq. 15); nan without rows."""
         return layer_speedup(self.exit_layers, self.num_layers)
 
 
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """float32 [rows, labels] to float32 [rows, labels], as `Predictions.probabilities`."""
     match problem_type:
         case "regression":
             return logits
         case "multi_label_classification":
-            with np.errstate(all="ignore"):  # exp(-logit) = inf gives the right 0
+            with np.errstate(all="ignore"):  # exp(-logit) = inf gives 0, which is right
                 return 1.0 / (1.0 + np.exp(-logits))
-    with np.errstate(all="ignore"):  # and exp(-inf) the right 0; nan where a row has no answer
+    with np.errstate(all="ignore"):  # exp(-inf) gives 0, which is right; a row without an answer gives nan
         powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
         powers /= np.add.reduce(powers, 1, keepdims=True)
         return powers
 
 
 def judged(window: Sequence[Row | InputError], logits: np.ndarray, precision: str) -> Sequence[Row | InputError]:
-    """The window with an error for each row that has no answer: [rows, labels], or [exits, rows, labels], with a nan.
+    """The window, with an error in the place of each row that has no answer: one with a nan, or without a finite logit.
 
-    A label may have -inf, which is no probability at all, beside others that have some.
+    logits: [rows, labels] or [exits, rows, labels]. A logit of -inf beside finite ones is an answer: probability 0.
     """
     with np.errstate(all="ignore"):
         answered = np.isfinite(np.maximum.reduce(logits, -1))
@@ -70,6 +71,7 @@ def judged(window: Sequence[Row | InputError], logits: np.ndarray, precision: st
 
 
 def raise_first(window: Sequence[Row | InputError]) -> list[Row]:
+    """The rows of a window; raises the first error in it."""
     rows = []
     for row in window:
         if isinstance(row, InputError):

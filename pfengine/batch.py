@@ -1,4 +1,4 @@
-"""Rows of token ids of different length, packed end to end without padding."""
+"""Ragged batches: rows of token ids of different length, packed end to end without padding."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .surroundings import undisturbed
 
 
 class Packed(NamedTuple):
-    """Token ids of R rows, T tokens in all, packed without padding."""
+    """Token ids of R rows, T tokens in all."""
 
     ids: np.ndarray  # int64 [T]
     positions: np.ndarray  # int64 [T]
     types: np.ndarray  # int64 [T]
     cu_seqlens: np.ndarray  # int32 [R + 1]: row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]
-    row_ids: np.ndarray  # int64 [R]: which row of the caller's input each row is
+    row_ids: np.ndarray  # int64 [R]: the row's number in the caller's input
 
     @undisturbed()
     def to(self, device: torch.device | str = "cpu") -> RaggedInputs:
@@ -28,7 +28,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class RaggedInputs:
-    """`Packed` as tensors, on a device; what `encoder.embed` takes."""
+    """`Packed` as tensors on a device, for `encoder.embed`."""
 
     ids: Tensor
     positions: Tensor
