@@ -60,7 +60,7 @@ def find_op_set(device: torch.device) -> OpSet:
 
 
 def auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
-    """The fastest precision known to answer as fp32 does. A guarantee was given for fp32 alone, and so asks for fp32."""
+    """The fastest precision known to answer as fp32 does; fp32 where there is a guarantee, which is for fp32 alone."""
     if device.type != "cpu" or not extension.has_cpu() or ckpt.manifest.guarantee is not None:
         return "fp32"
     for name in cpu.fast_precisions():
