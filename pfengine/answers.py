@@ -15,7 +15,11 @@ from .tokenization import Row
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers for all rows of the input, as arrays."""
+    """Answers for all rows of the input, as arrays.
+
+    For a model that tags tokens there is one more axis after the rows, as long as the longest row. Beyond a row's own
+    tokens logits are nan and exit layers 0.
+    """
 
     logits: np.ndarray  # float32 [rows, labels]
     exit_layers: np.ndarray  # int64 [rows], 1-based
@@ -30,16 +34,19 @@ class Predictions:
     @functools.cached_property
     def label_ids(self) -> np.ndarray:
         """int64 [rows]: the label with the largest logit."""
-        return self.logits.argmax(1)
+        return self.logits.argmax(-1)
 
     @property
     def layer_speedup(self) -> float:
-        """sum(n m_i) / sum(i m_i) over the m_i rows that left after layer i (Past-Future, eq. 15); nan without rows."""
-        return layer_speedup(self.exit_layers, self.num_layers)
+        """sum(n m_i) / sum(i m_i) over the m_i rows (or tokens) that left after layer i; nan without rows.
+
+        Eq. 15 of the Past-Future paper.
+        """
+        return layer_speedup(self.exit_layers[self.exit_layers > 0], self.num_layers)
 
 
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """float32 [rows, labels] to float32 [rows, labels], as `Predictions.probabilities`."""
+    """float32 [..., labels] of logits of the same shape, as `Predictions.probabilities`."""
     match problem_type:
         case "regression":
             return logits
@@ -47,21 +54,25 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
             with np.errstate(all="ignore"):  # exp(-logit) = inf gives 0, which is right
                 return 1.0 / (1.0 + np.exp(-logits))
     with np.errstate(all="ignore"):  # exp(-inf) gives 0, which is right; a row without an answer gives nan
-        powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))
-        powers /= np.add.reduce(powers, 1, keepdims=True)
+        powers = np.exp(logits - np.maximum.reduce(logits, -1, keepdims=True))
+        powers /= np.add.reduce(powers, -1, keepdims=True)
         return powers
 
 
-def judged(window: Sequence[Row | InputError], logits: np.ndarray, precision: str) -> Sequence[Row | InputError]:
-    """The window, with an error in the place of each row that has no answer: one with a nan, or without a finite logit.
+def has_answer(logits: np.ndarray) -> np.ndarray:
+    """Is the largest logit finite? [..., labels] -> bool [...].
 
-    logits: [rows, labels] or [exits, rows, labels]. A logit of -inf beside finite ones is an answer: probability 0.
+    A logit of -inf beside finite ones is an answer: its label has probability 0.
     """
     with np.errstate(all="ignore"):
-        answered = np.isfinite(np.maximum.reduce(logits, -1))
-    answered = answered if logits.ndim == 2 else answered.all(0)
+        found: np.ndarray = np.isfinite(np.maximum.reduce(logits, -1))
+    return found
+
+
+def mark_unanswered(window: Sequence[Row | InputError], answered: np.ndarray, precision: str) -> list[Row | InputError]:
+    """The window, with an error in the place of each row for which `answered`, bool [rows], is false."""
     if answered.all():
-        return window
+        return list(window)
     advice = "check its weights" if precision == "fp32" else "try precision='fp32'"
     reason = f"has no answer: the model's numbers overflow in {precision}, and its logits are nan or infinite; {advice}"
     return [

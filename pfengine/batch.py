@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import extension
 from .surroundings import undisturbed
 
 
@@ -38,3 +39,20 @@ class RaggedInputs:
 
     def __len__(self) -> int:
         return self.row_ids.shape[0]
+
+
+def compacted(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of a ragged batch where `stay`, bool [R], is true, in the same order, moved together.
+
+    tokens: [T, ...]; cu_seqlens: int32 [R + 1], row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]; row_ids: int64 [R].
+    By `_C` where it is there, else by torch; the results are the same.
+    """
+    if tokens.is_cuda and extension.has_cuda():
+        return extension.compact_cuda(tokens, cu_seqlens, row_ids, stay)
+    if tokens.is_cpu and extension.has_cpu():
+        return extension.compact(tokens, cu_seqlens, row_ids, stay)
+    lengths = cu_seqlens.diff()
+    kept = lengths[stay]
+    bounds = torch.zeros(len(kept) + 1, dtype=torch.int32, device=kept.device)
+    torch.cumsum(kept, 0, dtype=torch.int32, out=bounds[1:])
+    return tokens[stay.repeat_interleave(lengths)], bounds, row_ids[stay]

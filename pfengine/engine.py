@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,38 +11,16 @@ from torch import Tensor
 
 from . import encoder
 from .batch import Packed, RaggedInputs
-from .config import BackboneConfig
-from .encoder import Encoder
 from .exits import Criterion
 from .exits.asking import asked
-from .heads import ExitHead
+from .model import Model
 from .ops.decide import decide
-from .ops.flight import Answers, Carrier, Flight
+from .ops.flight import Answers, Flight
 from .ops.rule import ExitRule
 from .surroundings import undisturbed
 from .torch_flight import taken
 
 Rule = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
-
-
-@dataclass(frozen=True)
-class Model:
-    """An encoder and its exit head, prepared for one op set, and the carrier that takes batches through them."""
-
-    config: BackboneConfig
-    encoder: Encoder
-    head: ExitHead
-    exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
-    carrier: Carrier
-
-    @property
-    def num_layers(self) -> int:
-        return self.config.num_layers
-
-    @property
-    def full_depth(self) -> ExitRule:
-        """The rule under which nobody leaves before the last layer."""
-        return ExitRule(bytes(self.num_layers))
 
 
 def run(model: Model, packed: Packed, rule: ExitRule | Rule, answers: Answers) -> None:
@@ -86,12 +63,14 @@ def warmup(model: Model, packed: Packed, rule: ExitRule | Rule) -> None:
 
 
 def layer_logits(model: Model, packed: Packed) -> np.ndarray:
-    """Logits of every exit, no exits taken: float32 [exits, R, C]."""
-    rows = len(packed.row_ids)
+    """Logits of every exit, no exits taken: float32 [exits, R, C], of a tag head [exits, T, C]."""
+    rows, slots = len(packed.row_ids), np.arange(len(packed.row_ids))
+    if model.head.tags:
+        rows, slots = len(packed.ids), packed.cu_seqlens[:-1].astype(np.int64)
     answers = Answers(0, rows, model.config.num_labels)
     if not rows:
         return np.empty((len(model.exit_layers), *answers.logits.shape), np.float32)
-    flight, exits = model.carrier.start(packed, np.arange(rows), answers), []
+    flight, exits = model.carrier.start(packed, slots, answers), []
     for layer in model.exit_layers[:-1]:
         exit = flight.advance(model.full_depth, until=layer)
         assert exit is not None

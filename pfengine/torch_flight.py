@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import encoder
-from .batch import Packed
+from .batch import Packed, compacted
 from .encoder import Encoder
 from .heads import ExitHead
 from .heads.base import HeadState, Scores
@@ -233,18 +233,17 @@ class TorchFlight:
 
     def _take(self, rows: Tensor) -> None:
         """Only these rows are left: int64, rising."""
-        self.places = self.places[rows]
         if not len(rows):
             self._drop()
             return
         self.head_state, self.rule_state = taken(self.head_state, rows), taken(self.rule_state, rows)
         self.scores = taken(self.scores, rows)
         if self.half is not None:
-            self.half = self.half._replace(rows=self.half.rows[rows])
+            self.places, self.half = self.places[rows], self.half._replace(rows=self.half.rows[rows])
             return
-        lengths = self.cu_seqlens.diff()[rows]
-        self.x = self.x[ranges(self.cu_seqlens[rows], lengths)]
-        self.cu_seqlens = bounds_of(lengths)
+        stay = torch.zeros(len(self), dtype=torch.bool, device=self.places.device)
+        stay[rows] = True
+        self.x, self.cu_seqlens, self.places = compacted(self.x, self.cu_seqlens, self.places, stay)
 
     def _drop(self) -> None:
         """Nobody is left; what they carried is freed."""

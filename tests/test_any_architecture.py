@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import pfengine
 from pfengine import checkpoint, extension
-from pfengine.api import build
 from pfengine.config import parse_backbone
 from pfengine.engine import layer_logits, run_reference
 from pfengine.exits import Replay
 from pfengine.heads import HEADS
 from pfengine.manifest import Manifest
+from pfengine.model import build
 from pfengine.ops import cpu_torch, reference
 from pfengine.tokenization import Row, batches, pack
 

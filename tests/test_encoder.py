@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from pfengine import encoder, reader
-from pfengine.api import build
+from pfengine.model import build
 from pfengine.tokenization import Row, pack
 
 TOLERANCE = 2e-5  # fp32, another order of sums through 12 layers

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import pfengine
 from pfengine import extension, reader
-from pfengine.api import build
 from pfengine.engine import run_reference
 from pfengine.exits import Entropy
 from pfengine.exits.criteria import entropy
+from pfengine.model import build
 from pfengine.ops import reference
 from pfengine.tokenization import Row, pack
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pfengine import extension
-from pfengine.batch import RaggedBatch
+from pfengine.batch import compacted
 
 needs_cpu = pytest.mark.skipif(not extension.has_cpu(), reason=extension.status())
 needs_cuda = pytest.mark.skipif(not extension.has_cuda(), reason=extension.status())
@@ -263,14 +263,14 @@ def test_cuda_leaves_the_counts_on_the_device() -> None:
     assert [part.shape[0] for part in buffers] == [9, 4, 3]
 
 
-def test_take_is_the_same_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compaction_is_the_same_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, cu_seqlens, row_ids = make([1, 30, 2, 2, 7], (12,), torch.bfloat16)
-    batch, stay = RaggedBatch(tokens, cu_seqlens, row_ids), torch.tensor([False, True, True, False, True])
-    fast = batch.take(stay)
+    stay = torch.tensor([False, True, True, False, True])
+    fast = compacted(tokens, cu_seqlens, row_ids, stay)
     monkeypatch.setattr(extension, "_missing", "a test says so")
-    slow = batch.take(stay)
-    for taken in (fast, slow):
-        assert_same((taken.tokens, taken.cu_seqlens, taken.row_ids), expected(tokens, cu_seqlens, row_ids, stay))
+    slow = compacted(tokens, cu_seqlens, row_ids, stay)
+    for found in (fast, slow):
+        assert_same(found, expected(tokens, cu_seqlens, row_ids, stay))
 
 
 @pytest.mark.parametrize(
@@ -287,10 +287,10 @@ def test_works_without_and_keeps_the_reason(tmp_path: Path, library: bytes | Non
         (package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(library)
     script = """
         import torch, pfengine.extension
-        from pfengine.batch import RaggedBatch
+        from pfengine.batch import compacted
         assert not pfengine.extension.has_cpu() and not pfengine.extension.has_cuda()
-        batch = RaggedBatch(torch.arange(5.0), torch.tensor([0, 2, 5]).int(), torch.arange(2))
-        assert batch.take(torch.tensor([False, True])).tokens.tolist() == [2, 3, 4]
+        batch = torch.arange(5.0), torch.tensor([0, 2, 5]).int(), torch.arange(2)
+        assert compacted(*batch, torch.tensor([False, True]))[0].tolist() == [2, 3, 4]
         print(pfengine.extension.status())
     """
     # -S: no .pth file is read, so that an editable install does not lend its library

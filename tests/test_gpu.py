@@ -15,6 +15,7 @@ import torch
 import pfengine
 from pfengine import api, reader
 from pfengine.exits import Entropy, Never, Replay
+from pfengine.model import build
 from pfengine.ops import reference
 
 Make = Callable[..., Path]
@@ -48,7 +49,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 def plain(path: Path, precision: str) -> pfengine.Engine:
     """Plain torch on the same GPU."""
     engine = pfengine.load(path, device="cuda", precision=precision)
-    engine.model = api.build(reader.read(path), reference, api.DTYPES[precision], engine.device)
+    engine.model = build(reader.read(path), reference, api.DTYPES[precision], engine.device)
     return engine
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pfengine import checkpoint, encoder, engine, reader
-from pfengine.api import build
 from pfengine.batch import Packed
+from pfengine.model import build
 from pfengine.ops import decide, reference
 from pfengine.ops.flight import Answers
 from pfengine.ops.rule import Clause, ExitRule, TokenRule, values

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 
 
 def asked(criterion: Callable[..., Any]) -> Callable[..., Any]:
-    """A criterion of the user's own, handed copies and with its results checked.
+    """A criterion of the user's own, whose results are checked; what it is handed it may keep and change.
 
     It runs as the engine does: in inference mode, without the caller's autocast, default device or torch modes.
     """
@@ -22,7 +22,7 @@ def asked(criterion: Callable[..., Any]) -> Callable[..., Any]:
 
 def _ask(criterion: Callable[..., Any], layer: int, logits: Tensor, state: Any, row_ids: Tensor) -> tuple[Tensor, Any]:
     try:
-        given = criterion(layer, logits.clone(), state, row_ids.clone())
+        given = criterion(layer, logits, state, row_ids)
     except Exception as error:
         error.add_note(f"raised by the criterion {_name(criterion)} after layer {layer}")
         raise

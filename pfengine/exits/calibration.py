@@ -106,7 +106,7 @@ class Simulation:
         row_ids = torch.arange(units, dtype=torch.int64, device="cpu")
         taken = torch.full((units,), self.exit_layers[-1], dtype=torch.int64, device="cpu")
         for layer, values in zip(self.exit_layers[:-1], self._logits, strict=False):
-            leave, state = ask(layer, values, state, row_ids)
+            leave, state = ask(layer, values.clone(), state, row_ids.clone())
             taken[leave & (layer < taken)] = layer
         return taken.numpy()
 

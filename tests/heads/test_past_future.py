@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pfengine.batch import RaggedBatch
 from pfengine.config import BackboneConfig, parse_backbone
-from pfengine.heads import HEADS, PREFIX, Classifier, PastFuture
+from pfengine.heads import HEADS, PREFIX, Classifier, ExitHead, PastFuture
 from pfengine.ops import reference
 
 ROWS = 9
@@ -70,14 +69,10 @@ def by_hand(states: np.ndarray, tensors: dict[str, torch.Tensor], labels: int) -
     return np.array(out)
 
 
-def batch_of(first: torch.Tensor) -> RaggedBatch:
-    """Rows of 1, 2, 3... tokens whose first ones are given; the others are nan and must not be read."""
-    rows = len(first)
-    bounds = torch.arange(1, rows + 1).cumsum(0)
-    tokens = torch.full((int(bounds[-1]), first.shape[1]), float("nan"))
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), bounds[:-1]])
-    tokens[starts] = first
-    return RaggedBatch(tokens, torch.cat([torch.zeros(1), bounds]).to(torch.int32), torch.arange(rows))
+def step(head: ExitHead, layer: int, states: torch.Tensor, state: Any, answer: bool) -> tuple[Any, Any]:
+    """`head.step` of first tokens [rows, H]: logits, or None, and the new state."""
+    scores, state = head.step(layer, states, torch.arange(len(states) + 1, dtype=torch.int32), state, answer)
+    return None if scores is None else scores.logits, state
 
 
 @pytest.mark.parametrize("pooler", ["per-layer", "shared"])
@@ -89,7 +84,7 @@ def test_logits_follow_the_equations(op_set: Any, pooler: str, layers: int, hidd
     exit_head = PastFuture(op_set, config, head, tensors, torch.float32)
     state = None
     for layer in range(1, layers + 1):
-        logits, state = exit_head.step(layer, batch_of(states[layer - 1]), state, answer=True)
+        logits, state = step(exit_head, layer, states[layer - 1], state, answer=True)
         assert logits is not None
         assert (logits.dtype, logits.shape) == (torch.float32, (ROWS, labels))
         np.testing.assert_allclose(logits.numpy(), expected[layer - 1], atol=1e-5, rtol=1e-5)
@@ -104,7 +99,7 @@ def test_layers_that_are_not_asked_still_count_as_past(op_set: Any, tested: tupl
     def run(asked: tuple[int, ...]) -> dict[int, torch.Tensor]:
         state, out = None, {}
         for layer in range(1, 7):
-            logits, state = exit_head.step(layer, batch_of(states[layer - 1]), state, answer=layer in asked)
+            logits, state = step(exit_head, layer, states[layer - 1], state, answer=layer in asked)
             assert (logits is not None) == (layer in asked)
             if logits is not None:
                 out[layer] = logits
@@ -121,12 +116,12 @@ def test_state_leads_with_rows_and_compacts(op_set: Any) -> None:
     stay = torch.tensor([True, False, True, True, False, False, True, False, True])
     whole, part = None, None
     for layer in range(1, 6):
-        full, whole = exit_head.step(layer, batch_of(states[layer - 1]), whole, answer=True)
+        full, whole = step(exit_head, layer, states[layer - 1], whole, answer=True)
         if layer <= 2:
             part = tuple(value[stay] for value in whole)
             assert all(value.shape[0] == ROWS for value in whole)
             continue
-        kept, part = exit_head.step(layer, batch_of(states[layer - 1][stay]), part, answer=True)
+        kept, part = step(exit_head, layer, states[layer - 1][stay], part, answer=True)
         close = (
             torch.equal if op_set is not reference else torch.allclose
         )  # plain torch sums in another order for fewer rows
@@ -139,8 +134,7 @@ def test_bf16_keeps_projections_and_logits_in_float32(op_set: Any) -> None:
     expected = np.stack([by_hand(states[:, row].double().numpy(), tensors, 3) for row in range(ROWS)], axis=1)
     exit_head, state = PastFuture(op_set, config, head, tensors, torch.bfloat16), None
     for layer in range(1, 7):
-        batch = batch_of(states[layer - 1].float())
-        logits, state = exit_head.step(layer, batch.with_tokens(batch.tokens.bfloat16()), state, answer=True)
+        logits, state = step(exit_head, layer, states[layer - 1].bfloat16(), state, answer=True)
         assert logits is not None
         assert logits.dtype == torch.float32
         np.testing.assert_allclose(logits.numpy(), expected[layer - 1], atol=0.15)  # poolers, learners rounded
@@ -171,10 +165,10 @@ def test_classifier_answers_at_the_last_layer_only(op_set: Any) -> None:
     tensors = {key: torch.randn(shape) for key, shape in Classifier.shapes(config, head).items()}
     classifier = Classifier(op_set, config, head, tensors, torch.float32)
     first = torch.randn(ROWS, 24)
-    assert classifier.step(1, batch_of(first), None, answer=False) == (None, ())
+    assert step(classifier, 1, first, None, answer=False) == (None, ())
     with pytest.raises(ValueError, match="layer 3 only"):
-        classifier.step(1, batch_of(first), None, answer=True)
-    logits, _ = classifier.step(3, batch_of(first), (), answer=True)
+        step(classifier, 1, first, None, answer=True)
+    logits, _ = step(classifier, 3, first, (), answer=True)
     pooled = torch.tanh(
         first.double() @ tensors["bert.pooler.dense.weight"].double().T + tensors["bert.pooler.dense.bias"]
     )

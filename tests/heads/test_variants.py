@@ -13,7 +13,7 @@ from pfengine.heads import HEADS, PREFIX, Linear, PastFuture
 from pfengine.ops import reference
 
 from ..conftest import OP_SETS, find_op_set
-from .test_past_future import ROWS, batch_of, config_of
+from .test_past_future import ROWS, config_of, step
 from .variants import PAST_FUTURE, forms
 
 LAYERS, HIDDEN, LABELS = 4, 13, 3
@@ -128,7 +128,7 @@ def linear_by_hand(head: dict[str, Any], tensors: Tensors, first: np.ndarray) ->
 def step_through(head: Any, states: torch.Tensor) -> np.ndarray:
     state, out = None, []
     for layer in range(1, len(states) + 1):
-        logits, state = head.step(layer, batch_of(states[layer - 1]), state, answer=True)
+        logits, state = step(head, layer, states[layer - 1], state, answer=True)
         assert (logits.dtype, logits.shape) == (torch.float32, (ROWS, LABELS))
         out.append(logits.numpy())
     return np.array(out)
@@ -212,7 +212,7 @@ def test_a_vote_is_a_majority_and_ties_go_to_the_present_layer() -> None:
     linear, state = Linear(reference, config, head, tensors, torch.float32), None
     answers = []
     for layer, row in enumerate(([5.0, 0.0], [0.0, 0.1], [0.0, 9.0]), 1):
-        logits, state = linear.step(layer, batch_of(torch.tensor([row])), state, answer=True)
+        logits, state = step(linear, layer, torch.tensor([row]), state, answer=True)
         assert logits is not None
         answers.append(int(logits.argmax()))
     assert answers == [0, 1, 1]

@@ -11,7 +11,7 @@ from pfengine.heads import PastFuture
 from pfengine.kernels.imitation_pooled import imitation_pooled
 from pfengine.ops import cuda, reference
 
-from ..heads.test_past_future import ROWS, batch_of, config_of
+from ..heads.test_past_future import ROWS, config_of, step
 from ..heads.test_variants import random_tensors
 
 POOLINGS = ["max", "attention"]
@@ -133,7 +133,7 @@ def test_heads(device: torch.device, incorporate: str, learner: str) -> None:
         on_device = {key: value.to(where) for key, value in tensors.items()}
         built, state, logits = PastFuture(ops, config, head, on_device, torch.float32), None, []
         for layer in range(1, 5):
-            out, state = built.step(layer, batch_of(states[layer - 1].to(where)), state, answer=True)
+            out, state = step(built, layer, states[layer - 1].to(where), state, answer=True)
             assert out is not None
             logits.append(out.cpu())
         results.append(torch.stack(logits))

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import api, reader
+from pfengine import reader
 from pfengine.exits import Entropy, Never, Patience, Replay
 from pfengine.kernels.launch import recording
+from pfengine.model import build
 from pfengine.ops import cuda, cuda_flight, cuda_lanes
 from pfengine.ops.cuda_buffers import Bucket, PreparedModel, Rule
 from pfengine.ops.cuda_lanes import Graphs, Lane, Recorder
@@ -63,7 +64,7 @@ def recorder() -> FakeRecorder:
 
 def on_device(path: Path, device: torch.device) -> tuple[pfengine.Engine, CudaModel]:
     engine = pfengine.load(path, precision="fp32", criterion="never")
-    engine.model, engine.device = api.build(reader.read(path), cuda, torch.float32, device), device
+    engine.model, engine.device = build(reader.read(path), cuda, torch.float32, device), device
     assert isinstance(engine.model.carrier, CudaModel)
     return engine, engine.model.carrier
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import api, reader
+from pfengine import reader
 from pfengine.exits import Entropy, Never, Replay
+from pfengine.model import build
 from pfengine.ops import cuda, cuda_flight, cuda_segment, reference
 from pfengine.ops.cuda_model import MAX_FLIGHTS, CudaModel
 
@@ -38,8 +39,8 @@ def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine
     """On the device, and plain torch in float32."""
     ckpt = reader.read(path)
     plain, ours = (pfengine.load(path, precision="fp32", criterion="never") for _ in range(2))
-    plain.model = api.build(ckpt, reference, torch.float32)
-    ours.model, ours.device = api.build(ckpt, cuda, torch.float32, device), device
+    plain.model = build(ckpt, reference, torch.float32)
+    ours.model, ours.device = build(ckpt, cuda, torch.float32, device), device
     assert isinstance(ours.model.carrier, CudaModel)
     return ours, plain
 

@@ -1,0 +1,146 @@
+"""Taking windows of rows through a model, in batches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import engine
+from .answers import has_answer, mark_unanswered
+from .batch import Packed
+from .errors import InputError
+from .exits.selection import Selection
+from .model import Model
+from .ops.flight import Answers
+from .ops.rule import ExitRule
+from .prefetch import run_ahead
+from .rows import Row
+from .tokenization import batches, pack
+
+Window = Sequence[Row | InputError]
+
+
+class RowAnswers(Answers):
+    """Answers of a head that scores rows: one slot per row."""
+
+    def by_row(self, values: np.ndarray, fill: float) -> np.ndarray:
+        return values
+
+
+class TokenAnswers(Answers):
+    """Answers of a tag head: the tokens of each row have slots one after the other."""
+
+    def __init__(self, base: int, lengths: Sequence[int], labels: int) -> None:
+        """lengths: tokens of each row; 0 for a bad row."""
+        self.lengths = np.array(lengths, np.int64)
+        self.starts = np.cumsum([0, *lengths])
+        super().__init__(base, int(self.starts[-1]), labels)
+
+    def slots(self, packed: Packed) -> np.ndarray:
+        return self.starts[packed.row_ids - self.base]
+
+    def by_row(self, values: np.ndarray, fill: float) -> np.ndarray:
+        """[tokens of all rows, ...] -> [rows, tokens of the longest row, ...], with `fill` beyond a row's own tokens."""
+        rows, most = len(self.lengths), int(self.lengths.max(initial=0))
+        out = np.full((rows, most, *values.shape[1:]), fill, values.dtype)
+        out[np.arange(most) < self.lengths[:, None]] = values
+        return out
+
+    def spread(self, rule: ExitRule) -> ExitRule:
+        """The rule with its numbers per token, from one whose numbers are per row."""
+
+        def by_token(numbers: np.ndarray) -> np.ndarray:
+            return numbers if numbers.shape[1] == 1 else np.repeat(numbers, self.lengths, axis=1)
+
+        clauses = [c._replace(threshold=by_token(c.threshold), times=by_token(c.times)) for c in rule.clauses]
+        return rule._replace(clauses=tuple(clauses))
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Takes windows of rows through a model, in batches of at most `batch_tokens` tokens and `batch_size` rows."""
+
+    model: Model
+    precision: str
+    batch_tokens: int
+    batch_size: int | None = None
+
+    def answer(
+        self, windows: Iterable[Window], selection: Selection, workers: Executor | None
+    ) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
+        """Each window, with errors for rows without an answer; float32 logits [rows, labels]; int64 exit layers [rows].
+
+        For a tag head logits are [rows, tokens of the longest row, labels] and exit layers [rows, tokens of the longest
+        row]; beyond a row's own tokens they are nan and 0. With workers the next window is read while one is computed.
+        """
+        work = (self._work(window, selection) for window in windows)
+        for window, answers in run_ahead(work, workers):
+            logits, exit_layers = answers.by_row(answers.logits, np.nan), answers.by_row(answers.exit_layers, 0)
+            yield self._marked(window, answers, has_answer(answers.logits)), logits, exit_layers
+
+    def layer_logits(self, window: Sequence[Row]) -> tuple[Window, np.ndarray]:
+        """The window, with errors for rows without an answer, and the logits of every exit, no exits taken.
+
+        Logits are float32 [exits, rows, labels]; for a tag head [exits, rows, tokens of the longest row, labels].
+        """
+        answers = self._room(window)
+        out = np.empty((len(self.model.exit_layers), *answers.logits.shape), np.float32)
+        for batch in batches(window, self.batch_tokens):
+            packed = pack(batch, self.model.config)
+            slots = answers.slots(packed)
+            if self.model.head.tags:
+                tokens = np.arange(len(packed.ids))
+                slots = np.repeat(slots - packed.cu_seqlens[:-1], np.diff(packed.cu_seqlens)) + tokens
+            out[:, slots] = engine.layer_logits(self.model, packed)
+        answered = np.logical_and.reduce(has_answer(out))
+        return self._marked(window, answers, answered), np.stack([answers.by_row(logits, np.nan) for logits in out])
+
+    def join(self, parts: Sequence[np.ndarray], fill: float, axis: int = 0) -> np.ndarray:
+        """Results of several windows joined along the axis of rows, those of a tag head padded with `fill`."""
+        if self.model.head.tags:
+            most = max(part.shape[axis + 1] for part in parts)
+            lacks = [[(0, 0)] * (axis + 1) + [(0, most - part.shape[axis + 1])] for part in parts]
+            lacks = [lack + [(0, 0)] * (part.ndim - axis - 2) for lack, part in zip(lacks, parts, strict=True)]
+            parts = [np.pad(part, lack, constant_values=fill) for part, lack in zip(parts, lacks, strict=True)]
+        return np.concatenate(parts, axis=axis)
+
+    def no_answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and exit layers of a window without rows."""
+        room = self._room([])
+        return room.by_row(room.logits, np.nan), room.by_row(room.exit_layers, 0)
+
+    def _marked(self, window: Window, answers: RowAnswers | TokenAnswers, answered: np.ndarray) -> Window:
+        """answered: bool by slot. A row has an answer where all its slots have one."""
+        by_row = answers.by_row(answered, True)
+        by_row = by_row if by_row.ndim == 1 else np.logical_and.reduce(by_row, 1)
+        return mark_unanswered(window, by_row, self.precision)
+
+    def _room(self, window: Window) -> RowAnswers | TokenAnswers:
+        first = 0 if not window else window[0].row_id if isinstance(window[0], Row) else window[0].row
+        labels = self.model.config.num_labels
+        if self.model.head.tags:
+            return TokenAnswers(first, [len(row.ids) if isinstance(row, Row) else 0 for row in window], labels)
+        return RowAnswers(first, len(window), labels)
+
+    def _work(
+        self, window: Window, selection: Selection
+    ) -> tuple[tuple[Window, RowAnswers | TokenAnswers], list[Callable[[], None]]]:
+        """A window with room for its answers, and one task per batch that fills it in."""
+        answers = self._room(window)
+        if not window:
+            return (window, answers), []
+        rule: Any = selection.rule(self.model.num_layers, self.model.exit_layers, answers.base, window)
+        if isinstance(answers, TokenAnswers) and isinstance(rule, ExitRule):
+            rule = answers.spread(rule)
+
+        def run(batch: list[Row]) -> None:
+            engine.run(self.model, pack(batch, self.model.config), rule, answers)
+
+        rows = [row for row in window if isinstance(row, Row)]
+        most = min(self.model.carrier.max_rows, self.batch_size or self.model.carrier.max_rows)
+        return (window, answers), [functools.partial(run, batch) for batch in batches(rows, self.batch_tokens, most)]

@@ -1,0 +1,57 @@
+"""A model: an encoder and its exit head, prepared for one op set, and the carrier that takes batches through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .checkpoint import Checkpoint
+from .config import BackboneConfig
+from .encoder import Encoder, prepare
+from .heads import HEADS, ExitHead
+from .ops import OpSet
+from .ops.flight import Carrier
+from .ops.rule import ExitRule
+from .surroundings import undisturbed
+from .token_flight import TokenFlight
+from .torch_flight import TorchCarrier, TorchFlight
+
+
+@dataclass(frozen=True)
+class Model:
+    """What flights go through."""
+
+    config: BackboneConfig
+    encoder: Encoder
+    head: ExitHead
+    exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
+    carrier: Carrier
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_layers
+
+    @property
+    def full_depth(self) -> ExitRule:
+        """The rule under which nobody leaves before the last layer."""
+        return ExitRule(bytes(self.num_layers))
+
+
+def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
+    """Prepare the weights of a checkpoint for an op set."""
+    tensors = ckpt.tensors
+    if device is not None and device.type != "cpu":
+        tensors = {key: value.to(device) for key, value in tensors.items()}
+    with undisturbed():
+        head = HEADS[ckpt.manifest.head["type"]](ops, ckpt.backbone, ckpt.manifest.head, tensors, dtype)
+        encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.prepared_exits()
+        carrier: Carrier | None = None
+        if exits is not None:
+            carrier = ops.prepare_model(
+                encoder.embedding, encoder.embedding_projection, encoder.layers, exits, head.renormalises
+            )
+        if carrier is None:
+            flight, where = TokenFlight if head.tags else TorchFlight, device or torch.device("cpu")
+            carrier = TorchCarrier(flight, encoder, head, ckpt.manifest.exit_layers, ckpt.backbone.num_labels, where)
+        return Model(ckpt.backbone, encoder, head, ckpt.manifest.exit_layers, carrier)
