@@ -188,12 +188,13 @@ class Engine:
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
         ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding).
-        A dict may also have the row's own "threshold" or "speedup"; other keys are ignored. One row gives a list of one.
+        A dict may also have the row's own "threshold" or "speedup"; other keys are ignored. One row gives a list of
+        one.
         top_k: 1 gives one dict per row. Any other number (None: all labels) gives a list of dicts per row, best first.
         criterion, threshold, speedup: for this call, as in `load`. threshold or speedup may also be an iterable with
         one number per row, read lazily beside `inputs`; a row's own key takes precedence. A number that makes no sense,
-        or is missing because the iterable ended, is that row's error. Numbers that are left over raise ConfigError after
-        the last row. Where both lengths are known and differ, ConfigError is raised at once.
+        or is missing because the iterable ended, is that row's error. Numbers that are left over raise ConfigError
+        after the last row. Where both lengths are known and differ, ConfigError is raised at once.
         on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place. A row
         whose logits overflow is a bad row.
         truncation: rows over `max_length` tokens are cut ("truncate"), with one warning that counts them, or are bad
@@ -230,9 +231,9 @@ class Engine:
     ) -> Iterator[Any]:
         """`classify`, lazily: in input order, in bounded memory, however long `inputs` is.
 
-        It reads about four token budgets ahead; a smaller `batch_tokens` reads less. Where `inputs` is slow, the rows so
-        far are answered after a wait of a tenth of a second. An exception of `inputs` is raised after the answers to the
-        rows before it.
+        It reads about four token budgets ahead; a smaller `batch_tokens` reads less. Where `inputs` is slow, the rows
+        so far are answered after a wait of a tenth of a second. An exception of `inputs` is raised after the answers to
+        the rows before it.
         """
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
@@ -318,7 +319,7 @@ class Engine:
         threshold: float | None = None,
         speedup: float | None = None,
     ) -> Rule:
-        """The criterion that these options stand for; without any, the engine's own. ConfigError where they do not fit."""
+        """The criterion these options stand for; without any, the engine's own. ConfigError where they do not fit."""
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)

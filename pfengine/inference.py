@@ -45,7 +45,7 @@ class TokenAnswers(Answers):
         return self.starts[packed.row_ids - self.base]
 
     def by_row(self, values: np.ndarray, fill: float) -> np.ndarray:
-        """[tokens of all rows, ...] -> [rows, tokens of the longest row, ...], with `fill` beyond a row's own tokens."""
+        """[tokens of all rows, ...] -> [rows, tokens of the longest row, ...], with `fill` beyond a row's tokens."""
         rows, most = len(self.lengths), int(self.lengths.max(initial=0))
         out = np.full((rows, most, *values.shape[1:]), fill, values.dtype)
         out[np.arange(most) < self.lengths[:, None]] = values
