@@ -62,6 +62,7 @@ def warmup(model: Model, packed: Packed, rule: ExitRule | Rule) -> None:
     model.carrier.warmup(packed, rule if isinstance(rule, ExitRule) else model.full_depth)
 
 
+@undisturbed()
 def layer_logits(model: Model, packed: Packed) -> np.ndarray:
     """Logits of every exit, no exits taken: float32 [exits, R, C], of a tag head [exits, T, C]."""
     rows, slots = len(packed.row_ids), np.arange(len(packed.row_ids))
@@ -101,7 +102,7 @@ def run_reference(model: Model, rows: list[RaggedInputs], rule: ExitRule | Rule)
             if not isinstance(rule, ExitRule):
                 leave, rule_state = rule(layer, scores.logits, rule_state, inputs.row_ids)
             elif rule.tested[layer - 1]:
-                where = torch.tensor([slot], device=x.device)
+                where = torch.tensor([slot], dtype=torch.int64, device=x.device)
                 leave, rule_state = decide(rule, layer, scores.logits, scores.learned, rule_state, where, ops.signal)
             else:
                 continue

@@ -113,7 +113,8 @@ class TorchFlight:
 
     @undisturbed()
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
-        self._leave(torch.as_tensor(gone, device=self.places.device), answered)
+        gone = gone if isinstance(gone, Tensor) else torch.from_numpy(gone)
+        self._leave(gone.to(self.places.device), answered)
 
     @undisturbed()
     def join(self, other: Flight) -> None:
@@ -177,7 +178,9 @@ class TorchFlight:
         elif split and reads == "first":
             kept = weights.ops.keys_values(x, self.cu_seqlens, block)
             first = weights.ops.block(x, self.cu_seqlens, block, "first", kept)
-            self.half = Half(x, self.cu_seqlens, block, kept, first, torch.arange(len(self), device=x.device))
+            self.half = Half(
+                x, self.cu_seqlens, block, kept, first, torch.arange(len(self), dtype=torch.int64, device=x.device)
+            )
         else:
             self.x = weights.ops.block(x, self.cu_seqlens, block)
 

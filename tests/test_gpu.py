@@ -107,7 +107,7 @@ def test_recorded_launches_repeat_what_the_first_time_gave(make_checkpoint: Make
         for _ in range(3):
             for rows, expected in zip(batches, first, strict=True):
                 same(engine.predict(rows, criterion=criterion), expected)
-    lane = engine.model.native.take()  # type: ignore[union-attr]
+    lane = engine.model.carrier.take()  # type: ignore[union-attr]
     assert any(graph is not None for graph in lane.graphs.known.values())
 
 
@@ -154,7 +154,7 @@ def test_nothing_in_the_forward_pass_waits(make_checkpoint: Make, random_rows: A
     """A segment, launched or replayed, makes no call that synchronises."""
     engine = pfengine.load(make_checkpoint("bert", head=PAST_FUTURE), device="cuda", precision="bf16")
     rows = random_rows(lengths(40))
-    model: Any = engine.model.native
+    model: Any = engine.model.carrier
     engine.predict(rows, criterion=Entropy(0.9))  # compiles
     lane = model.take()
     real = lane.segment

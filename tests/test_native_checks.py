@@ -208,7 +208,7 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "a learned score of another size": ("Exit", lambda: {"learned": linear(31, 1, thin=True)}),
     "a learned score that is not there": ("run_exit", lambda: {"exit": C.Exit(**exit_arguments() | {"learned": None})}),
     "exits that read what others do not": ("Model", lambda: {"steps": [
-        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.mean}), adds_from=-1),
+        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.all}), adds_from=-1),
         *model_arguments()["steps"]]}),
     "tokens renormalised that nobody reads": ("Model", lambda: {"renormalises": True}),
     "a slot that is not there": ("Flight", lambda: {"slots": np.array([0, 2])}),
@@ -252,7 +252,7 @@ def test_ids_outside_their_table(name: str, argument: str, named: str, wrong: in
 def test_parts_outlive_what_they_were_made_of() -> None:
     """Python may let go of a part's own object once it is part of another; of the tensors it may not."""
     rules, arguments = rule(), flight_arguments()
-    assert not C.Flight(**arguments).advance(rules, LAYERS, 1)
+    assert not C.Flight(**arguments).advance(rules, LAYERS, True, 1)
     before = arguments["logits"].copy()
     for _ in range(50):
         linear(8, 8), merge(), layer(), rule()
@@ -262,6 +262,6 @@ def test_parts_outlive_what_they_were_made_of() -> None:
     del arguments
     for _ in range(50):
         linear(8, 8), merge(), layer(), rule()
-    flight.advance(rules, LAYERS, 1)
+    flight.advance(rules, LAYERS, True, 1)
     assert np.isfinite(before).all()
     assert np.isfinite(logits).all()

@@ -230,17 +230,17 @@ def test_a_round_trip_in_a_forked_child(path: Path) -> None:
 def test_threads_of_lanes_are_made_anew_after_a_fork(path: Path) -> None:
     """An engine that computes in worker threads, as one on a GPU does, whose threads a child does not have."""
     engine = pfengine.load(path)
-    native = engine.model.native
-    assert native is not None
+    carrier = engine.model.carrier
+    assert isinstance(carrier, CpuModel)
 
     class Lanes(CpuModel):
-        LANES = 2
+        lanes = 2
 
         def start(self, *args: Any) -> CpuFlight:
             torch.set_num_threads(1)
-            return native.start(*args)
+            return carrier.start(*args)
 
-    engine.model = replace(engine.model, native=Lanes(native.native, native.parts))
+    engine.model = replace(engine.model, carrier=Lanes(carrier.native, carrier.parts))
     expected = engine.predict(TEXTS * 9, batch_size=2).logits
     pool = engine._workers
     assert pool is engine._workers

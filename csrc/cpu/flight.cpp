@@ -237,7 +237,7 @@ void Flight::states(float* out) const {
     if (by_token_) {
       const std::int64_t count = at_.bounds[held + 1] - start;
       out = std::copy_n(at_.x + start * hidden_, count * hidden_, out);
-    } else if (layer_ && model_.reads(layer_) == Reads::mean) {
+    } else if (model_.reads(layer_) == Reads::mean) {
       run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
       out += hidden_;
     } else {

@@ -34,10 +34,11 @@ struct Model {
   std::int64_t hidden() const { return steps.front().blocks.front().output.outputs; }
   std::int64_t labels() const { return steps.back().exit->merge.labels; }
   bool scores_tokens() const { return steps.back().exit->reads == Reads::all; }
-  // What is read after `layer`, 1-based, where nobody scores it, too.
+  // What is read of `layer`, 1-based, or 0 before the first: as the exit after it reads, or else the next one.
   Reads reads(std::int64_t layer) const {
-    const auto& exit = steps[layer - 1].exit;
-    return exit ? exit->reads : scores_tokens() ? Reads::all : Reads::first;
+    std::int64_t at = layer > 0 ? layer - 1 : 0;
+    while (!steps[at].exit) ++at;  // the last step has one
+    return steps[at].exit->reads;
   }
 
   // Does a later exit add to the past of the one after `layer`, 1-based?

@@ -112,7 +112,11 @@ class CudaFlight:
         slots = torch.from_numpy(self._slots[at]).to(lane.device)
         if parts is None or not self._scored:
             return Exit(self.layer, None, slots)
-        rows_of = here.source_rows[:rows] if self._position.past_moved else torch.arange(rows, device=lane.device)
+        rows_of = (
+            here.source_rows[:rows]
+            if self._position.past_moved
+            else torch.arange(rows, dtype=torch.int64, device=lane.device)
+        )
         learned = None if parts[0].learned is None else lane.buffers.learned.index_select(0, rows_of)
         return Exit(self.layer, lane.buffers.scores.index_select(0, rows_of), slots, learned)
 
@@ -121,7 +125,7 @@ class CudaFlight:
             return
         stream = self._callers_stream()
         with self._working() as lane:
-            given = torch.as_tensor(gone)
+            given = gone if isinstance(gone, Tensor) else torch.from_numpy(gone)
             lane.take_over(given, stream)
             if given.dtype != torch.bool or given.shape != (self._rows,):
                 raise ValueError(

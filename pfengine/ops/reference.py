@@ -182,7 +182,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, que
 
 def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     lengths = cu_seqlens.diff()
-    row_of = torch.repeat_interleave(torch.arange(len(lengths), device=x.device), lengths)
+    row_of = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int64, device=x.device), lengths)
     total = torch.zeros(len(lengths), x.shape[1], dtype=torch.float32, device=x.device)
     return total.index_add_(0, row_of, x.float()) / lengths[:, None]
 

@@ -54,9 +54,9 @@ class Option(NamedTuple):
 class TrainingConfig:
     """Options of `pfengine train`; `Option.help` of each says what it means.
 
-    form sets the head and the loss; pooler, learner, incorporate, states and gate replace single options of the head
-    (see `heads.past_future.Options`). With incorporate "ensemble" or "vote" plain classifiers are trained, and combined
-    by that strategy.
+    form sets the head and the loss; pooler, learner, incorporate, states, gate and reads replace single options of the
+    head (see `heads.past_future.Options`). With incorporate "ensemble" or "vote" plain classifiers are trained, and
+    combined by that strategy.
 
     labels: default: the GLUE task's, or those in the data as they are written, in numeric order where all are integers,
     else sorted; labels that are all numbers, at least one of them with a fraction, are scores: regression.
@@ -95,6 +95,13 @@ class TrainingConfig:
     gate: Annotated[
         str | None,
         Option("Weights of the merging gate: row, label or none.", choices=CHOICES["gate"]),
+    ] = None
+    reads: Annotated[
+        str | None,
+        Option(
+            "What the exits read after each layer: first (the first token) or mean (of all tokens).",
+            choices=CHOICES["reads"],
+        ),
     ] = None
     layers: Annotated[int | None, Option("Use only the first layers of the encoder.", COUNT)] = None
     labels: Annotated[
@@ -188,7 +195,9 @@ class TrainingConfig:
         given = [name for name in CHOICES if getattr(self, name) is not None]
         if self.system == "past-future" and self.incorporate not in NAIVE:
             return HEADS["past-future"].config_faults(self.head(shared_pooler=False))
-        allowed = {"past-future": ["incorporate", "pooler"], "linear": ["pooler"], "full-model": []}[self.system]
+        allowed = {"past-future": ["incorporate", "pooler", "reads"], "linear": ["pooler", "reads"], "full-model": []}[
+            self.system
+        ]
         return [
             f"{name} is {getattr(self, name)!r}, an option of the past-future head, which this run does not train"
             for name in given
@@ -205,10 +214,11 @@ class TrainingConfig:
         own_pooler = "shared" if shared_pooler else "per-layer"
         if self.system == "linear" or self.incorporate in NAIVE:
             combine = self.incorporate if self.incorporate in NAIVE else "none"
-            return {"type": "linear", "pooler": self.pooler or own_pooler, "combine": combine}
+            head = {"type": "linear", "pooler": self.pooler or own_pooler, "combine": combine}
+            return head if self.reads is None else head | {"reads": self.reads}
         pooler = self.pooler or (own_pooler if self.form == "authors" else None)
         return head_of(self.form, pooler=pooler, learner=self.learner, incorporate=self.incorporate,
-                       states=self.states, gate=self.gate)  # fmt: skip
+                       states=self.states, gate=self.gate, reads=self.reads)  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """For pfengine.json: all options except what the head says and paths, which mean nothing elsewhere."""

@@ -72,17 +72,20 @@ class ExitModel(nn.Module):
 
         Returns logits [B, exits, C] and, with labels, the loss and its terms.
         """
-        first = self.first_tokens(inputs)
-        with torch.autocast(first.device.type, enabled=False):  # the head is small, and sums over layers
-            return self.outputs(first.float(), labels)
+        read = self.read_layers(inputs)
+        with torch.autocast(read.device.type, enabled=False):  # the head is small, and sums over layers
+            return self.outputs(read.float(), labels)
 
     @abstractmethod
     def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """first: each layer's state of the first token, float32 [n, B, H]."""
+        """first: what the head reads after each layer, float32 [n, B, H]."""
 
-    def first_tokens(self, inputs: dict[str, Tensor]) -> Tensor:
-        """First tokens' hidden states after every layer, [n, B, H]; some are detached or frozen while training."""
-        self._calls.first = []
+    def read_layers(self, inputs: dict[str, Tensor]) -> Tensor:
+        """What the head reads after every layer, [n, B, H]; some of it is detached or frozen while training.
+
+        That is the first token's hidden state, or the mean of those of a row's tokens.
+        """
+        self._calls.first, self._calls.mask = [], inputs.get("attention_mask")
         with self.freezing.step(self._layers()) if self.training else contextlib.nullcontext():
             self.backbone(**inputs)  # type: ignore[misc]
         return torch.stack(self._calls.first)
@@ -102,8 +105,18 @@ class ExitModel(nn.Module):
         if self.training and self.freezing.detaches(len(first) + 1):
             hidden = hidden.detach()
             output = (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-        first.append(hidden[:, 0])
+        first.append(self._read(hidden))
         return output
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """[B, tokens, H] -> [B, H]."""
+        if self.head_config.get("reads", "first") == "first":
+            return hidden[:, 0]
+        mask: Tensor | None = self._calls.mask
+        if mask is None:
+            return hidden.mean(1)
+        weights = mask.to(hidden.dtype).unsqueeze(-1)
+        return (hidden * weights).sum(1) / weights.sum(1)
 
 
 def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_from_text_to_a_guarantee_and_back(
     assert repr(engine.choose(criterion="apart:0.25")) == "apart:0.25"
     ran: list[Any] = []
     run = loop.run
-    monkeypatch.setattr(loop, "run", lambda m, p, d, criterion, a: (ran.append(criterion), run(m, p, d, criterion, a)))
+    monkeypatch.setattr(loop, "run", lambda m, p, criterion, a: (ran.append(criterion), run(m, p, criterion, a)))
     out = engine.predict(texts, threshold=0.05)
     assert all(isinstance(rule, ExitRule) for rule in ran), "as data: nothing of Python is asked who leaves"
     expected = exits_taken(Apart(0.05, 3), engine.layer_logits(texts), engine.exit_layers)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pfengine.ops import Activation, Norm, reference
+from pfengine.ops import Activation, Norm, Queries, reference
 from pfengine.ops import cpu_torch as cpu
 
 ROWS = [1, 2, 3, 5, 6, 7, 9, 11, 16, 31, 33, 64, 100]
@@ -75,23 +75,27 @@ def test_attention(heads: int, size: int, first_only: bool, dtype: torch.dtype, 
     lengths = [1, 1, 2, 7, 8, 9, 9, 9, 17, 25, 31, 33, 33, 43, 64, 129, 512]
     qkv, bounds = ragged(lengths, 3 * heads * size, dtype)
     scale = size**-0.5
-    full = cpu.attention(qkv, bounds, heads, scale, first_only)
-    plain = reference.attention(qkv, bounds, heads, scale, first_only)
-    exact = reference.attention(qkv.double(), bounds, heads, scale, first_only)
+
+    def queries(starts: torch.Tensor) -> Queries | None:
+        return Queries(starts, torch.arange(len(starts) + 1, dtype=torch.int32)) if first_only else None
+
+    asked = queries(bounds[:-1])
+    full = cpu.attention(qkv, bounds, heads, scale, asked)
+    plain = reference.attention(qkv, bounds, heads, scale, asked)
+    exact = reference.attention(qkv.double(), bounds, heads, scale, asked)
     assert full.shape == plain.shape
     bound(full, plain, exact, 1e-6 if dtype == torch.float32 else 4e-3)
     places = range(len(lengths) + 1) if first_only else bounds.tolist()
     for row, (start, stop) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-        alone = cpu.attention(
-            qkv[start:stop].clone(), torch.tensor([0, stop - start], dtype=torch.int32), heads, scale, first_only
-        )
+        own = torch.tensor([0, stop - start], dtype=torch.int32)
+        alone = cpu.attention(qkv[start:stop].clone(), own, heads, scale, queries(own[:1]))
         assert torch.equal(alone, full[places[row] : places[row + 1]]), lengths[row]
 
 
 def test_attention_of_nothing() -> None:
     qkv, bounds = ragged([], 96, torch.float32)
     for ops in (cpu, reference):
-        assert ops.attention(qkv, bounds, 2, 1.0, False).shape == (0, 32)
+        assert ops.attention(qkv, bounds, 2, 1.0).shape == (0, 32)
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3, 7])

@@ -305,7 +305,7 @@ OURS: dict[str, dict[str, Any]] = {
 )
 def test_every_head_that_is_data(make_checkpoint: Make, head: str, family: str, precision: str) -> None:
     path = make_checkpoint(family, **({"head": OURS[head]} if head else {}))
-    carrier = pfengine.load(path, precision=precision, criterion="never").model.native
+    carrier = pfengine.load(path, precision=precision, criterion="never").model.carrier
     assert isinstance(carrier, CpuModel)
     model = Model(cpu, *carrier.parts, "first", False)
     for number in range(1, 6):

@@ -40,7 +40,8 @@ def model_of(make_checkpoint: Callable[..., Path], head: dict[str, Any], family:
 def inputs() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     ids = torch.randint(2, 90, (6, LENGTH))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    mask = (torch.arange(LENGTH) < torch.tensor([LENGTH, 1, 4, LENGTH, 7, 2])[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 @pytest.mark.parametrize("head", forms())
@@ -72,7 +73,7 @@ def test_trains_and_answers_alike(make_checkpoint: Callable[..., Path], tmp_path
             model.checkpoint_tensors(),
         )  # fmt: skip
     ours = pfengine.load(path, criterion="never").layer_logits(
-        [{"input_ids": row} for row in batch["input_ids"].numpy()]
+        [{"input_ids": row[row > 0]} for row in batch["input_ids"].numpy()]
     )
     np.testing.assert_allclose(ours, theirs, atol=2e-5)  # fp32, five layers
 
@@ -160,7 +161,7 @@ def test_first_tokens_are_those_of_transformers(make_checkpoint: Callable[..., P
         model.eval()
         batch = inputs()
         with torch.no_grad():
-            first = model.first_tokens(batch)
+            first = model.read_layers(batch)
             last = model.backbone(**batch).last_hidden_state[:, 0]
         assert first.shape == (raw["num_hidden_layers"], 6, raw["hidden_size"])
         torch.testing.assert_close(first[-1], last)
