@@ -38,9 +38,7 @@ class CudaModel:
         device = weights.embedding.tables[0].device
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # the weights are there for every stream
-        self.free: queue.SimpleQueue[Lane] = (
-            queue.SimpleQueue()
-        )  # safe for flights that give their lane back while they are garbage-collected
+        self.free: queue.SimpleQueue[Lane] = queue.SimpleQueue()  # reentrant: garbage collection puts lanes back
         self.made = 0
         self.making, self.warming = threading.Lock(), threading.Lock()
 
