@@ -113,3 +113,28 @@ def test_every_file_of_the_extension_is_named() -> None:
 @pytest.mark.parametrize("wrong", ["api.Engine.clasify", "engine.run_layers", "ops.model", "exits.data.Places.nothing"])
 def test_a_name_that_is_gone_is_noticed(wrong: str) -> None:
     assert not exists(wrong)
+
+
+def bound_in_cpp() -> dict[str, list[str]]:
+    """The functions and classes of `_C` with the names of their arguments, as csrc hands them to pybind11."""
+    found: dict[str, list[str]] = {}
+    for file in ("bindings", "flights", "parts", "rules"):
+        source = (ROOT / f"csrc/{file}.cpp").read_text()
+        for name, rest in re.findall(r'\bm\.def\(\s*"(\w+)",(.*?)\);\n', source, re.DOTALL):
+            found[name] = re.findall(r'"(\w+)"_a', rest)
+        for name, rest in re.findall(
+            r'\(m, "(\w+)"\)\s*\.def\(py::init\((.*?_a(?:\.noconvert\(\))?)\)[;\n]', source, re.DOTALL
+        ):
+            found[name] = re.findall(r'"(\w+)"_a', rest)
+    return found
+
+
+def test_the_stub_names_what_cpp_defines() -> None:
+    stub: dict[str, list[str]] = {}
+    for name, node in names("_C").items():
+        function = members(node.body).get("__init__") if isinstance(node, ast.ClassDef) else node
+        if isinstance(function, ast.FunctionDef):
+            arguments = [*function.args.args, *function.args.kwonlyargs]
+            stub[name] = [argument.arg for argument in arguments if argument.arg != "self"]
+    assert stub == bound_in_cpp()
+    assert len(stub) >= 30

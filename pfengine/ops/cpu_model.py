@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from .flight import Answers, Carrier, Exit, Flight
 from .packing import Embedding, Linear, PreparedBlock, PreparedExit, kernels
 from .rule import ExitRule
 
+if TYPE_CHECKING:
+    from .. import _C
+
 
 class CpuModel(Carrier):
     """The carrier of a model that `ops.cpu` prepared."""
@@ -23,10 +26,10 @@ class CpuModel(Carrier):
     lanes = 1  # a flight has all threads
     max_rows = sys.maxsize
 
-    def __init__(self, native: Any, parts: Any) -> None:
-        """native: a _C.Model, which holds addresses of `parts`."""
+    def __init__(self, native: _C.Model, parts: Any) -> None:
+        """native: holds addresses of `parts`."""
         self.native, self.parts = native, parts
-        self._rule: tuple[ExitRule, Any] | None = None  # the last rule, and the same in _C
+        self._rule: tuple[ExitRule, _C.ExitRule] | None = None  # the last rule, and the same in _C
 
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> CpuFlight:
         """As `Carrier.start`. Raises TypeError for arrays of other dtypes, or that are not contiguous."""
@@ -51,7 +54,7 @@ class CpuModel(Carrier):
         slots = packed.cu_seqlens[:-1].astype(np.int64) if by_token else np.arange(len(packed.row_ids))
         self.start(packed, slots, answers).advance(ExitRule(rule.tested), self.native.layers)
 
-    def native_rule(self, rule: ExitRule) -> Any:
+    def native_rule(self, rule: ExitRule) -> _C.ExitRule:
         """The rule as a _C.ExitRule. The last one is kept, because most batches have the rule of the batch before."""
         last = self._rule
         if last is None or last[0] is not rule:
@@ -64,7 +67,7 @@ class CpuFlight(Flight):
 
     __slots__ = ("carrier", "native")
 
-    def __init__(self, carrier: CpuModel, native: Any) -> None:
+    def __init__(self, carrier: CpuModel, native: _C.Flight) -> None:
         self.carrier, self.native = carrier, native
 
     @property

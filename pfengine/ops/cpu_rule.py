@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +12,11 @@ from .. import extension
 from ..extension import address
 from .rule import ExitRule
 
+if TYPE_CHECKING:
+    from .. import _C
 
-def native_rule(rule: ExitRule) -> Any:
+
+def native_rule(rule: ExitRule) -> _C.ExitRule:
     """The rule as a _C.ExitRule, which holds references to the rule's arrays.
 
     Raises ValueError where the rule makes no sense, TypeError where numbers are not contiguous float32.
