@@ -158,7 +158,9 @@ def convert_within(seconds: float, names: Sequence[str], of: Sequence[Model]) ->
     if not wanted or seconds <= 0:
         return {}
     root = Path(__file__).parent.parent
-    program = f"import sys; sys.path.append({str(root)!r}); from bench.conversions import main; main(sys.argv[1:])"
+    # while it imports, an exception could be swallowed, and there is nothing to remove yet
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    program += f"sys.path.append({str(root)!r}); from bench.conversions import main; main(sys.argv[1:])"
     with tempfile.TemporaryFile("w+") as failures:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", program, *wanted], stdout=failures, stderr=subprocess.DEVNULL

@@ -26,8 +26,9 @@ Rows per second, and the new version's over the old one's; goal: at least {goal}
 """
 RULES = """
 ## Criteria
-Time over that with entropy in the same version. Either every row leaves after layer 6, which the criterion itself
-decides, or none leaves though every exit is tested.
+Time over that with entropy in the same version, timed right before or after; in brackets the same in the old version,
+where it knows the criterion. Either every row leaves after layer {layer}, which the criterion itself decides, or none
+leaves though every exit is tested.
 """
 IMPORT = """
 ## Import
@@ -73,21 +74,42 @@ def _lines(found: dict[str, Any], machine: str) -> Iterator[str]:
             ),
         )  # fmt: skip
     if rules := found.get("rules"):
-        yield RULES
-        yield from table(
-            ("criterion", "hidden size", "rows", "rows leave", "old", "new", "goal"),
-            (
-                (
-                    r["what"], str(r["hidden"]), r["rows"], f"after layer {r['exit']}", _shown(r["old"]),
-                    _shown(r["new"], r["new"] <= r["goal"]), f"<= {r['goal']:.2f}",
-                )
-                for r in rules
-            ),
-        )  # fmt: skip
+        yield RULES.format(layer=min(r["exit"] for r in rules))
+        yield from criteria_table(rules)
     if times := found.get("import"):
         yield IMPORT
         new = _shown(times["new"], times["new"] <= times["goal"])
         yield from table(("old", "new", "goal"), [(_shown(times["old"]), new, f"<= {times['goal']}")])
+
+
+def criteria_table(records: list[dict[str, Any]]) -> Iterator[str]:
+    """A line per criterion, a column per case; the worst of those that are data by name, then those that are not."""
+    cases = list(dict.fromkeys((r["hidden"], r["rows"], r["exit"]) for r in records))
+    cells = {(r["what"], (r["hidden"], r["rows"], r["exit"])): r for r in records}
+    names = list(dict.fromkeys(r["what"] for r in records))
+    data = list(dict.fromkeys(r["what"] for r in records if r["data"]))
+    leave = min(r["exit"] for r in records)
+
+    def line(name: str) -> list[str]:
+        return [name, *(_ratio(cells[name, case]) for case in cases)]
+
+    def goals(name: str) -> list[str]:
+        return ["goal", *(f"<= {cells[name, case]['goal']:.2f}" for case in cases)]
+
+    def worst() -> list[str]:
+        slowest = [max((cells[name, case] for name in data), key=lambda r: r["new"]) for case in cases]
+        return ["the worst of them", *(f"{r['what']} {_shown(r['new'], r['new'] <= r['goal'])}" for r in slowest)]
+
+    said = (
+        f"h={hidden}, {rows}, {f'leave after {leave}' if exit == leave else 'stay'}" for hidden, rows, exit in cases
+    )
+    callables = [cells for name in names if name not in data for cells in (line(name), goals(name))]
+    yield from table(("criterion", *said), [*map(line, data), worst(), goals(data[0]), *callables])
+
+
+def _ratio(record: dict[str, Any]) -> str:
+    old = "" if record["old"] is None else f" ({_shown(record['old'])})"
+    return _shown(record["new"], record["new"] <= record["goal"]) + old
 
 
 def _shown(value: float | None, met: bool = True) -> str:

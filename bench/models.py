@@ -19,8 +19,11 @@ from torch import Tensor
 
 LAYERS, HEADS_OF_ATTENTION, VOCABULARY, LABELS = 12, 12, 8000, 2
 PAST_FUTURE = {"type": "past-future", "pooler": "per-layer"}
+BARE = {"type": "linear", "pooler": "none"}  # the least that an exit can be: a product of a few columns
 EXIT_HEADS: dict[str, tuple[dict[str, Any], int]] = {  # and how many layers there are from exit to exit
     "classifier": ({"type": "classifier"}, LAYERS),
+    "bare": (BARE, 1),
+    "bare, every second layer": (BARE, 2),
     "authors": (PAST_FUTURE, 1),
     "authors, every second layer": (PAST_FUTURE, 2),
     "folded": (PAST_FUTURE | {"learner": "linear"}, 1),
@@ -32,11 +35,14 @@ def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
     """BERT of `hidden` numbers per token and 12 layers; the same encoder whatever the head, a key of EXIT_HEADS."""
     options, every = EXIT_HEADS[head]
     plain = options["type"] == "classifier"
-    tensors = random_tensors(encoder_shapes(hidden), seed=0)
-    tensors |= random_tensors(classifier_shapes(hidden) if plain else past_future_shapes(hidden), seed=1)
+    system, shapes = {
+        "classifier": ("full-model", classifier_shapes), "linear": ("linear", linear_shapes),
+        "past-future": ("past-future", past_future_shapes),
+    }[options["type"]]  # fmt: skip
+    tensors = random_tensors(encoder_shapes(hidden), seed=0) | random_tensors(shapes(hidden), seed=1)
     manifest = {
         "format_version": 1,
-        "system": "full-model" if plain else "past-future",
+        "system": system,
         "head": options,
         "criterion": "never" if plain else "entropy",
         "exit_layers": list(range(every, LAYERS + 1, every)),
@@ -99,6 +105,12 @@ def encoder_shapes(hidden: int) -> Shapes:
 
 def classifier_shapes(hidden: int) -> Shapes:
     return _linear("bert.pooler.dense", hidden, hidden) | _linear("classifier", LABELS, hidden)
+
+
+def linear_shapes(hidden: int) -> Shapes:
+    """Without poolers."""
+    weight, bias = (LAYERS, LABELS, hidden), (LAYERS, LABELS)
+    return {"exit_head.classifiers.weight": weight, "exit_head.classifiers.bias": bias}
 
 
 def past_future_shapes(hidden: int) -> Shapes:

@@ -62,6 +62,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("precision", "precision", "<s"),
         ("head", "head", "<s"),
         ("share_of_encoder", "of the encoder", ".1%"),
+        ("share_beyond_bare_exits", "beyond bare exits", ".1%"),
     ),
     "quality": (
         ("contestant", "contestant", "<s"),

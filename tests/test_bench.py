@@ -23,12 +23,14 @@ from pfengine import extension
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # at its end: pfengine stays the one that is installed
 
-from bench import conftest, conversions, core, models, overview  # noqa: E402
+from bench import conftest, conversions, core, core_report, models, overview  # noqa: E402
 from bench.engines import NAMES, REFERENCE, disagreeing  # noqa: E402
 from bench.interleave import interleave  # noqa: E402
 from bench.overview import Case, Run, within  # noqa: E402
 from bench.rows import fixed_batches, make_rows, padded, replay_layers  # noqa: E402
 from bench.tables import write_columns  # noqa: E402
+from pfengine.exits import CRITERIA, DataCriterion  # noqa: E402
+from pfengine.exits.text import has_knob, parse_form  # noqa: E402
 
 
 def run_bench(report: Path, *files: str, **environment: str) -> tuple[str, dict[str, Any]]:
@@ -179,6 +181,59 @@ def test_the_core_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert folder not in page + (tmp_path / "core.json").read_text()
 
 
+@pytest.fixture(scope="module")
+def forced(tmp_path_factory: pytest.TempPathFactory) -> pfengine.Engine:
+    path = core.forced(tmp_path_factory.mktemp("core"), 24)
+    return pfengine.load(path, device="cpu", precision="fp32", criterion="never")
+
+
+@pytest.mark.parametrize("rule", [core.ENTROPY, *core.RULES], ids=lambda rule: rule.name)
+def test_exits_are_forced(forced: pfengine.Engine, rule: core.Rule) -> None:
+    rows = [{"input_ids": row} for row in make_rows(4)]
+    assert set(forced.predict(rows, criterion=rule.leaves).exit_layers) == {core.LEAVES_AT}
+    assert set(forced.predict(rows, criterion=rule.stays).exit_layers) == {models.LAYERS}
+
+
+def test_no_criterion_is_left_out() -> None:
+    """But those that need another head."""
+    here = {"entropy", *(rule.name for rule in core.RULES)}
+    data_ = {name for name, kind in CRITERIA.items() if issubclass(kind, DataCriterion) and has_knob(kind)}
+    ours = {name for name in data_ if CRITERIA[name].__module__.startswith("pfengine.")}
+    assert ours - here == {name for name in ours if name == "learned" or parse_form(name).tokens()}
+    assert here <= ours
+
+
+def test_each_criterion_is_timed_next_to_the_base() -> None:
+    side = object.__new__(core.Side)
+    base, *others = (core.Pass(side, run) for run in ("entropy", "a", "b", "c"))
+    passes = core.beside(base, others)
+    assert [one.run for one in passes] == ["a", "entropy", "b", "c", "entropy"]
+    seconds = [[2.0], [1.0], [3.0], [2.0], [4.0]]
+    assert core.over_base(base, passes, seconds) == dict(zip(others, (2.0, 3.0, 0.5), strict=True))
+    assert core.beside(base, others[:2]) == passes[:3]
+
+
+def test_the_worst_criterion_is_named() -> None:
+    case = {"rows": "one row", "hidden": 384, "goal": 1.03}
+    records = [
+        {"what": what, "data": what != "Python callable", "exit": exit, "new": new, "old": old} | case
+        for what, exit, new, old in (
+            ("patience", 6, 1.01, 1.4), ("beem", 6, 1.02, None), ("patience", 12, 1.05, 1.3), ("beem", 12, 1.0, None),
+            ("Python callable", 6, 1.2, 1.5), ("Python callable", 12, 1.1, 1.5),
+        )
+    ]  # fmt: skip
+    head, _, *lines = core_report.criteria_table(records)
+    assert head == "| criterion | h=384, one row, leave after 6 | h=384, one row, stay |"
+    assert lines == [
+        "| patience | 1.010 (1.400) | **1.050** (1.300) |",
+        "| beem | 1.020 | 1.000 |",
+        "| the worst of them | beem 1.020 | patience **1.050** |",
+        "| goal | <= 1.03 | <= 1.03 |",
+        "| Python callable | **1.200** (1.500) | **1.100** (1.500) |",
+        "| goal | <= 1.03 | <= 1.03 |",
+    ]
+
+
 def test_the_core_beside_nothing(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no pfengine"):
         core.main([str(tmp_path)])
@@ -252,9 +307,10 @@ def test_full_depth_latency_and_replay(tmp_path: Path) -> None:
     beside = [r["contestant"] for r in replay if r["speedup_over_openvino"]]
     assert beside == ([] if "OpenVINO int8" in skipped else ["replay 3x"] * 3)
     assert [(r["batch_size"], r["head"]) for r in report["head"]] == [
-        (size, head) for size in ("2", "stream") for head in ("authors", "authors, every second layer", "folded")
+        (size, head) for size in ("2", "stream") for head in models.EXIT_HEADS if head != "classifier"
     ]
     assert all(-1 < r["share_of_encoder"] < math.inf for r in report["head"])
+    assert all((r["share_beyond_bare_exits"] == 0) == r["head"].startswith("bare") for r in report["head"])
     assert {"throughput-48.png", "throughput-48.svg", "replay-48-int8.png", "replay-48-int8.svg"} == {
         path.name for path in (tmp_path / "pictures").iterdir()
     }

@@ -1,163 +1,30 @@
-"""The GPU suite without a GPU: what it counts, its clocks, its report, and the whole way of it, dry."""
+"""The GPU suite without a GPU: its clocks, its report, and the whole way of it, dry."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # at its end: pfengine stays the one that is installed
 
-from bench.gpu import counted, report, timing, work  # noqa: E402
+from bench.gpu import report, timing, work  # noqa: E402
 from bench.gpu import results as goals  # noqa: E402
-from bench.gpu.costs import COSTS, Cost, Use, cost, name  # noqa: E402
-from bench.gpu.counted import Ceilings, Pass, label, lines  # noqa: E402
 from bench.gpu.parts import copies  # noqa: E402
 from bench.gpu.report import short  # noqa: E402
 from bench.gpu.results import TABLES, Results, kept  # noqa: E402
 from bench.gpu.test_gpu import plan  # noqa: E402
 from bench.gpu.timing import spans  # noqa: E402
 from bench.gpu.work import AUTOTUNED, COMPILED, EAGER  # noqa: E402
-from pfengine import kernels  # noqa: E402
-from pfengine.kernels.attention import attention  # noqa: E402
-from pfengine.kernels.imitation import imitation  # noqa: E402
-from pfengine.kernels.imitation_pooled import imitation_pooled  # noqa: E402
-from pfengine.kernels.launch import Launch, recording  # noqa: E402
-from pfengine.kernels.layer_norm import add_layer_norm  # noqa: E402
-from pfengine.kernels.linear import linear  # noqa: E402
-from pfengine.ops.cuda_lanes import Lane  # noqa: E402
-
-PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}
-PAPER = PAST_FUTURE | {"learner": "linear", "incorporate": "concat", "gate": "row"}
-HEADS: dict[str, dict[str, Any]] = {
-    "authors": PAST_FUTURE,
-    "folded": PAST_FUTURE | {"learner": "linear"},
-    "paper, tanh": PAPER | {"learner": "tanh"},
-    "no gate": PAST_FUTURE | {"gate": "none"},
-    "past only": PAST_FUTURE | {"states": "past", "gate": "none"},
-    "linear": {"type": "linear", "pooler": "per-layer"},
-    "classifier": {"type": "classifier"},
-}
-LENGTHS = Use((3, 1, 5))  # 9 tokens
-
-
-def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta")
-
-
-COUNT, WEIGHT = meta(1, dtype=torch.int32), meta(64, dtype=torch.float32)
-
-
-@pytest.mark.parametrize("labels", [2, 100])
-@pytest.mark.parametrize("every", [False, True])
-@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-def test_every_launch_of_a_pass_has_a_cost(head: dict[str, Any], every: bool, labels: int) -> None:
-    weights = counted.prepare(96, head, layers=3, labels=labels)
-    once = Pass(weights, [3, 1, 5], counted.tested(weights, every))
-    found = once.noted()
-    assert {name(launch) for launch in found} >= {"embed", "linear", "attention", "add_layer_norm"}
-    for launch in found:
-        least = cost(launch, once.use)
-        assert least.bytes > 0
-        assert least.flops >= 0
-        everything = sum(x.numel() * x.element_size() for x in launch.arguments.values() if isinstance(x, Tensor))
-        assert least.bytes <= everything
-    assert sum(line.launches for line in lines(found, once.use, counted.LEADS)) == len(found)
-
-
-def test_every_kernel_has_a_cost() -> None:
-    found = set()
-    for module in pkgutil.iter_modules(kernels.__path__):
-        inside = vars(importlib.import_module(f"pfengine.kernels.{module.name}"))
-        found |= {key.strip("_").removesuffix("_kernel") for key in inside if key.endswith("_kernel")}
-    assert found == set(COSTS)
-
-
-def launched(call: Any) -> Launch:
-    with recording() as launches:
-        call()
-    (launch,) = launches
-    return launch
-
-
-def test_costs_by_hand() -> None:
-    x, bias = meta(9, 64), meta(96, dtype=torch.float32)
-    launch = launched(lambda: linear(x, meta(96, 64), bias, "gelu", COUNT))
-    assert cost(launch, LENGTHS) == Cost(2 * 9 * 96 * 64, 2 * (9 * 64 + 96 * 64 + 9 * 96) + 4 * 96 + 4)
-    assert label(launch, LENGTHS) == "linear 96 x 64, gelu"
-
-    places = meta(3, dtype=torch.int32)  # 3 of 9 rows; 64 of the 80 columns of what is added
-    launch = launched(
-        lambda: linear(
-            x, meta(64, 64), WEIGHT, "none", COUNT, places=places, add=meta(9, 80), add_places=places, add_from=16
-        )
-    )
-    moved = 2 * (3 * 64 + 64 * 64 + 3 * 64 + 3 * 64) + 4 * (64 + 3 + 3 + 1)
-    assert cost(launch, LENGTHS) == Cost(2 * 3 * 64 * 64, moved)
-    assert label(launch, LENGTHS) == "linear 64 x 64, + add, first tokens"
-
-    launch = launched(lambda: add_layer_norm(x, x, WEIGHT, WEIGHT, 1e-12, COUNT))
-    assert cost(launch, LENGTHS) == Cost(8 * 9 * 64, 2 * 3 * 9 * 64 + 4 * 2 * 64 + 4)
-
-    bounds = meta(4, dtype=torch.int32)
-    launch = launched(lambda: attention(meta(9, 192), bounds, 4, 0.25, 5, COUNT))
-    assert cost(launch, LENGTHS) == Cost(4 * 64 * (9 + 1 + 25), 2 * (9 * 192 + 9 * 64) + 4 * 4 + 4)
-    launch = launched(lambda: attention(meta(9, 192), bounds, 4, 0.25, 5, COUNT, first_only=True))
-    assert cost(launch, LENGTHS) == Cost(4 * 64 * 9, 2 * ((2 * 9 + 3) * 64 + 3 * 64) + 4 * 4 + 4)
-
-    projection = meta(2, 128, dtype=torch.float32)
-    launch = launched(
-        lambda: imitation(meta(3, 64), meta(128, 64), meta(128, dtype=torch.float32), projection, "tanh", COUNT)
-    )
-    moved = 2 * (3 * 64 + 128 * 64) + 4 * (128 + 2 * 128 + 2 * 3 * 2 + 1)  # shares of two chunks
-    assert cost(launch, LENGTHS) == Cost(2 * 3 * 128 * 64 + 2 * 3 * 128 * 2, moved)
-
-
-def test_costs_of_pooled_futures_by_hand() -> None:
-    rows, size, ahead, labels, chunks = 3, 128, 4, 2, 2
-    state, learners, bias = meta(rows, size), meta(ahead * size, size), meta(ahead * size, dtype=torch.float32)
-    projection = meta(labels, size, dtype=torch.float32)
-    with recording() as launches:
-        for pooling in ("max", "attention"):
-            imitation_pooled(state, learners, bias, projection, "tanh", pooling, COUNT)
-    assert [name(launch) for launch in launches] == ["imitation_max", "imitation_attend", "imitation_weigh"]
-    largest, attend, weigh = (cost(launch, LENGTHS) for launch in launches)
-    products = 2 * rows * ahead * size * size
-    read = 2 * (rows * size + ahead * size * size) + 4 * (ahead * size + labels * size + 1)
-    parts = 4 * chunks * ahead * rows * (1 + labels)  # of attention: products with the last guess, and shares
-    assert largest == Cost(products + 2 * rows * size * labels, read + 4 * chunks * rows * labels)
-    assert attend == Cost(products + 2 * rows * ahead * size * (1 + labels), read + parts)
-    weighed = rows * ahead * (chunks * (1 + labels) + 2 * labels)
-    assert weigh == Cost(weighed, parts + 4 * (rows * labels + 1))
-
-
-def test_flops_of_a_pass_are_those_of_the_encoder() -> None:
-    """By the book: 24 H^2 a token and layer, 4 H a pair; the last layer computes one token a row, but all keys."""
-    rows, hidden = [3, 9, 20], 384
-    weights = counted.meta_weights(hidden, "classifier")
-    once = Pass(weights, rows, counted.tested(weights, False))
-    found = sum(cost(launch, once.use).flops for launch in once.noted() if name(launch) in ("linear", "attention"))
-    tokens, pairs = sum(rows), sum(length**2 for length in rows)
-    book = 11 * (24 * hidden**2 * tokens + 4 * hidden * pairs)
-    book += 6 * hidden**2 * tokens + 18 * hidden**2 * len(rows) + 4 * hidden * tokens
-    pooler = 2 * hidden**2 * len(rows)
-    assert found == book + pooler
-
-
-def test_the_floor_is_the_longer_of_two_times() -> None:
-    assert Ceilings(10.0, 5.0, False).seconds(Cost(20, 5)) == 2
-    assert Ceilings(10.0, 5.0, False).seconds(Cost(20, 15)) == 3
+from pfengine.ops.cuda_flight import CudaFlight  # noqa: E402
 
 
 def test_the_committed_report_is_what_is_counted_now() -> None:
@@ -319,14 +186,14 @@ def test_clocks_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_spans_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, lane = FakeGpu(monkeypatch), object.__new__(Lane)
-    monkeypatch.setattr(Lane, "compute", lambda self, times: [gpu.work() for _ in range(times)])
+    gpu, flight = FakeGpu(monkeypatch), cast(Any, object.__new__(CudaFlight))
+    monkeypatch.setattr(CudaFlight, "_run", lambda self, times: [gpu.work() for _ in range(times)])
     with spans(torch.device("cuda:0")) as found:
-        lane.compute(2)
+        assert len(flight._run(2)) == 2
         gpu.work()
-        lane.compute(times=1)
+        flight._run(times=1)
     assert [span() for span in found] == [pytest.approx(2e-3), pytest.approx(1e-3)]
-    lane.compute(1)
+    flight._run(1)
     assert len(found) == 2
 
 

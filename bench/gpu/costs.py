@@ -1,7 +1,8 @@
 """What a launch must do at least: FLOPs, and bytes with each input read once and each output written once.
 
 FLOPs are multiplications and additions of products; of LayerNorm 8 a number, and 2 more where three tables are summed.
-Exponentials and the like are not counted. Buffers must be as large as what is in use, but those read by place.
+Exponentials and the like are not counted. Buffers must be as large as what is in use, but those read by rows of their
+own, and those that have a row per slot.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pfengine.kernels.decide import Form
 from pfengine.kernels.launch import Launch
+from pfengine.ops.rule import WINDOWS
 
 
 class Use(NamedTuple):
     """What no shape tells."""
 
     lengths: tuple[int, ...]  # tokens of each row of the batch
+    queries: tuple[int, ...] = ()  # of each row, where attention is given a list of them
 
 
 class Cost(NamedTuple):
@@ -65,29 +69,48 @@ def _embed(launch: Launch, use: Use) -> Cost:
 
 def _attention(launch: Launch, use: Use) -> Cost:
     tokens, width = sum(use.lengths), _shape(launch, "out")[1]
-    first_only = launch.constants["FIRST_ONLY"]
-    queries = [1] * len(use.lengths) if first_only else use.lengths
+    kinds = {"all": use.lengths, "first": (1,) * len(use.lengths), "list": use.queries}
+    queries = kinds[launch.constants["QUERIES"]]
     pairs = sum(asking * asked for asking, asked in zip(queries, use.lengths, strict=True))
-    return Cost(4 * width * pairs, _bytes(launch, qkv=(2 * tokens + sum(queries)) * width))
+    return Cost(4 * width * pairs, _bytes(launch, queries=sum(queries) * width, keys_values=2 * tokens * width))
 
 
-def _answers(launch: Launch, **numbers: int) -> int:
-    """Bytes of a launch that ends with `answers.decide`: before the last layer nobody leaves."""
-    last, once = launch.constants["LAST"], launch.constants["ONCE"]
-    untouched = ([] if last else ["out_logits"]) + ([] if last or once else ["out_layers"])
-    return _bytes(launch, **numbers, **dict.fromkeys(untouched, 0))
+def _decides(launch: Launch, **numbers: int) -> int:
+    """Bytes of a launch that ends with `kernels.decide`: before the last layer nobody leaves.
+
+    Of what there is per slot, the rows' own slots; of the clauses' numbers, those that they read.
+    """
+    (rows, labels), last = _shape(launch, "logits"), launch.constants["LAST"]
+    forms = [Form(*clause) for clause in launch.constants["CLAUSES"]]
+    width, written_alone = sum(form.width(labels) for form in forms), sum(form.memory in WINDOWS for form in forms)
+    shared = [
+        which
+        for form in forms
+        for which in (form.threshold, *([form.times] if form.memory == "running" else []), *[-1] * form.tempered)
+    ]
+    return _bytes(
+        launch,
+        **numbers,
+        to_logits=rows * labels if last else 0,
+        to_layers=rows if last or launch.constants["ONCE"] else 0,
+        state_in=rows * (width - written_alone),  # what a window forgets is not read
+        state_out=rows * width,
+        learned=rows * any(form.signal == "learned" for form in forms),
+        numbers=sum(which < 0 for which in shared),
+        by_slot=rows * len({which for which in shared if which >= 0}),
+    )
 
 
 def _exit_head(launch: Launch, use: Use) -> Cost:
     rows, (labels, inner) = _shape(launch, "logits")[0], _shape(launch, "weight")
-    return Cost(2 * rows * labels * inner, _answers(launch, x=rows * inner))
+    return Cost(2 * rows * labels * inner, _decides(launch, x=rows * inner))
 
 
 def _gate_merge(launch: Launch, use: Use) -> Cost:
     rows, labels = _shape(launch, "logits")
     gates, chunks = launch.arguments["gates"], launch.arguments["chunks"]
     weighs = 2 * gates * labels if launch.arguments["gate"] is not None else 0
-    return Cost(rows * (chunks * labels + weighs), _answers(launch, past=rows * (labels + gates)))
+    return Cost(rows * (chunks * labels + weighs), _decides(launch, past=rows * (labels + gates)))
 
 
 def _imitation(launch: Launch, use: Use) -> Cost:
@@ -113,6 +136,17 @@ def _imitation_weigh(launch: Launch, use: Use) -> Cost:
     return Cost(rows * ahead * (chunks * (1 + labels) + 2 * labels), _bytes(launch))
 
 
+def _mean(launch: Launch, use: Use) -> Cost:
+    rows, size = _shape(launch, "out")
+    return Cost((sum(use.lengths) + rows) * size, _bytes(launch))
+
+
+def _answer(launch: Launch, use: Use) -> Cost:
+    """All of its rows are gone."""
+    rows, labels = _shape(launch, "gone")[0], _shape(launch, "logits")[1]
+    return Cost(0, _bytes(launch, logits=rows * labels, to_logits=rows * labels, to_layers=rows))
+
+
 def _no_products(launch: Launch, use: Use) -> Cost:
     return Cost(0, _bytes(launch))
 
@@ -129,8 +163,10 @@ COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "imitation_attend": _imitation_attend,
     "imitation_weigh": _imitation_weigh,
     "gate_merge": _gate_merge,
+    "mean": _mean,
+    "answer": _answer,
+    "signals": _no_products,
     "survivors": _no_products,
     "tokens": _no_products,
     "remaining": _no_products,
-    "move": _no_products,
 }

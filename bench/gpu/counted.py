@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,20 +11,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pfengine import api
 from pfengine.checkpoint import Checkpoint
 from pfengine.config import parse_backbone
 from pfengine.heads import HEADS
 from pfengine.kernels.launch import Launch, recording
 from pfengine.manifest import Manifest
+from pfengine.model import build
 from pfengine.ops import cuda
-from pfengine.ops.cuda_lanes import LATE_TOKENS, CudaModel
-from pfengine.ops.cuda_model import Bucket, Buffers, Plan, PreparedModel, run_segment
+from pfengine.ops.cuda_buffers import Bucket, Buffers, PreparedModel, Rule, Sizes
+from pfengine.ops.cuda_flight import OVERLAP_TOKENS
+from pfengine.ops.cuda_model import CudaModel
+from pfengine.ops.cuda_rule import forms_of, numbers_of
+from pfengine.ops.cuda_segment import Position, run_segment, segments
+from pfengine.ops.rule import Clause, ExitRule, values
 
 from ..models import EXIT_HEADS, HEADS_OF_ATTENTION, LAYERS, VOCABULARY
 from ..rows import make_rows
 from .costs import Cost, Use, cost, name
 
+NOBODY_LEAVES = (Clause("entropy", "<", values(-math.inf)),)
 WEIGHTS = ("weight", "bias", "learners", "projection", "gate", "gate_bias")
 
 
@@ -36,38 +42,44 @@ class Pass:
         lengths: Sequence[int],
         tested: bytes,
         vocabulary: int = 2,
-        late: bool | None = None,
+        overlap: bool | None = None,
     ) -> None:
-        """tested, late: as in `Plan`; late None: as a lane would have it."""
+        """tested: as in `ExitRule`; overlap: as in `Segment`, None: as a flight would have it."""
         self.weights, self.use = weights, Use(tuple(lengths))
-        if late is None:
-            late = any(tested[:-1]) and sum(lengths) <= LATE_TOKENS
-        self.plan = Plan(tested, replays=False, late=late)
+        if overlap is None:
+            overlap = any(tested[:-1]) and sum(lengths) <= OVERLAP_TOKENS
         self.bucket = Bucket(len(lengths), sum(lengths), max(lengths))
+        self.exit_rule = ExitRule(tested, NOBODY_LEAVES if any(tested) else ())
+        self.rule = Rule(forms_of(self.exit_rule))
+        n, width = len(weights.layers), self.rule.width(weights.labels)
+        self.segments = segments(weights, Position(), self.rule, tested, n, scores=True, overlap=overlap)
         with torch.inference_mode():
-            self.buffers = Buffers(weights, self.bucket.rows, self.bucket.tokens)
+            numbers = numbers_of(self.exit_rule).size
+            self.buffers = Buffers(weights, Sizes(self.bucket.rows, self.bucket.tokens, numbers, width))
             if self.buffers.inbox.device.type != "meta":
                 self._fill(vocabulary)
 
     def _fill(self, vocabulary: int) -> None:
         buffers, generator = self.buffers, np.random.default_rng(3)
-        counts, threshold, _, bounds = buffers.inputs(buffers.inbox, buffers.rows)
-        ids, positions, types = buffers.ids(buffers.inbox, self.bucket)
+        counts, bounds = buffers.counts_and_bounds(buffers.inbox)
+        numbers, _ = buffers.numbers(buffers.inbox, self.rule)
+        ids, positions, types = buffers.ids(buffers.inbox, self.bucket.tokens)
         lengths = self.use.lengths
-        for to, values in (
+        for to, given in (
             (counts, np.array([self.bucket.rows, self.bucket.tokens])),
             (bounds, np.cumsum([0, *lengths])),
+            (numbers, numbers_of(self.exit_rule)),
             (ids, generator.integers(1, vocabulary, self.bucket.tokens)),
             (positions, np.concatenate([np.arange(length) for length in lengths])),
         ):
-            to.copy_(torch.from_numpy(values))
+            to.copy_(torch.from_numpy(given))
         types.zero_()
-        threshold.fill_(-torch.inf)  # nobody leaves
+        buffers.exit_layers.zero_()
 
     @torch.inference_mode()
     def run(self) -> None:
-        for segment in self.plan.segments():
-            run_segment(self.weights, self.buffers, self.plan, segment, self.bucket)
+        for segment in self.segments:
+            run_segment(self.weights, self.buffers, segment, self.bucket)
 
     def noted(self, run: bool = False) -> list[Launch]:
         """What is launched; on the meta device too, where it does not run."""
@@ -187,9 +199,9 @@ def prepare(hidden: int, head: dict[str, Any], layers: int = LAYERS, labels: int
     shapes = backbone.encoder_shapes() | HEADS[head["type"]].shapes(backbone, head)
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     engine = Manifest(system="meta", head=head, criterion="never", exit_layers=tuple(range(1, layers + 1)))
-    model = api.build(Checkpoint(Path(), backbone, engine, tensors, None), cuda, torch.bfloat16)
-    assert isinstance(model.native, CudaModel)
-    return model.native.weights
+    model = build(Checkpoint(Path(), backbone, engine, tensors, None), cuda, torch.bfloat16)
+    assert isinstance(model.carrier, CudaModel)
+    return model.carrier.weights
 
 
 def tested(weights: PreparedModel, every: bool) -> bytes:

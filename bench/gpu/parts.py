@@ -14,8 +14,8 @@ from torch import Tensor
 from pfengine.kernels.attention import attention
 from pfengine.kernels.launch import Launch
 from pfengine.ops import reference
-from pfengine.ops.cuda import full
-from pfengine.ops.cuda_lanes import CudaModel
+from pfengine.ops.cuda_model import CudaModel
+from pfengine.ops.cuda_ops import full
 
 from ..engines import first_line
 from .costs import cost
@@ -85,11 +85,11 @@ def around(calls: Sequence[Any]) -> list[Any]:
 def kernels(batch: int, device: torch.device, results: Results) -> None:
     """A record for each kind of launch of a pass with every exit tested and nobody leaving, SST-2 lengths."""
     hidden = SIZES.hidden[0]
-    native = engine(hidden, "authors", device).model.native
-    assert isinstance(native, CudaModel)
+    carrier = engine(hidden, "authors", device).model.carrier
+    assert isinstance(carrier, CudaModel)
     rows = [min(length, SIZES.most_tokens) for length in lengths(batch)]
-    # never late, as no batch of this size is: what a late exit counts is another number the second time
-    once = Pass(native.weights, rows, tested(native.weights, True), SIZES.vocabulary, late=False)
+    # no overlap, as no batch of this size has it: what `remaining` counts is another number the second time
+    once = Pass(carrier.weights, rows, tested(carrier.weights, True), SIZES.vocabulary, overlap=False)
     once.run()  # compiled
     groups: dict[str, list[Launch]] = {}
     for launch in once.noted(run=True):
@@ -142,7 +142,7 @@ def ragged_attention(device: torch.device, results: Results) -> None:
     generator = torch.Generator(device).manual_seed(0)
     qkv = torch.randn(sum(rows), 3 * hidden, generator=generator, device=device, dtype=SIZES.dtype)
     apart = [part.contiguous() for part in qkv.view(len(qkv), 3, heads, hidden // heads).unbind(1)]
-    wanted = reference.attention(qkv.float(), bounds, heads, (hidden // heads) ** -0.5, False)
+    wanted = reference.attention(qkv.float(), bounds, heads, (hidden // heads) ** -0.5)
     measures: dict[str, Measure] = {}
     for name, call in contestants(bounds, heads, hidden // heads, max(rows)):
         inputs = {"0": qkv} if name == OURS else {str(i): part for i, part in enumerate(apart)}

@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from pfengine.ops.cuda_lanes import Lane
+from pfengine.ops.cuda_flight import CudaFlight
 
 from ..interleave import Rounds
 from .work import SIZES, Prediction
@@ -125,22 +125,23 @@ Span = Callable[[], float]  # seconds, once the device has got there
 def spans(device: torch.device) -> Iterator[list[Span]]:
     """Of each batch that any engine computes meanwhile. Batches that overlap would each count what both take."""
     found: list[Span] = []
-    real = Lane.compute
+    real = CudaFlight._run
 
-    def compute(lane: Lane, *arguments: Any, **options: Any) -> None:
+    def run(flight: CudaFlight, *arguments: Any, **options: Any) -> bool:
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()  # on the lane's stream, which is the current one
-            real(lane, *arguments, **options)
+            some_are_left = real(flight, *arguments, **options)
             end.record()
             found.append(lambda: 1e-3 * float(start.elapsed_time(end)))
         else:
             began = time.perf_counter()
-            real(lane, *arguments, **options)
+            some_are_left = real(flight, *arguments, **options)
             seconds = time.perf_counter() - began
             found.append(lambda: seconds)
+        return some_are_left
 
-    with mock.patch.object(Lane, "compute", compute):
+    with mock.patch.object(CudaFlight, "_run", run):
         yield found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfengine.ops.cuda_lanes import CudaModel
+from pfengine.ops.cuda_model import CudaModel
 
 from ..engines import FP32_TOLERANCE, TOLERANCE, first_line
 from ..rows import Row, fixed_batches, layer_speedup, padded
@@ -182,9 +182,9 @@ def gemm_share(device: torch.device, results: Results) -> None:
     """Rows of one length in large batches, FLOPs as launched: the share of the ceiling that a whole pass reaches."""
     batch, tokens = SIZES.gemm_share
     ours, record = _pass("gemm share", SIZES.gemm_batches * batch, tokens, batch, device)
-    native = ours.engine.model.native
-    assert isinstance(native, CudaModel)
-    once = Pass(native.weights, [tokens] * batch, tested(native.weights, False))
+    carrier = ours.engine.model.carrier
+    assert isinstance(carrier, CudaModel)
+    once = Pass(carrier.weights, [tokens] * batch, tested(carrier.weights, False))
     flops = SIZES.gemm_batches * sum(cost(launch, once.use).flops for launch in once.noted())
     rates = {f"{clock}_flops_per_second": flops / record[f"{clock}_seconds"] for clock in ("wall", "device")}
     results.add("single", {**record, "batch": batch, "flops": flops, **rates})

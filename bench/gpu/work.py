@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 import pfengine
-from pfengine import api, reader
+from pfengine import reader
 from pfengine.exits import Replay
+from pfengine.model import build
 from pfengine.ops import OpSet, cuda, reference
 
 from .. import models
@@ -161,7 +162,7 @@ def ragged_torch(hidden: int, device: torch.device) -> pfengine.Engine:
 def engine_over(ops: OpSet, hidden: int, head: str, device: torch.device) -> pfengine.Engine:
     ckpt = reader.read(path(hidden, head))
     plain = pfengine.load(ckpt.path, device="cpu", precision="fp32", criterion="never")
-    plain.model, plain.device = api.build(ckpt, ops, SIZES.dtype, device), device
+    plain.model, plain.device = build(ckpt, ops, SIZES.dtype, device), device
     return plain
 
 

@@ -1,0 +1,215 @@
+"""What the GPU suite counts: that every launch has a cost, and the costs by hand."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+sys.path.append(str(Path(__file__).parent.parent))  # at its end: pfengine stays the one that is installed
+
+from bench.gpu import counted
+from bench.gpu.costs import COSTS, Cost, Use, cost, name
+from bench.gpu.counted import Ceilings, Pass, label, lines
+from pfengine import kernels
+from pfengine.kernels import report as shipping
+from pfengine.kernels.answers import answer
+from pfengine.kernels.attention import attention
+from pfengine.kernels.decide import Decided, ExitTest, Form
+from pfengine.kernels.exit_head import exit_head
+from pfengine.kernels.imitation import imitation
+from pfengine.kernels.imitation_pooled import imitation_pooled
+from pfengine.kernels.launch import Launch, recording
+from pfengine.kernels.layer_norm import add_layer_norm
+from pfengine.kernels.linear import linear
+from pfengine.kernels.mean import mean
+from pfengine.kernels.signals import signals
+
+PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}
+PAPER = PAST_FUTURE | {"learner": "linear", "incorporate": "concat", "gate": "row"}
+HEADS: dict[str, dict[str, Any]] = {
+    "authors": PAST_FUTURE,
+    "folded": PAST_FUTURE | {"learner": "linear"},
+    "paper, tanh": PAPER | {"learner": "tanh"},
+    "no gate": PAST_FUTURE | {"gate": "none"},
+    "past only": PAST_FUTURE | {"states": "past", "gate": "none"},
+    "linear": {"type": "linear", "pooler": "per-layer"},
+    "mean": {"type": "linear", "pooler": "none", "reads": "mean"},
+    "classifier": {"type": "classifier"},
+}
+LENGTHS = Use((3, 1, 5))  # 9 tokens
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+COUNT, WEIGHT = meta(1, dtype=torch.int32), meta(64, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("labels", [2, 100])
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_every_launch_of_a_pass_has_a_cost(head: dict[str, Any], every: bool, labels: int) -> None:
+    weights = counted.prepare(96, head, layers=3, labels=labels)
+    once = Pass(weights, [3, 1, 5], counted.tested(weights, every))
+    found = once.noted()
+    assert {name(launch) for launch in found} >= {"embed", "linear", "attention", "add_layer_norm"}
+    for launch in found:
+        least = cost(launch, once.use)
+        assert least.bytes > 0
+        assert least.flops >= 0
+        everything = sum(x.numel() * x.element_size() for x in launch.arguments.values() if isinstance(x, Tensor))
+        assert least.bytes <= everything
+    assert sum(line.launches for line in lines(found, once.use, counted.LEADS)) == len(found)
+
+
+def test_every_kernel_has_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipping, "_key", name)  # one launch per kernel; what it was needs kernels that are compiled
+    found = set()
+    for module in pkgutil.iter_modules(kernels.__path__):
+        inside = vars(importlib.import_module(f"pfengine.kernels.{module.name}"))
+        found |= {key.strip("_").removesuffix("_kernel") for key in inside if key.endswith("_kernel")}
+    assert found == set(COSTS) == {name(launch) for launch in shipping.shipped()}
+
+
+def launched(call: Any) -> Launch:
+    with recording() as launches:
+        call()
+    (launch,) = launches
+    return launch
+
+
+def test_costs_by_hand() -> None:
+    x, bias = meta(9, 64), meta(96, dtype=torch.float32)
+    launch = launched(lambda: linear(x, meta(96, 64), bias, "gelu", COUNT))
+    assert cost(launch, LENGTHS) == Cost(2 * 9 * 96 * 64, 2 * (9 * 64 + 96 * 64 + 9 * 96) + 4 * 96 + 4)
+    assert label(launch, LENGTHS) == "linear 96 x 64, gelu"
+
+    rows = meta(3, dtype=torch.int32)  # 3 of 9 rows; 64 of the 80 columns of what is added
+    launch = launched(
+        lambda: linear(
+            x, meta(64, 64), WEIGHT, "none", COUNT,
+            source_rows=rows, add=meta(9, 80), add_source_rows=rows, add_from=16,
+        )
+    )  # fmt: skip
+    moved = 2 * (3 * 64 + 64 * 64 + 3 * 64 + 3 * 64) + 4 * (64 + 3 + 3 + 1)
+    assert cost(launch, LENGTHS) == Cost(2 * 3 * 64 * 64, moved)
+    assert label(launch, LENGTHS) == "linear 64 x 64, + add, first tokens"
+
+    launch = launched(lambda: add_layer_norm(x, x, WEIGHT, WEIGHT, 1e-12, COUNT))
+    assert cost(launch, LENGTHS) == Cost(8 * 9 * 64, 2 * 3 * 9 * 64 + 4 * 2 * 64 + 4)
+
+    bounds = meta(4, dtype=torch.int32)
+    launch = launched(lambda: attention(meta(9, 192), bounds, 4, 0.25, 5, COUNT))
+    assert cost(launch, LENGTHS) == Cost(4 * 64 * (9 + 1 + 25), 2 * (9 * 192 + 9 * 64) + 4 * 4 + 4)
+    launch = launched(lambda: attention(meta(9, 192), bounds, 4, 0.25, 5, COUNT, "first"))
+    assert cost(launch, LENGTHS) == Cost(4 * 64 * 9, 2 * ((2 * 9 + 3) * 64 + 3 * 64) + 4 * 4 + 4)
+
+    projection = meta(2, 128, dtype=torch.float32)
+    launch = launched(
+        lambda: imitation(meta(3, 64), meta(128, 64), meta(128, dtype=torch.float32), projection, "tanh", COUNT)
+    )
+    moved = 2 * (3 * 64 + 128 * 64) + 4 * (128 + 2 * 128 + 2 * 3 * 2 + 1)  # shares of two chunks
+    assert cost(launch, LENGTHS) == Cost(2 * 3 * 128 * 64 + 2 * 3 * 128 * 2, moved)
+
+
+def test_costs_of_other_reads_by_hand() -> None:
+    """Attention of listed queries, means, signals, and the answers of rows that are gone."""
+    bounds, asked = meta(4, dtype=torch.int32), LENGTHS._replace(queries=(2, 0, 1))
+    keys_values, queries = meta(9, 128), meta(3, 64)
+    launch = launched(lambda: attention(keys_values, bounds, 4, 0.25, 5, COUNT, (queries, bounds)))
+    moved = 2 * (9 * 128 + 3 * 64 + 3 * 64) + 2 * 4 * 4 + 4
+    assert cost(launch, asked) == Cost(4 * 64 * (2 * 3 + 0 * 1 + 1 * 5), moved)
+
+    launch = launched(lambda: mean(meta(9, 64), bounds, COUNT))
+    assert cost(launch, LENGTHS) == Cost((9 + 3) * 64, 2 * 9 * 64 + 4 * 3 * 64 + 4 * 4 + 4)
+
+    scores = meta(3, 2, dtype=torch.float32)
+    launch = launched(lambda: signals("margin", scores))
+    assert cost(launch, LENGTHS) == Cost(0, 4 * (3 * 2 + 3))
+
+    to_logits, to_layers = meta(50, 2, dtype=torch.float32), meta(50, dtype=torch.int64)
+    gone, slots = meta(3, dtype=torch.bool), meta(3, dtype=torch.int64)
+    launch = launched(
+        lambda: answer(
+            gone, to_logits, slots, COUNT, 3, to_logits, to_layers, source_rows=meta(3, dtype=torch.int32)
+        )
+    )  # fmt: skip
+    assert cost(launch, LENGTHS) == Cost(0, 3 + 3 * 8 + 2 * 4 * 3 * 2 + 3 * 8 + 3 * 4 + 4)
+
+
+@pytest.mark.parametrize(
+    ("forms", "numbers"),
+    [  # read of the clauses' numbers, and per row: of numbers by slot, of what it remembers, read and written
+        ((Form("entropy", "<"),), (1, 0, 0, 0)),
+        ((Form("confidence", ">", "side", 3, tempered=True), Form("layer", ">=", threshold=0)), (2, 1, 2, 3)),
+        ((Form("label_repeats", ">=", "running", times=0), Form("learned", "<")), (2, 2, 2, 2)),
+        ((Form("label_repeats", ">=", "running"), Form("label", ">", "votes")), (3, 0, 4, 4)),
+    ],
+)
+def test_costs_of_clauses_by_hand(forms: tuple[Form, ...], numbers: tuple[int, int, int, int]) -> None:
+    """Three rows of 50 slots: of what there is per slot, their own."""
+    rows, labels, slots, width = 3, 2, 50, sum(form.width(2) for form in forms)
+    fp32: dict[str, Any] = {"dtype": torch.float32}
+    state = meta(slots, width, **fp32) if width else None
+    test = ExitTest(
+        3, forms, meta(len(forms), 3, **fp32), meta(1, slots, **fp32), state, state, meta(rows, **fp32),
+        meta(rows, dtype=torch.int64), meta(slots, labels, **fp32), meta(slots, dtype=torch.int64),
+    )  # fmt: skip
+    shared, per_row, read, written = numbers
+    for again in (test, test._replace(once=True)):
+        launch = launched(
+            lambda test=again: exit_head(
+                meta(rows, 64), meta(labels, 64, **fp32), meta(labels, **fp32), test, COUNT,
+                out=Decided.empty(rows, labels, COUNT.device),
+            )
+        )  # fmt: skip
+        product = 2 * rows * 64 + 4 * (labels * 64 + labels) + 4
+        decides = 4 * rows * labels + rows + 8 * rows + 8 * rows * again.once
+        assert cost(launch, LENGTHS) == Cost(
+            2 * rows * labels * 64, product + decides + 4 * (shared + rows * (per_row + read + written))
+        )
+
+
+def test_costs_of_pooled_futures_by_hand() -> None:
+    rows, size, ahead, labels, chunks = 3, 128, 4, 2, 2
+    state, learners, bias = meta(rows, size), meta(ahead * size, size), meta(ahead * size, dtype=torch.float32)
+    projection = meta(labels, size, dtype=torch.float32)
+    with recording() as launches:
+        for pooling in ("max", "attention"):
+            imitation_pooled(state, learners, bias, projection, "tanh", pooling, COUNT)
+    assert [name(launch) for launch in launches] == ["imitation_max", "imitation_attend", "imitation_weigh"]
+    largest, attend, weigh = (cost(launch, LENGTHS) for launch in launches)
+    products = 2 * rows * ahead * size * size
+    read = 2 * (rows * size + ahead * size * size) + 4 * (ahead * size + labels * size + 1)
+    parts = 4 * chunks * ahead * rows * (1 + labels)  # of attention: products with the last guess, and shares
+    assert largest == Cost(products + 2 * rows * size * labels, read + 4 * chunks * rows * labels)
+    assert attend == Cost(products + 2 * rows * ahead * size * (1 + labels), read + parts)
+    weighed = rows * ahead * (chunks * (1 + labels) + 2 * labels)
+    assert weigh == Cost(weighed, parts + 4 * (rows * labels + 1))
+
+
+def test_flops_of_a_pass_are_those_of_the_encoder() -> None:
+    """By the book: 24 H^2 a token and layer, 4 H a pair; the last layer computes one token a row, but all keys."""
+    rows, hidden = [3, 9, 20], 384
+    weights = counted.meta_weights(hidden, "classifier")
+    once = Pass(weights, rows, counted.tested(weights, False))
+    found = sum(cost(launch, once.use).flops for launch in once.noted() if name(launch) in ("linear", "attention"))
+    tokens, pairs = sum(rows), sum(length**2 for length in rows)
+    book = 11 * (24 * hidden**2 * tokens + 4 * hidden * pairs)
+    book += 6 * hidden**2 * tokens + 18 * hidden**2 * len(rows) + 4 * hidden * tokens
+    pooler = 2 * hidden**2 * len(rows)
+    assert found == book + pooler
+
+
+def test_the_floor_is_the_longer_of_two_times() -> None:
+    assert Ceilings(10.0, 5.0, False).seconds(Cost(20, 5)) == 2
+    assert Ceilings(10.0, 5.0, False).seconds(Cost(20, 15)) == 3
