@@ -92,7 +92,7 @@ class Replay(_Fixed):
         thresholds: np.ndarray | None = None,
     ) -> ExitRule:
         if first_row + slots > self.rows:
-            raise ConfigError(f"replay has exit layers for {self.rows} rows, but there is a row {self.rows}")
+            raise ConfigError(f"replay has exit layers for {self.rows} rows, and the input has more; give one per row")
         tested = bytes(layer in exit_layers for layer in range(1, num_layers + 1))
         return ExitRule(tested, (self._clause(self.layers[first_row : first_row + slots]),))
 

@@ -29,7 +29,7 @@ def kernels() -> Any:
     name = os.environ.get("PFENGINE_ISA", "")
     found = extension.native().find_kernels(name)
     if found is None:
-        raise ConfigError(f"PFENGINE_ISA is {name!r}; there are no kernels of that name that this processor runs")
+        raise ConfigError(f"PFENGINE_ISA is {name!r}, and this processor runs no kernels of that name; leave it unset")
     return found
 
 
