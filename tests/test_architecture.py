@@ -28,6 +28,12 @@ def section(title: str) -> str:
     return PAGE.partition(f"\n{title}\n")[2].partition(f"\n{level} ")[0]
 
 
+LINKS = [
+    (page, link)
+    for page in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/criteria.md")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
+]
+
 WALK = section("## A walk from `classify` to the kernels")
 
 
@@ -82,6 +88,11 @@ def test_every_dotted_name_exists(name: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_exists(file: str) -> None:
     assert any((root / file).exists() for root in (ROOT, ROOT / "pfengine"))
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_lead_somewhere(page: str, link: str) -> None:
+    assert ((ROOT / page).parent / link).exists()
 
 
 @pytest.mark.parametrize(("file", "name"), CPP)

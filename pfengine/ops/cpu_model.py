@@ -94,7 +94,7 @@ class CpuFlight(Flight):
         return Exit(layer, _tensor(logits), torch.from_numpy(slots), _tensor(learned))
 
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
-        """As `Flight.leave`. Raises TypeError where `gone` is not of bool."""
+        """As `Flight.leave`. Raises ValueError where `gone` has another size, TypeError where it is not of bool."""
         gone = gone.numpy(force=True) if isinstance(gone, Tensor) else gone
         self.native.leave(gone, answered, extension.threads())
 

@@ -76,7 +76,7 @@ class Flight(Protocol):
 
         answered: with that exit's scores, which must have been computed. Otherwise the rows are dropped, and their
         slots stay as they are. For a tag head gone is bool [T]: a token that leaves is frozen, and a row leaves with
-        its last token. Raises ValueError where gone is of another size, or there are no scores to answer with.
+        its last token. Raises ValueError where there are no scores to answer with.
         """
 
     def join(self, other: Flight) -> None:
