@@ -23,9 +23,7 @@ from .models import EXIT_HEADS, LAYERS, random_checkpoint
 from .rows import fixed_batches, make_rows
 
 ENCODER = "classifier"
-BARE = {
-    every: head for head, (options, every) in EXIT_HEADS.items() if options is models.BARE
-}  # by the layers between exits
+BARE = {every: head for head, (options, every) in EXIT_HEADS.items() if options is models.BARE}  # by spacing
 TESTED = "entropy:0"  # no entropy is below 0
 
 pytestmark = pytest.mark.timeout(3600)
