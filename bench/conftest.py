@@ -25,7 +25,7 @@ CLOCK = pytest.StashKey[Clock]()
 
 @functools.cache
 def measured(batch_size: int) -> dict[str, Any]:
-    """Every contestant on the same rows, one round after the other, after a round that checks their answers."""
+    """Time every contestant on the same rows, round by round, after a round that checks their answers."""
     ckpt, texts = open_checkpoint(), read_texts()
     calls = contestants(ckpt, batch_size)
     rounds = interleave({name: partial(call, texts) for name, call in calls.items()}, check)
@@ -45,7 +45,7 @@ def measured(batch_size: int) -> dict[str, Any]:
 
 
 def check(answers: dict[str, Any]) -> None:
-    """No timing unless all contestants give the same answers."""
+    """Raise unless all contestants give the same answers; then nothing is timed."""
     on, off = answers["pfengine, exits on"], answers["pfengine, exits off"]
     np.testing.assert_array_equal(answers["pfengine, replay"][1], on[1])
     np.testing.assert_allclose(answers["pfengine, replay"][0], on[0])
@@ -82,13 +82,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[AT_THE_END] = writes
     if _of_overview(config) and hasattr(config.option, "benchmark_quiet"):
         config.option.benchmark_quiet = True  # one table is enough
-        config.option.reportchars = "fEX"  # it names who is missing
+        config.option.reportchars = "fEX"  # names the contestants that are missing
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Without --full the overview alone, with it all others; a file or folder that is named is run in any case."""
+    """Without --full only the overview runs, with it all other suites. A file or folder that is named always runs."""
     if collection_path == HERE / "gpu" and importlib.util.find_spec("triton") is None:
-        return True  # Linux alone has it
+        return True  # only Linux has it
     suite = collection_path.name.startswith("test_") or collection_path == HERE / "gpu"
     if not suite or any(path == collection_path or HERE in path.parents for path in _named(config)):
         return None

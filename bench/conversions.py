@@ -1,4 +1,4 @@
-"""A model in the peers' formats: each made once, kept in the cache, and never half there."""
+"""A model in the peers' formats. Each is made once and kept in the cache; an unfinished one is never left there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # in the order of Be
 
 
 def source(model: Model) -> Path:
-    """The one checkpoint that all contestants run."""
+    """The checkpoint that all contestants run."""
     if isinstance(model, int):
         return random_checkpoint(CACHE, model, "classifier")
     if model == BUNDLED:
@@ -35,7 +35,7 @@ def source(model: Model) -> Path:
 
 
 def rows_of(model: Model, n: int, seed: int = 0) -> list[Row]:
-    """Token ids: of sentences for the bundled checkpoint, else random ones of the same lengths."""
+    """Token ids: of sentences for the bundled checkpoint, otherwise random ones of the same lengths."""
     return open_checkpoint().rows(read_texts()[:n]) if model == BUNDLED else make_rows(n, seed)
 
 
@@ -96,7 +96,7 @@ def onnx_fp32(model: Model) -> Path:
 
 
 def onnx_int8(model: Model) -> Path:
-    """Quantised by ONNX Runtime: weights beforehand, a scale a channel; activations as they come."""
+    """Quantised by ONNX Runtime: weights beforehand, with a scale per channel; activations at run time."""
 
     def make(directory: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -112,7 +112,7 @@ def _example() -> dict[str, torch.Tensor]:
 
 
 def place(package: str, model: Model, precision: str) -> Path:
-    """Named after the release of the package that makes it, and after the weights."""
+    """A path named after the release of the package that makes the model, and after the weights."""
     weights = _digest() if model == BUNDLED else str(model)
     return CACHE / f"{package}-{version(package)}-{precision}-{weights}"
 
@@ -129,7 +129,7 @@ def _digest() -> str:
     return f"{open_checkpoint().path.name}-{found.hexdigest()[:12]}"
 
 
-# contestant -> what makes it, and the package whose name it has in the cache; what takes longest comes last
+# contestant -> what makes its model, and the package that the cache names it after; the slowest comes last
 CONVERTED: dict[str, tuple[Callable[[Model], Path], str]] = {
     "OpenVINO fp32": (openvino_fp32, "openvino"),
     "ONNX Runtime fp32": (onnx_fp32, "onnx"),
@@ -139,7 +139,7 @@ CONVERTED: dict[str, tuple[Callable[[Model], Path], str]] = {
 
 
 def converted(name: str, model: Model) -> bool:
-    """Is what the contestant runs in the cache, or is there nothing that has to be?"""
+    """Is the contestant's model in the cache, or does it need none?"""
     name = "OpenVINO fp32" if name == "OpenVINO bf16" else name
     if name not in CONVERTED:
         return True
@@ -150,9 +150,9 @@ def converted(name: str, model: Model) -> bool:
 
 
 def convert_within(seconds: float, names: Sequence[str], of: Sequence[Model]) -> dict[tuple[str, Model], str]:
-    """Convert what is missing, in a process of its own that is stopped in time; what it has made by then is kept.
+    """Convert what is missing, in another process, which is stopped in time. What it has made by then is kept.
 
-    Returns what failed, and how.
+    Returns what failed, and why.
     """
     wanted = {f"{name}={model}": (name, model) for name in names for model in of if not converted(name, model)}
     if not wanted or seconds <= 0:
@@ -168,7 +168,7 @@ def convert_within(seconds: float, names: Sequence[str], of: Sequence[Model]) ->
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # it removes what it has not finished
+            process.send_signal(signal.SIGINT)  # the process removes what it has not finished
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
@@ -180,7 +180,7 @@ def convert_within(seconds: float, names: Sequence[str], of: Sequence[Model]) ->
 
 
 def main(wanted: Sequence[str]) -> None:
-    """wanted: such as "OpenVINO int8=768". One that fails is printed, and keeps no other from being made."""
+    """wanted: for example "OpenVINO int8=768". A conversion that fails is printed, and the others are still made."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for each in wanted:
         name, _, model = each.partition("=")

@@ -1,4 +1,4 @@
-"""Answers the requests of `bench.core` with whichever pfengine is on its path: a line of JSON each way.
+"""Answers requests of `bench.core` with the pfengine that is on its path: one line of JSON each way.
 
 It uses pfengine's public interface alone, so that it runs with any version. Started as a script, never imported.
 """
@@ -40,7 +40,7 @@ class Server:
     def prepare(
         self, run: str, engine: str, batches: list[list[int]], rows: list[list[int]], criterion: Any
     ) -> dict[str, Any]:
-        """Makes a pass ready, a call of `predict` per batch, and says what it answers.
+        """Prepare a pass, one call of `predict` per batch, and return what it answers.
 
         batches: indices of rows; criterion: text, {"replay": layers of all rows} or {"callable": threshold}.
         """
@@ -60,7 +60,7 @@ class Server:
         return {"exit_layers": layers.tolist(), "logits": hashlib.sha256(logits.tobytes()).hexdigest()}
 
     def time(self, run: str, times: int) -> float:
-        """Seconds of a pass, the mean of several in a row."""
+        """The mean seconds of a pass, over several in a row."""
         once = self.runs[run]
         start = time.perf_counter()
         for _ in range(times):
@@ -83,7 +83,7 @@ def _criteria(criterion: Any, batches: list[list[int]]) -> Iterator[Any]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what anybody prints is no answer
+    os.dup2(2, 1)  # what libraries print must not mix with answers
     server = Server()
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""Who is measured at full depth: pfengine and its peers, all on one checkpoint."""
+"""The contestants at full depth: pfengine and its peers, all on one checkpoint."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .rows import PEERS_STREAM, Row, fixed_batches, padded
 Call = Callable[[list[Row]], np.ndarray]  # a batch of rows -> logits [rows, labels]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-REFERENCE = "transformers fp32"  # whose logits the others must have
+REFERENCE = "transformers fp32"  # the others must have its logits
 FP32_TOLERANCE = 2e-4  # of a logit
-TOLERANCE = {"bf16": 0.05, "int8": 0.15}  # of the range of all logits; seen: 0.012 and 0.06
-MOST_CHARACTERS = 240  # of an error
-SKIPPED: dict[str, str] = {}  # contestant -> why it is not there
+TOLERANCE = {"bf16": 0.05, "int8": 0.15}  # as a share of the range of all logits; 0.012 and 0.06 were seen
+MOST_CHARACTERS = 240  # in an error message
+SKIPPED: dict[str, str] = {}  # contestant -> why it is missing
 REFUSED: dict[str, str] = {}  # contestant -> how its answers differ
 
 
@@ -34,10 +34,10 @@ REFUSED: dict[str, str] = {}  # contestant -> how its answers differ
 class Contestant:
     name: str
     call: Call
-    streams: bool  # makes batches by itself
+    streams: bool  # does it make batches by itself?
 
     def run(self, rows: Sequence[Row], batch_size: BatchSize, laps: list[float] | None = None) -> np.ndarray:
-        """Logits in the rows' order, a call per batch; its seconds are appended to `laps`."""
+        """Logits in the rows' order, one call per batch. The seconds of each call are appended to `laps`."""
         if batch_size is None and self.streams:
             return self.call(list(rows))
         parts, order = [], []
@@ -58,12 +58,12 @@ def precision(name: str) -> str:
 
 
 def openvino_peer(name: str) -> str:
-    """OpenVINO of the same precision, which ratios are against."""
+    """The name of OpenVINO in the same precision, which ratios are against."""
     return f"OpenVINO {precision(name)}"
 
 
 def absent(name: str) -> str | None:
-    """Why it is not there: nobody asked for it, or a package that it needs is not installed."""
+    """Why it is missing: it was not asked for, or a package that it needs is not installed."""
     if name != REFERENCE and not name.startswith(CONTESTANTS):
         return "left out by PFENGINE_BENCH_CONTESTANTS"
     for package in _MAKERS[name][0]:
@@ -77,15 +77,15 @@ def absent(name: str) -> str | None:
 
 @functools.cache
 def contestant(name: str, model: Model) -> Contestant | None:
-    """None, and a line in SKIPPED, where it cannot run here."""
+    """The contestant; None, and a line in SKIPPED, where it cannot run here."""
     if why := absent(name):
         SKIPPED[name] = why
         return None
     try:
         call = _MAKERS[name][1](model, precision(name))
-        call([[1, 2, 3], [4, 5]])  # what is compiled at the first call may fail there
+        call([[1, 2, 3], [4, 5]])  # compiling at the first call may fail
     except Exception as error:
-        # of pfengine only a precision that needs the compiled kernels may be missing
+        # for pfengine, only a precision that needs the compiled kernels may be missing
         if name == REFERENCE or (name.startswith("pfengine") and not isinstance(error, pfengine.ConfigError)):
             raise
         SKIPPED[name] = first_line(error)
@@ -99,7 +99,7 @@ def contestants(model: Model, names: Sequence[str] | None = None) -> dict[str, C
 
 
 def differences(answers: dict[str, Any], reference: str = REFERENCE) -> dict[str, str]:
-    """Contestants whose logits are not the reference's, and by how much."""
+    """Contestants whose logits differ from the reference's, and by how much."""
     if reference not in answers:
         return dict.fromkeys(answers, f"there is no {reference} to compare logits with")
     expected = answers[reference]
@@ -107,13 +107,13 @@ def differences(answers: dict[str, Any], reference: str = REFERENCE) -> dict[str
     for name, logits in answers.items():
         allowed = TOLERANCE.get(precision(name), 0.0) * np.ptp(expected) or FP32_TOLERANCE
         error = float(np.abs(logits - expected).max())
-        if not error <= allowed:  # nan too
+        if not error <= allowed:  # also for nan
             found[name] = f"logits differ from {reference} by {error:.2g}, more than {allowed:.2g}"
     return found
 
 
 def disagreeing(answers: dict[str, Any]) -> set[str]:
-    """Contestants whose logits are not transformers' own, with a line each in REFUSED."""
+    """Contestants whose logits differ from transformers', with a line each in REFUSED."""
     found = differences(answers)
     REFUSED.update(found)
     return set(found)
@@ -166,7 +166,7 @@ def _openvino(model: Model, precision: str) -> Call:
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        # between its int8 products, too, OpenVINO is faster in bf16
+        # OpenVINO is faster in bf16 also between its int8 products
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
     }
     request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()

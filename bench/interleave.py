@@ -1,4 +1,4 @@
-"""Contestants timed in interleaved rounds: a drift of the machine's speed meets all of them."""
+"""Contestants timed in interleaved rounds, so that a drift of the machine's speed affects all of them alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rounds:
         return statistics.median(self.seconds[name])
 
     def speedup(self, name: str, base: str) -> float | None:
-        """How much faster `name` is than `base`, pair by pair within a round; None where `base` was not timed."""
+        """How many times as fast as `base` `name` is, in each round; None where `base` was not timed."""
         if base not in self.seconds:
             return None
         return statistics.median(b / t for b, t in zip(self.seconds[base], self.seconds[name], strict=True))
@@ -33,10 +33,11 @@ def interleave(
     rounds: int = ROUNDS,
     seconds: float = math.inf,
 ) -> Rounds:
-    """Every contestant once per round, after a warm-up round; `check` sees that round's answers.
+    """Time every contestant once per round, after a warm-up round whose answers `check` gets.
 
-    It raises where nothing should be timed, or returns the names of those that should not. At least one round is
-    timed; no further one is begun that would end, at the pace of the last, more than `seconds` after the start.
+    `check` raises where nothing should be timed, or returns the names of contestants that should not be. At least one
+    round is timed. No further round begins if, at the pace of the last one, it would end more than `seconds` after the
+    start.
     """
     start = began = time.perf_counter()
     result = Rounds(answers={name: call() for name, call in calls.items()})

@@ -1,4 +1,4 @@
-"""What the environment may say about a run, and where suites leave what is to be said at its end."""
+"""What environment variables set for a run, and where suites leave what is printed at its end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ROWS = int(os.environ.get("PFENGINE_BENCH_ROWS", "96"))
 HIDDEN = tuple(int(size) for size in os.environ.get("PFENGINE_BENCH_HIDDEN", "384,768").split(","))
 # of replayed exits
 PRECISIONS = tuple(os.environ.get("PFENGINE_BENCH_PRECISIONS", "int8").split(","))
-# how the names of the contestants begin, such as "OpenVINO,pfengine int8"; transformers fp32 always does
+# beginnings of contestants' names, such as "OpenVINO,pfengine int8"; transformers fp32 always runs
 CONTESTANTS = tuple(os.environ.get("PFENGINE_BENCH_CONTESTANTS", "").split(","))
-# checkpoints and what the peers make of them, kept from run to run
+# the folder of checkpoints and the peers' models of them, kept from run to run
 CACHE = Path(os.environ.get("PFENGINE_BENCH_CACHE", "~/.cache/pfengine-bench")).expanduser()
-# of test_quality: a file of labelled rows, and one of rows to calibrate peers on; else the sentences of test_exits
+# for test_quality: files of labelled rows, and of rows to calibrate peers on; default: the sentences of test_exits
 QUALITY, CALIBRATION = os.environ.get("PFENGINE_BENCH_QUALITY"), os.environ.get("PFENGINE_BENCH_CALIBRATION")
 JSON = os.environ.get("PFENGINE_BENCH_JSON")  # the report's path
 # seconds that the default suite takes at most, peers' conversions included
@@ -31,7 +31,7 @@ Model = int | str
 
 
 def batch_sizes(*default: BatchSize) -> tuple[BatchSize, ...]:
-    """Those of PFENGINE_BENCH_BATCHES, such as "8,stream"."""
+    """The batch sizes of PFENGINE_BENCH_BATCHES, such as "8,stream"."""
     said = os.environ.get("PFENGINE_BENCH_BATCHES")
     return tuple(None if size == "stream" else int(size) for size in said.split(",")) if said else default
 
@@ -41,4 +41,4 @@ def batch_name(size: BatchSize) -> str:
 
 
 WriteLine = Callable[[str], None]
-AT_THE_END = pytest.StashKey[list[Callable[[WriteLine], None]]]()  # of a run: who has something to say then
+AT_THE_END = pytest.StashKey[list[Callable[[WriteLine], None]]]()  # functions that print something at the end of a run

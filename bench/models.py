@@ -1,4 +1,4 @@
-"""Checkpoints with random weights, for timing what no trained one is at hand for: 12 layers of any width, any head.
+"""Checkpoints with random weights, for timing where there is no trained one: 12 layers of any width, any head.
 
 Written file by file, as docs/architecture.md describes a checkpoint directory, so that any version of pfengine reads
 them and none is needed to make them.
@@ -19,8 +19,8 @@ from torch import Tensor
 
 LAYERS, HEADS_OF_ATTENTION, VOCABULARY, LABELS = 12, 12, 8000, 2
 PAST_FUTURE = {"type": "past-future", "pooler": "per-layer"}
-BARE = {"type": "linear", "pooler": "none"}  # the least that an exit can be: a product of a few columns
-EXIT_HEADS: dict[str, tuple[dict[str, Any], int]] = {  # and how many layers there are from exit to exit
+BARE = {"type": "linear", "pooler": "none"}  # the smallest exit: a product of a few columns
+EXIT_HEADS: dict[str, tuple[dict[str, Any], int]] = {  # with the number of layers from one exit to the next
     "classifier": ({"type": "classifier"}, LAYERS),
     "bare": (BARE, 1),
     "bare, every second layer": (BARE, 2),
@@ -32,7 +32,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
-    """BERT of `hidden` numbers per token and 12 layers; the same encoder whatever the head, a key of EXIT_HEADS."""
+    """A BERT of 12 layers and hidden size `hidden`. head: a key of EXIT_HEADS; all have the same encoder."""
     options, every = EXIT_HEADS[head]
     plain = options["type"] == "classifier"
     system, shapes = {
@@ -64,7 +64,7 @@ def write(stage: Path, hidden: int, manifest: dict[str, Any], tensors: dict[str,
 
 
 def kept(path: Path, make: Callable[[Path], None]) -> Path:
-    """The directory at `path`, which `make` fills where it is not there yet; never half of it."""
+    """The directory at `path`, which `make` fills if it does not exist. It is never there half filled."""
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -77,7 +77,7 @@ def kept(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 def random_tensors(shapes: Shapes, seed: int) -> dict[str, Tensor]:
-    """Biases zero, LayerNorm's weights one, all others normal with a deviation of 0.02."""
+    """Biases are zero, weights of LayerNorm one, all others normal with a standard deviation of 0.02."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for key, shape in shapes.items():
@@ -87,7 +87,7 @@ def random_tensors(shapes: Shapes, seed: int) -> dict[str, Tensor]:
 
 
 def encoder_shapes(hidden: int) -> Shapes:
-    """transformers' names."""
+    """Shapes by the names of transformers."""
     tables = {"word": VOCABULARY, "position": 512, "token_type": 2}
     shapes: Shapes = {f"bert.embeddings.{name}_embeddings.weight": (rows, hidden) for name, rows in tables.items()}
     shapes |= _layer_norm("bert.embeddings.LayerNorm", hidden)
@@ -108,13 +108,13 @@ def classifier_shapes(hidden: int) -> Shapes:
 
 
 def linear_shapes(hidden: int) -> Shapes:
-    """Without poolers."""
+    """Shapes of a linear head without poolers."""
     weight, bias = (LAYERS, LABELS, hidden), (LAYERS, LABELS)
     return {"exit_head.classifiers.weight": weight, "exit_head.classifiers.bias": bias}
 
 
 def past_future_shapes(hidden: int) -> Shapes:
-    """The authors' form: a pooler, a projection to labels and gate, and, but for layer 1, a learner per layer."""
+    """Shapes of the authors' form: pooler, projection to labels and gate, and (not for layer 1) learner, per layer."""
     shapes: Shapes = {}
     for name, (rows, outputs) in {
         "poolers": (LAYERS, hidden), "learners": (LAYERS - 1, hidden), "projections": (LAYERS, 2 * LABELS),

@@ -1,7 +1,7 @@
-"""Latency and throughput in under four minutes: a trained and a wide model, exits off and on, whoever is installed.
+"""Latency and throughput in under four minutes: a trained and a wide model, exits off and on, all installed peers.
 
-Every contestant of a model and batch size is timed in the same interleaved rounds. How many rows a round has, and how
-many rounds there are, follows from the seconds that are left.
+Every contestant of a model and batch size is timed in the same interleaved rounds. The number of rounds and of rows in
+a round follow from the seconds that are left.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ NOT_CONVERTED = "no time was left to convert the model; what is converted is kep
 TOO_LATE = "no time was left to load it: pytest bench --full, or a larger PFENGINE_BENCH_SECONDS"
 TOO_SLOW = "too slow for the time left: pytest bench --full, or a larger PFENGINE_BENCH_SECONDS"
 CONVERSIONS_SHARE = 0.4  # of all seconds
-LONGEST_CASE = 30.0  # seconds of measuring: more would tell nothing new
-PROBED = 4  # rows, to see how long a row takes; in a larger batch it takes less
-LEAST_ROWS = 8  # of a round
+LONGEST_CASE = 30.0  # seconds of measuring; more would not change the result
+PROBED = 4  # rows to estimate the time per row with; in a larger batch it is less
+LEAST_ROWS = 8  # in a round
 
 Pass = Callable[..., np.ndarray]  # (laps) -> logits, or exit layers where rows leave; seconds of each call go to laps
 
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 
 class Clock:
-    """The seconds that are left, from its making on."""
+    """A budget of seconds, counted from its creation."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.start, self.seconds = time.perf_counter(), seconds
@@ -107,7 +107,7 @@ class Overview:
         return next(one for one in self.records if (one["model"], one["batch"], one["contestant"]) == wanted)
 
     def _convert(self) -> None:
-        """What peers need and the cache lacks; what takes longest last, and no longer than its share of the time."""
+        """Convert what peers need and the cache lacks, the slowest last, for no longer than their share of the time."""
         names = [name for name in conversions.CONVERTED if engines.absent(name) is None]
         with self._phase("conversions"):
             self._failed = conversions.convert_within(CONVERSIONS_SHARE * self.clock.left(), names, MODELS)
@@ -126,7 +126,7 @@ class Overview:
         left = min(LONGEST_CASE, left)
         per_row = sum(run.per_row for run in runs.values())
         rows = conversions.rows_of(case.model, max(ROWS, case.batch))
-        batches = int(left / per_row / (ROUNDS + 1)) // case.batch  # one more: the round that warms up
+        batches = int(left / per_row / (ROUNDS + 1)) // case.batch  # plus one: the warm-up round
         rows = rows[: max(1, batches, LEAST_ROWS // case.batch) * case.batch]
         laps: dict[str, list[float]] = {name: [] for name in runs}
         calls = {name: partial(run.over(rows), laps[name]) for name, run in runs.items()}
@@ -152,7 +152,7 @@ class Overview:
             })  # fmt: skip
 
     def _probed(self, case: Case, until: float) -> dict[str, Run]:
-        """Everybody who is there, once over a few rows; peers that come too late for that are left out."""
+        """Run every contestant once on a few rows. Peers for which no time is left are left out."""
         rows = conversions.rows_of(case.model, PROBED)
         runs: dict[str, Run] = {}
         budget = until - self.clock.gone()
@@ -163,7 +163,7 @@ class Overview:
             over = self._contestant(name, case)
             if over is not None:
                 probe = over(rows)
-                probe()  # what is compiled at the first call is no part of it
+                probe()  # so that compiling at the first call is not timed
                 start = time.perf_counter()
                 probe()
                 runs[name] = Run(over, (time.perf_counter() - start) / len(rows))
@@ -186,7 +186,7 @@ class Overview:
         self.phases[name] = self.clock.gone() - start
 
     def _contestant(self, name: str, case: Case) -> Callable[[Sequence[Row]], Pass] | None:
-        """From rows to passes over them; None, and a line in `missing`, where it cannot run here."""
+        """A function from rows to a pass over them; None, and a line in `missing`, where it cannot run here."""
         if why := engines.absent(f"pfengine {precision(name)}" if name.startswith("pfengine") else name):
             self.missing[name, case] = why
         elif name.startswith("pfengine"):
@@ -200,7 +200,7 @@ class Overview:
         return None
 
     def _pfengine(self, name: str, case: Case) -> Callable[[Sequence[Row]], Pass] | None:
-        """Exits on or off, it is the same engine."""
+        """The engine, the same one with exits on and off."""
         if OWN in name and case.model != BUNDLED:
             return None  # random weights have no thresholds
         key = case.model, precision(name)
@@ -216,10 +216,10 @@ class Overview:
 
 
 def _pass(engine: pfengine.Engine, batch_size: int, exits: str, rows: Sequence[Row]) -> Pass:
-    """A call per batch. Its result is in the rows' order: logits with exits off, else exit layers."""
+    """One call per batch. The result is in the rows' order: logits with exits off, otherwise exit layers."""
     order = list(fixed_batches(rows, batch_size))
     layers = replay_layers(rows, SPEEDUP)
-    # made beforehand: who measures an engine does not measure its own lists
+    # made beforehand, so that making lists is not timed
     batches = [[{"input_ids": rows[i]} for i in batch] for batch in order]
     options: list[dict[str, Any]] = [{"criterion": "never"} for _ in order]
     if exits == REPLAY:
@@ -244,7 +244,7 @@ def _pass(engine: pfengine.Engine, batch_size: int, exits: str, rows: Sequence[R
 
 
 def within(seconds: float, case: Case, runs: dict[str, Run], missing: dict[tuple[str, Case], str]) -> None:
-    """Take the slowest peers out of `runs` until the fewest rows, warm-up and one round, take no longer."""
+    """Remove the slowest peers from `runs` until a warm-up and one round of the fewest rows fit into the time."""
     least = 2 * max(LEAST_ROWS, case.batch)
     peers = sorted((run.per_row, name) for name, run in runs.items() if not name.startswith("pfengine"))
     while peers and least * sum(run.per_row for run in runs.values()) > seconds:

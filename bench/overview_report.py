@@ -83,7 +83,7 @@ def _rows(report: dict[str, Any]) -> Iterator[list[str]]:
                 one["why"] for one in report["missing"] if (one["model"], one["contestant"]) == (model, contestant)
             ] or [LEFT_TO_FULL] * (contestant == COMPILED)
             if found:
-                # of one row and of batch 32, where they had different rows
+                # one row and batch 32 may have had different rows
                 layers = dict.fromkeys(f"{found[batch]['layer_speedup']:.2f}" for batch in BATCHES if batch in found)
                 cells = [name, contestant, " / ".join(layers)]
                 for batch in BATCHES:
@@ -107,7 +107,7 @@ def _clock(record: dict[str, Any]) -> str:
 
 
 def draw(report: dict[str, Any], path: Path) -> Path | None:
-    """Rows per second of every contestant, a panel per model and batch size; None without matplotlib."""
+    """Rows per second of every contestant, one panel per model and batch size; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,4 +1,4 @@
-"""What pfengine is measured beside: transformers eager, and an early-exit loop as research code writes it."""
+"""Peers of pfengine with exits: transformers eager, and an early-exit loop as in research code."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Eager:
 
     @torch.inference_mode()
     def full_depth(self, texts: Sequence[str], batch_size: int) -> Answers:
-        """Padded batches sorted by length, every layer, logits of the last."""
+        """Padded batches sorted by length, all layers, logits after the last."""
         rows = sorted(enumerate(self.rows(texts)), key=lambda row: len(row[1]))
         out = torch.empty(len(rows), self.labels)
         for start in range(0, len(rows), batch_size):
@@ -109,7 +109,7 @@ class Eager:
 
     @torch.inference_mode()
     def research_loop(self, texts: Sequence[str], threshold: float) -> Answers:
-        """One row at a time; after every layer the head, the entropy, and a look at its value."""
+        """One row at a time; after every layer the head and the entropy, whose value is read at once."""
         logits, exits = [], []
         for row in self.rows(texts):
             x = self.encoder.embeddings(input_ids=torch.tensor(row)[None])

@@ -12,11 +12,11 @@ from pfengine.evaluation.pictures import new_figure, save_figure
 from .engines import NAMES
 
 Report = dict[str, Any]
-STYLES = {"authors": "-", "authors, every second layer": ":", "folded": "--"}  # of the heads' lines
+STYLES = {"authors": "-", "authors, every second layer": ":", "folded": "--"}  # of the lines of heads
 
 
 def draw(report: Report, directory: Path) -> list[Path]:
-    """All that the report has records for, as PNG and SVG; the paths without their suffix."""
+    """Draw all that the report has records for, as PNG and SVG. Returns the paths without suffix."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn = []
     for hidden in _values(report["full_depth"] + report["latency"], "hidden"):
@@ -31,7 +31,7 @@ def draw(report: Report, directory: Path) -> list[Path]:
 
 
 def _draw_throughput(report: Report, hidden: int, path: Path) -> None:
-    """Rows per second of every contestant, a bar for a large batch and one for single rows."""
+    """Rows per second of every contestant: one bar for a large batch, one for single rows."""
     bars: dict[str, dict[str, float]] = {}
     full_depth = [r for r in report["full_depth"] if r["hidden"] == hidden]
     if batch := _large_batch(full_depth):
@@ -61,7 +61,7 @@ def _draw_throughput(report: Report, hidden: int, path: Path) -> None:
 
 
 def _draw_replay(records: list[dict[str, Any]], path: Path) -> None:
-    """Wall-clock speed-up over layer speed-up, a line for each head and batch size; the diagonal is even."""
+    """Wall-clock speed-up over layer speed-up, one line per head and batch size. On the diagonal both are equal."""
     figure, axes = new_figure()
     most = max(r["layer_speedup"] for r in records)
     axes.plot([1, most], [1, most], color="0.6", linewidth=1, label="layer speed-up")
@@ -83,14 +83,14 @@ def _draw_replay(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def _large_batch(records: list[dict[str, Any]]) -> str | None:
-    """32 if it was measured, else the largest, else the stream."""
+    """32 if it was measured, otherwise the largest, otherwise the stream."""
     sizes = _values(records, "batch_size")
     fixed = [size for size in sizes if size.isdigit()]
     return "32" if "32" in sizes else max(fixed, key=int) if fixed else next(iter(sizes), None)
 
 
 def _values(records: list[dict[str, Any]], key: str) -> list[Any]:
-    """What the records have under the key, each once, in order."""
+    """The values that the records have under the key, each once, in order."""
     return list(dict.fromkeys(record[key] for record in records))
 
 

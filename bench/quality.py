@@ -1,4 +1,4 @@
-"""What rounding costs: labels of bf16 and int8 engines against fp32 of the same weights, at full depth."""
+"""What rounding costs: labels of bf16 and int8 engines against those of fp32, same weights, full depth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def inputs(eager: Eager, text: str) -> dict[str, np.ndarray]:
 
 
 def openvino_int8(eager: Eager, module: FullDepth, calibration: Sequence[str]) -> Answers:
-    """NNCF's post-training quantisation, preset for transformers; what is left in float runs in bf16."""
+    """NNCF's post-training quantisation with the preset for transformers. What stays in float runs in bf16."""
     import nncf
     import openvino
 
@@ -75,7 +75,7 @@ NAMES = ("pfengine fp32", "pfengine bf16", "pfengine int8", *PEERS)
 def compare(
     texts: Sequence[str], labels: Sequence[int] | None, calibration: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A record a contestant: labels as pfengine fp32's on `texts`, right ones by `labels`. And why others have none.
+    """One record per contestant: agreement with pfengine fp32 on `texts`, accuracy by `labels`; why others have none.
 
     pfengine's records also say what exits do: agreement and layer speed-up at the checkpoint's own threshold.
     """

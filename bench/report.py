@@ -1,4 +1,4 @@
-"""What a run found: a JSON report, a table a suite, and which peers were left out and why."""
+"""What a run found: a JSON report, one table per suite, and which peers were left out and why."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 
 def as_json(texts: int) -> dict[str, Any]:
-    """texts: rows of test_exits, which are sentences of its own."""
+    """texts: the rows of test_exits, which are its own sentences."""
     return {
         "machine": describe_machine(),
         "versions": versions(),
@@ -99,7 +99,7 @@ def as_json(texts: int) -> dict[str, Any]:
 
 
 def write(texts: int, line: Callable[[str], None]) -> None:
-    """To the terminal, a call of `line` a line, and wherever the environment says."""
+    """Write to the terminal, with one call of `line` per line, and to the files that the environment names."""
     if EXITS:
         title = "fp32 sentences, speed-ups against 'pfengine, exits off' of the same batch size"
         _write_table("exits", title, [record for size in sorted(EXITS) for record in EXITS[size]], line)
@@ -127,7 +127,7 @@ def _roofs() -> dict[str, dict[str, float]]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the peers; None where one is not installed."""
+    """Versions of the peers; None where one is not installed."""
     return {package: installed_version(package) for package in PEERS}
 
 

@@ -1,4 +1,4 @@
-"""The GEMM roof: the most that a large matrix product reaches on this machine, by pfengine's kernels or torch's."""
+"""The GEMM roof: the best rate of a large matrix product on this machine, with pfengine's kernels or torch's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPEATS = 30
 
 @functools.cache
 def gemm_gflops(precision: str) -> dict[str, float]:
-    """Best GFLOP/s of each library that has such a product here, and of the better one as "roof"."""
+    """The best GFLOP/s of each library that has such a product here, and the larger of them as "roof"."""
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(shape, generator=generator) for shape in ((OUTPUTS, INPUTS), (ROWS, INPUTS)))
     found = {}

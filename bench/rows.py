@@ -9,18 +9,18 @@ import numpy as np
 from .models import LAYERS, VOCABULARY
 
 Row = list[int]
-PEERS_STREAM = 32  # rows per batch for those that do not batch by themselves
+PEERS_STREAM = 32  # rows per batch for peers that do not make batches
 
 
 def make_rows(n: int, seed: int = 0) -> list[Row]:
-    """4 to 66 tokens each, about 25 on average, in no order of length; the ids are random."""
+    """Rows of 4 to 66 random ids, about 25 on average, not sorted by length."""
     generator = np.random.default_rng(seed)
     lengths = np.clip(np.round(generator.gamma(4.5, 25 / 4.5, n)), 4, 66).astype(int)
     return [generator.integers(1, VOCABULARY, length).tolist() for length in lengths]
 
 
 def fixed_batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[int]]:
-    """Indices of the rows of each batch: by length, so that little is padded; as they come where a batch is one row."""
+    """Indices of each batch's rows, sorted by length so that little is padding; unsorted for batches of one row."""
     order = list(range(len(rows)))
     if batch_size > 1:
         order.sort(key=lambda i: len(rows[i]))
@@ -39,10 +39,10 @@ def padded(rows: Sequence[Row]) -> dict[str, np.ndarray]:
 
 
 def replay_layers(rows: Sequence[Row], speedup: float, every: int = 1, layers: int = LAYERS) -> np.ndarray:
-    """Exit layers of the rows, spread over the depth, whose layer speed-up is the one asked for up to rounding.
+    """Exit layers of the rows, spread over the depth, whose layer speed-up is the given one up to rounding.
 
-    every: there is an exit after each layer, each second... Of 1,000 ways to hand the layers out, the one in which they
-    depend least on the rows' lengths: otherwise the clock of a few rows would show who by chance stayed long.
+    every: exits are after every `every`-th layer. Of 1,000 random assignments this is the one that depends least on the
+    rows' lengths. Otherwise the time of a few rows would depend on whether long rows happen to stay long.
     """
     generator = np.random.default_rng(1)
     n, exits, mean = len(rows), layers // every, layers / speedup / every
@@ -62,7 +62,7 @@ def layer_speedup(exit_layers: np.ndarray, layers: int = LAYERS) -> float:
 
 
 def encoder_flops(rows: Sequence[Row], hidden: int) -> int:
-    """Multiplications and additions of all layers on the tokens themselves, none on padding."""
+    """Multiplications and additions of all layers for the tokens, without padding."""
     tokens = sum(map(len, rows))
     squares = sum(len(row) ** 2 for row in rows)
     return LAYERS * (2 * tokens * 12 * hidden**2 + 4 * squares * hidden)

@@ -4,7 +4,7 @@
     pfengine train ENCODER OUT.tsv warm/ --system linear --epochs 1 --learning-rate 2e-4
 
 No labels are read. Some partners are replaced by random sentences, or by the sentence itself with words dropped, moved
-or exchanged, so that every degree of similarity occurs. Scores are cosines, brought to mean 0 and variance 1.
+or exchanged, so that every degree of similarity occurs. Scores are cosines, scaled to mean 0 and variance 1.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def corrupted(text: str, sentences: list[str], draw: random.Random) -> str:
 
 @torch.inference_mode()
 def embedded(sentences: set[str], sentence_encoder: Path) -> dict[str, torch.Tensor]:
-    """Unit vectors, means over the tokens of the last layer."""
+    """Unit vectors: the mean over the last layer's tokens, normalised."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(sentence_encoder, local_files_only=True, trust_remote_code=False)

@@ -2,9 +2,9 @@
 
     python bench/strategies.py ENCODER DATA WORK REPORT --held-out FILE --test FILE --seeds 0,1,2
 
-DATA/train is trained on, thresholds are chosen on --held-out, and --test is only read at the end. Checkpoints stay in
-WORK: started again, it goes on with what is missing. REPORT gets strategies.json, strategies.md and the curves of all
-that WORK holds, earlier methods and seeds too.
+DATA/train is trained on, thresholds are chosen on --held-out, and --test is read only at the end. Checkpoints stay in
+WORK, so that a second start makes only what is missing. REPORT gets strategies.json, strategies.md and the curves of
+all that is in WORK, also of earlier methods and seeds.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pfengine.training.resume import check_same_run, hash_files
 
 @dataclass(frozen=True)
 class Method:
-    """options: of TrainingConfig; trained: the checkpoint it shares with another method; combine: of its labels.
+    """options: of TrainingConfig. trained: the method whose checkpoint this one shares. combine: how labels combine.
 
-    share: a static model keeps one layer in `share` of the encoder's; 1 for all.
+    share: a static model keeps one in `share` of the encoder's layers; 1: all.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +116,7 @@ def stem(name: str, seed: int | str) -> str:
 
 
 def trained(name: str, config: pfengine.TrainingConfig, work: Path, layers: int) -> Path:
-    """The checkpoint of a method, trained where it is not there yet."""
+    """The checkpoint of a method, which is trained first if it does not exist."""
     method, seed = METHODS[name], config.seed
     path = work / stem(method.trained or name, seed)
     if not (path / checkpoint.MANIFEST).exists():
@@ -171,8 +171,8 @@ def judged(path: Path, method: Method, held_out: Path, test: Path, source: Path,
 
 
 def nearest(criterion: Criterion, logits: np.ndarray, exits: tuple[int, ...], speedup: float) -> float:
-    """The threshold whose layer speed-up on these rows is nearest to the one wanted."""
-    candidates = criterion.candidates(torch.from_numpy(logits))  # speed-ups rise along them
+    """The threshold whose layer speed-up on these rows is nearest to the given one."""
+    candidates = criterion.candidates(torch.from_numpy(logits))  # in the order of rising speed-ups
     reaching = threshold_for(criterion, logits, exits, speedup)
     index = candidates.index(reaching) if np.isfinite(reaching) else len(candidates) - 1
 

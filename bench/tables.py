@@ -1,4 +1,4 @@
-"""Tables: columns of a terminal, and markdown."""
+"""Tables for terminals and in Markdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_columns(
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """In markdown, a line at a time."""
+    """The lines of a table in Markdown."""
     yield "| " + " | ".join(headings) + " |"
     yield "|---" * len(headings) + "|"
     for row in rows:

@@ -1,4 +1,4 @@
-"""Exits off, exits on, replay, transformers eager, and research code's loop, on the same rows."""
+"""Exits off, exits on, replay, transformers eager, and a loop as in research code, on the same rows."""
 
 from __future__ import annotations
 

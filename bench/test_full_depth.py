@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(3600)  # the first test of a size converts the 
 
 @functools.cache
 def measured(hidden: int, batch_size: BatchSize) -> dict[str, Any]:
-    rows = make_rows(max(ROWS, batch_size or 0))  # a batch's worth at least
+    rows = make_rows(max(ROWS, batch_size or 0))  # at least one batch
     calls = {name: partial(each.run, rows, batch_size) for name, each in contestants(hidden).items()}
     rounds = interleave(calls, disagreeing)
     records = {}

@@ -1,7 +1,8 @@
 """What heads and criterion cost beside the encoder: every exit tested and no row leaves, against no exits at all.
 
-A tested exit costs more than its head: of three rows or more, the layer is computed in two halves, so that rows which
-leave save the second. Bare exits after the same layers, which have next to no head, cost that and the criterion.
+A tested exit costs more than its head. With three rows or more the layer is computed in two halves, so that rows which
+leave save the second half. Bare exits after the same layers have almost no head: they cost the halves and the
+criterion.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from .models import EXIT_HEADS, LAYERS, random_checkpoint
 from .rows import fixed_batches, make_rows
 
 ENCODER = "classifier"
-BARE = {every: head for head, (options, every) in EXIT_HEADS.items() if options is models.BARE}  # by layers apart
-TESTED = "entropy:0"  # no entropy is below it
+BARE = {every: head for head, (options, every) in EXIT_HEADS.items() if options is models.BARE}  # by spacing
+TESTED = "entropy:0"  # no entropy is below 0
 
 pytestmark = pytest.mark.timeout(3600)
 

@@ -1,4 +1,4 @@
-"""Milliseconds per row where a call is one row, without exits, beside the peers."""
+"""Milliseconds per call of one row, without exits, beside the peers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measured(hidden: int) -> dict[str, Any]:
     rounds = interleave(calls, disagreeing)
     records = {}
     for name in rounds.seconds:
-        timed = 1e3 * np.array(laps[name][len(rows) :])  # all but the warm-up round's
+        timed = 1e3 * np.array(laps[name][len(rows) :])  # without the warm-up round
         records[name] = {
             "hidden": hidden,
             "contestant": name,

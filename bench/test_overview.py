@@ -1,4 +1,4 @@
-"""What a person runs, `pytest bench/ --benchmark-only`: latency and throughput beside the peers, in under 4 minutes."""
+"""The default of `pytest bench/ --benchmark-only`: latency and throughput beside the peers, in under 4 minutes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 from .overview import CASES, NAMES, Case, Overview
 
-pytestmark = pytest.mark.timeout(900)  # the suite keeps its own, shorter one
+pytestmark = pytest.mark.timeout(900)  # the suite has a shorter limit of its own
 READINGS: deque[float] = deque()
 
 
 def replayed() -> float:
-    """A clock for pytest-benchmark, by which rounds take as long as they took when they were interleaved."""
+    """A clock that gives pytest-benchmark the times of the interleaved rounds."""
     return READINGS.popleft()
 
 

@@ -1,4 +1,4 @@
-"""How much of a layer speed-up the clock shows: exits on, at layers given beforehand, against exits off."""
+"""How much of a layer speed-up is wall-clock speed-up: exits at layers given beforehand, against exits off."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .rows import fixed_batches, layer_speedup, make_rows, replay_layers
 
 OFF, PEER = "exits off", "OpenVINO int8"
 SPEEDUPS = {f"replay {speedup:g}x": speedup for speedup in (1.5, 2.0, 3.0, 4.0)}
-STREAM = 4  # times the rows: a stream is longer than one of its batches
+STREAM = 4  # times as many rows, as a stream is longer than one of its batches
 BESIDE_PEER = "replay 3x"  # in a stream
 BATCHES: dict[str, tuple[BatchSize, ...]] = {
     "authors": (None, 32, 1),
-    "authors, every second layer": (1,),  # one row pays most for an exit
+    "authors, every second layer": (1,),  # a single row pays most for an exit
     "folded": (None, 32, 1),
 }
 NAMES = (OFF, *SPEEDUPS, PEER)
@@ -44,7 +44,7 @@ def measured(hidden: int, precision: str, head: str, batch_size: BatchSize) -> d
         pytest.skip(str(error))
     inputs = [{"input_ids": row} for row in rows]
     layers = {name: replay_layers(rows, speedup, EXIT_HEADS[head][1]) for name, speedup in SPEEDUPS.items()}
-    # made beforehand: who measures an engine does not measure its own lists
+    # made beforehand, so that making lists is not timed
     order = [list(range(len(rows)))] if batch_size is None else list(fixed_batches(rows, batch_size))
 
     def replayed(given: np.ndarray | None) -> Callable[[], np.ndarray]:

@@ -1,5 +1,6 @@
 // pfengine._C: addresses come in as integers, so that no torch header is needed and one build serves every torch.
-// What can be seen of an argument is checked here (checks.h, parts.h); shapes and dtypes of tensors by the callers.
+// Arguments are checked here as far as that is possible (checks.h, parts.h); callers check shapes and dtypes of
+// tensors.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -62,7 +63,7 @@ void compact(Address tokens, std::int64_t width_bytes, Address cu_seqlens, Addre
                memory<std::int64_t>("new_row_ids", new_row_ids, {kept.rows}), threads);
 }
 
-// The rows of a layer's input.
+// Checks the address of a layer's input.
 const float* states(const cpu::Layer& layer, Address x, std::int64_t tokens) {
   check_rows("tokens", tokens);
   return memory<const float>("x", x, {tokens, layer.output.outputs});

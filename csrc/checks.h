@@ -1,5 +1,5 @@
-// What is checked where Python hands something over: a number in its range, an address that can be what it is said to
-// be. How much memory lies behind an address cannot be known here; the callers see to that.
+// Checks of what Python hands over: that a number is in its range, and that an address can be what it is said to be.
+// How much memory there is at an address cannot be known here; callers must see to that.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,12 @@ namespace pfengine {
 
 using Address = std::uintptr_t;
 
-constexpr std::int64_t kMostRows = 0x7fffffff;              // and tokens: cu_seqlens are int32
-constexpr std::int64_t kWidest = std::int64_t{1} << 24;     // numbers a row
-constexpr std::int64_t kMostBytes = std::int64_t{1} << 47;  // of one piece of memory
+constexpr std::int64_t kMostRows = 0x7fffffff;              // also tokens: cu_seqlens are int32
+constexpr std::int64_t kWidest = std::int64_t{1} << 24;     // numbers per row
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 47;  // in one allocation
 constexpr int kMostThreads = 1024;
 
-// std::invalid_argument is Python's ValueError.
+// pybind11 turns std::invalid_argument into ValueError.
 inline void require(bool right, const char* what) {
   if (!right) throw std::invalid_argument(what);
 }
@@ -37,7 +37,7 @@ inline void check_rows(const char* name, std::int64_t count) {
   check(name, count, 0, kMostRows);
 }
 
-// The address of numbers of such a shape; null where `optional` says so, or where there are none of them.
+// The address of numbers of such a shape. It may be null where `optional`, or where there are no numbers.
 template <typename T>
 T* memory(const char* name, Address address, std::initializer_list<std::int64_t> shape, bool optional = false) {
   __int128 bytes = sizeof(T);
@@ -57,7 +57,7 @@ T* memory(const char* name, Address address, std::initializer_list<std::int64_t>
   return reinterpret_cast<T*>(address);
 }
 
-// The same of rows that lie `stride` numbers apart.
+// The same for rows that are `stride` numbers apart.
 template <typename T>
 T* memory_of_rows(const char* name, Address address, std::int64_t rows, std::int64_t columns, std::int64_t stride,
                   bool optional = false) {

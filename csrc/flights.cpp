@@ -23,7 +23,7 @@ using Bounds = py::array_t<std::int32_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
 using Bools = py::array_t<bool, py::array::c_style>;
 
-// With what it reads and writes, and a mark that one of Python's threads is at it.
+// A flight with what it reads and writes, and whether one of Python's threads is using it.
 struct Flight {
   std::unique_ptr<cpu::Flight> flight;
   py::object model;
@@ -32,7 +32,7 @@ struct Flight {
   bool busy = false;
 };
 
-// One thread at a time: held with the GIL, which is let go of in between.
+// One thread at a time. Taken and given back under the GIL, which is released in between.
 class Use {
  public:
   explicit Use(Flight& flight) : flight_(flight) {
@@ -53,7 +53,7 @@ const Number* check_array(const char* name, const py::array_t<Number, py::array:
     throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.size()) + " numbers, expected " +
                                 std::to_string(expected));
   }
-  return memory<const Number>(name, reinterpret_cast<Address>(array.data()), {array.size()});  // aligned?
+  return memory<const Number>(name, reinterpret_cast<Address>(array.data()), {array.size()});  // checks the alignment
 }
 
 std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& model, const Ids& ids,

@@ -27,7 +27,7 @@ bool is_quantised(Precision precision) {
   return precision == Precision::int8 || precision == Precision::int4;
 }
 
-// The one number where the other is meant to be the same.
+// Throws where `value` is not the number that the other parts have.
 void check_same(const char* name, std::int64_t value, std::int64_t expected) {
   if (value == expected) return;
   throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected " +
@@ -166,7 +166,7 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& widen,
   } else {
     check_same("size of the embedding", embedding.size, hidden);
   }
-  std::int64_t width = 0;  // of the past so far
+  std::int64_t width = 0;  // of the past up to here
   for (const cpu::Step& step : steps) {
     for (const cpu::Layer& block : step.blocks) check_same("hidden size of a block", block.output.outputs, hidden);
     if (!step.exit) continue;

@@ -1,4 +1,4 @@
-// The parts of a model as Python makes them, each held against what it says of itself and of the parts it is made of.
+// The parts of a model as Python makes them. Each is checked for itself and against the parts that it is made of.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,7 +7,7 @@
 
 namespace pfengine {
 
-// Panels of 32-bit words of this precision; thin rows only where `may_be_thin`.
+// Throws unless these are panels of this precision, or (only where `may_be_thin`) thin rows.
 void check_linear(const char* name, const cpu::Linear& linear, cpu::Precision precision, bool may_be_thin = false);
 
 void bind_parts(pybind11::module_& m);

@@ -16,7 +16,7 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
 
-// As pfengine/ops/rule.py lists them, in the order of the enumerations.
+// Names as in pfengine/ops/rule.py, in the order of the enumerations.
 const char* const kSignals[] = {"entropy", "normalised_entropy", "confidence", "margin",  "energy", "label",
                                 "label_0", "label_repeats",      "change",     "learned", "layer"};
 const char* const kComparisons[] = {"<", "<=", ">", ">="};

@@ -1,4 +1,4 @@
-// Exit rules as Python makes them, and what they are held against.
+// Exit rules as Python makes them, and their checks.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -12,7 +12,7 @@
 
 namespace pfengine {
 
-// With the arrays its numbers lie in.
+// A clause with the arrays that hold its numbers.
 struct Clause {
   cpu::Clause clause;
   std::vector<pybind11::array> arrays;
@@ -22,7 +22,7 @@ struct ExitRule {
   cpu::ExitRule rule;
   std::string tested;
   std::vector<Clause> clauses;
-  std::int64_t slots = 1;  // that its numbers are given for; 1 for all
+  std::int64_t slots = 1;  // for how many slots it has numbers; 1: the same for all
 };
 
 void bind_rules(pybind11::module_& m);

@@ -1,4 +1,4 @@
-"""Triton kernels, one op a file. Only ever imported as `pfengine.kernels`.
+"""Triton kernels, one op per file. Always import them as `pfengine.kernels`.
 
-`kernels` alone is the name of Hugging Face's package: the root of this repository must never be on sys.path.
+`kernels` is also the name of a package of Hugging Face, so the root of this repository must not be on sys.path.
 """

@@ -1,4 +1,4 @@
-"""Rows that somebody else has let go write their answers."""
+"""Writing the answers of rows that a caller lets go."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def answer(
     gone: Tensor, logits: Tensor, slots: Tensor, count: Tensor, layer: int, to_logits: Tensor, to_layers: Tensor,
     *, source_rows: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """to_logits[slots[r]] and to_layers[slots[r]] become the answers of those of the first `count` rows that are gone.
+    """For each of the first `count` rows r that is gone, write to_logits[slots[r]] and to_layers[slots[r]].
 
-    gone: bool [R]; slots: int64 [R]; logits: fp32 [A, C]; source_rows: int32 [R], which row of logits each is, or None:
-    A = R then; count: int32 [1], at most R; to_logits: fp32 [P, C]; to_layers: int64 [P]. Raises ValueError for
-    anything else.
+    gone: bool [R]; slots: int64 [R]; logits: fp32 [A, C]; source_rows: int32 [R], the row of logits that each row has,
+    or None: row r has row r, and A = R; count: int32 [1], at most R; to_logits: fp32 [P, C]; to_layers: int64 [P].
+    Raises ValueError for anything else.
     """
     rows = gone.shape[0]
     check("gone", gone, torch.bool, rows, like=gone)

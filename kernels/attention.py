@@ -1,4 +1,4 @@
-"""softmax(q k^T scale) v within each row of a ragged batch, all heads, both directions; of all queries or some."""
+"""softmax(q k^T scale) v within each row of a ragged batch, all heads, bidirectional; for all queries or some."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from . import configs
 from .launch import FLOATS, check, check_count, launch, power_of_two
 
-BLOCK_N = 32  # keys at a time, whatever is beside a row: its sums then run alike
-SEVERAL, MANY = 4, 4096  # rows per program where they are short, and there are so many of them and of heads
+BLOCK_N = 32  # keys at a time, in every batch, so that a row's sums keep their order
+SEVERAL, MANY = 4, 4096  # rows per program, where rows are short and rows times heads are at least so many
 LOG2_E = 1.4426950408889634
 
 
@@ -23,9 +23,10 @@ def _attend(
     QUERIES: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Queries `first_query` and on of one row and head; none where the row has fewer.
+    """A block of queries of one row and head, from query `first_query` on; nothing where the row has no more.
 
-    QUERIES: "all" and "first" of rows that hold queries, keys and values side by side, "list" of rows of their own.
+    QUERIES: with "all" and "first" queries, keys and values are side by side in one tensor; with "list" queries have a
+    tensor of their own.
     """
     start = tl.load(cu_seqlens + row).to(tl.int64)
     length = (tl.load(cu_seqlens + row + 1) - start).to(tl.int32)
@@ -78,7 +79,7 @@ def _attention_kernel(
     QUERIES: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(0) % heads  # heads of the same tokens one after the other: they share cache lines
+    head = tl.program_id(0) % heads  # heads of the same tokens run one after the other, as they share cache lines
     place = tl.program_id(0) // heads
     row, first_query = place // blocks * ROWS, place % blocks * BLOCK_M
     for i in range(row, tl.minimum(row + ROWS, tl.load(count))):
@@ -99,11 +100,11 @@ def attention(
 ) -> Tensor:
     """Attention within each of the first `count` rows. Output of other rows is uninitialised.
 
-    qkv: [T, 3 A D], fp32, fp16 or bf16: queries, keys and values of all heads, side by side; cu_seqlens: int32 [R + 1],
-    row r is tokens cu_seqlens[r] to cu_seqlens[r + 1], at least one and at most `longest`; count: int32 [1], at most R.
-    Returns [T, A D], for "first" of each row's first token [R, A D].
-    queries: or queries [Q, A D] and their bounds, int32 [R + 1]: those of row r are bounds[r] to bounds[r + 1], any
-    number up to `longest`; qkv is keys and values alone then, [T, 2 A D], and what comes back is [Q, A D].
+    qkv: [T, 3 A D], fp32, fp16 or bf16: queries, keys and values of all A heads, side by side; cu_seqlens: int32
+    [R + 1], row r is tokens cu_seqlens[r] to cu_seqlens[r + 1], at least one and at most `longest`; count: int32 [1],
+    at most R. Returns [T, A D]; for "first", of each row's first token, [R, A D].
+    queries: may also be a tensor of queries [Q, A D] and bounds, int32 [R + 1]. Row r has queries bounds[r] to
+    bounds[r + 1], at most `longest`. Then qkv is only keys and values, [T, 2 A D], and the result is [Q, A D].
     Raises ValueError for anything else.
     """
     listed = None if isinstance(queries, str) else queries
@@ -124,7 +125,7 @@ def attention(
     where = "list" if listed is not None else queries
     results = listed[0].shape[0] if listed is not None else rows if queries == "first" else qkv.shape[0]
     out = torch.empty(results, width, dtype=qkv.dtype, device=qkv.device)
-    # 16 bits: four warps, one below the other, for any number of queries, so that none adds in another order
+    # in 16 bits 64 queries, 16 per warp, however many there are, so that the order of sums is the same
     block_m = 16 if qkv.dtype == torch.float32 else 64
     blocks = triton.cdiv(1 if queries == "first" else longest, block_m)
     several = SEVERAL if blocks == 1 and rows * heads >= MANY else 1

@@ -1,8 +1,8 @@
-"""Tiles and launch options, fixed: a table, no tuning at run time.
+"""Tiles and launch options: a fixed table, no tuning at run time.
 
-A row's sums must not depend on how many rows there are. So BLOCK_K, the order of K, and the matrix instruction are
-the same at every size; rows and columns of a tile may follow it. BLOCK_M of 64 and more with 4 warps a 64 rows keeps
-16-bit products on one instruction (wgmma on sm_90, mma on sm_80) down to a single row.
+A row's sums must not depend on how many rows there are. So BLOCK_K, the order of K, and the matrix instruction are the
+same at every size. The rows and columns of a tile may depend on the size. BLOCK_M of at least 64, with 4 warps per 64
+rows, keeps 16-bit products on one instruction (wgmma on sm_90, mma on sm_80) down to a single row.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Tile(NamedTuple):
 
 
 def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
-    """Of a product with at most `rows` rows."""
+    """The tile for a product with at most `rows` rows."""
     if dtype == torch.float32:
         # eight warps: with four, triton 3.6 spills on sm_80
         return Tile(32, 32, 32, 4, 2) if rows <= 256 else Tile(64, 64, 32, 8, 2)
     if rows <= 64:
-        return Tile(64, 16, 64, 4, 8)  # the weights are all there is to read: by many programs, far ahead
+        return Tile(64, 16, 64, 4, 8)  # reading the weights takes all the time: many programs read far ahead
     if rows <= 256:
         return Tile(64, 32 if columns <= 1024 else 64, 64, 4, 4)
     if rows <= 2048:
@@ -34,9 +34,9 @@ def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
     return Tile(128, 128, 64, 8, 3)
 
 
-ROWS = (64, 256, 2048, 8192)  # one for each line of the table
+ROWS = (64, 256, 2048, 8192)  # one for each line of the table above
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of products: float32 is float32, never tf32."""
+    """The input precision of products: float32 stays float32, never tf32."""
     return "ieee" if dtype == torch.float32 else "tf32"

@@ -1,4 +1,4 @@
-"""Who leaves after an exit: what `ops.decide` defines, at the end of the kernel that computes the exit's logits."""
+"""Who leaves after an exit, as `ops.decide` defines it; it runs at the end of the kernel that computes the logits."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MAX_LABELS = 1024
 
 
 class Form(NamedTuple):
-    """A clause of an exit rule less its numbers: what decides the code of a kernel. Names as in `ops.rule`."""
+    """A clause of an exit rule without its numbers, which decides a kernel's code. Names as in `ops.rule`."""
 
     signal: str
     comparison: str
     memory: str = "none"
     size: int = 0
-    tempered: bool = False  # is the temperature anything else than 1?
-    threshold: int = -1  # which of the numbers by slot it is; -1: one for all slots
-    times: int = -1
+    tempered: bool = False  # is the temperature anything but 1?
+    threshold: int = -1  # its row among the numbers by slot; -1: one number for all slots
+    times: int = -1  # likewise
 
     def code(self) -> int:
         """In one number of CODE_BITS bits, as a kernel is compiled for it: its fields, four to ten bits each."""
@@ -61,35 +61,35 @@ class Form(NamedTuple):
 
 
 class ExitTest(NamedTuple):
-    """What is tested after `layer`, and where the answers of rows that leave go. R rows, P slots, K clauses.
+    """What is tested after `layer`, and where the answers of leaving rows go. R rows, P slots, K clauses.
 
-    Without clauses nobody leaves, unless it is the last layer.
+    Without clauses no row leaves, except after the last layer.
     """
 
     layer: int
     forms: tuple[Form, ...] = ()
     numbers: Tensor | None = None  # fp32 [K, 3]: threshold, times and temperature of each clause after this layer
-    by_slot: Tensor | None = None  # fp32 [V, P]: those that differ between slots
+    by_slot: Tensor | None = None  # fp32 [V, P]: numbers that differ between slots
     state_in: Tensor | None = None  # fp32 [P, W]: what the last tested exit wrote; None before the first
-    state_out: Tensor | None = None  # fp32 [P, W], other memory; None where W is 0
+    state_out: Tensor | None = None  # fp32 [P, W], not the same memory as state_in; None where W is 0
     learned: Tensor | None = None  # fp32 [R]: the head's own score
     slots: Tensor | None = None  # int64 [R]: the slot of each row; None: row r has slot r
     to_logits: Tensor | None = None  # fp32 [P, C]
     to_layers: Tensor | None = None  # int64 [P]
-    last: bool = False  # all leave
-    once: bool = False  # answers only for slots that have none: whose exit layer is 0
+    last: bool = False  # do all rows leave?
+    once: bool = False  # are answers written only to slots without one, whose exit layer is 0?
 
 
 class Decided(NamedTuple):
-    """What a deciding kernel writes of R rows."""
+    """What a deciding kernel writes for R rows."""
 
     logits: Tensor  # fp32 [R, C]
-    signals: Tensor | None  # fp32 [K, R]: the value of each clause, as memory leaves it; None where nobody asks
+    signals: Tensor | None  # fp32 [K, R]: the value that each clause compares; None where it is not wanted
     leave: Tensor  # bool [R]
 
     @classmethod
     def empty(cls, rows: int, labels: int, device: torch.device, clauses: int | None = None) -> Decided:
-        """clauses: room for so many signals."""
+        """Uninitialised. clauses: for how many signals there is room."""
         signals = None if clauses is None else torch.empty(clauses, rows, dtype=torch.float32, device=device)
         return cls(
             torch.empty(rows, labels, dtype=torch.float32, device=device),
@@ -104,7 +104,7 @@ def check_labels(labels: int) -> None:
 
 
 def check_test(test: ExitTest, rows: int, labels: int, out: Decided, like: Tensor) -> None:
-    """ValueError for anything else than `ExitTest` and `Decided` say."""
+    """Raise ValueError unless tensors are as `ExitTest` and `Decided` say."""
     check_labels(labels)
     check("out.logits", out.logits, torch.float32, rows, labels, like=like)
     check("out.leave", out.leave, torch.bool, rows, like=like)
@@ -141,7 +141,7 @@ def check_test(test: ExitTest, rows: int, labels: int, out: Decided, like: Tenso
 
 
 def arguments(test: ExitTest, labels: int, out: Decided) -> dict[str, object]:
-    """Of a kernel that calls `decide`, constants among them."""
+    """The arguments of a kernel that calls `decide`, other than `constants`."""
     per_slot = next((part for part in (test.to_layers, test.state_out) if part is not None), None)
     slot_count = test.by_slot.shape[1] if test.by_slot is not None else 0 if per_slot is None else len(per_slot)
     return {
@@ -170,7 +170,7 @@ def decide(
     state_in, state_out, learned, layer, slot_count, signal_rows, width, log_labels,
     CLAUSES: tl.constexpr, CODES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Writes fp32 scores [rows, labels] as logits, who leaves, and the answers of those."""
+    """Write fp32 scores [rows, labels] as logits, who leaves, and the answers of rows that leave."""
     is_score = is_row[:, None] & is_label[None, :]
     tl.store(logits + row.to(tl.int64)[:, None] * labels + label[None, :], scores, mask=is_score)
     slot = row.to(tl.int64)
@@ -194,7 +194,7 @@ def decide(
         gone = leaves & is_row
         if ONCE:
             gone = gone & (tl.load(to_layers + slot, mask=is_row, other=1) == 0)
-            tl.debug_barrier()  # all threads have read it before one writes
+            tl.debug_barrier()  # all threads must have read it before one writes
         tl.store(to_logits + slot[:, None] * labels + label[None, :], scores, mask=gone[:, None] & is_score)
         tl.store(to_layers + slot, (slot * 0 + layer).to(tl.int64), mask=gone)
 
@@ -309,7 +309,7 @@ def _remembered(
 
 @triton.jit
 def _earlier(state, place, is_there):
-    """What the last tested exit wrote; nan before the first."""
+    """What the last tested exit wrote to the state; nan before the first."""
     if state is None:
         found = place.to(tl.float32) * 0.0 + float("nan")
     else:

@@ -13,7 +13,7 @@ from .layer_norm import normalise, warps
 
 @triton.jit
 def _row_of(table, ids, token, rows, size, column):
-    """A number outside the table gives zeros; the tokenizer lets none through."""
+    """A row of a table. A number outside the table gives zeros; callers have checked that there is none."""
     source_row = tl.load(ids + token)
     columns = tl.where((source_row >= 0) & (source_row < rows), size, 0)
     return tl.load(table + source_row * size + column, mask=column < columns, other=0.0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""logits = x W^T + b, and who leaves; in one launch."""
+"""logits = x W^T + b, and who leaves, in one launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .decide import Decided, ExitTest, arguments, check_test, constants, decide
 from .functions import dot_rows
 from .launch import FLOATS, check, check_count, launch, power_of_two, rows_of
 
-FEW_LABELS = 16  # one program per row reads all weights; more of them are read once for several rows
+FEW_LABELS = 16  # up to here one program per row reads all weights; with more labels one program serves several rows
 BLOCK_R = 16
 
 
@@ -65,11 +65,11 @@ def exit_head(
     source_rows: Tensor | None = None,
     out: Decided | None = None,
 ) -> Decided:
-    """Logits of the first `count` rows, who of them leaves, and their answers. Output past `count` is uninitialised.
+    """Logits of the first `count` rows, who leaves, and the answers of those. Output past `count` is uninitialised.
 
     x: [T, H], fp32, fp16 or bf16; weight: fp32 [C, H], at most 1,024 labels; bias: fp32 [C]; count: int32 [1], at most
-    R. source_rows: int32 [R], which row of x each row is, or None: R = T then. Fills `out`, which has no signals where
-    it is not given. Raises ValueError for anything else.
+    R. source_rows: int32 [R], the row of x that each row is, or None: R = T. Fills `out`; where it is not given, the
+    result has no signals. Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
     check("weight", weight, torch.float32, -1, x.shape[1], like=x)
@@ -92,7 +92,7 @@ def exit_head(
             **constants(test), "BLOCK_R": block_r, "BLOCK_C": block_c,
             "BLOCK_K": 128 if few else 64 if block_c <= 64 else 16,
         },
-        num_warps=4 if block_c <= 128 else 8 if block_c <= 512 else 16,  # with half as many it spills
+        num_warps=4 if block_c <= 128 else 8 if block_c <= 512 else 16,  # with half as many warps it spills
         num_stages=2 if block_c <= 256 else 1,
     )  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-"""Functions of numbers that several kernels share. In float32, whatever came in."""
+"""Functions that several kernels share. They compute in float32, whatever the input is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LABEL, LABEL_0, LABEL_REPEATS, CHANGE, LEARNED, LAYER = (tl.constexpr(i) for i i
 
 @triton.jit
 def tanh(x):
-    """2 sigmoid(2x) - 1 loses all digits of a small x; (1 - e) / (1 + e) with e = exp(-2|x|) is right to 2e-7."""
+    """(1 - e) / (1 + e), e = exp(-2|x|), is right to 2e-7; 2 sigmoid(2x) - 1 would lose all digits of a small x."""
     e = tl.exp(-2.0 * tl.abs(x))
     y = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -y, y)
@@ -24,7 +24,7 @@ def tanh(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """none, relu, tanh, gelu (erf) or gelu_tanh, by name."""
+    """An activation by name: none, relu, tanh, gelu (erf) or gelu_tanh."""
     if ACTIVATION == "gelu":
         x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":
@@ -40,7 +40,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def signal_of(logits, is_label, temperature, log_labels, SIGNAL: tl.constexpr, TEMPERED: tl.constexpr):
-    """A signal of `ops.decide` that needs one exit's scores alone: fp32 [rows, labels] -> [rows]; nan where one is nan.
+    """A signal of `ops.decide` that needs only one exit's scores: fp32 [rows, labels] -> [rows]; nan where one is nan.
 
     SIGNAL: its number in SIGNALS. is_label: [1, labels]. temperature: fp32, read where TEMPERED. log_labels: ln of the
     number of labels.
@@ -81,7 +81,7 @@ def signal_of(logits, is_label, temperature, log_labels, SIGNAL: tl.constexpr, T
 
 @triton.jit
 def label_of(logits, is_label):
-    """The number of the largest score, the first of equals, as fp32 [rows]; nan where a score is nan."""
+    """The index of the largest score, the first of equals, as fp32 [rows]; nan where a score is nan."""
     bad = tl.max(((logits != logits) & is_label).to(tl.int32), 1) > 0
     label = tl.argmax(tl.where(is_label, logits, float("-inf")), 1).to(tl.float32)
     return tl.where(bad, float("nan"), label)
@@ -89,7 +89,7 @@ def label_of(logits, is_label):
 
 @triton.jit
 def dot_rows(x, weight, inner, label, is_label, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr):
-    """W x of one row at x, whatever float it is, and an fp32 weight [labels, inner]: fp32 [BLOCK_C]."""
+    """W x for one row at x, of any float dtype, and an fp32 weight [labels, inner]: fp32 [BLOCK_C]."""
     k = tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
     for start in range(0, inner, BLOCK_K):

@@ -1,4 +1,4 @@
-"""Past and future weighed by the gate, and who leaves; the launch after `imitation`.
+"""Past and future weighed by the gate, and who leaves. It is launched after `imitation`.
 
 none     past + future
 paper    l past + (1 - l) future,      l = sigmoid(gates)
@@ -21,7 +21,7 @@ from .launch import check, check_count, launch, power_of_two
 Form = Literal["none", "paper", "authors"]
 
 
-@triton.jit(  # nothing of the code depends on how many rows there are, nor on the layer
+@triton.jit(  # the code must not depend on the number of rows nor on the layer
     do_not_specialize=["rows_of_shares", "layer", "signal_rows", "slot_count", "width"]
 )
 def _gate_merge_kernel(
@@ -43,7 +43,7 @@ def _gate_merge_kernel(
     if shares is not None:
         future = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         at = shares + row.to(tl.int64)[:, None] * labels + label[None, :]
-        for _ in range(chunks):  # one after the other, in the order of the chunks
+        for _ in range(chunks):  # in the order of the chunks
             future += tl.load(at, mask=is_number, other=0.0)
             at += rows_of_shares * labels
         if bias is not None:
@@ -89,14 +89,14 @@ def gate_merge(
     states: int = 1,
     out: Decided | None = None,
 ) -> Decided:
-    """`reference.gate_merge` of the first `count` rows, who of them leaves, and their answers.
+    """`reference.gate_merge` of the first `count` rows, who leaves, and the answers of those.
 
-    Output past `count` is uninitialised. Fills `out`, which has no signals where it is not given.
+    Output past `count` is uninitialised. Fills `out`; where it is not given, the result has no signals.
 
-    past: fp32 [R, W], its first C numbers logits, the next `gates` its gates: C or 1, and 0 where form is "none".
-    future: shares fp32 [S, R, C], of `imitation` or, S = 1, folded, and their bias fp32 [C] or None for zero; None for
-    no future. gate: the authors' G and g, fp32 [k, k] and [k] with k gates. states: how many the past has summed.
-    count: int32 [1], at most R. Raises ValueError for anything else.
+    past: fp32 [R, W]; its first C columns are scores, the next `gates` columns are gates: C or 1, and 0 where form is
+    "none". future: shares fp32 [S, R, C], from `imitation` or (S = 1) folded, and their bias fp32 [C] or None for zero;
+    None for no future. gate: the authors' G and g, fp32 [k, k] and [k] with k gates. states: over how many states the
+    past is summed. count: int32 [1], at most R. Raises ValueError for anything else.
     """
     check("past", past, torch.float32, -1, -1, like=past)
     rows, past_width = past.shape

@@ -1,4 +1,4 @@
-"""What all layers to come would say, guessed from one state: sum_j P_j act(L_j s + l_j), guesses never written out."""
+"""Scores of all later layers, guessed from one state: sum_j P_j act(L_j s + l_j). Guesses never reach memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .decide import check_labels
 from .functions import activate
 from .launch import FLOATS, check, check_count, launch, rows_of
 
-BLOCK_N, BLOCK_C = 64, 16  # fixed: how often a sum is cut decides its last bit
+BLOCK_N, BLOCK_C = 64, 16  # fixed, because the cuts of a sum decide its last bit
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def guess(
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """act(L s + l) of rows and of outputs of the learners, fp32 [BLOCK_M, BLOCK_N]; 0 where there is no output."""
+    """act(L s + l) for these rows and outputs of the learners, fp32 [BLOCK_M, BLOCK_N]; 0 where there is no output."""
     k = tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, inner, BLOCK_K):
@@ -41,9 +41,9 @@ def guess(
 
 @triton.jit
 def write_shares(guesses, projection, to, column, is_row, is_column, columns, labels, BLOCK_C: tl.constexpr):
-    """Guesses [rows, columns of this chunk] times these columns of the projection [C, columns].
+    """Write the guesses [rows, columns of this chunk] times these columns of the projection [C, columns].
 
-    to: [rows], where the labels of each row begin.
+    to: [rows], pointers to the first label of each row.
     """
     for first in range(0, labels, BLOCK_C):
         label = first + tl.arange(0, BLOCK_C)
@@ -90,12 +90,12 @@ def imitation(
     *,
     source_rows: Tensor | None = None,
 ) -> Tensor:
-    """Shares of the future, fp32 [S, R, C]: their sum over S, in this order, is `reference.project(guesses)` less bias.
+    """Shares of the future, fp32 [S, R, C]. Their sum over S, in this order, is `reference.project(guesses)` less bias.
 
-    states: [T, H], fp32, fp16 or bf16; learners: [M H, H] of the M layers to come, one below the other, any of them,
-    and states are rounded to it; bias: fp32 [M H]; projection: fp32 [C, M H], at most 1,024 labels; count: int32 [1],
-    at most R: shares of other rows are uninitialised. source_rows: int32 [R], which of the states each row's is, or
-    None: R = T then. Raises ValueError for anything else.
+    states: [T, H], fp32, fp16 or bf16; learners: [M H, H], those of the M later layers concatenated, in any of these
+    dtypes, to which states are rounded; bias: fp32 [M H]; projection: fp32 [C, M H], at most 1,024 labels; count: int32
+    [1], at most R; shares of other rows are uninitialised. source_rows: int32 [R], which of the states each row has, or
+    None: R = T. Raises ValueError for anything else.
     """
     check("states", states, FLOATS, -1, -1, like=states)
     inner = states.shape[1]

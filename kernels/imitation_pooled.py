@@ -1,11 +1,11 @@
-"""`imitation` with the guesses s~_j = act(L_j s + l_j), j = i+1..n, pooled before one projection P; never written out.
+"""`imitation`, where guesses s~_j = act(L_j s + l_j), j = i+1..n, are pooled before one projection P.
 
 max        P max_j s~_j
 attention  P sum_j w_j s~_j,  w = softmax_j(s~_j . s~_n / sqrt(H))
 
-P is linear, so attention needs of each guess only its share P s~_j and its product with the last one: chunks of columns
-give parts of both, and a second kernel makes weights of the products. The mean needs nothing of its own: it is
-`imitation` with P / m repeated for each of the m learners.
+Guesses never reach memory. P is linear, so attention needs only the share P s~_j of each guess and its product with the
+last guess. Chunks of columns give parts of both, and a second kernel turns the products into weights. The mean needs no
+kernel: it is `imitation` with P / m repeated for each of the m learners.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Pooling = Literal["max", "attention"]
 WEIGHED = 2048  # numbers of a tile of the second kernel
 
 
-# The number of rows is not specialised: sums along an axis keep the order of the one layout that is compiled.
+# Not specialised for the number of rows: sums along an axis keep the order of the one layout that is compiled.
 @triton.jit(do_not_specialize=["rows_of_shares"])
 def _imitation_max_kernel(
     states, learners, bias, projection, shares, count, rows_of_shares, ahead, inner, labels,
@@ -57,7 +57,7 @@ def _imitation_attend_kernel(
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Of each guess, over a chunk of its columns: its product with the last guess, and its share."""
+    """For each guess, over a chunk of its columns: its product with the last guess, and its share."""
     chunk = tl.program_id(1)
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_M >= rows:
@@ -116,21 +116,21 @@ def imitation_pooled(
     pooling: Pooling,
     count: Tensor,
 ) -> Tensor:
-    """Shares of the future, fp32 [S, R, C]: their sum over S, in this order, is `reference.pooled` less p.
+    """Shares of the future, fp32 [S, R, C]. Their sum over S, in this order, is `reference.pooled` less p.
 
-    S is the number of chunks of 64 columns for "max", 1 for "attention", where shares are weighed already.
+    S is the number of chunks of 64 columns for "max", and 1 for "attention", whose shares are weighed and summed.
 
-    states: [R, H], fp32, fp16 or bf16; learners: [M H, H] of the M layers to come, one below the other, M >= 1, the
-    same dtype; bias: fp32 [M H]; projection: fp32 [C, H], at most 1,024 labels; count: int32 [1], at most R: shares of
-    other rows are uninitialised. Guesses are fp32 in every dtype. "attention" needs room for fp32 [chunks, M, R,
-    C + 1] meanwhile. Raises ValueError for anything else.
+    states: [R, H], fp32, fp16 or bf16; learners: [M H, H], those of the M >= 1 later layers concatenated, in the same
+    dtype; bias: fp32 [M H]; projection: fp32 [C, H], at most 1,024 labels; count: int32 [1], at most R; shares of other
+    rows are uninitialised. Guesses are fp32 in every dtype. "attention" temporarily needs memory for fp32
+    [chunks, M, R, C + 1]. Raises ValueError for anything else.
     """
     check("states", states, FLOATS, -1, -1, like=states)
     rows, inner = states.shape
     check("learners", learners, states.dtype, -1, inner, like=states)
     outputs = learners.shape[0]
     if not outputs or not inner or outputs % inner:
-        raise ValueError(f"learners has {outputs} rows, expected a multiple of {inner}: {inner} for each layer to come")
+        raise ValueError(f"learners has {outputs} rows, expected a multiple of {inner}: {inner} per later layer")
     check("bias", bias, torch.float32, outputs, like=states)
     check("projection", projection, torch.float32, -1, inner, like=states)
     check_count("count", count, states)

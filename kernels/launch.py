@@ -1,4 +1,4 @@
-"""How every kernel is launched; and, for the report, what would be launched."""
+"""How kernels are launched; for reports also what would be launched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_interpreting = threading.Lock()  # the interpreter keeps where it is in globals, and lanes are threads
+_interpreting = threading.Lock()  # the interpreter keeps its position in globals, and lanes are threads
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -23,7 +23,7 @@ class Launch(NamedTuple):
     num_stages: int
 
     def run(self, arguments: dict[str, Any] | None = None) -> None:
-        """On the device of its tensors; with other arguments where they are given."""
+        """Launch on the device of its tensors, with other arguments where they are given."""
         arguments = self.arguments if arguments is None else arguments
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
@@ -37,7 +37,7 @@ _run = True
 
 @contextlib.contextmanager
 def recording(run: bool = False) -> Iterator[list[Launch]]:
-    """Launchers note what they launch; where it does not run, too, tensors may be on the meta device."""
+    """Launchers append what they launch to the list. run: also launch it; if not, tensors may be on the meta device."""
     global _recorded, _run
     before, (_recorded, _run) = (_recorded, _run), ([], run)
     try:
@@ -66,7 +66,7 @@ def launch(
 
 
 def check(name: str, x: Tensor, dtypes: torch.dtype | Sequence[torch.dtype], *shape: int, like: Tensor) -> None:
-    """ValueError unless x is contiguous, of one of the dtypes and this shape, and on the device of `like`.
+    """Raise ValueError unless x is contiguous, of one of the dtypes and this shape, and on the device of `like`.
 
     -1 in the shape: any size.
     """
@@ -78,7 +78,7 @@ def check(name: str, x: Tensor, dtypes: torch.dtype | Sequence[torch.dtype], *sh
 
 
 def rows_of(x: Tensor, source_rows: Tensor | None) -> int:
-    """How many rows are read of x: all, or as `source_rows`, int32 [R], says; ValueError where it is anything else."""
+    """How many rows are read of x: all, or R of `source_rows`, int32 [R]; ValueError where it is anything else."""
     if source_rows is None:
         return x.shape[0]
     check("source_rows", source_rows, torch.int32, -1, like=x)
@@ -86,10 +86,10 @@ def rows_of(x: Tensor, source_rows: Tensor | None) -> int:
 
 
 def check_count(name: str, count: Tensor, like: Tensor) -> None:
-    """A number on the device: int32 [1]."""
+    """Raise ValueError unless `count` is a number on the device: int32 [1]."""
     check(name, count, torch.int32, 1, like=like)
 
 
 def power_of_two(size: int, least: int = 1) -> int:
-    """The smallest power of two that is neither below `size` nor below `least`."""
+    """The smallest power of two that is at least `size`, and at least `least`, itself a power of two."""
     return max(least, 1 << (max(size, 1) - 1).bit_length())

@@ -12,7 +12,7 @@ from .launch import FLOATS, check, check_count, launch, power_of_two
 
 @triton.jit
 def normalise(x, is_column, size, weight, bias, column, eps):
-    """x: fp32 [BLOCK], zero outside the row."""
+    """LayerNorm of one row. x: fp32 [BLOCK], zero beyond the row."""
     mean = tl.sum(x, 0) / size
     distance = tl.where(is_column, x - mean, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(distance * distance, 0) / size + eps)
@@ -46,9 +46,10 @@ def add_layer_norm(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm of x + residual, of the first `count` rows; the others of the result are uninitialised.
+    """LayerNorm of x + residual, of the first `count` rows. Output past `count` is uninitialised.
 
-    x: [T, H], fp32, fp16 or bf16; residual: the same shape, any of them, or None for zero; weight, bias: fp32 [H];
+    x: [T, H], fp32, fp16 or bf16; residual: the same shape, any of these dtypes, or None for zero; weight, bias: fp32
+    [H];
     count: int32 [1], at most T. Returns x's shape and dtype; or fills `out`. Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
@@ -77,5 +78,5 @@ def add_layer_norm(
 
 
 def warps(block: int) -> int:
-    """Of a row that one program holds: about eight numbers a thread."""
+    """Warps for a row that one program holds: about eight numbers per thread."""
     return min(8, max(1, block // 256))

@@ -1,4 +1,4 @@
-"""out = activation(x W^T + b) + add, of as many rows as a number on the device says."""
+"""out = activation(x W^T + b) + add, of the first rows, as many as a number on the device says."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def linear(
 ) -> Tensor:
     """`reference.linear` of the first `count` rows. Output past `count` is uninitialised.
 
-    x: [T, K], fp32, fp16 or bf16; weight: [N, K], the same dtype or fp32, in which the product is then; bias: fp32 [N];
-    count: int32 [1], at most R. source_rows: int32 [R], which row of x each row is, or None: R = T then. add: [A, W],
-    any of the dtypes; its N columns from `add_from` on are added, those of row r or, with add_source_rows, int32 [R],
-    of row add_source_rows[r].
-    Returns [R, N] of `out_dtype`, or else x's; or fills `out`. Raises ValueError for anything else.
+    x: [T, K], fp32, fp16 or bf16; weight: [N, K], the same dtype or fp32, then the product is in fp32; bias: fp32 [N];
+    count: int32 [1], at most R. source_rows: int32 [R], the row of x that each row is, or None: R = T. add: [A, W], any
+    of these dtypes; N columns from `add_from` on are added to row r, from row r of add or, with add_source_rows, int32
+    [R], from row add_source_rows[r].
+    Returns [R, N] of `out_dtype`, by default x's; or fills `out`. Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
     check("weight", weight, (x.dtype, torch.float32), -1, x.shape[1], like=x)
@@ -115,9 +115,9 @@ def arguments_of(
     out_dtype: torch.dtype,
     dtypes: Sequence[torch.dtype] = FLOATS,
 ) -> dict[str, Any]:
-    """What a kernel for `linear` takes, "out" made where there is none; ValueError for what `linear` refuses.
+    """The arguments of a kernel for `linear`; "out" is made where there is none. Raises ValueError as `linear` does.
 
-    x and weight are checked already, their dtypes being what kernels differ in. dtypes: what `add` and `out` may be.
+    x and weight must have been checked, as kernels differ in their dtypes. dtypes: what `add` and `out` may be.
     """
     columns, inner = weight.shape
     check("bias", bias, torch.float32, columns, like=x)

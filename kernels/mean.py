@@ -1,4 +1,4 @@
-"""The mean of each row's tokens, summed one after the other, so that a row's bits do not depend on its neighbours."""
+"""The mean of each row's tokens, summed in order, so that a row's bits do not depend on its neighbours."""
 
 from __future__ import annotations
 

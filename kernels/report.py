@@ -1,7 +1,7 @@
-"""`python -m pfengine.kernels.report`: every kernel as it is shipped, compiled ahead of time; no GPU is needed.
+"""`python -m pfengine.kernels.report`: compiles every kernel ahead of time as it is shipped. No GPU is needed.
 
-Prints registers, spills, shared memory and the matrix instruction, and fails on a spill, on more shared memory than the
-chip has, or where an instruction that is expected is missing.
+Prints registers, spills, shared memory and the matrix instruction. It fails on a spill, on more shared memory than the
+chip has, and where an expected matrix instruction is missing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .signals import NAMES, signals
 from .survivors import Survivors, remaining, survivors
 from .thin_linear import thin_linear
 
-SHARED = {80: 166_912, 90: 232_448}  # bytes a block may ask for
+SHARED = {80: 166_912, 90: 232_448}  # bytes that a block may have
 _POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32",
     torch.uint8: "*u8",
@@ -57,7 +57,7 @@ class Compiled(NamedTuple):
     spill_bytes: int
     shared_bytes: int
     instruction: str  # of matrix products: wgmma, mma or none
-    expected: str  # that, or anything better; none where it does not matter
+    expected: str  # the instruction that it must have; none where it does not matter
 
     def faults(self) -> list[str]:
         where = f"{self.kernel} ({self.config}) on sm_{self.arch}"
@@ -72,7 +72,7 @@ class Compiled(NamedTuple):
 
 
 ENTROPY = Form("entropy", "<")
-RULES = (  # each signal and each memory once; no product of them
+RULES = (  # each signal and each memory once, not their product
     (Form("confidence", ">", "side", 3, tempered=True), Form("layer", ">=", threshold=0)),
     (Form("label", ">=", "votes"), Form("normalised_entropy", "<", "trend", 3)),
     (Form("margin", ">", "range", 3), Form("label_repeats", ">=", "running", times=0)),
@@ -82,7 +82,7 @@ RULES = (  # each signal and each memory once; no product of them
 
 
 def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
-    """What the launchers launch for BERT-base's and a small BERT's sizes: each variant once."""
+    """What the launchers launch for the sizes of BERT-base and a small BERT: each variant once."""
     with recording() as launches:
         for size, rows, dtype in itertools.product(hidden, configs.ROWS, FLOATS):
             _layers(size, rows, dtype)
@@ -132,7 +132,7 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
 
 
 def _exits(size: int, rows: int, dtype: torch.dtype) -> None:
-    """Entropy, which most checkpoints have."""
+    """Exits with the entropy criterion, which most checkpoints have."""
     count, ids, source_rows = (
         _empty(n, dtype=t) for n, t in ((1, torch.int32), (rows, torch.int64), (rows, torch.int32))
     )
@@ -188,9 +188,9 @@ def _key(launch: Launch) -> str:
 
 
 def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-    """As triton specialises a launch: None and 1 are constants, and what is a multiple of 16 is known to be.
+    """Signature, constants and attributes, as triton specialises a launch.
 
-    Not where a kernel says do_not_specialize.
+    None and 1 become constants, and multiples of 16 are marked, except where a kernel says do_not_specialize.
     """
     signature, constants, attributes = {}, dict(launch.constants), {}
     for i, name in enumerate(launch.kernel.arg_names):
@@ -235,7 +235,7 @@ def compiled(launch: Launch, arch: int) -> Compiled:
 
 
 def _resources(binary: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of local memory, which no kernel here asks for: spilled registers."""
+    """Registers per thread, and bytes of spilled registers: local memory, which no kernel here uses otherwise."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
@@ -243,7 +243,7 @@ def _resources(binary: bytes) -> tuple[int, int]:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
     if found is None:
-        raise RuntimeError(f"cuobjdump said nothing of registers: {said}")
+        raise RuntimeError(f"cuobjdump did not report registers: {said}")
     return int(found[1]), int(found[2]) + int(found[3])
 
 
@@ -251,11 +251,11 @@ def _compiled(job: tuple[int, int]) -> Compiled:
     return compiled(_launches[job[0]], job[1])
 
 
-_launches: list[Launch] = []  # of the run, for worker processes: kernels do not travel
+_launches: list[Launch] = []  # for worker processes, as kernels do not pickle
 
 
 def run(archs: tuple[int, ...], only: str | None = None, jobs: int | None = None) -> list[Compiled]:
-    """Every shipped variant on every arch, with progress on stderr. only: kernels whose name holds this."""
+    """Compile every shipped variant for every arch, with progress on stderr. only: kernels whose name contains this."""
     from rich.progress import track
 
     _launches[:] = [launch for launch in shipped() if only is None or only in launch.kernel.__name__]
@@ -270,8 +270,8 @@ def run(archs: tuple[int, ...], only: str | None = None, jobs: int | None = None
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pfengine.kernels.report", description=__doc__)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=SHARED, help="compute capabilities")
-    parser.add_argument("--only", help="kernels whose name holds this")
-    parser.add_argument("--json", type=Path, help="write the table there")
+    parser.add_argument("--only", help="only kernels whose name contains this")
+    parser.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it")

@@ -1,4 +1,4 @@
-"""A signal of scores by itself: what `decide` reads, for callers that decide elsewhere."""
+"""A signal of scores by itself, for callers that do not decide in a kernel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Who is left after an exit, and where each of them is: what the next layer reads its rows by. Nothing moves.
+"""Which rows are left after an exit, and where the next layer reads them from. Nothing moves.
 
-A move would read and write every state of every row that stays. Instead the next layer's first product, and its
-residual, read the states through `source_tokens`; what they write is packed.
+A move would read and write every state of every row that stays. Instead the next layer's first product and its residual
+read the states through `source_tokens`. Their output is packed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from .launch import check, check_count, launch, power_of_two
 
-MAX_ROWS = 4096  # one program looks at all of them
+MAX_ROWS = 4096  # one program handles all rows
 BLOCK_T = 128
 
 
 class Survivors(NamedTuple):
-    """A ragged batch of R rows and T tokens at most, packed anew; numbers past the counts are uninitialised."""
+    """A ragged batch of at most R rows and T tokens, packed. Numbers past the counts are uninitialised."""
 
     bounds: Tensor  # int32 [R + 1]: row r is tokens bounds[r] to bounds[r + 1]
-    slots: Tensor  # int64 [R]: where each row answers to
-    source_rows: Tensor  # int32 [R]: which row each was
-    source_firsts: Tensor  # int32 [R]: which token its first token was
-    source_tokens: Tensor  # int32 [T]: which token each was
+    slots: Tensor  # int64 [R]: the slot that each row answers to
+    source_rows: Tensor  # int32 [R]: the number that each row had before
+    source_firsts: Tensor  # int32 [R]: the number that its first token had
+    source_tokens: Tensor  # int32 [T]: the number that each token had
     counts: Tensor  # int32 [2]: rows and tokens that are left
 
     @classmethod
@@ -83,9 +83,9 @@ def _remaining_kernel(exit_layers, counts, BLOCK: tl.constexpr):
 
 
 def remaining(exit_layers: Tensor, counts: Tensor) -> Tensor:
-    """`counts`, which become zeros once no row is without an answer.
+    """Set `counts` to zeros once every row has an answer, and return them.
 
-    exit_layers: int64 [R], 0 for no answer yet; counts: int32 [2], rows, at most R and 4,096, and tokens. Raises
+    exit_layers: int64 [R], 0 for no answer yet; counts: int32 [2]: rows, at most R and 4,096, and tokens. Raises
     ValueError for anything else.
     """
     rows = exit_layers.shape[0]
@@ -114,12 +114,12 @@ def survivors(
     earlier_rows: Tensor | None = None,
     earlier_firsts: Tensor | None = None,
 ) -> Survivors:
-    """Those of the first `count` rows that do not leave, in the same order; fills `out`.
+    """Fill `out` with those of the first `count` rows that do not leave, in the same order, and return it.
 
-    bounds: int32 [R + 1], rows as in `Survivors`; slots: int64 [R]; leave: bool [R]; longest: no row has more tokens;
-    count: int32 [1], at most R, which is at most 4,096; out: for as many rows, none of what comes in. earlier_rows,
-    earlier_firsts: int32 [R], `source_rows` and `source_firsts` of survivors that have not moved yet; the new ones
-    then name the same source. Raises ValueError for anything else.
+    bounds: int32 [R + 1], as in `Survivors`; slots: int64 [R]; leave: bool [R]; longest: no row has more tokens; count:
+    int32 [1], at most R; R is at most 4,096. out: for as many rows, in other memory than the inputs. earlier_rows,
+    earlier_firsts: int32 [R], `source_rows` and `source_firsts` of survivors whose states are still at their source;
+    the new survivors then name the same source. Raises ValueError for anything else.
     """
     rows = slots.shape[0]
     check("bounds", bounds, torch.int32, rows + 1, like=slots)

@@ -1,4 +1,4 @@
-"""out = x W^T + b + add, or the sigmoid of it, for a matrix of few rows: one program per row, no idle columns."""
+"""out = x W^T + b + add, or its sigmoid, for a matrix W of few rows: one program per row of x, no idle columns."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def thin_linear(
     out: Tensor | None = None,
     sigmoid: bool = False,
 ) -> Tensor:
-    """`linear` without activation, or the sigmoid of it, for at most 64 columns, in fp32.
+    """`linear` without activation, or its sigmoid, for at most 64 columns, in fp32.
 
-    x: [T, K], fp32, fp16 or bf16; weight: fp32 [N, K]; bias: fp32 [N]; add: fp32 [A, W]; the rest, and what raises
-    ValueError, as in `linear`. Returns fp32 [R, N], or fills `out`.
+    x: [T, K], fp32, fp16 or bf16; weight: fp32 [N, K]; bias: fp32 [N]; add: fp32 [A, W]. Other arguments and errors are
+    those of `linear`. Returns fp32 [R, N], or fills `out`.
     """
     check("x", x, FLOATS, -1, -1, like=x)
     check("weight", weight, torch.float32, -1, x.shape[1], like=x)

@@ -1,10 +1,13 @@
-"""csrc/bindings.cpp as Python sees it; addresses are integers, what they mean stands in csrc/cpu and csrc/cuda."""
+"""pfengine._C as Python sees it: csrc/bindings.cpp, parts.cpp, rules.cpp and flights.cpp.
+
+Numbers without a name are addresses. What is there is said in csrc/cpu and csrc/cuda, and in the op set (`ops.cpu`).
+"""
 
 import enum
 
 import numpy as np
 
-has_cuda: bool  # the three functions with "cuda" in their name are there
+has_cuda: bool  # are the three functions with "cuda" in their name there?
 
 def count_kept(cu_seqlens: int, stay: int, rows: int, tokens: int) -> tuple[int, int]: ...
 def compact(
@@ -53,7 +56,7 @@ class Activation(enum.Enum):
 
 class Kernels:
     name: str
-    panel: int  # output columns that are packed together
+    panel: int  # output columns per panel
 
 class Linear:
     def __init__(
@@ -95,7 +98,16 @@ class Layer:
         output_norm: Norm,
     ) -> None: ...
 
+class Queries(enum.Enum):
+    all = 0
+    firsts = 1
+    list = 2
+
 def find_kernels(name: str) -> Kernels | None: ...
+def kept_stride(layer: Layer) -> int: ...  # bytes per token of what keys_values makes
+def keys_values(
+    kernels: Kernels, layer: Layer, x: int, tokens: int, cu_seqlens: int, rows: int, kept: int, threads: int
+) -> None: ...
 def run_layer(
     kernels: Kernels,
     layer: Layer,
@@ -103,10 +115,21 @@ def run_layer(
     tokens: int,
     cu_seqlens: int,
     rows: int,
-    first_only: bool,
+    kind: Queries,
+    queries: int,
+    query_tokens: int,
+    query_bounds: int,
+    targets: int,
+    kept: int,
     out: int,
+    out_rows: int,
+    sums: int,
     threads: int,
 ) -> None: ...
+def output_norm(
+    kernels: Kernels, layer: Layer, sums: int, tokens: int, numbers: int, rows: int, out: int, threads: int
+) -> None: ...
+def poison_scratch(on: bool) -> None: ...  # for tests: all scratch memory starts as NaN
 def run_linear(
     kernels: Kernels,
     precision: Precision,
@@ -123,24 +146,6 @@ def run_linear(
     threads: int,
 ) -> None: ...
 def columns_of(kernels: Kernels, linear: Linear, precision: Precision, first: int) -> Linear: ...
-def qkv_stride(layer: Layer) -> int: ...
-def open_layer(
-    kernels: Kernels, layer: Layer, x: int, tokens: int, cu_seqlens: int, rows: int, qkv: int, first: int, threads: int
-) -> None: ...
-def close_layer(
-    kernels: Kernels,
-    layer: Layer,
-    x: int,
-    tokens: int,
-    cu_seqlens: int,
-    rows: int,
-    qkv: int,
-    first: int,
-    stay: int,
-    out: int,
-    new_cu_seqlens: int,
-    threads: int,
-) -> None: ...
 
 class Gate(enum.Enum):
     none = 0
@@ -234,7 +239,7 @@ class Flight:
     def layer(self) -> int: ...
     def __len__(self) -> int: ...
     def slots(self) -> np.ndarray: ...
-    def advance(self, rule: ExitRule, until: int, threads: int) -> bool: ...  # is anybody left?
+    def advance(self, rule: ExitRule, until: int, scores: bool, threads: int) -> bool: ...  # is any row left?
     def exit(self) -> tuple[int, np.ndarray | None, np.ndarray, np.ndarray | None]: ...  # layer, logits, slots, learned
     def leave(self, gone: np.ndarray, answered: bool, threads: int) -> None: ...
     def join(self, other: Flight, threads: int) -> None: ...

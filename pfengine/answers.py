@@ -1,4 +1,4 @@
-"""Answers as a user sees them, from logits: probabilities, arrays, and which rows have none."""
+"""Answers as a user sees them, from logits: probabilities, arrays, and which rows have no answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tokenization import Row
 class Predictions:
     """Answers for all rows of the input, as arrays.
 
-    A model that tags tokens has one more axis after the rows, as long as the longest row has tokens: beyond a row's own
+    For a model that tags tokens there is one more axis after the rows, as long as the longest row. Beyond a row's own
     tokens logits are nan and exit layers 0.
     """
 
@@ -28,7 +28,7 @@ class Predictions:
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """float32 [rows, labels]: softmax, sigmoid or none of the logits, as problem_type says."""
+        """float32 [rows, labels]: softmax or sigmoid of the logits, or (regression) the logits, by problem_type."""
         return probabilities(self.logits, self.problem_type)
 
     @functools.cached_property
@@ -38,27 +38,31 @@ class Predictions:
 
     @property
     def layer_speedup(self) -> float:
-        """sum(n m_i) / sum(i m_i) over the m_i rows (or tokens) that left at layer i; nan without rows."""
+        """sum(n m_i) / sum(i m_i) over the m_i rows (or tokens) that left after layer i; nan without rows.
+
+        Eq. 15 of the Past-Future paper.
+        """
         return layer_speedup(self.exit_layers[self.exit_layers > 0], self.num_layers)
 
 
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """float32 [..., labels] of logits of the same shape, as `Predictions.probabilities`."""
     match problem_type:
         case "regression":
             return logits
         case "multi_label_classification":
-            with np.errstate(all="ignore"):  # exp(-logit) = inf gives the right 0
+            with np.errstate(all="ignore"):  # exp(-logit) = inf gives 0, which is right
                 return 1.0 / (1.0 + np.exp(-logits))
-    with np.errstate(all="ignore"):  # and exp(-inf) the right 0; nan where a row has no answer
+    with np.errstate(all="ignore"):  # exp(-inf) gives 0, which is right; a row without an answer gives nan
         powers = np.exp(logits - np.maximum.reduce(logits, -1, keepdims=True))
         powers /= np.add.reduce(powers, -1, keepdims=True)
         return powers
 
 
 def has_answer(logits: np.ndarray) -> np.ndarray:
-    """Whose largest logit is a number: [..., labels] -> bool [...].
+    """Is the largest logit finite? [..., labels] -> bool [...].
 
-    A label may have -inf, which is no probability at all, beside others that have some.
+    A logit of -inf beside finite ones is an answer: its label has probability 0.
     """
     with np.errstate(all="ignore"):
         found: np.ndarray = np.isfinite(np.maximum.reduce(logits, -1))
@@ -66,7 +70,7 @@ def has_answer(logits: np.ndarray) -> np.ndarray:
 
 
 def mark_unanswered(window: Sequence[Row | InputError], answered: np.ndarray, precision: str) -> list[Row | InputError]:
-    """The window with an error for each row where `answered`, bool [rows], is false."""
+    """The window, with an error in the place of each row for which `answered`, bool [rows], is false."""
     if answered.all():
         return list(window)
     advice = "check its weights" if precision == "fp32" else "try precision='fp32'"
@@ -78,6 +82,7 @@ def mark_unanswered(window: Sequence[Row | InputError], answered: np.ndarray, pr
 
 
 def raise_first(window: Sequence[Row | InputError]) -> list[Row]:
+    """The rows of a window; raises the first error in it."""
     rows = []
     for row in window:
         if isinstance(row, InputError):

@@ -55,17 +55,16 @@ def load(
     """Load a checkpoint and prepare it for one device and precision.
 
     path: a pfengine checkpoint directory, a plain Hugging Face sequence-classification directory (runs at full depth),
-    or the name of a bundled checkpoint ("sst2"); also one that `reader.read` has opened already.
+    or the name of a bundled checkpoint ("sst2"); also a checkpoint that `reader.read` returned.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
-    for and that, when the checkpoint was calibrated, answered as fp32 does; fp32 where that was never asked, or where a
-    guarantee was given.
+    for and that answered as fp32 does when the checkpoint was calibrated. It is fp32 where that was never measured, or
+    where a guarantee was given.
     criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3"; default: the
     checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the checkpoint's
     calibration table. max_length: longest row in tokens, at most what the model allows.
-    token_types: does the second text of a pair have token type 1? None: as the installed pipeline of transformers 5
-    decides. It dropped the types of ALBERT's pairs, with which version 4 trained: a checkpoint saved by that warns at
-    its first pair, and True gives them back.
+    token_types: does the second text of a pair have token type 1? None: as transformers 5 decides. For ALBERT it gives
+    type 0, while version 4 trained with type 1. A checkpoint saved by version 4 warns at its first pair; give True.
 
     Raises CheckpointError for a directory that cannot be used, ConfigError for a choice that cannot be met.
     """
@@ -93,11 +92,11 @@ def load(
 class Engine:
     """A loaded model. Safe to use from several threads; a bad row never makes it unusable.
 
-    It pickles as the path and the options it was loaded with, and is loaded from there again, with the precision and
-    criterion it has: so it can be handed to other processes that see the same files. Copies share its weights.
+    It pickles as the path and the options it was loaded with, its precision and its criterion, and is loaded again from
+    there. So it can be handed to other processes that see the same files. Copies share its weights.
     """
 
-    source: Source | None = None  # where it was not made by `load`
+    source: Source | None = None  # None where it was not made by `load`
 
     def __init__(
         self,
@@ -108,7 +107,7 @@ class Engine:
         device: torch.device,
         precision: str,
     ) -> None:
-        self.checkpoint = replace(ckpt, tensors={})  # its tensors live on, prepared, in the model
+        self.checkpoint = replace(ckpt, tensors={})  # the model holds its tensors, prepared
         self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
         self._process = os.getpid()
@@ -117,7 +116,7 @@ class Engine:
 
     @property
     def mark(self) -> str:
-        """Tells checkpoints apart: another after training, or with another tokenizer, wherever it lies."""
+        """Identifies the checkpoint, wherever it is stored: another training or tokenizer gives another mark."""
         return mark(self.checkpoint, self.tokenizer.backend, self.source.sums if self.source is not None else {})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -138,7 +137,7 @@ class Engine:
 
     @property
     def _workers(self) -> Executor | None:
-        """Threads for as many batches as may be under way; a forked process has none of its parent's."""
+        """One thread for each batch that may be under way; a forked process makes its own."""
         if self.model.carrier.lanes == 1:
             return None
         if self._pool is None or self._pool[0] != os.getpid():
@@ -185,20 +184,23 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> list[Any]:
-        """One dict a row, {"label", "score", "exit_layer"}, in input order.
+        """One dict per row, {"label", "score", "exit_layer"}, in input order.
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
-        ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding);
-        its own "threshold" or "speedup" is another key, and all others are passed over. One row gives a list of one.
-        top_k: 1 gives a dict a row, any other number (None: all labels) a list of dicts a row, best first.
+        ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding).
+        A dict may also have the row's own "threshold" or "speedup"; other keys are ignored. One row gives a list of
+        one.
+        top_k: 1 gives one dict per row. Any other number (None: all labels) gives a list of dicts per row, best first.
         criterion, threshold, speedup: for this call, as in `load`. threshold or speedup may also be an iterable with
-        one number per row, which is read as `inputs` is; a row's own key goes before. A number that makes no sense is
-        that row's error, and so is one that is missing because the iterable ended; numbers that are left over are a
-        ConfigError after the last row, and one at once where both lengths are known and differ.
-        on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place; a row
-        whose logits overflow is one.
-        truncation: rows over `max_length` tokens are cut, with one warning that counts them, or bad rows with "error".
-        batch_tokens, batch_size: most tokens and rows that go through a layer together.
+        one number per row, read lazily beside `inputs`; a row's own key takes precedence. A number that makes no sense,
+        or is missing because the iterable ended, is that row's error. Numbers that are left over raise ConfigError
+        after the last row. Where both lengths are known and differ, ConfigError is raised at once.
+        on_error: "raise" an InputError that names the first bad row, or "return" {"error", "row"} in its place. A row
+        whose logits overflow is a bad row.
+        truncation: rows over `max_length` tokens are cut ("truncate"), with one warning that counts them, or are bad
+        rows ("error"). batch_tokens, batch_size: the most tokens and rows that go through a layer together.
+
+        Raises ConfigError where the options do not fit the model or each other.
         """
         return list(
             self.stream(
@@ -227,18 +229,18 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Iterator[Any]:
-        """As `classify`, lazily: in input order, in bounded memory, however long `inputs` is.
+        """`classify`, lazily: in input order, in bounded memory, however long `inputs` is.
 
-        Reads about four token budgets ahead; a smaller `batch_tokens` reads less. Where `inputs` is slow, its rows are
-        answered once they have been waited for a tenth of a second. What it raises is raised after the answers to the
-        rows before.
+        It reads about four token budgets ahead; a smaller `batch_tokens` reads less. Where `inputs` is slow, the rows
+        so far are answered after a wait of a tenth of a second. An exception of `inputs` is raised after the answers to
+        the rows before it.
         """
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
         selection, rows = self._selected(inputs, criterion, threshold, speedup)
         if self.model.head.tags:
-            raise ConfigError(f"{self.checkpoint.path} tags tokens and classifies no rows; use predict")
+            raise ConfigError(f"{self.checkpoint.path} tags tokens and does not classify rows; use predict")
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
         windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, prompt=True))
 
@@ -268,7 +270,7 @@ class Engine:
     ) -> Predictions:
         """Answers as arrays; options as in `classify`.
 
-        Raises InputError at the first bad row, and at one whose logits are nan or infinite.
+        Raises InputError for the first bad row; a row whose logits are nan or infinite is one.
         """
         selection, given = self._selected(inputs, criterion, threshold, speedup)
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
@@ -285,7 +287,8 @@ class Engine:
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`.
 
-        Raises InputError at the first bad row, and at one with a nan at any exit.
+        A model that tags tokens has one more axis after the rows. Raises InputError for the first bad row; a row with a
+        nan at any exit is one.
         """
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, None))
         parts = [runner.layer_logits([])[1]]
@@ -296,10 +299,10 @@ class Engine:
         return runner.join(parts, np.nan, axis=1)
 
     def warmup(self, rows: Sequence[int] = (1, 8, 32), tokens: Sequence[int] = (16, 32, 64, 128)) -> None:
-        """Do beforehand what the first calls of these sizes would wait for; no answers change.
+        """Do in advance what the first calls of these sizes would wait for; no answers change.
 
-        rows, tokens: of a batch, and of each of its rows, every combination. On a GPU kernels are compiled and their
-        launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
+        rows, tokens: sizes of a batch and of each of its rows; every combination is run. On a GPU kernels are compiled
+        and their launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
         """
         self._check_process()
         own = self.criterion
@@ -316,7 +319,7 @@ class Engine:
         threshold: float | None = None,
         speedup: float | None = None,
     ) -> Rule:
-        """The criterion these options stand for, the engine's own for none; ConfigError where they do not fit."""
+        """The criterion these options stand for; without any, the engine's own. ConfigError where they do not fit."""
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
@@ -327,7 +330,7 @@ class Engine:
         return select_rows(self._own, self.criterion, inputs, criterion, threshold, speedup)
 
     def _check_process(self) -> None:
-        """A GPU's memory is not the forked child's."""
+        """Raise ConfigError in a forked child where the engine is on a GPU, whose memory the child cannot use."""
         if self.device.type != "cpu" and self._process != os.getpid():
             raise ConfigError(
                 f"this engine was loaded on {self.device} before this process was forked, and CUDA cannot be used "
@@ -337,7 +340,7 @@ class Engine:
     def _windows(
         self, inputs: Any, truncation: str, batch_tokens: int, prompt: bool = False
     ) -> Iterator[list[Row | InputError]]:
-        """Rows a few token budgets at a time; `truncation` is checked at once. prompt: as `read_windows` has it."""
+        """Rows a few token budgets at a time; `truncation` is checked at once. prompt: see `read_windows`."""
         self._check_process()
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
@@ -346,10 +349,10 @@ class Engine:
     def _answered(
         self, inputs: Any, windows: Iterable[Sequence[Row | InputError]], selection: Selection, runner: Runner
     ) -> Iterator[tuple[Sequence[Row | InputError], np.ndarray, np.ndarray]]:
-        """As `Runner.answer`; on a GPU the next window is read meanwhile.
+        """`Runner.answer`; on a GPU with worker threads, so that the next window is read meanwhile.
 
-        Not where a batch is all there is, for which no thread need be woken, nor with a callable of the user's own,
-        which may not stand threads.
+        Without threads where there is only one batch, which does not need them, and with a user's callable, which may
+        not be thread-safe.
         """
         one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (runner.batch_size or 1))
         workers = None if one_batch or not isinstance(selection.criterion, Criterion) else self._workers

@@ -1,4 +1,4 @@
-"""Rows of token ids of different length, packed end to end without padding."""
+"""Ragged batches: rows of token ids of different length, packed end to end without padding."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .surroundings import undisturbed
 
 
 class Packed(NamedTuple):
-    """Token ids of R rows, T tokens in all, packed without padding."""
+    """Token ids of R rows, T tokens in all."""
 
     ids: np.ndarray  # int64 [T]
     positions: np.ndarray  # int64 [T]
     types: np.ndarray  # int64 [T]
     cu_seqlens: np.ndarray  # int32 [R + 1]: row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]
-    row_ids: np.ndarray  # int64 [R]: which row of the caller's input each row is
+    row_ids: np.ndarray  # int64 [R]: the row's number in the caller's input
 
     @undisturbed()
     def to(self, device: torch.device | str = "cpu") -> RaggedInputs:
@@ -29,7 +29,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class RaggedInputs:
-    """`Packed` as tensors, on a device; what `encoder.embed` takes."""
+    """`Packed` as tensors on a device, for `encoder.embed`."""
 
     ids: Tensor
     positions: Tensor
@@ -45,7 +45,7 @@ def compacted(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor)
     """The rows of a ragged batch where `stay`, bool [R], is true, in the same order, moved together.
 
     tokens: [T, ...]; cu_seqlens: int32 [R + 1], row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]; row_ids: int64 [R].
-    By `_C` where it is there, else by torch; the results are the same.
+    By `_C` where it is there, otherwise by torch; the results are the same.
     """
     if tokens.is_cuda and extension.has_cuda():
         return extension.compact_cuda(tokens, cu_seqlens, row_ids, stay)

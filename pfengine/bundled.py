@@ -12,7 +12,10 @@ BUNDLED = Path(__file__).parent / "checkpoints"
 
 
 def find(path: str | os.PathLike[str]) -> Path:
-    """The directory of a path or of a bundled checkpoint's name; a local folder takes precedence over the name."""
+    """The directory that a path or a bundled checkpoint's name stands for. A local folder of that name goes first.
+
+    Raises ConfigError where the path is empty or of another type.
+    """
     name = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
     if not name:
         what = "empty" if isinstance(path, (str, bytes)) else f"of type {type(path).__name__}"

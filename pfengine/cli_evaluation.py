@@ -28,7 +28,7 @@ from .strict_json import dumps
 def calibrate(
     checkpoint: Checkpoint,
     data: Annotated[str, typer.Argument(help="Rows it was not trained on: a file, or a directory with a dev split.")],
-    criterion: Annotated[str | None, typer.Option(help="Another criterion by name: entropy, patience.")] = None,
+    criterion: Annotated[str | None, typer.Option(help="Another criterion, such as patience or elbert:,8,0.1.")] = None,
     speedup: Annotated[float | None, typer.Option(help="Layer speed-up to run at from now on.")] = None,
     agreement: Annotated[float | None, typer.Option(help="Guaranteed share of rows answered as at full depth.")] = None,
     accuracy_drop: Annotated[

@@ -1,4 +1,4 @@
-"""What a device and a precision asked for by name become, or why they cannot be had."""
+"""Devices and precisions by name, or the reason why they cannot be had."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from .errors import ConfigError
 from .ops import OpSet, cpu, cpu_torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-AUTO_AGREEMENT = 0.99  # labels as fp32's that precision="auto" asks of a faster one
-AUTO_SPEEDUP_CHANGE = 0.03
-OLDEST_GPU = (8, 0)  # compute capability: bf16, and enough shared memory
+AUTO_AGREEMENT = 0.99  # precision="auto" takes a faster precision that gives at least this share of fp32's labels,
+AUTO_SPEEDUP_CHANGE = 0.03  # at a layer speed-up that differs by at most this share
+OLDEST_GPU = (8, 0)  # compute capability; older ones lack bf16 and shared memory
 
 
 def find_device(name: str) -> torch.device:
+    """The device of a name, with its index; "auto" is the CPU. Raises ConfigError where it cannot be used."""
     if name == "auto":
         return torch.device("cpu")
     try:
@@ -28,18 +29,21 @@ def find_device(name: str) -> torch.device:
         raise ConfigError(f"device is {name!r}, but torch sees no GPU; use device='cpu'")
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():
         raise ConfigError(
-            f"device is {name!r}, but this process was forked from one that had used CUDA, which cannot be used here; "
-            "start processes with the method 'spawn'"
+            f"device is {name!r}, but this process was forked from one that had used CUDA, so CUDA cannot be "
+            "used here; start processes with the method 'spawn'"
         )
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise ConfigError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on")
+            raise ConfigError(
+                f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs, numbered from cuda:0"
+            )
         device = torch.device("cuda", index)
     return device
 
 
 def find_op_set(device: torch.device) -> OpSet:
+    """The fastest op set for a device. Raises ConfigError where the GPU is too old or triton is missing."""
     if device.type == "cpu":
         return cpu if extension.has_cpu() else cpu_torch
     capability = torch.cuda.get_device_capability(device)
@@ -56,7 +60,7 @@ def find_op_set(device: torch.device) -> OpSet:
 
 
 def auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
-    """The fastest that is known to answer as fp32; a guarantee was given for fp32, and holds for nothing else."""
+    """The fastest precision known to answer as fp32 does; fp32 where there is a guarantee, which is for fp32 alone."""
     if device.type != "cpu" or not extension.has_cpu() or ckpt.manifest.guarantee is not None:
         return "fp32"
     for name in cpu.fast_precisions():
@@ -70,12 +74,13 @@ def auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
 
 
 def find_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of a precision. Raises ConfigError where there is none, or the device cannot compute in it."""
     if precision == "int8" and device.type != "cpu":
         raise ConfigError("precision 'int8' is for CPUs; use 'bf16', 'fp16' or 'fp32' on a GPU")
     if precision == "int8" and not extension.has_cpu():
         raise ConfigError(
-            f"precision 'int8' needs the compiled kernels, which are not there ({extension.status()}); install "
-            "pfengine again where a C++ compiler is, or use 'bf16' or 'fp32'"
+            f"precision 'int8' needs the compiled kernels, which are missing ({extension.status()}); install pfengine "
+            "again where there is a C++ compiler, or use 'bf16' or 'fp32'"
         )
     if precision not in DTYPES:
         raise ConfigError(f"precision is {precision!r}; it must be 'auto', 'fp32', 'bf16', 'fp16' or 'int8'")

@@ -1,4 +1,4 @@
-"""The encoder over an op set: prepare() once at load, then embed() and layer() on ragged batches."""
+"""The encoder over an op set: `prepare` runs once at load, `embed` and `layer` on each ragged batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .storage import trim_heap
 
 @dataclass(frozen=True)
 class Encoder:
-    """All prepared encoder weights; `layers[i]` holds the blocks of layer i + 1 in the order they run."""
+    """All encoder weights, prepared. `layers[i]` are the blocks of layer i + 1 in the order in which they run."""
 
     ops: OpSet
     embedding: Any
@@ -28,7 +28,7 @@ class Encoder:
 
 
 def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Encoder:
-    """Pack the tensors of a checkpoint (checked, fp32) for `ops` in `dtype`; shared blocks are packed once."""
+    """Pack the tensors of a checkpoint (checked, float32) for `ops` in `dtype`. Shared blocks are packed once."""
     prefix = config.family.prefix
 
     def norm(key: str) -> Norm:
@@ -57,8 +57,8 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
             dtype,
         )
 
-    trim_heap()  # those of the head
-    # the tables first: in float32 they are the largest tensors of all, and nothing else is there yet
+    trim_heap()  # returns the memory of the head's float32 tensors
+    # the tables first: in float32 they are the largest tensors of all, and now nothing else is in memory
     word, position, token_type = (
         tensors[f"{prefix}embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
     )
@@ -68,7 +68,7 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
     for key in dict.fromkeys(key for layer in prefixes for key in layer):
         blocks[key] = block(key)
         if dtype != torch.float32:
-            trim_heap()  # the float32 tensors it was made of, which are larger than it is
+            trim_heap()  # returns the memory of its float32 tensors, which are larger than it is
     trim_heap()
     projection = config.family.embedding_projection
     return Encoder(
@@ -80,7 +80,7 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
 
 
 def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One linear layer of several, whose outputs are side by side; theirs are not held any longer."""
+    """Several linear layers as one, their outputs side by side. The tensors of the parts are released."""
     weights, biases = zip(*parts, strict=True)
     return torch.cat(weights), torch.cat(biases)
 
@@ -88,7 +88,7 @@ def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _pad_heads(
     tensors: Mapping[str, Tensor], key: str, config: BackboneConfig, alignment: int
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a projection to heads, each head widened with zeros to a multiple of `alignment`."""
+    """Weight and bias of a projection to heads, each head padded with zeros to a multiple of `alignment`."""
     pad = -config.head_size % alignment
     weight = tensors[f"{key}.weight"].unflatten(0, (config.num_heads, config.head_size))
     bias = tensors[f"{key}.bias"].unflatten(0, (config.num_heads, config.head_size))
@@ -102,13 +102,13 @@ def embed(encoder: Encoder, inputs: RaggedInputs) -> Tensor:
 
 
 def layer(encoder: Encoder, number: int, x: Tensor, cu_seqlens: Tensor, queries: AnyQueries = "all") -> Tensor:
-    """Layer `number` (1-based): [T, H] -> the outputs of the queries, as `OpSet.block` has them."""
+    """Layer `number` (1-based): [T, H] to the output of the queries, [T, H], [R, H] or [Q, H] as in `OpSet.block`."""
     x, last = enter(encoder, number, x, cu_seqlens)
     return encoder.ops.block(x, cu_seqlens, last, queries)
 
 
 def enter(encoder: Encoder, number: int, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Any]:
-    """What enters the last block of layer `number` (1-based), [T, H], and that block; most layers have no other."""
+    """The input of the last block of layer `number` (1-based), [T, H], and that block. Most layers have one block."""
     *before, last = encoder.layers[number - 1]
     for block in before:
         x = encoder.ops.block(x, cu_seqlens, block)

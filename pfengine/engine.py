@@ -1,4 +1,4 @@
-"""THE exit loop: rows leave when their own signal says so, the others go on together in a smaller batch."""
+"""The exit loop: rows leave when their own signal says so, and the others go on together in a smaller batch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Rule = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
 
 
 def run(model: Model, packed: Packed, rule: ExitRule | Rule, answers: Answers) -> None:
-    """All rows of `packed` through the layers, each until the rule lets it leave; results go into `answers`.
+    """Take all rows of `packed` through the layers, each until the rule lets it leave. Results go into `answers`.
 
-    A rule that is data is decided inside the flight, in one call. Any other callable is asked after every tested exit.
+    A rule that is data is decided inside the flight, in one call. Any other callable is called after each tested exit.
     """
     if not len(packed.row_ids):
         return
@@ -38,7 +38,7 @@ def run(model: Model, packed: Packed, rule: ExitRule | Rule, answers: Answers) -
         with undisturbed():
             _ask_after_every_exit(model, flight, rule, answers.base)
     except BaseException:
-        flight.leave(np.ones(len(flight), bool), answered=False)  # what they hold of a GPU is free at once
+        flight.leave(np.ones(len(flight), bool), answered=False)  # frees at once what they hold of a GPU
         raise
 
 
@@ -58,7 +58,7 @@ def _ask_after_every_exit(model: Model, flight: Flight, rule: Rule, base: int) -
 
 
 def warmup(model: Model, packed: Packed, rule: ExitRule | Rule) -> None:
-    """What the first batch of this size would wait for, done beforehand, through all layers."""
+    """Do in advance, through all layers, what the first batch of this size would wait for."""
     model.carrier.warmup(packed, rule if isinstance(rule, ExitRule) else model.full_depth)
 
 
@@ -83,9 +83,9 @@ def layer_logits(model: Model, packed: Packed) -> np.ndarray:
 
 @undisturbed()
 def run_reference(model: Model, rows: list[RaggedInputs], rule: ExitRule | Rule) -> tuple[np.ndarray, np.ndarray]:
-    """The oracle: one row at a time, whole layers, nothing packed. Logits [rows, labels] and exit layers [rows].
+    """The oracle: one row at a time, whole layers, nothing packed. float32 [rows, labels] and int64 exit layers [rows].
 
-    rows: inputs of one row each; row r answers to slot r. Correct by inspection, slow on purpose; `run` must agree.
+    rows: inputs of one row each; row r has slot r. Correct by inspection and slow on purpose. `run` must agree with it.
     """
     results, exit_layers, ops = [], [], model.encoder.ops
     for slot, inputs in enumerate(rows):

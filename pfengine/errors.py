@@ -1,4 +1,4 @@
-"""Every error pfengine raises on purpose: one sentence with what was wrong, where, and what to do."""
+"""The errors pfengine raises on purpose: each says in one sentence what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-MOST_FAULTS, MOST_CHARACTERS = 10, 400  # of a message, and of each of its faults
+MOST_FAULTS, MOST_CHARACTERS = 10, 400  # faults in a message; characters in a fault
 
 
 class PFEngineError(Exception):
-    """Base of all errors a user's input can cause. They pickle, whatever their constructors take."""
+    """Base of all errors that a user's input can cause. They pickle, whatever their constructors take."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 
 def _rebuilt(kind: type[PFEngineError], args: tuple[Any, ...], state: dict[str, Any]) -> PFEngineError:
-    error = kind.__new__(kind, *args)  # which sets args; a constructor would make a message of them again
+    error = kind.__new__(kind, *args)  # sets args; the constructor would make a new message of them
     error.__dict__.update(state)
     return error
 
 
 class CheckpointError(PFEngineError, ValueError):
-    """A checkpoint directory that cannot be used; `faults` holds every fault found, the message the first ten."""
+    """A checkpoint directory that cannot be used. `faults` lists every fault; the message shows the first ten."""
 
     def __init__(self, path: Any, faults: Sequence[str]) -> None:
         self.path, self.faults = path, [_printable(fault) for fault in faults]
@@ -41,7 +41,7 @@ class ConfigError(PFEngineError, ValueError):
 
 
 class TrainingError(PFEngineError, RuntimeError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 class InputError(PFEngineError, ValueError):
@@ -53,11 +53,11 @@ class InputError(PFEngineError, ValueError):
 
 
 class InputTypeError(InputError, TypeError):
-    """A row of a type that is no text, pair, or dict of text or ids."""
+    """A row that is not text, a pair, or a dict of text or ids."""
 
 
 def shown(value: Any) -> str:
-    """repr(value) for a message: short, however large or deep it is, and whatever its own `__repr__` does."""
+    """repr(value) for a message: short, however large or deep the value is, and whatever its `__repr__` raises."""
     try:
         return _SHORT.repr(value)
     except Exception:
@@ -69,7 +69,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def _printable(text: str) -> str:
-    """In one line, of bounded length, and with nothing in it that a terminal cannot show."""
+    """`text` in one line, of bounded length, and without characters that a terminal cannot show."""
     if len(text) > MOST_CHARACTERS:
         half = MOST_CHARACTERS // 2
         text = f"{text[:half]} ... {text[-half:]}"

@@ -1,4 +1,4 @@
-"""pfengine._C, the compiled extension: is it there, and its compaction. The engine runs without it, on torch."""
+"""pfengine._C, the compiled extension: whether it is there, and its compaction. Without it the engine runs on torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import forking, processors
 
-_missing = ""  # why _C is not there
+_missing = ""  # why _C is not there; empty where it is
 try:
     from . import _C
 except ImportError as error:
@@ -24,8 +24,8 @@ except ImportError as error:
 
 log = logging.getLogger("pfengine")
 Compacted = tuple[Tensor, Tensor, Tensor]  # tokens [T, ...], cu_seqlens int32 [R + 1], row_ids int64 [R]
-_CPU = torch.device("cpu")  # read faster than its name
-_warned = threading.Lock()  # taken once, never given back
+_CPU = torch.device("cpu")  # faster than torch's parsing of the name
+_warned = threading.Lock()  # acquired once, never released
 
 
 def has_cpu() -> bool:
@@ -41,9 +41,9 @@ def native() -> Any:
 
 
 def threads() -> int:
-    """For one call of `_C`: torch's number, but no more than there are processors for this process.
+    """How many threads one call of `_C` may use: torch's number, but no more than this process has processors.
 
-    The child of a fork has the number of its parent.
+    The child of a fork has its parent's number.
     """
     return min(forking.torch_threads(), processors.allowed())
 
@@ -55,7 +55,7 @@ def has_cuda() -> bool:
 
 
 def status() -> str:
-    """What is built, what is not and why, in one line."""
+    """What was built and what was not, with the reason, in one line."""
     if _missing:
         return f"no pfengine._C: {_missing}"
     if not _C.has_cuda:
@@ -69,11 +69,11 @@ def status() -> str:
 
 
 def warn_once() -> None:
-    """Say, once a process, that _C is missing and what that costs."""
+    """Log, once per process, that _C is missing and what that costs."""
     if _missing and _warned.acquire(blocking=False):
         log.warning(
-            "pfengine._C is missing (%s): layers run by torch operations, slower and without int8; for the fast way "
-            "install pfengine again where a C++ compiler is",
+            "pfengine._C is missing (%s): layers run on torch operations, slower and without int8; for the fast "
+            "kernels install pfengine again where there is a C++ compiler",
             _missing,
         )
 
@@ -81,10 +81,10 @@ def warn_once() -> None:
 def address(
     name: str, x: Tensor | None, dtype: torch.dtype, shape: Sequence[int], *, apart: bool = False, cuda: bool = False
 ) -> int:
-    """Where the numbers of x begin, for _C, which believes what it is told; 0 for None.
+    """The address of x's first number, for _C, which cannot check it; 0 for None.
 
-    apart: [rows, columns] whose rows may lie apart. cuda: on a GPU, not on the CPU. ValueError where x is of another
-    dtype or shape, elsewhere, or not contiguous.
+    apart: x is [rows, columns], and there may be gaps between its rows. cuda: x is on a GPU, not on the CPU. Raises
+    ValueError where x has another dtype or shape, is on another device, or is not contiguous.
     """
     if x is None:
         return 0
@@ -99,18 +99,18 @@ def address(
 
 
 def room(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, int]:
-    """A new tensor on the CPU for _C to fill, and its address."""
+    """A new, uninitialised CPU tensor for _C to fill, and its address."""
     out = torch.empty(shape, dtype=dtype, device=_CPU)
     return out, out.data_ptr()
 
 
 def in_rows(x: Tensor) -> bool:
-    """Is x [rows, columns] with every row in one piece, and none on another, as those of an expanded tensor lie?"""
+    """Is x [rows, columns], each row contiguous, and no row overlapping another, as rows of an expanded tensor do?"""
     return x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1) and (x.stride(0) >= x.shape[1] or len(x) < 2)
 
 
 def signal(name: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """As `ops.decide.signal`, on the CPU, the same bits as flights in `_C`: [..., C] -> float32 [...]."""
+    """`ops.decide.signal` of CPU tensors, with the same bits as flights in `_C`: [..., C] -> float32 [...]."""
     logits = logits.float().contiguous()
     rows, labels = logits.shape[:-1], logits.shape[-1]
     out, to = room(rows, torch.float32)
@@ -120,9 +120,10 @@ def signal(name: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> Compacted:
-    """The rows of a ragged batch where `stay` is true, in the same order, moved together; CPU tensors.
+    """The rows of a ragged batch where `stay` is true, moved together in the same order; CPU tensors.
 
-    tokens: [T, ...], any dtype; cu_seqlens: int32 [R + 1], rises from 0 to T; row_ids: int64 [R]; stay: bool [R].
+    tokens: [T, ...], any dtype; cu_seqlens: int32 [R + 1], rising from 0 to T; row_ids: int64 [R]; stay: bool [R].
+    Raises ValueError where these do not fit together, RuntimeError where _C is missing.
     """
     tokens, cu_seqlens, row_ids, stay = _checked(tokens, cu_seqlens, row_ids, stay, "cpu")
     rows = row_ids.shape[0]
@@ -148,7 +149,7 @@ def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -
 
 
 def compact_cuda(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> Compacted:
-    """`compact` for CUDA tensors. Waits for the GPU once, to learn the sizes of what it returns."""
+    """`compact` for CUDA tensors. It waits for the GPU once, to learn the sizes of its results."""
     (new_tokens, new_cu_seqlens, new_row_ids), counts = compact_cuda_async(tokens, cu_seqlens, row_ids, stay)
     rows, kept_tokens = counts.tolist()
     if rows < 0:
@@ -157,9 +158,10 @@ def compact_cuda(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tens
 
 
 def compact_cuda_async(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> tuple[Compacted, Tensor]:
-    """`compact` for CUDA tensors without a wait: buffers as large as the input, and how much of them is filled.
+    """`compact` for CUDA tensors, without a wait: buffers as large as the input, and how much of them is filled.
 
-    The second result, int32 [2] on the device, holds the rows and tokens filled; rows is -1 if cu_seqlens is wrong.
+    The second result, int32 [2] on the device, is the number of rows and tokens filled. Rows is -1 where cu_seqlens is
+    wrong. The buffers are uninitialised beyond these numbers.
     """
     tokens, cu_seqlens, row_ids, stay = _checked(tokens, cu_seqlens, row_ids, stay, "cuda")
     rows = row_ids.shape[0]
@@ -195,13 +197,13 @@ def _width_bytes(tokens: Tensor) -> int:
 
 
 def _checked(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor, device: str) -> tuple[Tensor, ...]:
-    """The four, contiguous; whatever would make the compiled code read or write elsewhere is an error."""
+    """The four tensors, contiguous. Raises an error for whatever would make _C access memory that is not theirs."""
     if _missing or (device == "cuda" and not _C.has_cuda):
         raise RuntimeError(f"compaction on {device} is not available: {status()}")
     if not tokens.dim():
         raise ValueError("tokens has no dimensions, expected [T, ...]")
     if tokens.requires_grad and torch.is_grad_enabled():
-        raise ValueError("tokens needs a gradient, which compaction does not carry; index with torch instead")
+        raise ValueError("tokens requires a gradient, which compaction does not support; index with torch instead")
     rows = row_ids.shape[0] if row_ids.dim() else 0
     for name, tensor, dtype, shape in (
         ("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),

@@ -1,8 +1,8 @@
-"""What lets the child of a fork go on with what its parent has loaded.
+"""What lets the child of a fork use what its parent has loaded.
 
-Of a process's threads only the one that forks is in the child. `_C` makes itself new ones (csrc/cpu/crew.cpp). GNU's
-OpenMP, which torch computes with, waits forever for those that are gone, and so do the tokenizers'. So torch's threads
-are ended before a fork, and come back when they are needed, in either process; a child tokenises on one thread.
+Only the thread that forks exists in the child. `_C` makes new threads there (csrc/cpu/crew.cpp). GNU's OpenMP, which
+torch computes with, would wait forever for threads that are gone. So torch's threads are ended before a fork, and come
+back when they are needed, in either process. The tokenizers would wait likewise, so a child tokenises on one thread.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 ENDED_FOR_GOOD = 2  # omp_pause_hard
 TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
-_kept_threads = 1  # torch's number before a fork that left it no threads
-_ended = False  # torch's threads, by the fork under way
-_added = False  # to the environment, by the fork under way
+_kept_threads = 1  # torch's number before a fork that left it without threads
+_ended = False  # has the fork under way ended torch's threads?
+_added = False  # has the fork under way set TOKENIZERS?
 
 
 def torch_threads() -> int:
@@ -28,9 +28,9 @@ def torch_threads() -> int:
 
 
 def _find_pause() -> Callable[[int], int] | None:
-    """OpenMP's call that ends the threads of whoever calls it; None where it is too old to have it.
+    """OpenMP's function that ends the threads of its caller; None where OpenMP is too old to have it.
 
-    LLVM's and Intel's need no such care, and are left alone.
+    LLVM's and Intel's OpenMP need no such care: None.
     """
     loaded = ctypes.CDLL(None)
     return None if hasattr(loaded, "__kmpc_fork_call") else getattr(loaded, "omp_pause_resource_all", None)
@@ -41,7 +41,7 @@ def _before() -> None:
     _ended = _pause is not None and _pause(ENDED_FOR_GOOD) == 0
     _added = TOKENIZERS not in os.environ
     if _added:
-        os.environ[TOKENIZERS] = "false"  # or the tokenizers would print, in the child, that they do just this
+        os.environ[TOKENIZERS] = "false"  # otherwise the tokenizers warn in the child that they do this themselves
 
 
 def _in_parent() -> None:
@@ -52,7 +52,7 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    """A fork that did not come from Python was not announced: torch then computes on one thread."""
+    """After a fork that Python did not announce (`_before` did not run) torch computes on one thread."""
     global _kept_threads, _ended, _added
     if not _ended:
         _kept_threads = torch_threads()
@@ -63,6 +63,6 @@ def _in_child() -> None:
 
 _pause = _find_pause() if os.name == "posix" else None
 if hasattr(os, "register_at_fork"):
-    _before()  # once now: the first addition to the environment may move it, while other threads read it
+    _before()  # once now: the first addition may reallocate the environment, while other threads read it
     _in_parent()
     os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

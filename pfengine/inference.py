@@ -1,4 +1,4 @@
-"""Windows of rows through a model, in batches."""
+"""Taking windows of rows through a model, in batches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TokenAnswers(Answers):
     """Answers of a tag head: the tokens of each row have slots one after the other."""
 
     def __init__(self, base: int, lengths: Sequence[int], labels: int) -> None:
-        """lengths: tokens of each row, 0 where it is no row."""
+        """lengths: tokens of each row; 0 for a bad row."""
         self.lengths = np.array(lengths, np.int64)
         self.starts = np.cumsum([0, *lengths])
         super().__init__(base, int(self.starts[-1]), labels)
@@ -45,14 +45,14 @@ class TokenAnswers(Answers):
         return self.starts[packed.row_ids - self.base]
 
     def by_row(self, values: np.ndarray, fill: float) -> np.ndarray:
-        """[tokens of all rows, ...] -> [rows, most tokens of a row, ...], `fill` beyond a row's own."""
+        """[tokens of all rows, ...] -> [rows, tokens of the longest row, ...], with `fill` beyond a row's tokens."""
         rows, most = len(self.lengths), int(self.lengths.max(initial=0))
         out = np.full((rows, most, *values.shape[1:]), fill, values.dtype)
         out[np.arange(most) < self.lengths[:, None]] = values
         return out
 
     def spread(self, rule: ExitRule) -> ExitRule:
-        """A rule whose numbers by slot are per row, by the slots of tokens."""
+        """The rule with its numbers per token, from one whose numbers are per row."""
 
         def by_token(numbers: np.ndarray) -> np.ndarray:
             return numbers if numbers.shape[1] == 1 else np.repeat(numbers, self.lengths, axis=1)
@@ -63,7 +63,7 @@ class TokenAnswers(Answers):
 
 @dataclass(frozen=True)
 class Runner:
-    """Takes windows of rows through a model, in batches of at most so many tokens and rows."""
+    """Takes windows of rows through a model, in batches of at most `batch_tokens` tokens and `batch_size` rows."""
 
     model: Model
     precision: str
@@ -73,10 +73,10 @@ class Runner:
     def answer(
         self, windows: Iterable[Window], selection: Selection, workers: Executor | None
     ) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
-        """Each window, rows without an answer as their errors; float32 logits [rows, labels]; int64 exit layers [rows].
+        """Each window, with errors for rows without an answer; float32 logits [rows, labels]; int64 exit layers [rows].
 
-        A tag head's are [rows, most tokens of a row, labels], nan beyond a row's own, and [rows, most tokens of a row],
-        0 beyond. With workers the next window is read while one is computed.
+        For a tag head logits are [rows, tokens of the longest row, labels] and exit layers [rows, tokens of the longest
+        row]; beyond a row's own tokens they are nan and 0. With workers the next window is read while one is computed.
         """
         work = (self._work(window, selection) for window in windows)
         for window, answers in run_ahead(work, workers):
@@ -84,9 +84,9 @@ class Runner:
             yield self._marked(window, answers, has_answer(answers.logits)), logits, exit_layers
 
     def layer_logits(self, window: Sequence[Row]) -> tuple[Window, np.ndarray]:
-        """The window, rows without an answer as their errors, and logits of every exit, no exits taken.
+        """The window, with errors for rows without an answer, and the logits of every exit, no exits taken.
 
-        float32 [exits, rows, labels], of a tag head [exits, rows, most tokens of a row, labels].
+        Logits are float32 [exits, rows, labels]; for a tag head [exits, rows, tokens of the longest row, labels].
         """
         answers = self._room(window)
         out = np.empty((len(self.model.exit_layers), *answers.logits.shape), np.float32)
@@ -101,7 +101,7 @@ class Runner:
         return self._marked(window, answers, answered), np.stack([answers.by_row(logits, np.nan) for logits in out])
 
     def join(self, parts: Sequence[np.ndarray], fill: float, axis: int = 0) -> np.ndarray:
-        """What several windows gave, along the rows' axis; rows of a tag head as long as the longest of them all."""
+        """Results of several windows joined along the axis of rows, those of a tag head padded with `fill`."""
         if self.model.head.tags:
             most = max(part.shape[axis + 1] for part in parts)
             lacks = [[(0, 0)] * (axis + 1) + [(0, most - part.shape[axis + 1])] for part in parts]
@@ -110,12 +110,12 @@ class Runner:
         return np.concatenate(parts, axis=axis)
 
     def no_answers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and exit layers of no rows."""
+        """Logits and exit layers of a window without rows."""
         room = self._room([])
         return room.by_row(room.logits, np.nan), room.by_row(room.exit_layers, 0)
 
     def _marked(self, window: Window, answers: RowAnswers | TokenAnswers, answered: np.ndarray) -> Window:
-        """answered: bool, by slot. A row is answered with all its tokens."""
+        """answered: bool by slot. A row has an answer where all its slots have one."""
         by_row = answers.by_row(answered, True)
         by_row = by_row if by_row.ndim == 1 else np.logical_and.reduce(by_row, 1)
         return mark_unanswered(window, by_row, self.precision)
@@ -130,7 +130,7 @@ class Runner:
     def _work(
         self, window: Window, selection: Selection
     ) -> tuple[tuple[Window, RowAnswers | TokenAnswers], list[Callable[[], None]]]:
-        """A window with room for its answers, and one task per batch."""
+        """A window with room for its answers, and one task per batch that fills it in."""
         answers = self._room(window)
         if not window:
             return (window, answers), []

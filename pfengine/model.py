@@ -20,7 +20,7 @@ from .torch_flight import TorchCarrier, TorchFlight
 
 @dataclass(frozen=True)
 class Model:
-    """What flights go through."""
+    """The prepared parts of a checkpoint."""
 
     config: BackboneConfig
     encoder: Encoder
@@ -39,7 +39,10 @@ class Model:
 
 
 def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device | None = None) -> Model:
-    """Prepare the weights of a checkpoint for an op set."""
+    """Prepare the weights of a checkpoint for an op set, which computes its large products in `dtype` on `device`.
+
+    device: the CPU where it is None.
+    """
     tensors = ckpt.tensors
     if device is not None and device.type != "cpu":
         tensors = {key: value.to(device) for key, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the caller's program, however deep within the package they come up; progress."""
+"""Warnings that point at the caller's line, however deep in the package they arise; lines of progress."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the nearest line outside of this package.
+    """Issue a UserWarning at the nearest line outside of this package.
 
-    A fixed `stacklevel` would not find it: generators of ours run wherever they are read from.
+    A fixed `stacklevel` would not find it, because our generators run at any depth, wherever they are read.
     """
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
@@ -21,6 +21,6 @@ def warn(message: str) -> None:
 
 
 def tell(line: str) -> None:
-    """A line on standard error, at once; nothing where nobody can read it, which is no reason to end the work."""
+    """Print a line to standard error at once. Where that fails the line is lost: nothing else stops for it."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)

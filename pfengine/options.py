@@ -1,4 +1,4 @@
-"""Options that are whole numbers, in whatever type they come."""
+"""Options that are whole numbers, of any integer type."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .errors import ConfigError
 
 
 def whole(name: str, value: Any, otherwise: str = "") -> int:
-    """`value` as an int of at least 1: an int, or numpy's or torch's of one. ConfigError for anything else.
+    """`value` as an int of at least 1. It may be an integer of Python, numpy or torch; ConfigError for anything else.
 
-    otherwise: what else the option may be, for the error.
+    otherwise: what else the option may be, for the error's text.
     """
     try:
         number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
@@ -25,7 +25,7 @@ def whole(name: str, value: Any, otherwise: str = "") -> int:
 
 
 def wholes(name: str, values: Any) -> list[int]:
-    """Several of them."""
+    """A list of such values, each as by `whole`."""
     try:
         return [whole(name, value) for value in values]
     except TypeError:
@@ -33,5 +33,5 @@ def wholes(name: str, values: Any) -> list[int]:
 
 
 def sizes(batch_tokens: int, batch_size: int | None) -> tuple[int, int | None]:
-    """Both as plain ints, checked."""
+    """Both options as plain ints, checked by `whole`."""
     return whole("batch_tokens", batch_tokens), None if batch_size is None else whole("batch_size", batch_size)

@@ -1,4 +1,4 @@
-"""What the rows of one call run: one criterion, at thresholds or speed-ups of their own where they have any."""
+"""The criterion of one call, and thresholds or speed-ups per row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Number = float | Iterable[float] | None  # for all rows, or per row
 
 
 def is_per_row(value: Any) -> bool:
-    """Is it an iterable of numbers rather than one?"""
+    """Is it an iterable of numbers rather than one number?"""
     if value is None or isinstance(value, (numbers.Number, str, bytes, bytearray, Mapping, set, frozenset)):
         return False
     try:
@@ -28,16 +28,16 @@ def is_per_row(value: Any) -> bool:
 
 
 def check_count(inputs: Any, name: str, values: Any) -> None:
-    """ConfigError where it is known beforehand that there is not one value per row."""
+    """Raise ConfigError where it is known beforehand that there is not one value per row."""
     rows = 1 if is_single(inputs) else len(inputs) if isinstance(inputs, Sized) else None
     if rows is not None and isinstance(values, Sized) and len(values) != rows:
         raise ConfigError(f"{name} has {len(values)} values for {rows} rows; give one per row, or one number for all")
 
 
 def with_numbers(rows: Iterator[Any], name: str, values: Iterable[Any]) -> Iterator[Given]:
-    """Each row with its number. A row for which there is none left is that row's error; ConfigError after the last row
-    where numbers are left."""
-    tolist = getattr(values, "tolist", None)  # of a tensor, whose items are tensors
+    """Each row with its number. A row without one becomes that row's error. Raises ConfigError where numbers are left
+    over after the last row."""
+    tolist = getattr(values, "tolist", None)  # the items of a tensor are tensors, not numbers
     rest, count = iter(tolist() if tolist is not None else values), 0
     for row in rows:
         yield Given(row, Knob(name, next(rest, MISSING)))
@@ -47,7 +47,7 @@ def with_numbers(rows: Iterator[Any], name: str, values: Iterable[Any]) -> Itera
 
 
 def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> OwnExits:
-    """What `exits.selection` reads of a checkpoint; exit_layers: those in use, where they are others."""
+    """What `exits.selection` reads of a checkpoint. exit_layers: those in use, None for the checkpoint's own."""
     written, backbone = ckpt.manifest, ckpt.backbone
     head = HEADS[written.head["type"]]
     outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learned, head.tags)
@@ -58,9 +58,10 @@ def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> O
 def select_rows(
     own: OwnExits, current: Any, inputs: Any, criterion: Any, threshold: Number, speedup: Number
 ) -> tuple[Selection, Any]:
-    """What the rows of `inputs` run, and the rows, with the numbers given beside them.
+    """What the rows of `inputs` run, and the rows with the numbers that were given beside them.
 
-    own: the exits of the engine's checkpoint; current: its criterion, which runs where none is given.
+    own: the exits of the engine's checkpoint; current: the engine's criterion, which runs where none is given.
+    Raises ConfigError where the options contradict each other or do not fit the model.
     """
     per_row = [name for name, value in (("threshold", threshold), ("speedup", speedup)) if is_per_row(value)]
     if not per_row:

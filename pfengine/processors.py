@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 
 def allowed() -> int:
-    """At least 1. The affinity is asked for each time, as it may change; the quota is read once a process."""
+    """How many, at least 1. The affinity is read each time, as it may change; the quota is read once per process."""
     try:
         affinity = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):  # not on Linux
@@ -24,15 +24,15 @@ def _rounded_quota() -> int:
     return max(1, math.ceil(min(shares))) if shares else 1 << 30
 
 
-if hasattr(os, "register_at_fork"):  # a child may have been put into another group
+if hasattr(os, "register_at_fork"):  # a child may be moved to another control group
     os.register_at_fork(after_in_child=_rounded_quota.cache_clear)
 
 
 def quotas(root: Path) -> Iterator[float]:
-    """Processors' worth of time allowed by each control group above this process, versions 1 and 2.
+    """The quota of each control group above this process, in processors; control groups of versions 1 and 2.
 
-    root: where proc and sys are. A container may see the host's path of its group, and its own group at the top: groups
-    that are not there are passed over, and the top is always asked.
+    root: where proc and sys are. A container may see the host's path of its group, although its own group is mounted at
+    the top. So groups that do not exist are skipped, and the top is always read.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -48,7 +48,7 @@ def quotas(root: Path) -> Iterator[float]:
                 break
             try:
                 share = int(quota) / int(period)
-            except (ValueError, ZeroDivisionError):  # "max", or not there
+            except (ValueError, ZeroDivisionError):  # "max", or no such file
                 continue
             if share > 0:  # -1: no limit
                 yield share

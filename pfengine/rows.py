@@ -1,6 +1,6 @@
-"""The forms in which rows come: texts, pairs, dicts of text, and encodings as Hugging Face tokenizers give them.
+"""The forms a row may have: text, pair, dict of text, and encoding as Hugging Face tokenizers give it.
 
-Whatever a row is, and whatever its methods do when they are called, it costs at most itself.
+Whatever a row is, and whatever its methods raise, no other row is affected.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import numpy as np
 
 from .errors import ConfigError, InputError, InputTypeError
 
-MOST_IDS = 1 << 17  # read of what may have no end; no model takes rows as long
+MOST_IDS = 1 << 17  # items read from a sequence that may be endless; no model takes rows this long
 ROW_FORMS = (
     "a string, a tuple of two strings, {'text', 'text_pair'} or {'input_ids', 'token_type_ids', 'attention_mask'}"
 )
 _SECOND_TEXTS = ("pair", "textpair", "text_b", "text2", "text_2", "sentence2", "hypothesis", "second_text")
-_NOT_TAKEN = ("position_ids", "inputs_embeds")  # what transformers would heed
-_KINDS = {"input_ids": "iu", "token_type_ids": "iu", "attention_mask": "iub"}  # of numpy's dtypes
+_NOT_TAKEN = ("position_ids", "inputs_embeds")  # transformers uses these; we refuse them rather than ignore them
+_KINDS = {"input_ids": "iu", "token_type_ids": "iu", "attention_mask": "iub"}  # kinds of numpy dtype
 _INT = {int}
 _BYTES = (bytes, bytearray, memoryview)
 
 
 class Knob(NamedTuple):
-    """A row's own number, as it was given."""
+    """A row's own threshold or speed-up, as it was given, unchecked."""
 
     name: str  # "threshold" or "speedup"
     value: Any
 
 
-MISSING = object()  # a knob's value, where those given beside the rows have ended
+MISSING = object()  # the value of a knob for which the numbers given beside the rows did not suffice
 
 
 class Given(NamedTuple):
-    """A row with a number that was given beside it; one of its own goes before."""
+    """A row with a number that was given beside it. A number in the row itself takes precedence."""
 
     row: Any
     knob: Knob
@@ -49,7 +49,7 @@ class Text(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """In the place of a row whose source could not be read; becomes that row's error."""
+    """Stands for a row that could not be read from its source; it becomes that row's error."""
 
     reason: str
 
@@ -62,7 +62,7 @@ class Row(NamedTuple):
     types: np.ndarray | None  # int64 [tokens], None for all zero
     truncated: bool
     knob: Knob | None = None
-    threshold: float | None = None  # what the knob comes to, nan for full depth; see `exits.selection.Selection`
+    threshold: float | None = None  # what the knob stands for, nan: full depth; see `exits.selection.Selection`
 
 
 def is_single(inputs: Any) -> bool:
@@ -71,7 +71,7 @@ def is_single(inputs: Any) -> bool:
 
 
 def rows_of(inputs: Any) -> Iterator[Any]:
-    """The rows of `inputs`, one row or an iterable of rows; ConfigError for what iterates over something else."""
+    """The rows of `inputs`, one row or an iterable of rows. Raises ConfigError where its items are not rows."""
     if is_single(inputs):
         return iter([inputs])
     names = {kind.__name__ for kind in type(inputs).__mro__}  # pandas, polars and pyarrow need not be installed
@@ -80,7 +80,7 @@ def rows_of(inputs: Any) -> Iterator[Any]:
             f"inputs is a {type(inputs).__name__}, which iterates over columns; give the texts of one, df['text']"
         )
     if isinstance(inputs, (set, frozenset)):
-        raise ConfigError("inputs is a set, which has no order that answers could come in; give a list")
+        raise ConfigError("inputs is a set, which has no order for the answers; give a list")
     if hasattr(inputs, "readline"):
         raise ConfigError(
             "inputs is an open file, whose lines end in line breaks; give (line.rstrip('\\n') for line in file)"
@@ -88,11 +88,11 @@ def rows_of(inputs: Any) -> Iterator[Any]:
     try:
         return iter(inputs)
     except TypeError:
-        return iter([inputs])  # refused as row 0, with the forms a row may have
+        return iter([inputs])  # `parse` refuses it as row 0, and names the forms a row may have
 
 
 def size(row: Any) -> int:
-    """About how many characters or ids a row has; 0 for what cannot be measured, which is refused when parsed."""
+    """About how many characters or ids a row has; 0 where that cannot be known: `parse` will refuse the row."""
     if type(row) is str:
         return len(row)
     if type(row) is Given:
@@ -100,7 +100,7 @@ def size(row: Any) -> int:
     try:
         parts = row.values() if isinstance(row, Mapping) else row if isinstance(row, tuple) else (row,)
         return sum(map(_length, itertools.islice(parts, 10)))
-    except Exception:  # a row's own methods raise what they like
+    except Exception:  # a row's own methods may raise anything
         return 0
 
 
@@ -112,7 +112,7 @@ def _length(part: Any) -> int:
 
 
 def parse(row_id: int, value: Any) -> Text | Row:
-    """One row of the input in any of its forms; InputTypeError or InputError names the row."""
+    """One row of the input, in any of its forms. Raises InputTypeError or InputError, which name the row."""
     if type(value) is Given:
         parsed = parse(row_id, value.row)
         return parsed if parsed.knob is not None else parsed._replace(knob=value.knob)
@@ -142,7 +142,7 @@ def _parse(row_id: int, value: Any) -> Text | Row:
 
 
 def _record(row_id: int, value: Mapping[str, Any]) -> Text:
-    """{"text", ["text_pair"]}; other keys, such as a data set's label, are passed over."""
+    """{"text", ["text_pair"]}, and the row's knob; other keys, such as a data set's label, are ignored."""
     text, pair = value["text"], value.get("text_pair")
     for key, part in (("text", text), ("text_pair", pair)):
         if not isinstance(part, str) and (key == "text" or part is not None):
@@ -156,7 +156,7 @@ def _record(row_id: int, value: Mapping[str, Any]) -> Text:
 
 
 def _knob(row_id: int, value: Mapping[str, Any]) -> Knob | None:
-    """The row's own "threshold" or "speedup"; None stands for none."""
+    """The row's own "threshold" or "speedup", if any; a value of None counts as none."""
     given = [Knob(name, value[name]) for name in ("threshold", "speedup") if value.get(name) is not None]
     if len(given) == 2:
         raise InputError(row_id, "has 'threshold' and 'speedup'; leave one of them out")
@@ -164,7 +164,7 @@ def _knob(row_id: int, value: Mapping[str, Any]) -> Knob | None:
 
 
 def _encoding(row_id: int, value: Mapping[str, Any]) -> Row:
-    """{"input_ids", ["token_type_ids"], ["attention_mask"]}, of one row; padding at its end is cut off."""
+    """{"input_ids", ["token_type_ids"], ["attention_mask"]} of one row; padding at its end is cut off."""
     for key in ("text", *_NOT_TAKEN) if len(value) > 1 else ():
         if key in value:
             raise InputTypeError(row_id, f"has 'input_ids' and '{key}'; leave one of them out")
@@ -176,9 +176,7 @@ def _encoding(row_id: int, value: Mapping[str, Any]) -> Row:
         mask = _integers(row_id, "attention_mask", mask, len(ids))
         end = int(np.count_nonzero(mask))
         if end == 0 or not (mask[:end] == 1).all():
-            raise InputError(
-                row_id, "'attention_mask' must be 1 for a row's tokens, and 0 only for padding behind them"
-            )
+            raise InputError(row_id, "'attention_mask' must be 1 for a row's tokens, and 0 only for padding after them")
         ids, types = ids[:end], None if types is None else types[:end]
     return Row(row_id, ids, types, truncated=False, knob=_knob(row_id, value) if len(value) > 1 else None)
 
@@ -193,7 +191,7 @@ def _describe(value: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    """Lone surrogates are no text: U+FFFD in their place, as every UTF-8 encoder would write."""
+    """Lone surrogates, which are not text, become U+FFFD, as UTF-8 encoders write them."""
     if type(text) is not str:
         text = str.__str__(text)  # of a subclass, which may override anything
     try:
@@ -204,10 +202,10 @@ def _clean(text: str) -> str:
 
 
 def _integers(row_id: int, key: str, values: Any, length: int | None = None) -> np.ndarray:
-    """int64 [n], n > 0, from a sequence or array of integers, or of one such row. length: what n must be."""
+    """int64 [n], n > 0, of a sequence or array of integers, or of a batch of one such row. length: what n must be."""
     try:
         found = _array(values)
-    except Exception:  # whatever its methods or its items raise
+    except Exception:  # its methods and items may raise anything
         found = None
     if found is not None and found.ndim == 2 and len(found) != 1:
         raise InputTypeError(row_id, f"'{key}' holds {len(found)} rows; give a dict for each row")
@@ -219,11 +217,11 @@ def _integers(row_id: int, key: str, values: Any, length: int | None = None) -> 
         raise InputError(row_id, f"'{key}' is empty; give at least one token")
     if length is not None and len(found) != length:
         raise InputError(row_id, f"has {length} input_ids but {len(found)} {key}")
-    return found.astype(np.int64)  # a copy: an array stays the caller's
+    return found.astype(np.int64)  # a copy, as the array is the caller's
 
 
 def _array(values: Any) -> np.ndarray | None:
-    """`values` as an array, None for what is no sequence; of those only the items are read, up to MOST_IDS."""
+    """`values` as an array; None where they are not a sequence. Of a sequence at most MOST_IDS items are read."""
     if type(values) is not list and type(values) is not tuple:
         if hasattr(type(values), "__array__"):
             return np.asarray(values)

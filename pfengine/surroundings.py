@@ -1,7 +1,7 @@
-"""The program around us may have set things in torch; our computations are kept from them here.
+"""Shielding our computations from what the surrounding program has set in torch.
 
 `torch.set_default_device`, `with torch.device(...)`, autocast, grad mode and modes that intercept torch's functions all
-change what an operation gives. Default dtypes cannot be switched off: every allocation says its dtype, and its device.
+change what an operation gives. The default dtype cannot be shielded from here, so every allocation says its dtype.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Torch as it is when nobody has set anything, in inference mode; for this thread, and as it was before at the end.
+    """Torch with its defaults and in inference mode, in this thread; the program's settings are restored at the end.
 
-    A context or a decorator; not around a `yield` of ours, where the caller's code runs.
+    A context manager or a decorator. Not for use around a `yield`, during which the caller's code runs.
     """
     with (
-        torch._C.DisableTorchFunction(),  # default devices are such functions too
+        torch._C.DisableTorchFunction(),  # default devices work by such functions too
         torch._C._DisableTorchDispatch(),
         torch._C._DisableAutocast(),
         torch.inference_mode(),

@@ -1,8 +1,9 @@
-"""Flights of tag heads, which score every token: tokens leave one by one, or a row with all its tokens (TOKEE, SENTEE).
+"""Flights of tag heads, which score every token: tokens leave one by one (TOKEE), or rows with all tokens (SENTEE).
 
-A token that has left is frozen: the others still see it, as a key and a value, but it costs no query and no
-feed-forward network. It keeps its state, or goes through each later layer's output norm, on the sum it was taken of.
-Heads score the tokens of a row as long as one of them is left, frozen ones too: windows read them.
+A token that has left is frozen: the others still see it as a key and a value, but it costs no query and no feed-forward
+network. It keeps its state. Where the head renormalises, its state after a later layer is that layer's output norm of
+the token's last sum, which is what the output norm of the layer that it left after was applied to. As long as one token
+of a row is left, all of them are scored, frozen ones too, because windows read them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .torch_flight import TorchCarrier, TorchFlight, joined, ranges
 
 
 class TokenFlight(TorchFlight):
-    """As `ops.flight.Flight` says, for tag heads."""
+    """`ops.flight.Flight` for tag heads."""
 
     def __init__(self, carrier: TorchCarrier, packed: Packed, slots: np.ndarray, answers: Answers) -> None:
         super().__init__(carrier, packed, slots, answers)
@@ -28,7 +29,7 @@ class TokenFlight(TorchFlight):
         self.token_slots = ranges(self.places, self.cu_seqlens.diff()).long()
         self.gone = torch.zeros(tokens, dtype=torch.bool, device=self.x.device)  # answered or dropped
         self.frozen = self.gone.clone()
-        self.sums: Tensor | None = None  # of all tokens, where they are renormalised
+        self.sums: Tensor | None = None  # before the last output norm, of all tokens, where they are renormalised
 
     def _run_layer(self, split: bool, last: bool) -> None:
         ops = self.carrier.encoder.ops

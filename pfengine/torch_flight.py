@@ -1,8 +1,8 @@
 """Flights layer by layer, over any op set and for any head: the carrier that defines what the others do.
 
-A layer whose exit reads first tokens is computed in two halves: keys and values of all tokens and the output of first
-tokens before the exit, the other tokens' output after it, of the rows that stay. A row that leaves has then paid for a
-sixth of the layer and one token.
+A layer whose tested exit reads first tokens is computed in two halves. Before the exit come the keys and values of all
+tokens and the output of the first tokens. After it comes the output of the other tokens, for the rows that stay. A row
+that leaves has paid for a sixth of the layer and one token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .surroundings import undisturbed
 class TorchCarrier:
     """A head of any kind over an encoder, prepared for one op set."""
 
-    flight: type[TorchFlight]  # that of rows, or of tokens where the head scores tokens
+    flight: type[TorchFlight]  # TokenFlight where the head scores tokens
     encoder: Encoder
     head: ExitHead
     exit_layers: tuple[int, ...]  # layers that have an exit; the last one is always among them
@@ -55,25 +55,25 @@ class TorchCarrier:
 
 
 class Half(NamedTuple):
-    """A layer whose first tokens are done, and which of its rows are left."""
+    """A half-done layer: its first tokens are computed, and some of its rows have left since."""
 
-    x: Tensor  # what enters the layer's last block, [T, H]
+    x: Tensor  # the input of the layer's last block, [T, H]
     cu_seqlens: Tensor  # int32 [R + 1]
     block: Any
-    kept: Any  # its keys and values
-    first: Tensor  # [R, H]
-    rows: Tensor  # int64, rising: those that are left
+    kept: Any  # the block's keys and values, as `OpSet.keys_values` made them
+    first: Tensor  # [R, H]: its output of first tokens
+    rows: Tensor  # int64, rising: the rows that are left
 
 
 class TorchFlight:
-    """As `ops.flight.Flight` says, for heads that score rows."""
+    """`ops.flight.Flight` for heads that score rows."""
 
     def __init__(self, carrier: TorchCarrier, packed: Packed, slots: np.ndarray, answers: Answers) -> None:
         inputs = packed.to(carrier.device)
         self.carrier, self.answers, self.layer = carrier, answers, 0
         self.x, self.cu_seqlens = encoder.embed(carrier.encoder, inputs), inputs.cu_seqlens
         self.places = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
-        self.half: Half | None = None  # in place of x, where the present layer is half done
+        self.half: Half | None = None  # where the present layer is half done; x is of the layer before then
         self.head_state: HeadState | None = None
         self.rule_state: Tensor | None = None
         self.scores: Scores | None = None  # after the present layer
@@ -141,7 +141,7 @@ class TorchFlight:
         return self._read().float().clone()
 
     def _gone_before(self) -> Tensor:
-        """Which of those who leave one by one have left and are still carried, bool [R]: of rows, none."""
+        """Rows that have left and are still carried, bool [R]: none. For tag heads, tokens, bool [T]."""
         return torch.zeros(len(self), dtype=torch.bool, device=self.places.device)
 
     def _exit(self) -> Exit:
@@ -157,11 +157,11 @@ class TorchFlight:
 
     def _scores(self) -> Scores:
         if self.scores is None:
-            raise ValueError(f"nobody can answer after layer {self.layer}, where no scores were asked for")
+            raise ValueError(f"no row can answer after layer {self.layer}, where no scores were asked for")
         return self.scores
 
     def _absorb(self, other: TorchFlight) -> None:
-        """The rows of `other` after those of this one."""
+        """Append the rows of `other`."""
         self.cu_seqlens = torch.cat([self.cu_seqlens, other.cu_seqlens[1:] + len(self.x)])
         self.x, self.places = torch.cat([self.x, other.x]), torch.cat([self.places, other.places])
         self.head_state = joined(self.head_state, other.head_state)
@@ -169,7 +169,7 @@ class TorchFlight:
         self.scores = None if self.scores is None or other.scores is None else joined(self.scores, other.scores)
 
     def _run_layer(self, split: bool, last: bool) -> None:
-        """The next layer of all rows; split: of their first tokens, where the head reads those alone."""
+        """Compute the next layer; split: only its first half, where the head reads first tokens."""
         weights, reads = self.carrier.encoder, self._reads
         x, block = encoder.enter(weights, self.layer, self.x, self.cu_seqlens)
         if last and reads == "first":
@@ -185,7 +185,7 @@ class TorchFlight:
             self.x = weights.ops.block(x, self.cu_seqlens, block)
 
     def _finish_layer(self) -> None:
-        """The other half, of the rows that are left, moved together."""
+        """Compute the second half for the rows that are left, moved together."""
         if self.half is None:
             return
         x, bounds, block, kept, first, rows = self.half
@@ -214,13 +214,13 @@ class TorchFlight:
                 return self.x
 
     def _bounds(self) -> Tensor:
-        """Of what `_read` gives: int32 [R + 1]."""
+        """The bounds of rows in what `_read` gives: int32 [R + 1]."""
         if self._reads == "all":
             return self.cu_seqlens
         return torch.arange(len(self) + 1, dtype=torch.int32, device=self.places.device)
 
     def _leave(self, gone: Tensor, answered: bool) -> None:
-        """Rows where `gone`, bool [R], is true give their answers, the others move together."""
+        """Rows where `gone`, bool [R], is true leave, with an answer where `answered`. The others move together."""
         where = np.flatnonzero(gone.numpy(force=True))
         if not len(where):
             return
@@ -229,13 +229,13 @@ class TorchFlight:
         self._take((~gone).nonzero().squeeze(1))
 
     def _answer(self, slots: Tensor, where: np.ndarray) -> None:
-        """The scores of those numbers go to their slots."""
+        """Write the scores with these numbers to their slots."""
         places = slots.numpy(force=True)[where]
         self.answers.logits[places] = self._scores().logits.numpy(force=True)[where]
         self.answers.exit_layers[places] = self.layer
 
     def _take(self, rows: Tensor) -> None:
-        """Only these rows are left: int64, rising."""
+        """Keep only these rows: int64, rising."""
         if not len(rows):
             self._drop()
             return
@@ -249,20 +249,20 @@ class TorchFlight:
         self.x, self.cu_seqlens, self.places = compacted(self.x, self.cu_seqlens, self.places, stay)
 
     def _drop(self) -> None:
-        """Nobody is left; what they carried is freed."""
+        """No row is left: free what was carried."""
         self.places, self.x, self.cu_seqlens = self.places[:0], self.x[:0], self.cu_seqlens[:1]
         self.half = self.head_state = self.rule_state = self.scores = None
 
 
 def bounds_of(lengths: Tensor) -> Tensor:
-    """int32 [R + 1] of lengths [R]."""
+    """Row bounds, int32 [R + 1], from row lengths [R]."""
     bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
     torch.cumsum(lengths, 0, dtype=torch.int32, out=bounds[1:])
     return bounds
 
 
 def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """starts[0], starts[0] + 1, ... as many as lengths[0], and so on, int32."""
+    """int32: lengths[0] numbers from starts[0] on, then lengths[1] numbers from starts[1] on, and so on."""
     ends = torch.cumsum(lengths, 0)
     numbers = torch.arange(int(ends[-1]) if len(ends) else 0, dtype=torch.int32, device=starts.device)
     return numbers + torch.repeat_interleave(starts - (ends - lengths).to(torch.int32), lengths)
@@ -273,7 +273,7 @@ def copied(x: Tensor | None) -> Tensor | None:
 
 
 def taken(state: Any, rows: Tensor) -> Any:
-    """Those rows, by number, of every tensor of a head's or criterion's state."""
+    """These rows, by number, of every tensor in the state of a head or criterion."""
     if not isinstance(state, tuple):
         return None if state is None else state.index_select(0, rows)
     parts = [taken(value, rows) for value in state]
@@ -281,7 +281,7 @@ def taken(state: Any, rows: Tensor) -> Any:
 
 
 def joined(state: Any, other: Any) -> Any:
-    """The states of two flights' rows, those of the first before those of the other."""
+    """The states of two flights joined, rows of `state` first."""
     if not isinstance(state, tuple):
         return None if state is None else torch.cat([state, other])
     parts = [joined(a, b) for a, b in zip(state, other, strict=True)]

@@ -1,4 +1,4 @@
-"""Reading rows lazily: tokenised windows of a few token budgets, however long the input is."""
+"""Reading rows lazily, however long the input is: tokenised windows of a few token budgets."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .row_thread import RowThread
 from .rows import Row, size
 from .tokenization import Tokenizer
 
-WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of like length share a batch
-BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # most that is tokenised in one go
-PATIENCE = 0.1  # seconds the rows of a window are waited for, where answers are wanted as rows come
+WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of similar length share a batch
+BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # at most so much is tokenised at once
+PATIENCE = 0.1  # seconds that a window waits for its rows, where answers are wanted as rows arrive
 
 
 def read_windows(
     tokenizer: Tokenizer, inputs: Iterator[Any], truncation: str, batch_tokens: int, prompt: bool = False
 ) -> Iterator[list[Row | InputError]]:
-    """Consecutive rows in order, a bad one as its error; about WINDOW_BATCHES x batch_tokens tokens a window.
+    """Consecutive rows in order, a bad row as its error; about WINDOW_BATCHES x batch_tokens tokens per window.
 
-    prompt: a window also ends once its rows have been waited for PATIENCE seconds. An empty window follows it, so that
-    what is under way is answered before more rows are waited for.
+    prompt: a window also ends once it has waited for its rows for PATIENCE seconds. An empty window follows it, so that
+    what is under way is answered before the next wait.
 
-    Rows that were truncated are counted in one warning at the end, or are bad rows where `truncation` is "error". What
-    `inputs` raises is raised after the window of the rows before it.
+    One warning at the end counts the rows that were truncated. Where `truncation` is "error", such rows are bad rows
+    instead. An exception of `inputs` is raised after the window of the rows before it.
     """
     limit, most = tokenizer.max_length, WINDOW_BATCHES * batch_tokens
     source = _Source(inputs, prompt)
@@ -60,18 +60,18 @@ def read_windows(
 
 
 class _Source:
-    """Numbered rows in blocks, and for how long the window's rows have been waited for."""
+    """Numbered rows in blocks, and how long the present window has waited for them."""
 
     def __init__(self, inputs: Iterator[Any], prompt: bool) -> None:
         self.rows, self.prompt = enumerate(inputs), prompt
         self.row_thread = inputs if isinstance(inputs, RowThread) else None
         self.waited = 0.0
-        self.failure: Exception | None = None  # what the inputs raised
+        self.failure: Exception | None = None  # raised by the inputs
 
     def is_late(self) -> bool:
-        """Should the rows there are be answered before the next is waited for?
+        """Should the rows so far be answered before waiting for the next one?
 
-        Only `RowThread` knows beforehand whether that is so. Of other inputs it is known once a row has taken its time.
+        Only a `RowThread` can tell beforehand that a row will be late. Other inputs show it by being late.
         """
         if not self.prompt or self.row_thread is None:
             return self.prompt and self.waited >= PATIENCE
@@ -81,7 +81,7 @@ class _Source:
         return late
 
     def block(self, max_length: int, most: int) -> list[tuple[int, Any]]:
-        """The next rows to tokenise together, until they may have `most` tokens: a character is at most about one."""
+        """The next rows to tokenise together, about `most` tokens: a character makes at most about one token."""
         block: list[tuple[int, Any]] = []
         tokens = characters = 0
         while self.failure is None and len(block) < BLOCK_ROWS and not (block and self.is_late()):

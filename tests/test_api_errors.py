@@ -98,7 +98,7 @@ def test_no_iterable(engine: pfengine.Engine, inputs: Any) -> None:
         ({"threshold": 0.3, "speedup": 2.0}, "not both"),
         ({"speedup": 50.0}, "covers"),
         ({"speedup": float("nan")}, "nan"),
-        ({"criterion": "mood:0.3"}, "there are beem, .* entropy, .* voting"),
+        ({"criterion": "mood:0.3"}, "one of beem, .* entropy, .* voting"),
         ({"criterion": "patience"}, "needs a threshold"),
         ({"criterion": "entropy:low"}, "low"),
         ({"criterion": "never:1"}, "never"),

@@ -196,7 +196,7 @@ def test_replay_follows_row_ids_through_sorting_and_windows(alone: tuple) -> Non
     assert out.layer_speedup == pytest.approx(engine.num_layers * 300 / layers.sum())
     single = engine.predict(rows[:2], criterion="replay:2,4")
     np.testing.assert_array_equal(single.logits, logits[[1, 3], [0, 1]])
-    with pytest.raises(pfengine.ConfigError, match="exit layers for 2 rows, but there is a row 2"):
+    with pytest.raises(pfengine.ConfigError, match="exit layers for 2 rows, and the input has more"):
         engine.predict(rows[:3], criterion="replay:2,4")
 
 

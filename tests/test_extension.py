@@ -216,7 +216,7 @@ def test_either_import_order(first: str) -> None:
         ({"stay": torch.tensor([1, 0])}, r"stay is torch.int64 \[2\], expected torch.bool \[2\]"),
         ({"stay": torch.tensor([True])}, r"stay is torch.bool \[1\], expected torch.bool \[2\]"),
         ({"tokens": torch.tensor(1.0)}, r"tokens has no dimensions, expected \[T, ...\]"),
-        ({"tokens": torch.rand(5, 4, requires_grad=True)}, "tokens needs a gradient"),
+        ({"tokens": torch.rand(5, 4, requires_grad=True)}, "tokens requires a gradient"),
         ({"tokens": torch.empty(5, 4, device="meta")}, "tokens is on meta, expected c"),
         ({"stay": torch.empty(2, dtype=torch.bool, device="meta")}, "stay is on meta, expected c"),
         ({"tokens": torch.rand(4, 4)}, "cu_seqlens .* 0 to the 4 tokens there are"),

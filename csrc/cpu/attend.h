@@ -1,5 +1,5 @@
-// Attention of one row and head: two products by the same tiles as linear layers, keys and values packed as weights
-// are.
+// Attention of one row and head: two products by the same tiles as linear layers. Keys and values are packed as
+// weights are.
 #pragma once
 
 #include "kernels.h"
@@ -54,7 +54,7 @@ inline void pack_keys(const uint32_t* keys, ptrdiff_t stride, int64_t tokens, in
       for (int i = 0; i < kWidth && p + i < groups; ++i) store(to + (p + i) * kPanel, x[i]);
     }
   }
-  if (const int64_t odd = (tokens + kWidth - 1) / kWidth; odd % kVectors) {  // the rest of the last panel
+  if (const int64_t odd = (tokens + kWidth - 1) / kWidth; odd % kVectors) {  // zeros the rest of the last panel
     uint32_t* to = out + odd / kVectors * groups * kPanel + odd % kVectors * kWidth;
     for (int64_t p = 0; p < groups; ++p) store(to + p * kPanel, Words{});
   }
@@ -89,10 +89,11 @@ PFENGINE_INLINE void pack_values(const uint16_t* values, ptrdiff_t stride, int64
   }
 }
 
-// softmax(scale x) of a row without the division: the sum of what stays in `out`. Zeros from `tokens` to `padded`.
+// softmax(scale x) of a row in `out`, without the division; returns the sum to divide by. Zeros from `tokens` to
+// `padded`.
 template <typename Number>
 PFENGINE_INLINE float exponentials(const float* x, float scale, int64_t tokens, int64_t padded, Number* out) {
-  const Floats lowest = splat(-__builtin_inff());  // where all scores are that, the weights are nan, as in torch
+  const Floats lowest = splat(-__builtin_inff());  // where all scores are -inf, the weights are nan, as in torch
   const auto scores = [&](int64_t i) {
     const Floats y = load<Floats>(x + i);
     return i + kWidth <= tokens ? y : lanes() < (int32_t)(tokens - i) ? y : lowest;
@@ -117,7 +118,7 @@ inline int64_t padded_tokens(int64_t tokens) {
   return (tokens + kPanel - 1) / kPanel * kPanel;
 }
 
-// For keys, values, scores and weights, in fp32, which needs most.
+// Room for keys, values, scores and weights in fp32, which needs most.
 inline int64_t attention_scratch(int64_t tokens, int64_t size) {
   const int64_t padded = padded_tokens(tokens), columns = (size + kPanel - 1) / kPanel * kPanel;
   return 4 * (padded * size + (tokens + 1) * columns + 2 * kTileRows * padded);

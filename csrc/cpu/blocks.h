@@ -1,6 +1,6 @@
-// Work is cut into blocks of neighbouring rows, a few dozen queries each, small enough that all of a block's
-// intermediates stay in the second cache while a layer's weights stream past. A block belongs to a team of threads,
-// which split its columns, heads and tokens; with blocks enough a team is one thread, and nobody waits for anybody.
+// Work is cut into blocks of neighbouring rows with a few dozen queries each. All intermediates of a block stay in the
+// second cache while a layer's weights stream past. A block belongs to a team of threads, which split its columns,
+// heads and tokens. With enough blocks a team is one thread, and no thread waits for another.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 namespace pfengine::cpu {
 
-inline constexpr std::int64_t kBlockTokens = 64;  // at most, but for longer rows and uneven contexts
-inline constexpr std::int64_t kTeamTokens = 32;   // fewer for each thread, and threads share blocks
+inline constexpr std::int64_t kBlockTokens = 64;  // at most, except for longer rows and uneven contexts
+inline constexpr std::int64_t kTeamTokens = 32;   // with fewer per thread, threads share blocks
 
 struct Block {
   std::int64_t first_row, last_row;
@@ -30,17 +30,17 @@ struct Space {
   Buffer hidden;       // float32: between attention and feed-forward network
   Buffer inner;        // fp32 or bf16
   Buffer inner_words;  // int8
-  Buffer residual;     // float32: tokens gathered
-  Buffer attention;    // a row a member of the team
+  Buffer residual;     // float32: the gathered tokens
+  Buffer attention;    // one row per member of the team
   Buffer factors;      // int8: scales and zeros of the rows of `words` or `inner_words`
 };
 
-// What blocks have at most; row_tokens: keys of a row.
+// The most that a block has. row_tokens: keys of a row.
 struct Most {
   std::int64_t tokens, row_tokens, members;
 };
 
-// The number of bytes, and the buffers if there is memory for them.
+// Returns the number of bytes. Sets the buffers if there is memory for them.
 inline std::int64_t lay_out(char* memory, const Kernels& kernels, const Layer& layer, const Most& most, Space& space) {
   const std::int64_t number = layer.precision == Precision::fp32 ? 4 : 2;
   const std::int64_t word_number = layer.precision == Precision::int8 ? 1 : number;
@@ -59,16 +59,16 @@ inline std::int64_t lay_out(char* memory, const Kernels& kernels, const Layer& l
   return layout.used();
 }
 
-// Where a row's attention is: its first token among keys and values and how many there are, its first query in the
-// block and how many there are.
+// Where a row is: its first token among the keys and values and their number, its first query in the block and their
+// number.
 struct Span {
   std::int64_t first, tokens, query, queries;
 };
 
-// Where results go: query i to row targets[i], or row i.
+// Where results go: query i to row targets[i], or to row i where targets is null.
 struct Output {
   float* out;
-  float* sums;  // before the output norm; null where nobody wants them
+  float* sums;  // before the output norm; null where they are not wanted
   const std::int32_t* targets;
 
   std::int64_t row(std::int64_t query) const { return targets ? targets[query] : query; }
@@ -82,25 +82,25 @@ class BlockRun {
 
   const Space& space() const { return space_; }
 
-  // Queries, keys and values of `count` tokens, or those panels of them.
+  // Computes these panels of queries, keys and values for `count` tokens.
   void project(const float* x, std::int64_t stride, std::int64_t count, const Buffer& qkv, Range panels) const {
     multiply(to_words(x, stride, count, hidden_), layer_.qkv, plain(qkv, layer_.precision != Precision::fp32), panels);
   }
 
   Range all_panels() const { return panels_of(layer_.qkv.outputs); }
   Range query_panels() const { return panels_of(layer_.heads * layer_.head_size); }
-  // A panel that has both is among these and the queries'.
+  // A panel with columns of both queries and keys is in this range and in that of the queries.
   Range key_value_panels() const { return {layer_.heads * layer_.head_size / kernels_.panel, all_panels().end}; }
 
-  // All heads of `rows` rows; span_of(row) says where each is. qkv: what their keys and values are among.
+  // Attention of all heads of `rows` rows; span_of(row) says where each is. qkv: holds their keys and values.
   template <typename SpanOf>
   void attend(std::int64_t rows, const Buffer& queries, const Buffer& qkv, SpanOf span_of) const {
     const bool bf16 = layer_.precision != Precision::fp32, bf16_out = layer_.precision == Precision::bf16;
     const std::int64_t number = bf16 ? 2 : 4, out_number = bf16_out ? 2 : 4;
     const std::int64_t size = layer_.head_size, width = layer_.heads * size;
     const Buffer& out = attended();
-    // a team shares heads, which are equal work, where rows are not; one thread stays with a row while it is in the
-    // cache
+    // a team shares out heads, because they are equal work and rows are not; a single thread stays with a row while it
+    // is in the cache
     const bool shared = member_.size > 1;
     member_.each(rows * layer_.heads, [&](std::int64_t i) {
       const Span span = span_of(shared ? i % rows : i / layer_.heads);
@@ -115,7 +115,7 @@ class BlockRun {
     member_.wait();
   }
 
-  // Rows of x by number, side by side.
+  // Copies rows of x, by number, side by side.
   void gather(const float* x, const std::int32_t* numbers, std::int64_t count) const {
     member_.each(count, [&](std::int64_t i) {
       const float* from = x + numbers[i] * hidden_;
@@ -124,7 +124,7 @@ class BlockRun {
     member_.wait();
   }
 
-  // What follows attention, of the block's `count` queries, which are `first` and those that follow.
+  // Everything after attention, for the `count` queries of the block, from query `first` on.
   void finish(std::int64_t count, const float* residual, std::int64_t residual_stride, const Output& out,
               std::int64_t first) const {
     const Buffer& from = attended();
@@ -156,7 +156,7 @@ class BlockRun {
   }
 
  private:
-  // Where attention leaves its results: int8 quantises them into words afterwards.
+  // Where attention writes its results. int8 quantises them into words afterwards.
   const Buffer& attended() const { return layer_.precision == Precision::int8 ? space_.sums : space_.words; }
   float* scale() const { return space_.factors.row<float>(0); }
   float* zero() const { return space_.factors.row<float>(1); }
@@ -193,7 +193,7 @@ class BlockRun {
   Rows inner_words(std::int64_t count) const {
     const Buffer& from = space_.inner;
     const std::int64_t size = layer_.output.inputs;
-    if (layer_.precision == Precision::bf16 && size % 2) {  // the other half of the last word
+    if (layer_.precision == Precision::bf16 && size % 2) {  // zeros the other half of the last word
       member_.each(count, [&](std::int64_t i) { from.row<std::uint16_t>(i)[size] = 0; });
       member_.wait();
     }
@@ -215,16 +215,16 @@ class BlockRun {
   const std::int64_t hidden_;
 };
 
-// Row r has the queries bounds[r] to bounds[r + 1]. Its keys and values are tokens context[r] to context[r + 1]; null
-// where they cost nothing beside the queries.
+// Row r has queries bounds[r] to bounds[r + 1], and tokens context[r] to context[r + 1] as keys and values. context is
+// null where keys and values cost nothing in addition to queries.
 struct Workload {
   const std::int32_t* bounds;
   const std::int32_t* context;
   std::int64_t rows;
-  std::int64_t longest;  // row of the context, where there is attention
+  std::int64_t longest;  // the longest row of the context, where there is attention
 };
 
-// Blocks of about equal work, as many for each team. No block is without queries.
+// Blocks of about equal work, the same number for each team. Every block has queries.
 // before[r]: the work of the rows before r.
 inline std::vector<Block> cut(const std::vector<std::int64_t>& before, std::int64_t queries, std::int64_t teams) {
   const std::int64_t rows = before.size() - 1;
@@ -236,7 +236,7 @@ inline std::vector<Block> cut(const std::vector<std::int64_t>& before, std::int6
       ++row;
       continue;
     }
-    // the end nearest to this block's share of what is left
+    // the end that is nearest to this block's share of the work that is left
     const std::int64_t left = before[rows] - before[row];
     const std::int64_t share = left / std::max<std::int64_t>(1, count - static_cast<std::int64_t>(blocks.size()));
     const std::int64_t border = before[row] + share;
@@ -248,7 +248,7 @@ inline std::vector<Block> cut(const std::vector<std::int64_t>& before, std::int6
   return blocks;
 }
 
-// One for all kinds of blocks, so that each finds it in the cache.
+// One memory for all kinds of blocks, so that it stays in the cache.
 inline Scratch& block_memory() {
   static thread_local Scratch memory;
   return memory;
@@ -257,7 +257,7 @@ inline Scratch& block_memory() {
 // Calls body(run, block) for blocks of neighbouring rows, by teams of threads.
 template <typename Body>
 void run_blocks(const Kernels& kernels, const Layer& layer, const Workload& work, int threads, const Body& body) {
-  constexpr std::int64_t kQuery = 6;  // as much work as so many tokens of context
+  constexpr std::int64_t kQuery = 6;  // a query is as much work as so many tokens of context
   std::vector<std::int64_t> before(work.rows + 1);
   std::int64_t busy = 0;  // rows with queries
   for (std::int64_t row = 0; row < work.rows; ++row) {

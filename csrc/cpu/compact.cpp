@@ -11,9 +11,9 @@ namespace pfengine::cpu {
 namespace {
 
 constexpr std::int64_t kLine = 64;               // no two threads write one cache line
-constexpr std::int64_t kBytesPerThread = 65536;  // below this, waking a thread costs more than it moves
+constexpr std::int64_t kBytesPerThread = 65536;  // below this, waking a thread costs more than it saves
 
-// Neighbouring rows that stay, moved as one. Its end in the destination is the next run's start.
+// A run of neighbouring rows that stay, moved as one. In the destination it ends where the next run begins.
 struct Run {
   const char* from;
   std::int64_t start;
@@ -53,7 +53,7 @@ void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* c
   std::vector<Run> runs;
   std::int64_t total = 0;  // bytes to move
   new_cu_seqlens[0] = 0;
-  bool goes_on = false;  // the row before stays too, so its run goes on
+  bool goes_on = false;  // the row before stays too, so its run continues
   for (std::int64_t row = 0, kept = 0; row < rows; ++row) {
     if (stay[row]) {
       const std::int32_t length = cu_seqlens[row + 1] - cu_seqlens[row];
@@ -69,7 +69,7 @@ void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* c
   }
   runs.push_back({nullptr, total});
 
-  // parts of equal bytes, not of equal rows: one long row is shared by all threads
+  // parts of equal bytes, not of equal rows, so that all threads share one long row
   const std::int64_t parts = std::clamp<std::int64_t>(total / kBytesPerThread, 1, threads);
   const auto border = [&](std::int64_t part) { return part == parts ? total : total / parts * part / kLine * kLine; };
   run_team(static_cast<int>(parts), [&](const Member& member) {

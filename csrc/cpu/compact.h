@@ -16,22 +16,22 @@ struct Counts {
 Counts count_kept(const std::int32_t* cu_seqlens, const std::uint8_t* stay, std::int64_t rows, std::int64_t tokens);
 
 // Outputs hold what count_kept says: new_tokens [tokens, width_bytes], new_cu_seqlens [rows + 1], new_row_ids [rows].
-// width_bytes: of one token, whatever its element type. Moves on at most `threads` threads.
+// width_bytes: of one token, of any element type. Uses at most `threads` threads.
 void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* cu_seqlens, const std::int64_t* row_ids,
              const std::uint8_t* stay, std::int64_t rows, void* new_tokens, std::int32_t* new_cu_seqlens,
              std::int64_t* new_row_ids, int threads);
 
-// The tokens of rows that stay but for their first ones, as queries of a layer (layer.h) whose first tokens have been
-// computed: which they are, [rows + 1] bounds, and where they go as the rows that stay move together.
+// The tokens of rows that stay, except their first ones, as queries (layer.h) of a layer whose first tokens have been
+// computed: their numbers, [rows + 1] bounds, and their targets as the rows that stay move together.
 struct Others {
   std::vector<std::int32_t> tokens, bounds, targets;
 };
 
-// new_cu_seqlens: as `compact` gives it. cu_seqlens as count_kept wants it.
+// new_cu_seqlens: as from `compact`. cu_seqlens: as for count_kept.
 Others others_of(const std::int32_t* cu_seqlens, const std::uint8_t* stay, std::int64_t rows,
                  std::int32_t* new_cu_seqlens);
 
-// first [rows, width] to the first tokens of rows that stay, in out [tokens, width].
+// Copies first [rows, width] to the first tokens of rows that stay, in out [tokens, width].
 void place_firsts(const float* first, std::int64_t width, const std::uint8_t* stay, std::int64_t rows,
                   const std::int32_t* new_cu_seqlens, float* out);
 

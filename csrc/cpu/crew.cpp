@@ -15,10 +15,10 @@
 namespace pfengine::cpu {
 namespace {
 
-// How long a thread without work stays awake. Within a call, work follows in less; between calls, often.
+// How long a thread without work stays awake. Within a call work follows sooner, and between calls it often does.
 constexpr std::chrono::microseconds kAwake{2000};
 
-// How often this process was born of a fork.
+// How many forks there are between this process and the first one.
 std::atomic<int> forks{0};
 #if defined(__unix__) || defined(__APPLE__)
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
@@ -49,7 +49,7 @@ class Worker {
  private:
   void run() {
     for (Job* job; (job = next()) != &end_;) {
-      job_.store(nullptr, std::memory_order_relaxed);  // before the caller may give another
+      job_.store(nullptr, std::memory_order_relaxed);  // before the caller can give another job
       job->work(job->context, number_);
       job->under_way.fetch_sub(1, std::memory_order_release);
     }
@@ -63,7 +63,7 @@ class Worker {
       if ((job = job_.load(std::memory_order_acquire))) return job;
     }
     std::unique_lock<std::mutex> lock(mutex_);
-    asleep_.store(true);  // before the last look: whoever gives a job looks at this after
+    asleep_.store(true);  // before the last look for a job: whoever gives one reads this afterwards
     woken_.wait(lock, [&] { return (job = job_.load()) != nullptr; });
     asleep_.store(false);
     return job;
@@ -75,14 +75,14 @@ class Worker {
   std::condition_variable woken_;
   Job end_{};
   const int number_;
-  std::thread thread_;  // the last: it reads the others
+  std::thread thread_;  // the last member, as it reads the others
 };
 
 class Crew {
  public:
   ~Crew() { leave_if_forked(); }
 
-  // Are there so many, the caller counted?
+  // Are there so many threads, with the caller?
   bool muster(int threads) {
     leave_if_forked();
     try {
@@ -102,7 +102,7 @@ class Crew {
   }
 
  private:
-  // The threads of workers made before a fork are not in this process: nobody can join them, or their locks.
+  // Threads that were made before a fork are not in this process: neither they nor their locks can be used or freed.
   void leave_if_forked() {
     if (forks_ == forks.load(std::memory_order_relaxed)) return;
     for (std::unique_ptr<Worker>& worker : workers_) worker.release();

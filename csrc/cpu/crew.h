@@ -1,24 +1,24 @@
-// Threads of our own that wait for work. Each calling thread has a crew to itself, so that calls never wait for each
-// other, and the child of a fork, which has the caller but not its crew, simply gets a new one.
+// Our own threads, which wait for work. Each calling thread has its own crew, so that calls never wait for each other.
+// The child of a fork, which has the calling thread but not its crew, gets a new one.
 #pragma once
 
 #include <thread>
 
 namespace pfengine::cpu {
 
-// work(context, thread) for threads 0 to `threads` - 1 at once, 0 being the caller; false, and no call, where so many
-// cannot be had: those that run would wait for the missing ones for ever. Returns when all are done. `work` must not
-// throw.
+// Calls work(context, thread) on threads 0 to `threads` - 1 at once; thread 0 is the caller. Returns true when all are
+// done. Returns false without any call where so many threads cannot be had, because the others would wait for the
+// missing ones for ever. `work` must not throw.
 bool run_on_crew(int threads, void (*work)(const void* context, int thread), const void* context);
 
-// work(thread) in the same way.
+// Calls work(thread) in the same way.
 template <typename Work>
 bool run_threads(int threads, const Work& work) {
   const auto call = [](const void* context, int thread) { (*static_cast<const Work*>(context))(thread); };
   return run_on_crew(threads, call, &work);
 }
 
-// Passes a moment of waiting for another thread: the first ones in place, later ones to whoever else can run.
+// Waits a moment for another thread: spins at first, later yields to other threads.
 class Pause {
  public:
   void operator()() {

@@ -36,7 +36,7 @@ float change(const float* scores, const float* before, std::int64_t labels) {
   return most;
 }
 
-// The signal of one that was scored; own: what it keeps for the signal.
+// The signal of scored unit i. own: what it carries for the signal.
 float read(const Clause& clause, const Scored& scored, std::int64_t i, float label, float* own) {
   const std::int64_t labels = scored.labels;
   const float* scores = scored.logits + i * labels;
@@ -62,7 +62,7 @@ float read(const Clause& clause, const Scored& scored, std::int64_t i, float lab
   return std::isnan(label) ? NAN : value;
 }
 
-// Signals of tokens as the rule reads them, [count] -> [units], in place.
+// Pools signals of tokens as the rule says, [count] -> [units], in place.
 void pool(const TokenRule& tokens, const Scored& scored, float* values, float* room) {
   for (std::int64_t row = 0; row < scored.rows; ++row) {
     const float* own = values + scored.bounds[row];
@@ -84,7 +84,7 @@ void pool(const TokenRule& tokens, const Scored& scored, float* values, float* r
   }
 }
 
-// What a full window is worth.
+// The value of a window; nan where it is not full.
 float of_window(Memory memory, const float* window, std::int64_t size) {
   float low = window[0], high = window[0];
   bool rises = true, falls = true;
@@ -102,7 +102,7 @@ float of_window(Memory memory, const float* window, std::int64_t size) {
   return (window[0] > 0.5f ? rises : falls) ? std::fabs(window[0] - 0.5f) : -1.0f;
 }
 
-// What the memory makes of a signal; kept: what it keeps.
+// The value that the memory makes of a signal. kept: what it carries.
 float remembered(const Clause& clause, float value, float label, std::int64_t labels, float* kept) {
   if (clause.memory == Memory::votes) {
     float most = 0.0f;
@@ -135,7 +135,7 @@ void decide(const ExitRule& rule, const Scored& scored, const std::int64_t* slot
     const std::int64_t own = clause.own(labels);
     for (std::int64_t i = 0; i < scored.count; ++i) {
       given[i] = label_of(scored.logits + i * labels, labels);
-      // where rows are read as one, a signal keeps nothing: what is kept is theirs, not their tokens'
+      // where a row's tokens are pooled, signals carry nothing: the state is per row
       values[i] = read(clause, scored, i, given[i], by_row ? nullptr : state + i * width);
     }
     if (rule.tokens) pool(*rule.tokens, scored, values, given + scored.count);

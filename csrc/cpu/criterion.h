@@ -1,5 +1,5 @@
-// When rows leave: rules as data, decided row by row. pfengine/ops/rule.py says what a rule holds, ops/decide.py what
-// it means; float32 throughout, and no comparison with nan is true.
+// When rows leave: rules as data, decided row by row. pfengine/ops/rule.py says what a rule holds, ops/decide.py
+// defines what it means. All numbers are float32, and no comparison with nan is true.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ inline bool is_window(Memory memory) {
   return memory >= Memory::side;
 }
 
-// float32 [layers, slots], either of them 1 where the numbers do not differ.
+// float32 [layers, slots]. A dimension is 1 where the numbers do not differ along it.
 struct Values {
   const float* data;
   std::int64_t layers, slots;
@@ -34,11 +34,12 @@ struct Clause {
   Comparison comparison;
   Values threshold;
   Memory memory;
-  Values times;       // Memory::running: so many exits in a row
+  Values times;       // Memory::running: at so many exits in a row
   std::int64_t size;  // of a window
   Values temperature;
 
-  // Numbers that a unit carries from exit to exit, nan before the first: the signal's own, then the memory's.
+  // How many numbers a unit carries from exit to exit: the signal's own, then the memory's. They are nan before the
+  // first exit.
   std::int64_t own(std::int64_t labels) const {
     return signal == Signal::label_repeats ? 1 : signal == Signal::change ? labels : 0;
   }
@@ -60,13 +61,13 @@ struct Clause {
 
 // How the signals of a row's tokens are read, where the head scores every token.
 struct TokenRule {
-  bool by_token;        // tokens leave, else rows
-  bool mean;            // rows: of all tokens, else the largest
+  bool by_token;        // do tokens leave, or rows?
+  bool mean;            // rows: the mean over all tokens, or the largest?
   std::int64_t window;  // tokens: the largest over so many, an odd number
-  bool freezes;         // tokens: one that has left keeps its state
+  bool freezes;         // tokens: is one that has left frozen?
 };
 
-// What the numbers are that a unit carries; two rules may take over from each other where these are the same.
+// What a unit's numbers stand for. A rule may take over the numbers of another where their layouts are equal.
 struct StateLayout {
   struct Part {
     Signal signal;
@@ -78,7 +79,7 @@ struct StateLayout {
     }
   };
   std::vector<Part> parts;
-  bool by_row = false;  // of a row, though its tokens were scored
+  bool by_row = false;  // are they per row, although tokens are scored?
   std::int64_t width = 0;
 
   bool operator==(const StateLayout& other) const { return by_row == other.by_row && parts == other.parts; }
@@ -99,12 +100,12 @@ struct ExitRule {
     for (const Clause& clause : clauses) layout.parts.push_back({clause.signal, clause.memory, clause.size});
     return layout;
   }
-  // Are a row's tokens read as one?
+  // Are the signals of a row's tokens pooled to one?
   bool reads_rows() const { return tokens && !tokens->by_token; }
 };
 
-// Scores after a layer: logits [count, labels], learned [count] or null. bounds: null, or where each of `rows` rows has
-// its tokens, of which there are `count`.
+// Scores after a layer: logits [count, labels], learned [count] or null. bounds: null, or [rows + 1], the bounds of the
+// rows' `count` tokens.
 struct Scored {
   std::int64_t layer;
   const float* logits;
@@ -114,9 +115,8 @@ struct Scored {
   std::int64_t rows;
 };
 
-// Sets leave [units], 1 or 0, and brings state [units, rule.width(labels)] up to date. Units are what was scored, or
-// rows where the rule reads the tokens of a row as one. slots [units]: where their numbers stand in the rule. room:
-// 3 count numbers.
+// Sets leave [units] to 1 or 0, and updates state [units, rule.width(labels)]. Units are what was scored, or rows where
+// the rule pools a row's tokens. slots [units]: their slots in the numbers of the rule. room: 3 count numbers.
 void decide(const ExitRule& rule, const Scored& scored, const std::int64_t* slots, float* state, std::uint8_t* leave,
             float* room);
 

@@ -12,17 +12,17 @@
 namespace pfengine::cpu {
 namespace {
 
-constexpr std::int64_t kRows = 64;               // a block whose words stay in the second cache
-constexpr std::int64_t kChunkPanels = 4;         // learners' panels whose output is projected while it is in the first
-constexpr std::int64_t kSumsPerThread = 150000;  // products; below, waking a thread costs more than it does
+constexpr std::int64_t kRows = 64;        // a block whose words stay in the second cache
+constexpr std::int64_t kChunkPanels = 4;  // panels of learners whose output is projected at once, from the first cache
+constexpr std::int64_t kSumsPerThread = 150000;  // products; below this, waking a thread costs more than it saves
 
 struct Space {
   Buffer words, state_words;  // what pooler and learners read
   Buffer factors;             // int8: scales and zeros of `words`, then of `state_words`
   Buffer states;              // float32
-  Buffer guesses;             // float32: a chunk of the learners' output, a buffer a thread
+  Buffer guesses;             // float32: a chunk of the learners' output, one buffer per thread
   Buffer shares;              // float32: a chunk's share of the future, row by row
-  Buffer room;                // a row's future and the gate's intermediates, a row a thread
+  Buffer room;                // a row's future and the gate's intermediates, one row per thread
 };
 
 std::int64_t lay_out(char* memory, const Kernels& kernels, const Exit& exit, std::int64_t size, std::int64_t rows,
@@ -116,7 +116,7 @@ class ExitRun {
     member_.wait();
   }
 
-  // Imitated states a chunk of columns at a time, and at once what they are worth in numbers a label: they never reach
+  // Imitated states, a chunk of columns at a time; each is projected to labels at once, so that it never reaches
   // memory.
   void imitate(std::int64_t rows) const {
     const std::int64_t labels = exit_.merge.labels, all = exit_.learners->outputs;

@@ -1,4 +1,4 @@
-// A whole exit in one call: the state of what it reads of each row, its past, its imitated future, and the gate.
+// A whole exit in one call: state, past, imitated future and gate of each row.
 #pragma once
 
 #include <cstdint>
@@ -25,13 +25,13 @@ struct Merge {
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
                float* room, float* logits);
 
-// What an exit reads of a layer: each row's first token, the mean of its tokens, or all tokens, each for itself.
+// What an exit reads of a layer: each row's first token, the mean of its tokens, or each token for itself.
 enum class Reads { first, mean, all };
 
-// pooler: tanh(W x + b), or none where the state is x itself. past: what is added up from exit to exit; its first
-// numbers are those of the merge's past, then its gates. Of the future one or none: `folded` of the state, or
-// `learners` [columns, H] with an activation, and `projection` [labels, columns] of what they give. learned: W [1, H]
-// of a score that a criterion may read, sigmoid(W s + b).
+// pooler: state = tanh(W x + b); without it the state is x itself. past: what is added up from exit to exit; first the
+// past of the merge, then its gates. Future, one of these or none: `folded` of the state, or `projection` [labels,
+// columns] of what `learners` [columns, H] with an activation give. learned: W [1, H] of a score that a criterion may
+// read, sigmoid(W s + b).
 struct Exit {
   Reads reads;
   Precision precision, learner_precision;
@@ -46,8 +46,9 @@ struct Exit {
 };
 
 // x: float32 [tokens, H]; row r of the exit is token starts[r], or r where starts is null. past [rows, past.outputs] =
-// P s + p + add; add: the same shape, or null for zero. logits [rows, labels], or null where nobody asks. learned
-// [rows], or null likewise; it is filled in with the logits. Throws std::invalid_argument where a row is no token.
+// P s + p + add; add: the same shape, or null for zero. logits [rows, labels], or null where they are not wanted.
+// learned [rows], or null; it is computed only with logits. Throws std::invalid_argument where a row is not a token of
+// x.
 void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int64_t tokens, const std::int32_t* starts,
               std::int64_t rows, const float* add, float* past, float* logits, float* learned, int threads);
 

@@ -11,7 +11,7 @@
 namespace pfengine::cpu {
 namespace {
 
-// `count` things of `width` numbers each, from place `from` to an earlier one.
+// Moves `count` items of `width` numbers each, from item `from` to an earlier one.
 template <typename T>
 void move_down(T* data, std::int64_t width, std::int64_t from, std::int64_t to, std::int64_t count) {
   if (from != to) std::copy(data + from * width, data + (from + count) * width, data + to * width);
@@ -100,7 +100,7 @@ void Flight::reserve(const Size& size) {
   append(before, held);
 }
 
-// Rows of the same layout after those that are there; nobody may be half done, or have left and be held.
+// Appends rows of another flight. Neither flight may have a half-done layer, or hold rows that have left.
 void Flight::append(const Arrays& from, const Size& size) {
   const std::int64_t tokens = at_.bounds[rows_], first = by_token_ ? tokens : rows_;
   const std::int64_t units = by_token_ ? size.tokens : size.rows;
@@ -158,8 +158,8 @@ void Flight::put(std::int64_t scored, std::int64_t slot) {
   answers_.layers[slot] = layer_;
 }
 
-// Moves what is carried by row or unit together, without those rows; `settle` does it with tokens, which nobody reads
-// before the next layer.
+// Removes rows from what is carried per row or unit. `settle` does so for states, which are not read before the next
+// layer.
 void Flight::remove(const std::uint8_t* gone) {
   const std::int64_t width = state_layout_.width;
   const bool state_by_row = !by_token_ || state_layout_.by_row;
@@ -207,7 +207,7 @@ void Flight::join(Flight& other, int threads) {
   other.clear();
 }
 
-// A flight that carries nothing yet carries nan.
+// A flight that carries nothing yet is filled up with nan.
 void Flight::join_states(Flight& other) {
   if (state_.empty() && other.state_.empty()) return;
   if (state_.empty()) state_layout_ = other.state_layout_;

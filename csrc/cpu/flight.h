@@ -1,6 +1,6 @@
 // A batch under way: rows at one layer with all they carry. pfengine/ops/flight.py says what it offers.
 //
-// What is scored, and may leave, are units: rows, or where the head reads all tokens, tokens.
+// Units are what is scored and may leave: rows, or tokens where the head reads all tokens.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace pfengine::cpu {
 
-// By slot: logits [slots, labels] and layers [slots], 1-based.
+// By slot: logits [slots, labels] and exit layers [slots], 1-based.
 struct Answers {
   float* logits;
   std::int64_t* layers;
@@ -20,16 +20,17 @@ struct Answers {
 
 class Flight {
  public:
-  // The rows of a batch before layer 1. slots [rows]: where rows answer to, or their first tokens, which the others
-  // follow. Throws std::out_of_range for an id outside its table, std::invalid_argument for a wrong cu_seqlens.
+  // The rows of a batch before layer 1. slots [rows]: the slots of rows, or of their first tokens; the slots of the
+  // other tokens follow. Throws std::out_of_range for an id outside its table, std::invalid_argument for a wrong
+  // cu_seqlens.
   Flight(const Kernels& kernels, const Model& model, const Batch& batch, const std::int64_t* slots,
          const Answers& answers, int threads);
 
-  // On to layer `until`, or to the end. scores: is its exit computed, where it is not tested? Without it rows stay even
-  // after the last layer. A unit's numbers are the same bit for bit in every batch.
+  // Goes on to layer `until`, or to the last one. scores: is the exit after it computed, even where it is not tested?
+  // Without it rows stay even after the last layer. A unit's numbers have the same bits in every batch.
   void advance(const ExitRule& rule, std::int64_t until, bool scores, int threads);
 
-  // Units where gone [units] is set leave, with the scores of this layer where answered, which must be scored() then.
+  // Units where gone [units] is set leave. answered: with the scores of this layer; scored() must be true then.
   void leave(const std::uint8_t* gone, bool answered, int threads);
 
   // Takes in the rows of another flight through the same model, at the same layer; it is empty afterwards.
@@ -51,7 +52,7 @@ class Flight {
   void states(float* out) const;                                                       // [units, H]
 
  private:
-  // Of fewer rows no layer is computed in two halves: reading its weights twice costs more than a row that leaves
+  // With fewer rows layers are computed in one piece: reading the weights twice costs more than a row that leaves
   // saves.
   static constexpr std::int64_t kMinRowsToOpen = 3;
 
@@ -59,20 +60,20 @@ class Flight {
     std::int64_t rows, tokens;
   };
 
-  // What ends in `next` is where a step writes before the two change places.
+  // A step writes to the array `next_...`, and then the two are swapped.
   struct Arrays {
     float *x, *next_x;                   // [tokens, H]
-    float* read;                         // [rows, H]: first tokens of a half-open layer, or means
-    char* kept;                          // [tokens, kept_stride]: keys and values of a half-open layer
+    float* read;                         // [rows, H]: first tokens of a half-done layer, or means
+    char* kept;                          // [tokens, kept_stride]: keys and values of a half-done layer
     float *past, *next_past, *add;       // [units, width of the past]
     float *logits, *learned;             // [units, labels], [units]
-    float* room;                         // of `decide`
+    float* room;                         // for `decide`
     std::int32_t *bounds, *next_bounds;  // [rows + 1]
     std::int64_t *slots, *unit_slots;    // [rows]; [tokens]
-    std::int64_t *held, *ids;            // [rows]: which of the rows that x still holds each row is; of `compact`
+    std::int64_t *held, *ids;            // [rows]: which of the rows that x holds each row is; for `compact`
     std::uint8_t *leave, *stay;          // [units]; [rows]
-    std::uint8_t *gone, *frozen;         // [tokens]: has it left; is it kept as it is
-    float* sums;                         // [tokens, H]: what the output norm of frozen tokens was taken of
+    std::uint8_t *gone, *frozen;         // [tokens]: has it left; is it frozen
+    float* sums;                         // [tokens, H]: what the last output norm was applied to, for frozen tokens
     std::int32_t *queries, *ends;        // [tokens]; [rows + 1]
   };
 
@@ -91,7 +92,7 @@ class Flight {
   void pass(const ExitRule& rule, bool stops, bool scores, int threads);
   void run_rows(bool answer, int threads);
   void run_tokens(bool answer, bool freezes, int threads);
-  // Is the exit after this layer computed: for its scores, or for what a later one adds to?
+  // Is the exit after this layer computed, for its scores or for a past that a later exit adds to?
   bool scores(bool answer) const { return step().exit && (answer || model_.carries(layer_)); }
   void score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
              int threads);
@@ -109,10 +110,10 @@ class Flight {
   const bool by_token_;
   const std::int64_t hidden_, labels_;
   std::int64_t layer_ = 0, rows_ = 0;
-  std::int64_t held_ = 0;        // rows in x and bounds: those that left since are moved out before the next layer
-  bool open_ = false;            // only first tokens of this layer are done; the others follow before the next one
-  bool scored_ = false;          // logits are of this layer
-  std::int64_t past_width_ = 0;  // 0: there is none
+  std::int64_t held_ = 0;        // rows in x and bounds, with those that have left since the last `settle`
+  bool open_ = false;            // is this layer half done: only its first tokens are computed?
+  bool scored_ = false;          // are the logits of this layer?
+  std::int64_t past_width_ = 0;  // 0: there is no past
   Size size_{0, 0};              // of what is laid out
   Scratch memory_;
   Arrays at_{};

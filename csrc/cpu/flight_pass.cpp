@@ -1,4 +1,4 @@
-// A flight's way through the layers.
+// How a flight goes through the layers.
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
@@ -9,7 +9,7 @@
 
 namespace pfengine::cpu {
 
-// Before anything is changed.
+// Throws before anything is changed.
 void Flight::check(const ExitRule& rule, std::int64_t until) const {
   if (!state_.empty() && rule.width(labels_) && !(rule.state_layout(labels_) == state_layout_)) {
     throw std::invalid_argument("the rule carries other numbers from exit to exit than the rule before it did");
@@ -34,13 +34,13 @@ void Flight::advance(const ExitRule& rule, std::int64_t until, bool scores, int 
       ++layer_;
       pass(rule, layer_ == until, scores, threads);
     }
-  } catch (...) {  // out of memory, midway: what is half done cannot go on
+  } catch (...) {  // out of memory midway: a half-done step cannot be resumed
     clear();
     throw;
   }
 }
 
-// What only rows that go on need: the rest of a half-open layer, and that they move together.
+// Does what only the rows that go on need: the second half of a half-done layer, and moving them together.
 void Flight::settle(int threads) {
   if (rows_ && !open_ && rows_ == held_) return;
   if (rows_) {
@@ -81,7 +81,8 @@ void Flight::pass(const ExitRule& rule, bool stops, bool scores, int threads) {
   }
 }
 
-// Of the last layer, and of one that is opened, the first tokens alone.
+// A layer of a head that scores rows. In the last layer, and in one that stays half done, only first tokens are
+// queries.
 void Flight::run_rows(bool answer, int threads) {
   const Reads reads = model_.reads(layer_);
   const bool firsts = last() && reads == Reads::first;
@@ -97,7 +98,7 @@ void Flight::run_rows(bool answer, int threads) {
     run_layer(kernels_, block, context(), queries, nullptr, at_.next_x, nullptr, threads);
     std::swap(at_.x, at_.next_x);
   }
-  if (firsts) std::iota(at_.bounds, at_.bounds + rows_ + 1, 0);  // one token per row is left
+  if (firsts) std::iota(at_.bounds, at_.bounds + rows_ + 1, 0);  // x has one token per row now
   if (!scores(answer)) return;
   if (open_) {
     score(at_.read, rows_, nullptr, rows_, answer, threads);
@@ -112,8 +113,8 @@ void Flight::run_rows(bool answer, int threads) {
   for (std::int64_t row = 0; last() && answer && row < rows_; ++row) put(row, at_.slots[row]);
 }
 
-// All tokens are keys and values; those that are frozen are no queries, and of the last layer none that has left is.
-// freezes: tokens may be frozen after this layer.
+// A layer of a head that scores tokens. All tokens are keys and values. Frozen tokens are no queries; in the last layer
+// no token that has left is one. freezes: may tokens be frozen after this layer?
 void Flight::run_tokens(bool answer, bool freezes, int threads) {
   const std::int64_t tokens = units();
   std::int64_t count = tokens;
@@ -122,7 +123,7 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
     count = list(last() && final ? at_.gone : at_.frozen, 0);
     const Queries listed{Queries::list, at_.queries, at_.ends, at_.queries};
     float* sums = final && freezes && model_.renormalises ? at_.sums : nullptr;
-    // in place: the others keep their states
+    // in place, so that the other tokens keep their states
     run_layer(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
     if (!model_.renormalises || count == tokens || (last() && final)) continue;
     const std::int64_t frozen = list(at_.frozen, 1);
@@ -135,7 +136,7 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
   for (std::int64_t i = 0; last() && answer && i < count; ++i) put(i, at_.unit_slots[only ? only[i] : i]);
 }
 
-// Tokens whose mark is `mark`, in `queries`, and where each row's end, in `ends`.
+// Lists the tokens whose mark is `mark` in `queries`, and where those of each row end in `ends`. Returns their number.
 std::int64_t Flight::list(const std::uint8_t* marks, std::uint8_t mark) {
   std::int32_t count = 0;
   at_.ends[0] = 0;
@@ -148,7 +149,7 @@ std::int64_t Flight::list(const std::uint8_t* marks, std::uint8_t mark) {
   return count;
 }
 
-// The exit after this layer, of `count` rows of x [tokens, H]; starts: as run_exit has it, tokens of a tag head.
+// Runs the exit after this layer on `count` rows of x [tokens, H]. starts: as in run_exit; for a tag head, tokens.
 void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
                    int threads) {
   const Exit& exit = *step().exit;
@@ -167,7 +168,7 @@ void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* star
 void Flight::decide_leaving(const ExitRule& rule, int threads) {
   const Scored scored{layer_, at_.logits, learned(), units(), labels_, by_token_ ? at_.bounds : nullptr, rows_};
   decide(rule, scored, rule.reads_rows() ? at_.slots : unit_slots(), state_of(rule), at_.leave, at_.room);
-  if (rule.reads_rows()) {  // from rows to their tokens, the last ones first
+  if (rule.reads_rows()) {  // spreads rows to their tokens, the last row first
     for (std::int64_t row = rows_; row-- > 0;) {
       const std::uint8_t leaves = at_.leave[row];
       std::fill(at_.leave + at_.bounds[row], at_.leave + at_.bounds[row + 1], leaves);

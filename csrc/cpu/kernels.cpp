@@ -1,4 +1,4 @@
-// Built once for each set of instructions, with its flags and -DPFENGINE_ISA=its name: see simd.h.
+// Built once per instruction set, with its flags and -DPFENGINE_ISA=its name: see simd.h.
 #include "kernels.h"
 
 #include "attend.h"

@@ -1,7 +1,7 @@
-// What a set of instructions offers: one table of functions a build of kernels.cpp, and the best this processor runs.
+// What an instruction set offers: a table of functions, which each build of kernels.cpp fills in for one set.
 //
-// All numbers of a linear layer's inner dimension come as 32-bit words: 1 fp32, 2 bf16, 4 int8 ("a group"), or 8 int4,
-// which are multiplied by int8: two groups in one word, the first in the low halves of its bytes.
+// All numbers along a linear layer's inner dimension come as 32-bit words: 1 fp32, 2 bf16 or 4 int8 ("a group"), or 8
+// int4, which are multiplied by int8: two groups in one word, the first in the low halves of its bytes.
 #pragma once
 
 #include <cstddef>
@@ -12,10 +12,10 @@ namespace pfengine::cpu {
 enum class Precision { fp32, bf16, int8, int4 };
 enum class Activation { none, gelu, gelu_tanh, relu, tanh };
 
-// y = activation(x W^T + bias), by panels of output columns: weights [panels, groups, panel] words, zeros where the
-// last panel reaches beyond `outputs`. int8: W is scale[column] times the numbers stored, sum[column] their sum times
-// scale; int4: the same, but scale 16 times smaller, as a number in the upper half of a byte is 16 times itself. thin:
-// float32 [outputs, inputs] as they are, for fewer outputs than a panel has.
+// y = activation(x W^T + bias), by panels of output columns. weights: [panels, groups, panel] words, zeros where the
+// last panel reaches beyond `outputs`. int8: W is scale[column] times the stored numbers, sum[column] is their sum
+// times scale. int4: the same, but scale is 16 times smaller, because a number in the upper half of a byte is 16 times
+// itself. thin: float32 [outputs, inputs] without panels, for fewer outputs than a panel has.
 struct Linear {
   const std::uint32_t* weights;
   const float* scale;
@@ -50,8 +50,8 @@ struct Target {
   std::ptrdiff_t residual_stride;
 };
 
-// One head of one row: softmax(scale Q K^T) V. Queries, keys and values are `size` numbers each, fp32 or bf16, at
-// distance `stride` (in numbers) from token to token.
+// One head of one row: softmax(scale Q K^T) V. Queries, keys and values have `size` numbers per token, fp32 or bf16,
+// and tokens are `stride` numbers apart.
 struct Attention {
   const void *query, *key, *value;
   std::ptrdiff_t stride;
@@ -65,11 +65,11 @@ struct Attention {
 
 struct Kernels {
   const char* name;
-  std::int64_t panel;  // output columns a panel
+  std::int64_t panel;  // output columns per panel
 
   std::int64_t panels(std::int64_t columns) const { return (columns + panel - 1) / panel; }
 
-  // Columns of panels [first, last).
+  // Computes the columns of panels [first, last).
   void (*multiply[4])(const Rows& x, const Linear& linear, const Target& target, std::int64_t first, std::int64_t last);
   void (*attend[2])(const Attention& attention);
   std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size);
@@ -80,7 +80,7 @@ struct Kernels {
   void (*activate)(Activation activation, float* x, std::int64_t size);
   // out = (x - mean) / sqrt(variance + eps) weight + bias, of `size` numbers.
   void (*layer_norm)(const float* x, const Norm& norm, std::int64_t size, float* out);
-  // Numbers to words, padded with zeros to whole ones.
+  // Converts numbers to words; the last word is padded with zeros.
   void (*to_bf16)(const float* x, std::int64_t size, std::uint32_t* out);
   void (*quantise)(const float* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero);
   void (*quantise_bf16)(const std::uint16_t* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero);
@@ -88,7 +88,8 @@ struct Kernels {
   void (*add_rows)(const void* const rows[3], bool bf16, std::int64_t size, float* out);
 };
 
-// The fastest set this processor has, or the one named ("plain", "avx2", "avx512", "avx512_bf16"); null if it lacks it.
+// The fastest set that this processor runs, or the named one ("plain", "avx2", "avx512", "avx512_bf16"); null if it
+// does not run that one.
 const Kernels* find_kernels(const char* name);
 
 }  // namespace pfengine::cpu

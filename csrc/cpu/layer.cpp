@@ -59,7 +59,7 @@ std::int64_t longest(const Context& context) {
   return most;
 }
 
-// All tokens are queries, and nobody else wants their keys and values: one product makes all three.
+// All tokens are queries, and their keys and values are not kept: one product makes all three.
 void run_whole(const Kernels& kernels, const Layer& layer, const Context& context, const Output& out, int threads) {
   const std::int32_t* starts = context.cu_seqlens;
   const std::int64_t hidden = layer.output.outputs;
@@ -78,7 +78,7 @@ void run_whole(const Kernels& kernels, const Layer& layer, const Context& contex
   });
 }
 
-// Some of the tokens, with keys and values of all at hand.
+// Some tokens are queries, and the keys and values of all are there.
 void run_queries(const Kernels& kernels, const Layer& layer, const Context& context, const Queries& queries,
                  const Buffer& kept, const Output& out, int threads) {
   const std::int32_t* starts = context.cu_seqlens;

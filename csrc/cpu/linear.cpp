@@ -11,7 +11,7 @@ namespace pfengine::cpu {
 namespace {
 
 constexpr std::int64_t kRows = 64;               // a block whose words stay in the second cache
-constexpr std::int64_t kSumsPerThread = 300000;  // products; below, waking a thread costs more than it does
+constexpr std::int64_t kSumsPerThread = 300000;  // products; below this, waking a thread costs more than it saves
 
 }  // namespace
 
@@ -32,7 +32,7 @@ void to_words(const Kernels& kernels, Precision precision, const float* x, std::
 }
 
 Linear part_of(const Linear& linear, Precision precision, Columns columns) {
-  const std::int64_t numbers = precision == Precision::int4 ? 8 : 4 / bytes_of(precision);  // a word
+  const std::int64_t numbers = precision == Precision::int4 ? 8 : 4 / bytes_of(precision);  // per word
   Linear part = linear;
   part.weights += columns.first * ((linear.inputs + numbers - 1) / numbers);
   part.bias += columns.first;
@@ -91,7 +91,7 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
   const std::int64_t panels = kernels.panels(columns.count);
   const std::int64_t blocks = (rows + kRows - 1) / kRows;
   const int used = threads_for(1.0 * rows * linear.inputs * columns.count, kSumsPerThread, threads);
-  // pieces of a block's panels where there are fewer blocks than threads
+  // a block's panels are cut into pieces where there are fewer blocks than threads
   const std::int64_t pieces = std::min<std::int64_t>(panels, blocks >= used ? 1 : (used + blocks - 1) / blocks);
   const Linear part = part_of(linear, precision, columns);
   run_team(used, [&](const Member& member) {

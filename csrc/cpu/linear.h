@@ -7,12 +7,12 @@
 
 namespace pfengine::cpu {
 
-// Of a number of the rows that are multiplied.
+// The size of a number of the rows that are multiplied.
 inline std::int64_t bytes_of(Precision precision) {
   return precision == Precision::fp32 ? 4 : precision == Precision::bf16 ? 2 : 1;
 }
 
-// A row of `size` numbers as the words that products of a precision read; int8: its scale and zero too.
+// Converts a row of `size` numbers to the words that products of a precision read. int8: sets its scale and zero too.
 void to_words(const Kernels& kernels, Precision precision, const float* x, std::int64_t size, std::uint32_t* to,
               float* scale, float* zero);
 
@@ -27,10 +27,10 @@ struct Columns {
   std::int64_t first, count;
 };
 
-// The same layer with these columns alone.
+// The same layer with only these columns.
 Linear part_of(const Linear& linear, Precision precision, Columns columns);
 
-// One row times a layer of fp32 weights.
+// Multiplies one row by a layer of fp32 weights.
 void apply_row(const Kernels& kernels, const Linear& linear, const float* x, float* out);
 
 // out [rows, columns] = activation(x W^T + b) + add, x: [rows, inputs]; add: [rows, columns], or null.
@@ -49,7 +49,8 @@ struct Embedding {
 // Word, position and token type of every token: [tokens] each.
 using Ids = const std::int64_t* [3];
 
-// out [tokens, size] = LayerNorm(sum of the rows that ids name). Throws std::out_of_range for a wrong id.
+// out [tokens, size] = LayerNorm(sum of the table rows that ids name). Throws std::out_of_range for an id that is
+// outside its table.
 void run_embed(const Kernels& kernels, const Embedding& embedding, const Ids& ids, std::int64_t tokens, float* out,
                int threads);
 

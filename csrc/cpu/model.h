@@ -12,8 +12,8 @@
 
 namespace pfengine::cpu {
 
-// A layer's blocks, one or more, and the exit after it, or none. adds_from: from which number of the past before it on
-// it adds up; -1 for nothing.
+// A layer's blocks, one or more, and the exit after it, or none. adds_from: the first number of the previous exit's
+// past that this exit adds to; -1: it adds to nothing.
 struct Step {
   std::vector<Layer> blocks;
   std::optional<Exit> exit;

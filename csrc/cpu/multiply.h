@@ -1,4 +1,4 @@
-// Rows times a linear layer's panels, and what becomes of the sums while they are in the first cache.
+// Rows times a linear layer's panels. Sums are finished while they are in the first cache.
 #pragma once
 
 #include "kernels.h"
@@ -16,7 +16,7 @@ PFENGINE_INLINE Floats activate(Floats x) {
   return x;
 }
 
-// One vector of columns of a tile's rows: scaled where quantised, bias, activation, residual, stored.
+// Finishes one vector of columns of a tile's rows: scale (where quantised), bias, activation, residual, store.
 template <class Dot, Activation kActivation, typename Number>
 void finish(const uint32_t* sums, int64_t first_row, int64_t rows, const Rows& x, const Linear& linear,
             const Target& target, int64_t column, int64_t count) {

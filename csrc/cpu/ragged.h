@@ -1,4 +1,4 @@
-// What all that take a ragged batch check first.
+// Checks of a ragged batch.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ inline void check_ends(const std::int32_t* cu_seqlens, std::int64_t rows, std::i
   }
 }
 
-// And unless every row has `least` tokens or more, 0 or 1.
+// Throws std::invalid_argument unless every row has at least `least` tokens, 0 or 1.
 inline void check_order(const std::int32_t* cu_seqlens, std::int64_t rows, std::int64_t least,
                         const char* name = "cu_seqlens") {
   for (std::int64_t row = 0; row < rows; ++row) {

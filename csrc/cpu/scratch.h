@@ -15,10 +15,10 @@ namespace pfengine::cpu {
 
 constexpr std::int64_t kLine = 64;  // bytes
 
-// Tests start with NaN in all scratch memory, so that a number that was never written shows.
+// In tests all scratch memory starts as NaN, so that a number which is read before it is written shows.
 inline std::atomic<bool> poisons_scratch{false};
 
-// Builds with a sanitizer do so always, and watch the gaps between buffers, which otherwise lie in one piece of memory.
+// Builds with a sanitizer always do so, and also watch the gaps between buffers.
 #if defined(__SANITIZE_ADDRESS__)
 inline constexpr bool kSanitized = true;
 inline void watch(const char* gap, std::int64_t bytes) {
@@ -33,14 +33,14 @@ inline void watch(const char*, std::int64_t) {}
 inline void stop_watching(const char*, std::int64_t) {}
 #endif
 
-// Memory that grows and is used again; one a calling thread.
+// Memory that grows and is reused; one per calling thread.
 class Scratch {
  public:
   char* reserve(std::int64_t bytes) {
     if (bytes > size_) {
       const std::int64_t size = (bytes + bytes / 4 + kLine - 1) / kLine * kLine;
       size_ = 0;
-      memory_.reset();  // before the larger one is asked for
+      memory_.reset();  // freed before the larger one is allocated
       memory_.reset(static_cast<char*>(std::aligned_alloc(kLine, size)));
       if (!memory_) throw std::bad_alloc();
       size_ = size;
@@ -60,7 +60,7 @@ class Scratch {
   std::int64_t size_ = 0;
 };
 
-// Rows of numbers, with a line in between where their distance would map them to the same cache sets.
+// Rows of numbers, with an extra cache line between them where they would map to the same cache sets.
 struct Buffer {
   char* data = nullptr;
   std::int64_t stride = 0;  // bytes
@@ -71,7 +71,7 @@ struct Buffer {
   }
 };
 
-// Lays buffers out one after the other from `memory`, with a line in between; with none it only counts.
+// Places buffers one after the other from `memory`, with a cache line in between. With null it only counts bytes.
 class Layout {
  public:
   explicit Layout(char* memory) : memory_(memory) {}
@@ -90,7 +90,7 @@ class Layout {
   std::int64_t used() const { return used_; }
 
  private:
-  static constexpr std::int64_t kMost = std::int64_t{1} << 48;  // more than there is of any memory
+  static constexpr std::int64_t kMost = std::int64_t{1} << 48;  // more than any memory has
 
   char* memory_;
   std::int64_t used_ = 0;

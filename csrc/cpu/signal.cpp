@@ -59,7 +59,7 @@ float label(const Scores& x) {
 }
 
 float energy(const Scores& x) {
-  const float largest = x.largest(), from = std::isinf(largest) ? 0.0f : largest;  // inf less inf would be nan
+  const float largest = x.largest(), from = std::isinf(largest) ? 0.0f : largest;  // inf minus inf would be nan
   return -x.temperature * (from + std::log(x.total(from)));
 }
 
@@ -89,7 +89,7 @@ float signal_of(Signal signal, const float* scores, std::int64_t labels, float t
     case Signal::label:
       return label(x);
     default:
-      return NAN;  // of more than one exit's scores: criterion.cpp
+      return NAN;  // criterion.cpp has the signals that need more than one exit's scores
   }
 }
 

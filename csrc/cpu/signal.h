@@ -1,11 +1,11 @@
-// Signals: the number that a criterion reads from the scores of one exit. pfengine/ops/decide.py says what each is.
+// Signals: the numbers that criteria read from scores. pfengine/ops/decide.py defines each.
 #pragma once
 
 #include <cstdint>
 
 namespace pfengine::cpu {
 
-// Those up to `label_0` are of one exit's scores alone.
+// Those up to `label_0` need only the scores of one exit.
 enum class Signal {
   entropy,
   normalised_entropy,
@@ -24,10 +24,10 @@ inline bool is_of_scores(Signal signal) {
   return signal <= Signal::label_0;
 }
 
-// Number of the largest score, the first of equals; nan where a score is nan.
+// The index of the largest score, the first of equals; nan where a score is nan.
 float label_of(const float* scores, std::int64_t labels);
 
-// A signal of one exit's scores, once they are divided by `temperature`; nan where one of them is nan then.
+// A signal of one exit's scores divided by `temperature`; nan where a quotient is nan.
 float signal_of(Signal signal, const float* scores, std::int64_t labels, float temperature);
 
 }  // namespace pfengine::cpu

@@ -1,6 +1,6 @@
-// Vectors of this translation unit's instruction set. Each such unit is compiled with its own flags and PFENGINE_ISA
-// (the namespace of all it defines), and includes no header that defines inline functions: the linker would keep one
-// copy of those, perhaps one that this processor cannot run.
+// Vectors of this translation unit's instruction set. Each such unit is compiled with its own flags and PFENGINE_ISA,
+// the namespace of all it defines. It must not include headers with inline functions: the linker would keep one copy of
+// those, perhaps one that this processor cannot run.
 #pragma once
 
 #include <stddef.h>
@@ -13,7 +13,7 @@
 namespace pfengine::cpu::PFENGINE_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kWidth = 16;  // floats a vector
+constexpr int kWidth = 16;  // floats per vector
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
 #else
@@ -46,7 +46,7 @@ PFENGINE_INLINE Floats splat(float x) {
 PFENGINE_INLINE Words splat(uint32_t x) {
   return x - Words{};
 }
-// Where one is nan, y: with the bounds first, min and max keep a nan in x.
+// These return y where either is nan: with the bound as first argument they keep a nan.
 PFENGINE_INLINE Floats min(Floats x, Floats y) {
   return x < y ? x : y;
 }
@@ -74,7 +74,7 @@ PFENGINE_INLINE Halves to_bf16(Floats x) {
 #endif
 }
 
-// Lane after lane in a fixed order, so that a row's result is the same wherever it stands.
+// Adds lanes in a fixed order, so that a row's result is the same wherever it is.
 PFENGINE_INLINE float sum(Floats x) {
   float part[kWidth];
   store(part, x);
@@ -93,7 +93,7 @@ PFENGINE_INLINE float largest(Floats x) {
   return part[0];
 }
 
-// e^x within 2 ulp for -87 <= x <= 88; below it is e^-87; nan of nan.
+// e^x within 2 ulp for -87 <= x <= 88; e^-87 below; nan for nan.
 PFENGINE_INLINE Floats exp(Floats x) {
   x = min(splat(88.0f), max(splat(-87.0f), x));
   const Floats n = round_to_even(x * 1.44269504f);
@@ -108,7 +108,7 @@ PFENGINE_INLINE Floats exp(Floats x) {
   return p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
-// Within 2 ulp: a polynomial near 0, where 1 - 2 / (e^2x + 1) cancels.
+// Within 2 ulp. Near 0, where 1 - 2 / (e^2x + 1) cancels, a polynomial.
 PFENGINE_INLINE Floats tanh(Floats x) {
   const Floats size = (Floats)((Words)x & 0x7fffffffu), square = x * x;
   Floats p = splat(-5.70498872745e-3f);
@@ -135,7 +135,7 @@ PFENGINE_INLINE Floats gelu(Floats x) {
   return x * (x < 0.0f ? half_tail : 1.0f - half_tail);
 }
 
-// The same within 4e-5, less than bf16 rounds away: 1/2 + x P(x^2) on |x| < 4.5, a minimax polynomial without division.
+// gelu within 4e-5, less than what bf16 rounds away: 1/2 + x P(x^2) on |x| < 4.5, a minimax polynomial, no division.
 PFENGINE_INLINE Floats gelu_rough(Floats x) {
   const Floats inside = min(max(x, splat(-4.5f)), splat(4.5f));
   const Floats u = inside * inside * (2.0f / (4.5f * 4.5f)) - 1.0f;
@@ -157,7 +157,7 @@ PFENGINE_INLINE Floats gelu_tanh(Floats x) {
   return x / (1.0f + exp(-twice));
 }
 
-// The first `count` numbers of a vector, 0 <= count <= kWidth; the rest is zero, or left as it is in memory.
+// The first `count` numbers of a vector, 0 <= count <= kWidth. The rest is loaded as zero, and not stored.
 template <typename V>
 PFENGINE_INLINE V load_first(const void* from, int64_t count) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -172,7 +172,7 @@ PFENGINE_INLINE V load_first(const void* from, int64_t count) {
 #endif
 }
 
-// A vector of the `left` numbers there are from there on: all of it, some, or none.
+// A vector of the `left` numbers from there on: a whole vector, part of one, or none.
 template <typename V>
 PFENGINE_INLINE V load_up_to(const void* from, int64_t left) {
   return left >= kWidth ? load<V>(from) : left > 0 ? load_first<V>(from, left) : V{};

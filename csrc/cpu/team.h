@@ -1,4 +1,4 @@
-// Threads that share a piece of work, phase after phase.
+// Teams: threads that share a piece of work, phase by phase.
 #pragma once
 
 #include <algorithm>
@@ -35,12 +35,12 @@ struct Range {
   std::int64_t begin, end;
 };
 
-// One of a team's threads.
+// One thread of a team.
 struct Member {
   int index, size;
   Barrier* barrier;
 
-  // Its part of `count` pieces.
+  // Its share of `count` pieces.
   Range share(std::int64_t count) const { return {count * index / size, count * (index + 1) / size}; }
   template <typename Call>
   void each(std::int64_t count, Call call) const {
@@ -50,12 +50,13 @@ struct Member {
   void wait() const { barrier->wait(); }
 };
 
-// Threads for so many steps of work, each with `enough` of them or more. (Not integers, whose products would overflow.)
+// How many threads to use for so many steps of work, such that each has at least `enough`. Floats, as products of
+// integers could overflow.
 inline int threads_for(double steps, double enough, int threads) {
   return static_cast<int>(std::clamp<double>(std::floor(steps / enough), 1, threads));
 }
 
-// work(member) by one team of `threads`, or by a team of one where so many cannot be had.
+// Calls work(member) with one team of `threads`, or a team of one where so many cannot be had.
 template <typename Work>
 void run_team(int threads, const Work& work) {
   Barrier barrier;

@@ -1,8 +1,8 @@
 // The inner product of everything here: a few rows times one panel of weights, in registers.
 //
 // Both operands are 32-bit words of 1 fp32, 2 bf16 or 4 int8 numbers along the inner dimension ("a group"). A is rows
-// of such words; a panel of B is [words, kPanel] of them, kPanel output columns side by side. int4: a word of B has two
-// groups, beside two words of A.
+// of such words; a panel of B is [words, kPanel] of them, kPanel output columns side by side. int4: one word of B has
+// two groups, for two words of A.
 #pragma once
 
 #include "simd.h"
@@ -10,7 +10,7 @@
 namespace pfengine::cpu::PFENGINE_ISA {
 
 constexpr int kVectors = 2;
-constexpr int kPanel = kVectors * kWidth;  // output columns a panel
+constexpr int kPanel = kVectors * kWidth;  // output columns per panel
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12;  // 24 sums in 32 registers
 #elif defined(__AVX2__)
@@ -20,7 +20,7 @@ constexpr int kTileRows = 4;
 #endif
 constexpr int64_t kRun = 128;
 
-// One group a word: it is the word.
+// One group per word.
 struct Whole {
   static constexpr int kGroups = 1;
   static PFENGINE_INLINE Words group(Words b, int) { return b; }
@@ -81,11 +81,12 @@ struct Int4 : Int8 {
   static PFENGINE_INLINE Words group(Words b, int index) { return (index ? b : b << 4) & 0xf0f0f0f0u; }
 };
 
-// out[i] = a[i] times the panel, or that added: [kRows, kPanel] of Dot::Sums' element, `out_stride` from row to row.
+// out[i] = a[i] times the panel, or (add) plus that: [kRows, kPanel] of Dot::Sums' element; rows are `out_stride`
+// apart.
 template <class Dot, int kRows>
 void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __restrict b, int64_t words,
              uint32_t* __restrict out, ptrdiff_t out_stride, bool add) {
-  // groups: a panel's lines are asked for 2 KiB before they are needed, earlier where rows are few and time is short
+  // in groups: a panel's lines are prefetched 2 KiB before they are needed; earlier where few rows leave little time
   constexpr int kAhead = kRows > 6 ? 16 : 64;
   typename Dot::Sums sums[kRows][kVectors] = {};
   for (int64_t p = 0; p < words; ++p) {
@@ -141,8 +142,8 @@ PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride,
   }
 }
 
-// The same for 1 to kTileRows rows. Each row's sums are the same to the bit whatever the number of rows: runs of kRun
-// groups one after the other, so that rounding grows with the length of a run, not of the whole.
+// The same for 1 to kTileRows rows. A row's sums have the same bits whatever the number of rows. They are summed in
+// runs of kRun groups, so that rounding errors grow with the length of a run, not of the whole.
 template <class Dot>
 PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t words,
                           uint32_t* out, ptrdiff_t out_stride) {
@@ -153,7 +154,7 @@ PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, con
   }
 }
 
-// Rows of the next tile, so that all of them are about as high.
+// How many rows the next tile has, such that all tiles have about the same number.
 PFENGINE_INLINE int64_t next_rows(int64_t left) {
   const int64_t tiles = (left + kTileRows - 1) / kTileRows;
   return (left + tiles - 1) / tiles;

@@ -10,9 +10,9 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kPlanThreads = kWarp * kWarp;  // so that one warp scans the sums of all warps
 constexpr int kMoveThreads = 256;
-constexpr int kUnitsPerThread = 4;  // loads in flight a thread
+constexpr int kUnitsPerThread = 4;  // loads in flight per thread
 constexpr int kChunk = kMoveThreads * kUnitsPerThread;
-constexpr std::int64_t kMoveBlocks = 2048;  // enough to fill any device; each goes on to further chunks
+constexpr std::int64_t kMoveBlocks = 2048;  // enough to fill any device; each continues with further chunks
 
 __device__ std::uint64_t warp_scan(std::uint64_t value) {
   for (int step = 1; step < kWarp; step *= 2) {
@@ -38,11 +38,11 @@ __device__ std::uint64_t block_scan(std::uint64_t value, std::uint64_t* warp_sum
   __syncthreads();
   total = warp_sums[kWarp - 1];
   const std::uint64_t before = (warp ? warp_sums[warp - 1] : 0) + in_warp - value;
-  __syncthreads();  // all have read warp_sums before the next round writes it
+  __syncthreads();  // all must have read warp_sums before the next round writes it
   return before;
 }
 
-// Where each row that stays goes, and how many there are. One block.
+// Finds where each row that stays goes, and how many there are. Runs in one block.
 __global__ void __launch_bounds__(kPlanThreads)
     plan(const std::int32_t* __restrict__ cu_seqlens, const std::int64_t* __restrict__ row_ids,
          const std::uint8_t* __restrict__ stay, std::int64_t rows, std::int64_t token_count,
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kPlanThreads)
          std::int32_t* __restrict__ shift, std::int32_t* __restrict__ counts) {
   __shared__ std::uint64_t warp_sums[kWarp];
 
-  // first, so that no bad border is ever used as an address
+  // checked first, so that no wrong bound is used as an address
   bool bad = cu_seqlens[0] != 0 || cu_seqlens[rows] != token_count;
   for (std::int64_t row = threadIdx.x; row < rows; row += kPlanThreads) {
     bad |= cu_seqlens[row] > cu_seqlens[row + 1];
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kMoveThreads)
   const std::int64_t total = counts[1] * width;
   for (std::int64_t chunk = static_cast<std::int64_t>(blockIdx.x) * kChunk; chunk < total;
        chunk += static_cast<std::int64_t>(gridDim.x) * kChunk) {
-    // a chunk holds few rows: the search over all is done once for its two ends
+    // a chunk has few rows, so the search over all rows is done once, for its two ends
     const std::int64_t end = chunk + kChunk < total ? chunk + kChunk : total;
     const std::int32_t first = row_of(chunk, width, cu_seqlens, 0, counts[0] - 1);
     const std::int32_t last = row_of(end - 1, width, cu_seqlens, first, counts[0] - 1);
@@ -162,7 +162,7 @@ int compact(const void* tokens, std::int64_t width_bytes, std::int64_t token_cou
             std::int32_t* new_cu_seqlens, std::int64_t* new_row_ids, std::int32_t* shift, std::int32_t* counts,
             int device, std::uintptr_t stream_handle) {
   if (const cudaError_t error = cudaSetDevice(device); error != cudaSuccess) {
-    cudaGetLastError();  // told by our return value: the next call must not find it again
+    cudaGetLastError();  // our return value reports it; the next call must not see it again
     return error;
   }
   const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);

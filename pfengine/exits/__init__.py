@@ -1,4 +1,4 @@
-"""Criteria: rules that turn signals into leave or stay. A new one is a class of about ten lines and `@register`."""
+"""Criteria: they turn signals into leave or stay. A new one is a class of about ten lines with `@register`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking a criterion, so that one of the user's own decides who leaves and can change nothing else."""
+"""Calling a user's criterion, so that it decides who leaves and can change nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ConfigError
 
 
 def asked(criterion: Callable[..., Any]) -> Callable[..., Any]:
-    """A criterion of the user's own, whose results are checked; what it is handed it may keep and change.
+    """A user's criterion. Its results are checked; wrong ones raise ConfigError. It may keep and change its arguments.
 
     It runs as the engine does: in inference mode, without the caller's autocast, default device or torch modes.
     """
@@ -32,7 +32,7 @@ def _ask(criterion: Callable[..., Any], layer: int, logits: Tensor, state: Any, 
     leave, state = given
     fits = isinstance(leave, Tensor) and leave.dtype is torch.bool and leave.shape == (rows,)
     if not fits or leave.device != device or leave.layout is not torch.strided:
-        raise _wrong(criterion, layer, _kind(leave), f"bool [{rows}] on {device}, one a row, as a torch tensor")
+        raise _wrong(criterion, layer, _kind(leave), f"bool [{rows}] on {device}, one per row, as a torch tensor")
     for part in _parts(state):
         fits = isinstance(part, Tensor) and part.dim() > 0 and part.shape[0] == rows
         if not fits or part.device != device or part.layout is not torch.strided:

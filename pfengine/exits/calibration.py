@@ -31,21 +31,21 @@ def exits_taken(
     bounds: np.ndarray | None = None,
     thresholds: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The exit layer of each row, as the engine would take it: logits [exits, rows, labels] -> int64 [rows].
+    """The exit layer that the engine would take for each row: logits [exits, rows, labels] -> int64 [rows].
 
     exit_layers: 1-based, the last is the full model's. learned: float32 [exits, rows], the score that some heads add.
-    bounds: of a tag head, whose logits are [exits, tokens, labels]: row r has tokens bounds[r] to bounds[r + 1]; where
-    tokens leave by themselves, layers of tokens are returned. thresholds: float [rows], one per row, nan for full
-    depth; for criteria that are data.
+    bounds: for a tag head, whose logits are [exits, tokens, labels]: row r has tokens bounds[r] to bounds[r + 1]. Where
+    tokens leave one by one, the result is int64 [tokens]. thresholds: float [rows], one per row, nan for full depth;
+    for criteria that are data.
 
-    Raises ConfigError where the exits cannot be told from logits at full depth, as tokens that are frozen change the
-    others'.
+    Raises ConfigError where the exits do not follow from logits at full depth: frozen tokens change other tokens'
+    logits.
     """
     return Simulation(logits, exit_layers, learned, bounds).exits(criterion, thresholds)
 
 
 class Simulation:
-    """`exits_taken` of the same rows again and again: what clauses compare with their thresholds is computed once."""
+    """`exits_taken`, for repeated use on the same rows: what clauses compare with thresholds is computed once."""
 
     def __init__(
         self,
@@ -61,13 +61,15 @@ class Simulation:
         self._values: dict[tuple[Any, ...], list[np.ndarray]] = {}
 
     def exits(self, criterion: Criterion, thresholds: np.ndarray | None = None) -> np.ndarray:
-        """As `exits_taken`."""
+        """The exit layers under this criterion, as `exits_taken` returns them."""
         if not is_data(criterion):
             return self._asked(criterion)
         assert isinstance(criterion, DataCriterion)
         tokens = criterion.tokens()
         if tokens is not None and tokens.freezes:
-            raise ConfigError(f"criterion {shown(criterion)} freezes tokens: run it to know its exits")
+            raise ConfigError(
+                f"criterion {shown(criterion)} freezes tokens, so its exits do not follow from logits; run it"
+            )
         rows = tokens is not None and tokens.unit == "row" and self._bounds is not None
         units = len(self._bounds) - 1 if rows and self._bounds is not None else len(self._logits[0])
         rule, slots = criterion.bound(self.exit_layers[-1], self.exit_layers, 0, units, thresholds), np.arange(units)
@@ -83,7 +85,7 @@ class Simulation:
         return taken
 
     def _compared(self, clause: Clause, tokens: TokenRule | None, units: int) -> list[np.ndarray]:
-        """What the clause compares after each exit but the last, float32 [rows or tokens]."""
+        """What the clause compares after each exit except the last, float32 [rows or tokens] each."""
         key = (clause.signal, clause.memory, clause.size, clause.temperature.tobytes(), tokens)
         if clause.signal == "learned" and self._learned[0] is None:
             raise ConfigError("this criterion compares a learned score: give learned, float32 [exits, rows]")
@@ -114,7 +116,7 @@ class Simulation:
 def candidates_of(
     criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], learned: np.ndarray | None = None
 ) -> list[float]:
-    """`Criterion.candidates`, after these layers: logits [exits, rows, labels], learned [exits, rows]."""
+    """`Criterion.candidates` for exits after these layers: logits [exits, rows, labels], learned [exits, rows]."""
     values = torch.from_numpy(logits)
     if type(criterion).candidates is not DataCriterion.candidates:
         return criterion.candidates(values)
@@ -123,7 +125,7 @@ def candidates_of(
 
 
 def layer_speedup(taken: np.ndarray, num_layers: int) -> float:
-    """sum(n m_i) / sum(i m_i) over the m_i rows that left at layer i (Past-Future, eq. 15); nan without rows.
+    """sum(n m_i) / sum(i m_i) over the m_i rows that left after layer i (Past-Future, eq. 15); nan without rows.
 
     taken: each row's exit layer, 1-based, int64 [rows].
     """
@@ -144,8 +146,8 @@ def threshold_for(
 ) -> float:
     """The slowest threshold that reaches a layer speed-up on these rows; inf where none does.
 
-    criterion: at any threshold; its `candidates` are searched. Where it is `monotone` the search halves: it is assumed
-    that no row leaves later at a faster threshold. Else every candidate is tried.
+    criterion: at any threshold; its `candidates` are searched. Where it is `monotone`, which means that no row leaves
+    later at a faster threshold, the search is a bisection. Otherwise every candidate is tried.
     """
     return _search(criterion, logits, exit_layers, learned)(speedup)
 
@@ -153,7 +155,7 @@ def threshold_for(
 def _search(
     criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], learned: np.ndarray | None
 ) -> Callable[[float], float]:
-    """`threshold_for`, of several speed-ups on the same rows."""
+    """`threshold_for`, for several speed-ups on the same rows."""
     candidates, simulation = (
         candidates_of(criterion, logits, exit_layers, learned),
         Simulation(logits, exit_layers, learned),
@@ -185,10 +187,10 @@ def calibration_table(
     exit_layers: Sequence[int],
     learned: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Points {threshold, layer_speedup, agreement, [accuracy], rows} for those of SPEEDUPS that can be reached.
+    """Points {threshold, layer_speedup, agreement, [accuracy], rows} for each of SPEEDUPS that can be reached.
 
-    logits: [exits, rows, labels] of held-out rows; labels: int64 [rows], None where they are not known. agreement:
-    share of rows answered as at full depth. learned: float32 [exits, rows], the score that some heads add. Thresholds
+    logits: [exits, rows, labels] of held-out rows; labels: int64 [rows], None where they are unknown; learned: float32
+    [exits, rows], the score that some heads add. agreement is the share of rows answered as at full depth. Thresholds
     that give the same speed-up are one point.
     """
     table: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Thresholds worth trying of a criterion that is data: those that make a difference on given rows, and a fixed grid."""
+"""Thresholds worth trying for a criterion that is data: those that differ in effect on given rows, and a fixed grid."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..ops.rule import Clause, ExitRule, TokenRule
 from .signals import signal
 
 AtKnobs = Callable[[np.ndarray], tuple[Clause, ...]]  # clauses at thresholds by slot, float32 [1, P]
-STEPS = 256  # of a grid; finer towards thresholds where few leave
+STEPS = 256  # of a grid; finer towards thresholds at which few rows leave
 COMPARE = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
-RANGES: dict[str, Callable[[int], tuple[float, float]]] = {  # of a signal, given how many labels there are
+RANGES: dict[str, Callable[[int], tuple[float, float]]] = {  # of a signal, from the number of labels
     "entropy": lambda labels: (0.0, math.log(labels)),
     "normalised_entropy": lambda labels: (0.0, 1.0),
     "confidence": lambda labels: (1 / labels, 1.0),
     "margin": lambda labels: (0.0, 1.0),
     "label_0": lambda labels: (0.0, 1.0),
     "learned": lambda labels: (0.0, 1.0),
-    "energy": lambda labels: (-64.0, 0.0),  # unbounded; about minus the largest score
+    "energy": lambda labels: (-64.0, 0.0),  # unbounded; it is about minus the largest score
 }
 PROBES = np.linspace(0.05, 0.95, 7, dtype=np.float32)[None]
 
@@ -37,12 +37,12 @@ def candidates(
     learned: Tensor | None,
     bounds: Tensor | None,
 ) -> list[float]:
-    """The slowest thresholds at which each row leaves at each of its exits, slowest first; before them one at which
-    none of these rows does.
+    """For each row and exit the slowest threshold at which the row leaves there, slowest first.
 
-    Each clause's value on a row does not depend on the knob. So the row leaves wherever the knob is at least as fast as
-    the slowest number that compares as true with the value, and that number is found by halving, whatever the clause
-    makes of the knob. logits: [exits, rows, labels], exits after `exit_layers`.
+    Before them comes a threshold at which none of these rows leaves. A clause's value on a row does not depend on the
+    knob. So the row leaves wherever the knob is at least as fast as the slowest number for which the comparison holds.
+    That number is found by bisection, whatever the clause makes of the knob. logits: [exits, rows, labels], of exits
+    after `exit_layers`.
     """
     number, rising = knob_clause(at_knobs)
     clause = at_knobs(np.ones((1, 1), np.float32))[number]
@@ -76,9 +76,9 @@ def candidates(
 
 
 def _slowest(holds: Callable[[np.ndarray], np.ndarray], count: int, rising: bool) -> np.ndarray:
-    """For each of `count` values the slowest float32 knob at which its comparison holds; none where it never does.
+    """For each of `count` values the slowest float32 knob at which its comparison holds; no entry where there is none.
 
-    rising: faster is larger. Halves over the floats in their order, which their bits as integers have too.
+    rising: a larger knob is faster. The bisection is over the bits of floats as integers, which have the same order.
     """
     sign = 1 if rising else -1
     most = _place(np.float32(np.finfo(np.float32).max))
@@ -103,7 +103,7 @@ def _float(places: np.ndarray) -> np.ndarray:
 
 
 def grid(at_knobs: AtKnobs, exits: int, labels: int) -> list[float]:
-    """STEPS thresholds over all that the knob's signal can be, and before them one at which no row leaves."""
+    """STEPS thresholds over the range of the knob's signal, and before them one at which no row leaves."""
     number, rising = knob_clause(at_knobs)
     clause = at_knobs(np.ones((1, 1), np.float32))[number]
     if clause.memory == "votes":
@@ -127,8 +127,10 @@ def grid(at_knobs: AtKnobs, exits: int, labels: int) -> list[float]:
 
 
 def knob_clause(at_knobs: AtKnobs) -> tuple[int, bool]:
-    """Which clause compares with the knob, and whether faster is larger. ConfigError where there is no one such clause,
-    or what it makes of the knob does not rise or fall as a whole."""
+    """Which clause compares with the knob, and whether a larger knob is faster.
+
+    Raises ConfigError where there is not exactly one such clause, or its threshold is not monotone in the knob.
+    """
     clauses = at_knobs(PROBES)
     found = [
         (number, clause)

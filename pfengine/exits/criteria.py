@@ -1,4 +1,4 @@
-"""The criteria of the field that read whole rows. Text: "entropy:0.3", "patience:3,0.1", "confidence:0.9,1.2/1/0.8"."""
+"""The field's criteria for heads that score rows. Text: "entropy:0.3", "patience:3,0.1", "confidence:0.9,1.2/1/0.8"."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Clauses = tuple[Clause, ...]
 class Entropy(DataCriterion):
     """Leave where H(p) = -sum p ln p < threshold (natural logarithm, not normalised; p = softmax(logits)).
 
-    As Past-Future, DeeBERT, BERxiT and ElasticBERT have it, with p ln p = 0 at p = 0: their code gives nan there, so
-    that the surest rows of all never leave.
+    The criterion of Past-Future, DeeBERT, BERxiT and ElasticBERT, but with p ln p = 0 at p = 0. Their code gives nan
+    there, so that the surest rows of all never leave.
     """
 
     name = "entropy"
@@ -72,7 +72,7 @@ class _Tempered(DataCriterion):
 @register
 @dataclass(frozen=True)
 class Confidence(_Tempered):
-    """Leave where max softmax(logits / temperature) >= threshold, a temperature per exit (RightTool)."""
+    """Leave where max softmax(logits / temperature) >= threshold. Temperatures may be given per exit (RightTool)."""
 
     name = "confidence"
 
@@ -120,8 +120,8 @@ class Energy(_Tempered):
 class Patience(DataCriterion):
     """Leave once `threshold` exits in a row gave the label of the exit before them (PABEE, section 3.2).
 
-    The first exit can be the one after exit threshold + 1; the answer is the present layer's. For scores (regression)
-    `tolerance` takes the place of equal labels: |score - score of the exit before| < tolerance.
+    So the earliest exit is exit `threshold` + 1. The answer is that of the exit where the row leaves. For regression,
+    `tolerance` replaces equal labels: |score - score of the exit before| < tolerance.
     """
 
     name = "patience"
@@ -153,8 +153,8 @@ class _Window(DataCriterion):
 class ELBERT(_Window):
     """Leave where H(p) / ln C < threshold, or p(label 0) was on one side of 1/2 by more than `margin` at `size` exits.
 
-    ELBERT's two stages with window rule "bias_1", its README's default. The window reads label 0 whatever the number
-    of labels, as the authors' code does; it lets rows leave at any threshold.
+    ELBERT's two stages with window rule "bias_1", the default of its README. The window reads label 0 whatever the
+    number of labels is, as the authors' code does. It lets rows leave at any threshold.
     """
 
     name = "elbert"
@@ -168,7 +168,7 @@ class ELBERT(_Window):
 @register
 @dataclass(frozen=True)
 class ELBERTTrend(_Window):
-    """As `ELBERT` with window rule "bias_2": p(label 0) began off 1/2 by more than `margin` and never moved back."""
+    """`ELBERT` with window rule "bias_2": p(label 0) began more than `margin` off 1/2 and never moved back to 1/2."""
 
     name = "elbert-trend"
     margin: float = 0.0
@@ -181,7 +181,7 @@ class ELBERTTrend(_Window):
 @register
 @dataclass(frozen=True)
 class ELBERTRange(_Window):
-    """As `ELBERT` with window rule "bias_3": p(label 0) stayed on one side of 1/2, and within `spread`."""
+    """`ELBERT` with window rule "bias_3": p(label 0) stayed on one side of 1/2, and within a range of `spread`."""
 
     name = "elbert-range"
     spread: float = 0.1
@@ -194,9 +194,9 @@ class ELBERTRange(_Window):
 @register
 @dataclass(frozen=True)
 class Voting(DataCriterion):
-    """Leave at exit l where most votes of the exits so far / l^power > threshold (arXiv 2105.13792).
+    """Leave at exit l where (largest number of votes for one label so far) / l^power > threshold (arXiv 2105.13792).
 
-    l counts the exits that are tested; each votes for its label.
+    l counts the tested exits. Each votes for its label.
     """
 
     name = "voting"
@@ -211,7 +211,7 @@ class Voting(DataCriterion):
 @register
 @dataclass(frozen=True)
 class Learned(DataCriterion):
-    """Leave where the score that the head adds, about how likely a wrong answer is, is < threshold (BERxiT's LTE)."""
+    """Leave where the score that the head adds, how likely its answer is wrong, is < threshold (BERxiT's LTE)."""
 
     name = "learned"
     threshold: Numbers
@@ -241,7 +241,7 @@ class PCEE(DataCriterion):
 class BEEM(DataCriterion):
     """Leave where the confidences of the exits in a row that agree on the label add up to >= threshold.
 
-    BEEM (arXiv 2502.00745), with all exits weighed alike.
+    BEEM (arXiv 2502.00745), with equal weights for all exits.
     """
 
     name = "beem"
@@ -253,5 +253,5 @@ class BEEM(DataCriterion):
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """-sum p ln p of p = softmax(logits): [rows, labels] -> [rows], in [0, ln labels]; a saturated row gives 0."""
+    """-sum p ln p of p = softmax(logits): [rows, labels] -> float32 [rows], in [0, ln labels]; 0 where one p is 1."""
     return signal("entropy", logits)

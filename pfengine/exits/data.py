@@ -19,19 +19,20 @@ from .candidates import candidates, grid
 from .signals import signal
 
 Numbers = float | tuple[float, ...]
-"""One number for all exits, or one per exit: as many as there are exits, or one fewer, as the last always answers."""
+"""One number for all exits, or one per exit. The last exit, which always answers, may be left out."""
 
 
 _ONE = np.ones((1, 1), np.float32)
 
 
 class Places:
-    """The numbers of a criterion where its clauses need them: by layer, float32 [n, 1] or [1, 1].
+    """Where a criterion runs: it spreads the criterion's numbers over layers and slots, as clauses need them.
 
-    threshold: the knob, float32 [1 or n, 1 or slots]. Calling it spreads another number. layers, exits: of each layer
-    its own number, and how many tested exits there are up to it, float32 [n, 1]. num_layers: n.
+    Calling it spreads a number: float32 [n, 1], or [1, 1] where all exits have the same. threshold: the knob, float32
+    [1 or n, 1 or slots]. layers: the number of each layer, float32 [n, 1]. exits: how many tested exits there are up to
+    each layer, float32 [n, 1]. num_layers: n.
 
-    A criterion that is called by hand is in no place: what depends on one is a ConfigError then.
+    A criterion that is called by hand knows no model. Whatever depends on layers raises ConfigError then.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Places:
                 f"criterion {shown(self._criterion)} has numbers for {len(numbers)} exits, and there are {count}; give "
                 "one number per exit, or one for all"
             )
-        following = np.searchsorted(self._exits, np.arange(1, self.num_layers + 1))  # the exit at or after each layer
+        following = np.searchsorted(self._exits, np.arange(1, self.num_layers + 1))  # the first at or after each layer
         with np.errstate(over="ignore"):
             return np.array(numbers, np.float32)[np.minimum(following, len(numbers) - 1)][:, None]
 
@@ -85,7 +86,7 @@ class Places:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A criterion in its place, to be called by hand, as `Criterion.__call__` says."""
+    """A criterion bound to a model's layers, to be called by hand as `Criterion.__call__` says."""
 
     rule: ExitRule
 
@@ -98,7 +99,7 @@ class Bound:
         learned: Tensor | None = None,
         bounds: Tensor | None = None,
     ) -> tuple[Tensor, CriterionState]:
-        """learned, bounds: as `ops.decide.decide` has them, for criteria that need them."""
+        """learned, bounds: as in `ops.decide.decide`; ConfigError where they are needed and missing."""
         if learned is None and any(clause.signal == "learned" for clause in self.rule.clauses):
             raise ConfigError("this criterion compares a learned score: give learned, float32 [rows]")
         if bounds is None and self.rule.tokens is not None:
@@ -108,11 +109,11 @@ class Bound:
 
 
 class DataCriterion(Criterion):
-    """A criterion made of clauses: rows leave at the first tested exit where one of them holds.
+    """A criterion made of clauses: a row leaves at the first tested exit where one of them holds.
 
-    A subclass is a frozen dataclass whose first field is `threshold`, the knob; all fields are numbers and, in order,
-    the parameters of its text. A field of type int takes integers >= 1 (a threshold of that type
-    counts exits), one of type `Numbers` also a number per exit (in text joined by "/"), one of type float | None may be
+    A subclass is a frozen dataclass whose first field is `threshold`, the knob. All fields are numbers and, in this
+    order, the parameters of its text. A field of type int takes integers >= 1; a threshold of this type counts exits. A
+    field of type `Numbers` may have one number per exit (joined by "/" in text). A field of type float | None may be
     left out.
 
         @register
@@ -127,7 +128,7 @@ class DataCriterion(Criterion):
             def clauses(self, at: Places) -> tuple[Clause, ...]:
                 return (Clause("margin", ">=", at.threshold, "running", times=at(self.times)),)
 
-    Clauses must let rows leave no later where the knob moves in one direction, whatever the other numbers.
+    As the knob moves in one of its two directions, clauses must let no row leave later, whatever the other numbers are.
     example: a threshold that makes sense, for messages.
     """
 
@@ -137,16 +138,16 @@ class DataCriterion(Criterion):
     monotone = True
 
     def clauses(self, at: Places) -> tuple[Clause, ...]:
-        """`at` spreads the numbers over layers and slots."""
+        """Its clauses. `at` spreads numbers over layers and slots."""
         raise TypeError(f"{type(self).__name__} must define clauses(at)")
 
     def tokens(self) -> TokenRule | None:
-        """How the signals of tokens are read, where the head scores every token."""
+        """How the signals of tokens are read, for heads that score every token; None for heads that score rows."""
         return None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "__repr__" not in cls.__dict__:  # else a dataclass would write its own
+        if "__repr__" not in cls.__dict__:  # otherwise dataclass would generate one
             cls.__repr__ = DataCriterion.__repr__  # type: ignore[method-assign]
         if "__call__" in cls.__dict__ and "monotone" not in cls.__dict__:
             cls.monotone = False
@@ -166,7 +167,7 @@ class DataCriterion(Criterion):
 
     @property
     def form(self) -> str:
-        """Its text without the threshold: what stands in a checkpoint beside the threshold."""
+        """Its text without the threshold. A checkpoint stores the two separately."""
         return self._text("")
 
     def _text(self, knob: str | None = None) -> str:
@@ -209,16 +210,16 @@ class DataCriterion(Criterion):
 
     @property
     def counts(self) -> bool:
-        """Is the knob a number of exits, so that there is none between two of them?"""
+        """Is the knob a number of exits, an integer?"""
         return next(iter(_fields(type(self)).values())).whole
 
     def for_exits(self, exit_layers: Sequence[int], chosen: Sequence[int]) -> DataCriterion:
-        """The same where only the exits `chosen` of `exit_layers` are tested: of numbers per exit, those of these."""
+        """The same criterion where only `chosen` of `exit_layers` are tested: of numbers per exit it keeps theirs."""
         changed = {}
         for name in _fields(type(self)):
             value = getattr(self, name)
             if isinstance(value, tuple):
-                Places(self, exit_layers[-1], exit_layers, _ONE)(value)  # are there as many?
+                Places(self, exit_layers[-1], exit_layers, _ONE)(value)  # checks that there are as many as exits
                 kept = [number for layer, number in zip(exit_layers, value, strict=False) if layer in chosen]
                 changed[name] = tuple(kept)
         return dataclasses.replace(self, **changed) if changed else self  # type: ignore[type-var]
@@ -231,11 +232,12 @@ class DataCriterion(Criterion):
         slots: int = 1,
         thresholds: np.ndarray | None = None,
     ) -> ExitRule:
-        """The rule for a model of `num_layers` with exits after `exit_layers`, the last among them.
+        """The rule for a model of `num_layers` with exits after `exit_layers`, the last layer among them.
 
-        first_row, slots: which rows of the input have its slots. thresholds: float [slots] or [num_layers, slots], the
-        knob per slot in place of the criterion's own; at nan no clause lets that row leave.
-        Raises ConfigError where numbers per exit are not as many as there are exits, or too few rows are known.
+        first_row, slots: the rows of the input that have the slots, first_row to first_row + slots. thresholds: float
+        [slots] or [num_layers, slots], the knob per slot in place of the criterion's own; nan: that row leaves after
+        the last layer. Raises ConfigError where there are not as many numbers per exit as exits, or too few rows are
+        known.
         """
         if thresholds is None:
             return _bound(self, num_layers, tuple(exit_layers))
@@ -250,7 +252,7 @@ class DataCriterion(Criterion):
         return ExitRule(_tested(self, num_layers, exit_layers), clauses, self.tokens())
 
     def bind(self, num_layers: int, exit_layers: Sequence[int]) -> Bound:
-        """This criterion to be called by hand after the exits of such a model."""
+        """The criterion, to be called by hand after the exits of such a model."""
         return Bound(self.bound(num_layers, exit_layers))
 
     def __call__(
@@ -259,15 +261,15 @@ class DataCriterion(Criterion):
         return Bound(_in_no_place(self))(layer, logits, state, row_ids)
 
     def candidates(self, logits: Tensor) -> list[float]:
-        """As for exits after layers 1, 2, 3...; `exits.calibration` knows the layers."""
+        """`Criterion.candidates`, for exits after layers 1, 2, 3 and so on; see also `candidates_at`."""
         return self.candidates_at(logits, range(1, len(logits) + 1))
 
     def candidates_at(
         self, logits: Tensor, exit_layers: Sequence[int], learned: Tensor | None = None, bounds: Tensor | None = None
     ) -> list[float]:
-        """Every threshold that makes a difference, slowest first, and one slower than them all.
+        """All thresholds that differ in effect on these rows, slowest first, and before them one that is slower still.
 
-        logits: [exits, rows, labels]; learned: float32 [exits, rows], the head's own score; bounds: as `decide` has it.
+        logits: [exits, rows, labels]; learned: float32 [exits, rows], the head's own score; bounds: as in `decide`.
         """
         if self.counts:
             return [float(k) for k in range(len(logits) - 1, 0, -1)]
@@ -279,12 +281,12 @@ class DataCriterion(Criterion):
         return grid(self._numbers(range(1, exits + 1)), exits, labels)
 
     def _numbers(self, exit_layers: Sequence[int]) -> Callable[[np.ndarray], tuple[Clause, ...]]:
-        """Its clauses at thresholds given by slot, float32 [1, P]."""
+        """A function from thresholds by slot, float32 [1, P], to the clauses at them."""
         return lambda knobs: self.clauses(Places(self, exit_layers[-1], exit_layers, knobs))
 
 
 def is_data(criterion: Any) -> typing.TypeGuard[DataCriterion]:
-    """Is it decided from its clauses alone? Not where a subclass has a `__call__` of its own."""
+    """Is it decided from its clauses alone? Not where a subclass overrides `__call__`."""
     return isinstance(criterion, DataCriterion) and type(criterion).__call__ is DataCriterion.__call__
 
 

@@ -1,4 +1,4 @@
-"""Exit layers given beforehand: none early, or one per row."""
+"""Criteria whose exit layers are known beforehand: the last for all rows, or one given per row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..ops.rule import Clause, ExitRule
 from .base import MULTI, REGRESSION, SINGLE, Criterion, register
 from .data import DataCriterion, Places
 
-_LAST = 1 << 20  # beyond any model's layers, and exact in float32
+_LAST = 1 << 20  # more layers than any model has, and exact in float32
 
 
 class _Fixed(DataCriterion):
-    """Without a knob, on any model."""
+    """Criteria without a knob, for any model."""
 
     problem_types = (SINGLE, MULTI, REGRESSION)
     min_labels = 1
@@ -64,7 +64,7 @@ class Never(_Fixed):
 
 @register
 class Replay(_Fixed):
-    """Leave at a layer given beforehand: row r at layers[r]. The full cost of every head is paid all the same."""
+    """Leave after a layer given beforehand: row r after layers[r]. Every tested exit is still computed in full."""
 
     name = "replay"
 
@@ -76,7 +76,7 @@ class Replay(_Fixed):
             given = np.empty((0, 0))
         whole = not given.size or given.dtype.kind in "iu"
         if given.ndim != 1 or not whole or (given < 1).any() or (given > np.iinfo(np.int64).max).any():
-            raise ConfigError("replay takes one exit layer >= 1 for each row, as a flat list of integers")
+            raise ConfigError("replay takes one exit layer >= 1 per row, as a flat list of integers")
         self.layers = given.astype(np.int64)
         self.rows = len(self.layers)
 
@@ -92,7 +92,7 @@ class Replay(_Fixed):
         thresholds: np.ndarray | None = None,
     ) -> ExitRule:
         if first_row + slots > self.rows:
-            raise ConfigError(f"replay has exit layers for {self.rows} rows, but there is a row {self.rows}")
+            raise ConfigError(f"replay has exit layers for {self.rows} rows, and the input has more; give one per row")
         tested = bytes(layer in exit_layers for layer in range(1, num_layers + 1))
         return ExitRule(tested, (self._clause(self.layers[first_row : first_row + slots]),))
 
@@ -106,12 +106,12 @@ class Replay(_Fixed):
     @classmethod
     def from_text(cls, argument: str, threshold: float | None) -> Replay:
         if threshold is not None:
-            raise ConfigError("criterion 'replay' takes no threshold; give one layer for each row, 'replay:3,5,2'")
+            raise ConfigError("criterion 'replay' takes no threshold; give one layer per row, 'replay:3,5,2'")
         try:
             return cls([int(layer) for layer in argument.split(",")])
         except ValueError:
             text = f"replay:{argument}"
-            raise ConfigError(f"criterion {shown(text)}: give one layer for each row, 'replay:3,5,2'") from None
+            raise ConfigError(f"criterion {shown(text)}: give one layer per row, 'replay:3,5,2'") from None
 
     def __repr__(self) -> str:
         return "replay:" + ",".join(map(str, self.layers.tolist()))

@@ -1,11 +1,11 @@
 """A threshold with a promise: Learn-then-Test (Angelopoulos et al., 2021) with an exact binomial tail bound.
 
-A threshold is at fault with a row where its early answer breaks the promise. Let r be the share of such rows among all
-rows there will ever be, n the rows at hand and k those of them at fault. Were r > limit, no more than k faults in n
-would be seen with probability at most P(Bin(n, limit) <= k): that is the p-value of the threshold. Thresholds are
-tested in an order fixed beforehand, from the slowest to the fastest, and testing stops at the first whose p-value
-exceeds 1 - confidence; so the probability that any accepted one has r > limit is at most 1 - confidence
-(fixed-sequence testing). Rows must be drawn as those to come will be.
+A row is at fault where its early answer breaks the promise. Let r be the share of such rows in the population, n the
+number of held-out rows and k the number of those at fault. If r > limit, then k or fewer faults in n rows have a
+probability of at most P(Bin(n, limit) <= k). That is the p-value of the threshold. Thresholds are tested in an order
+fixed beforehand, from the slowest to the fastest. Testing stops at the first whose p-value exceeds 1 - confidence. So
+the probability that any accepted threshold has r > limit is at most 1 - confidence (fixed-sequence testing). The rows
+must be drawn from the same population as future rows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Promise = Literal["agreement", "accuracy"]
 
 
 class TooFewRows(PFEngineError):
-    """Held-out rows that could not show the promise even without a single fault."""
+    """There are too few held-out rows to show the promise, even if none is at fault."""
 
 
 class NotShown(PFEngineError):
-    """A promise that no threshold of the criterion keeps on the held-out rows."""
+    """No threshold of the criterion keeps the promise on the held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ def rows_needed(limit: float, confidence: float) -> int:
 
 
 def unrelated(answers: np.ndarray, labels: np.ndarray) -> str | None:
-    """Why a full model's answers may have nothing to do with the labels, both int64 [rows]; None where they clearly do.
+    """Why a full model's answers may be unrelated to the labels, both int64 [rows]; None where they are related.
 
-    Were the labels dealt to the rows at random, the answers right by chance would have a mean and a variance that
-    follow from how often each label and each answer occurs (Hoeffding, 1951). Three standard deviations above that
-    mean are asked for: where one answer or one label is all there is, nothing can be told.
+    If the labels were assigned to the rows at random, the number of right answers would have a mean and a variance that
+    follow from how often each label and each answer occurs (Hoeffding, 1951). The answers must be right three standard
+    deviations more often than that mean. With only one answer or one label this cannot be told.
     """
     rows, kinds = len(labels), int(max(answers.max(), labels.max())) + 1
     answered, given = (np.bincount(part, minlength=kinds) / rows for part in (answers, labels))
@@ -98,13 +98,12 @@ def guarantee(
     """The fastest threshold of `criterion.grid` for which P(share of rows at fault <= limit) >= confidence.
 
     logits: [exits, rows, labels] of held-out rows; learned: float32 [exits, rows], the score that some heads add.
-    labels None promises agreement: a row is at fault where its label is not that of the full model. With labels it
-    promises accuracy: a row is at fault where the full model is right and the early answer is not, so that accuracy
-    falls by no more than `limit` (rows that only the early answer gets right are not set off against them).
+    Without labels the promise is agreement: a row is at fault where its label is not that of the full model. With
+    labels, int64 [rows], it is accuracy: a row is at fault where the full model is right and the early answer is not.
+    Then accuracy falls by no more than `limit`; rows that only the early answer gets right do not count in its favour.
 
-    Raises ConfigError for numbers outside (0, 1) and for labels that the full model's answers have nothing to do with,
-    TooFewRows with the number that is needed, NotShown where no threshold
-    keeps the promise.
+    Raises ConfigError for numbers outside (0, 1) and for labels to which the full model's answers are unrelated,
+    TooFewRows with the number that is needed, NotShown where no threshold keeps the promise.
     """
     for name, value in (("the share of rows at fault", limit), ("confidence", confidence)):
         if not 0 < value < 1:

@@ -1,4 +1,4 @@
-"""Which layers to test: an exit that lets few rows go costs every row its head."""
+"""Which layers to test. Every row pays for the head of a tested exit, even where few rows leave there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .base import Criterion
 from .calibration import Simulation, answers_at, candidates_of, layer_speedup
 from .data import DataCriterion
 
-EXHAUSTIVE = 7  # up to so many exits before the last every set is tried; beyond, exits are dropped one by one
+EXHAUSTIVE = 7  # with up to so many exits before the last, every set is tried; with more, exits are dropped one by one
 
 
 @dataclass(frozen=True)
 class Price:
-    """Measured seconds of one kind of work at each layer, [n] each: a row's share, and what a call costs besides."""
+    """Measured seconds of one kind of work at each layer, [n] each: per row, and per call in addition."""
 
     row: np.ndarray
     call: np.ndarray
@@ -25,7 +25,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a layer costs with the head that reads it, and what a tested exit adds.
+    """What a layer costs with its head but without its exit, and what a tested exit adds.
 
     batch_rows: rows that enter a batch. base: seconds per row before layer 1, tokenisation included.
     """
@@ -36,9 +36,9 @@ class Costs:
     base: float
 
     def seconds(self, exit_layers: Sequence[int], taken: np.ndarray) -> float:
-        """Mean predicted seconds a row, with `exit_layers` tested and rows leaving at `taken`.
+        """Mean predicted seconds per row; `exit_layers` are tested and rows leave after layers `taken`, int64 [rows].
 
-        A call is paid as long as a row of the batch is left, and shared by the rows that entered it.
+        A layer's call is paid while a row of the batch is left, and shared by all rows that entered the batch.
         """
         layers = np.arange(1, len(self.layer.row) + 1)
         alive = (taken[:, None] >= layers).mean(0)
@@ -51,11 +51,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Placement:
-    """A set of tested exits with its threshold, and what is predicted of it on the rows it was chosen on."""
+    """A set of tested exits with its threshold, and what is predicted for it on the rows it was chosen on."""
 
     exit_layers: tuple[int, ...]
     threshold: float
-    seconds: float  # a row
+    seconds: float  # per row
     agreement: float
     layer_speedup: float
 
@@ -63,10 +63,10 @@ class Placement:
 def place(
     criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], costs: Costs, agreement: float
 ) -> Placement | None:
-    """The set of exits with the least predicted time among those that agree with the full model on `agreement` of rows.
+    """The set of exits with the least predicted time that agrees with the full model on a share `agreement` of rows.
 
-    criterion: at any threshold. logits: [exits, rows, labels] at every exit there is, `exit_layers` 1-based. Each set
-    is judged at its fastest threshold that keeps the agreement. None where no set keeps it with any row leaving early.
+    criterion: at any threshold. logits: [exits, rows, labels] of all exits, `exit_layers` 1-based. Each set is judged
+    at its fastest threshold that keeps the agreement. None where no set keeps it.
     """
     early = list(exit_layers[:-1])
 
@@ -96,8 +96,8 @@ def judge(
 ) -> Placement | None:
     """The set `chosen` at its fastest threshold that keeps the agreement; None where none does.
 
-    Agreement is assumed to fall with faster thresholds but for noise, and the fastest that keeps it is found by
-    halving; where the criterion is not `monotone` every candidate is tried.
+    Agreement is assumed to fall with faster thresholds, apart from noise, so that the fastest is found by bisection.
+    Where the criterion is not `monotone` every candidate is tried.
     """
     if isinstance(criterion, DataCriterion):
         criterion = criterion.for_exits(exit_layers, chosen)

@@ -1,6 +1,6 @@
-"""Which criterion runs: the caller's, or the checkpoint's own, at a threshold given by hand or by layer speed-up.
+"""Which criterion runs, for a call (`choose`) and per row (`Selection`).
 
-For a whole call (`choose`), or per row (`Selection`).
+It is the caller's or the checkpoint's own, at a threshold given as a number or by a layer speed-up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger("pfengine")
 
 
 class OwnExits(NamedTuple):
-    """What a checkpoint says of its exits, and what they answer with."""
+    """What a checkpoint says of its exits, and what they give criteria."""
 
     path: Any  # for messages
     criterion: str  # its text, with or without a threshold
@@ -36,18 +36,18 @@ class OwnExits(NamedTuple):
     outputs: Outputs
 
     def named(self, text: str) -> str:
-        """The checkpoint's own text where its name alone is given: other parameters than the threshold are its own."""
+        """The checkpoint's own text where only its name is given, so that parameters but the threshold are its own."""
         return self.criterion if text.strip() == name_of(self.criterion) else text
 
 
 def choose(own: OwnExits, criterion: Any, threshold: float | None, speedup: float | None, current: Any = None) -> Any:
     """The criterion object (or the caller's callable) for a checkpoint.
 
-    current: what runs where no criterion is given, None for the checkpoint's own; a speed-up stands for the
-    checkpoint's own all the same, which its table is of.
+    current: runs where no criterion is given; None: the checkpoint's own. A speed-up always stands for the checkpoint's
+    own criterion, because its calibration table is of that one.
 
-    Raises ConfigError where the choice contradicts itself, the model's outputs or its exits, or where `speedup` is
-    outside the calibration table.
+    Raises ConfigError where the options contradict each other or do not fit the model's outputs or exits, or where
+    `speedup` is outside the calibration table.
     """
     if threshold is not None and speedup is not None:
         raise ConfigError("give threshold or speedup, not both")
@@ -82,7 +82,7 @@ def choose(own: OwnExits, criterion: Any, threshold: float | None, speedup: floa
 
 
 def _fitting(own: OwnExits, rule: Any) -> Any:
-    """The criterion; ConfigError where it is none, or makes no sense on these outputs and exits."""
+    """The criterion itself; ConfigError where it is not one, or makes no sense on these outputs and exits."""
     if isinstance(rule, type):
         raise ConfigError(f"criterion is the class {rule.__name__}; give an object of it")
     if not callable(rule):
@@ -98,7 +98,7 @@ def _fitting(own: OwnExits, rule: Any) -> Any:
     if isinstance(rule, Criterion) and (reason := rule.misfit(own.outputs)):
         raise ConfigError(f"criterion {shown(rule)} {reason}")
     if isinstance(rule, DataCriterion) and not isinstance(rule, Replay):
-        bound = rule.bound(own.exit_layers[-1], own.exit_layers)  # as many numbers per exit as there are exits?
+        bound = rule.bound(own.exit_layers[-1], own.exit_layers)  # checks the count of numbers per exit
         if any(clause.signal == "learned" for clause in bound.clauses) and not own.outputs.learned:
             raise ConfigError(f"criterion {shown(rule)} compares a learned score, and this model's head adds none")
         if bound.tokens is not None and not own.outputs.tags:
@@ -130,9 +130,9 @@ def _form(text: str) -> str | None:
 
 
 def threshold_at(own: OwnExits, speedup: float) -> float:
-    """The threshold for a layer speed-up, linear between the points of the calibration table.
+    """The threshold for a layer speed-up, interpolated linearly between the points of the calibration table.
 
-    Of a criterion that counts exits it is that of the nearest point: half an exit of patience there is none.
+    For a criterion that counts exits it is the threshold of the nearest point, because it must be an integer.
     """
     points = sorted((point["layer_speedup"], point["threshold"]) for point in own.calibration)
     if not points:
@@ -148,9 +148,9 @@ def threshold_at(own: OwnExits, speedup: float) -> float:
 
 @dataclass(frozen=True)
 class Selection:
-    """The criterion of one call, and what rows that have a threshold or speed-up of their own run instead.
+    """The criterion of one call, and what rows with their own threshold or speed-up run instead.
 
-    criterion: of rows that have none. given: what the caller gave as criterion, or else the engine's.
+    criterion: for rows that have none. given: the caller's criterion, or the engine's where the caller gave none.
     """
 
     own: OwnExits
@@ -158,7 +158,7 @@ class Selection:
     given: Any
 
     def resolved(self, window: Sequence[Row | InputError]) -> Sequence[Row | InputError]:
-        """The window with every row's own threshold found, nan for full depth; bad numbers are those rows' errors."""
+        """The window with `Row.threshold` filled in, nan for full depth. A bad number becomes that row's error."""
         if all(isinstance(row, InputError) or row.knob is None for row in window):
             return window
         return [self._resolve(row) if isinstance(row, Row) and row.knob is not None else row for row in window]
@@ -167,7 +167,7 @@ class Selection:
         assert row.knob is not None
         name, value = row.knob
         if value is MISSING:
-            return InputError(row.row_id, f"has no {name}: those given beside the rows ended before it")
+            return InputError(row.row_id, f"has no {name}: the values given beside the rows ended before it")
         try:
             rule, value = self.by_row, number(name, value)
             if name == "speedup":
@@ -181,7 +181,7 @@ class Selection:
 
     @functools.cached_property
     def by_row(self) -> DataCriterion:
-        """The criterion that takes thresholds per row; ConfigError where there is none."""
+        """The criterion at which rows with their own thresholds run; ConfigError where it takes none per row."""
         rule = self.given if isinstance(self.criterion, Never) else self.criterion
         if rule is None or isinstance(rule, Never):
             rule = self.own.criterion  # loaded at full depth, asked for exits in this call
@@ -194,7 +194,7 @@ class Selection:
     def rule(
         self, num_layers: int, exit_layers: Sequence[int], first_row: int, window: Sequence[Row | InputError]
     ) -> ExitRule | Callable[..., Any]:
-        """What a window of resolved rows runs, its first row's slot being 0: data, or the user's own callable."""
+        """What a window of resolved rows runs: a rule as data, the first row at slot 0, or a user's callable."""
         numbered = [(i, row.threshold) for i, row in enumerate(window) if isinstance(row, Row)]
         chosen = [(i, threshold) for i, threshold in numbered if threshold is not None]
         criterion, thresholds = self.criterion, None
@@ -213,7 +213,7 @@ class Selection:
 
 
 def select(own: OwnExits, criterion: Any, threshold: Any, speedup: Any, current: Any, per_row: str | None) -> Selection:
-    """As `choose`, for a call whose rows may have numbers of their own.
+    """`choose`, for a call whose rows may have their own numbers.
 
     per_row: "threshold" or "speedup" where every row has one, and `threshold` and `speedup` are None.
     """

@@ -1,4 +1,4 @@
-"""Signals as criteria called by themselves and calibration read them."""
+"""Signals, for criteria that are called by hand and for calibration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..ops.rule import Signal
 
 
 def signal(name: Signal, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """As `ops.decide.signal`: [..., C] -> float32 [...]; on the CPU the same bits as `_C` computes, where it has it."""
+    """`ops.decide.signal`: [..., C] -> float32 [...]; on the CPU with the bits of `_C`, where there is one."""
     if logits.is_cpu and extension.has_cpu():
         return extension.signal(name, logits, temperature)
     return decide.signal(name, logits, temperature)

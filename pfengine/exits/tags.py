@@ -1,4 +1,4 @@
-"""Criteria for heads that score every token (Li et al., ACL 2021): u = H(p) / ln C of a token is its uncertainty."""
+"""Criteria for heads that score every token (Li et al., ACL 2021). A token's uncertainty is u = H(p) / ln C."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SENTEEAverage(_Tags):
 @register
 @dataclass(frozen=True)
 class Token(_Tags):
-    """A token leaves where its own u is < threshold, and is updated like all others as long as its row goes on."""
+    """A token leaves where its own u is < threshold. It is updated like all others for as long as its row goes on."""
 
     name = "token"
 
@@ -64,7 +64,7 @@ class Token(_Tags):
 
 @dataclass(frozen=True)
 class _Windowed(_Tags):
-    """Twice the threshold in the upper half of the layers, as in the authors' code."""
+    """In the upper half of the layers the threshold is doubled, as in the authors' code."""
 
     size: int = 5
 
@@ -92,7 +92,7 @@ class TOKEEWindow(_Windowed):
 @register
 @dataclass(frozen=True)
 class TOKEE(_Windowed):
-    """As `TOKEEWindow`, and a token that has left keeps its state: the published TOKEE."""
+    """The published TOKEE: `TOKEEWindow`, and a token that has left is frozen."""
 
     name = "tokee"
 

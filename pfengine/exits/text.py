@@ -1,4 +1,4 @@
-"""Criteria as text: "entropy:0.3", "never", "replay:3,5,2", and without a threshold, "elbert:,8,0.1"."""
+"""Criteria as text: "entropy:0.3", "never", "replay:3,5,2"; without a threshold "elbert:,8,0.1"."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def name_of(text: str) -> str:
 
 
 def parse(text: str, threshold: float | None = None) -> Criterion:
-    """The criterion a text such as "entropy:0.3" stands for; `threshold` replaces the one in the text.
+    """The criterion that a text such as "entropy:0.3" stands for. `threshold` replaces the one in the text.
 
-    Raises ConfigError where the name is unknown, the threshold is missing or makes no sense.
+    Raises ConfigError where the name is unknown, or the threshold is missing or makes no sense.
     """
     name, _, argument = text.strip().partition(":")
     return _find(name, text).from_text(argument, threshold)
 
 
 def lacks_threshold(text: str) -> bool:
-    """Is it a criterion of ours or registered as data, without the threshold it needs?"""
+    """Does the text leave out a threshold that its criterion needs?"""
     name, _, argument = text.strip().partition(":")
     kind = _find(name, text)
     return has_knob(kind) and not argument.partition(",")[0].strip()
@@ -32,14 +32,14 @@ def has_knob(kind: type[Criterion]) -> bool:
 
 
 def parse_form(text: str) -> Criterion:
-    """`parse`, at a threshold of no meaning where the text has none: for searches, which replace it."""
+    """`parse`, with a placeholder where the text has no threshold: for searches, which replace it."""
     kind = _find(name_of(text), text)
     example = kind.example if issubclass(kind, DataCriterion) else 1.0
     return parse(text, example if lacks_threshold(text) else None)
 
 
 def faults(criterion: str | None, threshold: float | None) -> list[str]:
-    """What is wrong with a checkpoint's criterion; it may lack a threshold, which the caller gives then."""
+    """What is wrong with a checkpoint's criterion. It may lack a threshold; then the caller must give one."""
     if criterion is None or criterion == "never":
         return [] if threshold is None else [f"'threshold' is {threshold}, but 'criterion' {criterion!r} takes none"]
     try:
@@ -52,7 +52,7 @@ def faults(criterion: str | None, threshold: float | None) -> list[str]:
 def _find(name: str, text: str) -> type[Criterion]:
     if name not in CRITERIA:
         raise ConfigError(
-            f"criterion {shown(text)} is unknown; there are {', '.join(sorted(CRITERIA))}, and those that your own "
-            "modules register, once they are imported"
+            f"criterion {shown(text)} is unknown; it must be one of {', '.join(sorted(CRITERIA))}, or one of your "
+            "own, whose module must be imported first"
         )
     return CRITERIA[name]

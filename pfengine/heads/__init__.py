@@ -1,4 +1,4 @@
-"""Exit heads: what turns the states so far into logits at each layer. A new head = one file and one line here."""
+"""Exit heads: they turn the states so far into logits after each layer. A new head is one file and one line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exits added to a finished model: its own classifier answers at the last layer, another head before it."""
+"""Exits added to a finished model: its own classifier answers after the last layer, another head before it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ INNER: dict[str, type[ExitHead]] = {"linear": Linear, "past-future": PastFuture}
 
 
 class Attached(ExitHead):
-    """Layers before the last answer through the head `exits`, the last through the model's own classifier.
+    """The head `exits` answers after layers before the last, the model's own classifier after the last.
 
-    `exits` is the `head` object of a "past-future" or "linear" head with the same number of layers; its exit at the
-    last layer is not used.
+    Option `exits` is the `head` object of a "past-future" or "linear" head with the same number of layers. Its exit
+    after the last layer is not used.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The one head of a plain Hugging Face sequence-classification model: it answers at the last layer only."""
+"""The head of a plain Hugging Face sequence-classification model, which answers after the last layer only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import ExitHead, HeadState, Scores
 
 
 class Classifier(ExitHead):
-    """logits = W_c tanh(W_p h[first] + b_p) + b_c, as BERT, RoBERTa and ALBERT have it in transformers."""
+    """logits = W_c tanh(W_p h[first] + b_p) + b_c, as in transformers for BERT, RoBERTa and ALBERT."""
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
@@ -46,6 +46,6 @@ class Classifier(ExitHead):
         if not answer:
             return None, ()
         if layer != self.num_layers:
-            raise ValueError(f"a plain classifier answers at layer {self.num_layers} only, not at layer {layer}")
+            raise ValueError(f"a plain classifier answers after layer {self.num_layers} only, not after layer {layer}")
         _, logits, _ = self.ops.exit(x, self.exit, None, answer=False)
         return Scores(logits), ()

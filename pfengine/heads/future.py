@@ -1,4 +1,4 @@
-"""What the Past-Future head reads of the states to come, imitated from the present one; formulas in `incorporate`."""
+"""What the Past-Future head reads of later states, imitated from the present one. Formulas: `incorporate`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .lstm import Lstm
 
 
 class Future(ABC):
-    """Scores of the states to come, [rows, C], imitated from the present state."""
+    """Scores [rows, C] of the states of later layers, imitated from the present state."""
 
-    linear = False  # in the imitated states
+    linear = False  # are the scores linear in the imitated states?
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Future(ABC):
     def shapes(layers: int, hidden: int, labels: int) -> Shapes: ...
 
     def projection(self, tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
-        """Where linear: matrix [C, (n - layer) H] and bias [C] from the concatenated imitated states to scores."""
+        """Where linear: the matrix [C, (n - layer) H] and bias [C] that map concatenated imitated states to scores."""
         raise NotImplementedError
 
     def logits(self, layer: int, state: Tensor) -> Tensor:
@@ -61,11 +61,11 @@ class Future(ABC):
         return self.read(layer, self.guesses(layer, state))
 
     def guesses(self, layer: int, state: Tensor) -> Tensor:
-        """The imitated states of layers `layer` + 1 to n: [rows, H] -> [rows, n - layer, H]. Not when folded."""
+        """The imitated states of layers `layer` + 1 to n: [rows, H] -> [rows, n - layer, H]. Not where folded."""
         return self.ops.guesses(state, self.learners, layer)
 
     def read(self, layer: int, guesses: Tensor) -> Tensor:
-        """Scores from imitated states [rows, n - layer, H]: the definition, and what is trained."""
+        """Scores from imitated states [rows, n - layer, H], float32 [rows, C]: the definition, and what is trained."""
         return self.ops.project(guesses.flatten(1), self.learners, layer)
 
 
@@ -74,7 +74,7 @@ class SharedFuture(Future):
 
     @staticmethod
     def shapes(layers: int, hidden: int, labels: int) -> Shapes:
-        return {}  # those of the past
+        return {}  # it uses the tensors of the past
 
     def projection(self, tensors: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
         weight = tensors["projections.weight"][layer:, : self.labels]
@@ -126,7 +126,7 @@ class PooledFuture(Future):
 
 
 class FusedPooledFuture(PooledFuture):
-    """Pooled inside the op set, which need not write the imitated states to memory."""
+    """Pooled by the op set, which need not write the imitated states to memory."""
 
     pooling: Pooling
 

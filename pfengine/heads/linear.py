@@ -1,4 +1,4 @@
-"""A linear classifier after every layer, which answers alone or together with those before it."""
+"""A linear classifier after every layer, which answers alone or together with the classifiers before it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ Combine = Literal["none", "ensemble", "vote"]
 
 
 class Linear(ExitHead):
-    """logits_i = W_i s_i + w_i with s_i the state of layer i, of first tokens or of the mean of a row's tokens (reads).
+    """logits_i = W_i s_i + w_i. The state s_i is of first tokens or of the mean of a row's tokens (option `reads`).
 
-    combine (the naive global strategies of the Past-Future paper, over layers 1..i with p_j = softmax(logits_j)):
-    "ensemble" answers with the logarithm of the mean probabilities; "vote" with the label most layers chose, as
-    ln((votes + p_i) / (i + 1)): p_i is less than one vote, breaks ties, and makes the votes a signal.
+    Option `combine` (the naive global strategies of the Past-Future paper, over layers 1..i with
+    p_j = softmax(logits_j)): "ensemble" answers with ln of the mean of p_1..p_i. "vote" answers with
+    ln((votes + p_i) / (i + 1)), whose largest label is the one that most layers chose. p_i, less than one vote, breaks
+    ties.
 
     Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n, C, H], each with its bias.
     """

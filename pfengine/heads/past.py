@@ -1,4 +1,4 @@
-"""What the Past-Future head reads of the states up to the present layer; formulas in `incorporate`."""
+"""What the Past-Future head reads of the states up to the present layer. Formulas: `incorporate`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .lstm import Lstm
 
 
 class Past(ABC):
-    """Scores of the states up to the present layer, [rows, width]: one per label, then those of the gate."""
+    """Scores of the states up to the present layer, [rows, width]: one per label, then the numbers of the gate."""
 
     def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], layers: int, history: bool) -> None:
-        """history: are earlier states read, or the present one alone?"""
+        """history: are earlier states read, or only the present one?"""
         self.ops, self.history = ops, history
 
     @staticmethod
@@ -31,14 +31,14 @@ class Past(ABC):
     def read(
         self, layer: int, state: Tensor, memory: HeadState | None, answer: bool
     ) -> tuple[Tensor | None, HeadState]:
-        """Read the state of layer `layer`, [rows, H].
+        """Read the state after layer `layer`, [rows, H].
 
-        Returns float32 scores [rows, width] where `answer`, else None, and what to pass as `memory` at the next layer.
+        Returns float32 scores [rows, width] where `answer`, else None, and the `memory` for the next layer.
         """
 
 
 class LinearPast(Past):
-    """Each layer adds its own scores to those kept from earlier layers; the first `width` of the sum are its exit's."""
+    """Each layer adds its scores to those of earlier layers. The first `width` of the sum belong to its exit."""
 
     width: int  # scores per exit
     weights: list[Any]  # one per layer
@@ -51,7 +51,7 @@ class LinearPast(Past):
 
     @property
     def kept_from(self) -> int:
-        """Column of the first score that the next layer adds to; -1 where it starts from zero."""
+        """The first column of the past that the next layer adds to; -1 where the next layer starts from zero."""
         return 0 if self.history else -1
 
     def keep(self, past: Tensor) -> HeadState:
@@ -74,7 +74,7 @@ class SharedPast(LinearPast):
 
 
 class ConcatPast(LinearPast):
-    """Layer j computes its share for all exits i >= j at once; their sums, [rows, (n - j + 1) width], are kept."""
+    """Layer j computes its share of all exits i >= j at once. Their sums, [rows, (n - j + 1) width], are kept."""
 
     def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], layers: int, history: bool) -> None:
         super().__init__(ops, tensors, layers, history)
@@ -101,7 +101,7 @@ class ConcatPast(LinearPast):
 
 
 class PooledPast(Past):
-    """One vector per row for all states so far, and a linear layer per exit."""
+    """The states so far are pooled to one vector per row, which a linear layer per exit reads."""
 
     def __init__(self, ops: OpSet, tensors: Mapping[str, Tensor], layers: int, history: bool) -> None:
         super().__init__(ops, tensors, layers, history)

@@ -20,13 +20,14 @@ from .poolers import Pooler, PoolerKind, pooler_shapes
 
 @dataclass(frozen=True)
 class Options:
-    """The `head` object of pfengine.json. Options that are absent, except the pooler, are as in the authors' code.
+    """The `head` object of pfengine.json. Defaults are as in the authors' code; the pooler has none.
 
-    reads: h, the hidden state of each row's first token, or the mean of those of its tokens.
-    pooler: the state of a layer is tanh(W h + b), a W for each layer or one for all, or h itself.
-    learner: the imitation of s_j from s_i is L_j s_i + l_j, or its tanh. incorporate: how states become logits, see
-    `incorporate`. states: which are read; "past" leaves out the future, "future" all earlier layers. gate: weighs
-    past against future with one number per row (eq. 7-8) or per label, or adds them.
+    reads: h is the hidden state of each row's first token, or the mean of the hidden states of its tokens.
+    pooler: the state of a layer is tanh(W h + b), with one W per layer or one for all layers, or it is h itself.
+    learner: the imitation of s_j from s_i is L_j s_i + l_j, or its tanh.
+    incorporate: how states become scores; see `incorporate`.
+    states: which are read. "past" leaves out the future, "future" leaves out all earlier layers.
+    gate: weighs past against future with one number per row (eq. 7-8) or per label; "none" adds them.
     """
 
     pooler: PoolerKind = "per-layer"
@@ -42,7 +43,7 @@ class Options:
 
     @property
     def history(self) -> bool:
-        """Whether earlier layers are read."""
+        """Are earlier layers read?"""
         return self.states != "future"
 
     @property
@@ -72,9 +73,9 @@ class PastFuture(ExitHead):
         paper    lambda = sigmoid(u_i)                           logits = lambda a_i + (1 - lambda) b_i     (eq. 7-8)
         authors  lambda = sigmoid(G tanh(mean_{j<=i} u_j) + c)   logits = 2 lambda a_i + (2 - 2 lambda) b_i
 
-    where u_i comes from the past as a_i does; without a gate logits = a_i + b_i. The authors' form goes with
-    "concat-shared", the paper's with all others. After the last layer there is no future: the paper's form has
-    logits = a_n there, the authors' 2 lambda a_n.
+    where u_i is computed from the past as a_i is. Without a gate logits = a_i + b_i. "concat-shared" has the authors'
+    form, all other incorporations have the paper's. After the last layer there is no future: logits are a_n in the
+    paper's form, 2 lambda a_n in the authors'.
 
     Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H]; learners [n - 1, H, H] for layers 2..n; gate
     [k, k] in the authors' form, k = C or 1; those of the incorporation. Each has its bias.
@@ -178,7 +179,7 @@ class PastFuture(ExitHead):
         return Scores(self.merge(layer, numbers, future)), memory
 
     def merge(self, layer: int, past: Tensor, future: Tensor | None) -> Tensor:
-        """past: float32 [rows, C + k]; future: float32 [rows, C]; logits of layer `layer`, float32 [rows, C]."""
+        """float32 logits [rows, C] after `layer`, of past, float32 [rows, C + k], and future, float32 [rows, C]."""
         logits, gates = past[:, : self.labels], past[:, self.labels :]
         if self.gate is None and (future is None or self.options.gate == "none"):
             return logits if future is None else logits + future

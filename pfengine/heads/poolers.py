@@ -1,4 +1,4 @@
-"""The state of a layer: what an exit head reads of each row's first token."""
+"""The state of a layer, of what an exit head reads: each row's first token, or the mean of its tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PoolerKind = Literal["per-layer", "shared", "none"]
 
 
 def pooler_shapes(kind: PoolerKind, layers: int, hidden: int) -> Shapes:
-    """Tensors of the poolers with their shapes: weights [layers or 1, H, H], biases [layers or 1, H]."""
+    """Shapes of the poolers' tensors, by key: weights [layers or 1, H, H], biases [layers or 1, H]."""
     if kind == "none":
         return {}
     count = 1 if kind == "shared" else layers
@@ -24,7 +24,7 @@ def pooler_shapes(kind: PoolerKind, layers: int, hidden: int) -> Shapes:
 
 
 class Pooler:
-    """tanh(W_i h[first] + b_i), with one W and b for all layers where shared; h[first] itself without poolers."""
+    """s_i = tanh(W_i h + b_i), with one W and b for all layers where shared. Without poolers s_i = h."""
 
     def __init__(
         self, ops: OpSet, kind: PoolerKind, layers: int, tensors: Mapping[str, Tensor], dtype: torch.dtype
@@ -37,5 +37,5 @@ class Pooler:
             self.weights *= layers // len(self.weights)
 
     def __call__(self, layer: int, first: Tensor) -> Tensor:
-        """The state of layer `layer`: [rows, H] -> [rows, H]."""
+        """The state after layer `layer`: [rows, H] -> [rows, H]."""
         return self.ops.linear(first, self.weights[layer - 1], "tanh") if self.weights else first

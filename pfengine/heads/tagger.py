@@ -1,4 +1,4 @@
-"""The head of a tagger: a linear classifier of every token after every layer."""
+"""The head of a tagger: a linear classifier of every token after each layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores
 class Tagger(ExitHead):
     """logits_i = W_i h_i + w_i for the hidden state h_i of each token after layer i (SENTEE and TOKEE, Li et al. 2021).
 
-    option `frozen`: the state of a token that has left: "kept", or "renormalised" by each later layer's output norm.
+    Option `frozen`, the state of a token that has left: "kept", or "renormalised" by each later layer's output norm.
 
     Tensors (n layers, hidden size H, C labels): classifiers [n, C, H] and [n, C].
     """

@@ -1,6 +1,6 @@
-"""The op set: modules with the same functions. `reference` is plain torch and defines what is right; `cpu` is fast.
+"""The interface of an op set, a module with these functions. `reference` is plain torch and defines what is right.
 
-T packed tokens, R rows, H hidden size, C labels, n layers. Chosen once, in `load()`.
+T: packed tokens, R: rows, H: hidden size, C: labels, n: layers. `load` chooses an op set once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Norm(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One attention and one feed-forward network as float32 tensors, not prepared. d: head size, I: inner size."""
+    """An attention and a feed-forward network as float32 tensors, not prepared. d: head size, I: inner size."""
 
     qkv: tuple[Tensor, Tensor]  # [3 heads d, H] and [3 heads d]: queries, keys and values side by side
     attention_output: tuple[Tensor, Tensor]  # [H, heads d], [H]
@@ -43,8 +43,8 @@ class Block(NamedTuple):
 class Queries(NamedTuple):
     """The tokens of a layer whose output is computed, in a context of T tokens."""
 
-    tokens: Tensor  # int32 [Q], which tokens of the context, rising
-    bounds: Tensor  # int32 [R + 1]: those of row r are bounds[r] to bounds[r + 1]; a row may have none
+    tokens: Tensor  # int32 [Q]: which tokens of the context, rising
+    bounds: Tensor  # int32 [R + 1]: row r has queries bounds[r] to bounds[r + 1]; a row may have none
 
 
 AnyQueries = Literal["all", "first"] | Queries
@@ -54,32 +54,34 @@ Reads = Literal["first", "mean", "all"]
 
 
 class Exit(NamedTuple):
-    """One exit, of parts that an op set prepared: how what it reads of a layer becomes logits.
+    """One exit, made of parts that an op set prepared: how what it reads of a layer becomes logits.
 
-    With x the first token, the mean of the row's tokens, or each token (`reads`): state = tanh(pooler(x)), or x itself;
-    learned = sigmoid(learned(state)), or none; past = past(state) + what earlier exits left;
-    future = folded(state), or the projection of `imitation`'s guesses, or none. What the past's first numbers, `labels`
-    for the past proper and then `width` for its gates, and the future make together is said at `OpSet.gate_merge`, for
-    gate_kind "paper" and "authors"; "none" adds them.
+    x is the first token, the mean of the row's tokens, or each token (`reads`).
+    state = tanh(pooler(x)), or x itself.
+    learned = sigmoid(learned(state)), or none.
+    past = past(state) + what earlier exits left. Its first `labels` numbers are scores, the next `width` are gates.
+    future = folded(state), or the projection of `imitation`'s guesses, or none.
+    Logits are the merge of past and future, as `OpSet.gate_merge` defines it for gate_kind "paper" and "authors";
+    "none" adds them.
     """
 
     labels: int
     past: Any
     pooler: Any | None = None
     folded: Any | None = None
-    imitation: tuple[Any, int] | None = None  # what prepare_imitation made, and the layer
+    imitation: tuple[Any, int] | None = None  # what prepare_imitation returned, and the layer
     gate_kind: Literal["none", "paper", "authors"] = "none"
     width: int = 0
     gate: Any | None = None
-    states: int = 1  # how many the gates are summed over
+    states: int = 1  # over how many states the gates are summed
     reads: Reads = "first"
-    learned: Any | None = None  # what prepare_linear made of [1, H] in float32
+    learned: Any | None = None  # what prepare_linear made of a [1, H] matrix in float32
 
 
 class OpSet(Protocol):
-    """What every op-set module offers; `prepare_*` run once at load, their results are opaque to callers.
+    """What every op set offers. Functions `prepare_*` run once at load, and their results are opaque to callers.
 
-    dtype: of the large products; int8 stands for weights quantised per output channel, x per row.
+    dtype: of the large products. int8: weights are quantised per output channel, activations per row.
     """
 
     HEAD_ALIGNMENT: int
@@ -98,10 +100,10 @@ class OpSet(Protocol):
         """LayerNorm(word[ids] + position[positions] + type[types]): three int64 [T] -> [T, H]."""
 
     def prepare_block(self, block: Block, dtype: torch.dtype) -> Any:
-        """A block for `block`."""
+        """Prepare a block for `block`."""
 
     def keys_values(self, x: Tensor, cu_seqlens: Tensor, weights: Any) -> Any:
-        """Keys and values of all tokens, for `block` on the same x, as often as needed."""
+        """Keys and values of all tokens, for any number of calls of `block` on the same x."""
 
     def block(
         self,
@@ -111,20 +113,20 @@ class OpSet(Protocol):
         queries: AnyQueries = "all",
         kept: Any | None = None,
     ) -> Tensor:
-        """Attention within each row and feed-forward network, each with residual and LayerNorm, of the queries.
+        """The output of the queries: attention within each row, then feed-forward, each with residual and LayerNorm.
 
         [T, H] -> [T, H] for all tokens, [R, H] for each row's first token, [Q, H] for a list, in its order. The context
-        is all tokens. kept: what `keys_values` gave, or None to compute them. A token's output is the same bit for bit
+        is all tokens. kept: what `keys_values` returned, or None to compute it here. A token's output has the same bits
         whatever the other queries are.
         """
 
     def block_sums(
         self, x: Tensor, cu_seqlens: Tensor, weights: Any, queries: Literal["all"] | Queries = "all"
     ) -> tuple[Tensor, Tensor]:
-        """`block`, and the sums that its output norm was taken of, both [T or Q, H]."""
+        """`block`, and the sums that its output norm was applied to, both [T or Q, H]."""
 
     def output_norm(self, sums: Tensor, weights: Any) -> Tensor:
-        """The block's output norm of such sums: [Q, H] -> [Q, H]."""
+        """The block's output norm, applied to such sums: [Q, H] -> [Q, H]."""
 
     def prepare_imitation(
         self,
@@ -134,16 +136,16 @@ class OpSet(Protocol):
         projections: Sequence[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
     ) -> Any:
-        """Imitation learners of layers 2..n, [n-1, H, H] and [n-1, H], and what `project` does after layers 1..n-1.
+        """Prepare imitation learners of layers 2..n, [n-1, H, H] and [n-1, H], for `guesses`, `project` and `pooled`.
 
-        projections: for layer i [C, (n-i) H] and [C]; none where `project` is not called.
+        projections: for `project` after layer i = 1..n-1, [C, (n-i) H] and [C]; empty where it is not called.
         """
 
     def guesses(self, states: Tensor, weights: Any, layer: int) -> Tensor:
         """activation(L_j s + l_j) for j > layer: [R, H] -> [R, n - layer, H]; layer < n."""
 
     def project(self, guesses: Tensor, weights: Any, layer: int) -> Tensor:
-        """The projection after `layer` of imitated states side by side: [R, (n - layer) H] -> float32 [R, C]."""
+        """The projection after `layer` of concatenated imitated states: [R, (n - layer) H] -> float32 [R, C]."""
 
     def pooled(self, states: Tensor, weights: Any, layer: int, pooling: Pooling, projection: Any) -> Tensor:
         """`guesses`, pooled over j and projected: [R, H] -> float32 [R, C]; layer < n.
@@ -155,11 +157,11 @@ class OpSet(Protocol):
         """
 
     def gate_merge(self, past: Tensor, gates: Tensor, future: Tensor | None, gate: Any | None, count: int) -> Tensor:
-        """Past and future weighed: float32 [R, C] of float32 past, future [R, C] and gates [R, C or 1].
+        """Past and future, weighed by the gates: float32 [R, C] of float32 past, future [R, C] and gates [R, C or 1].
 
         gate None:  lambda past + (1 - lambda) future, lambda = sigmoid(gates); future must be given.
-        else:       2 lambda past + (2 - 2 lambda) future, lambda = sigmoid(gate(tanh(gates / count))), gate as
-                    `prepare_linear` made it; future None for zero.
+        else:       2 lambda past + (2 - 2 lambda) future, lambda = sigmoid(gate(tanh(gates / count))), where
+                    `prepare_linear` made gate; a future of None is zero.
         """
 
     def prepare_model(
@@ -172,26 +174,26 @@ class OpSet(Protocol):
     ) -> Carrier | None:
         """A carrier of flights through what this op set prepared; None where it has none of its own.
 
-        projection: from the embedding's size to the hidden size, or None. layers: the blocks of each; exits: the exit
-        after each layer, if any, and the place in the past of the exit before from which on it adds (-1: it adds
-        nothing). The last layer has one. renormalises: a token that has left a tag head's flight goes through the
-        output norm of each later layer, on the sum it was taken of; else it is kept as it is.
+        projection: from the embedding's size to the hidden size, or None. layers: the blocks of each layer. exits: for
+        each layer the exit after it, if any, and the column of the previous exit's past from which on this exit adds to
+        it (-1: it adds nothing). The last layer has an exit. renormalises: for a tag head, does each later layer's
+        output norm apply to the last sums of tokens that have left? Otherwise these tokens are kept as they are.
         """
 
     def prepare_exit(self, parts: Exit) -> Any:
-        """An exit for `exit`."""
+        """Prepare an exit for `exit`."""
 
     def exit(
         self, x: Tensor, weights: Any, add: Tensor | None, answer: bool
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Logits of each row, its past, and its learned score, of what the exit reads of it.
+        """Each row's logits, past and learned score, from what the exit reads.
 
-        x: [R, H] -> float32 [R, C] (None unless `answer`), float32 [R, W] and float32 [R] (None where there is none,
-        or unless `answer`). add: float32 [R, W], what earlier exits left, or None for zero.
+        x: [R, H] -> float32 [R, C] (None unless `answer`), float32 [R, W], and float32 [R] (None unless `answer`, or
+        where the exit has no learned score). add: float32 [R, W], what earlier exits left; None for zero.
         """
 
     def mean(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """The mean of each row's tokens: [T, H] -> float32 [R, H], summed in order, the same bits in every batch."""
+        """The mean of each row's tokens: [T, H] -> float32 [R, H]. Summed in order, so the same bits in every batch."""
 
     def signal(self, name: Signal, logits: Tensor, temperature: float) -> Tensor:
-        """As `decide.signal`: float32 [R, C] -> float32 [R], the same bits as the carrier's own loop."""
+        """`decide.signal`: float32 [R, C] -> float32 [R], with the same bits as in the carrier's own loop."""

@@ -1,8 +1,8 @@
-"""The CPU op set: kernels of our own in pfengine._C, a whole block in one call, hidden states in float32.
+"""The CPU op set: our own kernels in pfengine._C, a whole block in one call, hidden states in float32.
 
-Signatures and shapes: `ops.OpSet`. A row's results are the same bit for bit in every batch and on any number of
-threads. Weights are packed once, in one copy: panels of output columns, in each of them the inner dimension as 32-bit
-words of 1 fp32, 2 bf16, 4 int8 or 8 int4 numbers, so that a word of every column lies side by side.
+Signatures and shapes: `ops.OpSet`. A row's results have the same bits in every batch and on any number of threads.
+Weights are packed once, in one copy, into panels of output columns. Within a panel the inner dimension is cut into
+32-bit words of 1 fp32, 2 bf16, 4 int8 or 8 int4 numbers, and the words of all columns lie side by side.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .quantisation import LEARNER_BITS
 from .reference import composed_pooled
 from .rule import Signal
 
-HEAD_ALIGNMENT = 2  # bf16 comes in pairs
+HEAD_ALIGNMENT = 2  # bf16 numbers come in pairs
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x as float32 [rows, columns] whose rows may lie apart."""
+    """x as float32 [rows, columns], between whose rows there may be gaps."""
     x = x if x.dtype is torch.float32 else x.float()
     return x if x.is_contiguous() or in_rows(x) else x.contiguous()
 
 
 def _contiguous(x: Tensor) -> Tensor:
-    """x as contiguous float32; what it is already is asked first, which is faster."""
+    """x as contiguous float32. Asking first is faster than converting."""
     x = x if x.dtype is torch.float32 else x.float()
     return x if x.is_contiguous() else x.contiguous()
 
@@ -49,7 +49,7 @@ def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | Non
 def _linear(
     x: Tensor, weights: Linear, activation: Activation, first: int, columns: int, add: Tensor | None = None
 ) -> Tensor:
-    """`columns` output columns from `first` on, which begins a panel."""
+    """`columns` output columns from column `first` on, with which a panel begins."""
     x = _rows(x)
     rows = x.shape[0]
     add = add if add is None else _rows(add)
@@ -218,7 +218,7 @@ def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
         layer=weights.native,
         sums=address("sums", sums, torch.float32, (rows, weights.hidden)),
         tokens=rows,
-        numbers=0,  # all of them
+        numbers=0,  # null: all rows
         rows=rows,
         out=to,
         threads=extension.threads(),

@@ -1,9 +1,9 @@
-"""Flights on the CPU: batches under way inside `_C`, one crossing from `advance` to where a caller has to decide."""
+"""Flights on the CPU, inside `_C`: one call of `advance` crosses to C++ once, however many layers it takes."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,20 +16,23 @@ from .flight import Answers, Carrier, Exit, Flight
 from .packing import Embedding, Linear, PreparedBlock, PreparedExit, kernels
 from .rule import ExitRule
 
+if TYPE_CHECKING:
+    from .. import _C
+
 
 class CpuModel(Carrier):
-    """Weights prepared by `ops.cpu`, as flights in `_C` read them."""
+    """The carrier of a model that `ops.cpu` prepared."""
 
     lanes = 1  # a flight has all threads
     max_rows = sys.maxsize
 
-    def __init__(self, native: Any, parts: Any) -> None:
-        """native: _C.Model, addresses of `parts`."""
+    def __init__(self, native: _C.Model, parts: Any) -> None:
+        """native: holds addresses of `parts`."""
         self.native, self.parts = native, parts
-        self._rule: tuple[ExitRule, Any] | None = None  # the last one, and what it is in _C
+        self._rule: tuple[ExitRule, _C.ExitRule] | None = None  # the last rule, and the same in _C
 
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> CpuFlight:
-        """As `Carrier.start`; TypeError for arrays of other dtypes, or that are not contiguous."""
+        """As `Carrier.start`. Raises TypeError for arrays of other dtypes, or that are not contiguous."""
         native = extension.native().Flight(
             kernels(),
             self.native,
@@ -51,8 +54,8 @@ class CpuModel(Carrier):
         slots = packed.cu_seqlens[:-1].astype(np.int64) if by_token else np.arange(len(packed.row_ids))
         self.start(packed, slots, answers).advance(ExitRule(rule.tested), self.native.layers)
 
-    def native_rule(self, rule: ExitRule) -> Any:
-        """_C.ExitRule; the last one is kept, as most batches have the rule of the batch before."""
+    def native_rule(self, rule: ExitRule) -> _C.ExitRule:
+        """The rule as a _C.ExitRule. The last one is kept, because most batches have the rule of the batch before."""
         last = self._rule
         if last is None or last[0] is not rule:
             self._rule = last = (rule, native_rule(rule))
@@ -64,7 +67,7 @@ class CpuFlight(Flight):
 
     __slots__ = ("carrier", "native")
 
-    def __init__(self, carrier: CpuModel, native: Any) -> None:
+    def __init__(self, carrier: CpuModel, native: _C.Flight) -> None:
         self.carrier, self.native = carrier, native
 
     @property
@@ -80,10 +83,10 @@ class CpuFlight(Flight):
         return self.native.slots()
 
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
-        """As `Flight.advance`. Raises ValueError where `until` lies behind, or the rule does not fit the model.
+        """As `Flight.advance`. Raises ValueError where `until` is not a later layer, or the rule does not fit.
 
-        It does not fit where it has numbers for other layers or slots, reads tokens that the head does not score, or
-        reads a learned score that the head does not give; or where the rule before it carried other numbers.
+        It does not fit where it has numbers for other layers or slots, reads tokens that the head does not score or a
+        learned score that the head does not give, or carries other numbers from exit to exit than the rule before.
         """
         if not self.native.advance(self.carrier.native_rule(rule), until, scores, extension.threads()):
             return None
@@ -91,10 +94,7 @@ class CpuFlight(Flight):
         return Exit(layer, _tensor(logits), torch.from_numpy(slots), _tensor(learned))
 
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
-        """As `Flight.leave`. Raises ValueError where `gone` is of another size, or there are no scores to answer with.
-
-        TypeError where it is not of bool.
-        """
+        """As `Flight.leave`. Raises ValueError where `gone` has another size, TypeError where it is not of bool."""
         gone = gone.numpy(force=True) if isinstance(gone, Tensor) else gone
         self.native.leave(gone, answered, extension.threads())
 

@@ -1,9 +1,9 @@
-"""Exit rules as `_C` reads them, and its own decision of who leaves."""
+"""Exit rules as `_C` reads them, and its decision of who leaves."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from .. import extension
 from ..extension import address
 from .rule import ExitRule
 
+if TYPE_CHECKING:
+    from .. import _C
 
-def native_rule(rule: ExitRule) -> Any:
-    """_C.ExitRule, which keeps the rule's arrays.
+
+def native_rule(rule: ExitRule) -> _C.ExitRule:
+    """The rule as a _C.ExitRule, which holds references to the rule's arrays.
 
     Raises ValueError where the rule makes no sense, TypeError where numbers are not contiguous float32.
     """
@@ -32,7 +35,7 @@ def decide(
     slots: Tensor,
     bounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `decide.decide` of CPU tensors with `extension.signal`, to the bit, in one call."""
+    """`decide.decide` with `extension.signal`, of CPU tensors, in one call of `_C`; with the same bits."""
     native = native_rule(rule)
     logits = logits.float().contiguous()
     (count, labels), units, width = logits.shape, len(slots), rule.width(logits.shape[1])

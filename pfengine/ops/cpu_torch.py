@@ -1,9 +1,9 @@
 """The CPU op set where pfengine._C is missing: weights packed once for oneDNN, attention by torch.
 
-Signatures and shapes: `ops.OpSet`. Bit for bit the same row in every batch needs care in three places: `F.linear` in
-fp32 sums in another order for few rows (the packed op does so for one row only, so a single row is doubled); MKL's
-products depend on the 64-byte alignment of their operands, so head sizes are multiples of 16 and attention is fed as
-`_attend` says; and torch.sigmoid differs between its vector body and its scalar tail, which torch.tanh does not.
+Signatures and shapes: `ops.OpSet`. Three things would make a row's bits depend on its batch. `F.linear` in fp32 sums in
+another order for few rows; the packed op does so for one row only, so a single row is doubled. MKL's products depend on
+the 64-byte alignment of their operands; so head sizes are multiples of 16, and attention takes what `_attend` gives it.
+torch.sigmoid differs between its vector body and its scalar tail; so torch.tanh is used, which does not.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ __all__ = [
 ]
 
 HEAD_ALIGNMENT = 16
-BLOCK, TILE = 32, 16  # rows of one product, and what its sizes are multiples of, where oneDNN's packed ops are missing
-_POST_OPS = {  # activation -> oneDNN's name and algorithm; its relu makes 0 of nan
+BLOCK, TILE = 32, 16  # where oneDNN's packed ops are missing: rows of one product, and a divisor of its sizes
+_POST_OPS = {  # activation -> oneDNN's name and algorithm; not relu, which turns nan into 0
     "none": ("none", ""),
     "gelu": ("gelu", "none"),
     "gelu_tanh": ("gelu", "tanh"),
@@ -79,7 +79,7 @@ class Imitation(NamedTuple):
 
 @functools.cache
 def has_packed_linear() -> bool:
-    """Does this torch build carry oneDNN's packed linear op? They are private, so they are tried, once."""
+    """Does this build of torch have oneDNN's packed linear op? It is private, so it is tried, once."""
     try:
         one = torch.eye(16, dtype=torch.float32, device="cpu")
         weight = torch.ops.mkldnn._reorder_linear_weight(one, 2)
@@ -119,7 +119,7 @@ def _linear(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
 
 
 def _linear_in_blocks(x: Tensor, weights: Linear, activation: Activation) -> Tensor:
-    """Always products of BLOCK rows with whole tiles, so that every row meets the same code wherever it stands."""
+    """Products of BLOCK rows with whole tiles, so that the same code computes each row, wherever it stands."""
     rows, outputs = x.shape[0], weights.bias.shape[0]
     padded = F.pad(x, (0, weights.weight.shape[1] - x.shape[1], 0, -rows % BLOCK))
     bias = F.pad(weights.bias, (0, weights.weight.shape[0] - outputs))
@@ -132,7 +132,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
-    return linear(x, weights.qkv, "none")  # and queries: the weights are packed in one piece
+    return linear(x, weights.qkv, "none")  # includes queries, as the weights are packed in one piece
 
 
 def block(
@@ -148,10 +148,10 @@ def block_sums(
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, queries: Queries | None = None) -> Tensor:
-    """One fused call for each run of rows of equal length (batches are sorted by length, so runs are long).
+    """One fused call for each run of rows of equal length. Batches are sorted by length, so runs are long.
 
-    Of the queries it computes the first tokens by themselves; of any other list all tokens, so that a query meets the
-    same code whatever the others are.
+    Where the queries are the first tokens, only these are computed. For any other list all tokens are, so that the same
+    code computes a query whatever the others are.
     """
     bounds = cu_seqlens.tolist()
     rows, width = len(bounds) - 1, qkv.shape[1] // 3
@@ -175,8 +175,9 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, que
 def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
     """Attention of the first `queries` tokens: [3, rows, heads, tokens, d] -> [rows, heads, queries, d].
 
-    torch's kernel gives each thread scratch of queries x (tokens + d + 2) floats, up to 32 queries at a time: a
-    multiple of 16 keeps it aligned for every thread. A single task would let MKL use threads of its own: there are two.
+    torch's kernel gives each thread scratch of queries x (tokens + d + 2) floats, for up to 32 queries at a time. A
+    multiple of 16 queries keeps it aligned for every thread. For a single task MKL would use its own threads, so there
+    are always two.
     """
     q, k, v = qkv
     rows, heads = q.shape[:2]

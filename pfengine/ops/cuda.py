@@ -1,4 +1,4 @@
-"""The CUDA op set: the functions of `cuda_ops`, and the carrier that is made of them. Signatures: `ops.OpSet`."""
+"""The CUDA op set: the functions of `cuda_ops`, and the carrier of `cuda_model`. Signatures: `ops.OpSet`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room for a batch on the GPU, and what it is for: a model's parts, the sizes of a batch, what a rule wants."""
+"""Buffers for a batch on the GPU, and what their sizes follow from: model, bucket and rule."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from . import Exit
 from .cuda_ops import Embedding, Linear
 from .reference import PreparedBlock
 
-LEAST_TOKENS, LEAST_LONGEST = 16, 16  # of a bucket: below, no kernel is shorter
+LEAST_TOKENS, LEAST_LONGEST = 16, 16  # of a bucket; with smaller ones no kernel is faster
 
 
 class PreparedModel(NamedTuple):
     embedding: Embedding
     projection: Linear | None  # from the embedding's size to the hidden size
     layers: list[list[PreparedBlock]]
-    exits: list[tuple[Exit, int] | None]  # after each layer, and from which number of the past it adds up; -1: none
+    exits: list[tuple[Exit, int] | None]  # as in `OpSet.prepare_model`
 
     def exit(self, layer: int) -> tuple[Exit, int]:
         after = self.exits[layer - 1]
@@ -29,11 +29,11 @@ class PreparedModel(NamedTuple):
         return after
 
     def exit_before(self, layer: int) -> int:
-        """The last layer before this one that has an exit; 0 for none."""
+        """The last layer before this one that has an exit; 0: there is none."""
         return max((i for i in range(1, layer) if self.exits[i - 1] is not None), default=0)
 
     def exit_number(self, layer: int) -> int:
-        """Which of the exits the one after `layer` is, from 1 on."""
+        """The number of the exit after `layer`, counted from 1."""
         return sum(after is not None for after in self.exits[:layer])
 
     def is_kept(self, layer: int) -> bool:
@@ -51,11 +51,11 @@ class PreparedModel(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Sizes that launches are made for: powers of two, so that few of them serve all batches."""
+    """Sizes that launches are made for: powers of two, so that few buckets serve all batches."""
 
     rows: int
     tokens: int
-    longest: int  # tokens of a row
+    longest: int  # tokens of the longest row
 
     @classmethod
     def of(cls, rows: int, tokens: int, longest: int) -> Bucket:
@@ -63,17 +63,17 @@ class Bucket(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What of an exit rule decides the launches of a segment; its numbers are in the inbox."""
+    """The part of an exit rule that decides a segment's launches. Its numbers are in the inbox."""
 
     forms: tuple[Form, ...] = ()
-    by_slot: tuple[int, int] = (1, 0)  # for how many layers there are numbers by slot, and how many after each
+    by_slot: tuple[int, int] = (1, 0)  # as `cuda_rule.by_slot_shape`
 
     def width(self, labels: int) -> int:
         return sum(form.width(labels) for form in self.forms)
 
 
 class Sizes(NamedTuple):
-    """What buffers have room for."""
+    """The sizes of buffers."""
 
     rows: int
     tokens: int
@@ -85,10 +85,10 @@ class Sizes(NamedTuple):
 
 
 class Buffers:
-    """Room for batches of these sizes: what outlives a segment, at addresses that stay.
+    """What outlives a segment, at fixed addresses, for batches of up to these sizes.
 
-    What a batch brings is in `inbox`, int64, so that one copy brings all of it: the counts, a bound for each row that
-    there is room for, the numbers of the exit rule, then ids, positions and types of each token of the bucket.
+    `inbox`, int64, holds all that a batch brings, so that one copy sends it: the counts, the bounds of rows, the
+    numbers of the exit rule, then ids, positions and types of the bucket's tokens.
     """
 
     def __init__(self, weights: PreparedModel, sizes: Sizes) -> None:
@@ -119,7 +119,7 @@ class Buffers:
         return inbox[:1].view(torch.int32), inbox[1 : self.numbers_from].view(torch.int32)[: self.sizes.rows + 1]
 
     def numbers(self, inbox: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-        """fp32 [n, K, 3], threshold, times and temperature, and fp32 [L, V, R], by slot."""
+        """fp32 [n, K, 3]: threshold, times and temperature; and fp32 [L, V, R]: numbers by slot."""
         found = inbox[self.numbers_from : self.ids_from].view(torch.float32)
         shared, (layers, each) = self.layers * len(rule.forms) * NUMBERS, rule.by_slot
         by_slot = found[shared : shared + layers * each * self.sizes.rows]
@@ -128,7 +128,7 @@ class Buffers:
         )  # fmt: skip
 
     def numbers_of(self, rule: Rule, rows: int) -> int:
-        """Room that the numbers of a rule take."""
+        """How many fp32 numbers a rule has for this many rows."""
         return self.layers * len(rule.forms) * NUMBERS + rule.by_slot[0] * rule.by_slot[1] * rows
 
     def ids(self, inbox: Tensor, tokens: int) -> Tensor:
@@ -136,7 +136,7 @@ class Buffers:
         return inbox[self.ids_from : self.ids_from + 3 * tokens].view(3, tokens)
 
     def batch(self, number: int, bucket: Bucket) -> Survivors:
-        """Who is there, by `Position.batch`; of the inbox without the sources."""
+        """The rows that are there, by `Position.batch`. For the inbox the sources are uninitialised."""
         here = self.survivors[max(number, 0)]
         if number < 0:
             counts, bounds = self.counts_and_bounds(self.inbox)
@@ -152,7 +152,7 @@ class Buffers:
         return self.pasts[exit_number % 2][: rows * width].view(rows, width)
 
     def memory(self, number: int, width: int) -> Tensor | None:
-        """fp32 [P, W], by `Position.memory`; None for none."""
+        """fp32 [P, W], by `Position.memory`; None where there is no memory."""
         if not number or not width:
             return None
         rows = self.sizes.rows

@@ -1,8 +1,8 @@
 """A flight on the GPU. Between two stops the host queues launches and waits for nothing they compute.
 
-It queues a segment, from one tested exit to the next, before the one in front of it has ended, and reads how many rows
-the one before that has left: so the GPU never waits for the host, stops one segment after the last row has left, and
-gets launches as small as the batch has become.
+It queues a segment, from one tested exit to the next, before the segment in front of it has ended, and reads how many
+rows are left after the segment before that. So the GPU never waits for the host, a flight stops one segment after its
+last row has left, and launches become as small as the batch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .cuda_segment import Position, segments
 from .flight import Answers, Exit, Flight
 from .rule import ExitRule
 
-OVERLAP_TOKENS = 512  # up to here a layer takes as long with fewer tokens: rows stay together, exits run beside layers
+OVERLAP_TOKENS = 512  # up to here fewer tokens save no time: rows stay together, and exits run beside layers
 
 
 class CudaFlight:
-    """`Flight`. It has a lane to itself until it is done or dropped."""
+    """A `Flight` with a lane to itself until it is done or dropped."""
 
     def __init__(
         self, lane: Lane, give_back: Callable[[Lane], None], packed: Packed, slots: np.ndarray, answers: Answers
@@ -42,11 +42,11 @@ class CudaFlight:
         self._start(slots, packed.cu_seqlens)
 
     def _start(self, slots: np.ndarray, bounds: np.ndarray, position: Position | None = None) -> None:
-        """Rows as the inbox has them."""
+        """The rows are those in the inbox, in this order."""
         self._slots, self._rows, self._tokens = slots, len(slots), int(bounds[-1])
         self._longest = int(np.diff(bounds).max(initial=1))
         self._position, self._scored = position or Position(), False
-        self._unknown = False  # have rows left that the host has not counted?
+        self._unknown = False  # have rows left since the host last counted them?
 
     @property
     def layer(self) -> int:
@@ -70,7 +70,7 @@ class CudaFlight:
             if len(rule.tested) != n or not self.layer < until <= n:
                 raise ValueError(
                     f"a flight after layer {self.layer} of {n} cannot advance to layer {until} by a rule for "
-                    f"{len(rule.tested)} layers; expected a layer in front of it, and {n}"
+                    f"{len(rule.tested)} layers; expected a later layer, and {n}"
                 )
             bucket = self._bucket()
             self._use(lane, rule, bucket)
@@ -86,7 +86,7 @@ class CudaFlight:
         return exit if self._rows else None
 
     def _run(self, lane: Lane, rule: ExitRule, until: int, scores: bool, bucket: Bucket, overlap: bool) -> bool:
-        """Launches up to `until`; False where it was seen on the way that nobody is left."""
+        """Queue the launches up to `until`; False where no row was left on the way."""
         way = segments(lane.weights, self._position, self._structure, rule.tested, until, scores, overlap)
         events: list[torch.cuda.Event | None] = []
         for i, segment in enumerate(way):
@@ -104,7 +104,7 @@ class CudaFlight:
         return True
 
     def _exit(self, lane: Lane) -> Exit:
-        """The rows that are there at a stop; this waits for them."""
+        """The rows at a stop. This waits for the GPU."""
         self._count(lane)
         self._collect(lane)
         here, rows, parts = self._here(lane), self._rows, lane.weights.exits[self.layer - 1]
@@ -154,7 +154,7 @@ class CudaFlight:
             )  # fmt: skip
             self._unknown = True
         if given.device.type == "cpu" and bool(given.all()):
-            self._close()  # at once, for a caller who drops all rows since something has failed
+            self._close()  # at once, for a caller who drops all rows because something has failed
 
     def join(self, other: Flight) -> None:
         if (
@@ -169,7 +169,7 @@ class CudaFlight:
         if not other._settled():
             return
         if not self._settled():
-            raise ValueError("nobody is left in this flight, so that others cannot join it")
+            raise ValueError("no row is left in this flight, so other flights cannot join it")
         if self._rows + other._rows > MAX_ROWS:
             raise ValueError(f"{self._rows} and {other._rows} rows are more than the {MAX_ROWS} that a flight may have")
         if self._structure != other._structure and self._position.memory and other._position.memory:
@@ -198,7 +198,7 @@ class CudaFlight:
 
     def states(self) -> Tensor:
         if not self._settled() or not self.layer:
-            raise ValueError("there are no states before the first layer, nor where nobody is left")
+            raise ValueError("there are no states before the first layer, nor where no row is left")
         stream = self._callers_stream()
         with self._working() as lane:
             found = self._read_states(lane)
@@ -214,14 +214,14 @@ class CudaFlight:
         return mean(self._packed_states(lane), here.bounds[: self._rows + 1].contiguous(), count)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # a process that ends may have nothing left to end with
+        with contextlib.suppress(Exception):  # at the end of the process torch may be gone already
             self._close()
 
     def _callers_stream(self) -> torch.cuda.Stream | None:
         return None if self._lane is None else self._lane.callers_stream()
 
     def _settled(self) -> bool:
-        """Is anybody there? Counts those that `leave` has left."""
+        """Is any row left? Counts the rows first, where `leave` has changed them."""
         if self._lane is not None and self._unknown:
             with self._working() as lane:
                 self._count(lane)
@@ -231,9 +231,9 @@ class CudaFlight:
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[Lane]:
-        """The lane, given back where something fails that leaves it in an unknown state."""
+        """The lane. Where anything but a ValueError is raised, its state is unknown, and the flight gives it back."""
         if self._lane is None:
-            raise ValueError("nobody is left in this flight")
+            raise ValueError("no row is left in this flight")
         lane = self._lane
         try:
             with lane.active():
@@ -258,7 +258,7 @@ class CudaFlight:
         self._unknown = False
 
     def _use(self, lane: Lane, rule: ExitRule, bucket: Bucket) -> None:
-        """The batch, if it is new, and the numbers of the rule in the inbox."""
+        """Bring a new batch, or the numbers of a new rule, into the inbox."""
         if rule is self._rule and self._packed is None:
             return
         forms = forms_of(rule)
@@ -273,7 +273,7 @@ class CudaFlight:
             lane.synchronize()
             lane.fit(lane.buffers.sizes.largest(wanted))
         if structure != self._structure:
-            self._position = self._position._replace(memory=0)  # another rule begins anew
+            self._position = self._position._replace(memory=0)  # what rows carry is of another rule
         self._rule, self._structure = rule, structure
         if self._packed is not None:
             lane.send(self._packed, rule, structure, self._slots, bucket)
@@ -293,7 +293,7 @@ class CudaFlight:
         return x.index_select(0, here.source_tokens[: self._tokens])
 
     def _contents(self, lane: Lane) -> Contents:
-        """Copies of all that the rows carry; they are counted."""
+        """Copies of all that the rows carry. The rows must have been counted."""
         here, position, rows = self._here(lane), self._position, self._rows
         before, labels = lane.weights.exit_before(position.layer + 1), lane.buffers.labels
         past = None
@@ -312,7 +312,7 @@ class CudaFlight:
         )
 
     def _load(self, lane: Lane, contents: Contents) -> None:
-        """The rows of this flight are these from here on."""
+        """Replace the rows of this flight by these."""
         layer, rows, tokens = self.layer, len(contents.slots), len(contents.states)
         memory = self._position.memory
         position = Position(layer, memory=1 if contents.memory is not None or memory else 0)
@@ -339,7 +339,7 @@ class CudaFlight:
         lane.synchronize()
 
     def _collect(self, lane: Lane) -> None:
-        """Answers of rows that have left go to their slots; this waits for them."""
+        """Write the answers of rows that have left to their slots. This waits for the GPU."""
         if self._packed is not None:
             return
         rows = len(self._slots)
@@ -358,7 +358,7 @@ class CudaFlight:
         self._close(answered=False)
 
     def _close(self, answered: bool = True) -> None:
-        """Give the lane back; answers that were decided are delivered."""
+        """Give the lane back. answered: after delivering the answers that were decided."""
         lane, self._lane = self._lane, None
         if lane is None:
             return

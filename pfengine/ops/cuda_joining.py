@@ -1,4 +1,4 @@
-"""Rows taken out of one place and put into another: what leaving before the first layer, and joining, are made of."""
+"""Rows without some, and rows of two flights together: for leaving before the first layer, and for joining."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..batch import Packed
 
 
 class Contents(NamedTuple):
-    """All that the rows of a flight carry, packed, on the device."""
+    """All that the rows of a flight carry, packed. Tensors are on the device."""
 
     bounds: np.ndarray  # int32 [R + 1]
     states: Tensor  # [T, H]
-    past: Tensor | None  # fp32 [R, W], of the last exit
-    memory: Tensor | None  # fp32 [R, W], of the exit rule
+    past: Tensor | None  # fp32 [R, W]: what the last exit left
+    memory: Tensor | None  # fp32 [R, W]: what the exit rule carries
     slots: np.ndarray  # int64 [R]
 
 
 def without(packed: Packed, gone: np.ndarray) -> Packed:
-    """The rows of a batch that are not gone, bool [R]."""
+    """The rows of a batch where `gone`, bool [R], is false."""
     lengths = np.diff(packed.cu_seqlens)
     stays = np.repeat(~gone, lengths)
     bounds = np.concatenate([[0], np.cumsum(lengths[~gone])]).astype(np.int32)
@@ -30,13 +30,14 @@ def without(packed: Packed, gone: np.ndarray) -> Packed:
 
 
 def concatenated(one: Packed, other: Packed) -> Packed:
+    """The rows of both, those of `one` first."""
     joined = [np.concatenate(parts) for parts in zip(one, other, strict=True)]
     bounds = np.concatenate([one.cu_seqlens, one.cu_seqlens[-1] + other.cu_seqlens[1:]]).astype(np.int32)
     return Packed(joined[0], joined[1], joined[2], bounds, joined[4])
 
 
 def joined(ours: Tensor | None, theirs: Tensor | None, rows: int, other_rows: int) -> Tensor | None:
-    """One below the other; nan for those who have none."""
+    """Both concatenated; nan for the rows of a flight that has none."""
     some = ours if ours is not None else theirs
     if some is None:
         return None

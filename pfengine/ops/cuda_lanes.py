@@ -1,4 +1,4 @@
-"""Where flights run on the GPU: buffers, streams and CUDA graphs, one set for each flight that is under way."""
+"""Lanes, in which flights run on the GPU: buffers, streams and CUDA graphs, one set per flight under way."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .rule import ExitRule
 
 log = logging.getLogger("pfengine")
 
-MAX_GRAPHS = 1024  # of a lane; one per segment and bucket
-GRAPH_MEMORY = 1 / 16  # of the GPU's: most that the graphs of a lane may hold
+MAX_GRAPHS = 1024  # per lane; one for each segment and bucket
+GRAPH_MEMORY = 1 / 16  # the share of the GPU's memory that the graphs of a lane may hold
 LEAST_ROWS, LEAST_TOKENS, LEAST_CLAUSES = 64, 1024, 2  # of a lane's buffers, so that they seldom grow
 
-_recording = threading.Lock()  # lanes replay side by side, but record one after the other
+_recording = threading.Lock()  # lanes may replay at the same time, but record one after the other
 
 
 class Recorder:
-    """Records launches as CUDA graphs that share their memory: they run one after the other, on one stream."""
+    """Records launches as CUDA graphs. The graphs share their memory, so they run one after the other on one stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.clear()
 
     def clear(self) -> None:
-        """Nothing of what was recorded is replayed any more."""
+        """Begin anew; nothing recorded so far may be replayed."""
         self.pool, self.bytes = torch.cuda.graph_pool_handle(), 0
 
     def record(self, launches: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -47,9 +47,9 @@ class Recorder:
             try:
                 launches()
             except BaseException:
-                with contextlib.suppress(RuntimeError):  # it says again what has failed
+                with contextlib.suppress(RuntimeError):  # it would raise the same failure again
                     graph.capture_end()
-                self.pool = torch.cuda.graph_pool_handle()  # of the old one torch may think that it still records
+                self.pool = torch.cuda.graph_pool_handle()  # torch may believe that the old pool is still recording
                 raise
             graph.capture_end()
             self.bytes += max(0, torch.cuda.memory_reserved(self.device) - before)
@@ -57,9 +57,9 @@ class Recorder:
 
 
 class Graphs:
-    """Launches recorded once and replayed: at the second time of a key, since the first one compiles what it needs.
+    """Graphs by key. The first time of a key compiles what it needs, the second records, later ones replay.
 
-    The least recently used goes when there are more than `most`, all of them when they hold more than `most_bytes`.
+    The least recently used graph is dropped when there are more than `most`, all when they hold more than `most_bytes`.
     """
 
     def __init__(self, recorder: Recorder, most: int, most_bytes: float) -> None:
@@ -67,7 +67,7 @@ class Graphs:
         self.known: OrderedDict[Hashable, torch.cuda.CUDAGraph | None] = OrderedDict()
 
     def run(self, key: Hashable, launches: Callable[[], None]) -> None:
-        """What `launches` does, on the current stream. It must launch the same each time, at the same addresses."""
+        """Do what `launches` does, on the current stream. It must launch the same each time, at the same addresses."""
         graph = None
         if key in self.known:
             graph = self.known[key] or self.record(launches)
@@ -81,7 +81,7 @@ class Graphs:
             self.known.popitem(last=False)
 
     def record(self, launches: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """None where that is disturbed, as by a thread that waits for the whole device; the next time is another."""
+        """None where recording fails, as when a thread waits for the whole device; it is tried again the next time."""
         try:
             return self.recorder.record(launches)
         except RuntimeError as error:
@@ -97,12 +97,12 @@ class Graphs:
 
 
 class Lane:
-    """Room for one flight at a time, of any size: buffers grow to the largest so far."""
+    """Room for one flight at a time, of any size: buffers grow to the largest flight so far."""
 
     def __init__(self, weights: PreparedModel) -> None:
         self.weights = weights
         self.device = weights.embedding.tables[0].device
-        self.graphs: Graphs | None = None  # without a GPU there is nothing to record
+        self.graphs: Graphs | None = None  # None without a GPU
         self.stream: torch.cuda.Stream | None = None
         self.side: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
@@ -116,13 +116,13 @@ class Lane:
             self.fit(Sizes(LEAST_ROWS, LEAST_TOKENS, numbers, labels + 2))
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """On the host, where copies from and to the GPU need no one to wait."""
+        """Memory on the host, to and from which copies need not be waited for."""
         return torch.empty(*shape, dtype=dtype, device="cpu", pin_memory=self.stream is not None)
 
     def fit(self, sizes: Sizes) -> None:
-        """Room for so much; what was in the buffers is lost."""
+        """Make buffers of these sizes; what was in the old ones is lost."""
         if self.graphs is not None:
-            self.graphs.clear()  # which hold the addresses of the buffers
+            self.graphs.clear()  # they hold the addresses of the buffers
         buffers = Buffers(self.weights, sizes)
         inbox = self.pinned(len(buffers.inbox), dtype=torch.int64)
         inbox.zero_()
@@ -135,7 +135,7 @@ class Lane:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """On the stream of this lane, whatever the caller has set in torch."""
+        """Compute on the stream of this lane, whatever the caller has set in torch."""
         with undisturbed():
             if self.stream is None:
                 yield
@@ -144,11 +144,11 @@ class Lane:
                     yield
 
     def callers_stream(self) -> torch.cuda.Stream | None:
-        """Outside of `active`: where the caller's tensors are computed."""
+        """Outside of `active`: the stream on which the caller's tensors are computed."""
         return None if self.stream is None else torch.cuda.current_stream(self.device)
 
     def hand_over(self, tensors: Iterable[Tensor | None], stream: torch.cuda.Stream | None) -> None:
-        """Tensors made here become a caller's: complete, and their memory not used again before its stream is done."""
+        """Give tensors made here to a caller: they are complete, and their memory is kept until `stream` is done."""
         if self.stream is None or stream is None:
             return
         self.stream.synchronize()
@@ -157,13 +157,13 @@ class Lane:
                 tensor.record_stream(stream)
 
     def take_over(self, tensor: Tensor, stream: torch.cuda.Stream | None) -> None:
-        """A tensor of a caller's stream may be read here."""
+        """Make a tensor that the caller's stream computes readable here."""
         if self.stream is not None and stream is not None and tensor.is_cuda:
             self.stream.wait_stream(stream)
             tensor.record_stream(self.stream)
 
     def synchronize(self) -> None:
-        """Nothing is under way any more."""
+        """Wait until nothing is under way."""
         for stream in (self.side, self.stream):
             if stream is not None:
                 stream.synchronize()
@@ -171,7 +171,7 @@ class Lane:
             self.graphs.clear()
 
     def send(self, packed: Packed, rule: ExitRule, structure: Rule, slots: np.ndarray, bucket: Bucket) -> None:
-        """A batch and its rule into the inbox, in one copy. Nothing of the flight before is under way."""
+        """Send a batch and its rule to the inbox, in one copy. Nothing of the flight before may be under way."""
         buffers, tokens = self.buffers, len(packed.ids)
         self.write_batch(packed.cu_seqlens)
         self.write_rule(rule, structure, slots)
@@ -183,19 +183,19 @@ class Lane:
         buffers.exit_layers[: len(slots)].zero_()
 
     def write_batch(self, bounds: np.ndarray) -> None:
-        """Counts and bounds of R rows, int32 [R + 1], into the inbox on the host."""
+        """Write counts and bounds of R rows, int32 [R + 1], to the inbox on the host."""
         counts, to = (part.numpy() for part in self.buffers.counts_and_bounds(self.inbox))
         counts[:] = len(bounds) - 1, bounds[-1]
         to[: len(bounds)] = bounds
 
     def write_rule(self, rule: ExitRule, structure: Rule, slots: np.ndarray) -> None:
-        """The numbers of a rule for these slots into the inbox on the host."""
+        """Write the numbers of a rule for these slots, int64 [R], to the inbox on the host."""
         shared, by_slot = (part.numpy() for part in self.buffers.numbers(self.inbox, structure))
         shared[:] = numbers_of(rule)
         fill_by_slot(rule, structure.forms, slots, by_slot)
 
     def send_head(self) -> None:
-        """All of the inbox but the ids."""
+        """Send the inbox, except the ids."""
         used = self.buffers.ids_from
         self.buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
 
@@ -209,6 +209,6 @@ class Lane:
             self.graphs.run((segment, bucket), launches)
 
     def count(self, number: int, batch: int, bucket: Bucket) -> torch.cuda.Event | None:
-        """Rows and tokens that are left, on their way into `counts[number]`; the event says when they are there."""
+        """Copy how many rows and tokens are left to `counts[number]`. The event says when they have arrived."""
         self.counts[number].copy_(self.buffers.batch(batch, bucket).counts, non_blocking=True)
         return None if self.stream is None else self.stream.record_event()

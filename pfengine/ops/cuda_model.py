@@ -22,14 +22,14 @@ from .flight import Answers
 from .reference import PreparedBlock
 from .rule import ExitRule
 
-LANES = 2  # threads that are served at once: one flight computes while another is copied to or answered
-MAX_FLIGHTS = 2 * LANES  # under way at once: each of them may hold one and start another, to join it
+LANES = 2  # threads served at once: one flight computes while another is sent or answered
+MAX_FLIGHTS = 2 * LANES  # under way at once: each thread may hold one and start another to join it
 
 
 class CudaModel:
-    """`Carrier` of a prepared model, on the GPU where its weights are.
+    """The carrier of a prepared model, on the GPU that holds its weights.
 
-    MAX_FLIGHTS flights may be under way; `start` waits until one is done, or dropped, where there are more.
+    At most MAX_FLIGHTS flights are under way. `start` waits until one of them is done or dropped.
     """
 
     def __init__(self, weights: PreparedModel) -> None:
@@ -38,7 +38,7 @@ class CudaModel:
         device = weights.embedding.tables[0].device
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # the weights are there for every stream
-        self.free: queue.SimpleQueue[Lane] = queue.SimpleQueue()  # of which flights that are collected may make use
+        self.free: queue.SimpleQueue[Lane] = queue.SimpleQueue()  # reentrant: garbage collection puts lanes back
         self.made = 0
         self.making, self.warming = threading.Lock(), threading.Lock()
 
@@ -56,28 +56,28 @@ class CudaModel:
         return CudaFlight(self.take(), self.free.put, packed, slots, answers)
 
     def _check_ids(self, packed: Packed) -> None:
-        """IndexError for an id outside its table: kernels give zeros there."""
+        """Raise IndexError for an id outside its table, for which the kernel would give zeros."""
         for name, ids, table in zip(("id", "position", "type"), packed[:3], self.weights.embedding.tables, strict=True):
             if ids.min() < 0 or ids.max() >= len(table):
                 bad = int(ids.min() if ids.min() < 0 else ids.max())
                 raise IndexError(f"a token has the {name} {bad}; expected 0 to {len(table) - 1}")
 
     def warmup(self, packed: Packed, rule: ExitRule) -> None:
-        """Record what flights of this size launch, all the way, for as many lanes as threads are served."""
+        """Record what flights of this size launch through all layers, for as many lanes as threads are served."""
         nobody = rule._replace(
             clauses=tuple(
                 clause._replace(threshold=np.full_like(clause.threshold, math.nan)) for clause in rule.clauses
             )
         )
         rows, n = len(packed.row_ids), len(self.weights.layers)
-        slots = np.zeros(rows, np.int64)  # of which any rule has numbers
+        slots = np.zeros(rows, np.int64)  # any rule has numbers for slot 0
         with self.warming:
             lanes: list[Lane] = []
             try:
                 for _ in range(self.lanes):
                     lanes.append(self.take())
                 for lane in lanes:
-                    for _ in range(2):  # recorded at the second time
+                    for _ in range(2):  # the second time records
                         answers = Answers(0, 1, self.weights.labels)
                         CudaFlight(lane, _keep, packed, slots, answers).advance(nobody, n)
             finally:
@@ -85,7 +85,7 @@ class CudaModel:
                     self.free.put(lane)
 
     def take(self) -> Lane:
-        """A lane that nobody uses; a new one while there may be more."""
+        """A free lane; a new one while there may be more; otherwise the next that becomes free."""
         with contextlib.suppress(queue.Empty):
             return self.free.get_nowait()
         with self.making:
@@ -97,7 +97,7 @@ class CudaModel:
 
 
 def _keep(lane: Lane) -> None:
-    """Of a flight whose lane goes on to another one."""
+    """Called when a flight of `warmup` ends, whose lane the next one takes over."""
 
 
 def prepare_model(
@@ -111,5 +111,5 @@ def prepare_model(
     assert last is not None
     parts: Exit = last[0]
     if parts.reads == "all":
-        return None  # tokens that leave are carried by plain torch over this op set
+        return None  # `torch_flight` carries flights of tokens over this op set
     return CudaModel(PreparedModel(embedding, projection, layers, exits))

@@ -1,7 +1,6 @@
 """The functions of the CUDA op set, over Triton kernels. Signatures and shapes: `ops.OpSet`.
 
-In these every row of a tensor counts. The `run_` forms take counts that only the device knows; `cuda_segment` is made
-of them.
+These compute all rows of a tensor. The functions `run_` take counts that only the device knows, for `cuda_segment`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from . import Activation, Block, Exit, Norm, Pooling, Queries, reference
 from .reference import PreparedBlock
 from .rule import Signal
 
-HEAD_ALIGNMENT = 8  # 16 bytes in 16-bit numbers: what a thread loads at once
+HEAD_ALIGNMENT = 8  # in 16-bit numbers 16 bytes, which a thread loads at once
 
 
 class Linear(NamedTuple):
@@ -39,20 +38,20 @@ class Embedding(NamedTuple):
 
 
 class Imitation(NamedTuple):
-    learners: Tensor  # [(n - 1) H, H], of layers 2..n one below the other
+    learners: Tensor  # [(n - 1) H, H]: those of layers 2..n, concatenated
     bias: Tensor  # fp32 [(n - 1) H]
     activation: Activation
     projections: list[Linear]  # after layer i: fp32 [C, (n - i) H]
 
     def after(self, layer: int) -> Linear:
-        """Those of the layers after it."""
+        """The learners of the layers after `layer`."""
         first = (layer - 1) * self.learners.shape[1]
         return Linear(self.learners[first:], self.bias[first:])
 
 
 @functools.lru_cache(maxsize=1024)
 def full(number: int, device: torch.device) -> Tensor:
-    """A count, int32 [1]: all rows."""
+    """A count on the device, int32 [1]; it is made once."""
     with torch.inference_mode(False):
         return torch.full((1,), number, dtype=torch.int32, device=device)
 
@@ -72,7 +71,7 @@ def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | Non
 
 
 def run_linear(x: Tensor, weights: Linear, activation: Activation, count: Tensor, **options: Any) -> Tensor:
-    """`linear` of as many rows as `count`, int32 [1] on the device, says; options: of kernels.linear."""
+    """`linear` of the first rows, as many as `count`, int32 [1] on the device, says. options: of `kernels.linear`."""
     return linear_kernel(x, weights.weight, weights.bias, activation, count, **options)
 
 
@@ -88,7 +87,7 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
 def run_embed(
     ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding, count: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """`embed` of as many tokens as `count`, int32 [1] on the device, says."""
+    """`embed` of the first tokens, as many as `count`, int32 [1] on the device, says."""
     return embed_kernel(ids, positions, types, weights.tables, *weights.norm, count, out=out)
 
 
@@ -98,7 +97,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 
 class Listed(NamedTuple):
-    """`Queries` of which the device knows how many there are."""
+    """`Queries` whose number only the device knows."""
 
     tokens: Tensor  # int32 [Q]: which token of the context each is
     bounds: Tensor  # int32 [R + 1]
@@ -106,7 +105,7 @@ class Listed(NamedTuple):
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
-    """[T, 2 A D]."""
+    """As `OpSet.keys_values`: [T, 2 heads d]."""
     return run_linear(x, _of_keys_values(weights), "none", full(len(x), x.device))
 
 
@@ -134,7 +133,7 @@ def _block(
     kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     rows, device = len(cu_seqlens) - 1, x.device
-    longest = int(cu_seqlens.diff().max()) if rows else 1  # waits for the GPU; `cuda_segment` knows it beforehand
+    longest = int(cu_seqlens.diff().max()) if rows else 1  # waits for the GPU; `cuda_segment` knows it already
     counts = full(rows, device), full(len(x), device)
     asked: Literal["all", "first"] | Listed
     if isinstance(queries, Queries):
@@ -158,10 +157,10 @@ def run_block(
     kept: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`block_sums` of the first rows and tokens, as many as `counts`, int32 [1] each, say on the device.
+    """`block_sums` of the first rows and tokens, as many as `counts`, int32 [1] each on the device, say.
 
-    sources: which token of x each token, int32 [T], and each row's first token, int32 [R], is; None: tokens in order.
-    kept: what `keys_values` gave; not with "all", nor with sources. Fills `out` where it is given.
+    sources: the token of x that each token is, int32 [T], and that each row's first token is, int32 [R]; None: tokens
+    are in order. kept: what `keys_values` returned; not with "all", nor with sources. Fills `out` where it is given.
     """
     rows, tokens = counts
     token_sources, first_sources = sources or (None, None)
@@ -230,7 +229,7 @@ def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, pro
     count = full(len(states), states.device)
     states = states.to(learners.dtype).contiguous()
     shares = imitation_pooled(states, learners, bias, projection.weight, weights.activation, pooling, count)
-    return functools.reduce(torch.add, shares) + projection.bias  # one after the other, however many rows there are
+    return functools.reduce(torch.add, shares) + projection.bias  # in order, however many rows there are
 
 
 def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:

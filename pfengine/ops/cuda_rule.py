@@ -1,4 +1,4 @@
-"""An exit rule on the GPU: what of it decides the code of kernels, and its numbers, laid out for them."""
+"""An exit rule on the GPU: the part that decides the code of kernels, and its numbers as kernels read them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .rule import ExitRule, number_at
 
 
 def forms_of(rule: ExitRule) -> tuple[Form, ...]:
-    """The clauses less their numbers. Two rules of the same forms run the same code."""
+    """The clauses without their numbers. Rules of the same forms run the same code."""
     numbers, forms = iter(range(2 * len(rule.clauses))), []
     for clause in rule.clauses:
         threshold = next(numbers) if _differs(clause.threshold) else -1
@@ -28,13 +28,13 @@ def width_of(forms: tuple[Form, ...], labels: int) -> int:
 
 
 def by_slot_shape(rule: ExitRule, forms: tuple[Form, ...]) -> tuple[int, int]:
-    """For how many layers there are numbers by slot, 1 where they are the same after all, and how many after each."""
+    """For how many layers there are numbers by slot (1: the same for all layers), and how many for each layer."""
     layers = max((len(numbers) for _, numbers in _by_slot(rule, forms)), default=1)
     return layers, len(list(_by_slot(rule, forms)))
 
 
 def numbers_of(rule: ExitRule) -> np.ndarray:
-    """float32 [n, K, 3]: threshold, times and temperature of each clause by layer; slot 0's where slots differ."""
+    """float32 [n, K, 3]: threshold, times and temperature of each clause by layer, for slot 0 where slots differ."""
     found = np.zeros((len(rule.tested), len(rule.clauses), NUMBERS), np.float32)
     for i, clause in enumerate(rule.clauses):
         for j, numbers in enumerate((clause.threshold, clause.times, clause.temperature)):
@@ -43,7 +43,7 @@ def numbers_of(rule: ExitRule) -> np.ndarray:
 
 
 def fill_by_slot(rule: ExitRule, forms: tuple[Form, ...], slots: np.ndarray, out: np.ndarray) -> None:
-    """The numbers of these slots, int64 [R], into float32 [L, V, at least R]; L and V as `by_slot_shape` says."""
+    """Write the numbers of these slots, int64 [R], into float32 [L, V, at least R]; (L, V) is `by_slot_shape`."""
     for i, numbers in _by_slot(rule, forms):
         for layer in range(1, len(out) + 1):
             out[layer - 1, i, : len(slots)] = number_at(numbers, layer, slots)
@@ -58,5 +58,5 @@ def _by_slot(rule: ExitRule, forms: tuple[Form, ...]) -> Iterator[tuple[int, np.
 
 
 def _differs(numbers: np.ndarray) -> bool:
-    """Does it differ between slots?"""
+    """Are there different numbers for different slots?"""
     return numbers.shape[1] > 1

@@ -1,6 +1,7 @@
-"""Some layers of a batch on the GPU, at fixed capacity: only the device knows how many rows are left, nothing waits.
+"""Some layers of a batch on the GPU, at fixed capacity: only the device knows how many rows are left.
 
-Launches depend on sizes and on which exits are tested, never on a number of the batch: any layers make a CUDA graph.
+Launches depend on sizes and on which exits are tested, never on the contents of a batch. So any run of layers can be
+recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from .cuda_ops import Linear, run_block, run_embed, run_linear
 
 
 class Position(NamedTuple):
-    """How far the rows of a lane are, and how its buffers are to be read."""
+    """How far the rows of a lane have come, and how its buffers are to be read."""
 
     layer: int = 0  # passed by all
-    batch: int = -1  # which of the survivors say who is there; -1: the inbox
-    states_moved: bool = False  # are states where the rows stood before `batch`, to be read by its source_tokens?
-    past_moved: bool = False  # and the past of the last exit, and its scores, by source_rows?
-    memory: int = 0  # which of the two memories the last tested exit wrote, 1 or 2; 0: there was none
+    batch: int = -1  # which of the two `Survivors` lists the rows; -1: the inbox
+    states_moved: bool = False  # are states in the order before `batch`, to be read through its source_tokens?
+    past_moved: bool = False  # likewise the last exit's past and scores, through source_rows?
+    memory: int = 0  # which of the two memories the last tested exit wrote, 1 or 2; 0: no exit was tested
 
 
 class Segment(NamedTuple):
-    """Layers that run in one piece, and what is done after the last of them. Equal ones are the same launches."""
+    """Layers that run in one piece, and what is done after the last of them. Equal segments launch the same."""
 
     at: Position
     last: int
     rule: Rule
-    tested: bool = False  # do rows leave after `last`?
-    stops: bool = False  # are the scores of its exit wanted anyway?
-    overlap: bool = False  # exits run beside the next layer, whose rows stay together; see `run_segment`
-    pending: bool = False  # with overlap: the exit after the layer in front is still to run
-    ends: bool = True  # do all rows leave after the last layer, if it is among these?
+    tested: bool = False  # may rows leave after `last`?
+    stops: bool = False  # are the scores after `last` wanted even where no row may leave?
+    overlap: bool = False  # do exits run beside the next layer, whose rows stay together? See `run_segment`
+    pending: bool = False  # with overlap: is the exit after the layer before these still to run?
+    ends: bool = True  # do all rows leave after the model's last layer, if it is among these?
 
     def after(self, weights: PreparedModel) -> Position:
-        """Where the rows are then."""
+        """The position of the rows after this segment."""
         at = self.at
         new_past = any(exit is not None for exit in weights.exits[at.layer : self.last])
         return Position(
@@ -58,16 +59,16 @@ class Segment(NamedTuple):
 
 
 def _other(memory: int) -> int:
-    """Which of the two memories is written next."""
+    """The memory that is written next, 1 or 2."""
     return 1 if memory != 1 else 2
 
 
 def segments(
     weights: PreparedModel, at: Position, rule: Rule, tested: bytes, until: int, scores: bool, overlap: bool
 ) -> list[Segment]:
-    """The way from `at` to layer `until`: a segment up to each exit that is tested.
+    """The segments from `at` to layer `until`: one up to each tested exit, and one up to `until`.
 
-    scores: is the exit at `until` computed, where it is not tested?
+    scores: is the exit after `until` computed, where it is not tested?
     """
     found: list[Segment] = []
     n = len(weights.layers)
@@ -84,12 +85,13 @@ def segments(
 def run_segment(
     weights: PreparedModel, buffers: Buffers, segment: Segment, bucket: Bucket, side: torch.cuda.Stream | None = None
 ) -> None:
-    """The layers of a segment, and what its exits decide.
+    """Launch the layers of a segment and its exits.
 
-    A large batch decides after the last of them who goes on. A small one, whose layers cost the same however many rows
-    are in them, goes on whole (`overlap`): the exit after the segment in front runs beside this one, on `side` where
-    there is such a stream. Once nobody is left it says so, and all launches from there on are empty, those of this very
-    segment, too: whichever of them have run by then, nobody reads what they wrote. Exit layers must be 0 beforehand.
+    For a large batch the exit after the last of these layers decides which rows go on. A small batch, whose layers cost
+    the same however many rows they have, goes on whole (`overlap`). Then the exit after the segment before runs beside
+    this one, on the stream `side` if there is one. Once no row is left, that exit sets the counts to zero, and all
+    later launches are empty, also those of this segment. Nothing reads what launches of this segment wrote before that.
+    Exit layers must be 0 beforehand.
     """
     at, last = segment.at, segment.last
     first, n, here = at.layer + 1, len(weights.layers), buffers.batch(at.batch, bucket)
@@ -108,8 +110,8 @@ def run_segment(
     for layer in range(first, last + 1):
         x = _run_layer(weights, buffers, segment, layer, bucket, here, (rows, tokens))
         if segment.pending and layer == first:
-            _join(side)  # what follows writes where that exit reads, and reads what it writes
-        later = segment.overlap and layer == last < n  # its exit is the next segment's
+            _join(side)  # what follows writes what that exit reads, and reads what it writes
+        later = segment.overlap and layer == last < n  # the next segment runs its exit
         if weights.exits[layer - 1] is None or later or (layer == n and not segment.ends):
             continue
         tests = segment.tested and layer == last
@@ -129,7 +131,7 @@ def _run_layer(
     here: Survivors,
     counts: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """[T, H], or [R, H] after the last layer where heads read first tokens."""
+    """The output of a layer: [T, H], or [R, H] for the last layer where the head reads first tokens."""
     x, sources = buffers.states[(layer - 1) % 2], None
     if segment.at.states_moved and layer == segment.at.layer + 1:
         sources = here.source_tokens, here.source_firsts
@@ -149,7 +151,7 @@ def _run_layer(
 
 
 def _fork(side: torch.cuda.Stream | None, launches: Callable[[], None]) -> None:
-    """On a stream that goes on from here by itself, until `_join`."""
+    """Launch on a stream of its own, which runs beside the current one from here to `_join`."""
     if side is None:
         launches()
         return
@@ -158,7 +160,7 @@ def _fork(side: torch.cuda.Stream | None, launches: Callable[[], None]) -> None:
         with torch.cuda.stream(side):
             launches()
     except BaseException:
-        _join(side)  # a recording with a stream that has not come back could not be ended
+        _join(side)  # a recording cannot be ended while a stream has not joined again
         raise
 
 
@@ -186,7 +188,7 @@ def _run_exit(
     tests: bool,
     past_moved: bool,
 ) -> Tensor | None:
-    """Who leaves after `layer`, bool [R], their answers written; None where nobody asks for the exit's scores."""
+    """Run the exit after `layer`: who leaves, bool [R], their answers written; None where no scores are asked for."""
     parts, adds_from = weights.exit(layer)
     final, kept, before = layer == len(weights.layers), weights.is_kept(layer), weights.exit_before(layer)
     answer = final or tests or (segment.stops and layer == segment.last)
@@ -240,7 +242,7 @@ def _run_exit(
 def _test(
     buffers: Buffers, segment: Segment, layer: int, here: Survivors, tests: bool, final: bool, learned: Tensor | None
 ) -> ExitTest:
-    """What is decided after `layer`; nothing, where its scores alone are wanted."""
+    """What is tested after `layer`; no test where only its scores are wanted."""
     if not tests and not final:
         return ExitTest(layer)
     answers = {"slots": here.slots, "to_logits": buffers.logits, "to_layers": buffers.exit_layers}
@@ -263,7 +265,7 @@ def _test(
 
 
 def _project(x: Tensor, weights: Linear, count: Tensor, **options: Any) -> Tensor:
-    """fp32: few columns, or many."""
+    """x W^T + b in fp32, by the kernel for few or for many columns."""
     if len(weights.weight) <= MAX_COLUMNS:
         return thin_linear(x, weights.weight, weights.bias, count, **options)
     return run_linear(x, weights, "none", count, out_dtype=torch.float32, **options)

@@ -1,30 +1,31 @@
-"""What an exit rule means, in plain torch: the definition that `_C`'s loop and Triton's deciding kernel are held to.
+"""What an exit rule means, in plain torch. `_C`'s loop and Triton's deciding kernel are tested against this.
 
 Signals of scores x [C], with y = x / temperature and p = softmax(y):
 
     entropy              -sum p ln p, natural logarithm; p ln p is 0 at p = 0
     normalised_entropy   entropy / ln C
     confidence           max p
-    margin               the largest p less the second largest
+    margin               the largest p minus the second largest
     energy               -T ln sum exp(y), T the temperature
-    label                number of the largest score, the first of equals
+    label                index of the largest score, the first of equals
     label_0              p of label 0
-    label_repeats        1 where the label is that of the exit before, else 0; nan at the first exit
+    label_repeats        1 where the label equals that of the exit before, else 0; nan at the first exit
     change               max |x - x of the exit before|; nan at the first exit
     learned              the score that the head adds to its logits
-    layer                number of the layer
+    layer                number of the layer, 1-based
 
-What a memory makes of the signal v, before it is compared:
+The value that a memory makes of the signal v; it is compared with the threshold:
 
     none      v
-    running   the comparison is of v itself; it must hold at `times` exits in a row, this one included
-    votes     how often the label given most often has been given so far (v must be "label")
-    sum       the sum of v over the exits in a row, up to this one, that gave this one's label
+    running   v; the comparison must hold at `times` exits in a row, this one included
+    votes     how often the most frequent label was given so far (v must be "label")
+    sum       the sum of v over the latest exits in a row that gave the same label as this one
     side      over the last `size` exits: max(min v - 1/2, 1/2 - max v), how far all are on one side of 1/2
     trend     over the last `size` exits: |first v - 1/2| where no later one moves back towards 1/2, else -1
     range     over the last `size` exits: max v - min v where all are on one side of 1/2, else inf
 
-A window that is not full gives nan, as does a row whose scores hold a nan: no comparison is true, and it stays.
+A window that is not full gives nan, and so does a row with a nan among its scores. No comparison with nan is true, so
+the row stays.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator
 
 
 def signal(name: Signal, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """A signal that needs the scores of this exit alone: [..., C] -> float32 [...]."""
+    """A signal that needs only the scores of this exit: [..., C] -> float32 [...]. ValueError for any other signal."""
     y = logits.float()
     y = y if temperature == 1.0 else y / temperature
     bad = y.isnan().any(-1)
@@ -69,7 +70,7 @@ def signal(name: Signal, logits: Tensor, temperature: float = 1.0) -> Tensor:
                 top = p.topk(min(2, p.shape[-1]), -1).values
                 value = top[..., 0] - (top[..., 1] if p.shape[-1] > 1 else 0)
         case _:
-            raise ValueError(f"{name} is no signal of one exit's scores")
+            raise ValueError(f"{name} is not a signal of one exit's scores")
     return torch.where(bad, torch.nan, value)
 
 
@@ -83,16 +84,16 @@ def decide(
     signal: Callable[[Signal, Tensor, float], Tensor] = signal,
     bounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Who leaves after `layer` (1-based), bool [R], and what the rows carry on, float32 [R, W].
+    """Who leaves after `layer` (1-based), bool [R], and what the rows carry to the next exit, float32 [R, W].
 
     logits: float32 [R, C]; learned: float32 [R], the head's own score, None where it has none; state: what the last
-    tested exit returned, for these rows, None before the first; slots: int64 [R], where the rows' numbers in the
-    clauses are; signal: an op set's own. W = rule.width(C).
+    tested exit returned, for these rows, None before the first; slots: int64 [R], the rows' slots in the numbers of the
+    clauses; signal: the op set's own function. W = rule.width(C).
 
-    With `rule.tokens`, logits are float32 [T, C] of a tag head and bounds, int32 [R + 1], says which tokens are whose:
-    row r has tokens bounds[r] to bounds[r + 1]. The signal of every token is read, and then the largest or the mean of
-    a row's, or the largest in the window around each token, goes on to memory and comparison: leave is bool [R], or
-    bool [T] where the unit is a token. slots are as many.
+    With `rule.tokens`, logits are float32 [T, C] of a tag head, and row r has tokens bounds[r] to bounds[r + 1], bounds
+    int32 [R + 1]. The signal of each token is computed first. The largest or the mean of a row's signals, or the
+    largest in the window around each token, goes to memory and comparison. leave and slots are [R], or [T] where the
+    unit is a token.
     """
     rows, labels = len(slots), logits.shape[1]
     if state is None:
@@ -144,7 +145,7 @@ def compared(
 ) -> tuple[Tensor, Tensor]:
     """What a clause compares with its threshold after `layer`, float32 [R], and what it keeps for the next exit.
 
-    Arguments as those of `decide`, state the clause's own part. The count of "running" is not among what is kept.
+    Arguments are those of `decide`; state is the clause's own part. What is kept excludes the count of "running".
     """
     units, labels = logits.shape
     temperature = float(number_at(clause.temperature, layer, np.zeros(1, np.int64))[0])
@@ -175,7 +176,7 @@ def compared(
 
 
 def pooled(tokens: TokenRule, v: Tensor, bounds: Tensor) -> Tensor:
-    """Signals of all tokens, [T], as the rule reads them: of rows, [R], or of the window around each token, [T]."""
+    """Signals of all tokens, [T], pooled as the rule says: over rows, [R], or the window around each token, [T]."""
     out = []
     for start, stop in itertools.pairwise(bounds.tolist()):
         row = v[start:stop]
@@ -191,7 +192,7 @@ def pooled(tokens: TokenRule, v: Tensor, bounds: Tensor) -> Tensor:
 
 
 def _remembered(clause: Clause, v: Tensor, label: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """What the memory makes of v, [R], and what it keeps."""
+    """The value that the memory makes of v, [R], and what it keeps."""
     if clause.memory == "votes":
         given = torch.nn.functional.one_hot(label.nan_to_num(0).long(), state.shape[1])
         counts = torch.where(state > 0, state, 0.0) + torch.where(label.isnan()[:, None], 0, given)

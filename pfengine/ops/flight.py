@@ -1,4 +1,4 @@
-"""A flight is a batch under way: rows at one layer with all they carry. What every carrier of flights offers.
+"""Flights, batches under way: rows at one layer with all they carry. This is what every carrier offers.
 
     while flight:
         exit = flight.advance(rule, until=stop)
@@ -18,11 +18,14 @@ from torch import Tensor
 from ..batch import Packed
 from .rule import ExitRule
 
-MIN_ROWS_TO_SPLIT = 3  # fewer, and reading a layer's weights twice costs more than a row that leaves saves
+MIN_ROWS_TO_SPLIT = 3  # with fewer rows, reading a layer's weights twice costs more than a leaving row saves
 
 
 class Answers:
-    """Scores and exit layers by slot, filled in as rows leave. Row `base + s` of the input has slot s."""
+    """Scores and exit layers by slot, filled in as rows leave.
+
+    base: row `base + s` of the input has slot s.
+    """
 
     def __init__(self, base: int, slots: int, labels: int) -> None:
         self.base = base
@@ -30,19 +33,19 @@ class Answers:
         self.exit_layers = np.zeros(slots, np.int64)  # 1-based; 0: not answered
 
     def slots(self, packed: Packed) -> np.ndarray:
-        """int64 [R]: where the rows of a batch answer to."""
+        """int64 [R]: the slots of a batch's rows."""
         return packed.row_ids - self.base
 
 
 class Exit(NamedTuple):
-    """The rows of a flight after a layer, before a caller decides who leaves. R rows; tag heads score all T tokens.
+    """The rows of a flight after a layer, for a caller who decides which of them leave.
 
-    Tensors are copies, on the flight's device.
+    R rows; tag heads score all T tokens. Tensors are copies, on the flight's device.
     """
 
     layer: int
-    logits: Tensor | None  # float32 [R, C], of a tag head [T, C]; None where the layer has no exit
-    slots: Tensor  # int64 [R]; of a tag head [T]
+    logits: Tensor | None  # float32 [R, C], for a tag head [T, C]; None where the layer has no exit
+    slots: Tensor  # int64 [R], for a tag head [T]
     learned: Tensor | None = None  # float32 [R]: the score that some heads add
 
 
@@ -51,38 +54,39 @@ class Flight(Protocol):
 
     @property
     def layer(self) -> int:
-        """The layer they have passed, 1-based; 0 before the first."""
+        """The layer that the rows have passed, 1-based; 0 before the first."""
 
     def __len__(self) -> int:
-        """Rows under way. On a GPU an upper bound, one segment old."""
+        """How many rows are under way. On a GPU an upper bound, one segment old."""
 
     def slots(self) -> np.ndarray:
         """int64 [R]: the slot of each row that is under way, in order. On a GPU this waits."""
 
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
-        """On to layer `until`, which lies ahead; rows that the rule lets go leave on the way, at `until` too.
+        """Go on to layer `until`, a later one than `layer`. Rows that the rule lets go leave on the way and at `until`.
 
-        Returns the rows still there at `until`, and their scores there, whether the exit is tested or not; None where
-        nobody is left, as after the last layer, where all leave. scores: False to stop at `until` without its exit, so
-        that rows stay even after the last layer. A layer may be left half done until the next call: the parts that only
-        rows that go on need.
+        Returns the rows still there after `until`, with their scores, whether the exit is tested or not. Returns None
+        where no row is left, as after the last layer, where all leave. scores: False to stop at `until` without its
+        exit; then rows stay even after the last layer. What only rows that go on need of a layer may be left until the
+        next call. Raises ValueError where `until` is not later, or the rule does not fit the model.
         """
 
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
-        """Rows where `gone`, bool [R], is true leave, at the layer where the last `advance` stopped.
+        """Rows where `gone`, bool [R], is true leave, after the layer where the last `advance` stopped.
 
-        answered: with that exit's scores, which must be there; else they are dropped, and their slots stay as they
-        are. Of a tag head gone is bool [T], by token: a token that has left is frozen, and a row leaves with its last.
+        answered: with that exit's scores, which must have been computed. Otherwise the rows are dropped, and their
+        slots stay as they are. For a tag head gone is bool [T]: a token that leaves is frozen, and a row leaves with
+        its last token. Raises ValueError where there are no scores to answer with.
         """
 
     def join(self, other: Flight) -> None:
         """Take in the rows of another flight of the same carrier, at the same layer and with the same `Answers`.
 
-        `other` is empty afterwards. Raises ValueError where they do not fit.
+        `other` is empty afterwards. Raises ValueError where the two do not fit together.
         """
 
     def states(self) -> Tensor:
-        """What the head reads of the layer they have passed: float32 [R, H], or [T, H]; a copy."""
+        """What the head reads of the layer that the rows have passed: float32 [R, H], or [T, H]; a copy."""
 
 
 class Carrier(Protocol):
@@ -93,14 +97,14 @@ class Carrier(Protocol):
 
     @property
     def max_rows(self) -> int:
-        """Of a flight."""
+        """The most rows that a flight may have."""
 
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> Flight:
-        """The rows of a batch before layer 1, row r answering to slots[r], int64 [R].
+        """A flight of a batch's rows before layer 1. Row r answers to slots[r], int64 [R].
 
-        Of a tag head slots[r] is the slot of the row's first token, and the others follow.
+        For a tag head slots[r] is the slot of the row's first token; the slots of its other tokens follow.
         Raises IndexError for an id outside its table, ValueError for sizes that do not fit.
         """
 
     def warmup(self, packed: Packed, rule: ExitRule) -> None:
-        """What the first flight of this size would wait for, done beforehand, through all layers."""
+        """Do in advance, through all layers, what the first flight of this size would wait for."""

@@ -1,4 +1,4 @@
-"""Weights as the compiled kernels read them: panels of output columns, in them 32-bit words side by side."""
+"""Weights as the compiled kernels read them: panels of output columns, with 32-bit words side by side."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from ..extension import address
 from . import Activation
 from .quantisation import quantise_weight
 
-THIN = 16  # fp32 layers of as many outputs or fewer stay as they are: a panel would be mostly padding
+THIN = 16  # fp32 layers with at most so many outputs are not packed: a panel would be mostly padding
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 @functools.cache
 def kernels() -> Any:
-    """The fastest kernels this processor runs, or those of PFENGINE_ISA: plain, avx2, avx512, avx512_bf16."""
+    """The fastest kernels that this processor runs, or those that PFENGINE_ISA names.
+
+    Names: plain, avx2, avx512, avx512_bf16. Raises ConfigError where this processor does not run them.
+    """
     name = os.environ.get("PFENGINE_ISA", "")
     found = extension.native().find_kernels(name)
     if found is None:
-        raise ConfigError(f"PFENGINE_ISA is {name!r}; there are no kernels of that name that this processor runs")
+        raise ConfigError(f"PFENGINE_ISA is {name!r}, and this processor runs no kernels of that name; leave it unset")
     return found
 
 
 def fast_precisions() -> list[str]:
-    """The precisions faster than fp32 that this processor has instructions for, fastest first."""
+    """The precisions for which this processor has instructions that make them faster than fp32, fastest first."""
     return {"avx512_bf16": ["int8", "bf16"], "avx512": ["int8"]}.get(kernels().name, [])
 
 
@@ -57,11 +60,11 @@ class PreparedBlock(NamedTuple):
 
 
 class Imitation(NamedTuple):
-    learners: Linear  # of layers 2..n side by side, each from a panel's first column on
+    learners: Linear  # of layers 2..n side by side, each beginning with a panel
     hidden: int
-    width: int  # columns from learner to learner
+    width: int  # columns from one learner to the next
     activation: Activation
-    projections: list[Linear]  # entry i - 1: of all layers after i side by side, [C, (n - i) H]
+    projections: list[Linear]  # entry i - 1: for all layers after i side by side, [C, (n - i) H]
 
 
 class PreparedExit(NamedTuple):
@@ -78,7 +81,7 @@ def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
 
 
 def pack_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, thin: bool = False, bits: int = 8) -> Linear:
-    """As `prepare_linear`. thin: rows as they are, not panels (fp32 only); bits: of the numbers where dtype is int8."""
+    """As `prepare_linear`. thin: rows, not panels (fp32 only). bits: of a number, where dtype is int8."""
     outputs, inputs = weight.shape
     precision = "int4" if dtype == torch.int8 and bits == 4 else _PRECISIONS[dtype]
     scale = total = None
@@ -114,6 +117,6 @@ def _pack(weight: Tensor) -> Tensor:
 
 
 def _halves(numbers: Tensor) -> Tensor:
-    """int8 [out, in] of -7 to 7 -> int8 [out, in / 2]: words of 8, the first 4 in the lower halves of their bytes."""
+    """int8 [out, in] of -7 to 7 to int8 [out, in / 2]. A word holds 8, the first 4 in the low halves of its bytes."""
     words = F.pad(numbers, (0, -numbers.shape[1] % 8)).unflatten(1, (-1, 2, 4))
     return (words[:, :, 1] * 16 + (words[:, :, 0] & 15)).flatten(1)

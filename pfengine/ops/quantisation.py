@@ -1,4 +1,4 @@
-"""int8: weights per output channel, symmetric; activations per row, over their range; imitation learners in int4."""
+"""int8: weights are symmetric per output channel, activations use their range per row, imitation learners are int4."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import torch
 from torch import Tensor
 
 LEARNER_BITS = 4
-"""Of imitation learners where all else is int8: what they say is summed over layers and states, and averages out."""
+"""Bits of imitation learners where all else is int8. Their outputs are summed over layers, so rounding averages out."""
 
 
-_ROWS = 128  # in between there are float32 copies of so many, not of the whole
+_ROWS = 128  # quantised at once, so that there is no float32 copy of the whole weight
 
 
 def quantise_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """int8 [out, in] and float32 scale [out], weight ~ scale * numbers; exact for a weight that was int8 before.
+    """float [out, in] to int8 [out, in] and float32 scale [out], such that weight ~ scale * numbers.
 
-    bits: numbers are -(2^(bits - 1) - 1) to 2^(bits - 1) - 1.
-
-    weight: float [out, in].
+    bits: numbers are -(2^(bits - 1) - 1) to 2^(bits - 1) - 1. Exact for a weight that was quantised before.
     """
     largest = torch.maximum(weight.amax(1), -weight.amin(1)).float()
     top = 2 ** (bits - 1) - 1
@@ -29,7 +27,7 @@ def quantise_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def fake_quantise_rows(x: Tensor) -> Tensor:
-    """x [rows, in] as 255 steps over each row's range, zero included, hold it."""
+    """x [rows, in] rounded to 255 steps over each row's range, zero included."""
     low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
     scale = torch.where(high > low, (high - low) / 255, 1.0)
     zero = (-low / scale).round()

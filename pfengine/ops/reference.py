@@ -1,4 +1,4 @@
-"""Plain torch, any device, any float dtype: the definition of right. Signatures and shapes: `ops.OpSet`."""
+"""Plain torch, on any device and in any float dtype: it defines what is right. Signatures and shapes: `ops.OpSet`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAD_ALIGNMENT = 1
 class Linear(NamedTuple):
     weight: Tensor  # [out, in]
     bias: Tensor  # [out]
-    int8: bool = False  # the weight is rounded to what int8 holds, and so is x
+    int8: bool = False  # weight is rounded to values that int8 can hold, and x is rounded likewise
 
 
 class Embedding(NamedTuple):
@@ -101,7 +101,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 
 def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor, torch.dtype], Any]) -> PreparedBlock:
-    """A block whose linear layers `prepare` prepared."""
+    """Prepare a block, its linear layers by `prepare`."""
     return PreparedBlock(
         qkv=prepare(*block.qkv, dtype),
         attention_output=prepare(*block.attention_output, dtype),
@@ -116,7 +116,7 @@ def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
-    return linear(x, weights.qkv, "none")  # and queries, which `block` picks from
+    return linear(x, weights.qkv, "none")  # includes queries, of which `block` takes those it needs
 
 
 def block(
@@ -144,7 +144,7 @@ def composed(
     linear: Callable[[Tensor, Any, Activation], Tensor],
     attention: Callable[[Tensor, Tensor, int, float, Queries | None], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`block_sums` of an op set that has these two; kept: what `linear` made for queries, keys and values."""
+    """`block_sums` for an op set with this `linear` and `attention`. kept: queries, keys and values of all tokens."""
     if queries == "first":
         rows = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
         queries = Queries(cu_seqlens[:-1], rows)
@@ -167,7 +167,7 @@ def layer_norm(x: Tensor, norm: Norm) -> Tensor:
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, queries: Queries | None = None) -> Tensor:
-    """Of all tokens, or of the queries: [T, 3 heads d] -> [T or Q, heads d]."""
+    """Attention of all tokens, or of the queries: [T, 3 heads d] -> [T or Q, heads d]."""
     bounds = cu_seqlens.tolist()
     asked = bounds if queries is None else queries.bounds.tolist()
     rows = []
@@ -221,7 +221,7 @@ def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, pro
 
 
 def composed_pooled(states: Tensor, weights: Any, layer: int, pooling: Pooling, projection: Any, ops: Any) -> Tensor:
-    """`pooled` of an op set that has linear and guesses."""
+    """`pooled`, made of an op set's `linear` and `guesses`."""
     return ops.linear(pool(ops.guesses(states, weights, layer), pooling), projection, "none")
 
 
@@ -271,7 +271,7 @@ def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Te
 def composed_exit(
     x: Tensor, parts: Exit, add: Tensor | None, answer: bool, ops: Any
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """`exit` of an op set that has linear, guesses, project and gate_merge."""
+    """`exit`, made of an op set's `linear`, `guesses`, `project` and `gate_merge`."""
     state = x if parts.pooler is None else ops.linear(x, parts.pooler, "tanh")
     past = ops.linear(state, parts.past, "none", add)
     if not answer:
@@ -289,6 +289,6 @@ def composed_exit(
         logits = logits + future
     learned = None
     if parts.learned is not None:
-        # by tanh, whose vector body and scalar tail agree to the last bit
+        # sigmoid by tanh, whose vector body and scalar tail agree to the last bit
         learned = (1 + torch.tanh(ops.linear(state, parts.learned, "none")[:, 0] / 2)) / 2
     return logits.contiguous(), past, learned

@@ -1,4 +1,4 @@
-"""Exit rules as data: what a carrier needs to decide by itself who leaves. `ops.decide` says what they mean."""
+"""Exit rules as data, from which a carrier decides by itself who leaves. `ops.decide` defines what they mean."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ WINDOWS = ("side", "trend", "range")  # memories that keep the last `size` value
 
 
 def values(number: float) -> np.ndarray:
-    """One number for all layers and slots, as `Clause` holds numbers."""
+    """One number for all layers and slots, in the form of a clause's numbers: float32 [1, 1]."""
     return np.full((1, 1), number, np.float32)
 
 
 class Clause(NamedTuple):
     """One reason to leave: a signal, what a memory of earlier exits makes of it, and a comparison with a threshold.
 
-    Numbers that may differ are float32 [1 or n, 1 or P]: by layer (entry i - 1 is of layer i) and by slot of the
-    answers. Everything is compared in float32, and no comparison with nan is true.
+    Numbers are float32 [1 or n, 1 or P]: one for all layers or one per layer (row i - 1 is for layer i), and one for
+    all slots or one per slot of the answers. Comparisons are in float32, and none with nan is true.
     """
 
     signal: Signal
     comparison: Comparison
     threshold: np.ndarray  # float32 [1 or n, 1 or P]
     memory: Memory = "none"
-    times: np.ndarray = values(1)  # "running": so many exits in a row; float32 [1 or n, 1 or P]
+    times: np.ndarray = values(1)  # "running": at so many exits in a row; float32 [1 or n, 1 or P]
     size: int = 0  # "side", "trend", "range": how many exits the window holds
-    temperature: np.ndarray = values(1)  # logits are divided by it before the signal is taken; float32 [1 or n, 1]
+    temperature: np.ndarray = values(1)  # logits are divided by it before the signal is computed; float32 [1 or n, 1]
 
     def width(self, labels: int) -> int:
-        """Numbers that a row carries from exit to exit."""
+        """How many numbers a row carries from exit to exit for this clause."""
         own = {"label_repeats": 1, "change": labels}.get(self.signal, 0)
         return own + {"none": 0, "running": 1, "votes": labels, "sum": 2}.get(self.memory, self.size)
 
@@ -48,25 +48,25 @@ class Clause(NamedTuple):
 class TokenRule(NamedTuple):
     """How the signals of a row's tokens are read, where the head scores every token."""
 
-    unit: Literal["row", "token"]  # who leaves
-    pool: Literal["max", "mean"] = "max"  # unit "row": over the row's tokens
-    window: int = 1  # unit "token": the largest over so many tokens of the row, an odd number, this one in the middle
-    freezes: bool = False  # unit "token": a token that has left keeps its state, else it is updated like all others
+    unit: Literal["row", "token"]  # what leaves
+    pool: Literal["max", "mean"] = "max"  # unit "row": the largest or the mean over the row's tokens
+    window: int = 1  # unit "token": the largest over so many tokens of the row, odd, with this token in the middle
+    freezes: bool = False  # unit "token": is a token that has left frozen? Otherwise it is updated like all others
 
 
 class ExitRule(NamedTuple):
-    """When rows leave. A row leaves after the first tested layer where any clause holds, or after the last layer."""
+    """When rows leave: after the first tested layer where any clause holds, or else after the last layer."""
 
     tested: bytes  # [n]: is the exit after layer i tested?
     clauses: tuple[Clause, ...] = ()
     tokens: TokenRule | None = None
 
     def width(self, labels: int) -> int:
-        """Numbers that a row (or token) carries from exit to exit, nan before the first."""
+        """How many numbers a row (or token) carries from exit to exit; they are nan before the first."""
         return sum(clause.width(labels) for clause in self.clauses)
 
 
 def number_at(numbers: np.ndarray, layer: int, slots: np.ndarray) -> np.ndarray:
-    """Those of a layer (1-based) and of slots, int64 [R]: float32 [R] or [1]."""
+    """A clause's numbers at a layer (1-based) for slots, int64 [R]: float32 [R], or [1] where all are the same."""
     of_layer = numbers[min(layer, len(numbers)) - 1] if len(numbers) > 1 else numbers[0]
     return of_layer[slots] if len(of_layer) > 1 else of_layer

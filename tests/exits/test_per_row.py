@@ -130,7 +130,7 @@ def test_too_few_and_too_many(engine: pfengine.Engine, rows: list) -> None:
             engine.classify(rows[0], **{name: (1.0, 2.0)})
     short = engine.classify(iter(rows), threshold=[0.9] * 6, on_error="return")
     assert [answer.get("error") for answer in short[6:]] == [
-        "has no threshold: those given beside the rows ended before it"
+        "has no threshold: the values given beside the rows ended before it"
     ] * 2
     assert short[:6] == engine.classify(rows[:6], threshold=0.9)
     stream = engine.stream(iter(rows), threshold=iter([0.9] * 9))

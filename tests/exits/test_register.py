@@ -79,7 +79,7 @@ def test_from_text_to_a_guarantee_and_back(
     np.testing.assert_array_equal(out.exit_layers, expected)
     assert 5 > out.exit_layers.min() >= 3
 
-    with pytest.raises(pfengine.ConfigError, match=r"there are apart, beem, .* late, .* once they are imported"):
+    with pytest.raises(pfengine.ConfigError, match=r"one of apart, beem, .* late, .* imported first"):
         parse("aparte:0.3")
     del CRITERIA["apart"]
     with pytest.raises(pfengine.CheckpointError, match="criterion 'apart:,3' is unknown"):
@@ -92,7 +92,7 @@ def test_a_class_that_is_called_is_parsed_too(make_checkpoint: Callable[..., Pat
     assert type(engine.criterion) is Late
     assert engine.predict(random_rows([3, 5])).exit_layers.tolist() == [4, 4]
     assert type(parse("late")) is Late
-    with pytest.raises(pfengine.ConfigError, match="'soon' is no number"):
+    with pytest.raises(pfengine.ConfigError, match="'soon' is not a number"):
         parse("late:soon")
     with pytest.raises(pfengine.ConfigError, match="criterion late:3 takes no thresholds per row"):
         engine.predict(random_rows([3, 5]), threshold=[1, 2])
