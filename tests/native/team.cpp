@@ -208,7 +208,7 @@ class Case {
 
   // Two flights that become one; units leave at layers given beforehand.
   void answers(const Model& model, std::int64_t rows, int threads, Bytes& all) const {
-    const bool by_token = model.reads() == Reads::all;
+    const bool by_token = model.scores_tokens();
     const std::int64_t count = by_token ? bounds_[rows] : rows, half = rows / 2;
     std::vector<std::int64_t> slots(rows), left(count);
     std::vector<float> logits(count * kLabels), layers(count), one{1};
@@ -228,10 +228,10 @@ class Case {
                     slots.data() + first, answers, threads);
     };
     Flight flight = start(half, rows), other = start(0, half);
-    flight.advance(rule, 1, threads);
-    other.advance(rule, 1, threads);
+    flight.advance(rule, 1, true, threads);
+    other.advance(rule, 1, true, threads);
     flight.join(other, threads);
-    flight.advance(rule, 3, threads);
+    flight.advance(rule, 3, true, threads);
     append(all, logits);
     append(all, left);
   }
