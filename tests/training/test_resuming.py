@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import signal
@@ -277,14 +276,12 @@ def test_a_state_that_cannot_be_written(encoder: Path, rows: Path, tmp_path: Pat
     assert bytes_of(pfengine.train(asked)) == whole
 
 
-def test_attaching_goes_on_too(encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attaching_goes_on_too(encoder: Path, rows: Path, tmp_path: Path) -> None:
     plain = pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=1))
     lines = (rows / "train.tsv").read_text().splitlines()
     texts = tmp_path / "texts.tsv"
     texts.write_text("\n".join(line.partition("\t")[0] for line in lines) + "\n")
-    options: dict[str, Any] = {"epochs": 2, "hold_out": 40, "batch_size": 16, "dropout": 0.2}
-    often = functools.partial(pfengine.TrainingConfig, save_every=4)
-    monkeypatch.setattr("pfengine.training.attach_exits.TrainingConfig", often)
+    options: dict[str, Any] = {"epochs": 2, "hold_out": 40, "batch_size": 16, "dropout": 0.2, "save_every": 4}
     whole = bytes_of(pfengine.attach(plain, texts, tmp_path / "whole", **options))
     for step, events in ((6, 0), (27, 12), (30, 0)):
         assert killed(lambda: pfengine.attach(plain, texts, tmp_path / "ckpt", **options), step, events)
