@@ -276,12 +276,12 @@ class Engine:
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
         read = self._windows(given, truncation, runner.batch_tokens)
         windows = (raise_first(selection.resolved(window)) for window in read)
-        parts = [runner.no_answers()]
-        for window, *answers in self._answered(inputs, windows, selection, runner):
+        all_logits, all_layers = [], []
+        for window, logits, exit_layers in self._answered(inputs, windows, selection, runner):
             raise_first(window)
-            parts.append((answers[0], answers[1]))
-        logits = runner.join([part[0] for part in parts], np.nan)
-        exit_layers = runner.join([part[1] for part in parts], 0)
+            all_logits.append(logits)
+            all_layers.append(exit_layers)
+        logits, exit_layers = runner.join_answers(all_logits, all_layers)
         return Predictions(logits, exit_layers, self.num_layers, self.model.config.problem_type)
 
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:

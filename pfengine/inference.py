@@ -102,6 +102,8 @@ class Runner:
 
     def join(self, parts: Sequence[np.ndarray], fill: float, axis: int = 0) -> np.ndarray:
         """Results of several windows joined along the axis of rows, those of a tag head padded with `fill`."""
+        if len(parts) == 1:
+            return parts[0]
         if self.model.head.tags:
             most = max(part.shape[axis + 1] for part in parts)
             lacks = [[(0, 0)] * (axis + 1) + [(0, most - part.shape[axis + 1])] for part in parts]
@@ -109,10 +111,12 @@ class Runner:
             parts = [np.pad(part, lack, constant_values=fill) for part, lack in zip(parts, lacks, strict=True)]
         return np.concatenate(parts, axis=axis)
 
-    def no_answers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and exit layers of a window without rows."""
-        room = self._room([])
-        return room.by_row(room.logits, np.nan), room.by_row(room.exit_layers, 0)
+    def join_answers(self, logits: list[np.ndarray], exit_layers: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and exit layers of several windows joined, as `answer` gives those of each; without rows of none."""
+        if not logits:
+            none = self._room([])
+            return none.by_row(none.logits, np.nan), none.by_row(none.exit_layers, 0)
+        return self.join(logits, np.nan), self.join(exit_layers, 0)
 
     def _marked(self, window: Window, answers: RowAnswers | TokenAnswers, answered: np.ndarray) -> Window:
         """answered: bool by slot. A row has an answer where all its slots have one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,9 +80,10 @@ class Replay(_Fixed):
             raise ConfigError("replay takes one exit layer >= 1 per row, as a flat list of integers")
         self.layers = given.astype(np.int64)
         self.rows = len(self.layers)
+        self._leave_after = np.minimum(self.layers, _LAST).astype(np.float32)[None]
 
     def clauses(self, at: Places) -> tuple[Clause, ...]:
-        return (self._clause(self.layers),)
+        return (Clause("layer", ">=", self._leave_after),)
 
     def bound(
         self,
@@ -93,15 +95,11 @@ class Replay(_Fixed):
     ) -> ExitRule:
         if first_row + slots > self.rows:
             raise ConfigError(f"replay has exit layers for {self.rows} rows, and the input has more; give one per row")
-        tested = bytes(layer in exit_layers for layer in range(1, num_layers + 1))
-        return ExitRule(tested, (self._clause(self.layers[first_row : first_row + slots]),))
+        clause = Clause("layer", ">=", self._leave_after[:, first_row : first_row + slots])
+        return ExitRule(_tested(num_layers, tuple(exit_layers)), (clause,))
 
     def bind(self, num_layers: int, exit_layers: Sequence[int]) -> Any:
         return self
-
-    @staticmethod
-    def _clause(layers: np.ndarray) -> Clause:
-        return Clause("layer", ">=", np.minimum(layers, _LAST).astype(np.float32)[None])
 
     @classmethod
     def from_text(cls, argument: str, threshold: float | None) -> Replay:
@@ -115,3 +113,8 @@ class Replay(_Fixed):
 
     def __repr__(self) -> str:
         return "replay:" + ",".join(map(str, self.layers.tolist()))
+
+
+@functools.cache
+def _tested(num_layers: int, exit_layers: tuple[int, ...]) -> bytes:
+    return bytes(layer in exit_layers for layer in range(1, num_layers + 1))

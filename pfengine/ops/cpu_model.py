@@ -33,6 +33,7 @@ class CpuModel(Carrier):
 
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> CpuFlight:
         """As `Carrier.start`. Raises TypeError for arrays of other dtypes, or that are not contiguous."""
+        threads = extension.threads()
         native = extension.native().Flight(
             kernels(),
             self.native,
@@ -43,9 +44,9 @@ class CpuModel(Carrier):
             slots,
             answers.logits,
             answers.exit_layers,
-            extension.threads(),
+            threads,
         )
-        return CpuFlight(self, native)
+        return CpuFlight(self, native, threads)
 
     def warmup(self, packed: Packed, rule: ExitRule) -> None:
         """As `Carrier.warmup`."""
@@ -63,12 +64,12 @@ class CpuModel(Carrier):
 
 
 class CpuFlight(Flight):
-    """A `_C.Flight`."""
+    """A `_C.Flight`, with as many threads as it was started with."""
 
-    __slots__ = ("carrier", "native")
+    __slots__ = ("carrier", "native", "threads")
 
-    def __init__(self, carrier: CpuModel, native: _C.Flight) -> None:
-        self.carrier, self.native = carrier, native
+    def __init__(self, carrier: CpuModel, native: _C.Flight, threads: int) -> None:
+        self.carrier, self.native, self.threads = carrier, native, threads
 
     @property
     def layer(self) -> int:
@@ -88,7 +89,7 @@ class CpuFlight(Flight):
         It does not fit where it has numbers for other layers or slots, reads tokens that the head does not score or a
         learned score that the head does not give, or carries other numbers from exit to exit than the rule before.
         """
-        if not self.native.advance(self.carrier.native_rule(rule), until, scores, extension.threads()):
+        if not self.native.advance(self.carrier.native_rule(rule), until, scores, self.threads):
             return None
         layer, logits, slots, learned = self.native.exit()
         return Exit(layer, _tensor(logits), torch.from_numpy(slots), _tensor(learned))
@@ -96,13 +97,13 @@ class CpuFlight(Flight):
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
         """As `Flight.leave`. Raises ValueError where `gone` has another size, TypeError where it is not of bool."""
         gone = gone.numpy(force=True) if isinstance(gone, Tensor) else gone
-        self.native.leave(gone, answered, extension.threads())
+        self.native.leave(gone, answered, self.threads)
 
     def join(self, other: Flight) -> None:
         """As `Flight.join`."""
         if not isinstance(other, CpuFlight):
             raise ValueError(f"a flight of {type(other).__name__} cannot join one of {type(self).__name__}")
-        self.native.join(other.native, extension.threads())
+        self.native.join(other.native, self.threads)
 
     def states(self) -> Tensor:
         """As `Flight.states`."""
