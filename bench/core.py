@@ -32,6 +32,7 @@ from .models import (
     kept,
     past_future_shapes,
     random_checkpoint,
+    random_tagger,
     random_tensors,
     write,
 )
@@ -78,7 +79,10 @@ RULES = (
 )
 CALLABLE = Rule("Python callable", {"callable": 0.9}, {"callable": 1.0})
 
+TOKEN_ROWS, TOKENS_PER_ROW, TOKENS_LEAVE_AT = 8, 64, 4
+
 RATE_GOAL = 0.98
+TOKENS_GOALS = {768: 1.28}  # by hidden size
 RULE_GOALS = {"one row": 1.03, "batch 32": 1.02}
 CALLABLE_GOALS = {"one row": 1.20, "batch 32": 1.05}
 CALLABLE_GOAL_SMALL = 1.40  # one row, below a hidden size of 768
@@ -264,6 +268,26 @@ def rules(new: Side, old: Side, settings: Settings) -> Iterator[dict[str, Any]]:
                     yield record
 
 
+def tokens(new: Side, settings: Settings) -> Iterator[dict[str, Any]]:
+    """How much faster a batch through a tag head is when half of all tokens leave after layer TOKENS_LEAVE_AT.
+
+    Those tokens stay as keys and values. Both passes compute the scores of that exit.
+    """
+    for hidden in settings.hidden:
+        new.ask("load", name="tagger", path=str(random_tagger(settings.cache, hidden)), precision=PRECISION)
+        rows = [[2 + (r * TOKENS_PER_ROW + i) % 7000 for i in range(TOKENS_PER_ROW)] for r in range(TOKEN_ROWS)]
+        for name, every in (("nobody", None), ("half", 2)):
+            answer = new.ask("prepare_tokens", run=name, engine="tagger", rows=rows, after=TOKENS_LEAVE_AT, every=every)
+            if answer["left"] != (0 if every is None else TOKEN_ROWS * TOKENS_PER_ROW // every):
+                raise SystemExit(f"{answer['left']} tokens left early; expected {name}")
+        nobody, half = interleaved([Pass(new, "nobody"), Pass(new, "half")], settings)
+        yield {
+            "hidden": hidden, "rows": TOKEN_ROWS, "tokens_per_row": TOKENS_PER_ROW, "after": TOKENS_LEAVE_AT,
+            "ms_nobody": 1e3 * statistics.median(nobody), "ms_half": 1e3 * statistics.median(half),
+            "speedup": ratio(nobody, half), "goal": TOKENS_GOALS.get(hidden),
+        }  # fmt: skip
+
+
 def imports(new: Side, old: Side, rounds: int) -> dict[str, Any]:
     """Seconds that importing pfengine and what `load` needs takes once torch is there, each in a fresh process."""
     found: dict[str, list[float]] = {new.name: [], old.name: []}
@@ -278,10 +302,15 @@ def imports(new: Side, old: Side, rounds: int) -> dict[str, Any]:
 
 def measure(old: Side, new: Side, settings: Settings, parts: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"precision": PRECISION, "rounds": settings.rounds, "threads": new.ask("threads")}
-    for part, records in (("rates", rates), ("rules", rules)):
+    sources = {
+        "rates": lambda: rates(new, old, settings),
+        "rules": lambda: rules(new, old, settings),
+        "tokens": lambda: tokens(new, settings),
+    }
+    for part, records in sources.items():
         if part in parts:
             found[part] = []
-            for record in records(new, old, settings):
+            for record in records():
                 found[part].append(record)
                 print(json.dumps(record), file=sys.stderr, flush=True)
     if "import" in parts:
@@ -301,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--hidden", type=int, nargs="+", default=[384, 768], help="hidden sizes")
     parser.add_argument("--seconds", type=float, default=0.25, help="that a pass takes at least; default: %(default)s")
-    parser.add_argument("--parts", default="rates,rules,import", help="of the table; default: %(default)s")
+    parser.add_argument("--parts", default="rates,rules,tokens,import", help="of the table; default: %(default)s")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/pfengine-bench").expanduser())
     given = parser.parse_args(arguments)
     from . import core_report

@@ -30,6 +30,11 @@ Time over that with entropy in the same version, timed right before or after; in
 where it knows the criterion. Either every row leaves after layer {layer}, which the criterion itself decides, or none
 leaves though every exit is tested.
 """
+TOKENS = """
+## Tokens that leave
+A tag head, {rows} rows of {tokens_per_row} tokens: the time where no token leaves over the time where every second
+token leaves after layer {after}. Those stay as keys and values, and cost no queries and no feed-forward network.
+"""
 IMPORT = """
 ## Import
 Seconds to import pfengine and what `pfengine.load` needs, torch being imported already; fresh processes.
@@ -76,6 +81,19 @@ def _lines(found: dict[str, Any], machine: str) -> Iterator[str]:
     if rules := found.get("rules"):
         yield RULES.format(layer=min(r["exit"] for r in rules))
         yield from criteria_table(rules)
+    if tokens := found.get("tokens"):
+        yield TOKENS.format(**tokens[0])
+        yield from table(
+            ("hidden size", "none leave, ms", "half leave, ms", "faster", "goal"),
+            (
+                (
+                    str(r["hidden"]), f"{r['ms_nobody']:.1f}", f"{r['ms_half']:.1f}",
+                    _shown(r["speedup"], r["goal"] is None or r["speedup"] >= r["goal"]),
+                    "" if r["goal"] is None else f">= {r['goal']}",
+                )
+                for r in tokens
+            ),
+        )  # fmt: skip
     if times := found.get("import"):
         yield IMPORT
         new = _shown(times["new"], times["new"] <= times["goal"])

@@ -1,6 +1,7 @@
 """Answers requests of `bench.core` with the pfengine that is on its path: one line of JSON each way.
 
-It uses pfengine's public interface alone, so that it runs with any version. Started as a script, never imported.
+It uses pfengine's public interface alone, so that it runs with any version; only `prepare_tokens`, which is asked of
+the new version alone, drives flights. Started as a script, never imported.
 """
 
 from __future__ import annotations
@@ -58,6 +59,35 @@ class Server:
             return {"error": str(error)}
         self.runs[run] = run_once
         return {"exit_layers": layers.tolist(), "logits": hashlib.sha256(logits.tobytes()).hexdigest()}
+
+    def prepare_tokens(
+        self, run: str, engine: str, rows: list[list[int]], after: int, every: int | None
+    ) -> dict[str, Any]:
+        """Prepare a pass of one batch through a tag head, and return how many tokens left after layer `after`.
+
+        every: of each row's tokens the 1st, the 1 + `every`th and so on leave then; None: no token does.
+        """
+        from pfengine.batching import pack
+        from pfengine.ops.flight import Answers
+        from pfengine.rows import Row
+
+        model = self.engines[engine].model
+        packed = pack([Row(i, np.array(ids), None, False) for i, ids in enumerate(rows)], model.config)
+        tokens, starts = len(packed.ids), packed.cu_seqlens[:-1].astype(np.int64)
+        gone = np.zeros(tokens, bool)
+        if every is not None:
+            gone = (np.arange(tokens) - np.repeat(starts, np.diff(packed.cu_seqlens))) % every == 0
+        answers = Answers(0, tokens, model.config.num_labels)
+
+        def run_once() -> tuple[np.ndarray, np.ndarray]:
+            flight = model.carrier.start(packed, starts, answers)
+            flight.advance(model.full_depth, until=after)
+            flight.leave(gone)
+            flight.advance(model.full_depth, until=model.num_layers)
+            return answers.exit_layers, answers.logits
+
+        self.runs[run] = run_once
+        return {"left": int((run_once()[0] == after).sum())}
 
     def time(self, run: str, times: int) -> float:
         """The mean seconds of a pass, over several in a row."""

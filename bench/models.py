@@ -51,6 +51,16 @@ def random_checkpoint(directory: Path, hidden: int, head: str) -> Path:
     return kept(directory / name, lambda stage: write(stage, hidden, manifest, tensors))
 
 
+def random_tagger(directory: Path, hidden: int) -> Path:
+    """The encoder of `random_checkpoint` with exits that score every token."""
+    tensors = random_tensors(encoder_shapes(hidden), seed=0) | random_tensors(linear_shapes(hidden), seed=1)
+    manifest = {
+        "format_version": 1, "system": "tagger", "head": {"type": "tagger"}, "criterion": "never",
+        "exit_layers": list(range(1, LAYERS + 1)),
+    }  # fmt: skip
+    return kept(directory / f"tagger-{hidden}", lambda stage: write(stage, hidden, manifest, tensors))
+
+
 def write(stage: Path, hidden: int, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     config = {
         "model_type": "bert", "hidden_size": hidden, "num_hidden_layers": LAYERS, "intermediate_size": 4 * hidden,
@@ -108,7 +118,7 @@ def classifier_shapes(hidden: int) -> Shapes:
 
 
 def linear_shapes(hidden: int) -> Shapes:
-    """Shapes of a linear head without poolers."""
+    """Shapes of a linear head without poolers, of rows or of tokens."""
     weight, bias = (LAYERS, LABELS, hidden), (LAYERS, LABELS)
     return {"exit_head.classifiers.weight": weight, "exit_head.classifiers.bias": bias}
 

@@ -175,6 +175,7 @@ def test_the_core_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for layer in (6, 12)
     }
     assert all(r["new"] > 0 and r["old"] > 0 for r in found["rules"])
+    assert [r["speedup"] > 0 for r in found["tokens"]] == [True]
     assert found["import"]["new"] > 0
     page = (tmp_path / "core.md").read_text()
     assert "commit 1234567" in page
