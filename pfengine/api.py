@@ -138,10 +138,10 @@ class Engine:
     @property
     def _workers(self) -> Executor | None:
         """One thread for each batch that may be under way; a forked process makes its own."""
-        if self.model.carrier.lanes == 1:
+        if self.model.carrier.worker_threads == 1:
             return None
         if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(self.model.carrier.lanes, "pfengine")
+            self._pool = os.getpid(), ThreadPoolExecutor(self.model.carrier.worker_threads, "pfengine")
         return self._pool[1]
 
     def __repr__(self) -> str:

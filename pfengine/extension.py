@@ -16,11 +16,21 @@ from torch import Tensor
 from . import forking, processors
 
 _missing = ""  # why _C is not there; empty where it is
+
+
+class _Missing:
+    """Stands for `_C` where it is missing: whatever is asked of it raises RuntimeError."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"the compiled kernels are not available: {status()}")
+
+
 try:
-    from . import _C
+    from . import _C as _C
 except ImportError as error:
     built = importlib.util.find_spec(f"{__package__}._C") is not None
     _missing = f"it cannot be loaded: {error}" if built else "it was not built"
+    _C = _Missing()  # type: ignore[assignment]
 
 log = logging.getLogger("pfengine")
 Compacted = tuple[Tensor, Tensor, Tensor]  # tokens [T, ...], cu_seqlens int32 [R + 1], row_ids int64 [R]
@@ -31,13 +41,6 @@ _warned = threading.Lock()  # acquired once, never released
 def has_cpu() -> bool:
     """Is the C++ code there?"""
     return not _missing
-
-
-def native() -> Any:
-    """pfengine._C itself; RuntimeError where it is missing."""
-    if _missing:
-        raise RuntimeError(f"the compiled kernels are not available: {status()}")
-    return _C
 
 
 def threads() -> int:
@@ -115,7 +118,7 @@ def signal(name: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
     rows, labels = logits.shape[:-1], logits.shape[-1]
     out, to = room(rows, torch.float32)
     at = address("logits", logits, torch.float32, logits.shape)
-    native().run_signal(name, at, out.numel(), labels, temperature, to)
+    _C.run_signal(name, at, out.numel(), labels, temperature, to)
     return out
 
 

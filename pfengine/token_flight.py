@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .batch import Packed
 from .ops import Queries
-from .ops.decide import decide
 from .ops.flight import Answers, Exit
 from .ops.rule import ExitRule
 from .torch_flight import TorchCarrier, TorchFlight, joined, ranges
@@ -54,13 +53,10 @@ class TokenFlight(TorchFlight):
             self.x = x
 
     def _decide(self, rule: ExitRule) -> None:
-        if rule.tokens is None:
-            raise ValueError("the rule does not say how it reads a tag head's tokens")
-        by_row, scores, signal = rule.tokens.unit == "row", self._scores(), self.carrier.encoder.ops.signal
-        slots = self.places if by_row else self.token_slots
-        leave, self.rule_state = decide(
-            rule, self.layer, scores.logits, None, self.rule_state, slots, signal, self.cu_seqlens
-        )
+        if rule.tokens is None:  # it has no clauses
+            return
+        by_row = rule.tokens.unit == "row"
+        leave = self._leaving(rule, self.places if by_row else self.token_slots, self.cu_seqlens)
         gone = leave.repeat_interleave(self.cu_seqlens.diff()) if by_row else leave
         self._leave(gone, answered=True, freezes=rule.tokens.freezes)
 
@@ -86,7 +82,7 @@ class TokenFlight(TorchFlight):
 
     def _take(self, rows: Tensor) -> None:
         tokens = ranges(self.cu_seqlens[rows], self.cu_seqlens.diff()[rows]).long()
-        state, by_token = self.rule_state, self.rule_state is not None and len(self.rule_state) == len(self.x)
+        state, by_token = self.rule_state, self.rule_state is not None and not self.rule_layout[0]
         self.token_slots, self.gone, self.frozen = self.token_slots[tokens], self.gone[tokens], self.frozen[tokens]
         self.sums = None if self.sums is None else self.sums[tokens]
         scores, self.scores = self.scores, None

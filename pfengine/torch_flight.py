@@ -7,6 +7,7 @@ that leaves has paid for a sixth of the layer and one token.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,13 +23,13 @@ from .heads import ExitHead
 from .heads.base import HeadState, Scores
 from .ops import Queries, Reads
 from .ops.decide import decide
-from .ops.flight import MIN_ROWS_TO_SPLIT, Answers, Exit, Flight
+from .ops.flight import MIN_ROWS_TO_SPLIT, Answers, Carrier, Exit, Flight
 from .ops.rule import ExitRule
 from .surroundings import undisturbed
 
 
 @dataclass(frozen=True)
-class TorchCarrier:
+class TorchCarrier(Carrier):
     """A head of any kind over an encoder, prepared for one op set."""
 
     flight: type[TorchFlight]  # TokenFlight where the head scores tokens
@@ -37,7 +38,8 @@ class TorchCarrier:
     exit_layers: tuple[int, ...]  # layers that have an exit; the last one is always among them
     labels: int
     device: torch.device
-    lanes: int = 1
+    worker_threads: int = 1
+    max_flights: int = sys.maxsize
     max_rows: int = sys.maxsize
 
     @property
@@ -65,17 +67,20 @@ class Half(NamedTuple):
     rows: Tensor  # int64, rising: the rows that are left
 
 
-class TorchFlight:
+class TorchFlight(Flight):
     """`ops.flight.Flight` for heads that score rows."""
+
+    layer: int = 0
 
     def __init__(self, carrier: TorchCarrier, packed: Packed, slots: np.ndarray, answers: Answers) -> None:
         inputs = packed.to(carrier.device)
-        self.carrier, self.answers, self.layer = carrier, answers, 0
+        self.carrier, self.answers = carrier, answers
         self.x, self.cu_seqlens = encoder.embed(carrier.encoder, inputs), inputs.cu_seqlens
         self.places = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
         self.half: Half | None = None  # where the present layer is half done; x is of the layer before then
         self.head_state: HeadState | None = None
-        self.rule_state: Tensor | None = None
+        self.rule_state: Tensor | None = None  # what the rule carries from exit to exit; None: nothing yet
+        self.rule_layout: tuple[Any, ...] = ()  # what its numbers stand for
         self.scores: Scores | None = None  # after the present layer
 
     def __len__(self) -> int:
@@ -91,9 +96,14 @@ class TorchFlight:
 
     @undisturbed()
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
-        carrier = self.carrier
-        if len(self) and until <= self.layer:
+        carrier, head = self.carrier, self.carrier.head
+        if not len(self):
+            return None
+        if until <= self.layer:
             raise ValueError(f"until is {until}, expected a layer after {self.layer}")
+        rule.check(carrier.num_layers, len(self.answers.exit_layers), head.tags, head.learned)
+        if self.rule_state is not None and rule.width(carrier.labels) and rule.layout != self.rule_layout:
+            raise ValueError("the rule carries other numbers from exit to exit than the rule before it did")
         while len(self) and self.layer < min(until, carrier.num_layers):
             self._finish_layer()
             self.layer += 1
@@ -128,6 +138,9 @@ class TorchFlight:
             return
         if len(self) and other.layer != self.layer:
             raise ValueError(f"the other flight is at layer {other.layer}, this one at layer {self.layer}")
+        carry = self.rule_state is not None and other.rule_state is not None
+        if len(self) and carry and self.rule_layout != other.rule_layout:
+            raise ValueError("the flights' rules carry different numbers from exit to exit")
         self._finish_layer()
         other._finish_layer()
         if len(self):
@@ -149,11 +162,16 @@ class TorchFlight:
         return Exit(self.layer, copied(logits), self.places.clone(), copied(learned))
 
     def _decide(self, rule: ExitRule) -> None:
-        scores, signal = self._scores(), self.carrier.encoder.ops.signal
-        leave, self.rule_state = decide(
-            rule, self.layer, scores.logits, scores.learned, self.rule_state, self.places, signal
-        )
-        self._leave(leave, answered=True)
+        self._leave(self._leaving(rule, self.places), answered=True)
+
+    def _leaving(self, rule: ExitRule, slots: Tensor, bounds: Tensor | None = None) -> Tensor:
+        """Who leaves, by the rule. A rule that carries nothing leaves alone what another has carried so far."""
+        scores, signal, carries = self._scores(), self.carrier.encoder.ops.signal, rule.width(self.carrier.labels)
+        state = self.rule_state if carries else None
+        leave, state = decide(rule, self.layer, scores.logits, scores.learned, state, slots, signal, bounds)
+        if carries:
+            self.rule_state, self.rule_layout = state, rule.layout
+        return leave
 
     def _scores(self) -> Scores:
         if self.scores is None:
@@ -162,11 +180,27 @@ class TorchFlight:
 
     def _absorb(self, other: TorchFlight) -> None:
         """Append the rows of `other`."""
+        self._join_rule_states(other)
         self.cu_seqlens = torch.cat([self.cu_seqlens, other.cu_seqlens[1:] + len(self.x)])
         self.x, self.places = torch.cat([self.x, other.x]), torch.cat([self.places, other.places])
         self.head_state = joined(self.head_state, other.head_state)
-        self.rule_state = joined(self.rule_state, other.rule_state)
         self.scores = None if self.scores is None or other.scores is None else joined(self.scores, other.scores)
+
+    def _join_rule_states(self, other: TorchFlight) -> None:
+        """A flight that carries nothing for a rule yet is filled up with nan, which means "no exit so far"."""
+        if self.rule_state is None and other.rule_state is None:
+            return
+        layout = self.rule_layout if other.rule_state is None else other.rule_layout
+        by_row = layout[0] or not self.carrier.head.tags
+        states = []
+        for flight in (self, other):
+            state = flight.rule_state
+            if state is None:
+                some = self.rule_state if other.rule_state is None else other.rule_state
+                assert some is not None
+                state = some.new_full((len(flight) if by_row else len(flight.x), some.shape[1]), math.nan)
+            states.append(state)
+        self.rule_state, self.rule_layout = torch.cat(states), layout
 
     def _run_layer(self, split: bool, last: bool) -> None:
         """Compute the next layer; split: only its first half, where the head reads first tokens."""

@@ -15,7 +15,7 @@ from pfengine.batch import Packed
 from pfengine.model import build
 from pfengine.ops import decide, reference
 from pfengine.ops.flight import Answers
-from pfengine.ops.rule import Clause, ExitRule, values
+from pfengine.ops.rule import Clause, ExitRule, TokenRule, values
 from pfengine.tokenization import Row, pack
 
 Make = Callable[..., Path]
@@ -150,6 +150,77 @@ def test_two_flights_become_one(ckpt: Any, cpu_ops: Any, until: int) -> None:
         one.advance(EITHER, LAYERS)
         for i in range(rows):
             check(answers, alone[i], [i])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_that_carry_nothing_yet_join_as_before_the_first_exit(ckpt: Any, cpu_ops: Any, first: bool) -> None:
+    model, rows = build(ckpt, cpu_ops, torch.float32), len(LENGTHS)
+    answers, packed = Answers(0, rows, LABELS), [packed_rows(ckpt, range(4)), packed_rows(ckpt, range(4, rows))]
+    carries, waits = (model.carrier.start(part, answers.slots(part), answers) for part in packed)
+    carries.advance(EITHER, 2)
+    waits.advance(WAIT, 2)
+    one, other = (carries, waits) if first else (waits, carries)
+    one.join(other)
+    one.advance(EITHER, LAYERS)
+    for i in range(rows):
+        alone, part = Answers(0, rows, LABELS), packed_rows(ckpt, [i])
+        flight = model.carrier.start(part, alone.slots(part), alone)
+        flight.advance(EITHER if i < 4 else WAIT, 2)
+        flight.advance(EITHER, LAYERS)
+        check(answers, alone, [i])
+
+
+def test_a_flight_without_rows_takes_in_those_of_any_layer(ckpt: Any, cpu_ops: Any) -> None:
+    model, rows = build(ckpt, cpu_ops, torch.float32), len(LENGTHS)
+    answers, packed = Answers(0, rows, LABELS), [packed_rows(ckpt, range(4)), packed_rows(ckpt, range(4, rows))]
+    one, other = (model.carrier.start(part, answers.slots(part), answers) for part in packed)
+    one.leave(np.ones(4, bool), answered=False)
+    other.advance(NOBODY, 2)
+    one.join(other)
+    assert (one.layer, len(one), len(other)) == (2, rows - 4, 0)
+    one.advance(NOBODY, LAYERS)
+    check(answers, answered(model, packed_rows(ckpt), NOBODY), slice(4, None))
+
+
+def test_a_rule_may_not_carry_other_numbers_than_the_one_before(ckpt: Any, op_set: Any) -> None:
+    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
+    one, other = (model.carrier.start(packed, answers.slots(packed), answers) for _ in range(2))
+    often = ExitRule(ALL, (Clause("entropy", "<", values(-1), "running", values(2)),))
+    one.advance(NOBODY, 1)
+    one.advance(PATIENCE, 2)
+    with pytest.raises(ValueError, match="the rule carries other numbers from exit to exit than the rule before it"):
+        one.advance(often, LAYERS)
+    other.advance(often, 2)
+    if len(one):
+        with pytest.raises(ValueError, match="the flights' rules carry different numbers from exit to exit"):
+            one.join(other)
+    one.advance(WAIT, 3)  # carries nothing, and leaves alone what is carried
+    one.advance(PATIENCE, LAYERS)
+    answers_of_two = Answers(0, len(LENGTHS), LABELS)
+    flight = model.carrier.start(packed, answers_of_two.slots(packed), answers_of_two)
+    flight.advance(ExitRule(bytes([0, 1, 0, 1, 1]), PATIENCE.clauses), LAYERS)
+    check(answers, answers_of_two, exact=False)  # the reference adds up in another order in a smaller batch
+
+
+RULES_THAT_DO_NOT_FIT = {
+    "tested has 4 numbers, expected 5": ExitRule(bytes(4)),
+    "numbers for 3 slots, expected 1 or the 10": ExitRule(ALL, (Clause("entropy", "<", np.zeros((1, 3), np.float32)),)),
+    "reads tokens, but the head does not score them": ExitRule(ALL, (), TokenRule("token")),
+    "a learned score, which the": ExitRule(ALL, (Clause("learned", "<", values(1)),)),
+}
+
+
+@pytest.mark.parametrize("text", RULES_THAT_DO_NOT_FIT)
+def test_rules_that_do_not_fit_are_refused(ckpt: Any, op_set: Any, text: str) -> None:
+    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
+    flight = model.carrier.start(packed, answers.slots(packed), answers)
+    with pytest.raises(ValueError, match=text):
+        flight.advance(RULES_THAT_DO_NOT_FIT[text], LAYERS)
+    assert (flight.layer, len(flight)) == (0, len(LENGTHS))
+    with pytest.raises(ValueError, match="until is 0, expected"):
+        flight.advance(WAIT, 0)
+    flight.advance(NOBODY, LAYERS)
+    assert (answers.exit_layers == LAYERS).all()
 
 
 def test_flights_that_do_not_fit_are_not_joined(ckpt: Any, cpu_ops: Any) -> None:

@@ -227,14 +227,14 @@ def test_a_round_trip_in_a_forked_child(path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_threads_of_lanes_are_made_anew_after_a_fork(path: Path) -> None:
+def test_worker_threads_are_made_anew_after_a_fork(path: Path) -> None:
     """An engine that computes in worker threads, as one on a GPU does, whose threads a child does not have."""
     engine = pfengine.load(path)
     carrier = engine.model.carrier
     assert isinstance(carrier, CpuModel)
 
     class Lanes(CpuModel):
-        lanes = 2
+        worker_threads = 2
 
         def start(self, *args: Any) -> CpuFlight:
             torch.set_num_threads(1)

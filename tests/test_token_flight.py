@@ -124,6 +124,34 @@ def test_the_same_bits_alone_joined_and_in_any_batch(ckpt: Any, cpu_ops: Any, na
         np.testing.assert_array_equal(answers.logits, alone.logits)
 
 
+@pytest.mark.parametrize("name", ["row max", "frozen"])
+@pytest.mark.parametrize("first", [True, False])
+def test_tokens_that_carry_nothing_yet_join_as_before_the_first_exit(
+    ckpt: Any, cpu_ops: Any, name: str, first: bool
+) -> None:
+    model, token_rule = build(ckpt, cpu_ops, torch.float32), RULES[name]
+    threshold = 1.2 * threshold_for(model, ckpt, token_rule)
+    rule = ExitRule(ALL, (Clause("entropy", "<", threshold, "running", values(2)),), token_rule)
+
+    def run(parts: list[tuple[ExitRule, Any]]) -> Answers:
+        answers, flights = Answers(0, TOKENS, LABELS), []
+        for before, part in parts:
+            packed = packed_rows(ckpt, part)
+            flights.append(model.carrier.start(packed, STARTS[packed.row_ids], answers))
+            flights[-1].advance(before, 2)
+        for other in flights[1:]:
+            flights[0].join(other)
+        flights[0].advance(rule, LAYERS)
+        return answers
+
+    parts = [(rule, [0, 3, 5]), (ExitRule(bytes(5)), [1, 2, 4, 6])]
+    ours, alone = run(parts if first else parts[::-1]), [run([part]) for part in parts]
+    own = np.isin(np.repeat(ROWS, LENGTHS), parts[0][1])
+    np.testing.assert_array_equal(ours.exit_layers, np.where(own, alone[0].exit_layers, alone[1].exit_layers))
+    np.testing.assert_array_equal(ours.logits, np.where(own[:, None], alone[0].logits, alone[1].logits))
+    assert len(set(ours.exit_layers)) > 1
+
+
 def test_a_caller_decides_who_leaves(ckpt: Any, op_set: Any) -> None:
     model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
     flight = model.carrier.start(packed, STARTS[packed.row_ids], answers)

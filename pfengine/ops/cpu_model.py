@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class CpuModel(Carrier):
     """The carrier of a model that `ops.cpu` prepared."""
 
-    lanes = 1  # a flight has all threads
+    worker_threads = 1  # a flight has all threads
+    max_flights = sys.maxsize
     max_rows = sys.maxsize
 
     def __init__(self, native: _C.Model, parts: Any) -> None:
@@ -34,7 +35,7 @@ class CpuModel(Carrier):
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> CpuFlight:
         """As `Carrier.start`. Raises TypeError for arrays of other dtypes, or that are not contiguous."""
         threads = extension.threads()
-        native = extension.native().Flight(
+        native = extension._C.Flight(
             kernels(),
             self.native,
             packed.ids,
@@ -122,11 +123,11 @@ def prepare_model(
     renormalises: bool = False,
 ) -> CpuModel:
     """As `OpSet.prepare_model`."""
-    C, steps = extension.native(), []
+    C, steps = extension._C, []
     for blocks, after in zip(layers, exits, strict=True):
         exit, adds_from = after or (None, -1)
-        native = None if exit is None else exit.native
-        steps.append(C.Step(blocks=[block.native for block in blocks], exit=native, adds_from=adds_from))
+        blocks_native, exit_native = [block.native for block in blocks], None if exit is None else exit.native
+        steps.append(C.Step(blocks=blocks_native, exit=exit_native, adds_from=adds_from))
     native = C.Model(
         embedding=embedding.native,
         widen=None if projection is None else projection.native,

@@ -29,7 +29,7 @@ from .rule import ExitRule
 OVERLAP_TOKENS = 512  # up to here fewer tokens save no time: rows stay together, and exits run beside layers
 
 
-class CudaFlight:
+class CudaFlight(Flight):
     """A `Flight` with a lane to itself until it is done or dropped."""
 
     def __init__(

@@ -18,7 +18,7 @@ from .cuda_buffers import PreparedModel
 from .cuda_flight import CudaFlight
 from .cuda_lanes import Lane
 from .cuda_ops import Embedding, Linear
-from .flight import Answers
+from .flight import Answers, Carrier
 from .reference import PreparedBlock
 from .rule import ExitRule
 
@@ -26,14 +26,15 @@ LANES = 2  # threads served at once: one flight computes while another is sent o
 MAX_FLIGHTS = 2 * LANES  # under way at once: each thread may hold one and start another to join it
 
 
-class CudaModel:
+class CudaModel(Carrier):
     """The carrier of a prepared model, on the GPU that holds its weights.
 
     At most MAX_FLIGHTS flights are under way. `start` waits until one of them is done or dropped.
     """
 
+    worker_threads, max_flights, max_rows = LANES, MAX_FLIGHTS, MAX_ROWS
+
     def __init__(self, weights: PreparedModel) -> None:
-        self.lanes, self.max_rows = LANES, MAX_ROWS
         self.weights = weights
         device = weights.embedding.tables[0].device
         if device.type == "cuda":
@@ -74,7 +75,7 @@ class CudaModel:
         with self.warming:
             lanes: list[Lane] = []
             try:
-                for _ in range(self.lanes):
+                for _ in range(self.worker_threads):
                     lanes.append(self.take())
                 for lane in lanes:
                     for _ in range(2):  # the second time records

@@ -82,7 +82,8 @@ class Flight(Protocol):
     def join(self, other: Flight) -> None:
         """Take in the rows of another flight of the same carrier, at the same layer and with the same `Answers`.
 
-        `other` is empty afterwards. Raises ValueError where the two do not fit together.
+        `other` is empty afterwards. A flight without rows takes in those of any layer. Rows of a flight that carries
+        nothing for a rule yet are as before the first tested exit. Raises ValueError where the two do not fit together.
         """
 
     def states(self) -> Tensor:
@@ -90,10 +91,15 @@ class Flight(Protocol):
 
 
 class Carrier(Protocol):
-    """A model prepared for flights. Several may be under way at once, in `lanes` threads."""
+    """A model prepared for flights. Several may be under way at once."""
 
     @property
-    def lanes(self) -> int: ...
+    def worker_threads(self) -> int:
+        """How many threads the engine takes flights through the layers in, for the best throughput."""
+
+    @property
+    def max_flights(self) -> int:
+        """The most flights that may be under way. `start` waits for one of them to end where there are so many."""
 
     @property
     def max_rows(self) -> int:

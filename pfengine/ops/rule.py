@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -64,6 +64,35 @@ class ExitRule(NamedTuple):
     def width(self, labels: int) -> int:
         """How many numbers a row (or token) carries from exit to exit; they are nan before the first."""
         return sum(clause.width(labels) for clause in self.clauses)
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What those numbers stand for. A rule can take over the numbers of another where their layouts are equal."""
+        by_row = self.tokens is not None and self.tokens.unit == "row"
+        return by_row, *((clause.signal, clause.memory, clause.size) for clause in self.clauses)
+
+    def check(self, layers: int, slots: int, tags: bool, learned: bool) -> None:
+        """Raise ValueError where it does not fit a model of so many layers, or answers of so many slots.
+
+        tags: does the model's head score every token? learned: does it add a learned score?
+        """
+        if len(self.tested) != layers:
+            raise ValueError(f"tested has {len(self.tested)} numbers, expected {layers}, one per layer")
+        if self.tokens is not None and not tags:
+            raise ValueError("the rule reads tokens, but the head does not score them")
+        if self.tokens is None and tags and self.clauses:
+            raise ValueError("the head scores every token, and the rule does not say how they are read")
+        for clause in self.clauses:
+            if clause.signal == "learned" and not learned:
+                raise ValueError("the rule reads a learned score, which the head does not give")
+            for numbers in (clause.threshold, clause.times, clause.temperature):
+                if len(numbers) not in (1, layers):
+                    raise ValueError(f"the rule has numbers for {len(numbers)} layers, expected 1 or {layers}")
+                if numbers.shape[1] not in (1, slots):
+                    raise ValueError(
+                        f"the rule has numbers for {numbers.shape[1]} slots, expected 1 or the {slots} slots of the "
+                        "answers"
+                    )
 
 
 def number_at(numbers: np.ndarray, layer: int, slots: np.ndarray) -> np.ndarray:

@@ -27,6 +27,6 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not extension.has_cpu():
         yield
         return
-    extension.native().poison_scratch(True)
+    extension._C.poison_scratch(True)
     yield
-    extension.native().poison_scratch(False)
+    extension._C.poison_scratch(False)
