@@ -35,9 +35,9 @@ Flight::Flight(const Kernels& kernels, const Model& model, const Batch& batch, c
   std::copy_n(slots, rows_, at_.slots);
   std::iota(at_.held, at_.held + rows_, 0);
   run_embed(kernels, model.embedding, batch.ids, batch.tokens, at_.x, threads);
-  if (model.widen) {
-    run_linear(kernels, model.precision, *model.widen, {0, hidden_}, Activation::none, {at_.x, model.embedding.size},
-               batch.tokens, {}, at_.next_x, threads);
+  if (model.projection) {
+    run_linear(kernels, model.precision, *model.projection, {0, hidden_}, Activation::none,
+               {at_.x, model.embedding.size}, batch.tokens, {}, at_.next_x, threads);
     std::swap(at_.x, at_.next_x);
   }
   if (!by_token_) return;
