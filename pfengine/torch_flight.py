@@ -54,7 +54,7 @@ class TorchCarrier:
         self.start(packed, np.arange(rows), answers).advance(rule, self.num_layers)
 
 
-class Half(NamedTuple):
+class HalfDone(NamedTuple):
     """A half-done layer: its first tokens are computed, and some of its rows have left since."""
 
     x: Tensor  # the input of the layer's last block, [T, H]
@@ -73,7 +73,7 @@ class TorchFlight:
         self.carrier, self.answers, self.layer = carrier, answers, 0
         self.x, self.cu_seqlens = encoder.embed(carrier.encoder, inputs), inputs.cu_seqlens
         self.places = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
-        self.half: Half | None = None  # where the present layer is half done; x is of the layer before then
+        self.half_done: HalfDone | None = None  # the present layer's, while x is the output of the layer before
         self.head_state: HeadState | None = None
         self.rule_state: Tensor | None = None
         self.scores: Scores | None = None  # after the present layer
@@ -178,7 +178,7 @@ class TorchFlight:
         elif split and reads == "first":
             kept = weights.ops.keys_values(x, self.cu_seqlens, block)
             first = weights.ops.block(x, self.cu_seqlens, block, "first", kept)
-            self.half = Half(
+            self.half_done = HalfDone(
                 x, self.cu_seqlens, block, kept, first, torch.arange(len(self), dtype=torch.int64, device=x.device)
             )
         else:
@@ -186,10 +186,10 @@ class TorchFlight:
 
     def _finish_layer(self) -> None:
         """Compute the second half for the rows that are left, moved together."""
-        if self.half is None:
+        if self.half_done is None:
             return
-        x, bounds, block, kept, first, rows = self.half
-        self.half = None
+        x, bounds, block, kept, first, rows = self.half_done
+        self.half_done = None
         stays = torch.zeros(len(first), dtype=torch.bool, device=x.device)
         stays[rows] = True
         lengths = bounds.diff()
@@ -204,8 +204,8 @@ class TorchFlight:
     def _read(self) -> Tensor:
         """What the head reads of the present layer: [R, H], or all tokens [T, H]."""
         match self._reads:
-            case "first" if self.half is not None:
-                return self.half.first.index_select(0, self.half.rows)
+            case "first" if self.half_done is not None:
+                return self.half_done.first.index_select(0, self.half_done.rows)
             case "first":
                 return self.x if len(self.x) == len(self) else self.x.index_select(0, self.cu_seqlens[:-1])
             case "mean":
@@ -241,8 +241,8 @@ class TorchFlight:
             return
         self.head_state, self.rule_state = taken(self.head_state, rows), taken(self.rule_state, rows)
         self.scores = taken(self.scores, rows)
-        if self.half is not None:
-            self.places, self.half = self.places[rows], self.half._replace(rows=self.half.rows[rows])
+        if self.half_done is not None:
+            self.places, self.half_done = self.places[rows], self.half_done._replace(rows=self.half_done.rows[rows])
             return
         stay = torch.zeros(len(self), dtype=torch.bool, device=self.places.device)
         stay[rows] = True
@@ -251,7 +251,7 @@ class TorchFlight:
     def _drop(self) -> None:
         """No row is left: free what was carried."""
         self.places, self.x, self.cu_seqlens = self.places[:0], self.x[:0], self.cu_seqlens[:1]
-        self.half = self.head_state = self.rule_state = self.scores = None
+        self.half_done = self.head_state = self.rule_state = self.scores = None
 
 
 def bounds_of(lengths: Tensor) -> Tensor:

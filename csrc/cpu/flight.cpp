@@ -64,7 +64,7 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   take(at_.x, tokens * std::max(hidden_, model_.embedding.size));
   take(at_.next_x, tokens * hidden_);
   take(at_.read, by_token_ ? 0 : rows * hidden_);
-  take(at_.kept, !by_token_ && rows >= kMinRowsToOpen ? tokens * stride : 0);
+  take(at_.kept, !by_token_ && rows >= kMinRowsToSplit ? tokens * stride : 0);
   take(at_.past, units * width);
   take(at_.next_past, units * width);
   take(at_.add, units * width);
@@ -150,7 +150,7 @@ void Flight::let_go(const std::uint8_t* gone, bool answered, bool freezes, int t
     at_.stay[row] = all;
   }
   remove(at_.stay);
-  settle(threads);
+  finish_layer(threads);
 }
 
 void Flight::put(std::int64_t scored, std::int64_t slot) {
@@ -158,8 +158,8 @@ void Flight::put(std::int64_t scored, std::int64_t slot) {
   answers_.layers[slot] = layer_;
 }
 
-// Removes rows from what is carried per row or unit. `settle` does so for states, which are not read before the next
-// layer.
+// Removes rows from what is carried per row or unit. `finish_layer` does so for states, which are not read before the
+// next layer.
 void Flight::remove(const std::uint8_t* gone) {
   const std::int64_t width = state_layout_.width;
   const bool state_by_row = !by_token_ || state_layout_.by_row;
@@ -188,8 +188,8 @@ void Flight::remove(const std::uint8_t* gone) {
 }
 
 void Flight::join(Flight& other, int threads) {
-  settle(threads);
-  other.settle(threads);
+  finish_layer(threads);
+  other.finish_layer(threads);
   if (!other.rows_) return;
   if (rows_) {
     join_states(other);
@@ -241,7 +241,7 @@ void Flight::states(float* out) const {
       run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
       out += hidden_;
     } else {
-      out = std::copy_n(open_ ? at_.read + held * hidden_ : at_.x + start * hidden_, hidden_, out);
+      out = std::copy_n(half_done_ ? at_.read + held * hidden_ : at_.x + start * hidden_, hidden_, out);
     }
   }
 }
