@@ -126,13 +126,13 @@ void Flight::append(const Arrays& from, const Size& size) {
 }
 
 void Flight::leave(const std::uint8_t* gone, bool answered, int threads) {
-  let_go(gone, answered, true, threads);
+  retire(gone, answered, true, threads);
 }
 
-void Flight::let_go(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
+void Flight::retire(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
   if (!by_token_) {
     for (std::int64_t row = 0; answered && row < rows_; ++row) {
-      if (gone[row]) put(row, at_.slots[row]);
+      if (gone[row]) write_answer(row, at_.slots[row]);
     }
     remove(gone);
     return;
@@ -141,7 +141,7 @@ void Flight::let_go(const std::uint8_t* gone, bool answered, bool freezes, int t
     bool all = true;
     for (std::int64_t token = at_.bounds[row]; token < at_.bounds[row + 1]; ++token) {
       if (gone[token] && !at_.gone[token]) {
-        if (answered) put(token, at_.unit_slots[token]);
+        if (answered) write_answer(token, at_.unit_slots[token]);
         at_.gone[token] = 1;
         at_.frozen[token] = freezes;
       }
@@ -153,7 +153,7 @@ void Flight::let_go(const std::uint8_t* gone, bool answered, bool freezes, int t
   finish_layer(threads);
 }
 
-void Flight::put(std::int64_t scored, std::int64_t slot) {
+void Flight::write_answer(std::int64_t scored, std::int64_t slot) {
   std::copy_n(at_.logits + scored * labels_, labels_, answers_.logits + slot * labels_);
   answers_.layers[slot] = layer_;
 }

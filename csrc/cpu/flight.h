@@ -99,8 +99,9 @@ class Flight {
   void decide_leaving(const ExitRule& rule, int threads);
   std::int64_t list(const std::uint8_t* marks, std::uint8_t mark);
   float* state_of(const ExitRule& rule);
-  void put(std::int64_t scored, std::int64_t slot);
-  void let_go(const std::uint8_t* gone, bool answered, bool freezes, int threads);
+  void write_answer(std::int64_t scored, std::int64_t slot);
+  // Units where gone [units] is set leave, as in `leave`. freezes: are tokens that leave frozen?
+  void retire(const std::uint8_t* gone, bool answered, bool freezes, int threads);
   void remove(const std::uint8_t* gone);
   void join_states(Flight& other);
 

@@ -110,7 +110,7 @@ void Flight::run_rows(bool answer, int threads) {
     run_mean(at_.x, at_.bounds, rows_, hidden_, at_.read);
     score(at_.read, rows_, nullptr, rows_, answer, threads);
   }
-  for (std::int64_t row = 0; last() && answer && row < rows_; ++row) put(row, at_.slots[row]);
+  for (std::int64_t row = 0; last() && answer && row < rows_; ++row) write_answer(row, at_.slots[row]);
 }
 
 // A layer of a head that scores tokens. All tokens are keys and values. Frozen tokens are no queries; in the last layer
@@ -133,7 +133,7 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
   if (!last()) count = tokens;
   const std::int32_t* only = count < tokens ? at_.queries : nullptr;
   score(at_.x, tokens, only, count, answer, threads);
-  for (std::int64_t i = 0; last() && answer && i < count; ++i) put(i, at_.unit_slots[only ? only[i] : i]);
+  for (std::int64_t i = 0; last() && answer && i < count; ++i) write_answer(i, at_.unit_slots[only ? only[i] : i]);
 }
 
 // Lists the tokens whose mark is `mark` in `queries`, and where those of each row end in `ends`. Returns their number.
@@ -174,7 +174,7 @@ void Flight::decide_leaving(const ExitRule& rule, int threads) {
       std::fill(at_.leave + at_.bounds[row], at_.leave + at_.bounds[row + 1], leaves);
     }
   }
-  let_go(at_.leave, true, rule.tokens && rule.tokens->freezes, threads);
+  retire(at_.leave, true, rule.tokens && rule.tokens->freezes, threads);
 }
 
 }  // namespace pfengine::cpu
