@@ -18,7 +18,7 @@ from .ops.decide import decide
 from .ops.flight import Answers, Flight
 from .ops.rule import ExitRule
 from .surroundings import undisturbed
-from .torch_flight import taken
+from .torch_flight import select_rows
 
 Rule = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
 
@@ -53,7 +53,7 @@ def _ask_after_every_exit(model: Model, flight: Flight, rule: Rule, base: int) -
         leave, state = ask(layer, exit.logits, state, exit.slots + base)
         if leave.any():
             flight.leave(leave)
-            state = taken(state, (~leave).nonzero().squeeze(1))
+            state = select_rows(state, (~leave).nonzero().squeeze(1))
     flight.advance(nobody, until=model.num_layers)
 
 

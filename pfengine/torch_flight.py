@@ -72,21 +72,21 @@ class TorchFlight:
         inputs = packed.to(carrier.device)
         self.carrier, self.answers, self.layer = carrier, answers, 0
         self.x, self.cu_seqlens = encoder.embed(carrier.encoder, inputs), inputs.cu_seqlens
-        self.places = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
+        self.row_slots = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
         self.half_done: HalfDone | None = None  # the present layer's, while x is the output of the layer before
         self.head_state: HeadState | None = None
         self.rule_state: Tensor | None = None
         self.scores: Scores | None = None  # after the present layer
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.row_slots)
 
     @property
     def _reads(self) -> Reads:
         return self.carrier.head.reads(self.layer)
 
     def slots(self) -> np.ndarray:
-        slots: np.ndarray = self.places.numpy(force=True).copy()
+        slots: np.ndarray = self.row_slots.numpy(force=True).copy()
         return slots
 
     @undisturbed()
@@ -114,7 +114,7 @@ class TorchFlight:
     @undisturbed()
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
         gone = gone if isinstance(gone, Tensor) else torch.from_numpy(gone)
-        self._leave(gone.to(self.places.device), answered)
+        self._leave(gone.to(self.row_slots.device), answered)
 
     @undisturbed()
     def join(self, other: Flight) -> None:
@@ -142,16 +142,16 @@ class TorchFlight:
 
     def _gone_before(self) -> Tensor:
         """Rows that have left and are still carried, bool [R]: none. For tag heads, tokens, bool [T]."""
-        return torch.zeros(len(self), dtype=torch.bool, device=self.places.device)
+        return torch.zeros(len(self), dtype=torch.bool, device=self.row_slots.device)
 
     def _exit(self) -> Exit:
         logits, learned = self.scores or (None, None)
-        return Exit(self.layer, copied(logits), self.places.clone(), copied(learned))
+        return Exit(self.layer, copied(logits), self.row_slots.clone(), copied(learned))
 
     def _decide(self, rule: ExitRule) -> None:
         scores, signal = self._scores(), self.carrier.encoder.ops.signal
         leave, self.rule_state = decide(
-            rule, self.layer, scores.logits, scores.learned, self.rule_state, self.places, signal
+            rule, self.layer, scores.logits, scores.learned, self.rule_state, self.row_slots, signal
         )
         self._leave(leave, answered=True)
 
@@ -163,7 +163,7 @@ class TorchFlight:
     def _absorb(self, other: TorchFlight) -> None:
         """Append the rows of `other`."""
         self.cu_seqlens = torch.cat([self.cu_seqlens, other.cu_seqlens[1:] + len(self.x)])
-        self.x, self.places = torch.cat([self.x, other.x]), torch.cat([self.places, other.places])
+        self.x, self.row_slots = torch.cat([self.x, other.x]), torch.cat([self.row_slots, other.row_slots])
         self.head_state = joined(self.head_state, other.head_state)
         self.rule_state = joined(self.rule_state, other.rule_state)
         self.scores = None if self.scores is None or other.scores is None else joined(self.scores, other.scores)
@@ -217,7 +217,7 @@ class TorchFlight:
         """The bounds of rows in what `_read` gives: int32 [R + 1]."""
         if self._reads == "all":
             return self.cu_seqlens
-        return torch.arange(len(self) + 1, dtype=torch.int32, device=self.places.device)
+        return torch.arange(len(self) + 1, dtype=torch.int32, device=self.row_slots.device)
 
     def _leave(self, gone: Tensor, answered: bool) -> None:
         """Rows where `gone`, bool [R], is true leave, with an answer where `answered`. The others move together."""
@@ -225,32 +225,33 @@ class TorchFlight:
         if not len(where):
             return
         if answered:
-            self._answer(self.places, where)
-        self._take((~gone).nonzero().squeeze(1))
+            self._answer(self.row_slots, where)
+        self._keep_rows((~gone).nonzero().squeeze(1))
 
     def _answer(self, slots: Tensor, where: np.ndarray) -> None:
-        """Write the scores with these numbers to their slots."""
-        places = slots.numpy(force=True)[where]
-        self.answers.logits[places] = self._scores().logits.numpy(force=True)[where]
-        self.answers.exit_layers[places] = self.layer
+        """Write the scores of these units to their slots. where: int64, the numbers of the units."""
+        to = slots.numpy(force=True)[where]
+        self.answers.logits[to] = self._scores().logits.numpy(force=True)[where]
+        self.answers.exit_layers[to] = self.layer
 
-    def _take(self, rows: Tensor) -> None:
+    def _keep_rows(self, rows: Tensor) -> None:
         """Keep only these rows: int64, rising."""
         if not len(rows):
             self._drop()
             return
-        self.head_state, self.rule_state = taken(self.head_state, rows), taken(self.rule_state, rows)
-        self.scores = taken(self.scores, rows)
+        self.head_state, self.rule_state = select_rows(self.head_state, rows), select_rows(self.rule_state, rows)
+        self.scores = select_rows(self.scores, rows)
         if self.half_done is not None:
-            self.places, self.half_done = self.places[rows], self.half_done._replace(rows=self.half_done.rows[rows])
+            self.half_done = self.half_done._replace(rows=self.half_done.rows[rows])
+            self.row_slots = self.row_slots[rows]
             return
-        stay = torch.zeros(len(self), dtype=torch.bool, device=self.places.device)
+        stay = torch.zeros(len(self), dtype=torch.bool, device=self.row_slots.device)
         stay[rows] = True
-        self.x, self.cu_seqlens, self.places = compacted(self.x, self.cu_seqlens, self.places, stay)
+        self.x, self.cu_seqlens, self.row_slots = compacted(self.x, self.cu_seqlens, self.row_slots, stay)
 
     def _drop(self) -> None:
         """No row is left: free what was carried."""
-        self.places, self.x, self.cu_seqlens = self.places[:0], self.x[:0], self.cu_seqlens[:1]
+        self.row_slots, self.x, self.cu_seqlens = self.row_slots[:0], self.x[:0], self.cu_seqlens[:1]
         self.half_done = self.head_state = self.rule_state = self.scores = None
 
 
@@ -272,11 +273,11 @@ def copied(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.clone()
 
 
-def taken(state: Any, rows: Tensor) -> Any:
+def select_rows(state: Any, rows: Tensor) -> Any:
     """These rows, by number, of every tensor in the state of a head or criterion."""
     if not isinstance(state, tuple):
         return None if state is None else state.index_select(0, rows)
-    parts = [taken(value, rows) for value in state]
+    parts = [select_rows(value, rows) for value in state]
     return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 

@@ -199,14 +199,14 @@ class Selection:
         chosen = [(i, threshold) for i, threshold in numbered if threshold is not None]
         criterion, thresholds = self.criterion, None
         if chosen:
-            places, values = zip(*chosen, strict=True)
+            slots, values = zip(*chosen, strict=True)
             criterion = self.by_row
             usual = np.full((1, 1), np.nan, np.float32)
             if not isinstance(self.criterion, Never):
                 usual = Places(self.criterion, num_layers, exit_layers).threshold
             thresholds = np.repeat(usual, len(window), axis=1)
             with np.errstate(over="ignore"):
-                thresholds[:, places] = values
+                thresholds[:, slots] = values
         if not is_data(criterion):
             return criterion
         return criterion.bound(num_layers, exit_layers, first_row, len(window), thresholds)
