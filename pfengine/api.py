@@ -306,7 +306,7 @@ class Engine:
         """
         self._check_process()
         own = self.criterion
-        rule = own.bound(self.num_layers, self.exit_layers) if is_data(own) else own
+        rule = own.exit_rule(self.num_layers, self.exit_layers) if is_data(own) else own
         lengths = sorted({min(size, self.max_length) for size in wholes("tokens", tokens)})
         for count in wholes("rows", rows):
             for length in lengths:

@@ -72,7 +72,8 @@ class Simulation:
             )
         rows = tokens is not None and tokens.unit == "row" and self._bounds is not None
         units = len(self._bounds) - 1 if rows and self._bounds is not None else len(self._logits[0])
-        rule, slots = criterion.bound(self.exit_layers[-1], self.exit_layers, 0, units, thresholds), np.arange(units)
+        rule = criterion.exit_rule(self.exit_layers[-1], self.exit_layers, 0, units, thresholds)
+        slots = np.arange(units)
         taken = np.full(units, self.exit_layers[-1], np.int64)
         for clause in rule.clauses:
             count = np.zeros(units, np.float32)
