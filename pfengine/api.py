@@ -20,7 +20,7 @@ from .bundled import BUNDLED, find
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
 from .devices import auto_precision, find_device, find_dtype, find_op_set
-from .engine import Rule
+from .engine import CriterionFunction
 from .errors import ConfigError, InputError
 from .exits import Criterion
 from .exits.data import is_data
@@ -46,7 +46,7 @@ def load(
     *,
     device: str = "auto",
     precision: str = "auto",
-    criterion: Criterion | Rule | str | None = None,
+    criterion: Criterion | CriterionFunction | str | None = None,
     threshold: float | None = None,
     speedup: float | None = None,
     max_length: int | None = None,
@@ -103,7 +103,7 @@ class Engine:
         ckpt: Checkpoint,
         model: Model,
         tokenizer: Tokenizer,
-        criterion: Rule,
+        criterion: CriterionFunction,
         device: torch.device,
         precision: str,
     ) -> None:
@@ -176,7 +176,7 @@ class Engine:
         inputs: Any,
         *,
         top_k: int | None = 1,
-        criterion: Criterion | Rule | str | None = None,
+        criterion: Criterion | CriterionFunction | str | None = None,
         threshold: Number = None,
         speedup: Number = None,
         on_error: OnError = "raise",
@@ -221,7 +221,7 @@ class Engine:
         inputs: Iterable[Any],
         *,
         top_k: int | None = 1,
-        criterion: Criterion | Rule | str | None = None,
+        criterion: Criterion | CriterionFunction | str | None = None,
         threshold: Number = None,
         speedup: Number = None,
         on_error: OnError = "raise",
@@ -261,7 +261,7 @@ class Engine:
         self,
         inputs: Any,
         *,
-        criterion: Criterion | Rule | str | None = None,
+        criterion: Criterion | CriterionFunction | str | None = None,
         threshold: Number = None,
         speedup: Number = None,
         truncation: Truncation = "truncate",
@@ -315,10 +315,10 @@ class Engine:
 
     def choose(
         self,
-        criterion: Criterion | Rule | str | None = None,
+        criterion: Criterion | CriterionFunction | str | None = None,
         threshold: float | None = None,
         speedup: float | None = None,
-    ) -> Rule:
+    ) -> CriterionFunction:
         """The criterion these options stand for; without any, the engine's own. ConfigError where they do not fit."""
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
