@@ -31,8 +31,8 @@ from .options import sizes, whole, wholes
 from .per_row import Number, own_exits, select_rows
 from .reload import Source, SummedTensors, mark, reload
 from .rows import Row, is_single, rows_of
-from .surroundings import undisturbed
 from .tokenization import Tokenizer, pack
+from .torch_state import isolated
 from .windows import read_windows
 
 BATCH_TOKENS = 4096
@@ -69,7 +69,7 @@ def load(
     Raises CheckpointError for a directory that cannot be used, ConfigError for a choice that cannot be met.
     """
     target = find_device(device)
-    with undisturbed():
+    with isolated():
         ckpt = path if isinstance(path, Checkpoint) else reader.begin_reading(find(path))
     directory = ckpt.path
     precision = auto_precision(ckpt, target) if precision == "auto" else precision

@@ -17,8 +17,8 @@ from .model import Model
 from .ops.decide import decide
 from .ops.flight import Answers, Flight
 from .ops.rule import ExitRule
-from .surroundings import undisturbed
 from .torch_flight import select_rows
+from .torch_state import isolated
 
 CriterionFunction = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
 
@@ -35,7 +35,7 @@ def run(model: Model, packed: Packed, rule: ExitRule | CriterionFunction, answer
         flight.advance(rule, until=model.num_layers)
         return
     try:
-        with undisturbed():
+        with isolated():
             _call_after_every_exit(model, flight, rule, answers.base)
     except BaseException:
         flight.leave(np.ones(len(flight), bool), answered=False)  # frees at once what they hold of a GPU
@@ -62,7 +62,7 @@ def warmup(model: Model, packed: Packed, rule: ExitRule | CriterionFunction) -> 
     model.carrier.warmup(packed, rule if isinstance(rule, ExitRule) else model.full_depth)
 
 
-@undisturbed()
+@isolated()
 def layer_logits(model: Model, packed: Packed) -> np.ndarray:
     """Logits of every exit, no exits taken: float32 [exits, R, C], of a tag head [exits, T, C]."""
     rows, slots = len(packed.row_ids), np.arange(len(packed.row_ids))
@@ -81,7 +81,7 @@ def layer_logits(model: Model, packed: Packed) -> np.ndarray:
     return np.stack([*exits, answers.logits])
 
 
-@undisturbed()
+@isolated()
 def run_reference(
     model: Model, rows: list[RaggedInputs], rule: ExitRule | CriterionFunction
 ) -> tuple[np.ndarray, np.ndarray]:

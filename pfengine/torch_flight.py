@@ -24,7 +24,7 @@ from .ops import Queries, Reads
 from .ops.decide import decide
 from .ops.flight import MIN_ROWS_TO_SPLIT, Answers, Exit, Flight
 from .ops.rule import ExitRule
-from .surroundings import undisturbed
+from .torch_state import isolated
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TorchCarrier:
     def num_layers(self) -> int:
         return len(self.encoder.layers)
 
-    @undisturbed()
+    @isolated()
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> Flight:
         return self.flight(self, packed, slots, answers)
 
@@ -89,7 +89,7 @@ class TorchFlight:
         slots: np.ndarray = self.row_slots.numpy(force=True).copy()
         return slots
 
-    @undisturbed()
+    @isolated()
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
         carrier = self.carrier
         if len(self) and until <= self.layer:
@@ -111,12 +111,12 @@ class TorchFlight:
                 self._decide(rule)
         return self._exit() if len(self) else None
 
-    @undisturbed()
+    @isolated()
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
         gone = gone if isinstance(gone, Tensor) else torch.from_numpy(gone)
         self._leave(gone.to(self.row_slots.device), answered)
 
-    @undisturbed()
+    @isolated()
     def join(self, other: Flight) -> None:
         if other is self:
             raise ValueError("a flight cannot join itself")
@@ -136,7 +136,7 @@ class TorchFlight:
             self.__dict__.update(other.__dict__)
         other._drop()
 
-    @undisturbed()
+    @isolated()
     def states(self) -> Tensor:
         return self._read().float().clone()
 
