@@ -47,7 +47,7 @@ PAUSE = 0.01  # seconds between passes: a process that has just computed keeps i
 LEAVES_AT = 6  # every row of the checkpoint of `forced`, by each criterion below
 
 
-class Rule(NamedTuple):
+class Case(NamedTuple):
     """A criterion at two thresholds: every row leaves after layer LEAVES_AT, or none, though every exit is tested."""
 
     name: str
@@ -59,25 +59,25 @@ class Rule(NamedTuple):
 # Their entropy is 0.45 (i = 4), 0.37 (5), 0.29 (6), over ln 2 0.53 (5), 0.41 (6); their largest probability, that of
 # label 0, 0.60 (1), 0.88 (5), 0.92 (6), 0.99 (11), its sum up to there 3.8 (5), 4.7 (6); the two probabilities are 0.76
 # (5), 0.83 (6) apart; the energy is -1.13 (5), -1.29 (6), -2.21 (11). A new criterion that is data gets a line here.
-ENTROPY = Rule("entropy", "entropy:0.32", "entropy:0")
+ENTROPY = Case("entropy", "entropy:0.32", "entropy:0")
 RULES = (
-    Rule("normalised-entropy", "normalised-entropy:0.47", "normalised-entropy:0"),
-    Rule("fastbert", "fastbert:0.47", "fastbert:0"),
-    Rule("confidence", "confidence:0.9", "confidence:1"),
-    Rule("cascadebert", "cascadebert:0.9", "cascadebert:1"),
-    Rule("margin", "margin:0.8", "margin:1"),
-    Rule("energy", "energy:-1.2", "energy:-3"),
-    Rule("patience", f"patience:{LEAVES_AT - 1}", f"patience:{LAYERS}"),
+    Case("normalised-entropy", "normalised-entropy:0.47", "normalised-entropy:0"),
+    Case("fastbert", "fastbert:0.47", "fastbert:0"),
+    Case("confidence", "confidence:0.9", "confidence:1"),
+    Case("cascadebert", "cascadebert:0.9", "cascadebert:1"),
+    Case("margin", "margin:0.8", "margin:1"),
+    Case("energy", "energy:-1.2", "energy:-3"),
+    Case("patience", f"patience:{LEAVES_AT - 1}", f"patience:{LAYERS}"),
     # by their windows, which are full after layer LEAVES_AT and hold 0.60 to 0.92; no entropy is below 0
-    Rule("elbert", f"elbert:0,{LEAVES_AT},0", f"elbert:0,{LEAVES_AT},0.5"),
-    Rule("elbert-trend", f"elbert-trend:0,{LEAVES_AT},0", f"elbert-trend:0,{LEAVES_AT},0.5"),
-    Rule("elbert-range", f"elbert-range:0,{LEAVES_AT},0.4", f"elbert-range:0,{LEAVES_AT},0"),
+    Case("elbert", f"elbert:0,{LEAVES_AT},0", f"elbert:0,{LEAVES_AT},0.5"),
+    Case("elbert-trend", f"elbert-trend:0,{LEAVES_AT},0", f"elbert-trend:0,{LEAVES_AT},0.5"),
+    Case("elbert-range", f"elbert-range:0,{LEAVES_AT},0.4", f"elbert-range:0,{LEAVES_AT},0"),
     # after layer i there are i votes for the first label: over i^0.5 2.24 (5), 2.45 (6), 3.32 (11)
-    Rule("voting", "voting:2.3", "voting:4"),
-    Rule("pcee", "pcee:0.4", "pcee:0"),
-    Rule("beem", "beem:4.2", f"beem:{LAYERS}"),
+    Case("voting", "voting:2.3", "voting:4"),
+    Case("pcee", "pcee:0.4", "pcee:0"),
+    Case("beem", "beem:4.2", f"beem:{LAYERS}"),
 )
-CALLABLE = Rule("Python callable", {"callable": 0.9}, {"callable": 1.0})
+CALLABLE = Case("Python callable", {"callable": 0.9}, {"callable": 1.0})
 
 TOKEN_ROWS, TOKENS_PER_ROW, TOKENS_LEAVE_AT = 8, 64, 4
 

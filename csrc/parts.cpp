@@ -153,16 +153,16 @@ cpu::Step make_step(const std::vector<cpu::Layer>& blocks, const std::optional<c
   return {blocks, exit, adds_from};
 }
 
-cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& widen, Precision precision,
+cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projection, Precision precision,
                       const std::vector<cpu::Step>& steps, bool renormalises) {
   require(!steps.empty(), "a model has a step or more");
   require(steps.back().exit.has_value(), "the last step has an exit");
   const std::int64_t hidden = steps.front().blocks.front().output.outputs;
   const std::int64_t labels = steps.back().exit->merge.labels;
-  if (widen) {
-    check_linear("widen", *widen, precision, precision == Precision::fp32);
-    check_same("inputs of widen", widen->inputs, embedding.size);
-    check_same("outputs of widen", widen->outputs, hidden);
+  if (projection) {
+    check_linear("projection", *projection, precision, precision == Precision::fp32);
+    check_same("inputs of projection", projection->inputs, embedding.size);
+    check_same("outputs of projection", projection->outputs, hidden);
   } else {
     check_same("size of the embedding", embedding.size, hidden);
   }
@@ -181,7 +181,7 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& widen,
   }
   require(!renormalises || steps.back().exit->reads == cpu::Reads::all,
           "renormalises is of tokens that have left, which only heads that read all tokens know");
-  return {embedding, widen, precision, steps, renormalises};
+  return {embedding, projection, precision, steps, renormalises};
 }
 
 cpu::Linear columns_of(const cpu::Kernels& kernels, const cpu::Linear& linear, Precision precision,
@@ -252,7 +252,8 @@ void bind_parts(py::module_& m) {
                                        "activation"_a, "projection"_a, "learned"_a, "merge"_a);
   py::class_<cpu::Step>(m, "Step").def(py::init(&make_step), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::class_<cpu::Model>(m, "Model")
-      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "widen"_a, "precision"_a, "steps"_a, "renormalises"_a)
+      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "steps"_a,
+           "renormalises"_a)
       .def_property_readonly("layers", &cpu::Model::layers)
       .def_property_readonly("labels", &cpu::Model::labels)
       .def_property_readonly("scores_tokens", &cpu::Model::scores_tokens);

@@ -185,7 +185,7 @@ class Model:
         self,
         *,
         embedding: Embedding,
-        widen: Linear | None,
+        projection: Linear | None,
         precision: Precision,
         steps: list[Step],
         renormalises: bool,

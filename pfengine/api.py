@@ -20,7 +20,7 @@ from .bundled import BUNDLED, find
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
 from .devices import auto_precision, find_device, find_dtype, find_op_set
-from .engine import Rule
+from .engine import CriterionFunction
 from .errors import ConfigError, InputError
 from .exits import Criterion
 from .exits.data import is_data
@@ -31,8 +31,8 @@ from .options import sizes, whole, wholes
 from .per_row import Number, own_exits, select_rows
 from .reload import Source, SummedTensors, mark, reload
 from .rows import Row, is_single, rows_of
-from .surroundings import undisturbed
 from .tokenization import Tokenizer, pack
+from .torch_state import isolated
 from .windows import read_windows
 
 BATCH_TOKENS = 4096
@@ -46,7 +46,7 @@ def load(
     *,
     device: str = "auto",
     precision: str = "auto",
-    criterion: Criterion | Rule | str | None = None,
+    criterion: Criterion | CriterionFunction | str | None = None,
     threshold: float | None = None,
     speedup: float | None = None,
     max_length: int | None = None,
@@ -69,7 +69,7 @@ def load(
     Raises CheckpointError for a directory that cannot be used, ConfigError for a choice that cannot be met.
     """
     target = find_device(device)
-    with undisturbed():
+    with isolated():
         ckpt = path if isinstance(path, Checkpoint) else reader.begin_reading(find(path))
     directory = ckpt.path
     precision = auto_precision(ckpt, target) if precision == "auto" else precision
@@ -103,7 +103,7 @@ class Engine:
         ckpt: Checkpoint,
         model: Model,
         tokenizer: Tokenizer,
-        criterion: Rule,
+        criterion: CriterionFunction,
         device: torch.device,
         precision: str,
     ) -> None:
@@ -176,7 +176,7 @@ class Engine:
         inputs: Any,
         *,
         top_k: int | None = 1,
-        criterion: Criterion | Rule | str | None = None,
+        criterion: Criterion | CriterionFunction | str | None = None,
         threshold: Number = None,
         speedup: Number = None,
         on_error: OnError = "raise",
@@ -221,7 +221,7 @@ class Engine:
         inputs: Iterable[Any],
         *,
         top_k: int | None = 1,
-        criterion: Criterion | Rule | str | None = None,
+        criterion: Criterion | CriterionFunction | str | None = None,
         threshold: Number = None,
         speedup: Number = None,
         on_error: OnError = "raise",
@@ -261,7 +261,7 @@ class Engine:
         self,
         inputs: Any,
         *,
-        criterion: Criterion | Rule | str | None = None,
+        criterion: Criterion | CriterionFunction | str | None = None,
         threshold: Number = None,
         speedup: Number = None,
         truncation: Truncation = "truncate",
@@ -306,7 +306,7 @@ class Engine:
         """
         self._check_process()
         own = self.criterion
-        rule = own.bound(self.num_layers, self.exit_layers) if is_data(own) else own
+        rule = own.exit_rule(self.num_layers, self.exit_layers) if is_data(own) else own
         lengths = sorted({min(size, self.max_length) for size in wholes("tokens", tokens)})
         for count in wholes("rows", rows):
             for length in lengths:
@@ -315,10 +315,10 @@ class Engine:
 
     def choose(
         self,
-        criterion: Criterion | Rule | str | None = None,
+        criterion: Criterion | CriterionFunction | str | None = None,
         threshold: float | None = None,
         speedup: float | None = None,
-    ) -> Rule:
+    ) -> CriterionFunction:
         """The criterion these options stand for; without any, the engine's own. ConfigError where they do not fit."""
         if criterion is None and threshold is None and speedup is None:
             return self.criterion

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import extension
-from .surroundings import undisturbed
+from .torch_state import isolated
 
 
 class Packed(NamedTuple):
@@ -22,7 +22,7 @@ class Packed(NamedTuple):
     cu_seqlens: np.ndarray  # int32 [R + 1]: row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]
     row_ids: np.ndarray  # int64 [R]: the row's number in the caller's input
 
-    @undisturbed()
+    @isolated()
     def to(self, device: torch.device | str = "cpu") -> RaggedInputs:
         return RaggedInputs(*(torch.from_numpy(array).to(device) for array in self))
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from .errors import ConfigError
-from .notices import warn
+from .messages import warn
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 

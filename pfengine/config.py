@@ -8,7 +8,7 @@ from typing import Any
 from .errors import shown
 from .families import FAMILIES, Family, Shapes
 from .json_fields import Fields, is_int, is_number
-from .notices import warn
+from .messages import warn
 
 ACTIVATIONS = {  # transformers' names, and what each of them is by its formula
     "gelu": "gelu",

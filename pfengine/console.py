@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ConfigError, PFEngineError
-from .notices import tell
+from .messages import tell
 
 if TYPE_CHECKING:
     import typer
@@ -40,7 +40,7 @@ def run(find_app: Callable[[], typer.Typer]) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """As `notices.tell`, with control characters escaped."""
+    """As `messages.tell`, with control characters escaped."""
     tell("\n".join(map(printable, message.split("\n"))))
 
 

@@ -12,18 +12,18 @@ from torch import Tensor
 from . import encoder
 from .batch import Packed, RaggedInputs
 from .exits import Criterion
-from .exits.asking import asked
+from .exits.user_criterion import checked
 from .model import Model
 from .ops.decide import decide
 from .ops.flight import Answers, Flight
 from .ops.rule import ExitRule
-from .surroundings import undisturbed
-from .torch_flight import taken
+from .torch_flight import select_rows
+from .torch_state import isolated
 
-Rule = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
+CriterionFunction = Callable[[int, Tensor, Any, Tensor], tuple[Tensor, Any]]
 
 
-def run(model: Model, packed: Packed, rule: ExitRule | Rule, answers: Answers) -> None:
+def run(model: Model, packed: Packed, rule: ExitRule | CriterionFunction, answers: Answers) -> None:
     """Take all rows of `packed` through the layers, each until the rule lets it leave. Results go into `answers`.
 
     A rule that is data is decided inside the flight, in one call. Any other callable is called after each tested exit.
@@ -35,34 +35,34 @@ def run(model: Model, packed: Packed, rule: ExitRule | Rule, answers: Answers) -
         flight.advance(rule, until=model.num_layers)
         return
     try:
-        with undisturbed():
-            _ask_after_every_exit(model, flight, rule, answers.base)
+        with isolated():
+            _call_after_every_exit(model, flight, rule, answers.base)
     except BaseException:
         flight.leave(np.ones(len(flight), bool), answered=False)  # frees at once what they hold of a GPU
         raise
 
 
-def _ask_after_every_exit(model: Model, flight: Flight, rule: Rule, base: int) -> None:
-    ask, state, nobody = asked(rule), None, model.full_depth
+def _call_after_every_exit(model: Model, flight: Flight, rule: CriterionFunction, base: int) -> None:
+    call, state, nobody = checked(rule), None, model.full_depth
     for layer in model.exit_layers[:-1]:
         if isinstance(rule, Criterion) and not rule.tests(layer):
             continue
         exit = flight.advance(nobody, until=layer)
         if exit is None:
             return
-        leave, state = ask(layer, exit.logits, state, exit.slots + base)
+        leave, state = call(layer, exit.logits, state, exit.slots + base)
         if leave.any():
             flight.leave(leave)
-            state = taken(state, (~leave).nonzero().squeeze(1))
+            state = select_rows(state, (~leave).nonzero().squeeze(1))
     flight.advance(nobody, until=model.num_layers)
 
 
-def warmup(model: Model, packed: Packed, rule: ExitRule | Rule) -> None:
+def warmup(model: Model, packed: Packed, rule: ExitRule | CriterionFunction) -> None:
     """Do in advance, through all layers, what the first batch of this size would wait for."""
     model.carrier.warmup(packed, rule if isinstance(rule, ExitRule) else model.full_depth)
 
 
-@undisturbed()
+@isolated()
 def layer_logits(model: Model, packed: Packed) -> np.ndarray:
     """Logits of every exit, no exits taken: float32 [exits, R, C], of a tag head [exits, T, C]."""
     rows, slots = len(packed.row_ids), np.arange(len(packed.row_ids))
@@ -81,8 +81,10 @@ def layer_logits(model: Model, packed: Packed) -> np.ndarray:
     return np.stack([*exits, answers.logits])
 
 
-@undisturbed()
-def run_reference(model: Model, rows: list[RaggedInputs], rule: ExitRule | Rule) -> tuple[np.ndarray, np.ndarray]:
+@isolated()
+def run_reference(
+    model: Model, rows: list[RaggedInputs], rule: ExitRule | CriterionFunction
+) -> tuple[np.ndarray, np.ndarray]:
     """The oracle: one row at a time, whole layers, nothing packed. float32 [rows, labels] and int64 exit layers [rows].
 
     rows: inputs of one row each; row r has slot r. Correct by inspection and slow on purpose. `run` must agree with it.

@@ -1,8 +1,8 @@
 """What lets the child of a fork use what its parent has loaded.
 
-Only the thread that forks exists in the child. `_C` makes new threads there (csrc/cpu/crew.cpp). GNU's OpenMP, which
-torch computes with, would wait forever for threads that are gone. So torch's threads are ended before a fork, and come
-back when they are needed, in either process. The tokenizers would wait likewise, so a child tokenises on one thread.
+Only the thread that forks exists in the child. `_C` makes new threads there (csrc/cpu/thread_pool.cpp). GNU's OpenMP,
+which torch computes with, would wait forever for threads that are gone. So torch's threads are ended before a fork, and
+come back when they are needed, in either process. The tokenizers would wait too, so a child tokenises on one thread.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from .heads import HEADS, ExitHead
 from .ops import OpSet
 from .ops.flight import Carrier
 from .ops.rule import ExitRule
-from .surroundings import undisturbed
 from .token_flight import TokenFlight
 from .torch_flight import TorchCarrier, TorchFlight
+from .torch_state import isolated
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
     tensors = ckpt.tensors
     if device is not None and device.type != "cpu":
         tensors = {key: value.to(device) for key, value in tensors.items()}
-    with undisturbed():
+    with isolated():
         head = HEADS[ckpt.manifest.head["type"]](ops, ckpt.backbone, ckpt.manifest.head, tensors, dtype)
         encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.prepared_exits()
         carrier: Carrier | None = None

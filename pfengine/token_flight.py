@@ -25,7 +25,7 @@ class TokenFlight(TorchFlight):
     def __init__(self, carrier: TorchCarrier, packed: Packed, slots: np.ndarray, answers: Answers) -> None:
         super().__init__(carrier, packed, slots, answers)
         tokens = len(self.x)
-        self.token_slots = ranges(self.places, self.cu_seqlens.diff()).long()
+        self.token_slots = ranges(self.row_slots, self.cu_seqlens.diff()).long()
         self.gone = torch.zeros(tokens, dtype=torch.bool, device=self.x.device)  # answered or dropped
         self.frozen = self.gone.clone()
         self.sums: Tensor | None = None  # before the last output norm, of all tokens, where they are renormalised
@@ -56,7 +56,7 @@ class TokenFlight(TorchFlight):
         if rule.tokens is None:  # it has no clauses
             return
         by_row = rule.tokens.unit == "row"
-        leave = self._leaving(rule, self.places if by_row else self.token_slots, self.cu_seqlens)
+        leave = self._leaving(rule, self.row_slots if by_row else self.token_slots, self.cu_seqlens)
         gone = leave.repeat_interleave(self.cu_seqlens.diff()) if by_row else leave
         self._leave(gone, answered=True, freezes=rule.tokens.freezes)
 
@@ -78,16 +78,16 @@ class TokenFlight(TorchFlight):
         left = torch.cat([gone.new_zeros(1, dtype=torch.int64), torch.cumsum(~self.gone, 0)])[self.cu_seqlens].diff()
         rows = (left > 0).nonzero().squeeze(1)
         if len(rows) < len(self):
-            self._take(rows)
+            self._keep_rows(rows)
 
-    def _take(self, rows: Tensor) -> None:
+    def _keep_rows(self, rows: Tensor) -> None:
         tokens = ranges(self.cu_seqlens[rows], self.cu_seqlens.diff()[rows]).long()
         state, by_token = self.rule_state, self.rule_state is not None and not self.rule_layout[0]
         self.token_slots, self.gone, self.frozen = self.token_slots[tokens], self.gone[tokens], self.frozen[tokens]
         self.sums = None if self.sums is None else self.sums[tokens]
         scores, self.scores = self.scores, None
         self.rule_state = None if by_token else state
-        super()._take(rows)
+        super()._keep_rows(rows)
         if len(rows):
             self.rule_state = state[tokens] if by_token and state is not None else self.rule_state
             self.scores = None if scores is None else scores._replace(logits=scores.logits[tokens])

@@ -15,7 +15,7 @@ from .batching import batches as batches
 from .batching import pack as pack
 from .config import BackboneConfig
 from .errors import CheckpointError, ConfigError, InputError
-from .notices import warn
+from .messages import warn
 from .rows import Row as Row
 from .rows import Text, parse
 from .rows import Unreadable as Unreadable

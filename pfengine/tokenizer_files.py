@@ -15,7 +15,7 @@ import tokenizers
 
 from .config import BackboneConfig
 from .errors import CheckpointError
-from .notices import warn
+from .messages import warn
 from .tokenizer_classes import CLASSES, DEFAULTS
 from .tokenizer_fields import JSON, SETTINGS, Built, NotKnown, TokenizerBuilder, guarded, read_object
 

@@ -25,7 +25,7 @@ from .ops import Queries, Reads
 from .ops.decide import decide
 from .ops.flight import MIN_ROWS_TO_SPLIT, Answers, Carrier, Exit, Flight
 from .ops.rule import ExitRule
-from .surroundings import undisturbed
+from .torch_state import isolated
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TorchCarrier(Carrier):
     def num_layers(self) -> int:
         return len(self.encoder.layers)
 
-    @undisturbed()
+    @isolated()
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> Flight:
         return self.flight(self, packed, slots, answers)
 
@@ -56,7 +56,7 @@ class TorchCarrier(Carrier):
         self.start(packed, np.arange(rows), answers).advance(rule, self.num_layers)
 
 
-class Half(NamedTuple):
+class HalfDone(NamedTuple):
     """A half-done layer: its first tokens are computed, and some of its rows have left since."""
 
     x: Tensor  # the input of the layer's last block, [T, H]
@@ -76,25 +76,25 @@ class TorchFlight(Flight):
         inputs = packed.to(carrier.device)
         self.carrier, self.answers = carrier, answers
         self.x, self.cu_seqlens = encoder.embed(carrier.encoder, inputs), inputs.cu_seqlens
-        self.places = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
-        self.half: Half | None = None  # where the present layer is half done; x is of the layer before then
+        self.row_slots = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
+        self.half_done: HalfDone | None = None  # the present layer's, while x is the output of the layer before
         self.head_state: HeadState | None = None
         self.rule_state: Tensor | None = None  # what the rule carries from exit to exit; None: nothing yet
         self.rule_layout: tuple[Any, ...] = ()  # what its numbers stand for
         self.scores: Scores | None = None  # after the present layer
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.row_slots)
 
     @property
     def _reads(self) -> Reads:
         return self.carrier.head.reads(self.layer)
 
     def slots(self) -> np.ndarray:
-        slots: np.ndarray = self.places.numpy(force=True).copy()
+        slots: np.ndarray = self.row_slots.numpy(force=True).copy()
         return slots
 
-    @undisturbed()
+    @isolated()
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
         carrier, head = self.carrier, self.carrier.head
         if not len(self):
@@ -121,12 +121,12 @@ class TorchFlight(Flight):
                 self._decide(rule)
         return self._exit() if len(self) else None
 
-    @undisturbed()
+    @isolated()
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
         gone = gone if isinstance(gone, Tensor) else torch.from_numpy(gone)
-        self._leave(gone.to(self.places.device), answered)
+        self._leave(gone.to(self.row_slots.device), answered)
 
-    @undisturbed()
+    @isolated()
     def join(self, other: Flight) -> None:
         if other is self:
             raise ValueError("a flight cannot join itself")
@@ -149,20 +149,20 @@ class TorchFlight(Flight):
             self.__dict__.update(other.__dict__)
         other._drop()
 
-    @undisturbed()
+    @isolated()
     def states(self) -> Tensor:
         return self._read().float().clone()
 
     def _gone_before(self) -> Tensor:
         """Rows that have left and are still carried, bool [R]: none. For tag heads, tokens, bool [T]."""
-        return torch.zeros(len(self), dtype=torch.bool, device=self.places.device)
+        return torch.zeros(len(self), dtype=torch.bool, device=self.row_slots.device)
 
     def _exit(self) -> Exit:
         logits, learned = self.scores or (None, None)
-        return Exit(self.layer, copied(logits), self.places.clone(), copied(learned))
+        return Exit(self.layer, copied(logits), self.row_slots.clone(), copied(learned))
 
     def _decide(self, rule: ExitRule) -> None:
-        self._leave(self._leaving(rule, self.places), answered=True)
+        self._leave(self._leaving(rule, self.row_slots), answered=True)
 
     def _leaving(self, rule: ExitRule, slots: Tensor, bounds: Tensor | None = None) -> Tensor:
         """Who leaves, by the rule. A rule that carries nothing leaves alone what another has carried so far."""
@@ -182,7 +182,7 @@ class TorchFlight(Flight):
         """Append the rows of `other`."""
         self._join_rule_states(other)
         self.cu_seqlens = torch.cat([self.cu_seqlens, other.cu_seqlens[1:] + len(self.x)])
-        self.x, self.places = torch.cat([self.x, other.x]), torch.cat([self.places, other.places])
+        self.x, self.row_slots = torch.cat([self.x, other.x]), torch.cat([self.row_slots, other.row_slots])
         self.head_state = joined(self.head_state, other.head_state)
         self.scores = None if self.scores is None or other.scores is None else joined(self.scores, other.scores)
 
@@ -212,7 +212,7 @@ class TorchFlight(Flight):
         elif split and reads == "first":
             kept = weights.ops.keys_values(x, self.cu_seqlens, block)
             first = weights.ops.block(x, self.cu_seqlens, block, "first", kept)
-            self.half = Half(
+            self.half_done = HalfDone(
                 x, self.cu_seqlens, block, kept, first, torch.arange(len(self), dtype=torch.int64, device=x.device)
             )
         else:
@@ -220,10 +220,10 @@ class TorchFlight(Flight):
 
     def _finish_layer(self) -> None:
         """Compute the second half for the rows that are left, moved together."""
-        if self.half is None:
+        if self.half_done is None:
             return
-        x, bounds, block, kept, first, rows = self.half
-        self.half = None
+        x, bounds, block, kept, first, rows = self.half_done
+        self.half_done = None
         stays = torch.zeros(len(first), dtype=torch.bool, device=x.device)
         stays[rows] = True
         lengths = bounds.diff()
@@ -238,8 +238,8 @@ class TorchFlight(Flight):
     def _read(self) -> Tensor:
         """What the head reads of the present layer: [R, H], or all tokens [T, H]."""
         match self._reads:
-            case "first" if self.half is not None:
-                return self.half.first.index_select(0, self.half.rows)
+            case "first" if self.half_done is not None:
+                return self.half_done.first.index_select(0, self.half_done.rows)
             case "first":
                 return self.x if len(self.x) == len(self) else self.x.index_select(0, self.cu_seqlens[:-1])
             case "mean":
@@ -251,7 +251,7 @@ class TorchFlight(Flight):
         """The bounds of rows in what `_read` gives: int32 [R + 1]."""
         if self._reads == "all":
             return self.cu_seqlens
-        return torch.arange(len(self) + 1, dtype=torch.int32, device=self.places.device)
+        return torch.arange(len(self) + 1, dtype=torch.int32, device=self.row_slots.device)
 
     def _leave(self, gone: Tensor, answered: bool) -> None:
         """Rows where `gone`, bool [R], is true leave, with an answer where `answered`. The others move together."""
@@ -259,33 +259,34 @@ class TorchFlight(Flight):
         if not len(where):
             return
         if answered:
-            self._answer(self.places, where)
-        self._take((~gone).nonzero().squeeze(1))
+            self._answer(self.row_slots, where)
+        self._keep_rows((~gone).nonzero().squeeze(1))
 
     def _answer(self, slots: Tensor, where: np.ndarray) -> None:
-        """Write the scores with these numbers to their slots."""
-        places = slots.numpy(force=True)[where]
-        self.answers.logits[places] = self._scores().logits.numpy(force=True)[where]
-        self.answers.exit_layers[places] = self.layer
+        """Write the scores of these units to their slots. where: int64, the numbers of the units."""
+        to = slots.numpy(force=True)[where]
+        self.answers.logits[to] = self._scores().logits.numpy(force=True)[where]
+        self.answers.exit_layers[to] = self.layer
 
-    def _take(self, rows: Tensor) -> None:
+    def _keep_rows(self, rows: Tensor) -> None:
         """Keep only these rows: int64, rising."""
         if not len(rows):
             self._drop()
             return
-        self.head_state, self.rule_state = taken(self.head_state, rows), taken(self.rule_state, rows)
-        self.scores = taken(self.scores, rows)
-        if self.half is not None:
-            self.places, self.half = self.places[rows], self.half._replace(rows=self.half.rows[rows])
+        self.head_state, self.rule_state = select_rows(self.head_state, rows), select_rows(self.rule_state, rows)
+        self.scores = select_rows(self.scores, rows)
+        if self.half_done is not None:
+            self.half_done = self.half_done._replace(rows=self.half_done.rows[rows])
+            self.row_slots = self.row_slots[rows]
             return
-        stay = torch.zeros(len(self), dtype=torch.bool, device=self.places.device)
+        stay = torch.zeros(len(self), dtype=torch.bool, device=self.row_slots.device)
         stay[rows] = True
-        self.x, self.cu_seqlens, self.places = compacted(self.x, self.cu_seqlens, self.places, stay)
+        self.x, self.cu_seqlens, self.row_slots = compacted(self.x, self.cu_seqlens, self.row_slots, stay)
 
     def _drop(self) -> None:
         """No row is left: free what was carried."""
-        self.places, self.x, self.cu_seqlens = self.places[:0], self.x[:0], self.cu_seqlens[:1]
-        self.half = self.head_state = self.rule_state = self.scores = None
+        self.row_slots, self.x, self.cu_seqlens = self.row_slots[:0], self.x[:0], self.cu_seqlens[:1]
+        self.half_done = self.head_state = self.rule_state = self.scores = None
 
 
 def bounds_of(lengths: Tensor) -> Tensor:
@@ -306,11 +307,11 @@ def copied(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.clone()
 
 
-def taken(state: Any, rows: Tensor) -> Any:
+def select_rows(state: Any, rows: Tensor) -> Any:
     """These rows, by number, of every tensor in the state of a head or criterion."""
     if not isinstance(state, tuple):
         return None if state is None else state.index_select(0, rows)
-    parts = [taken(value, rows) for value in state]
+    parts = [select_rows(value, rows) for value in state]
     return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 

@@ -13,7 +13,7 @@ from .config import BackboneConfig
 from .errors import CheckpointError
 from .families import Shapes
 from .folder import Folder
-from .notices import warn
+from .messages import warn
 from .storage import SCALE, Stored, StoredTensors, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

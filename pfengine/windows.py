@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import InputError
-from .notices import warn
+from .messages import warn
 from .row_thread import RowThread
 from .rows import Row, size
 from .tokenization import Tokenizer

@@ -71,7 +71,7 @@ def embedding_arguments() -> Arguments:
 def model_arguments() -> Arguments:
     step = C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments()), adds_from=0)
     embedding = C.Embedding(**embedding_arguments())
-    return {"embedding": embedding, "widen": None, "precision": C.Precision.fp32, "steps": [step] * LAYERS,
+    return {"embedding": embedding, "projection": None, "precision": C.Precision.fp32, "steps": [step] * LAYERS,
             "renormalises": False}  # fmt: skip
 
 

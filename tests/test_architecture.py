@@ -121,7 +121,7 @@ def test_every_file_of_the_extension_is_named() -> None:
     assert not missing, f"add to 'Where things are' in docs/architecture.md: {missing}"
 
 
-@pytest.mark.parametrize("wrong", ["api.Engine.clasify", "engine.run_layers", "ops.model", "exits.data.Places.nothing"])
+@pytest.mark.parametrize("wrong", ["api.Engine.clasify", "engine.run_layers", "ops.model", "exits.data.Binding.no"])
 def test_a_name_that_is_gone_is_noticed(wrong: str) -> None:
     assert not exists(wrong)
 

@@ -189,7 +189,7 @@ def forced(tmp_path_factory: pytest.TempPathFactory) -> pfengine.Engine:
 
 
 @pytest.mark.parametrize("rule", [core.ENTROPY, *core.RULES], ids=lambda rule: rule.name)
-def test_exits_are_forced(forced: pfengine.Engine, rule: core.Rule) -> None:
+def test_exits_are_forced(forced: pfengine.Engine, rule: core.Case) -> None:
     rows = [{"input_ids": row} for row in make_rows(4)]
     assert set(forced.predict(rows, criterion=rule.leaves).exit_layers) == {core.LEAVES_AT}
     assert set(forced.predict(rows, criterion=rule.stays).exit_layers) == {models.LAYERS}

@@ -95,7 +95,7 @@ def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[E
     elif not isinstance(value, (bool, int, float, bytes)) and value is not None:
         yield from ((wrong, TypeError) for wrong in ("x", object(), C.Norm if argument != "norm" else C.Linear))
         if (
-            argument not in ("exit", "gate", "pooler", "learners", "projection", "widen", "folded", "learned")
+            argument not in ("exit", "gate", "pooler", "learners", "projection", "folded", "learned")
             or name == "run_exit"
         ):
             yield None, TypeError
@@ -159,7 +159,7 @@ LINEAR = {"inputs": 8, "outputs": 96}
 OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "no exit at the end": ("Model", lambda: {"steps": [C.Step(blocks=[layer()], exit=None, adds_from=-1)]}),
     "another hidden size": ("Model", lambda: {"embedding": C.Embedding(**embedding_arguments() | {"size": 31})}),
-    "widened to another size": ("Model", lambda: {"widen": linear(HIDDEN, 31)}),
+    "projection to another size": ("Model", lambda: {"projection": linear(HIDDEN, 31)}),
     "more past than there is": ("Model", lambda: {"steps": [
         C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments()), adds_from=1)] * 2}),
     "exits with other labels": ("Model", lambda: {"steps": [

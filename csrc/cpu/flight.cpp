@@ -35,9 +35,9 @@ Flight::Flight(const Kernels& kernels, const Model& model, const Batch& batch, c
   std::copy_n(slots, rows_, at_.slots);
   std::iota(at_.held, at_.held + rows_, 0);
   run_embed(kernels, model.embedding, batch.ids, batch.tokens, at_.x, threads);
-  if (model.widen) {
-    run_linear(kernels, model.precision, *model.widen, {0, hidden_}, Activation::none, {at_.x, model.embedding.size},
-               batch.tokens, {}, at_.next_x, threads);
+  if (model.projection) {
+    run_linear(kernels, model.precision, *model.projection, {0, hidden_}, Activation::none,
+               {at_.x, model.embedding.size}, batch.tokens, {}, at_.next_x, threads);
     std::swap(at_.x, at_.next_x);
   }
   if (!by_token_) return;
@@ -64,7 +64,7 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   take(at_.x, tokens * std::max(hidden_, model_.embedding.size));
   take(at_.next_x, tokens * hidden_);
   take(at_.read, by_token_ ? 0 : rows * hidden_);
-  take(at_.kept, !by_token_ && rows >= kMinRowsToOpen ? tokens * stride : 0);
+  take(at_.kept, !by_token_ && rows >= kMinRowsToSplit ? tokens * stride : 0);
   take(at_.past, units * width);
   take(at_.next_past, units * width);
   take(at_.add, units * width);
@@ -126,13 +126,13 @@ void Flight::append(const Arrays& from, const Size& size) {
 }
 
 void Flight::leave(const std::uint8_t* gone, bool answered, int threads) {
-  let_go(gone, answered, true, threads);
+  retire(gone, answered, true, threads);
 }
 
-void Flight::let_go(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
+void Flight::retire(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
   if (!by_token_) {
     for (std::int64_t row = 0; answered && row < rows_; ++row) {
-      if (gone[row]) put(row, at_.slots[row]);
+      if (gone[row]) write_answer(row, at_.slots[row]);
     }
     remove(gone);
     return;
@@ -141,7 +141,7 @@ void Flight::let_go(const std::uint8_t* gone, bool answered, bool freezes, int t
     bool all = true;
     for (std::int64_t token = at_.bounds[row]; token < at_.bounds[row + 1]; ++token) {
       if (gone[token] && !at_.gone[token]) {
-        if (answered) put(token, at_.unit_slots[token]);
+        if (answered) write_answer(token, at_.unit_slots[token]);
         at_.gone[token] = 1;
         at_.frozen[token] = freezes;
       }
@@ -150,16 +150,16 @@ void Flight::let_go(const std::uint8_t* gone, bool answered, bool freezes, int t
     at_.stay[row] = all;
   }
   remove(at_.stay);
-  settle(threads);
+  finish_layer(threads);
 }
 
-void Flight::put(std::int64_t scored, std::int64_t slot) {
+void Flight::write_answer(std::int64_t scored, std::int64_t slot) {
   std::copy_n(at_.logits + scored * labels_, labels_, answers_.logits + slot * labels_);
   answers_.layers[slot] = layer_;
 }
 
-// Removes rows from what is carried per row or unit. `settle` does so for states, which are not read before the next
-// layer.
+// Removes rows from what is carried per row or unit. `finish_layer` does so for states, which are not read before the
+// next layer.
 void Flight::remove(const std::uint8_t* gone) {
   const std::int64_t width = state_layout_.width;
   const bool state_by_row = !by_token_ || state_layout_.by_row;
@@ -188,8 +188,8 @@ void Flight::remove(const std::uint8_t* gone) {
 }
 
 void Flight::join(Flight& other, int threads) {
-  settle(threads);
-  other.settle(threads);
+  finish_layer(threads);
+  other.finish_layer(threads);
   if (!other.rows_) return;
   if (rows_) {
     join_states(other);
@@ -241,7 +241,7 @@ void Flight::states(float* out) const {
       run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
       out += hidden_;
     } else {
-      out = std::copy_n(open_ ? at_.read + held * hidden_ : at_.x + start * hidden_, hidden_, out);
+      out = std::copy_n(half_done_ ? at_.read + held * hidden_ : at_.x + start * hidden_, hidden_, out);
     }
   }
 }

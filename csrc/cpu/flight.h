@@ -54,7 +54,7 @@ class Flight {
  private:
   // With fewer rows layers are computed in one piece: reading the weights twice costs more than a row that leaves
   // saves.
-  static constexpr std::int64_t kMinRowsToOpen = 3;
+  static constexpr std::int64_t kMinRowsToSplit = 3;
 
   struct Size {
     std::int64_t rows, tokens;
@@ -88,7 +88,7 @@ class Flight {
   Context context() const { return {at_.x, at_.bounds, held_, at_.bounds[held_]}; }
 
   void check(const ExitRule& rule, std::int64_t until) const;
-  void settle(int threads);
+  void finish_layer(int threads);
   void pass(const ExitRule& rule, bool stops, bool scores, int threads);
   void run_rows(bool answer, int threads);
   void run_tokens(bool answer, bool freezes, int threads);
@@ -99,8 +99,9 @@ class Flight {
   void decide_leaving(const ExitRule& rule, int threads);
   std::int64_t list(const std::uint8_t* marks, std::uint8_t mark);
   float* state_of(const ExitRule& rule);
-  void put(std::int64_t scored, std::int64_t slot);
-  void let_go(const std::uint8_t* gone, bool answered, bool freezes, int threads);
+  void write_answer(std::int64_t scored, std::int64_t slot);
+  // Units where gone [units] is set leave, as in `leave`. freezes: are tokens that leave frozen?
+  void retire(const std::uint8_t* gone, bool answered, bool freezes, int threads);
   void remove(const std::uint8_t* gone);
   void join_states(Flight& other);
 
@@ -110,8 +111,8 @@ class Flight {
   const bool by_token_;
   const std::int64_t hidden_, labels_;
   std::int64_t layer_ = 0, rows_ = 0;
-  std::int64_t held_ = 0;        // rows in x and bounds, with those that have left since the last `settle`
-  bool open_ = false;            // is this layer half done: only its first tokens are computed?
+  std::int64_t held_ = 0;        // rows in x and bounds, with those that have left since the last `finish_layer`
+  bool half_done_ = false;       // is this layer half done: only its first tokens are computed?
   bool scored_ = false;          // are the logits of this layer?
   std::int64_t past_width_ = 0;  // 0: there is no past
   Size size_{0, 0};              // of what is laid out

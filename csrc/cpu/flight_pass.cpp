@@ -30,7 +30,7 @@ void Flight::advance(const ExitRule& rule, std::int64_t until, bool scores, int 
   check(rule, until);
   try {
     while (rows_ && layer_ < until) {
-      settle(threads);
+      finish_layer(threads);
       ++layer_;
       pass(rule, layer_ == until, scores, threads);
     }
@@ -41,12 +41,12 @@ void Flight::advance(const ExitRule& rule, std::int64_t until, bool scores, int 
 }
 
 // Does what only the rows that go on need: the second half of a half-done layer, and moving them together.
-void Flight::settle(int threads) {
-  if (rows_ && !open_ && rows_ == held_) return;
+void Flight::finish_layer(int threads) {
+  if (rows_ && !half_done_ && rows_ == held_) return;
   if (rows_) {
     std::fill_n(at_.stay, held_, 0);
     for (std::int64_t row = 0; row < rows_; ++row) at_.stay[at_.held[row]] = 1;
-    if (open_) {
+    if (half_done_) {
       const Others others = others_of(at_.bounds, at_.stay, held_, at_.next_bounds);
       place_firsts(at_.read, hidden_, at_.stay, held_, at_.next_bounds, at_.next_x);
       run_layer(kernels_, step().blocks.back(), context(),
@@ -60,7 +60,7 @@ void Flight::settle(int threads) {
     std::iota(at_.held, at_.held + rows_, 0);
   }
   held_ = rows_;
-  open_ = false;
+  half_done_ = false;
 }
 
 void Flight::pass(const ExitRule& rule, bool stops, bool scores, int threads) {
@@ -86,10 +86,10 @@ void Flight::pass(const ExitRule& rule, bool stops, bool scores, int threads) {
 void Flight::run_rows(bool answer, int threads) {
   const Reads reads = model_.reads(layer_);
   const bool firsts = last() && reads == Reads::first;
-  open_ = answer && !last() && reads == Reads::first && rows_ >= kMinRowsToOpen;
+  half_done_ = answer && !last() && reads == Reads::first && rows_ >= kMinRowsToSplit;
   for (const Layer& block : step().blocks) {
     const bool final = &block == &step().blocks.back();
-    if (open_ && final) {
+    if (half_done_ && final) {
       keys_values(kernels_, block, context(), at_.kept, threads);
       run_layer(kernels_, block, context(), {Queries::firsts}, at_.kept, at_.read, nullptr, threads);
       continue;
@@ -100,7 +100,7 @@ void Flight::run_rows(bool answer, int threads) {
   }
   if (firsts) std::iota(at_.bounds, at_.bounds + rows_ + 1, 0);  // x has one token per row now
   if (!scores(answer)) return;
-  if (open_) {
+  if (half_done_) {
     score(at_.read, rows_, nullptr, rows_, answer, threads);
   } else if (firsts) {
     score(at_.x, rows_, nullptr, rows_, answer, threads);
@@ -110,7 +110,7 @@ void Flight::run_rows(bool answer, int threads) {
     run_mean(at_.x, at_.bounds, rows_, hidden_, at_.read);
     score(at_.read, rows_, nullptr, rows_, answer, threads);
   }
-  for (std::int64_t row = 0; last() && answer && row < rows_; ++row) put(row, at_.slots[row]);
+  for (std::int64_t row = 0; last() && answer && row < rows_; ++row) write_answer(row, at_.slots[row]);
 }
 
 // A layer of a head that scores tokens. All tokens are keys and values. Frozen tokens are no queries; in the last layer
@@ -133,7 +133,7 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
   if (!last()) count = tokens;
   const std::int32_t* only = count < tokens ? at_.queries : nullptr;
   score(at_.x, tokens, only, count, answer, threads);
-  for (std::int64_t i = 0; last() && answer && i < count; ++i) put(i, at_.unit_slots[only ? only[i] : i]);
+  for (std::int64_t i = 0; last() && answer && i < count; ++i) write_answer(i, at_.unit_slots[only ? only[i] : i]);
 }
 
 // Lists the tokens whose mark is `mark` in `queries`, and where those of each row end in `ends`. Returns their number.
@@ -174,7 +174,7 @@ void Flight::decide_leaving(const ExitRule& rule, int threads) {
       std::fill(at_.leave + at_.bounds[row], at_.leave + at_.bounds[row + 1], leaves);
     }
   }
-  let_go(at_.leave, true, rule.tokens && rule.tokens->freezes, threads);
+  retire(at_.leave, true, rule.tokens && rule.tokens->freezes, threads);
 }
 
 }  // namespace pfengine::cpu

@@ -20,13 +20,13 @@ struct Step {
   std::int64_t adds_from;
 };
 
-// widen: from the embeddings' size to the hidden states', or none. The last step has an exit. All exits have as many
-// labels, and all of them score tokens or none. renormalises: a token that has left goes through each later block's
-// output norm, on the sums it was taken of; else it is kept as it is.
+// projection: from the embeddings' size to the hidden size, or none. The last step has an exit. All exits have the same
+// number of labels, and either all of them score tokens or none does. renormalises: the state of a token that has left
+// becomes each later block's output norm of the token's last sum; otherwise it is kept as it is.
 struct Model {
   Embedding embedding;
-  std::optional<Linear> widen;
-  Precision precision;  // of widen
+  std::optional<Linear> projection;
+  Precision precision;  // of projection
   std::vector<Step> steps;
   bool renormalises;
 

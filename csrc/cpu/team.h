@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "crew.h"
+#include "thread_pool.h"
 
 namespace pfengine::cpu {
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from ..notices import warn
+from ..messages import warn
 from .columns import LABELS, clipped, listed
 from .examples import Example
 

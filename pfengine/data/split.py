@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from ..errors import ConfigError
-from ..notices import warn
+from ..messages import warn
 from .examples import Example
 
 

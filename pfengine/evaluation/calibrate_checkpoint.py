@@ -22,7 +22,7 @@ from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import Placement, judge, place
 from ..exits.selection import choose
 from ..exits.text import lacks_threshold, parse_form
-from ..notices import warn
+from ..messages import warn
 from ..per_row import own_exits
 from ..reader import read
 from .costs import measure_costs

@@ -59,7 +59,7 @@ def _pass(engine: Engine, parts: Sequence[Any], criterion: DataCriterion) -> tup
 
     for part in parts:
         packed, slots = pack(part, model.config), np.arange(len(part))
-        never = criterion.bound(n, model.exit_layers, 0, len(part), np.full(len(part), np.nan))
+        never = criterion.exit_rule(n, model.exit_layers, 0, len(part), np.full(len(part), np.nan))
         for tested in (0, 1):
             start = clock()
             flight = model.carrier.start(packed, slots, Answers(0, len(part), model.config.num_labels))

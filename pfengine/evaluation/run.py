@@ -18,7 +18,7 @@ from ..exits import Criterion, DataCriterion, Never
 from ..exits.calibration import layer_speedup
 from ..exits.guarantee import unrelated
 from ..exits.text import parse_form
-from ..notices import warn
+from ..messages import warn
 from ..options import whole
 from ..tokenization import Row
 from .curve import curve, oracle

@@ -21,7 +21,7 @@ from .criteria import (
     Patience,
     Voting,
 )
-from .data import DataCriterion, Numbers, Places
+from .data import Binding, DataCriterion, Numbers
 from .fixed import Never, Replay
 from .tags import TOKEE, SENTEEAverage, SENTEEMax, TOKEEWindow, Token
 from .text import parse
@@ -32,6 +32,7 @@ __all__ = [
     "ELBERT",
     "PCEE",
     "TOKEE",
+    "Binding",
     "CascadeBERT",
     "Clause",
     "Confidence",
@@ -49,7 +50,6 @@ __all__ = [
     "Numbers",
     "Outputs",
     "Patience",
-    "Places",
     "Replay",
     "SENTEEAverage",
     "SENTEEMax",

@@ -13,11 +13,11 @@ import torch
 from ..errors import ConfigError, shown
 from ..ops import decide
 from ..ops.rule import Clause, TokenRule, number_at
-from .asking import asked
 from .base import Criterion
 from .candidates import COMPARE
 from .data import DataCriterion, is_data
 from .signals import signal
+from .user_criterion import checked
 
 SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
@@ -63,7 +63,7 @@ class Simulation:
     def exits(self, criterion: Criterion, thresholds: np.ndarray | None = None) -> np.ndarray:
         """The exit layers under this criterion, as `exits_taken` returns them."""
         if not is_data(criterion):
-            return self._asked(criterion)
+            return self._called(criterion)
         assert isinstance(criterion, DataCriterion)
         tokens = criterion.tokens()
         if tokens is not None and tokens.freezes:
@@ -72,7 +72,8 @@ class Simulation:
             )
         rows = tokens is not None and tokens.unit == "row" and self._bounds is not None
         units = len(self._bounds) - 1 if rows and self._bounds is not None else len(self._logits[0])
-        rule, slots = criterion.bound(self.exit_layers[-1], self.exit_layers, 0, units, thresholds), np.arange(units)
+        rule = criterion.exit_rule(self.exit_layers[-1], self.exit_layers, 0, units, thresholds)
+        slots = np.arange(units)
         taken = np.full(units, self.exit_layers[-1], np.int64)
         for clause in rule.clauses:
             count = np.zeros(units, np.float32)
@@ -103,12 +104,12 @@ class Simulation:
                 found.append(value.numpy())
         return self._values[key]
 
-    def _asked(self, criterion: Criterion) -> np.ndarray:
-        ask, state, units = asked(criterion), None, len(self._logits[0])
+    def _called(self, criterion: Criterion) -> np.ndarray:
+        call, state, units = checked(criterion), None, len(self._logits[0])
         row_ids = torch.arange(units, dtype=torch.int64, device="cpu")
         taken = torch.full((units,), self.exit_layers[-1], dtype=torch.int64, device="cpu")
         for layer, values in zip(self.exit_layers[:-1], self._logits, strict=False):
-            leave, state = ask(layer, values.clone(), state, row_ids.clone())
+            leave, state = call(layer, values.clone(), state, row_ids.clone())
             taken[leave & (layer < taken)] = layer
         return taken.numpy()
 

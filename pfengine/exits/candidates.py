@@ -81,7 +81,7 @@ def _slowest(holds: Callable[[np.ndarray], np.ndarray], count: int, rising: bool
     rising: a larger knob is faster. The bisection is over the bits of floats as integers, which have the same order.
     """
     sign = 1 if rising else -1
-    most = _place(np.float32(np.finfo(np.float32).max))
+    most = _ordinal(np.float32(np.finfo(np.float32).max))
     low, high = np.full(count, -most - 1), np.full(count, most)  # slower than all, and the fastest
     ever = holds(_float(sign * high))
     for _ in range(33):
@@ -93,13 +93,13 @@ def _slowest(holds: Callable[[np.ndarray], np.ndarray], count: int, rising: bool
     return _float(sign * high)[ever]
 
 
-def _place(value: np.float32) -> int:
+def _ordinal(value: np.float32) -> int:
     return int(value.view(np.int32))
 
 
-def _float(places: np.ndarray) -> np.ndarray:
-    bits = np.abs(places).astype(np.int32).view(np.float32)
-    return np.where(places < 0, -bits, bits)
+def _float(ordinals: np.ndarray) -> np.ndarray:
+    bits = np.abs(ordinals).astype(np.int32).view(np.float32)
+    return np.where(ordinals < 0, -bits, bits)
 
 
 def grid(at_knobs: AtKnobs, exits: int, labels: int) -> list[float]:

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..ops.rule import Clause
 from .base import CRITERIA as CRITERIA
 from .base import REGRESSION, SINGLE, Outputs, register
-from .data import DataCriterion, Numbers, Places
+from .data import Binding, DataCriterion, Numbers
 from .signals import signal
 
 Clauses = tuple[Clause, ...]
@@ -29,7 +29,7 @@ class Entropy(DataCriterion):
     name = "entropy"
     threshold: Numbers
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("entropy", "<", at.threshold),)
 
 
@@ -41,7 +41,7 @@ class NormalisedEntropy(DataCriterion):
     name = "normalised-entropy"
     threshold: Numbers
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("normalised_entropy", "<", at.threshold),)
 
 
@@ -53,7 +53,7 @@ class FastBERT(DataCriterion):
     name = "fastbert"
     threshold: Numbers
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("normalised_entropy", "<=", at.threshold),)
 
 
@@ -76,7 +76,7 @@ class Confidence(_Tempered):
 
     name = "confidence"
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("confidence", ">=", at.threshold, temperature=at(self.temperature)),)
 
 
@@ -87,7 +87,7 @@ class CascadeBERT(_Tempered):
 
     name = "cascadebert"
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("confidence", ">", at.threshold, temperature=at(self.temperature)),)
 
 
@@ -99,7 +99,7 @@ class Margin(DataCriterion):
     name = "margin"
     threshold: Numbers
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("margin", ">=", at.threshold),)
 
 
@@ -111,7 +111,7 @@ class Energy(_Tempered):
     name = "energy"
     example = -5.0
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("energy", "<", at.threshold, temperature=at(self.temperature)),)
 
 
@@ -136,7 +136,7 @@ class Patience(DataCriterion):
             return f"makes no sense for problem_type {outputs.problem_type!r}: a tolerance is for scores (regression)"
         return None if outputs.problem_type == REGRESSION and not outputs.tags else super().misfit(outputs)
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         if self.tolerance is None:
             return (Clause("label_repeats", ">=", at(1), "running", times=at.threshold),)
         return (Clause("change", "<", at(self.tolerance), "running", times=at.threshold),)
@@ -160,7 +160,7 @@ class ELBERT(_Window):
     name = "elbert"
     margin: float = 0.0
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         window = Clause("label_0", ">", at(self.margin), "side", size=self.size)
         return (Clause("normalised_entropy", "<", at.threshold), window)
 
@@ -173,7 +173,7 @@ class ELBERTTrend(_Window):
     name = "elbert-trend"
     margin: float = 0.0
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         window = Clause("label_0", ">", at(self.margin), "trend", size=self.size)
         return (Clause("normalised_entropy", "<", at.threshold), window)
 
@@ -186,7 +186,7 @@ class ELBERTRange(_Window):
     name = "elbert-range"
     spread: float = 0.1
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         window = Clause("label_0", "<=", at(self.spread), "range", size=self.size)
         return (Clause("normalised_entropy", "<", at.threshold), window)
 
@@ -204,7 +204,7 @@ class Voting(DataCriterion):
     threshold: Numbers
     power: float = 0.5
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("label", ">", at.threshold * at.exits ** np.float32(self.power), "votes"),)
 
 
@@ -219,7 +219,7 @@ class Learned(DataCriterion):
     min_labels = 1
     learned = True
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("learned", "<", at.threshold),)
 
 
@@ -232,7 +232,7 @@ class PCEE(DataCriterion):
     threshold: Numbers
     times: int = 2
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("entropy", "<", at.threshold, "running", times=at(self.times)),)
 
 
@@ -248,7 +248,7 @@ class BEEM(DataCriterion):
     example = 1.8
     threshold: Numbers
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("confidence", ">=", at.threshold, "sum"),)
 
 

@@ -25,14 +25,14 @@ Numbers = float | tuple[float, ...]
 _ONE = np.ones((1, 1), np.float32)
 
 
-class Places:
-    """Where a criterion runs: it spreads the criterion's numbers over layers and slots, as clauses need them.
+class Binding:
+    """A criterion bound to a model's layers and exits: its numbers in the shapes that clauses need.
 
-    Calling it spreads a number: float32 [n, 1], or [1, 1] where all exits have the same. threshold: the knob, float32
-    [1 or n, 1 or slots]. layers: the number of each layer, float32 [n, 1]. exits: how many tested exits there are up to
-    each layer, float32 [n, 1]. num_layers: n.
+    binding(numbers): float32 [n, 1], the number of the exit after each layer; [1, 1] where all exits have the same one.
+    threshold: the knob, float32 [1 or n, 1 or slots]. layers: the number of each layer, float32 [n, 1]. exits: how many
+    tested exits there are up to each layer, float32 [n, 1]. num_layers: n.
 
-    A criterion that is called by hand knows no model. Whatever depends on layers raises ConfigError then.
+    A criterion that is called by hand is bound to no model. Whatever depends on layers raises ConfigError then.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class DataCriterion(Criterion):
             threshold: float
             times: int = 2
 
-            def clauses(self, at: Places) -> tuple[Clause, ...]:
+            def clauses(self, at: Binding) -> tuple[Clause, ...]:
                 return (Clause("margin", ">=", at.threshold, "running", times=at(self.times)),)
 
     As the knob moves in one of its two directions, clauses must let no row leave later, whatever the other numbers are.
@@ -137,7 +137,7 @@ class DataCriterion(Criterion):
     min_labels = 2
     monotone = True
 
-    def clauses(self, at: Places) -> tuple[Clause, ...]:
+    def clauses(self, at: Binding) -> tuple[Clause, ...]:
         """Its clauses. `at` spreads numbers over layers and slots."""
         raise TypeError(f"{type(self).__name__} must define clauses(at)")
 
@@ -219,12 +219,12 @@ class DataCriterion(Criterion):
         for name in _fields(type(self)):
             value = getattr(self, name)
             if isinstance(value, tuple):
-                Places(self, exit_layers[-1], exit_layers, _ONE)(value)  # checks that there are as many as exits
+                Binding(self, exit_layers[-1], exit_layers, _ONE)(value)  # checks that there are as many as exits
                 kept = [number for layer, number in zip(exit_layers, value, strict=False) if layer in chosen]
                 changed[name] = tuple(kept)
         return dataclasses.replace(self, **changed) if changed else self  # type: ignore[type-var]
 
-    def bound(
+    def exit_rule(
         self,
         num_layers: int,
         exit_layers: Sequence[int],
@@ -240,10 +240,10 @@ class DataCriterion(Criterion):
         known.
         """
         if thresholds is None:
-            return _bound(self, num_layers, tuple(exit_layers))
+            return _bound_rule(self, num_layers, tuple(exit_layers))
         with np.errstate(over="ignore"):
             spread = np.atleast_2d(np.asarray(thresholds)).astype(np.float32)
-        clauses = self.clauses(Places(self, num_layers, exit_layers, spread))
+        clauses = self.clauses(Binding(self, num_layers, exit_layers, spread))
         never = np.isnan(spread).any(0)
         if never.any():
             clauses = tuple(
@@ -253,12 +253,12 @@ class DataCriterion(Criterion):
 
     def bind(self, num_layers: int, exit_layers: Sequence[int]) -> Bound:
         """The criterion, to be called by hand after the exits of such a model."""
-        return Bound(self.bound(num_layers, exit_layers))
+        return Bound(self.exit_rule(num_layers, exit_layers))
 
     def __call__(
         self, layer: int, logits: Tensor, state: CriterionState, row_ids: Tensor
     ) -> tuple[Tensor, CriterionState]:
-        return Bound(_in_no_place(self))(layer, logits, state, row_ids)
+        return Bound(_unbound_rule(self))(layer, logits, state, row_ids)
 
     def candidates(self, logits: Tensor) -> list[float]:
         """`Criterion.candidates`, for exits after layers 1, 2, 3 and so on; see also `candidates_at`."""
@@ -282,7 +282,7 @@ class DataCriterion(Criterion):
 
     def _numbers(self, exit_layers: Sequence[int]) -> Callable[[np.ndarray], tuple[Clause, ...]]:
         """A function from thresholds by slot, float32 [1, P], to the clauses at them."""
-        return lambda knobs: self.clauses(Places(self, exit_layers[-1], exit_layers, knobs))
+        return lambda knobs: self.clauses(Binding(self, exit_layers[-1], exit_layers, knobs))
 
 
 def is_data(criterion: Any) -> typing.TypeGuard[DataCriterion]:
@@ -291,14 +291,14 @@ def is_data(criterion: Any) -> typing.TypeGuard[DataCriterion]:
 
 
 @functools.lru_cache(maxsize=256)
-def _bound(criterion: DataCriterion, num_layers: int, exit_layers: tuple[int, ...]) -> ExitRule:
-    clauses = criterion.clauses(Places(criterion, num_layers, exit_layers))
+def _bound_rule(criterion: DataCriterion, num_layers: int, exit_layers: tuple[int, ...]) -> ExitRule:
+    clauses = criterion.clauses(Binding(criterion, num_layers, exit_layers))
     return ExitRule(_tested(criterion, num_layers, exit_layers), clauses, criterion.tokens())
 
 
 @functools.lru_cache(maxsize=64)
-def _in_no_place(criterion: DataCriterion) -> ExitRule:
-    return ExitRule(b"", criterion.clauses(Places(criterion)), criterion.tokens())
+def _unbound_rule(criterion: DataCriterion) -> ExitRule:
+    return ExitRule(b"", criterion.clauses(Binding(criterion)), criterion.tokens())
 
 
 def _tested(criterion: Criterion, num_layers: int, exit_layers: Sequence[int]) -> bytes:

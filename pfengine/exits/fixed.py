@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, shown
 from ..ops.rule import Clause, ExitRule
 from .base import MULTI, REGRESSION, SINGLE, Criterion, register
-from .data import DataCriterion, Places
+from .data import Binding, DataCriterion
 
 _LAST = 1 << 20  # more layers than any model has, and exact in float32
 
@@ -50,7 +50,7 @@ class Never(_Fixed):
     def tests(self, layer: int) -> bool:
         return False
 
-    def clauses(self, at: Places) -> tuple[Clause, ...]:
+    def clauses(self, at: Binding) -> tuple[Clause, ...]:
         return ()
 
     @classmethod
@@ -82,10 +82,10 @@ class Replay(_Fixed):
         self.rows = len(self.layers)
         self._leave_after = np.minimum(self.layers, _LAST).astype(np.float32)[None]
 
-    def clauses(self, at: Places) -> tuple[Clause, ...]:
+    def clauses(self, at: Binding) -> tuple[Clause, ...]:
         return (Clause("layer", ">=", self._leave_after),)
 
-    def bound(
+    def exit_rule(
         self,
         num_layers: int,
         exit_layers: Sequence[int],

@@ -18,7 +18,7 @@ from ..errors import ConfigError, InputError, shown
 from ..ops.rule import ExitRule
 from ..rows import MISSING, Row
 from .base import Criterion, Outputs, number
-from .data import DataCriterion, Places, is_data
+from .data import Binding, DataCriterion, is_data
 from .fixed import Never, Replay
 from .text import has_knob, lacks_threshold, name_of, parse, parse_form
 
@@ -98,10 +98,10 @@ def _fitting(own: OwnExits, rule: Any) -> Any:
     if isinstance(rule, Criterion) and (reason := rule.misfit(own.outputs)):
         raise ConfigError(f"criterion {shown(rule)} {reason}")
     if isinstance(rule, DataCriterion) and not isinstance(rule, Replay):
-        bound = rule.bound(own.exit_layers[-1], own.exit_layers)  # checks the count of numbers per exit
-        if any(clause.signal == "learned" for clause in bound.clauses) and not own.outputs.learned:
+        exit_rule = rule.exit_rule(own.exit_layers[-1], own.exit_layers)  # checks the count of numbers per exit
+        if any(clause.signal == "learned" for clause in exit_rule.clauses) and not own.outputs.learned:
             raise ConfigError(f"criterion {shown(rule)} compares a learned score, and this model's head adds none")
-        if bound.tokens is not None and not own.outputs.tags:
+        if exit_rule.tokens is not None and not own.outputs.tags:
             raise ConfigError(f"criterion {shown(rule)} reads tokens, and this model's head scores whole rows")
     return rule
 
@@ -199,17 +199,17 @@ class Selection:
         chosen = [(i, threshold) for i, threshold in numbered if threshold is not None]
         criterion, thresholds = self.criterion, None
         if chosen:
-            places, values = zip(*chosen, strict=True)
+            slots, values = zip(*chosen, strict=True)
             criterion = self.by_row
             usual = np.full((1, 1), np.nan, np.float32)
             if not isinstance(self.criterion, Never):
-                usual = Places(self.criterion, num_layers, exit_layers).threshold
+                usual = Binding(self.criterion, num_layers, exit_layers).threshold
             thresholds = np.repeat(usual, len(window), axis=1)
             with np.errstate(over="ignore"):
-                thresholds[:, places] = values
+                thresholds[:, slots] = values
         if not is_data(criterion):
             return criterion
-        return criterion.bound(num_layers, exit_layers, first_row, len(window), thresholds)
+        return criterion.exit_rule(num_layers, exit_layers, first_row, len(window), thresholds)
 
 
 def select(own: OwnExits, criterion: Any, threshold: Any, speedup: Any, current: Any, per_row: str | None) -> Selection:

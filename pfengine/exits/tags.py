@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..ops.rule import Clause, TokenRule
 from .base import register
-from .data import DataCriterion, Numbers, Places
+from .data import Binding, DataCriterion, Numbers
 
 Clauses = tuple[Clause, ...]
 
@@ -27,7 +27,7 @@ class SENTEEMax(_Tags):
 
     name = "sentee-max"
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("normalised_entropy", "<", at.threshold),)
 
     def tokens(self) -> TokenRule:
@@ -41,7 +41,7 @@ class SENTEEAverage(_Tags):
 
     name = "sentee-avg"
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("normalised_entropy", "<", at.threshold),)
 
     def tokens(self) -> TokenRule:
@@ -55,7 +55,7 @@ class Token(_Tags):
 
     name = "token"
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         return (Clause("normalised_entropy", "<", at.threshold),)
 
     def tokens(self) -> TokenRule:
@@ -73,7 +73,7 @@ class _Windowed(_Tags):
         if self.size % 2 == 0:
             raise ConfigError(f"the size of {self.name} is {self.size}; it must be odd, with the token in the middle")
 
-    def clauses(self, at: Places) -> Clauses:
+    def clauses(self, at: Binding) -> Clauses:
         upper = at.layers > at.num_layers // 2
         return (Clause("normalised_entropy", "<", at.threshold * np.where(upper, np.float32(2), np.float32(1))),)
 

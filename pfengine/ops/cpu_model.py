@@ -130,7 +130,7 @@ def prepare_model(
         steps.append(C.Step(blocks=blocks_native, exit=exit_native, adds_from=adds_from))
     native = C.Model(
         embedding=embedding.native,
-        widen=None if projection is None else projection.native,
+        projection=None if projection is None else projection.native,
         precision=C.Precision.fp32 if projection is None else projection.precision,
         steps=steps,
         renormalises=renormalises,

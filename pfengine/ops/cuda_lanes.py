@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Packed
-from ..surroundings import undisturbed
+from ..torch_state import isolated
 from .cuda_buffers import Bucket, Buffers, PreparedModel, Rule, Sizes
 from .cuda_rule import fill_by_slot, numbers_of
 from .cuda_segment import Segment, run_segment
@@ -136,7 +136,7 @@ class Lane:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Compute on the stream of this lane, whatever the caller has set in torch."""
-        with undisturbed():
+        with isolated():
             if self.stream is None:
                 yield
             else:

@@ -18,8 +18,8 @@ from ..bundled import find
 from ..errors import ConfigError, InputError
 from ..manifest import Manifest
 from ..ops.flight import Answers
-from ..surroundings import undisturbed
 from ..tokenization import Row, batches, pack
+from ..torch_state import isolated
 from .config import TrainingConfig
 from .fit import fit, remove_state
 from .model import ExitModel
@@ -156,7 +156,7 @@ def first_states(engine: Engine, texts: list[Any], progress: Any = None) -> tupl
             flight.advance(model.full_depth, until=layer, scores=False)
             states[batch.row_ids, layer - 1] = flight.states().cpu()
     bounds = torch.arange(len(rows) + 1, dtype=torch.int32, device="cpu")
-    with undisturbed():
+    with isolated():
         last, _ = model.head.step(model.num_layers, states[:, -1].to(engine.device), bounds.to(engine.device), (), True)
     assert last is not None
     logits = last.logits.cpu()

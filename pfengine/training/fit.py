@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from .. import destination
 from ..errors import ConfigError, InputError, TrainingError
 from ..folder import Folder
-from ..notices import tell
+from ..messages import tell
 from ..saving import explain
 from ..storage import StoredTensors, read_header
 from ..tokenization import Tokenizer

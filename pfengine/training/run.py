@@ -20,7 +20,7 @@ from ..exits.calibration import calibration_table
 from ..exits.text import parse_form
 from ..folder import Folder
 from ..manifest import Manifest
-from ..notices import warn
+from ..messages import warn
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
 from .fit import Collator, Rows, encode, fit, remove_state

@@ -155,14 +155,14 @@ def test_models_it_is_for(text: str, outputs: Outputs, message: str | None) -> N
 def test_numbers_per_exit() -> None:
     """One per exit, with or without one for the last, go to the layers of those exits."""
     for text in ("learned:0.1/0.5/0.9", "learned:0.1/0.5/0.9/7"):
-        rule = Learned((0.1, 0.5, 0.9, 7)[: text.count("/") + 1]).bound(6, LAYERS)  # type: ignore[arg-type]
+        rule = Learned((0.1, 0.5, 0.9, 7)[: text.count("/") + 1]).exit_rule(6, LAYERS)  # type: ignore[arg-type]
         threshold = rule.clauses[0].threshold
         assert threshold.shape == (6, 1)
         np.testing.assert_array_equal(threshold[[1, 2, 4], 0], np.float32([0.1, 0.5, 0.9]))
         assert [layer for layer, tested in enumerate(rule.tested, 1) if tested] == LAYERS
     for text in ("learned:0.1/0.5", "learned:0.1/0.5/0.9/1/1"):
         with pytest.raises(ConfigError, match="exits, and there are 4"):
-            parse(text).bound(6, LAYERS)  # type: ignore[attr-defined]
+            parse(text).exit_rule(6, LAYERS)  # type: ignore[attr-defined]
     criterion = parse("confidence:0.9,1/2/3/4")
     assert isinstance(criterion, DataCriterion)
     assert repr(criterion.for_exits(LAYERS, (3, 6))) == "confidence:0.9,2/4"

@@ -14,7 +14,7 @@ import torch
 
 import pfengine
 from pfengine import engine as loop
-from pfengine.exits import CRITERIA, Clause, Criterion, DataCriterion, Entropy, Places, TokenRule, parse, register
+from pfengine.exits import CRITERIA, Binding, Clause, Criterion, DataCriterion, Entropy, TokenRule, parse, register
 from pfengine.exits.calibration import exits_taken
 from pfengine.ops.rule import ExitRule
 
@@ -27,7 +27,7 @@ class Apart(DataCriterion):
     threshold: float
     times: int = 2
 
-    def clauses(self, at: Places) -> tuple[Clause, ...]:
+    def clauses(self, at: Binding) -> tuple[Clause, ...]:
         return (Clause("margin", ">=", at.threshold, "running", times=at(self.times)),)
 
 
@@ -103,7 +103,7 @@ def test_what_its_clauses_need_is_seen(make_checkpoint: Callable[..., Path]) -> 
 
     @dataclass(frozen=True)
     class Hidden(Apart):
-        def clauses(self, at: Places) -> tuple[Clause, ...]:
+        def clauses(self, at: Binding) -> tuple[Clause, ...]:
             return (Clause("learned", "<", at.threshold),)
 
     @dataclass(frozen=True)
@@ -148,14 +148,14 @@ def test_faults_of_a_class_are_said() -> None:
         threshold: float
 
     with pytest.raises(TypeError, match=r"Empty must define clauses\(at\)"):
-        Empty(0.3).bound(3, (1, 2, 3))
+        Empty(0.3).exit_rule(3, (1, 2, 3))
 
     @dataclass(frozen=True)
     class Wave(DataCriterion):
         name = "wave"
         threshold: float
 
-        def clauses(self, at: Places) -> tuple[Clause, ...]:
+        def clauses(self, at: Binding) -> tuple[Clause, ...]:
             return (Clause("entropy", "<", np.sin(9 * at.threshold)),)
 
     with pytest.raises(pfengine.ConfigError, match="define the criterion's candidates"):

@@ -1,6 +1,6 @@
 // The team of threads under ThreadSanitizer, which does not know what goes on in Python: layers, exits, linear layers,
-// embeddings, whole models and compaction, by several calling threads at once, each with a crew, and after a fork.
-// Every answer must be that of one thread, to the bit.
+// embeddings, whole models and compaction, by several calling threads at once, each with a pool of its own, and after a
+// fork. Every answer must be that of one thread, to the bit.
 #include "cpu/team.h"
 
 #include <sys/wait.h>

@@ -205,7 +205,7 @@ def test_whatever_is_done(head: str, steps: list[tuple[str, int, int]], kind: in
 
 @pytest.mark.parametrize("head", HEADS)
 def test_joining_at_every_layer(head: str) -> None:
-    """Half-open flights and whole ones, after rows have left by rule and by hand, and a third one on top."""
+    """Half-done layers and whole ones, after rows have left by rule and by hand, and with a third flight on top."""
     model, turn = make(cpu, **HEADS[head]), list(HEADS).index(head)
     for layer in range(LAYERS):
         first, second, third = started(model, [[4, 2, 8, 1], [5, 1], [3, 3, 9]])

@@ -1,4 +1,4 @@
-#include "crew.h"
+#include "thread_pool.h"
 
 #include <atomic>
 #include <chrono>
@@ -78,18 +78,18 @@ class Worker {
   std::thread thread_;  // the last member, as it reads the others
 };
 
-class Crew {
+class ThreadPool {
  public:
-  ~Crew() { leave_if_forked(); }
+  ~ThreadPool() { leave_if_forked(); }
 
-  // Are there so many threads, with the caller?
-  bool muster(int threads) {
+  // Makes threads until there are `threads`, the caller among them. Returns false where a limit forbids it.
+  bool grow(int threads) {
     leave_if_forked();
     try {
       while (static_cast<int>(workers_.size()) + 1 < threads) {
         workers_.push_back(std::make_unique<Worker>(static_cast<int>(workers_.size()) + 1));
       }
-    } catch (const std::system_error&) {  // a limit on threads
+    } catch (const std::system_error&) {
       return false;
     }
     return true;
@@ -102,7 +102,8 @@ class Crew {
   }
 
  private:
-  // Threads that were made before a fork are not in this process: neither they nor their locks can be used or freed.
+  // Threads that were made before a fork do not exist in this process: neither they nor their locks can be used or
+  // freed.
   void leave_if_forked() {
     if (forks_ == forks.load(std::memory_order_relaxed)) return;
     for (std::unique_ptr<Worker>& worker : workers_) worker.release();
@@ -116,11 +117,11 @@ class Crew {
 
 }  // namespace
 
-bool run_on_crew(int threads, void (*work)(const void* context, int thread), const void* context) {
-  static thread_local Crew crew;
-  if (!crew.muster(threads)) return false;
+bool run_on_pool(int threads, void (*work)(const void* context, int thread), const void* context) {
+  static thread_local ThreadPool pool;
+  if (!pool.grow(threads)) return false;
   Job job{work, context, {threads - 1}};
-  crew.run(threads, job);
+  pool.run(threads, job);
   return true;
 }
 

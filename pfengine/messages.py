@@ -1,4 +1,4 @@
-"""Warnings that point at the caller's line, however deep in the package they arise; lines of progress."""
+"""Warnings that point at the caller's line, however deep in the package they arise; lines on standard error."""
 
 from __future__ import annotations
 

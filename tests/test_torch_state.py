@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pfengine
 from pfengine import extension
 from pfengine.ops import cpu_torch
-from pfengine.surroundings import undisturbed
+from pfengine.torch_state import isolated
 
 Make = Callable[..., Path]
 PACKAGE = Path(pfengine.__file__).parent
@@ -180,7 +180,7 @@ def test_a_users_criterion_sees_the_engines_surroundings(loaded: tuple) -> None:
 
 
 def test_undisturbed_gives_back_what_there_was() -> None:
-    @undisturbed()
+    @isolated()
     def fail() -> None:
         assert torch.empty(1).device.type == "cpu"
         raise LookupError

@@ -1,4 +1,4 @@
-"""Calling a user's criterion, so that it decides who leaves and can change nothing else."""
+"""Calls a user's criterion such that it decides who leaves and can change nothing else."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 from ..errors import ConfigError
 
 
-def asked(criterion: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's criterion. Its results are checked; wrong ones raise ConfigError. It may keep and change its arguments.
+def checked(criterion: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's criterion whose results are checked: a wrong one raises ConfigError.
 
-    It runs as the engine does: in inference mode, without the caller's autocast, default device or torch modes.
+    The criterion may keep and change its arguments. It runs as the engine does: in inference mode, without the caller's
+    autocast, default device or torch modes.
     """
-    return functools.partial(_ask, criterion)
+    return functools.partial(_call, criterion)
 
 
-def _ask(criterion: Callable[..., Any], layer: int, logits: Tensor, state: Any, row_ids: Tensor) -> tuple[Tensor, Any]:
+def _call(criterion: Callable[..., Any], layer: int, logits: Tensor, state: Any, row_ids: Tensor) -> tuple[Tensor, Any]:
     try:
         given = criterion(layer, logits, state, row_ids)
     except Exception as error:
