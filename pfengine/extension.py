@@ -33,8 +33,8 @@ def has_cpu() -> bool:
     return not _missing
 
 
-def native() -> Any:
-    """pfengine._C itself; RuntimeError where it is missing."""
+def module() -> Any:
+    """pfengine._C itself. Raises RuntimeError where it is missing."""
     if _missing:
         raise RuntimeError(f"the compiled kernels are not available: {status()}")
     return _C
@@ -115,7 +115,7 @@ def signal(name: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
     rows, labels = logits.shape[:-1], logits.shape[-1]
     out, to = room(rows, torch.float32)
     at = address("logits", logits, torch.float32, logits.shape)
-    native().run_signal(name, at, out.numel(), labels, temperature, to)
+    module().run_signal(name, at, out.numel(), labels, temperature, to)
     return out
 
 

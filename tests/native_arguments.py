@@ -12,7 +12,7 @@ from pfengine import extension
 from pfengine.ops import Block, Norm, cpu
 from pfengine.ops.packing import pack_linear
 
-C = extension.native()
+C = extension.module()
 HIDDEN, HEADS, INNER, LABELS, LAYERS = 32, 2, 40, 3, 2
 Arguments = dict[str, Any]
 kept: list[torch.Tensor] = []  # what lies at the addresses

@@ -33,7 +33,7 @@ from .native_arguments import (
     rule,
 )  # fmt: skip
 
-C = extension.native()
+C = extension.module()
 HUGE = [1 << 31, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
 ONE_BYTE = {"stay", "leave", "tokens", "new_tokens"}  # which lie at any address
 EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types", "slots"}

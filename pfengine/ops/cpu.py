@@ -53,7 +53,7 @@ def _linear(
     x = _rows(x)
     rows = x.shape[0]
     add = add if add is None else _rows(add)
-    C, (out, to) = extension.native(), room((rows, columns), torch.float32)
+    C, (out, to) = extension.module(), room((rows, columns), torch.float32)
     C.run_linear(
         kernels=kernels(),
         precision=weights.precision,
@@ -75,7 +75,7 @@ def _linear(
 def _norm(norm: Norm, size: int) -> tuple[Any, tuple[Tensor, ...]]:
     parts = {"weight": norm.weight.float().contiguous(), "bias": norm.bias.float().contiguous()}
     where = {name: address(name, part, torch.float32, (size,)) for name, part in parts.items()}
-    return extension.native().Norm(eps=norm.eps, **where), tuple(parts.values())
+    return extension.module().Norm(eps=norm.eps, **where), tuple(parts.values())
 
 
 def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
@@ -83,7 +83,7 @@ def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: 
     word, position, token_type = (table.to(dtype).contiguous() for table in tables)
     size = word.shape[1]
     native_norm, parts = _norm(norm, size)
-    native = extension.native().Embedding(
+    native = extension.module().Embedding(
         word=address("word", word, dtype, (len(word), size)),
         position=address("position", position, dtype, (len(position), size)),
         token_type=address("token_type", token_type, dtype, (len(token_type), size)),
@@ -101,7 +101,7 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
     ids, positions, types = (x.contiguous() for x in (ids, positions, types))
     tokens = len(ids)
     out, to = room((tokens, weights.size), torch.float32)
-    extension.native().run_embed(
+    extension.module().run_embed(
         kernels=kernels(),
         embedding=weights.native,
         ids=address("ids", ids, torch.int64, (tokens,)),
@@ -115,7 +115,7 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
 
 
 def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
-    C = extension.native()
+    C = extension.module()
     parts = {}
     for name in ("qkv", "attention_output", "intermediate", "output"):
         weight, bias = getattr(block, name)
@@ -140,7 +140,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
     tokens, rows = x.shape[0], cu_seqlens.shape[0] - 1
     kept, to = room((tokens * weights.kept_stride,), torch.uint8)  # _C's own layout
-    extension.native().keys_values(
+    extension.module().keys_values(
         kernels=kernels(),
         layer=weights.native,
         x=address("x", x, torch.float32, (tokens, weights.hidden)),
@@ -179,7 +179,7 @@ def _block(
     kept: Tensor | None,
     sums: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    C, tokens, rows, hidden = extension.native(), x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
+    C, tokens, rows, hidden = extension.module(), x.shape[0], cu_seqlens.shape[0] - 1, weights.hidden
     query_tokens = query_bounds = 0
     if isinstance(queries, Queries):
         kind, count = C.Queries.list, queries.tokens.shape[0]
@@ -213,7 +213,7 @@ def _block(
 def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
     sums, rows = _contiguous(sums), sums.shape[0]
     out, to = room((rows, weights.hidden), torch.float32)
-    extension.native().output_norm(
+    extension.module().output_norm(
         kernels=kernels(),
         layer=weights.native,
         sums=address("sums", sums, torch.float32, (rows, weights.hidden)),
@@ -276,7 +276,7 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
     past, gates = _contiguous(past), _contiguous(gates)
     future = future if future is None else _contiguous(future)
     out, to = room(shape := (rows, labels), torch.float32)
-    extension.native().run_merge(
+    extension.module().run_merge(
         kernels=kernels(),
         merge=_merge("paper" if gate is None else "authors", labels, gates.shape[1], gate, count),
         past=address("past", past, torch.float32, shape),
@@ -289,12 +289,12 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
 
 
 def _merge(kind: str, labels: int, width: int, gate: Linear | None, count: int) -> Any:
-    C, native = extension.native(), None if gate is None else gate.native
+    C, native = extension.module(), None if gate is None else gate.native
     return C.Merge(kind=getattr(C.Gate, kind), labels=labels, width=width, gate=native, count=count)
 
 
 def prepare_exit(parts: Exit) -> PreparedExit:
-    C = extension.native()
+    C = extension.module()
     merge = _merge(parts.gate_kind, parts.labels, parts.width, parts.gate, parts.states)
     learners = projection = None
     activation, precision, learner_precision = C.Activation.none, C.Precision.fp32, C.Precision.fp32
@@ -333,7 +333,7 @@ def exit(
     past, past_to = room((rows, width), torch.float32)
     logits, logits_to = room((rows, labels), torch.float32) if answer else (None, 0)
     learned, learned_to = room((rows,), torch.float32) if answer and weights.learned else (None, 0)
-    extension.native().run_exit(
+    extension.module().run_exit(
         kernels(),
         weights.native,
         address("x", x, torch.float32, (rows, weights.hidden)),
@@ -350,7 +350,7 @@ def exit(
 def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     x, rows = _contiguous(x), len(cu_seqlens) - 1
     out, to = room((rows, x.shape[1]), torch.float32)
-    extension.native().run_mean(
+    extension.module().run_mean(
         address("x", x, torch.float32, x.shape),
         len(x),
         address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),

@@ -34,7 +34,7 @@ class CpuModel(Carrier):
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> CpuFlight:
         """As `Carrier.start`. Raises TypeError for arrays of other dtypes, or that are not contiguous."""
         threads = extension.threads()
-        native = extension.native().Flight(
+        native = extension.module().Flight(
             kernels(),
             self.native,
             packed.ids,
@@ -122,7 +122,7 @@ def prepare_model(
     renormalises: bool = False,
 ) -> CpuModel:
     """As `OpSet.prepare_model`."""
-    C, steps = extension.native(), []
+    C, steps = extension.module(), []
     for blocks, after in zip(layers, exits, strict=True):
         exit, adds_from = after or (None, -1)
         native = None if exit is None else exit.native

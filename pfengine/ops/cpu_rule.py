@@ -21,7 +21,7 @@ def native_rule(rule: ExitRule) -> _C.ExitRule:
 
     Raises ValueError where the rule makes no sense, TypeError where numbers are not contiguous float32.
     """
-    C = extension.native()
+    C = extension.module()
     tokens = None if rule.tokens is None else C.TokenRule(*rule.tokens)
     return C.ExitRule(rule.tested, [C.Clause(*clause) for clause in rule.clauses], tokens)
 
@@ -46,7 +46,7 @@ def decide(
     leave = torch.empty(units, dtype=torch.bool, device="cpu")
     rows = 0 if bounds is None else len(bounds) - 1
     by_row = rule.tokens is not None and rule.tokens.unit == "row"
-    extension.native().run_decide(
+    extension.module().run_decide(
         native,
         layer,
         address("logits", logits, torch.float32, (count, labels)),

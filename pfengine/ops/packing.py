@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +16,21 @@ from ..extension import address
 from . import Activation
 from .quantisation import quantise_weight
 
+if TYPE_CHECKING:
+    from .. import _C
+
 THIN = 16  # fp32 layers with at most so many outputs are not packed: a panel would be mostly padding
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 @functools.cache
-def kernels() -> Any:
+def kernels() -> _C.Kernels:
     """The fastest kernels that this processor runs, or those that PFENGINE_ISA names.
 
     Names: plain, avx2, avx512, avx512_bf16. Raises ConfigError where this processor does not run them.
     """
     name = os.environ.get("PFENGINE_ISA", "")
-    found = extension.native().find_kernels(name)
+    found = extension.module().find_kernels(name)
     if found is None:
         raise ConfigError(f"PFENGINE_ISA is {name!r}, and this processor runs no kernels of that name; leave it unset")
     return found
@@ -39,21 +42,21 @@ def fast_precisions() -> list[str]:
 
 
 class Linear(NamedTuple):
-    native: Any  # _C.Linear: addresses of the tensors below
-    precision: Any  # _C.Precision
+    native: _C.Linear  # holds addresses of the tensors below
+    precision: _C.Precision
     inputs: int
     outputs: int
     tensors: tuple[Tensor, ...]
 
 
 class Embedding(NamedTuple):
-    native: Any  # _C.Embedding
+    native: _C.Embedding
     size: int
     tensors: tuple[Tensor, ...]
 
 
 class PreparedBlock(NamedTuple):
-    native: Any  # _C.Layer
+    native: _C.Layer
     hidden: int
     kept_stride: int  # bytes per token of what keys_values makes
     tensors: tuple[Tensor, ...]
@@ -68,7 +71,7 @@ class Imitation(NamedTuple):
 
 
 class PreparedExit(NamedTuple):
-    native: Any  # _C.Exit: addresses of the parts below
+    native: _C.Exit  # holds addresses of the parts below
     hidden: int
     width: int  # of the past
     labels: int
@@ -93,7 +96,7 @@ def pack_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, thin: bool 
     else:
         numbers = weight.to(dtype)
     packed, bias = numbers.contiguous() if thin else _pack(numbers), bias.float().contiguous()
-    C = extension.native()
+    C = extension.module()
     panel, group = kernels().panel, {"fp32": 1, "bf16": 2, "int8": 4, "int4": 8}[precision]
     shape = (outputs, inputs) if thin else (-(-outputs // panel), -(-inputs // group), panel)
     native = C.Linear(

@@ -27,6 +27,6 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not extension.has_cpu():
         yield
         return
-    extension.native().poison_scratch(True)
+    extension.module().poison_scratch(True)
     yield
-    extension.native().poison_scratch(False)
+    extension.module().poison_scratch(False)

@@ -19,7 +19,7 @@ from pfengine.ops.packing import pack_linear
 if not extension.has_cpu() or not hasattr(os, "fork"):
     pytest.skip("needs pfengine._C and a child that may die", allow_module_level=True)
 
-C = extension.native()
+C = extension.module()
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 NO_ACCESS = 0  # PROT_NONE, which the mmap module lacks
 _kept: list[Any] = []

@@ -91,7 +91,7 @@ def test_exit(hidden: int, labels: int, future: str, gate: str, pooled: bool, cp
 def test_exit_of_every_instruction_set(
     hidden: int, labels: int, future: str, instructions: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not extension.has_cpu() or extension.native().find_kernels(instructions) is None:
+    if not extension.has_cpu() or extension.module().find_kernels(instructions) is None:
         pytest.skip(f"this processor has no {instructions}")
     monkeypatch.setenv("PFENGINE_ISA", instructions)
     cpu.kernels.cache_clear()

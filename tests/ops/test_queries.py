@@ -58,7 +58,7 @@ def run_layer(
     layer: Any, x: Tensor, queries: Queries, kept: Tensor | None, targets: Tensor | None, out: Tensor,
     sums: Tensor | None = None,
 ) -> None:  # fmt: skip
-    C = extension.native()
+    C = extension.module()
     C.run_layer(
         kernels=cpu.kernels(), layer=layer, x=at(x), tokens=TOKENS, cu_seqlens=at(BOUNDS), rows=len(LENGTHS),
         kind=C.Queries.list, queries=len(queries.tokens), query_tokens=at(queries.tokens),
@@ -69,7 +69,7 @@ def run_layer(
 
 @pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if not extension.has_cpu() or extension.native().find_kernels(request.param) is None:
+    if not extension.has_cpu() or extension.module().find_kernels(request.param) is None:
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setenv("PFENGINE_ISA", request.param)
     cpu.kernels.cache_clear()
@@ -140,7 +140,7 @@ def test_output_norm_of_some_rows() -> None:
     x, weights = torch.randn(TOKENS, 40), cpu.prepare_block(make_block(40, 5, 8, 77), torch.int8)
     whole, sums = cpu.block_sums(x, BOUNDS, weights)
     numbers, states = listed(LISTS["a third, at random"]).tokens, x.clone()
-    extension.native().output_norm(
+    extension.module().output_norm(
         kernels=cpu.kernels(), layer=weights.native, sums=at(sums), tokens=TOKENS, numbers=at(numbers),
         rows=len(numbers), out=at(states), threads=2,
     )  # fmt: skip
