@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import forking, processors
+from . import cpu_count, forking
 
 _missing = ""  # why _C is not there; empty where it is
 
@@ -48,7 +48,7 @@ def threads() -> int:
 
     The child of a fork has its parent's number.
     """
-    return min(forking.torch_threads(), processors.allowed())
+    return min(forking.torch_threads(), cpu_count.available())
 
 
 @functools.cache

@@ -20,7 +20,7 @@ import tokenizers
 import torch
 
 import pfengine
-from pfengine import checkpoint, extension, processors, reader, saving
+from pfengine import checkpoint, cpu_count, extension, reader, saving
 from pfengine.config import parse_backbone
 from pfengine.heads import HEADS
 from pfengine.manifest import Manifest
@@ -51,7 +51,7 @@ Make = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as a test asks torch for, whatever this machine has."""
-    monkeypatch.setattr(processors, "allowed", lambda: 64)
+    monkeypatch.setattr(cpu_count, "available", lambda: 64)
 
 
 @pytest.fixture(scope="session")

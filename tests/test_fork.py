@@ -259,7 +259,7 @@ def test_torch_goes_on(monkeypatch: pytest.MonkeyPatch, two_threads: None, annou
 def test_the_numbers_of_the_child_are_its_own(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(forking, "_pause", None)
-    monkeypatch.setattr(extension.processors, "allowed", lambda: 8)
+    monkeypatch.setattr(extension.cpu_count, "available", lambda: 8)
 
     def call() -> tuple[int, int]:
         before = extension.threads()

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfengine import extension, processors
+from pfengine import cpu_count, extension
 
 
 @pytest.fixture(autouse=True)
 def any_number_of_threads() -> Iterator[None]:
     """Not here: as many as this machine has, or a test says it has."""
     threads = torch.get_num_threads()
-    processors._rounded_quota.cache_clear()
+    cpu_count._rounded_quota.cache_clear()
     yield
-    processors._rounded_quota.cache_clear()
+    cpu_count._rounded_quota.cache_clear()
     torch.set_num_threads(threads)
 
 
@@ -46,7 +46,7 @@ def test_quotas(tmp_path: Path, groups: str, files: dict[str, str], expected: fl
     for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{k}": v for k, v in files.items()}}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert min(processors.quotas(tmp_path), default=None) == expected
+    assert min(cpu_count.quotas(tmp_path), default=None) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_threads_are_no_more_than_processors(
     monkeypatch: pytest.MonkeyPatch, affinity: set[int], quotas: list[float], wanted: int, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity)
-    monkeypatch.setattr(processors, "quotas", lambda root: iter(quotas))
+    monkeypatch.setattr(cpu_count, "quotas", lambda root: iter(quotas))
     torch.set_num_threads(wanted)
     assert extension.threads() == expected
 
@@ -74,7 +74,7 @@ def test_threads_are_no_more_than_processors(
 def test_a_change_of_affinity_is_seen() -> None:
     before = os.sched_getaffinity(0)
     torch.set_num_threads(64)
-    assert extension.threads() == processors.allowed() <= len(before)
+    assert extension.threads() == cpu_count.available() <= len(before)
     os.sched_setaffinity(0, {min(before)})
     try:
         assert extension.threads() == 1
@@ -85,7 +85,7 @@ def test_a_change_of_affinity_is_seen() -> None:
 def test_where_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    assert processors.allowed() == 1
+    assert cpu_count.available() == 1
 
 
 def test_asking_costs_next_to_nothing() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 
-def allowed() -> int:
+def available() -> int:
     """How many, at least 1. The affinity is read each time, as it may change; the quota is read once per process."""
     try:
         affinity = len(os.sched_getaffinity(0))
