@@ -88,7 +88,10 @@ def run_reference(
     """The oracle: one row at a time, whole layers, nothing packed. float32 [rows, labels] and int64 exit layers [rows].
 
     rows: inputs of one row each; row r has slot r. Correct by inspection and slow on purpose. `run` must agree with it.
+    Raises ValueError for a head that scores tokens.
     """
+    if model.head.tags:
+        raise ValueError("the head scores tokens, and run_reference takes rows with one answer each")
     results, exit_layers, ops = [], [], model.encoder.ops
     for slot, inputs in enumerate(rows):
         x = encoder.embed(model.encoder, inputs)

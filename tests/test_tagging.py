@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pfengine
+from pfengine.engine import run_reference
 
 Make = Callable[..., Path]
 LENGTHS = [4, 1, 9, 17, 3, 12]
@@ -74,3 +75,5 @@ def test_what_a_tagger_cannot_do_is_said(path: Path, rows: list, make_checkpoint
     with pytest.raises(pfengine.ConfigError, match="scores whole rows"):
         pfengine.load(make_checkpoint("bert")).predict(rows, criterion="tokee:0.5,3")
     assert engine.predict([]).logits.shape[0] == 0
+    with pytest.raises(ValueError, match="the head scores tokens"):
+        run_reference(engine.model, [], engine.model.full_depth)
