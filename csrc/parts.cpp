@@ -61,6 +61,7 @@ cpu::Embedding make_embedding(Address word, Address position, Address token_type
   check_rows("words", words);
   check_rows("positions", positions);
   check_rows("token_types", token_types);
+  require(!token_type == !token_types, "token_type and token_types come together, or both are 0: no such table");
   const auto table = [&](const char* name, Address address, std::int64_t rows) -> const void* {
     if (bf16) return memory<const std::uint16_t>(name, address, {rows, size});
     return memory<const float>(name, address, {rows, size});
@@ -112,9 +113,9 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
 }
 
 cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_precision, const MaybeLinear& pooler,
-                    const cpu::Linear& past, const MaybeLinear& folded, const MaybeLinear& learners,
-                    cpu::Activation activation, const MaybeLinear& projection, const MaybeLinear& learned,
-                    const cpu::Merge& merge) {
+                    cpu::Activation pooler_activation, const cpu::Linear& past, const MaybeLinear& folded,
+                    const MaybeLinear& learners, cpu::Activation activation, const MaybeLinear& projection,
+                    const MaybeLinear& learned, const cpu::Merge& merge) {
   const std::int64_t size = past.inputs;
   check_linear("past", past, Precision::fp32, true);
   check("outputs of past", past.outputs, merge.labels + (merge.kind == cpu::Gate::none ? 0 : merge.width), kWidest);
@@ -143,7 +144,8 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
     check_same("inputs of learned", learned->inputs, size);
     check_same("outputs of learned", learned->outputs, 1);
   }
-  return {reads, precision, learner_precision, pooler, past, folded, learners, activation, projection, learned, merge};
+  return {reads,  precision, learner_precision, pooler,     pooler_activation, past,
+          folded, learners,  activation,        projection, learned,           merge};
 }
 
 cpu::Step make_step(const std::vector<cpu::Layer>& blocks, const std::optional<cpu::Exit>& exit,
@@ -248,8 +250,8 @@ void bind_parts(py::module_& m) {
   py::class_<cpu::Merge>(m, "Merge")
       .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
   py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "reads"_a, "precision"_a,
-                                       "learner_precision"_a, "pooler"_a, "past"_a, "folded"_a, "learners"_a,
-                                       "activation"_a, "projection"_a, "learned"_a, "merge"_a);
+                                       "learner_precision"_a, "pooler"_a, "pooler_activation"_a, "past"_a, "folded"_a,
+                                       "learners"_a, "activation"_a, "projection"_a, "learned"_a, "merge"_a);
   py::class_<cpu::Step>(m, "Step").def(py::init(&make_step), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::class_<cpu::Model>(m, "Model")
       .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "steps"_a,

@@ -1,4 +1,4 @@
-"""out = LayerNorm(word[ids] + position[positions] + type[types]), token by token."""
+"""out = LayerNorm(word[ids] + position[positions] + type[types]), token by token; some models have no token types."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def _embed_kernel(
     is_column = column < size
     total = _row_of(word, ids, token, word_rows, size, column)
     total += _row_of(position, positions, token, position_rows, size, column)
-    total += _row_of(token_type, types, token, type_rows, size, column)
+    if token_type is not None:
+        total += _row_of(token_type, types, token, type_rows, size, column)
     y = normalise(total, is_column, size, weight, bias, column, eps)
     tl.store(out + token.to(tl.int64) * size + column, y.to(out.dtype.element_ty), mask=is_column)
 
@@ -40,7 +41,7 @@ def embed(
     ids: Tensor,
     positions: Tensor,
     types: Tensor,
-    tables: tuple[Tensor, Tensor, Tensor],
+    tables: tuple[Tensor, Tensor, Tensor | None],
     weight: Tensor,
     bias: Tensor,
     eps: float,
@@ -51,15 +52,16 @@ def embed(
     """The embeddings of the first `count` tokens. Output past `count` is uninitialised.
 
     ids, positions, types: int64 [T]; tables: word, position, token type, [rows, H], fp32, fp16 or bf16; weight, bias:
-    fp32 [H]; count: int32 [1], at most T. Returns [T, H] of the tables' dtype; or fills `out`. Raises ValueError for
-    anything else.
+    fp32 [H]; count: int32 [1], at most T. Without a table of token types, None, `types` is not read. Returns [T, H] of
+    the tables' dtype; or fills `out`. Raises ValueError for anything else.
     """
     word, position, token_type = tables
     size = word.shape[-1]
     for name, x in (("ids", ids), ("positions", positions), ("types", types)):
         check(name, x, torch.int64, ids.shape[0], like=ids)
-    for name, x in (("word", word), ("position", position), ("token_type", token_type)):
-        check(name, x, FLOATS if x is word else word.dtype, -1, size, like=ids)
+    for name, table in (("word", word), ("position", position), ("token_type", token_type)):
+        if table is not None:
+            check(name, table, FLOATS if table is word else word.dtype, -1, size, like=ids)
     check("weight", weight, torch.float32, size, like=ids)
     check("bias", bias, torch.float32, size, like=ids)
     check_count("count", count, ids)
@@ -74,8 +76,8 @@ def embed(
         {
             "ids": ids, "positions": positions, "types": types, "word": word, "position": position,
             "token_type": token_type, "weight": weight, "bias": bias, "out": out, "count": count,
-            "word_rows": word.shape[0], "position_rows": position.shape[0], "type_rows": token_type.shape[0],
-            "size": size, "eps": eps,
+            "word_rows": word.shape[0], "position_rows": position.shape[0],
+            "type_rows": 0 if token_type is None else token_type.shape[0], "size": size, "eps": eps,
         },
         {"BLOCK": block},
         num_warps=warps(block),

@@ -168,6 +168,7 @@ class Exit:
         precision: Precision,
         learner_precision: Precision,
         pooler: Linear | None,
+        pooler_activation: Activation,
         past: Linear,
         folded: Linear | None,
         learners: Linear | None,

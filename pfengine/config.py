@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import shown
-from .families import FAMILIES, Family, Shapes
+from .families import FAMILIES, Family, Shapes, find_family
 from .json_fields import Fields, is_int, is_number
 from .messages import warn
 
@@ -39,7 +39,7 @@ class BackboneConfig:
     activation: str  # "gelu" | "gelu_tanh" | "relu"
     layer_norm_eps: float
     max_position_embeddings: int
-    type_vocab_size: int
+    type_vocab_size: int  # 0: no token types
     pad_token_id: int
     num_groups: int
     inner_group_num: int
@@ -61,6 +61,16 @@ class BackboneConfig:
         offset = self.pad_token_id + 1 if self.family.positions_after_pad else 0
         return self.max_position_embeddings - offset
 
+    @property
+    def embedding_projection(self) -> str | None:
+        """Key of the linear map from embedding to hidden size; None where there is none."""
+        family = self.family
+        if family.embedding_projection is None or (
+            self.embedding_size == self.hidden_size and not family.projects_equal_sizes
+        ):
+            return None
+        return family.prefix + family.embedding_projection
+
     def block_keys(self) -> list[list[str]]:
         """Key prefixes of the blocks of each layer, in the order they run; shared blocks appear several times."""
         key = self.family.prefix + self.family.block_key
@@ -77,12 +87,13 @@ class BackboneConfig:
         shapes: Shapes = {
             f"{tables}word_embeddings.weight": (self.vocab_size, embedding),
             f"{tables}position_embeddings.weight": (self.max_position_embeddings, embedding),
-            f"{tables}token_type_embeddings.weight": (self.type_vocab_size, embedding),
             f"{tables}LayerNorm.weight": (embedding,),
             f"{tables}LayerNorm.bias": (embedding,),
         }
-        if family.embedding_projection is not None:
-            shapes |= _linear(family.prefix + family.embedding_projection, hidden, embedding)
+        if self.type_vocab_size:
+            shapes[f"{tables}token_type_embeddings.weight"] = (self.type_vocab_size, embedding)
+        if self.embedding_projection is not None:
+            shapes |= _linear(self.embedding_projection, hidden, embedding)
         sizes = {"intermediate": (inner, hidden), "output": (hidden, inner)}
         for block in sorted({block for layer in self.block_keys() for block in layer}):
             for part, key in family.block_parts.items():
@@ -109,18 +120,19 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         return None
     fields = Fields(raw, file, faults)
     kinds = ", ".join(sorted(FAMILIES))
-    model_type = fields.get("model_type", f"one of {kinds}", lambda v: isinstance(v, str) and v in FAMILIES, None)
-    if model_type is None:
+    model_type = fields.get("model_type", f"one of {kinds}", lambda v: find_family(v) is not None, None)
+    family = find_family(model_type)
+    if family is None:
         return None
-    family = FAMILIES[model_type]
-    hidden = fields.count("hidden_size")
-    heads = fields.count("num_attention_heads")
-    layers = fields.count("num_hidden_layers", most=MAX_LAYERS)
+    key = family.key
+    hidden = fields.count(key("hidden_size"))
+    heads = fields.count(key("num_attention_heads"))
+    layers = fields.count(key("num_hidden_layers"), most=MAX_LAYERS)
     groups = fields.count("num_hidden_groups", 1, MAX_LAYERS) if family.shares_layers else 1
     if hidden % heads:
-        fields.fault("hidden_size", f"is {hidden}, which num_attention_heads = {heads} does not divide")
+        fields.fault(key("hidden_size"), f"is {hidden}, which {key('num_attention_heads')} = {heads} does not divide")
     if groups > layers:
-        fields.fault("num_hidden_groups", f"is {groups}, more than num_hidden_layers = {layers}")
+        fields.fault("num_hidden_groups", f"is {groups}, more than {key('num_hidden_layers')} = {layers}")
     if raw.get("position_embedding_type", "absolute") not in ("absolute", None):
         given = shown(raw["position_embedding_type"])
         fields.fault("position_embedding_type", f"is {given}; only 'absolute' is supported")
@@ -131,7 +143,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     if raw.get("auto_map"):
         warn(f"{file}: 'auto_map' names code beside it, which is never run: it is loaded as a {model_type}")
     activation = fields.get(
-        "hidden_act",
+        key("hidden_act"),
         f"one of {', '.join(ACTIVATIONS)}",
         lambda v: isinstance(v, str) and v in ACTIVATIONS,
         "gelu",
@@ -145,6 +157,11 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     inner = fields.count("inner_group_num", 1, MAX_LAYERS) if family.shares_layers else 1
     if max(layers, groups) * inner > MAX_BLOCKS:
         fields.fault("inner_group_num", f"is {inner}, which makes more than {MAX_BLOCKS} blocks")
+    eps, types = family.default_norm_eps, 0
+    if "layer_norm_eps" not in family.lacks:
+        eps = fields.get("layer_norm_eps", "a number > 0", lambda v: is_number(v) and v > 0, 1e-12, eps)
+    if "type_vocab_size" not in family.lacks:
+        types = fields.count("type_vocab_size", 2)
     labels = _labels(fields)
     return BackboneConfig(
         family=family,
@@ -153,13 +170,11 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         embedding_size=fields.count("embedding_size") if family.embedding_projection is not None else hidden,
         num_layers=layers,
         num_heads=heads,
-        intermediate_size=fields.count("intermediate_size"),
+        intermediate_size=fields.count(key("intermediate_size")),
         activation=ACTIVATIONS[activation],
-        layer_norm_eps=fields.get(
-            "layer_norm_eps", "a number > 0", lambda v: is_number(v) and v > 0, 1e-12, family.default_norm_eps
-        ),
+        layer_norm_eps=eps,
         max_position_embeddings=max_positions,
-        type_vocab_size=fields.count("type_vocab_size", 2),
+        type_vocab_size=types,
         pad_token_id=pad,
         num_groups=groups,
         inner_group_num=inner,

@@ -23,7 +23,7 @@ class Encoder:
 
     ops: OpSet
     embedding: Any
-    embedding_projection: Any | None  # ALBERT: embedding size -> hidden size
+    embedding_projection: Any | None  # embedding size -> hidden size
     layers: list[list[Any]]
 
 
@@ -59,10 +59,10 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
 
     trim_heap()  # returns the memory of the head's float32 tensors
     # the tables first: in float32 they are the largest tensors of all, and now nothing else is in memory
-    word, position, token_type = (
-        tensors[f"{prefix}embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
-    )
-    embedding = ops.prepare_embedding((word, position, token_type), norm(f"{prefix}embeddings.LayerNorm"), dtype)
+    tables = f"{prefix}embeddings."
+    word, position = (tensors[f"{tables}{name}_embeddings.weight"] for name in ("word", "position"))
+    token_type = tensors[f"{tables}token_type_embeddings.weight"] if config.type_vocab_size else None
+    embedding = ops.prepare_embedding((word, position, token_type), norm(f"{tables}LayerNorm"), dtype)
     del word, position, token_type
     prefixes, blocks = config.block_keys(), {}
     for key in dict.fromkeys(key for layer in prefixes for key in layer):
@@ -70,11 +70,11 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
         if dtype != torch.float32:
             trim_heap()  # returns the memory of its float32 tensors, which are larger than it is
     trim_heap()
-    projection = config.family.embedding_projection
+    projection = config.embedding_projection
     return Encoder(
         ops=ops,
         embedding=embedding,
-        embedding_projection=None if projection is None else ops.prepare_linear(*linear(prefix + projection), dtype),
+        embedding_projection=None if projection is None else ops.prepare_linear(*linear(projection), dtype),
         layers=[[blocks[key] for key in layer] for layer in prefixes],
     )
 

@@ -1,12 +1,15 @@
-"""Encoder families: what differs between BERT, RoBERTa and ALBERT, as fields and key-name maps.
+"""Encoder families: what differs between BERT and its relatives, as fields and key-name maps.
 
-Key names are those of transformers. Inside pfengine a block (one attention and one feed-forward network) always has the
-same eight parts; a family says under which key each part is stored, and under which key each block of layer i.
+A further family is an entry here. Key names are those of transformers. Inside pfengine a block (one attention and one
+feed-forward network) always has the same eight parts; a family says under which key each part is stored, and under
+which key each block of layer i.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -18,19 +21,28 @@ class Family:
     """Constants of one family; all key names are without the trailing `.weight` / `.bias`."""
 
     name: str
-    model_types: tuple[str, ...]
+    model_types: tuple[str, ...]  # of config.json
+    tokenizers: tuple[str, ...]  # for each of them the class in `tokenizer_classes` where no file names one
     prefix: str
     block_key: str  # of a block, with {layer}, {group} (of layers that share weights) and {block} (within a layer)
     block_parts: dict[str, str]
     embedding_projection: str | None  # linear map from embedding to hidden size; None where the two are one
     shares_layers: bool  # config.json says how many groups of layers share weights, and how many blocks a layer has
     shares_pooler: bool  # exit heads have one pooler for all layers unless told otherwise
-    pooler: str  # dense + tanh on the first token, before the classifier of a plain Hugging Face directory
+    pooler: str  # dense on the first token, before the classifier of a plain Hugging Face directory
     classifier: str
     default_activation: str
     default_norm_eps: float
     default_pad_token_id: int
     positions_after_pad: bool  # RoBERTa: positions start at pad_token_id + 1 and skip padding ids
+    pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
+    projects_equal_sizes: bool = True  # is there an embedding_projection where embedding and hidden size are equal?
+    config_keys: Mapping[str, str] = field(default_factory=dict)  # config.json's name of what BERT calls otherwise
+    lacks: tuple[str, ...] = ()  # BERT's fields that do not count: "type_vocab_size" (no token types), "layer_norm_eps"
+
+    def key(self, name: str) -> str:
+        """The key in config.json of the field that BERT calls `name`."""
+        return self.config_keys.get(name, name)
 
 
 _BERT_PARTS = {
@@ -47,6 +59,7 @@ _BERT_PARTS = {
 BERT = Family(
     name="bert",
     model_types=("bert",),
+    tokenizers=("BertTokenizer",),
     prefix="bert.",
     block_key="encoder.layer.{layer}.",
     block_parts=_BERT_PARTS,
@@ -63,6 +76,7 @@ BERT = Family(
 ROBERTA = Family(
     name="roberta",
     model_types=("roberta", "xlm-roberta", "camembert"),
+    tokenizers=("RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"),
     prefix="roberta.",
     block_key="encoder.layer.{layer}.",
     block_parts=_BERT_PARTS,
@@ -79,6 +93,7 @@ ROBERTA = Family(
 ALBERT = Family(
     name="albert",
     model_types=("albert",),
+    tokenizers=("AlbertTokenizer",),
     prefix="albert.",
     block_key="encoder.albert_layer_groups.{group}.albert_layers.{block}.",
     block_parts={
@@ -102,4 +117,45 @@ ALBERT = Family(
     positions_after_pad=False,
 )
 
-FAMILIES = {model_type: family for family in (BERT, ROBERTA, ALBERT) for model_type in family.model_types}
+DISTILBERT = Family(
+    name="distilbert",
+    model_types=("distilbert",),
+    tokenizers=("BertTokenizer",),
+    prefix="distilbert.",
+    block_key="transformer.layer.{layer}.",
+    block_parts={
+        "query": "attention.q_lin",
+        "key": "attention.k_lin",
+        "value": "attention.v_lin",
+        "attention_output": "attention.out_lin",
+        "attention_norm": "sa_layer_norm",
+        "intermediate": "ffn.lin1",
+        "output": "ffn.lin2",
+        "output_norm": "output_layer_norm",
+    },
+    embedding_projection=None,
+    shares_layers=False,
+    shares_pooler=False,
+    pooler="pre_classifier",
+    classifier="classifier",
+    default_activation="gelu",
+    default_norm_eps=1e-12,
+    default_pad_token_id=0,
+    positions_after_pad=False,
+    pooler_activation="relu",
+    config_keys={
+        "hidden_size": "dim",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+    },
+    lacks=("type_vocab_size", "layer_norm_eps"),
+)
+
+FAMILIES = {kind: family for family in (BERT, ROBERTA, ALBERT, DISTILBERT) for kind in family.model_types}
+
+
+def find_family(model_type: Any) -> Family | None:
+    """The family of config.json's `model_type`, or None."""
+    return FAMILIES.get(model_type) if isinstance(model_type, str) else None

@@ -73,7 +73,7 @@ class Tokenizer:
             raise ConfigError(
                 "token_types is True, but this tokenizer or model does not tell the texts of a pair apart"
             )
-        given = built.types if token_types is None else token_types
+        given = (built.types if token_types is None else token_types) and config.type_vocab_size > 0
         self.single_types, self.pair_types = single and given, pair and given
         version = config.raw.get("transformers_version")
         old = isinstance(version, str) and version.split(".")[0] in ("2", "3", "4")
@@ -103,6 +103,8 @@ class Tokenizer:
                     texts.append((len(out), row_id, parsed))
                     out.append(InputError(row_id, "was not tokenised"))
                 else:
+                    if not self.config.type_vocab_size:  # as in transformers, whose tokenizers may give them
+                        parsed = parsed._replace(types=None)
                     out.append(self._checked(self._cut_ids(parsed)))
             except InputError as error:
                 out.append(error)

@@ -1,14 +1,14 @@
 """Tokenizer classes of transformers 5, over the `tokenizers` library: what each builds from a vocabulary and options.
 
-The default class of each family, and TokenizersBackend, which uses tokenizer.json unchanged. The others keep only its
-vocabulary and build the rest themselves, whatever tokenizer.json says.
+The classes that files of our families name, and TokenizersBackend, which uses tokenizer.json unchanged. The others keep
+only its vocabulary and build the rest themselves, whatever tokenizer.json says. Another class is left to transformers.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -147,20 +147,21 @@ _SENTENCE = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>",
     "cls_token": "<s>", "mask_token": "<mask>",
 }  # fmt: skip
+_BERT = TokenizerClass(
+    "BertTokenizer",
+    vocabulary=("vocab.txt",),
+    special={
+        "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+    },
+    options={"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None},
+    types=True,
+    types_4=True,
+    start=_bert,
+    end=_end_bert,
+)  # fmt: skip
 _CLASSES = (
-    TokenizerClass(
-        "BertTokenizer",
-        vocabulary=("vocab.txt",),
-        special={
-            "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
-            "mask_token": "[MASK]",
-        },
-        options={"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None},
-        types=True,
-        types_4=True,
-        start=_bert,
-        end=_end_bert,
-    ),
+    _BERT,
+    replace(_BERT, name="DistilBertTokenizer", types=False, types_4=False),
     TokenizerClass(
         "RobertaTokenizer",
         vocabulary=("vocab.json", "merges.txt"),
@@ -201,7 +202,3 @@ _CLASSES = (
     TokenizerClass("TokenizersBackend", types_4=True),
 )  # fmt: skip
 CLASSES = {kind.name: kind for kind in _CLASSES} | {"PreTrainedTokenizer": _CLASSES[-1]}  # its name until version 4
-DEFAULTS = {  # by config.json's model_type
-    "bert": "BertTokenizer", "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer",
-    "camembert": "CamembertTokenizer", "albert": "AlbertTokenizer",
-}  # fmt: skip

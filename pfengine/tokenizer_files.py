@@ -16,7 +16,7 @@ import tokenizers
 from .config import BackboneConfig
 from .errors import CheckpointError
 from .messages import warn
-from .tokenizer_classes import CLASSES, DEFAULTS
+from .tokenizer_classes import CLASSES
 from .tokenizer_fields import JSON, SETTINGS, Built, NotKnown, TokenizerBuilder, guarded, read_object
 
 
@@ -29,8 +29,9 @@ def build(files: Mapping[str, bytes], config: BackboneConfig, path: Any) -> Buil
     settings = read_object(files, SETTINGS, path) if SETTINGS in files else {}
     if "fast_tokenizer_files" in settings:
         raise CheckpointError(path, [f"{SETTINGS}: 'fast_tokenizer_files' names other files than {JSON}; remove it"])
+    defaults = dict(zip(config.family.model_types, config.family.tokenizers, strict=False))
     name = (
-        settings.get("tokenizer_class") or config.raw.get("tokenizer_class") or DEFAULTS.get(config.raw["model_type"])
+        settings.get("tokenizer_class") or config.raw.get("tokenizer_class") or defaults.get(config.raw["model_type"])
     )
     kind = CLASSES.get(name.removesuffix("Fast")) if isinstance(name, str) else None
     try:

@@ -22,6 +22,7 @@ import torch
 import pfengine
 from pfengine import checkpoint, cpu_count, extension, reader, saving
 from pfengine.config import parse_backbone
+from pfengine.families import FAMILIES
 from pfengine.heads import HEADS
 from pfengine.manifest import Manifest
 
@@ -33,19 +34,26 @@ OP_SETS = ("cpu", "cpu_torch", "reference")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
-SIZES: dict[str, dict[str, Any]] = {  # awkward on purpose: head sizes 12, 8 and 10, no power of two
+SIZES: dict[str, dict[str, Any]] = {  # awkward on purpose: head sizes 12, 8, 10 and 7, no power of two
     "bert": {"model_type": "bert", "hidden_size": 48, "num_attention_heads": 4, "hidden_act": "gelu"},
     "roberta": {"model_type": "roberta", "hidden_size": 40, "num_attention_heads": 5, "hidden_act": "relu"},
     "albert": {
         "model_type": "albert", "hidden_size": 40, "num_attention_heads": 4, "hidden_act": "gelu_new",
         "embedding_size": 24, "num_hidden_groups": 2, "inner_group_num": 2,
     },
+    "distilbert": {"model_type": "distilbert", "hidden_size": 42, "num_attention_heads": 6, "hidden_act": "gelu"},
 }  # fmt: skip
 COMMON = {
     "vocab_size": 90, "num_hidden_layers": 5, "intermediate_size": 72, "max_position_embeddings": 520,
     "type_vocab_size": 2,
 }  # fmt: skip
 Make = Callable[..., Path]
+
+
+def own_names(raw: dict[str, Any]) -> dict[str, Any]:
+    """config.json as BERT has it with the names of its own family."""
+    family = FAMILIES[raw["model_type"]]
+    return {family.key(name): value for name, value in raw.items() if name not in family.lacks}
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +126,8 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
     ) -> Path:
         key = repr((family, labels, head, seed, config, fields))
         if key not in made:
-            raw = COMMON | SIZES[family] | {"id2label": {str(i): f"L{i}" for i in range(labels)}} | (config or {})
+            names = {"id2label": {str(i): f"L{i}" for i in range(labels)}}
+            raw = own_names(COMMON | SIZES[family] | names | (config or {}))
             faults: list[str] = []
             backbone = parse_backbone(raw, faults)
             assert backbone is not None, faults

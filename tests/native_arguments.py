@@ -52,7 +52,8 @@ def merge(**changes: Any) -> Any:
 def exit_arguments() -> Arguments:
     return {
         "reads": C.Reads.first, "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32,
-        "pooler": linear(HIDDEN, HIDDEN), "learned": linear(HIDDEN, 1, thin=True),
+        "pooler": linear(HIDDEN, HIDDEN), "pooler_activation": C.Activation.relu,
+        "learned": linear(HIDDEN, 1, thin=True),
         "past": linear(HIDDEN, 2 * LABELS, thin=True), "folded": None, "learners": linear(HIDDEN, 64),
         "activation": C.Activation.tanh, "projection": linear(64, LABELS, thin=True), "merge": merge(),
     }  # fmt: skip

@@ -23,6 +23,8 @@ from pfengine.model import build
 from pfengine.ops import cpu_torch, reference
 from pfengine.tokenization import Row, batches, pack
 
+from .conftest import SIZES, own_names
+
 Make = Callable[..., Path]
 
 
@@ -31,7 +33,7 @@ def architectures(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     heads, head_size = draw(st.integers(1, 6)), draw(st.sampled_from([1, 3, 8, 12, 16, 20, 32, 33]))
     layers = draw(st.integers(1, 4))
     config = {
-        "model_type": draw(st.sampled_from(["bert", "roberta", "albert"])),
+        "model_type": draw(st.sampled_from(list(SIZES))),
         "hidden_size": heads * head_size, "num_attention_heads": heads, "num_hidden_layers": layers,
         "intermediate_size": draw(st.sampled_from([1, 7, 16, 50, 64, 129])), "vocab_size": 50,
         "max_position_embeddings": 90, "hidden_act": draw(st.sampled_from(["gelu", "gelu_new", "relu"])),
@@ -39,7 +41,7 @@ def architectures(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
         "embedding_size": draw(st.sampled_from([1, 16, 37])),
         "num_hidden_groups": draw(st.integers(1, layers)), "inner_group_num": draw(st.integers(1, 2)),
     }  # fmt: skip
-    return config, draw(st.integers(0, 10**6))
+    return own_names(config), draw(st.integers(0, 10**6))
 
 
 def random_checkpoint(config: dict[str, Any], seed: int) -> checkpoint.Checkpoint:
@@ -96,7 +98,7 @@ def test_same_bits_alone_and_in_any_batch(cpu_ops: Any, dtype: torch.dtype, arch
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+@pytest.mark.parametrize("family", SIZES)
 @pytest.mark.parametrize("lacking", ["the extension", "both"])
 def test_same_bits_on_lesser_machines(
     make_checkpoint: Make, random_rows: Any, monkeypatch: pytest.MonkeyPatch, family: str, lacking: str
@@ -129,7 +131,8 @@ def test_batches_of_one_token_rows(make_checkpoint: Make, rows: int) -> None:
 
 
 def test_longest_rows(make_checkpoint: Make, random_rows: Any) -> None:
-    for family, longest in (("bert", 520), ("roberta", 518), ("albert", 520)):
+    for family in SIZES:
+        longest = 518 if family == "roberta" else 520
         engine = pfengine.load(make_checkpoint(family), criterion="never")
         assert engine.max_length == longest
         rows = random_rows([longest, 1, longest - 1, longest])

@@ -9,9 +9,12 @@ import pytest
 import transformers
 
 from pfengine.config import parse_backbone
-from pfengine.families import ALBERT, BERT, FAMILIES, ROBERTA
+from pfengine.families import FAMILIES, PARTS, ROBERTA
 from pfengine.heads import Classifier
 from pfengine.manifest import Manifest, parse_manifest
+from pfengine.tokenizer_classes import CLASSES
+
+from .conftest import own_names
 
 BASE = {
     "model_type": "bert", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 4, "intermediate_size": 32,
@@ -21,7 +24,8 @@ BASE = {
 
 def parsed(**fields: Any) -> Any:
     faults: list[str] = []
-    config = parse_backbone({key: value for key, value in (BASE | fields).items() if value is not ...}, faults)
+    given = {key: value for key, value in (BASE | fields).items() if value is not ...}
+    config = parse_backbone(own_names(given), faults)
     assert not faults
     return config
 
@@ -29,13 +33,16 @@ def parsed(**fields: Any) -> Any:
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_defaults_are_those_of_transformers(model_type: str) -> None:
     ours = parsed(model_type=model_type, embedding_size=16)
-    theirs = transformers.AutoConfig.for_model(model_type, **{k: v for k, v in BASE.items() if k != "model_type"})
-    assert ours.type_vocab_size == theirs.type_vocab_size
-    assert ours.layer_norm_eps == theirs.layer_norm_eps
+    theirs = transformers.AutoConfig.for_model(**own_names(BASE | {"model_type": model_type}))
+    assert ours.type_vocab_size == getattr(theirs, "type_vocab_size", 0)
+    assert ours.layer_norm_eps == getattr(theirs, "layer_norm_eps", 1e-12)
     assert ours.pad_token_id == theirs.pad_token_id
     assert ours.labels == tuple(theirs.id2label[i] for i in range(theirs.num_labels))
     assert ours.problem_type == "single_label_classification"
-    assert ours.activation == {"gelu": "gelu", "gelu_new": "gelu_tanh"}[theirs.hidden_act]
+    assert (
+        ours.activation
+        == {"gelu": "gelu", "gelu_new": "gelu_tanh"}[getattr(theirs, FAMILIES[model_type].key("hidden_act"))]
+    )
     assert ours.max_tokens == 40 - (2 if FAMILIES[model_type] is ROBERTA else 0)
     assert ours.head_size == 8
 
@@ -51,12 +58,12 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
         ("albert", {"embedding_size": 16, "num_hidden_groups": 2}),
         ("albert", {"embedding_size": 16, "num_hidden_groups": 3, "num_hidden_layers": 7, "inner_group_num": 2}),
         ("albert", {"embedding_size": 24, "num_hidden_groups": 4}),
+        ("distilbert", {}),
     ],
 )
 @pytest.mark.parametrize("labels", [1, 2, 5])
 def test_tensor_names_and_shapes_are_those_of_transformers(kind: str, fields: dict[str, Any], labels: int) -> None:
-    sizes = {key: value for key, value in (BASE | fields).items() if key != "model_type"}
-    theirs = transformers.AutoConfig.for_model(kind, num_labels=labels, **sizes)
+    theirs = transformers.AutoConfig.for_model(num_labels=labels, **own_names(BASE | fields | {"model_type": kind}))
     model = transformers.AutoModelForSequenceClassification.from_config(theirs)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items() if "position_ids" not in key}
     faults: list[str] = []
@@ -67,6 +74,19 @@ def test_tensor_names_and_shapes_are_those_of_transformers(kind: str, fields: di
         key: shape for key, shape in expected.items() if "token_type_ids" not in key
     }
     assert ours.num_labels == labels
+
+
+def test_what_a_family_lacks_does_not_count() -> None:
+    """transformers reads neither of these of a DistilBERT."""
+    raw = own_names(BASE | {"model_type": "distilbert"}) | {"layer_norm_eps": 1e-5, "type_vocab_size": 2}
+    config = parse_backbone(raw, faults := [])
+    assert config is not None
+    assert not faults
+    assert (config.layer_norm_eps, config.type_vocab_size) == (1e-12, 0)
+    assert parse_backbone(raw | {"dim": 25, "n_layers": 0}, faults) is not None
+    assert [fault.split(";")[0] for fault in faults] == [
+        "config.json: 'n_layers' is 0", "config.json: 'dim' is 25, which n_heads = 3 does not divide",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("layers", "groups"), [(12, 1), (12, 4), (7, 3), (5, 5), (11, 2)])
@@ -151,7 +171,7 @@ def test_activations(given: str) -> None:
         ({"model_type": "albert"}, ["embedding_size"]),
         ({"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 5}, ["num_hidden_groups"]),
         ({"model_type": "roberta", "max_position_embeddings": 2}, ["max_position_embeddings"]),
-        ({"model_type": "distilbert"}, ["model_type"]),
+        ({"model_type": "deberta-v2"}, ["model_type"]),
         ({"model_type": ["bert"]}, ["model_type"]),
         ({"vocab_size": None, "hidden_act": 3, "num_labels": "4"}, ["vocab_size", "hidden_act", "num_labels"]),
         ({"id2label": {"0": "a", "1": "b", "3": "c"}}, ["id2label"]),
@@ -214,7 +234,10 @@ def test_fields_that_may_be_left_out(absent: str, null: bool) -> None:
 
 
 def test_families_are_told_apart_by_their_prefix() -> None:
-    assert len({family.prefix for family in (BERT, ROBERTA, ALBERT)}) == 3
-    assert {name: family.name for name, family in FAMILIES.items()} == {
-        "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "albert": "albert",
-    }  # fmt: skip
+    families = {family.name: family for family in FAMILIES.values()}
+    assert len({family.prefix for family in families.values()}) == len(families)
+    for family in families.values():
+        assert all(FAMILIES[kind] is family for kind in family.model_types)
+        assert len(family.tokenizers) == len(family.model_types)
+        assert set(family.tokenizers) <= set(CLASSES)
+        assert set(family.block_parts) == set(PARTS)

@@ -14,6 +14,8 @@ from pfengine import encoder, reader
 from pfengine.model import build
 from pfengine.tokenization import Row, pack
 
+from .conftest import own_names
+
 TOLERANCE = 2e-5  # fp32, another order of sums through 12 layers
 TINY = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 80, "vocab_size": 120}
 ODD = {"hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 50, "vocab_size": 120}
@@ -29,10 +31,13 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("albert", TINY | {"embedding_size": 20}, False),
     ("albert", TINY | {"embedding_size": 20, "num_hidden_groups": 2, "inner_group_num": 2}, False),
     ("albert", TINY | {"num_hidden_layers": 5, "embedding_size": 33, "num_hidden_groups": 3}, False),
+    ("distilbert", TINY, False),
+    ("distilbert", ODD | {"hidden_act": "relu"}, False),
     ("bert", SMALL, True),
     ("bert", BASE, True),
     ("roberta", BASE | ROBERTA, True),
     ("albert", BASE | {"embedding_size": 128}, True),
+    ("distilbert", BASE | {"num_hidden_layers": 6}, True),
 ]  # fmt: skip
 PARAMETERS = [
     pytest.param(kind, sizes, id=f"{kind}-{i}", marks=pytest.mark.slow if slow else ())
@@ -43,7 +48,7 @@ PARAMETERS = [
 def make_model(kind: str, sizes: dict[str, Any], path: Path, labels: int = 3) -> Any:
     """A transformers model with every parameter random, biases and norms too, saved to `path`."""
     torch.manual_seed(1)
-    config = transformers.AutoConfig.for_model(kind, num_labels=labels, **sizes)
+    config = transformers.AutoConfig.for_model(num_labels=labels, **own_names(sizes | {"model_type": kind}))
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:
@@ -61,7 +66,7 @@ def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_s
     lengths = [1, 2, 3, 3, 7, 16, 33, 100, 129, 511, 512, 5]
     types = ckpt.backbone.type_vocab_size
     rows = [
-        Row(i, draw.integers(0, ckpt.backbone.vocab_size, n), draw.integers(0, types, n), False)
+        Row(i, draw.integers(0, ckpt.backbone.vocab_size, n), draw.integers(0, max(types, 1), n), False)
         for i, n in enumerate(lengths)
     ]
     if kind != "bert":  # padding ids inside a row: RoBERTa's positions skip them
@@ -78,7 +83,7 @@ def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_s
         for row, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True):
             states = theirs(
                 input_ids=torch.from_numpy(row.ids)[None],
-                token_type_ids=torch.from_numpy(row.types)[None],
+                token_type_ids=torch.from_numpy(row.types)[None] if types else None,
                 output_hidden_states=True,
             ).hidden_states[::inner]
             assert len(states) == len(ours)

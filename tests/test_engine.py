@@ -21,8 +21,10 @@ from pfengine.model import build
 from pfengine.ops import reference
 from pfengine.tokenization import Row, pack
 
+from .conftest import SIZES
+
 Make = Callable[..., Path]
-FAMILIES = [("bert", 2), ("roberta", 3), ("albert", 7)]
+FAMILIES = [*zip(SIZES, (2, 3, 7, 4, 5), strict=False)]
 LENGTHS = [1, 1, 2, 3, 5, 5, 5, 8, 13, 21, 34, 34, 55, 89, 144, 512]
 
 

@@ -14,6 +14,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 import pfengine
 
+from .conftest import own_names
+
 CORPUS = [
     "a charming and often affecting journey", "unflinchingly bleak and desperate", "the film is Very GOOD, really!",
     "it 's slow -- very , very slow .", "we root for clara and paul", "naïve café ☕ 東京 don't",
@@ -72,6 +74,7 @@ FAMILIES = {
     "bert": (bert_tokenizer, {"max_position_embeddings": 64}),
     "roberta": (roberta_tokenizer, {"max_position_embeddings": 66, "type_vocab_size": 1}),
     "albert": (albert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24, "classifier_dropout_prob": 0.0}),
+    "distilbert": (bert_tokenizer, {"max_position_embeddings": 64}),  # gives token types, which the model ignores
 }
 PROBLEMS: list[tuple[int, str | None]] = [
     (2, None),
@@ -90,9 +93,9 @@ def save(path: Path, family: str, labels: int = 3, problem: str | None = None) -
     tokenizer = make_tokenizer()
     torch.manual_seed(2)
     config = transformers.AutoConfig.for_model(
-        family, vocab_size=len(tokenizer), problem_type=problem, num_labels=labels,
+        vocab_size=len(tokenizer), problem_type=problem, num_labels=labels,
         id2label={i: f"label {i}" for i in range(labels)}, label2id={f"label {i}": i for i in range(labels)},
-        initializer_range=0.3, pad_token_id=tokenizer.pad_token_id, **(SIZES | sizes),
+        initializer_range=0.3, pad_token_id=tokenizer.pad_token_id, **own_names(SIZES | sizes | {"model_type": family}),
     )  # fmt: skip
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     model.save_pretrained(path)

@@ -22,13 +22,13 @@ def vocabulary(path: Path, family: str) -> dict[str, Any]:
     (path / JSON).unlink()
     if isinstance(model["vocab"], list):
         return {}
-    if family == "bert":
+    if model["type"] == "WordPiece":
         return {"vocab.txt": "\n".join(sorted(model["vocab"], key=model["vocab"].__getitem__)) + "\n"}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return {"vocab.json": model["vocab"], "merges.txt": "\n".join(["#version: 0.2", *merges, ""])}
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 def test_a_familys_own_files_are_read_as_transformers_reads_them(
     tokenizer_directories: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
@@ -48,7 +48,7 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
     "of no class": ("bert", {SETTINGS: {"tokenizer_class": "PreTrainedTokenizerFast"}},
                     "tokenizer.json is missing"),
     "of a class unknown here": ("bert", {"vocab.txt": None, "vocab.json": {"the": 0}, SETTINGS: {
-        "tokenizer_class": "DistilBertTokenizer"}}, "vocab.txt " + MISSING.format("DistilBertTokenizer")),
+        "tokenizer_class": "MPNetTokenizer"}}, "vocab.txt " + MISSING.format("MPNetTokenizer")),
     "of a class in Python": ("bert", {SETTINGS: {"tokenizer_class": "BertJapaneseTokenizer"}},
                              "BertJapaneseTokenizer is a tokenizer written in Python"),
     "empty vocab.txt": ("bert", {"vocab.txt": ""}, "vocab.txt has no words, only special tokens"),
@@ -156,7 +156,7 @@ def test_types_that_version_5_drops_are_warned_of_once_and_can_be_had(
         load(path, token_types=True)
 
 
-@pytest.mark.parametrize(("family", "given"), [("bert", True), ("roberta", False)])
+@pytest.mark.parametrize(("family", "given"), [("bert", True), ("roberta", False), ("distilbert", False)])
 def test_types_of_families_that_kept_their_ways(
     tokenizer_directories: dict[str, Path], tmp_path: Path, family: str, given: bool
 ) -> None:

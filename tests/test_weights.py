@@ -21,12 +21,15 @@ from torch import Tensor
 import pfengine
 from pfengine import reader
 from pfengine.config import ACTIVATIONS
+from pfengine.families import FAMILIES
 from pfengine.storage import SCALE
+
+from .conftest import SIZES, own_names
 
 Tensors = dict[str, Tensor]
 Make = Callable[..., Path]
 IDS = list(range(3, 15))
-PREFIX = {"bert": "bert.", "roberta": "roberta.", "albert": "albert."}
+PREFIX = {kind: FAMILIES[kind].prefix for kind in SIZES}
 
 
 @functools.cache
@@ -36,7 +39,7 @@ def model(kind: str) -> Any:
         "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 40, "num_labels": 3,
     }  # fmt: skip
-    config = transformers.AutoConfig.for_model(kind, **sizes, **({"embedding_size": 16} if kind == "albert" else {}))
+    config = transformers.AutoConfig.for_model(**own_names(sizes | {"model_type": kind, "embedding_size": 16}))
     made = transformers.AutoModelForSequenceClassification.from_config(config)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -151,7 +154,7 @@ def test_tensors_of_other_heads_are_left_alone_with_a_warning(kind: str, tmp_pat
 
 
 def test_layers_beyond_those_configured(kind: str, tmp_path: Path) -> None:
-    path = save(tmp_path, kind, num_hidden_layers=2)
+    path = save(tmp_path, kind, **{FAMILIES[kind].key("num_hidden_layers"): 2})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = ours(path)

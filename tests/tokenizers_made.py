@@ -20,6 +20,8 @@ from pfengine.config import BackboneConfig, parse_backbone
 from pfengine.rows import Row
 from pfengine.tokenization import Tokenizer
 
+from .conftest import own_names
+
 JSON, SETTINGS, ADDED, MAP = "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 CORPUS = [
     "a charming and often affecting journey", "unflinchingly bleak and desperate", "the film is Very GOOD, really!",
@@ -80,7 +82,7 @@ def sentence() -> tokenizers.Tokenizer:
 
 
 MADE: dict[str, Callable[[], tokenizers.Tokenizer]] = {  # by config.json's model_type
-    "bert": bert, "roberta": roberta, "xlm-roberta": sentence, "camembert": sentence,
+    "bert": bert, "distilbert": bert, "roberta": roberta, "xlm-roberta": sentence, "camembert": sentence,
     "albert": lambda: unigram("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
 }  # fmt: skip
 
@@ -133,8 +135,11 @@ def same_as_transformers(path: Path, asked: bool) -> None:
             if expected["input_ids"]:
                 assert isinstance(got, Row), (row, length, got)
                 assert got.ids.tolist() == expected["input_ids"], (row, length)
-                types = [0] * len(got.ids) if got.types is None else got.types.tolist()
-                assert types == expected.get("token_type_ids", [0] * len(got.ids)), (row, length)
+                if backbone(path).type_vocab_size:
+                    types = [0] * len(got.ids) if got.types is None else got.types.tolist()
+                    assert types == expected.get("token_type_ids", [0] * len(got.ids)), (row, length)
+                else:  # which a model without token types ignores
+                    assert got.types is None
             else:
                 assert isinstance(got, pfengine.InputError), (row, length)
 
@@ -166,5 +171,6 @@ def make_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
         made = make()
         made.save(str(out[name] / "tokenizer.json"))
         size = made.get_vocab_size() + 10  # for tokens to be added
-        write(out[name], {"config.json": SIZES | {"model_type": name, "pad_token_id": 1, "vocab_size": size}})
+        raw = own_names(SIZES | {"model_type": name, "pad_token_id": 1, "vocab_size": size})
+        write(out[name], {"config.json": raw})
     return out

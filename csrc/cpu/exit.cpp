@@ -101,7 +101,7 @@ class ExitRun {
       member_.each(rows, [&](std::int64_t row) {
         float* state = space_.states.row<float>(row);
         apply_row(kernels_, *exit_.pooler, x + at(row) * exit_.past.inputs, state);
-        kernels_.activate(Activation::tanh, state, exit_.pooler->outputs);
+        kernels_.activate(exit_.pooler_activation, state, exit_.pooler->outputs);
       });
       member_.wait();
       return;
@@ -110,7 +110,7 @@ class ExitRun {
         rows, [&](std::int64_t row) { words(exit_.precision, x + at(row) * exit_.past.inputs, row, space_.words, 0); });
     member_.wait();
     const Range panels = member_.share(kernels_.panels(exit_.pooler->outputs));
-    const Target target{space_.states.data, space_.states.stride / 4, false, Activation::tanh, nullptr, 0};
+    const Target target{space_.states.data, space_.states.stride / 4, false, exit_.pooler_activation, nullptr, 0};
     kernels_.multiply[static_cast<int>(exit_.precision)](rows_of(space_.words, 0, rows), *exit_.pooler, target,
                                                          panels.begin, panels.end);
     member_.wait();

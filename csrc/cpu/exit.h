@@ -28,14 +28,15 @@ void merge_row(const Kernels& kernels, const Merge& merge, const float* past, co
 // What an exit reads of a layer: each row's first token, the mean of its tokens, or each token for itself.
 enum class Reads { first, mean, all };
 
-// pooler: state = tanh(W x + b); without it the state is x itself. past: what is added up from exit to exit; first the
-// past of the merge, then its gates. Future, one of these or none: `folded` of the state, or `projection` [labels,
-// columns] of what `learners` [columns, H] with an activation give. learned: W [1, H] of a score that a criterion may
-// read, sigmoid(W s + b).
+// pooler: state = pooler_activation(W x + b); without it the state is x itself. past: what is added up from exit to
+// exit; first the past of the merge, then its gates. Future, one of these or none: `folded` of the state, or
+// `projection` [labels, columns] of what `learners` [columns, H] with an activation give. learned: W [1, H] of a score
+// that a criterion may read, sigmoid(W s + b).
 struct Exit {
   Reads reads;
   Precision precision, learner_precision;
   std::optional<Linear> pooler;
+  Activation pooler_activation;
   Linear past;
   std::optional<Linear> folded;
   std::optional<Linear> learners;

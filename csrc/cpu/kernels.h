@@ -84,8 +84,8 @@ struct Kernels {
   void (*to_bf16)(const float* x, std::int64_t size, std::uint32_t* out);
   void (*quantise)(const float* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero);
   void (*quantise_bf16)(const std::uint16_t* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero);
-  // out = sum of three table rows, fp32 or bf16.
-  void (*add_rows)(const void* const rows[3], bool bf16, std::int64_t size, float* out);
+  // out = sum of `count` table rows, fp32 or bf16.
+  void (*add_rows)(const void* const* rows, int count, bool bf16, std::int64_t size, float* out);
 };
 
 // The fastest set that this processor runs, or the named one ("plain", "avx2", "avx512", "avx512_bf16"); null if it

@@ -97,13 +97,13 @@ void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, fl
   });
 }
 
-inline void add_rows(const void* const rows[3], bool bf16, int64_t size, float* out) {
-  each_vector(size, [&](int64_t i, int64_t count) {
+inline void add_rows(const void* const* rows, int count, bool bf16, int64_t size, float* out) {
+  each_vector(size, [&](int64_t i, int64_t left) {
     Floats total{};
-    for (int j = 0; j < 3; ++j) {
-      total += bf16 ? load_floats((const uint16_t*)rows[j] + i, count) : load_floats((const float*)rows[j] + i, count);
+    for (int j = 0; j < count; ++j) {
+      total += bf16 ? load_floats((const uint16_t*)rows[j] + i, left) : load_floats((const float*)rows[j] + i, left);
     }
-    store_floats(out + i, total, count);
+    store_floats(out + i, total, left);
   });
 }
 

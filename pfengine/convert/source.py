@@ -96,7 +96,7 @@ def with_shapes(
     config = {key: value for key, value in raw.items() if key not in ("num_labels", "architectures")}
     if raw.get("model_type") not in family.model_types:
         config["model_type"] = family.name
-    config |= {"num_hidden_layers": layers, "problem_type": "single_label_classification"}
+    config |= {family.key("num_hidden_layers"): layers, "problem_type": "single_label_classification"}
     prefix = family.prefix
     query = family.block_parts["query"]
     blocks = sorted({key.split(query)[0].removeprefix(prefix) for key in tensors if query in key})
@@ -111,12 +111,13 @@ def with_shapes(
     if family.embedding_projection is not None:
         sizes["embedding_size"] = ("embeddings.word_embeddings.weight", 1)
     if family.shares_layers:
-        groups = {name.partition("albert_layer_groups.")[2].split(".")[0] for name in blocks}
+        before_group = family.block_key.partition("{group}")[0]
+        groups = {name.removeprefix(before_group).split(".")[0] for name in blocks}
         config |= {"num_hidden_groups": len(groups), "inner_group_num": len(blocks) // max(1, len(groups))}
     for key, (name, axis) in sizes.items():
         tensor = tensors.get(prefix + name)
         if tensor is not None and tensor.dim() > axis:
-            config[key] = tensor.shape[axis]
+            config[family.key(key)] = tensor.shape[axis]
     names = raw.get("id2label")
     if not isinstance(names, dict) or len(names) != labels:
         names = {str(i): f"LABEL_{i}" for i in range(labels)}

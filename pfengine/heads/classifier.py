@@ -15,7 +15,7 @@ from .base import ExitHead, HeadState, Scores
 
 
 class Classifier(ExitHead):
-    """logits = W_c tanh(W_p h[first] + b_p) + b_c, as in transformers for BERT, RoBERTa and ALBERT."""
+    """logits = W_c f(W_p h[first] + b_p) + b_c, f the family's `pooler_activation`, as in transformers."""
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
@@ -35,7 +35,10 @@ class Classifier(ExitHead):
         self.classifier = ops.prepare_linear(
             tensors[f"{classifier}.weight"], tensors[f"{classifier}.bias"], torch.float32
         )
-        self.exit = ops.prepare_exit(Exit(config.num_labels, past=self.classifier, pooler=self.pooler))
+        self.pooler_activation = config.family.pooler_activation
+        self.exit = ops.prepare_exit(
+            Exit(config.num_labels, self.classifier, self.pooler, pooler_activation=self.pooler_activation)
+        )
 
     def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
         return [*[None] * (self.num_layers - 1), (self.exit, -1)]

@@ -17,6 +17,9 @@ from .rule import Signal
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "tanh"]
 Pooling = Literal["max", "attention"]
 
+Tables = tuple[Tensor, Tensor, Tensor | None]
+"""Embeddings of words, positions and token types, [rows, H] each; None for a model without token types."""
+
 
 class Norm(NamedTuple):
     """LayerNorm parameters: weight and bias [H]."""
@@ -57,7 +60,7 @@ class Exit(NamedTuple):
     """One exit, made of parts that an op set prepared: how what it reads of a layer becomes logits.
 
     x is the first token, the mean of the row's tokens, or each token (`reads`).
-    state = tanh(pooler(x)), or x itself.
+    state = pooler_activation(pooler(x)), or x itself.
     learned = sigmoid(learned(state)), or none.
     past = past(state) + what earlier exits left. Its first `labels` numbers are scores, the next `width` are gates.
     future = folded(state), or the projection of `imitation`'s guesses, or none.
@@ -68,6 +71,7 @@ class Exit(NamedTuple):
     labels: int
     past: Any
     pooler: Any | None = None
+    pooler_activation: Activation = "tanh"
     folded: Any | None = None
     imitation: tuple[Any, int] | None = None  # what prepare_imitation returned, and the layer
     gate_kind: Literal["none", "paper", "authors"] = "none"
@@ -93,11 +97,14 @@ class OpSet(Protocol):
     def linear(self, x: Tensor, weights: Any, activation: Activation, add: Tensor | None = None) -> Tensor:
         """activation(x W^T + b) + add: [rows, in], [rows, out] -> [rows, out], float32 or the dtype of the weights."""
 
-    def prepare_embedding(self, tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Any:
+    def prepare_embedding(self, tables: Tables, norm: Norm, dtype: torch.dtype) -> Any:
         """Word, position and token type tables for `embed`."""
 
     def embed(self, ids: Tensor, positions: Tensor, types: Tensor, weights: Any) -> Tensor:
-        """LayerNorm(word[ids] + position[positions] + type[types]): three int64 [T] -> [T, H]."""
+        """LayerNorm(word[ids] + position[positions] + type[types]): three int64 [T] -> [T, H].
+
+        Without a table of token types `types` is not read.
+        """
 
     def prepare_block(self, block: Block, dtype: torch.dtype) -> Any:
         """Prepare a block for `block`."""

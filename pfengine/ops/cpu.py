@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import extension
 from ..extension import address, in_rows, room
-from . import Activation, Block, Exit, Norm, Pooling, Queries
+from . import Activation, Block, Exit, Norm, Pooling, Queries, Tables
 from .cpu_model import prepare_model as prepare_model
 from .packing import Embedding, Imitation, Linear, PreparedBlock, PreparedExit, pack_linear
 from .packing import fast_precisions as fast_precisions
@@ -81,23 +81,25 @@ def _norm(norm: Norm, size: int) -> tuple[Any, tuple[Tensor, ...]]:
     return extension._C.Norm(eps=norm.eps, **where), tuple(parts.values())
 
 
-def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
+def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embedding:
     dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    word, position, token_type = (table.to(dtype).contiguous() for table in tables)
-    size = word.shape[1]
+    word, position = (table.to(dtype).contiguous() for table in tables[:2])
+    token_type = None if tables[2] is None else tables[2].to(dtype).contiguous()
+    size, types = word.shape[1], 0 if token_type is None else len(token_type)
     native_norm, parts = _norm(norm, size)
     native = extension._C.Embedding(
         word=address("word", word, dtype, (len(word), size)),
         position=address("position", position, dtype, (len(position), size)),
-        token_type=address("token_type", token_type, dtype, (len(token_type), size)),
+        token_type=address("token_type", token_type, dtype, (types, size)),
         words=len(word),
         positions=len(position),
-        token_types=len(token_type),
+        token_types=types,
         size=size,
         bf16=dtype == torch.bfloat16,
         norm=native_norm,
     )
-    return Embedding(native, size, (word, position, token_type, *parts))
+    tensors = (word, position, *parts) if token_type is None else (word, position, token_type, *parts)
+    return Embedding(native, size, tensors)
 
 
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
@@ -314,6 +316,7 @@ def prepare_exit(parts: Exit) -> PreparedExit:
         precision=precision,
         learner_precision=learner_precision,
         pooler=None if parts.pooler is None else parts.pooler.native,
+        pooler_activation=getattr(C.Activation, parts.pooler_activation),
         past=parts.past.native,
         folded=None if parts.folded is None else parts.folded.native,
         learners=learners,

@@ -59,6 +59,8 @@ class CudaModel(Carrier):
     def _check_ids(self, packed: Packed) -> None:
         """Raise IndexError for an id outside its table, for which the kernel would give zeros."""
         for name, ids, table in zip(("id", "position", "type"), packed[:3], self.weights.embedding.tables, strict=True):
+            if table is None:
+                continue
             if ids.min() < 0 or ids.max() >= len(table):
                 bad = int(ids.min() if ids.min() < 0 else ids.max())
                 raise IndexError(f"a token has the {name} {bad}; expected 0 to {len(table) - 1}")

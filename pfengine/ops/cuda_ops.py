@@ -20,7 +20,7 @@ from ..kernels.layer_norm import add_layer_norm
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.mean import mean as mean_kernel
 from ..kernels.signals import signals
-from . import Activation, Block, Exit, Norm, Pooling, Queries, reference
+from . import Activation, Block, Exit, Norm, Pooling, Queries, Tables, reference
 from .reference import PreparedBlock
 from .rule import Signal
 
@@ -33,7 +33,7 @@ class Linear(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    tables: tuple[Tensor, Tensor, Tensor]
+    tables: Tables
     norm: Norm
 
 
@@ -75,8 +75,9 @@ def run_linear(x: Tensor, weights: Linear, activation: Activation, count: Tensor
     return linear_kernel(x, weights.weight, weights.bias, activation, count, **options)
 
 
-def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
-    word, position, token_type = (table.to(dtype).contiguous() for table in tables)
+def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embedding:
+    word, position = (table.to(dtype).contiguous() for table in tables[:2])
+    token_type = None if tables[2] is None else tables[2].to(dtype).contiguous()
     return Embedding((word, position, token_type), _norm(norm))
 
 
@@ -245,7 +246,8 @@ def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Te
     state = x
     if weights.pooler is not None:
         state = x.to(weights.pooler.weight.dtype).contiguous()
-        state = run_linear(state, weights.pooler, "tanh", full(len(x), x.device), out_dtype=torch.float32)
+        count, activation = full(len(x), x.device), weights.pooler_activation
+        state = run_linear(state, weights.pooler, activation, count, out_dtype=torch.float32)
     past = linear(state, weights.past, "none", add)
     if not answer:
         return None, past, None

@@ -200,7 +200,9 @@ def _run_exit(
         exact = torch.float32 if parts.pooler is None else parts.pooler.weight.dtype
         state, source_rows = mean(x, here.bounds, count, exact), None
     if parts.pooler is not None:
-        state = run_linear(state, parts.pooler, "tanh", count, source_rows=source_rows, out_dtype=torch.float32)
+        state = run_linear(
+            state, parts.pooler, parts.pooler_activation, count, source_rows=source_rows, out_dtype=torch.float32
+        )
         source_rows = None
     add: dict[str, Any] = {}
     if adds_from >= 0 and before:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, AnyQueries, Block, Exit, Norm, Pooling, Queries
+from . import Activation, AnyQueries, Block, Exit, Norm, Pooling, Queries, Tables
 from .decide import signal as signal
 from .flight import Carrier
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
@@ -26,7 +26,7 @@ class Linear(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    tables: tuple[Tensor, Tensor, Tensor]
+    tables: Tables
     norm: Norm
 
 
@@ -84,15 +84,19 @@ def prepare_norm(norm: Norm, dtype: torch.dtype) -> Norm:
     return Norm(norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
 
 
-def prepare_embedding(tables: tuple[Tensor, Tensor, Tensor], norm: Norm, dtype: torch.dtype) -> Embedding:
+def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embedding:
     dtype = torch.float32 if dtype == torch.int8 else dtype
-    word, position, token_type = (table.to(dtype) for table in tables)
-    return Embedding((word, position, token_type), prepare_norm(norm, dtype))
+    word, position, token_type = tables
+    token_type = None if token_type is None else token_type.to(dtype)
+    return Embedding((word.to(dtype), position.to(dtype), token_type), prepare_norm(norm, dtype))
 
 
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
     word, position, token_type = weights.tables
-    x = F.embedding(ids, word) + F.embedding(types, token_type) + F.embedding(positions, position)
+    x = F.embedding(ids, word)
+    if token_type is not None:
+        x = x + F.embedding(types, token_type)
+    x = x + F.embedding(positions, position)
     return F.layer_norm(x, x.shape[-1:], *weights.norm)
 
 
@@ -272,7 +276,7 @@ def composed_exit(
     x: Tensor, parts: Exit, add: Tensor | None, answer: bool, ops: Any
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """`exit`, made of an op set's `linear`, `guesses`, `project` and `gate_merge`."""
-    state = x if parts.pooler is None else ops.linear(x, parts.pooler, "tanh")
+    state = x if parts.pooler is None else ops.linear(x, parts.pooler, parts.pooler_activation)
     past = ops.linear(state, parts.past, "none", add)
     if not answer:
         return None, past, None

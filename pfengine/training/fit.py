@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from .. import destination
+from ..config import BackboneConfig
 from ..errors import ConfigError, InputError, TrainingError
 from ..folder import Folder
 from ..messages import tell
@@ -54,10 +55,10 @@ def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokeni
 
 
 class Collator:
-    """Rows to padded tensors, as transformers' encoders take them."""
+    """Rows to padded tensors, as transformers' encoders take them; token types where the model has them."""
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad = pad_token_id
+    def __init__(self, config: BackboneConfig) -> None:
+        self.pad, self.has_types = config.pad_token_id, config.type_vocab_size > 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         longest = max(row["length"] for row in rows)
@@ -68,7 +69,9 @@ class Collator:
             mask[i, : row["length"]] = 1
             if row["types"] is not None:
                 types[i, : row["length"]] = torch.from_numpy(row["types"])
-        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if self.has_types:
+            batch["token_type_ids"] = types
         if "labels" in rows[0]:
             labels = [row["labels"] for row in rows]
             kind = torch.float32 if isinstance(labels[0], float) else torch.int64

@@ -33,7 +33,7 @@ class FullModel(ExitModel):
 
     def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         head = Classifier(reference, self.backbone_config, self.head_config, self.head_tensors(), torch.float32)
-        pooled = reference.linear(first[-1], head.pooler, "tanh")
+        pooled = reference.linear(first[-1], head.pooler, head.pooler_activation)
         logits = reference.linear(self.drop(pooled), head.classifier, "none").unsqueeze(0)
         out = {"logits": logits.transpose(0, 1)}
         if labels is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checkpoint, data, reader, saving, tasks, weights
+from .. import checkpoint, data, families, reader, saving, tasks, weights
 from ..api import load
 from ..config import BackboneConfig, parse_backbone
 from ..convert.source import find
@@ -84,7 +84,7 @@ def train(config: TrainingConfig) -> Path:
     if isinstance(model, PastFutureModel):
         model.objective = config.form
     inputs = {"data": hash_rows(kept, held_out, labels), "model": hash_files(source)}
-    fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config.pad_token_id), inputs)
+    fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config), inputs)
 
     last = backbone_config.num_layers
     exits = head["type"] != "classifier"
@@ -139,13 +139,14 @@ def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):  # so that it does not change how heads are initialised
             backbone: torch.nn.Module = AutoModel.from_config(
-                AutoConfig.for_model(**settings), trust_remote_code=False, add_pooling_layer=False, dtype=torch.float32
+                AutoConfig.for_model(**settings), trust_remote_code=False, dtype=torch.float32
             )
     except Exception as error:  # transformers checks fields that pfengine does not read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             source, [f"{checkpoint.CONFIG}: transformers cannot build an encoder from it: {reason}"]
         ) from None
+    backbone.pooler = None  # type: ignore[assignment]  # heads have their own; not all families can do without it
     backbone.load_state_dict({key: tensors[config.family.prefix + key] for key in backbone.state_dict()})
     folder.check()
     return backbone
@@ -172,6 +173,7 @@ def _backbone_config(source: Path, labels: tuple[str, ...], layers: int | None) 
     raw = checkpoint.read_config(Folder(source))
     if not isinstance(raw, dict):
         raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
+    family = families.find_family(raw.get("model_type"))
     names = labels or ("LABEL_0",)
     raw |= {
         "id2label": {str(i): name for i, name in enumerate(names)},
@@ -180,11 +182,11 @@ def _backbone_config(source: Path, labels: tuple[str, ...], layers: int | None) 
     }
     for key in ("num_labels", "torch_dtype", "dtype", "_name_or_path", "architectures", "transformers_version"):
         raw.pop(key, None)
-    if layers is not None:
-        given = raw.get("num_hidden_layers")
+    if layers is not None and family is not None:
+        given = raw.get(key := family.key("num_hidden_layers"))
         if isinstance(given, int) and layers > given:
             raise ConfigError(f"layers is {layers}; {source} has {given}")
-        raw["num_hidden_layers"] = layers
+        raw[key] = layers
     faults: list[str] = []
     config = parse_backbone(raw, faults)
     if config is None or faults:

@@ -11,25 +11,31 @@ from pfengine.kernels.embedding import embed
 
 
 def formula(
-    ids: Tensor, positions: Tensor, types: Tensor, word: Tensor, position: Tensor, kind: Tensor, weight: Tensor,
+    ids: Tensor, positions: Tensor, types: Tensor, word: Tensor, position: Tensor, kind: Tensor | None, weight: Tensor,
     bias: Tensor,
 ) -> Tensor:  # fmt: skip
-    total = word[ids] + position[positions] + kind[types]
+    total = word[ids] + position[positions]
+    if kind is not None:
+        total = total + kind[types]
     return F.layer_norm(total, total.shape[1:], weight.to(word.dtype), bias.to(word.dtype), 1e-12)
 
 
 @pytest.mark.parametrize(("tokens", "used"), [(1, 1), (2, 0), (9, 6), (0, 0)])
 @pytest.mark.parametrize("size", [60, 384])
+@pytest.mark.parametrize("typed", [True, False])
 def test_embed(
-    draw: Any, count: Any, check: Any, device: torch.device, dtype: torch.dtype, size: int, tokens: int, used: int
-) -> None:
-    tables = draw(11, size, dtype=dtype), draw(9, size, dtype=dtype), draw(2, size, dtype=dtype)
+    draw: Any, count: Any, check: Any, device: torch.device, dtype: torch.dtype, size: int, tokens: int, used: int,
+    typed: bool,
+) -> None:  # fmt: skip
+    tables: Any = draw(11, size, dtype=dtype), draw(9, size, dtype=dtype), draw(2, size, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     ids, positions, types = (
         torch.randint(0, len(table), (tokens,), generator=generator).to(device) for table in tables
     )
     weight, bias = draw(size), draw(size)
     ids[used:] = 1 << 40  # nobody may look there
+    if not typed:
+        tables, types[:] = (*tables[:2], None), 1 << 40
     ours = embed(ids, positions, types, tables, weight, bias, 1e-12, count(used))
     assert ours.dtype == dtype
     check(ours[:used], formula, [ids[:used], positions[:used], types[:used], *tables, weight, bias])

@@ -82,6 +82,7 @@ class Parts {
             precision,
             learned,
             linear(hidden, hidden, precision),
+            Activation::tanh,
             linear(hidden, 2 * labels, Precision::fp32, true),
             std::nullopt,
             linear(hidden, imitated, learned),

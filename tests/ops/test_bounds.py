@@ -90,6 +90,7 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
         learned = C.Precision.int4 if dtype == torch.int8 else precision
         exit = C.Exit(
             precision=precision, learner_precision=learned, pooler=linear(hidden, hidden, dtype),
+            pooler_activation=C.Activation.relu,
             past=linear(hidden, 6, torch.float32, thin=True), folded=None, reads=C.Reads.first,
             learned=linear(hidden, 1, torch.float32, thin=True),
             learners=linear(hidden, 2 * hidden, dtype, bits=4), activation=C.Activation.tanh,

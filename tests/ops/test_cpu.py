@@ -142,14 +142,15 @@ def test_linear(inputs: int, outputs: int, activation: Any, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden", [7, 40, 48, 384])
-def test_embed(hidden: int, dtype: torch.dtype, instructions: str) -> None:
+@pytest.mark.parametrize("typed", [True, False])
+def test_embed(hidden: int, dtype: torch.dtype, instructions: str, typed: bool) -> None:
     torch.manual_seed(0)
     norm = Norm(torch.randn(hidden), torch.randn(hidden), 1e-12)
-    tables = (torch.randn(9, hidden), torch.randn(9, hidden), torch.randn(2, hidden))
-    ids, types = torch.randint(0, 9, (2, 50)), torch.randint(0, 2, (50,))
+    tables = (torch.randn(9, hidden), torch.randn(9, hidden), torch.randn(2, hidden) if typed else None)
+    ids, types = torch.randint(0, 9, (2, 50)), torch.randint(0, 2 if typed else 1 << 40, (50,))
     weights = cpu.prepare_embedding(tables, norm, dtype)
     ours = cpu.embed(ids[0], ids[1], types, weights)
-    rounded = tuple(table.to(dtype).float() for table in tables)
+    rounded = tuple(None if table is None else table.to(dtype).float() for table in tables)
     exact = reference.embed(ids[0], ids[1], types, reference.prepare_embedding(rounded, norm, torch.float32))  # type: ignore[arg-type]
     torch.testing.assert_close(ours, exact, atol=2e-5, rtol=1e-5)  # fp32, another order of sums
     for i in range(50):

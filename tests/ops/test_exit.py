@@ -15,12 +15,13 @@ from pfengine.ops import Exit, cpu, reference
 N, ROWS = 4, 70  # layers; more rows than a block has
 # fp32: sums of up to 150 terms; bf16 and int8: the reference rounds alike, but for what it keeps in between
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.int8: 5e-2}
-FUTURES = ["none", "folded", "imitated"]
+POOLED = {"none": "relu", "folded": "gelu", "imitated": "tanh"}  # the activation of a pooler with each kind of future
+FUTURES = list(POOLED)
 GATES = ["none", "paper", "authors"]
 
 
 def make(
-    ops: Any, hidden: int, labels: int, future: str, gate: str, pooled: bool, dtype: torch.dtype, layer: int = 1
+    ops: Any, hidden: int, labels: int, future: str, gate: str, pooled: str, dtype: torch.dtype, layer: int = 1
 ) -> tuple[Any, int]:
     """An exit with random weights, the same for every op set; and how many numbers a row's past has."""
     generator = torch.Generator().manual_seed(hidden + labels)
@@ -40,6 +41,7 @@ def make(
         labels=labels,
         past=ops.prepare_linear(*past, torch.float32),
         pooler=ops.prepare_linear(*pooler, dtype) if pooled else None,
+        pooler_activation=pooled or "tanh",  # type: ignore[arg-type]
         folded=ops.prepare_linear(*folded, torch.float32) if future == "folded" else None,
         imitation=(imitation, layer) if future == "imitated" else None,
         gate_kind=gate,  # type: ignore[arg-type]
@@ -51,7 +53,7 @@ def make(
     return ops.prepare_exit(parts), labels + width
 
 
-def check(ops: Any, hidden: int, labels: int, future: str, gate: str, pooled: bool, dtype: torch.dtype) -> None:
+def check(ops: Any, hidden: int, labels: int, future: str, gate: str, pooled: str, dtype: torch.dtype) -> None:
     x = torch.randn(ROWS, hidden, generator=torch.Generator().manual_seed(hidden))
     weights, width = make(ops, hidden, labels, future, gate, pooled, dtype)
     oracle, _ = make(reference, hidden, labels, future, gate, pooled, dtype)
@@ -74,13 +76,13 @@ def check(ops: Any, hidden: int, labels: int, future: str, gate: str, pooled: bo
 SIZES = itertools.cycle(itertools.product([48, 37, 7], [1, 2, 7, 21]))  # hidden, labels: taken in turn
 KINDS = [
     (*kind, *next(SIZES))
-    for kind in itertools.product(FUTURES, GATES, [True, False])
+    for kind in itertools.product(FUTURES, GATES, ["tanh", "relu", "gelu", ""])
     if kind[:2] != ("none", "paper")  # the paper's gate weighs a future
 ]
 
 
 @pytest.mark.parametrize(("future", "gate", "pooled", "hidden", "labels"), KINDS)
-def test_exit(hidden: int, labels: int, future: str, gate: str, pooled: bool, cpu_ops: Any) -> None:
+def test_exit(hidden: int, labels: int, future: str, gate: str, pooled: str, cpu_ops: Any) -> None:
     check(cpu_ops, hidden, labels, future, gate, pooled, torch.float32)
 
 
@@ -96,7 +98,7 @@ def test_exit_of_every_instruction_set(
     monkeypatch.setenv("PFENGINE_ISA", instructions)
     cpu.kernels.cache_clear()
     try:
-        check(cpu, hidden, labels, future, "authors", True, dtype)
+        check(cpu, hidden, labels, future, "authors", POOLED[future], dtype)
     finally:
         cpu.kernels.cache_clear()
 
@@ -105,7 +107,7 @@ def test_any_number_of_threads() -> None:
     if not extension.has_cpu():
         pytest.skip(extension.status())
     x = torch.randn(ROWS, 384)
-    weights, _ = make(cpu, 384, 2, "imitated", "authors", True, torch.int8)
+    weights, _ = make(cpu, 384, 2, "imitated", "authors", "tanh", torch.int8)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 5):
@@ -132,7 +134,7 @@ def test_mean() -> None:
 def test_bad_shapes_are_refused() -> None:
     if not extension.has_cpu():
         pytest.skip(extension.status())
-    weights, _ = make(cpu, 48, 2, "none", "none", True, torch.float32)
+    weights, _ = make(cpu, 48, 2, "none", "none", "tanh", torch.float32)
     with pytest.raises(ValueError, match=r"x is torch.float32 \[2, 47\]"):
         cpu.exit(torch.randn(2, 47), weights, None, True)
     with pytest.raises(

@@ -110,8 +110,8 @@ def test_linear(op_set: Any, activation: Any, dtype: torch.dtype, outputs: int, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["none", "paper", "authors"])
 @pytest.mark.parametrize("learner", ["tanh", "none"])
-@pytest.mark.parametrize("pooler", [True, False])
-def test_exit(op_set: Any, kind: Any, dtype: torch.dtype, learner: Any, pooler: bool) -> None:
+@pytest.mark.parametrize("pooler", ["tanh", "relu", None])
+def test_exit(op_set: Any, kind: Any, dtype: torch.dtype, learner: Any, pooler: Any) -> None:
     skip_where_missing(op_set, dtype)
     torch.manual_seed(0)
     hidden, labels, layers = 48, 3, 4
@@ -122,6 +122,7 @@ def test_exit(op_set: Any, kind: Any, dtype: torch.dtype, learner: Any, pooler: 
             labels,
             past=op_set.prepare_linear(*linear(2 * labels, hidden), torch.float32),
             pooler=op_set.prepare_linear(*linear(hidden, hidden), dtype) if pooler else None,
+            pooler_activation=pooler or "tanh",
             imitation=(imitation, 2),
             gate_kind=kind,
             width=0 if kind == "none" else labels,

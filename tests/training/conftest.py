@@ -37,6 +37,20 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def distilbert(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 3-layer DistilBERT with the same tokenizer."""
+    path = tmp_path_factory.mktemp("distilbert")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (path / file).write_bytes((encoder / file).read_bytes())
+    torch.manual_seed(0)
+    config = transformers.DistilBertConfig(
+        vocab_size=16, dim=48, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=32
+    )
+    transformers.DistilBertModel(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows")
     draw = random.Random(0)

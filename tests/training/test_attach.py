@@ -10,7 +10,6 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +20,10 @@ import pfengine
 from pfengine import data
 from pfengine.training.attach_exits import first_states
 
+from ..conftest import SIZES, own_names
 from .conftest import BAD, FILL, GOOD
 
-FAMILIES = {
-    "bert": (transformers.BertConfig, transformers.BertForSequenceClassification),
-    "roberta": (transformers.RobertaConfig, transformers.RobertaForSequenceClassification),
-    "albert": (transformers.AlbertConfig, transformers.AlbertForSequenceClassification),
-}
+FAMILIES = tuple(SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +43,17 @@ def bert(make_plain: Callable[[str], Path]) -> Path:
 
 
 def fine_tuned(family: str, path: Path, encoder: Path) -> Path:
-    make_config, make_model = FAMILIES[family]
     words = json.loads((encoder / "tokenizer.json").read_text())["model"]["vocab"]
-    options: dict[str, Any] = {"embedding_size": 16} if family == "albert" else {}
-    config = make_config(
-        vocab_size=len(words), hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}, pad_token_id=0, bos_token_id=2, eos_token_id=3,
-        **options,
+    sizes = {
+        "model_type": family, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "intermediate_size": 64, "max_position_embeddings": 40, "embedding_size": 16,
+    }  # fmt: skip
+    config = transformers.AutoConfig.for_model(
+        vocab_size=len(words), id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}, pad_token_id=0,
+        bos_token_id=2, eos_token_id=3, **own_names(sizes),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = make_model(config)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()  # without dropout
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     draw = random.Random(1)
     for _ in range(80):
@@ -144,6 +140,15 @@ def test_states_are_those_of_transformers(plain: Path) -> None:
         theirs = torch.stack([hidden[0, 0] for hidden in out.hidden_states[1:]])
         torch.testing.assert_close(states[i], theirs, atol=2e-5, rtol=1e-5)  # fp32, four layers
         torch.testing.assert_close(logits[i], out.logits[0], atol=2e-5, rtol=1e-5)
+
+
+def test_attached_exits_are_calibrated(make_plain: Callable[[str], Path], texts: Path, tmp_path: Path) -> None:
+    out = pfengine.attach(make_plain("distilbert"), texts, tmp_path / "ckpt", epochs=4, hold_out=200, batch_size=16)
+    found = pfengine.calibrate(out, texts, speedup=1.5)
+    engine = pfengine.load(out, precision="fp32")
+    early = engine.predict([example.row for example in data.read(texts)])
+    assert engine.checkpoint.manifest.threshold == found.threshold
+    assert early.layer_speedup == pytest.approx(1.5, rel=0.2)  # between two points of the table
 
 
 def test_refusals(bert: Path, texts: Path, tmp_path: Path) -> None:

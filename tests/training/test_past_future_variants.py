@@ -21,6 +21,7 @@ from pfengine.training.past_future import PastFutureModel, imitation_loss
 from pfengine.training.plain import LinearModel
 from pfengine.training.run import RECIPES
 
+from ..conftest import SIZES
 from ..heads.variants import forms
 
 LENGTH = 9
@@ -33,7 +34,8 @@ def model_of(make_checkpoint: Callable[..., Path], head: dict[str, Any], family:
     config = parse_backbone(raw, faults)
     assert config is not None, faults
     torch.manual_seed(0)
-    backbone = AutoModel.from_config(AutoConfig.for_model(**raw), add_pooling_layer=False)
+    backbone = AutoModel.from_config(AutoConfig.for_model(**raw))
+    backbone.pooler = None
     return RECIPES[head["type"]](backbone, config, head), raw
 
 
@@ -156,14 +158,14 @@ def test_lower_layers_are_freed_over_the_steps(make_checkpoint: Callable[..., Pa
 
 
 def test_first_tokens_are_those_of_transformers(make_checkpoint: Callable[..., Path]) -> None:
-    for family in ("bert", "roberta", "albert"):
-        model, raw = model_of(make_checkpoint, {"type": "linear", "pooler": "none"}, family)
+    for family in SIZES:
+        model, _ = model_of(make_checkpoint, {"type": "linear", "pooler": "none"}, family)
         model.eval()
         batch = inputs()
         with torch.no_grad():
             first = model.read_layers(batch)
             last = model.backbone(**batch).last_hidden_state[:, 0]
-        assert first.shape == (raw["num_hidden_layers"], 6, raw["hidden_size"])
+        assert first.shape == (model.backbone_config.num_layers, 6, model.backbone_config.hidden_size)
         torch.testing.assert_close(first[-1], last)
 
 

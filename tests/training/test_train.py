@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,9 +50,15 @@ def test_trains_writes_and_calibrates(encoder: Path, rows: Path, tmp_path: Path,
         assert float((result.label_ids == labels).mean()) == pytest.approx(point["accuracy"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("encoder", {}), ("distilbert", {"layers": 2}), ("distilbert", {"system": "full-model"})],
+    ids=["bert", "distilbert", "distilbert's own head"],
+)
 def test_engine_answers_as_the_trained_model(
-    encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    request: pytest.FixtureRequest, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
     """Training runs transformers' encoder and a head of its own; inference must mean the same."""
     trained: list[ExitModel] = []
     fit = training_run.fit
@@ -61,8 +68,10 @@ def test_engine_answers_as_the_trained_model(
         trained.append(model)
 
     monkeypatch.setattr(training_run, "fit", keep)
-    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", epochs=1))
+    source: Path = request.getfixturevalue(kind)
+    out = pfengine.train(config(source, rows, tmp_path / "ckpt", epochs=1, **options))
     engine = pfengine.load(out)
+    assert engine.num_layers == options.get("layers", 3)
     texts = ["good", "the plot is very bad", "a fine film"]
     for text, ours in zip(texts, engine.layer_logits(texts).transpose(1, 0, 2), strict=True):
         ids = torch.tensor([engine.tokenizer.backend.encode(text).ids])  # type: ignore[union-attr]
