@@ -162,7 +162,7 @@ void Flight::write_answer(std::int64_t scored, std::int64_t slot) {
 // next layer.
 void Flight::remove(const std::uint8_t* gone) {
   const std::int64_t width = state_layout_.width;
-  const bool state_by_row = !by_token_ || state_layout_.by_row;
+  const bool state_per_row = !by_token_ || state_layout_.per_row;
   std::int64_t kept = 0, kept_units = 0;
   for (std::int64_t row = 0; row < rows_; ++row) {
     if (gone[row]) continue;
@@ -171,8 +171,8 @@ void Flight::remove(const std::uint8_t* gone) {
     move_down(at_.past, past_width_, unit, kept_units, count);
     move_down(at_.logits, scored_ ? labels_ : 0, unit, kept_units, count);
     move_down(at_.learned, scored_, unit, kept_units, count);
-    if (!state_.empty() && state_by_row) move_down(state_.data(), width, row, kept, 1);
-    if (!state_.empty() && !state_by_row) move_down(state_.data(), width, unit, kept_units, count);
+    if (!state_.empty() && state_per_row) move_down(state_.data(), width, row, kept, 1);
+    if (!state_.empty() && !state_per_row) move_down(state_.data(), width, unit, kept_units, count);
     if (by_token_) {
       move_down(at_.unit_slots, 1, unit, kept_units, count);
       move_down(at_.gone, 1, unit, kept_units, count);
@@ -215,7 +215,7 @@ void Flight::join_states(Flight& other) {
     throw std::invalid_argument("the flights' rules carry different numbers from exit to exit");
   }
   const auto numbers = [&](const Flight& flight) {
-    return state_layout_.width * (state_layout_.by_row ? flight.rows_ : flight.units());
+    return state_layout_.width * (state_layout_.per_row ? flight.rows_ : flight.units());
   };
   state_.resize(numbers(*this), NAN);
   other.state_.resize(numbers(other), NAN);
@@ -226,7 +226,7 @@ float* Flight::state_of(const ExitRule& rule) {
   const std::int64_t width = rule.width(labels_);
   if (!width) return nullptr;
   StateLayout layout = rule.state_layout(labels_);
-  state_.resize(width * (layout.by_row ? rows_ : units()), NAN);
+  state_.resize(width * (layout.per_row ? rows_ : units()), NAN);
   state_layout_ = std::move(layout);
   return state_.data();
 }
