@@ -22,7 +22,7 @@ from .heads import ExitHead
 from .heads.base import HeadState, Scores
 from .ops import Queries, Reads
 from .ops.decide import decide
-from .ops.flight import MIN_ROWS_TO_SPLIT, Answers, Exit, Flight
+from .ops.flight import MIN_ROWS_TO_HALVE, Answers, Exit, Flight
 from .ops.rule import ExitRule
 from .torch_state import isolated
 
@@ -101,7 +101,7 @@ class TorchFlight:
             tested = has_exit and not last and bool(rule.tested[self.layer - 1])
             stops = self.layer == until
             answer = tested or (has_exit and (scores if stops else last))
-            self._run_layer(split=answer and not last and len(self) >= MIN_ROWS_TO_SPLIT, last=last)
+            self._run_layer(half=answer and not last and len(self) >= MIN_ROWS_TO_HALVE, last=last)
             self.scores, self.head_state = carrier.head.step(
                 self.layer, self._read(), self._bounds(), self.head_state, answer
             )
@@ -168,14 +168,14 @@ class TorchFlight:
         self.rule_state = joined(self.rule_state, other.rule_state)
         self.scores = None if self.scores is None or other.scores is None else joined(self.scores, other.scores)
 
-    def _run_layer(self, split: bool, last: bool) -> None:
-        """Compute the next layer; split: only its first half, where the head reads first tokens."""
+    def _run_layer(self, half: bool, last: bool) -> None:
+        """Compute the next layer. half: only its first half, where the head reads first tokens."""
         weights, reads = self.carrier.encoder, self._reads
         x, block = encoder.enter(weights, self.layer, self.x, self.cu_seqlens)
         if last and reads == "first":
             self.x = weights.ops.block(x, self.cu_seqlens, block, "first")
             self.cu_seqlens = torch.arange(len(self) + 1, dtype=torch.int32, device=x.device)
-        elif split and reads == "first":
+        elif half and reads == "first":
             kept = weights.ops.keys_values(x, self.cu_seqlens, block)
             first = weights.ops.block(x, self.cu_seqlens, block, "first", kept)
             self.half_done = HalfDone(

@@ -64,7 +64,7 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   take(at_.x, tokens * std::max(hidden_, model_.embedding.size));
   take(at_.next_x, tokens * hidden_);
   take(at_.read, by_token_ ? 0 : rows * hidden_);
-  take(at_.kept, !by_token_ && rows >= kMinRowsToSplit ? tokens * stride : 0);
+  take(at_.kept, !by_token_ && rows >= kMinRowsToHalve ? tokens * stride : 0);
   take(at_.past, units * width);
   take(at_.next_past, units * width);
   take(at_.add, units * width);
@@ -126,15 +126,15 @@ void Flight::append(const Arrays& from, const Size& size) {
 }
 
 void Flight::leave(const std::uint8_t* gone, bool answered, int threads) {
-  retire(gone, answered, true, threads);
+  release(gone, answered, true, threads);
 }
 
-void Flight::retire(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
+void Flight::release(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
   if (!by_token_) {
     for (std::int64_t row = 0; answered && row < rows_; ++row) {
       if (gone[row]) write_answer(row, at_.slots[row]);
     }
-    remove(gone);
+    compact_state(gone);
     return;
   }
   for (std::int64_t row = 0; row < rows_; ++row) {
@@ -149,7 +149,7 @@ void Flight::retire(const std::uint8_t* gone, bool answered, bool freezes, int t
     }
     at_.stay[row] = all;
   }
-  remove(at_.stay);
+  compact_state(at_.stay);
   finish_layer(threads);
 }
 
@@ -160,7 +160,7 @@ void Flight::write_answer(std::int64_t scored, std::int64_t slot) {
 
 // Removes rows from what is carried per row or unit. `finish_layer` does so for states, which are not read before the
 // next layer.
-void Flight::remove(const std::uint8_t* gone) {
+void Flight::compact_state(const std::uint8_t* gone) {
   const std::int64_t width = state_layout_.width;
   const bool state_per_row = !by_token_ || state_layout_.per_row;
   std::int64_t kept = 0, kept_units = 0;
