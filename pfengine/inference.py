@@ -28,7 +28,7 @@ Window = Sequence[Row | InputError]
 class RowAnswers(Answers):
     """Answers of a head that scores rows: one slot per row."""
 
-    def by_row(self, values: np.ndarray, fill: float) -> np.ndarray:
+    def to_rows(self, values: np.ndarray, fill: float) -> np.ndarray:
         return values
 
 
@@ -44,7 +44,7 @@ class TokenAnswers(Answers):
     def slots(self, packed: Packed) -> np.ndarray:
         return self.starts[packed.row_ids - self.base]
 
-    def by_row(self, values: np.ndarray, fill: float) -> np.ndarray:
+    def to_rows(self, values: np.ndarray, fill: float) -> np.ndarray:
         """[tokens of all rows, ...] -> [rows, tokens of the longest row, ...], with `fill` beyond a row's tokens."""
         rows, most = len(self.lengths), int(self.lengths.max(initial=0))
         out = np.full((rows, most, *values.shape[1:]), fill, values.dtype)
@@ -80,7 +80,7 @@ class Runner:
         """
         work = (self._work(window, selection) for window in windows)
         for window, answers in run_ahead(work, workers):
-            logits, exit_layers = answers.by_row(answers.logits, np.nan), answers.by_row(answers.exit_layers, 0)
+            logits, exit_layers = answers.to_rows(answers.logits, np.nan), answers.to_rows(answers.exit_layers, 0)
             yield self._marked(window, answers, has_answer(answers.logits)), logits, exit_layers
 
     def layer_logits(self, window: Sequence[Row]) -> tuple[Window, np.ndarray]:
@@ -98,7 +98,7 @@ class Runner:
                 slots = np.repeat(slots - packed.cu_seqlens[:-1], np.diff(packed.cu_seqlens)) + tokens
             out[:, slots] = engine.layer_logits(self.model, packed)
         answered = np.logical_and.reduce(has_answer(out))
-        return self._marked(window, answers, answered), np.stack([answers.by_row(logits, np.nan) for logits in out])
+        return self._marked(window, answers, answered), np.stack([answers.to_rows(logits, np.nan) for logits in out])
 
     def join(self, parts: Sequence[np.ndarray], fill: float, axis: int = 0) -> np.ndarray:
         """Results of several windows joined along the axis of rows, those of a tag head padded with `fill`."""
@@ -115,14 +115,14 @@ class Runner:
         """Logits and exit layers of several windows joined, as `answer` gives those of each; without rows of none."""
         if not logits:
             none = self._room([])
-            return none.by_row(none.logits, np.nan), none.by_row(none.exit_layers, 0)
+            return none.to_rows(none.logits, np.nan), none.to_rows(none.exit_layers, 0)
         return self.join(logits, np.nan), self.join(exit_layers, 0)
 
     def _marked(self, window: Window, answers: RowAnswers | TokenAnswers, answered: np.ndarray) -> Window:
         """answered: bool by slot. A row has an answer where all its slots have one."""
-        by_row = answers.by_row(answered, True)
-        by_row = by_row if by_row.ndim == 1 else np.logical_and.reduce(by_row, 1)
-        return mark_unanswered(window, by_row, self.precision)
+        rows = answers.to_rows(answered, True)
+        rows = rows if rows.ndim == 1 else np.logical_and.reduce(rows, 1)
+        return mark_unanswered(window, rows, self.precision)
 
     def _room(self, window: Window) -> RowAnswers | TokenAnswers:
         first = 0 if not window else window[0].row_id if isinstance(window[0], Row) else window[0].row

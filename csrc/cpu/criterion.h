@@ -79,10 +79,10 @@ struct StateLayout {
     }
   };
   std::vector<Part> parts;
-  bool by_row = false;  // are they per row, although tokens are scored?
+  bool per_row = false;  // are they per row, although tokens are scored?
   std::int64_t width = 0;
 
-  bool operator==(const StateLayout& other) const { return by_row == other.by_row && parts == other.parts; }
+  bool operator==(const StateLayout& other) const { return per_row == other.per_row && parts == other.parts; }
 };
 
 struct ExitRule {

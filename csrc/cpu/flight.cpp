@@ -64,7 +64,7 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   take(at_.x, tokens * std::max(hidden_, model_.embedding.size));
   take(at_.next_x, tokens * hidden_);
   take(at_.read, by_token_ ? 0 : rows * hidden_);
-  take(at_.kept, !by_token_ && rows >= kMinRowsToSplit ? tokens * stride : 0);
+  take(at_.kept, !by_token_ && rows >= kMinRowsToHalve ? tokens * stride : 0);
   take(at_.past, units * width);
   take(at_.next_past, units * width);
   take(at_.add, units * width);
@@ -126,15 +126,15 @@ void Flight::append(const Arrays& from, const Size& size) {
 }
 
 void Flight::leave(const std::uint8_t* gone, bool answered, int threads) {
-  retire(gone, answered, true, threads);
+  release(gone, answered, true, threads);
 }
 
-void Flight::retire(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
+void Flight::release(const std::uint8_t* gone, bool answered, bool freezes, int threads) {
   if (!by_token_) {
     for (std::int64_t row = 0; answered && row < rows_; ++row) {
       if (gone[row]) write_answer(row, at_.slots[row]);
     }
-    remove(gone);
+    compact_state(gone);
     return;
   }
   for (std::int64_t row = 0; row < rows_; ++row) {
@@ -149,7 +149,7 @@ void Flight::retire(const std::uint8_t* gone, bool answered, bool freezes, int t
     }
     at_.stay[row] = all;
   }
-  remove(at_.stay);
+  compact_state(at_.stay);
   finish_layer(threads);
 }
 
@@ -160,9 +160,9 @@ void Flight::write_answer(std::int64_t scored, std::int64_t slot) {
 
 // Removes rows from what is carried per row or unit. `finish_layer` does so for states, which are not read before the
 // next layer.
-void Flight::remove(const std::uint8_t* gone) {
+void Flight::compact_state(const std::uint8_t* gone) {
   const std::int64_t width = state_layout_.width;
-  const bool state_by_row = !by_token_ || state_layout_.by_row;
+  const bool state_per_row = !by_token_ || state_layout_.per_row;
   std::int64_t kept = 0, kept_units = 0;
   for (std::int64_t row = 0; row < rows_; ++row) {
     if (gone[row]) continue;
@@ -171,8 +171,8 @@ void Flight::remove(const std::uint8_t* gone) {
     move_down(at_.past, past_width_, unit, kept_units, count);
     move_down(at_.logits, scored_ ? labels_ : 0, unit, kept_units, count);
     move_down(at_.learned, scored_, unit, kept_units, count);
-    if (!state_.empty() && state_by_row) move_down(state_.data(), width, row, kept, 1);
-    if (!state_.empty() && !state_by_row) move_down(state_.data(), width, unit, kept_units, count);
+    if (!state_.empty() && state_per_row) move_down(state_.data(), width, row, kept, 1);
+    if (!state_.empty() && !state_per_row) move_down(state_.data(), width, unit, kept_units, count);
     if (by_token_) {
       move_down(at_.unit_slots, 1, unit, kept_units, count);
       move_down(at_.gone, 1, unit, kept_units, count);
@@ -215,7 +215,7 @@ void Flight::join_states(Flight& other) {
     throw std::invalid_argument("the flights' rules carry different numbers from exit to exit");
   }
   const auto numbers = [&](const Flight& flight) {
-    return state_layout_.width * (state_layout_.by_row ? flight.rows_ : flight.units());
+    return state_layout_.width * (state_layout_.per_row ? flight.rows_ : flight.units());
   };
   state_.resize(numbers(*this), NAN);
   other.state_.resize(numbers(other), NAN);
@@ -226,7 +226,7 @@ float* Flight::state_of(const ExitRule& rule) {
   const std::int64_t width = rule.width(labels_);
   if (!width) return nullptr;
   StateLayout layout = rule.state_layout(labels_);
-  state_.resize(width * (layout.by_row ? rows_ : units()), NAN);
+  state_.resize(width * (layout.per_row ? rows_ : units()), NAN);
   state_layout_ = std::move(layout);
   return state_.data();
 }

@@ -54,7 +54,7 @@ class Flight {
  private:
   // With fewer rows layers are computed in one piece: reading the weights twice costs more than a row that leaves
   // saves.
-  static constexpr std::int64_t kMinRowsToSplit = 3;
+  static constexpr std::int64_t kMinRowsToHalve = 3;
 
   struct Size {
     std::int64_t rows, tokens;
@@ -89,20 +89,20 @@ class Flight {
 
   void check(const ExitRule& rule, std::int64_t until) const;
   void finish_layer(int threads);
-  void pass(const ExitRule& rule, bool stops, bool scores, int threads);
+  void run_layer(const ExitRule& rule, bool stops, bool scores, int threads);
   void run_rows(bool answer, int threads);
   void run_tokens(bool answer, bool freezes, int threads);
   // Is the exit after this layer computed, for its scores or for a past that a later exit adds to?
-  bool scores(bool answer) const { return step().exit && (answer || model_.carries(layer_)); }
+  bool needs_exit(bool answer) const { return step().exit && (answer || model_.carries(layer_)); }
   void score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
              int threads);
   void decide_leaving(const ExitRule& rule, int threads);
-  std::int64_t list(const std::uint8_t* marks, std::uint8_t mark);
+  std::int64_t list_tokens(const std::uint8_t* marks, std::uint8_t mark);
   float* state_of(const ExitRule& rule);
   void write_answer(std::int64_t scored, std::int64_t slot);
   // Units where gone [units] is set leave, as in `leave`. freezes: are tokens that leave frozen?
-  void retire(const std::uint8_t* gone, bool answered, bool freezes, int threads);
-  void remove(const std::uint8_t* gone);
+  void release(const std::uint8_t* gone, bool answered, bool freezes, int threads);
+  void compact_state(const std::uint8_t* gone);
   void join_states(Flight& other);
 
   const Kernels& kernels_;

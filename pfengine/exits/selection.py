@@ -169,7 +169,7 @@ class Selection:
         if value is MISSING:
             return InputError(row.row_id, f"has no {name}: the values given beside the rows ended before it")
         try:
-            rule, value = self.by_row, number(name, value)
+            rule, value = self.per_row_criterion, number(name, value)
             if name == "speedup":
                 _check_table_is_of(self.own, rule)
                 if value == 1:
@@ -180,7 +180,7 @@ class Selection:
             return InputError(row.row_id, str(error))
 
     @functools.cached_property
-    def by_row(self) -> DataCriterion:
+    def per_row_criterion(self) -> DataCriterion:
         """The criterion at which rows with their own thresholds run; ConfigError where it takes none per row."""
         rule = self.given if isinstance(self.criterion, Never) else self.criterion
         if rule is None or isinstance(rule, Never):
@@ -200,7 +200,7 @@ class Selection:
         criterion, thresholds = self.criterion, None
         if chosen:
             slots, values = zip(*chosen, strict=True)
-            criterion = self.by_row
+            criterion = self.per_row_criterion
             usual = np.full((1, 1), np.nan, np.float32)
             if not isinstance(self.criterion, Never):
                 usual = Binding(self.criterion, num_layers, exit_layers).threshold
@@ -226,7 +226,7 @@ def select(own: OwnExits, criterion: Any, threshold: Any, speedup: Any, current:
         )
         return Selection(own, chosen, given)
     selection = Selection(own, Never(), current if criterion is None else criterion)
-    rule = selection.by_row
+    rule = selection.per_row_criterion
     if per_row == "speedup":
         _check_table_is_of(own, rule)
     return selection

@@ -33,10 +33,10 @@ class CudaFlight(Flight):
     """A `Flight` with a lane to itself until it is done or dropped."""
 
     def __init__(
-        self, lane: Lane, give_back: Callable[[Lane], None], packed: Packed, slots: np.ndarray, answers: Answers
+        self, lane: Lane, release: Callable[[Lane], None], packed: Packed, slots: np.ndarray, answers: Answers
     ) -> None:
         self._lane: Lane | None = lane
-        self._give_back, self._answers = give_back, answers
+        self._release, self._answers = release, answers
         self._packed: Packed | None = packed  # until it is sent, with the first rule
         self._rule, self._structure = ExitRule(b""), Rule()
         self._start(slots, packed.cu_seqlens)
@@ -159,7 +159,7 @@ class CudaFlight(Flight):
     def join(self, other: Flight) -> None:
         if (
             not isinstance(other, CudaFlight)
-            or (other is self or other._give_back != self._give_back)
+            or (other is self or other._release != self._release)
             or (other.layer != self.layer or other._answers is not self._answers)
         ):
             raise ValueError(
@@ -358,7 +358,7 @@ class CudaFlight(Flight):
         self._close(answered=False)
 
     def _close(self, answered: bool = True) -> None:
-        """Give the lane back. answered: after delivering the answers that were decided."""
+        """Release the lane. answered: after delivering the answers that were decided."""
         lane, self._lane = self._lane, None
         if lane is None:
             return
@@ -369,7 +369,7 @@ class CudaFlight(Flight):
                     self._collect(lane)
                 lane.synchronize()  # nothing of this flight is under way when the next one comes
         finally:
-            self._give_back(lane)
+            self._release(lane)
 
 
 def _wait(event: torch.cuda.Event | None) -> None:

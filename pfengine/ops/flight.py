@@ -18,7 +18,7 @@ from torch import Tensor
 from ..batch import Packed
 from .rule import ExitRule
 
-MIN_ROWS_TO_SPLIT = 3  # with fewer rows, reading a layer's weights twice costs more than a leaving row saves
+MIN_ROWS_TO_HALVE = 3  # with fewer rows, reading a layer's weights twice costs more than a leaving row saves
 
 
 class Answers:

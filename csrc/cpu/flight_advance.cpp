@@ -32,7 +32,7 @@ void Flight::advance(const ExitRule& rule, std::int64_t until, bool scores, int 
     while (rows_ && layer_ < until) {
       finish_layer(threads);
       ++layer_;
-      pass(rule, layer_ == until, scores, threads);
+      run_layer(rule, layer_ == until, scores, threads);
     }
   } catch (...) {  // out of memory midway: a half-done step cannot be resumed
     clear();
@@ -49,7 +49,7 @@ void Flight::finish_layer(int threads) {
     if (half_done_) {
       const Others others = others_of(at_.bounds, at_.stay, held_, at_.next_bounds);
       place_firsts(at_.read, hidden_, at_.stay, held_, at_.next_bounds, at_.next_x);
-      run_layer(kernels_, step().blocks.back(), context(),
+      cpu::run_layer(kernels_, step().blocks.back(), context(),
                 {Queries::list, others.tokens.data(), others.bounds.data(), others.targets.data()}, at_.kept,
                 at_.next_x, nullptr, threads);
     } else {
@@ -63,7 +63,7 @@ void Flight::finish_layer(int threads) {
   half_done_ = false;
 }
 
-void Flight::pass(const ExitRule& rule, bool stops, bool scores, int threads) {
+void Flight::run_layer(const ExitRule& rule, bool stops, bool scores, int threads) {
   const bool tested = !last() && step().exit && rule.tested[layer_ - 1];
   const bool answer = tested || (step().exit && (stops ? scores : last()));
   const bool freezes = rule.tokens && rule.tokens->freezes;
@@ -86,20 +86,20 @@ void Flight::pass(const ExitRule& rule, bool stops, bool scores, int threads) {
 void Flight::run_rows(bool answer, int threads) {
   const Reads reads = model_.reads(layer_);
   const bool firsts = last() && reads == Reads::first;
-  half_done_ = answer && !last() && reads == Reads::first && rows_ >= kMinRowsToSplit;
+  half_done_ = answer && !last() && reads == Reads::first && rows_ >= kMinRowsToHalve;
   for (const Layer& block : step().blocks) {
     const bool final = &block == &step().blocks.back();
     if (half_done_ && final) {
       keys_values(kernels_, block, context(), at_.kept, threads);
-      run_layer(kernels_, block, context(), {Queries::firsts}, at_.kept, at_.read, nullptr, threads);
+      cpu::run_layer(kernels_, block, context(), {Queries::firsts}, at_.kept, at_.read, nullptr, threads);
       continue;
     }
     const Queries queries{firsts && final ? Queries::firsts : Queries::all};
-    run_layer(kernels_, block, context(), queries, nullptr, at_.next_x, nullptr, threads);
+    cpu::run_layer(kernels_, block, context(), queries, nullptr, at_.next_x, nullptr, threads);
     std::swap(at_.x, at_.next_x);
   }
   if (firsts) std::iota(at_.bounds, at_.bounds + rows_ + 1, 0);  // x has one token per row now
-  if (!scores(answer)) return;
+  if (!needs_exit(answer)) return;
   if (half_done_) {
     score(at_.read, rows_, nullptr, rows_, answer, threads);
   } else if (firsts) {
@@ -120,16 +120,16 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
   std::int64_t count = tokens;
   for (const Layer& block : step().blocks) {
     const bool final = &block == &step().blocks.back();
-    count = list(last() && final ? at_.gone : at_.frozen, 0);
+    count = list_tokens(last() && final ? at_.gone : at_.frozen, 0);
     const Queries listed{Queries::list, at_.queries, at_.ends, at_.queries};
     float* sums = final && freezes && model_.renormalises ? at_.sums : nullptr;
     // in place, so that the other tokens keep their states
-    run_layer(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
+    cpu::run_layer(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
     if (!model_.renormalises || count == tokens || (last() && final)) continue;
-    const std::int64_t frozen = list(at_.frozen, 1);
+    const std::int64_t frozen = list_tokens(at_.frozen, 1);
     output_norm(kernels_, block, at_.sums, at_.queries, frozen, at_.x, threads);
   }
-  if (!scores(answer)) return;
+  if (!needs_exit(answer)) return;
   if (!last()) count = tokens;
   const std::int32_t* only = count < tokens ? at_.queries : nullptr;
   score(at_.x, tokens, only, count, answer, threads);
@@ -137,7 +137,7 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
 }
 
 // Lists the tokens whose mark is `mark` in `queries`, and where those of each row end in `ends`. Returns their number.
-std::int64_t Flight::list(const std::uint8_t* marks, std::uint8_t mark) {
+std::int64_t Flight::list_tokens(const std::uint8_t* marks, std::uint8_t mark) {
   std::int32_t count = 0;
   at_.ends[0] = 0;
   for (std::int64_t row = 0; row < rows_; ++row) {
@@ -174,7 +174,7 @@ void Flight::decide_leaving(const ExitRule& rule, int threads) {
       std::fill(at_.leave + at_.bounds[row], at_.leave + at_.bounds[row + 1], leaves);
     }
   }
-  retire(at_.leave, true, rule.tokens && rule.tokens->freezes, threads);
+  release(at_.leave, true, rule.tokens && rule.tokens->freezes, threads);
 }
 
 }  // namespace pfengine::cpu
