@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds pfengine, tests it on the device, measures it beside its peers. Under nine minutes.
 #   OUT                    where gpu.json, gpu.md and a log of each step go; default build/gpu
+#   PFENGINE_GPU_PARTS     what is run, in this order whatever is said: tests,goals,timeline,kernels,tables,peers; default
+#                          all. gpu.json keeps the figures of docs/results/gpu.json for what is not run
+#   PFENGINE_GPU_COMMIT    what gpu.json says is measured, where the sources are not in a repository
 #   PFENGINE_GPU_DOCS=1    gpu.json and gpu.md go to docs/results, too
 #   PFENGINE_GPU_DEADLINE  seconds from now on after which nothing more is measured; default 510
 #   PFENGINE_GPU_DRY=1     without a GPU: the whole way but the build on a CPU, kernels interpreted, tiny sizes
@@ -13,6 +16,7 @@ PYTHON=${PYTHON:-python3}
 DRY=${PFENGINE_GPU_DRY:-0}
 DEADLINE=${PFENGINE_GPU_DEADLINE:-510}
 OUT=${OUT:-build/gpu}
+PARTS=${PFENGINE_GPU_PARTS:-tests,goals,timeline,kernels,tables,peers}
 TEST_SECONDS=$((DEADLINE * 150 / 510)) # for the tests, and for what runs beside them
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -25,6 +29,9 @@ failed=()
 # Not `python -m pytest`: the root of the repository must not be on sys.path.
 PYTEST=$("$PYTHON" -c 'import os, sys; print(os.path.join(os.path.dirname(sys.executable), "pytest"))')
 [ -x "$PYTEST" ] || PYTEST=$(command -v pytest) || { echo "there is no pytest beside $PYTHON" >&2; exit 2; }
+
+workers=()
+! "$PYTHON" -c 'import xdist' 2>/dev/null || workers=(-n $(($(nproc) < 8 ? $(nproc) : 8)))
 
 if [ "$DRY" = 1 ]; then
     export TRITON_INTERPRET=1
@@ -60,8 +67,7 @@ tests_on_the_device() {
     options+=(--ignore=tests/kernels/test_report.py)
     [ ! -e tests/test_gpu.py ] || where+=(tests/test_gpu.py)
     [ "$DRY" != 1 ] || where=(tests/kernels/test_layer_norm.py)
-    ! "$PYTHON" -c 'import xdist' 2>/dev/null || options+=(-n $(($(nproc) < 8 ? $(nproc) : 8)))
-    step tests "$TEST_SECONDS" "$PYTEST" "${where[@]}" "${options[@]}"
+    step tests "$TEST_SECONDS" "$PYTEST" "${where[@]}" "${options[@]}" "${workers[@]}"
 }
 
 # The CUDA compaction under compute-sanitizer, every tensor an allocation of its own; 1 where it found something
@@ -88,15 +94,19 @@ if [ "$DRY" != 1 ]; then
     install cuda || { failed+=("build with CUDA"); install auto || failed+=(build); }
 fi
 
-# Beside the tests, none of which is timed. In the background a shell ignores SIGINT, so there only time kills.
-PFENGINE_GPU_WARM=$((1 - DRY)) step warm "$TEST_SECONDS" "$PYTEST" bench/gpu/test_gpu.py::test_warm -q -p no:cacheprovider &
+# Kernels are compiled by several workers at once, beside the tests, none of which is timed. In the background a
+# shell ignores SIGINT, so there only time kills.
+PFENGINE_GPU_WARM=$((1 - DRY)) step warm "$TEST_SECONDS" "$PYTEST" bench/gpu/test_gpu.py::test_warm -q -p no:cacheprovider \
+    "${workers[@]}" &
 warm=$!
-memcheck &
-checked=$!
-tests_on_the_device || failed+=(tests)
+if [[ ,$PARTS, == *,tests,* ]]; then
+    memcheck &
+    checked=$!
+    tests_on_the_device || failed+=(tests)
+    wait "$checked" || failed+=(memcheck)
+    grep -E '^(FAILED|ERROR) |^(=+ )?[0-9]+ (passed|failed|error|skipped)' "$OUT/tests.log" | cut -c 1-200 | tail -n 25 || true
+fi
 wait "$warm" || true # what fails there fails again, and is said then
-wait "$checked" || failed+=(memcheck)
-grep -E '^(FAILED|ERROR) |^(=+ )?[0-9]+ (passed|failed|error|skipped)' "$OUT/tests.log" | cut -c 1-200 | tail -n 25 || true
 
 limit=$(($(left) + 2)) code=0
 step measure $((limit > 5 ? limit : 5)) "$PYTEST" bench/gpu/test_gpu.py::test_measure -q -p no:cacheprovider \

@@ -45,7 +45,7 @@ class Pass:
         overlap: bool | None = None,
     ) -> None:
         """tested: as in `ExitRule`; overlap: as in `Segment`, None: as a flight would have it."""
-        self.weights, self.use = weights, Use(tuple(lengths))
+        self.weights, self.use, self.vocabulary = weights, Use(tuple(lengths)), vocabulary
         if overlap is None:
             overlap = any(tested[:-1]) and sum(lengths) <= OVERLAP_TOKENS
         self.bucket = Bucket(len(lengths), sum(lengths), max(lengths))
@@ -57,9 +57,11 @@ class Pass:
             numbers = numbers_of(self.exit_rule).size
             self.buffers = Buffers(weights, Sizes(self.bucket.rows, self.bucket.tokens, numbers, width))
             if self.buffers.inbox.device.type != "meta":
-                self._fill(vocabulary)
+                self.fill()
 
-    def _fill(self, vocabulary: int) -> None:
+    @torch.inference_mode()
+    def fill(self) -> None:
+        """Send the batch, as before the first layer."""
         buffers, generator = self.buffers, np.random.default_rng(3)
         counts, bounds = buffers.counts_and_bounds(buffers.inbox)
         numbers, _ = buffers.numbers(buffers.inbox, self.rule)
@@ -69,7 +71,7 @@ class Pass:
             (counts, np.array([self.bucket.rows, self.bucket.tokens])),
             (bounds, np.cumsum([0, *lengths])),
             (numbers, numbers_of(self.exit_rule)),
-            (ids, generator.integers(1, vocabulary, self.bucket.tokens)),
+            (ids, generator.integers(1, self.vocabulary, self.bucket.tokens)),
             (positions, np.concatenate([np.arange(length) for length in lengths])),
         ):
             to.copy_(torch.from_numpy(given))
@@ -230,7 +232,3 @@ def count(hidden: int, rows: Sequence[int], ceilings: Ceilings) -> Counted:
         weight_bytes=weights_moved,
         whole_floor_seconds=max(encoder_flops / ceilings.flops, weights_moved / ceilings.bytes),
     )
-
-
-def counted(ceilings: Ceilings = LEADS) -> list[Counted]:
-    return [count(hidden, lengths(batch), ceilings) for hidden in HIDDEN for batch in BATCHES]

@@ -21,8 +21,8 @@ from ..engines import first_line
 from .costs import cost
 from .counted import Pass, label, lengths, signature, tested
 from .results import Results
-from .timing import Measure, graphed, interleaved, queued
-from .work import DRY, NESTED, OURS, SIZES, VARLEN, engine
+from .timing import Measure, graphed, interleaved, profiled, queued, wall
+from .work import DRY, NESTED, OFF, OURS, SIZES, VARLEN, Cell, Prediction, engine, exit_layers
 
 REPEATS = 4  # in a graph
 
@@ -57,7 +57,8 @@ def ceilings(device: torch.device, results: Results) -> None:
 
 
 CACHES = 3  # times the last-level cache: what a round of copies takes at least
-MOST_COPIES, LEAST_LAUNCHES = 64, 24  # in a graph
+MOST_COPIES, LEAST_LAUNCHES = 64, 34  # in a graph: a hundred in all rounds
+KERNEL_SECONDS = 2e-3 if not DRY else 0.0  # of a round: there are two hundred kinds of launches
 LARGE = 1 << 16  # bytes; smaller arguments stay the ones they are
 ROUNDS = 3 if not DRY else 1
 
@@ -82,26 +83,41 @@ def around(calls: Sequence[Any]) -> list[Any]:
 
 
 @torch.inference_mode()
-def kernels(batch: int, device: torch.device, results: Results) -> None:
+def kernels(hidden: int, batch: int, device: torch.device, results: Results) -> None:
     """A record for each kind of launch of a pass with every exit tested and nobody leaving, SST-2 lengths."""
-    hidden = SIZES.hidden[0]
     carrier = engine(hidden, "authors", device).model.carrier
     assert isinstance(carrier, CudaModel)
     rows = [min(length, SIZES.most_tokens) for length in lengths(batch)]
-    # no overlap, as no batch of this size has it: what `remaining` counts is another number the second time
-    once = Pass(carrier.weights, rows, tested(carrier.weights, True), SIZES.vocabulary, overlap=False)
+    once = Pass(carrier.weights, rows, tested(carrier.weights, True), SIZES.vocabulary)
     once.run()  # compiled
+    once.fill()
     groups: dict[str, list[Launch]] = {}
     for launch in once.noted(run=True):
         groups.setdefault(signature(launch), []).append(launch)
     for launches in groups.values():
+        once.fill()  # after a whole pass every row has its answer, and what runs beside layers counts no row any more
         one = launches[0]
         calls = around([partial(one.run, arguments) for arguments in copies(one.arguments, device)])
-        rounds = interleaved({"kernel": graphed(calls, device)}, ROUNDS)
+        rounds = interleaved({"kernel": graphed(calls, device, KERNEL_SECONDS)}, ROUNDS)
         least = cost(one, once.use)
         results.add("kernels", {
             "hidden": hidden, "rows": len(rows), "tokens": sum(rows), "label": label(one, once.use),
             "launches": len(launches), "seconds": rounds.median("kernel"), "flops": least.flops, "bytes": least.bytes,
+        })  # fmt: skip
+
+
+def timeline(cell: Cell, device: torch.device, results: Results) -> None:
+    """`predict` of one batch as a profiler sees it, exits off and replayed, beside the same call without a profiler."""
+    rows = cell.rows()[: cell.batch]
+    runs = {
+        OFF: Prediction(engine(cell.hidden, "authors", device), rows, cell.batch),
+        "2x": Prediction(engine(cell.hidden, "authors", device), rows, cell.batch, exit_layers(rows, 2.0)),
+    }
+    rounds = interleaved({name: wall(run, device) for name, run in runs.items()})
+    for name, run in runs.items():
+        found = profiled(run, device)
+        results.add("timeline", {
+            **cell._asdict(), "rows": len(rows), "contestant": name, "seconds": rounds.median(name), **found,
         })  # fmt: skip
 
 

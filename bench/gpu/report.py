@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ..models import LAYERS
 from ..tables import table
-from .counted import LEADS, Ceilings, Counted, counted
-from .results import GOALS, NAME, NOT_MEASURED, Record, Results, find, reached
-from .work import DRY, EAGER, OFF, OURS, Cell
+from .counted import BATCHES, LEADS, Ceilings, Line, count, lengths
+from .counted import HIDDEN as COUNTED_HIDDEN
+from .results import GOALS, HIDDEN, NAME, NOT_ASKED, NOT_MEASURED, Record, Results, find, rates, reached
+from .work import AUTOTUNED, DRY, EAGER, OFF, OURS, OVERHEAD, Cell, Lengths
 
 
 def maybe(value: float | None, times: float = 1.0) -> str:
@@ -26,33 +27,19 @@ def short(value: float) -> str:
 
 INTRODUCTION = """# The GPU path beside its peers
 
-    bench/gpu.sh                            # on a machine with a GPU: builds, tests, measures; under nine minutes
-    PFENGINE_GPU_DOCS=1 bench/gpu.sh        # the same, and this page and gpu.json are written anew
-    PFENGINE_GPU_DOCS=1 pytest bench/gpu    # without a GPU: this page anew, what is counted and what gpu.json holds
+    bench/gpu.sh                                       # builds, tests, measures; under nine minutes
+    PFENGINE_GPU_PARTS=goals,timeline bench/gpu.sh     # these parts alone; figures of other parts stay
+    PFENGINE_GPU_DOCS=1 bench/gpu.sh                   # this page and gpu.json are written anew, too
+    PFENGINE_GPU_DOCS=1 pytest bench/gpu               # without a GPU: this page of what gpu.json holds
 """
 RULES = """\
 12 layers of random weights, bf16, random ids. SST-2 lengths: 4 to 66 tokens per row, 25 on average. Wall-clock: a
 call of `Engine.predict`, from lists of ids to answers on the host; peers' padding and copies likewise. Device: from the
-first launch to the last, by CUDA events. Medians of interleaved rounds, ratios pair by pair within a round; logits are
-held against transformers fp32 before anything is timed, exit layers against those asked for."""
-
-EXPECTED = """
-## Expected
-By count, before anything ran; a launch in a graph is taken as 1 us where it is empty and 2 to 3 where it is small.
-
-- **One row of 32 tokens, full depth**: 85 launches (no exits) and 46 us of bytes: 0.2 to 0.3 ms.
-- **One row, replay**: a layer is 7 launches, some 20 us, and a tested exit after it 6 more. In line, exits would
-  take half of a layer each, and a speed-up of 2 would show as 1.2. Beside the next layer they are hidden; a row that
-  leaves pays for about half a layer more, as the rest of that layer finds nobody left, and for one or two empty
-  segments: 2x as 1.6 to 1.7 and 3x as 2.2 to 2.3, which is 0.80 to 0.85 and 0.73 to 0.77 of it. 3x is below the goal.
-- **32 rows**: 800 tokens. A layer is 11 GFLOP, 20 us at 0.7 of the rate and as much in launches, so it does not get
-  shorter in proportion: 0.7 to 0.8 of the layer speed-up, below the goal, unless batches overlap (two lanes).
-- **512 rows**: 12,400 tokens, 240 us of floor a layer, 350 at 0.7 of it; launches and empty segments are 5%: 0.93 to
-  0.97.
-- **Exit head, 128 rows**: 3,100 tokens, 60 us of floor a layer, 85 at 0.7. Of an exit, 2 us are bytes and FLOPs, but
-  its 6 launches are 10 to 15 in line: 12 to 18%, above the goal. Beside the next layer it would be hidden, as it is
-  for small batches, and rows would leave a layer later.
-"""
+first launch to the last, by CUDA events. Medians of interleaved rounds, ratios pair by pair within a round. Each figure
+is of the run whose letter is beside it, and no ratio has figures of two runs in it. Before anything is timed, exit
+layers must be those asked for, and logits those of transformers fp32: off by at most 5% of the range of the same
+model's logits on 64 rows (one row's two logits have next to no range), and by at most twice what transformers bf16 is
+off by, on the same rows or on those 64."""
 
 
 def summary(found: Results, line: Callable[[str], None]) -> None:
@@ -61,9 +48,11 @@ def summary(found: Results, line: Callable[[str], None]) -> None:
     if DRY:
         line("dry run: its times mean nothing, and are held against no goal")
     for goal in GOALS if not DRY else ():
-        line(f"{reached(goal, found.data):>24}  {goal.goal:>8}  {goal.what}")
+        said, run = reached(goal, found.data)
+        line(f"{said:>24}  {goal.goal:>8}  {goal.what}{f' (run of {run})' if run not in ('', found.run) else ''}")
     for what, why in found.data["not_measured"].items():
-        line(f"not measured: {what}: {why}")
+        if why != NOT_ASKED:
+            line(f"not measured: {what}: {why}")
     line(f"{found.directory / NAME}.json and .md")
 
 
@@ -73,62 +62,166 @@ def markdown(data: Record | None) -> str:
 
 
 def _lines(data: Record | None) -> Iterator[str]:
+    letters = dict(zip(data["runs"], string.ascii_uppercase, strict=False)) if data else {}
     yield INTRODUCTION
-    yield _machine(data)
+    yield from _runs(data, letters)
     yield ""
     yield RULES
     yield "\n## Goals"
-    yield from table(("", "goal", "reached"), ((g.what, g.goal, reached(g, data)) for g in GOALS))
-    if data:
-        yield from _measured(data)
-    else:
-        yield EXPECTED.rstrip()
-    yield from counted_part(data)
-
-
-def _machine(data: Record | None) -> str:
-    if data and data["dry"]:
-        return "**A dry run on a CPU: its times mean nothing.**"
-    if not data or not data["ceilings"]:
-        return "**Nothing on this page was measured: no GPU has run it yet.** The floors rest on rates said of an H200."
-    found, rates = data["machine"], data["ceilings"]
-    named = ", ".join(f"{name} {found.get(name)}" for name in ("torch", "triton", "transformers", "cuda", "python"))
-    return (
-        f"{found.get('gpu', 'no GPU')}; {named}. Measured there: bf16 product of {rates['gemm_size']:,} squared "
-        f"{rates['gemm_flops_per_second'] / 1e12:.0f} TFLOP/s, copy "
-        f"{rates['copy_bytes_per_second'] / 1e12:.2f} TB/s read and written. Numbers: [gpu.json](gpu.json)."
+    yield "Hidden size 768.\n"
+    said = [(goal, *reached(goal, data)) for goal in GOALS]
+    yield from table(
+        ("", "goal", "reached", "run"),
+        ((goal.what, goal.goal, value, letters.get(run, "")) for goal, value, run in said),
     )
+    if data:
+        yield from _measured(data, letters)
+    yield from counted_part(data, letters)
 
 
-def _measured(data: Record) -> Iterator[str]:
+def _runs(data: Record | None, letters: Mapping[str, str]) -> Iterator[str]:
+    if data and data["dry"]:
+        yield "**A dry run on a CPU: its times mean nothing.**\n"
+    measured = {run: each for run, each in data["runs"].items() if each["ceilings"]} if data else {}
+    if not measured:
+        yield "**Nothing on this page was measured: no GPU has run it yet.** The floors rest on rates said of an H200."
+        return
+    yield "Rates: a bf16 product of 8,192 squared, and a copy, read and written. Numbers: [gpu.json](gpu.json).\n"
+    yield from table(
+        ("run", "began, UTC", "commit", "GPU", "torch, triton, transformers, CUDA", "TFLOP/s", "TB/s"),
+        (
+            (
+                letters[run], run, each["commit"], each["machine"].get("gpu", "none"),
+                ", ".join(str(each["machine"].get(key)) for key in ("torch", "triton", "transformers", "cuda")),
+                short(each["ceilings"]["gemm_flops_per_second"] / 1e12),
+                short(each["ceilings"]["copy_bytes_per_second"] / 1e12),
+            )
+            for run, each in measured.items()
+        ),
+    )  # fmt: skip
+
+
+def _on_the_page(record: Record) -> bool:
+    """Of a smaller model, one kind of lengths; the rest is in the JSON."""
+    return record["hidden"] == HIDDEN or record["lengths"] == "SST-2" or DRY
+
+
+def _cells(records: Sequence[Record]) -> Iterator[tuple[list[str], dict[str, list[Record]]]]:
+    """Cell and batch, and its records by contestant, the goals' model first."""
+    cells: dict[tuple[int, Lengths, int], dict[str, list[Record]]] = {}
+    for record in records:
+        if _on_the_page(record):
+            found = cells.setdefault((-record["hidden"], record["lengths"], record["batch"]), {})
+            found.setdefault(record["contestant"], []).append(record)
+    for (hidden, tokens, batch), found in sorted(cells.items()):
+        yield [str(Cell(-hidden, tokens, batch)).rpartition(", batch")[0], str(batch)], found
+
+
+def _measured(data: Record, letters: Mapping[str, str]) -> Iterator[str]:
+    if data["timeline"]:
+        yield from _timeline(data["timeline"], letters)
     if data["full_depth"]:
         yield "\n## Full depth"
-        yield "One batch, or several of small ones, in one call; ms: of all of them.\n"
+        yield FULL_DEPTH
         yield from table(
-            ("", "batch", "", "rows/s", "ms", "device ms", "pfengine is faster", "on the device", "padding"),
-            (
-                (
-                    _cell(r), str(r["batch"]), r["contestant"], short(r["rows_per_second"]), short(1e3 * r["seconds"]),
-                    maybe(r["device_seconds"], 1e3), maybe(r["pfengine_is_faster"]),
-                    maybe(r["pfengine_is_faster_on_device"]), f"{r['padded_tokens'] / r['tokens'] - 1:.0%}",
-                )
-                for r in sorted(data["full_depth"], key=lambda r: (-r["hidden"], r["lengths"], r["batch"]))
-                if r["contestant"] != OURS or EAGER in r["beside"]  # beside what is compiled it is timed again
-            ),
-        )  # fmt: skip
+            ("", "batch", "rows/s", "ms", "device ms", *map(_peer_name, SHOWN), "error", "padding", "run"),
+            _full_depths(data["full_depth"], letters),
+        )
     if data["replay"]:
         yield "\n## Saved layers as saved time"
         yield "Wall-clock speed-up over exits off; in brackets over layer speed-up, and that on the device.\n"
-        yield from table(("", "batch", "rows/s, exits off", "1.5x", "2x", "3x", "4x"), _replays(data["replay"]))
+        yield from table(
+            ("", "batch", "rows/s, exits off", "1.5x", "2x", "3x", "4x", "run"), _replays(data["replay"], letters)
+        )
+    yield from _single(data, letters)
+    if data["not_measured"]:
+        yield "\n## Not measured"
+        yield from _missing(data["not_measured"])
+
+
+TIMELINE = """\
+One call of one batch of SST-2 lengths, hidden 768, by torch.profiler, which slows the host: ms without it, and in it.
+Start: from the call to the first work of the device. Busy: the device works. Long gaps: it waits 3 us or more, as
+between segments; short gaps: between the kernels of a graph. End: from its last work to the answer. Launches: calls
+of the host, graphs and copies included; kernels: what ran on the device.
+"""
+
+
+def _timeline(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator[str]:
+    yield "\n## Where the wall-clock goes"
+    yield TIMELINE
+    parts = ("profiled", "before_device", "busy", "long_gap", "short_gap", "after_device", "host_waits")
+    yield from table(
+        (
+            "batch", "exits", "ms", "in it", "start", "busy", "long gaps", "short gaps", "end", "host waits",
+            "launches", "of graphs", "kernels", "run",
+        ),
+        (
+            (
+                str(r["batch"]), "off" if r["contestant"] == OFF else r["contestant"], short(1e3 * r["seconds"]),
+                *(
+                    short(1e3 * r[f"{part}_seconds"]) + (f" ({r['long_gaps']})" if part == "long_gap" else "")
+                    for part in parts
+                ),
+                str(r["launches"] + r["graph_replays"]), str(r["graph_replays"]), str(r["kernels"]),
+                letters[r["run"]],
+            )
+            for r in sorted(records, key=lambda r: -r["batch"])
+        ),
+    )  # fmt: skip
+
+
+FULL_DEPTH = """\
+One batch, or several of small ones, in one call; ms: of all of them. Peers: how much faster pfengine is, and that on
+the device. Error: the largest of a logit, as a share of the range of 64 rows' logits, and that of transformers bf16 on
+the same rows. Beside torch operations on ragged batches: in gpu.json.
+"""
+SHOWN = (EAGER, OVERHEAD, AUTOTUNED)
+
+
+def _peer_name(name: str) -> str:
+    return name.replace("-no-cudagraphs", "")
+
+
+def _full_depths(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator[Sequence[str]]:
+    for cell, found in _cells(records):
+        ours = next((r for r in reversed(found.get(OURS, ())) if r["beside"] == EAGER), None)
+        if ours is None:
+            continue
+        peers = {name: found[name][-1] for name in SHOWN if name in found}
+        yield [
+            *cell, short(ours["rows_per_second"]), short(1e3 * ours["seconds"]), maybe(ours["device_seconds"], 1e3),
+            *(_faster(peers.get(name)) for name in SHOWN),
+            _errors(ours),
+            f"{ours['padded_tokens'] / ours['tokens'] - 1:.0%}",
+            _letters((r["run"] for r in peers.values()), letters),
+        ]  # fmt: skip
+
+
+def _faster(record: Record | None) -> str:
+    if record is None:
+        return ""
+    on_device = record["pfengine_is_faster_on_device"]
+    return short(record["pfengine_is_faster"]) + (f" ({short(on_device)})" if on_device is not None else "")
+
+
+def _letters(runs: Iterable[str], letters: Mapping[str, str]) -> str:
+    """In the order of what is of them; one where it is all of one run."""
+    found = [letters[run] for run in runs]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)
+
+
+def _single(data: Record, letters: Mapping[str, str]) -> Iterator[str]:
     passes = [r for r in data["single"] if r["what"] in ("gemm share", "latency")]
     if passes:
         yield "\n## Large batches of one length, and one row"
         yield from table(
-            ("", "ms", "device ms", "share of the GEMM rate"),
+            ("", "ms", "device ms", "share of the GEMM rate", "error", "run"),
             (
                 (
                     f"{r['what']}, hidden {r['hidden']}, {r['tokens_of_a_row']} tokens per row",
                     *(short(1e3 * r[f"{clock}_seconds"]) for clock in ("wall", "device")), _shares(r, data),
+                    _errors(r), letters[r["run"]],
                 )
                 for r in passes
             ),
@@ -138,48 +231,65 @@ def _measured(data: Record) -> Iterator[str]:
         yield "\n## Exit head"
         yield "Every exit tested and nobody leaving, beside the same rows without; share of a layer's time per exit.\n"
         yield from table(
-            ("beside", "wall", "device"),
+            ("", "beside", "wall", "device", "run"),
             (
-                (r["base"], f"{r['wall_share_of_a_layer']:.1%}", f"{r['device_share_of_a_layer']:.1%}")
+                (
+                    str(Cell(r["hidden"], r["lengths"], r["batch"])), r["base"],
+                    *(f"{r[f'{clock}_share_of_a_layer']:.1%}" for clock in ("wall", "device")), letters[r["run"]],
+                )
                 for r in heads
             ),
         )  # fmt: skip
-    ragged = [r for r in data["single"] if r["what"] == "ragged attention"]
-    if ragged:
+    attention = [r for r in data["single"] if r["what"] == "ragged attention"]
+    if attention:
         yield "\n## Ragged attention"
         yield from table(
-            ("", "us", "pfengine is faster"),
-            ((r["contestant"], short(1e6 * r["seconds"]), maybe(r["pfengine_is_faster"])) for r in ragged),
+            ("", "us", "pfengine is faster", "run"),
+            (
+                (r["contestant"], short(1e6 * r["seconds"]), short(r["pfengine_is_faster"]), letters[r["run"]])
+                for r in attention
+            ),
         )
-    if data["not_measured"]:
-        yield "\n## Not measured"
-        yield from table(("what", "why"), ((what, why.replace("|", "/")) for what, why in data["not_measured"].items()))
 
 
-def _cell(record: Record) -> str:
-    return str(Cell(record["hidden"], record["lengths"], record["batch"])).rpartition(", batch")[0]
+def _errors(record: Record) -> str:
+    if "transformers_error_share_of_range" not in record:  # of a run that took the range of the rows alone
+        return ""
+    return f"{record['error_share_of_range']:.1%}, {record['transformers_error_share_of_range']:.1%}"
 
 
 def _shares(record: Record, data: Record) -> str:
-    if record["what"] != "gemm share" or not data["ceilings"]:
+    if record["what"] != "gemm share" or not (found := rates(data, record["run"])):
         return ""
-    rate = data["ceilings"]["gemm_flops_per_second"]
+    rate = found["gemm_flops_per_second"]
     return ", ".join(f"{record[f'{clock}_flops_per_second'] / rate:.1%} ({clock})" for clock in ("wall", "device"))
 
 
-def _replays(records: Sequence[Record]) -> Iterator[Sequence[str]]:
-    cells: dict[tuple[str, int], dict[str, Record]] = {}
-    for record in records:
-        cells.setdefault((_cell(record), record["batch"]), {})[record["contestant"]] = record
-    for (cell, batch), found in cells.items():
+def _replays(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator[Sequence[str]]:
+    for cell, found in _cells(records):
+        runs = {name: same[-1] for name, same in found.items()}
         yield [
-            cell, str(batch), short(found[OFF]["rows_per_second"]) if OFF in found else "",
+            *cell, short(runs[OFF]["rows_per_second"]) if OFF in runs else "",
             *(
                 f"{r['wall_clock_speedup']:.2f} ({r['wall_clock_over_layer_speedup']:.2f}, "
-                f"{r['device_over_layer_speedup']:.2f})" if (r := found.get(name)) else ""
+                f"{r['device_over_layer_speedup']:.2f})" if (r := runs.get(name)) else ""
                 for name in ("1.5x", "2x", "3x", "4x")
             ),
+            _letters((r["run"] for r in runs.values()), letters),
         ]  # fmt: skip
+
+
+def _missing(not_measured: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each kind of thing and reason."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for what, why in not_measured.items():
+        place, _, kind = what.rpartition(": ") if what.startswith("hidden") else ("", "", what)
+        kinds.setdefault((kind, why.rstrip(".")), []).append(place)
+    for (kind, why), where in kinds.items():
+        count = (
+            f" ({where[0]})" if len(where) == 1 and where[0] else f" at {len(where)} sizes" if len(where) > 1 else ""
+        )
+        yield f"- {kind}{count}: {why}."
 
 
 COUNTED = """\
@@ -187,67 +297,92 @@ FLOPs are multiplications and additions of products (8 a number for LayerNorm, 2
 nothing for padding. Bytes: each input of a launch read once, each output written once, what one launch hands to the
 next included. A pass of 12 layers, authors' head, every exit tested, nobody leaving; rows of SST-2 lengths, a single
 row of 25 tokens. Floor: FLOPs over the rate of a large product, or bytes over that of a large copy, whichever is
-longer, launch by launch. Measured: each launch alone, large data out of the cache; the whole pass on the device."""
+longer, launch by launch, by the rates of the run that the measured times are of. Measured: each launch alone, large
+data out of the cache, and all launches of a pass; a whole pass on the device. Hidden size 384 kernel by kernel: in
+gpu.json."""
 
 
-def counted_part(data: Record | None) -> Iterator[str]:
-    rates = data["ceilings"] if data else None
-    ceilings = LEADS
-    if rates:
-        ceilings = Ceilings(rates["gemm_flops_per_second"], rates["copy_bytes_per_second"], measured=True)
-    said = "measured in the same run" if ceilings.measured else "said of an H200, not measured here"
-    yield "\n## Counted: FLOPs, bytes, and the floor they imply"
+LAST = "the last layer's first tokens"
+
+
+def counted_part(data: Record | None, letters: Mapping[str, str]) -> Iterator[str]:
+    yield "\n## Counted: the floor of each kernel"
     yield COUNTED
-    yield f"Rates: {ceilings.flops / 1e12:.0f} TFLOP/s bf16, {ceilings.bytes / 1e12:.2f} TB/s ({said})."
-    for found in counted(ceilings):
-        rows = "one row" if found.rows == 1 else f"{found.rows} rows"
-        yield f"\n### Hidden size {found.hidden}, {rows}, {found.tokens:,} tokens"
+    for hidden in COUNTED_HIDDEN:
+        tables = [_Table(hidden, batch, data, letters) for batch in BATCHES]
+        yield f"\n### Hidden size {hidden}: floor us, measured us (share of the roof)"
+        names = dict.fromkeys(_short_label(line.label) for each in tables for line in each.found.lines)
         yield from table(
-            ("kernel", "launches per layer", "per pass", "GFLOP", "MB", "floor us", "measured us", "share of the roof"),
-            _kernels(found, data),
+            ("", *(each.title for each in tables)),
+            (
+                *((name, *(each.kernel(name) for each in tables)) for name in names if hidden == HIDDEN),
+                ("all of them, each alone", *(each.all() for each in tables)),
+                ("no exit tested, the whole pass", *(each.whole() for each in tables)),
+                ("the same, weights read once and nothing else moved", *(each.least() for each in tables)),
+            ),
         )
 
 
-def _kernels(found: Counted, data: Record | None) -> Iterator[Sequence[str]]:
-    for line in found.lines:
-        seconds = _alone(data, found, line.label)
-        yield [
-            line.label, _a_layer(line.launches), str(line.launches), short(line.cost.flops / 1e9),
-            short(line.cost.bytes / 1e6), short(1e6 * line.floor_seconds),
-            NOT_MEASURED if seconds is None else short(1e6 * seconds),
-            "" if seconds is None else f"{line.floor_seconds / seconds:.0%}",
-        ]  # fmt: skip
-    launches = sum(line.launches for line in found.lines)
-    moved = sum(line.cost.bytes for line in found.lines)
-    yield [
-        "all of them", "", str(launches), short(found.flops / 1e9), short(moved / 1e6),
-        short(1e6 * found.floor_seconds), NOT_MEASURED, "",
-    ]  # fmt: skip
-    cell = {"hidden": found.hidden, "lengths": "SST-2", "batch": found.rows}
-    off = find(data, "replay", contestant=OFF, **cell) if found.rows > 1 else None
-    floor = found.encoder_floor_seconds
-    yield [
-        "no exit tested", "", str(found.encoder_launches), short(found.encoder_flops / 1e9),
-        short(found.encoder_bytes / 1e6), short(1e6 * floor),
-        short(1e6 * off["device_seconds"]) if off else NOT_MEASURED,
-        f"{floor / off['device_seconds']:.0%}" if off else "",
-    ]  # fmt: skip
-    yield [
-        "the same, weights read once and nothing else moved", "", "", short(found.encoder_flops / 1e9),
-        short(found.weight_bytes / 1e6), short(1e6 * found.whole_floor_seconds), "", "",
-    ]  # fmt: skip
+def _short_label(label: str) -> str:
+    """One for the products and norms of the last layer, which has one token per row; the pooler is of every layer."""
+    return LAST if label.endswith("first tokens") and "tanh" not in label else label
 
 
-def _alone(data: Record | None, found: Counted, label: str) -> float | None:
-    """Seconds of all launches of that label in a pass, each timed alone; None unless all were."""
-    wanted = {"hidden": found.hidden, "rows": found.rows, "label": label}
-    records = [r for r in (data["kernels"] if data else []) if all(r[key] == value for key, value in wanted.items())]
-    launches = next(line.launches for line in found.lines if line.label == label)
-    if sum(r["launches"] for r in records) != launches:
-        return None
-    return sum(float(r["seconds"]) * int(r["launches"]) for r in records)
+class _Table:
+    """A pass of `rows` rows, counted, and its launches as measured in one run, whose rates the floors are of."""
+
+    def __init__(self, hidden: int, rows: int, data: Record | None, letters: Mapping[str, str]) -> None:
+        kernels = [r for r in (data["kernels"] if data else ()) if (r["hidden"], r["rows"]) == (hidden, rows)]
+        run = kernels[0]["run"] if kernels else next(reversed(data["runs"])) if data else ""
+        found = rates(data, run) if data else None
+        self.ceilings = LEADS
+        if found:
+            self.ceilings = Ceilings(found["gemm_flops_per_second"], found["copy_bytes_per_second"], measured=True)
+        self.kernels, self.data, self.letters = kernels, data, letters
+        self.found = count(hidden, lengths(rows), self.ceilings)
+        tokens = f"{self.found.tokens:,} tokens"
+        title = f"one row, {tokens}" if rows == 1 else f"{rows} rows, {tokens}"
+        self.title = f"{title} ({letters[run]})" if kernels else title
+
+    def kernel(self, name: str) -> str:
+        lines = [line for line in self.found.lines if _short_label(line.label) == name]
+        if not lines:
+            return ""
+        return self._said(lines)
+
+    def all(self) -> str:
+        launches = sum(line.launches for line in self.found.lines)
+        return f"{self._said(self.found.lines)}, {launches} launches"
+
+    def _said(self, lines: Sequence[Line]) -> str:
+        seconds = [self._alone(line) for line in lines]
+        measured = None if None in seconds else sum(one for one in seconds if one is not None)
+        return _beside(sum(line.floor_seconds for line in lines), measured)
+
+    def whole(self) -> str:
+        cell = {"hidden": self.found.hidden, "lengths": "SST-2", "batch": self.found.rows}
+        off = find(self.data, "replay", contestant=OFF, **cell) if self.found.rows > 1 else None
+        found = rates(self.data, off["run"]) if off and self.data else None
+        floor = self.found.encoder_floor_seconds
+        launches = f"{self.found.encoder_launches} launches"
+        if off is None or not found:
+            return f"{_beside(floor, None)}, {launches}"
+        ceilings = Ceilings(found["gemm_flops_per_second"], found["copy_bytes_per_second"], measured=True)
+        floor = count(self.found.hidden, lengths(self.found.rows), ceilings).encoder_floor_seconds
+        return f"{_beside(floor, off['device_seconds'])}, {launches} ({self.letters[off['run']]})"
+
+    def least(self) -> str:
+        return short(1e6 * self.found.whole_floor_seconds)
+
+    def _alone(self, line: Line) -> float | None:
+        """Seconds of all launches of that label in a pass, each timed alone; None unless all were."""
+        records = [r for r in self.kernels if r["label"] == line.label]
+        if sum(r["launches"] for r in records) != line.launches:
+            return None
+        return sum(float(r["seconds"]) * int(r["launches"]) for r in records)
 
 
-def _a_layer(launches: int) -> str:
-    """Of 12 layers, or of the 11 before the last."""
-    return next((str(launches // n) for n in (LAYERS, LAYERS - 1) if launches % n == 0), "")
+def _beside(floor: float, measured: float | None) -> str:
+    if measured is None:
+        return f"{short(1e6 * floor)}, {NOT_MEASURED}"
+    return f"{short(1e6 * floor)}, {short(1e6 * measured)} ({floor / measured:.0%})"

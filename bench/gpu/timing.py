@@ -6,12 +6,15 @@ On a CPU, where a run is dry, the wall's clock stands in for all of them.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from pfengine.ops.cuda_flight import CudaFlight
 
@@ -43,10 +46,10 @@ def wall(call: Call, device: torch.device) -> Measure:
     return often(measure)
 
 
-def graphed(calls: Sequence[Call], device: torch.device) -> Measure:
+def graphed(calls: Sequence[Call], device: torch.device, seconds: float = SIZES.round_seconds) -> Measure:
     """Of one of the calls on the device, all of them recorded as one CUDA graph, one after the other."""
     if device.type != "cuda":
-        return often(lambda times: _clock(calls, times), len(calls))
+        return often(lambda times: _clock(calls, times), len(calls), seconds)
     for call in calls:  # compiles what is not yet
         call()
     torch.cuda.synchronize(device)
@@ -58,7 +61,7 @@ def graphed(calls: Sequence[Call], device: torch.device) -> Measure:
     def measure(times: int) -> float:
         return _between(graph.replay, times) / len(calls)
 
-    return often(measure, len(calls))
+    return often(measure, len(calls), seconds)
 
 
 def queued(call: Call, device: torch.device, most: int = 3) -> Measure:
@@ -96,16 +99,16 @@ def _clock(calls: Sequence[Call], times: int) -> float:
     return (time.perf_counter() - start) / times / len(calls)
 
 
-def often(measure: Callable[[int], float], calls: int = 1) -> Measure:
+def often(measure: Callable[[int], float], calls: int = 1, seconds: float = SIZES.round_seconds) -> Measure:
     """As many times as fill a part of a round; after two to warm up, of which the second is read.
 
-    calls: how many of what `measure` gives the seconds of are in one time.
+    calls: how many of what `measure` gives the seconds of are in one time. seconds: of a part of a round.
     """
-    if not SIZES.round_seconds:
+    if not seconds:
         return lambda: measure(1)
     measure(1)
     once = max(calls * measure(1), 1e-7)
-    times = min(MOST_TIMES, max(1, round(SIZES.round_seconds / once)))
+    times = min(MOST_TIMES, max(1, round(seconds / once)))
     return lambda: measure(times)
 
 
@@ -159,3 +162,77 @@ def on_device(batches: Sequence[Prediction], device: torch.device) -> Measure:
         return sum(span() for span in found) / times
 
     return often(measure)
+
+
+CALL = "one call of predict"  # its name in a profile
+PROFILED, UNREAD = 5, 2  # calls that are read, and those before them, in which the profiler is set up
+LONG_GAP = 3e-6  # seconds without work on the device; between the kernels of a graph there is less
+
+
+class Event(NamedTuple):
+    """A call that the host makes, or work of the device; seconds on one clock."""
+
+    name: str
+    start: float
+    end: float
+
+
+def profiled(call: Call, device: torch.device) -> dict[str, float]:
+    """What host and device did when, in the call of middle length: `timeline` of it, by torch.profiler.
+
+    On a CPU torch's own operations stand in for launches and for the device's work.
+    """
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    for _ in range(UNREAD):
+        call()
+    with profile(activities=kinds) as found:
+        for _ in range(UNREAD + PROFILED):
+            with record_function(CALL):
+                call()
+        synchronize(device)
+    host: list[Event] = []
+    work: list[Event] = []
+    for event in found.events():
+        where = host if event.device_type == DeviceType.CPU else work
+        if where is host or event.name != CALL:  # which the device's part of a profile repeats
+            where.append(Event(event.name, 1e-6 * event.time_range.start, 1e-6 * event.time_range.end))
+    calls = sorted((event for event in host if event.name == CALL), key=lambda event: event.start)[UNREAD:]
+    if device.type != "cuda":
+        host = work = [event for event in host if event.name.startswith("aten::")]
+    if not work:
+        raise RuntimeError("the profiler saw no work of the device")
+    return timeline(sorted(calls, key=lambda event: event.end - event.start)[len(calls) // 2], host, work)
+
+
+LAUNCH = re.compile("cu(da)?(Launch|GraphLaunch|Memcpy|Memset)|aten::")
+GRAPH, WAIT, COPY = re.compile("cu(da)?GraphLaunch"), re.compile("cu(da)?\\w*Synchronize"), re.compile("Mem(cpy|set)")
+
+
+def timeline(call: Event, host: Sequence[Event], work: Sequence[Event]) -> dict[str, float]:
+    """Where the seconds of a call go. host, work: all events of a profile; those within the call are read."""
+    host, work = ([e for e in events if call.start <= e.start < call.end] for events in (host, work))
+    work.sort(key=lambda event: event.start)
+    launches = [event for event in host if LAUNCH.match(event.name)]
+    busy, gaps, now = 0.0, [], work[0].start
+    for event in work:
+        if event.start > now:
+            gaps.append(event.start - now)
+        busy += max(0.0, event.end - max(now, event.start))
+        now = max(now, event.end)
+    long_gaps = [gap for gap in gaps if gap >= LONG_GAP]
+    return {
+        "profiled_seconds": call.end - call.start,
+        "before_first_launch_seconds": min(event.start for event in launches) - call.start,
+        "before_device_seconds": work[0].start - call.start,
+        "busy_seconds": busy,
+        "long_gaps": len(long_gaps),
+        "long_gap_seconds": sum(long_gaps),
+        "short_gap_seconds": sum(gaps) - sum(long_gaps),
+        "after_last_launch_seconds": call.end - max(event.end for event in launches),
+        "after_device_seconds": call.end - now,
+        "host_waits_seconds": sum(event.end - event.start for event in host if WAIT.match(event.name)),
+        "launches": sum(not GRAPH.match(event.name) for event in launches),
+        "graph_replays": sum(bool(GRAPH.match(event.name)) for event in launches),
+        "kernels": sum(not COPY.match(event.name) for event in work),
+        "copies": sum(bool(COPY.match(event.name)) for event in work),
+    }

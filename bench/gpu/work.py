@@ -31,6 +31,19 @@ OUT = Path(os.environ.get("PFENGINE_GPU_OUT") or ROOT / "build" / "gpu")
 STARTED = float(os.environ.get("PFENGINE_GPU_STARTED") or time.time())  # of the whole run, seconds since 1970
 DEADLINE = float(os.environ.get("PFENGINE_GPU_DEADLINE") or 510)  # seconds from there
 
+PARTS = ("goals", "timeline", "kernels", "tables", "peers")  # of a run, in this order
+
+
+def asked_for(said: str | None) -> frozenset[str]:
+    """The parts that PFENGINE_GPU_PARTS names, such as "goals,timeline"; all of them where it is not set."""
+    names = frozenset(said.split(",") if said else PARTS)
+    if unknown := names - {*PARTS, "tests"}:  # which are bench/gpu.sh's
+        raise ValueError(
+            f"PFENGINE_GPU_PARTS names {', '.join(sorted(unknown))}, which is no part; expected some of "
+            f"{', '.join(('tests', *PARTS))}, with commas between them"
+        )
+    return names
+
 
 class Sizes(NamedTuple):
     hidden: tuple[int, ...]  # the first is that of the goals
@@ -41,6 +54,7 @@ class Sizes(NamedTuple):
     batches: tuple[int, ...]
     goal_batch: int  # at SST-2 lengths, against the peers
     large_batch: int
+    yardstick: int  # rows of SST-2 lengths whose logits say how far logits may be off
     least_rows: int  # of a cell with small batches, but no more than 16 of them
     fixed: int  # tokens per row
     most_tokens: int  # longer rows are cut
@@ -60,13 +74,13 @@ class Sizes(NamedTuple):
 
 REAL = Sizes(
     hidden=(768, 384), layers=12, attention_heads=12, vocabulary=8000, precision="bf16",
-    batches=(1, 8, 32, 128, 512), goal_batch=128, large_batch=512, least_rows=64, fixed=128, most_tokens=512,
-    speedups=(1.5, 2.0, 3.0, 4.0), gemm=8192, copy_bytes=4 << 30, gemm_share=(256, 128), gemm_batches=4,
-    latency_tokens=32, rounds=7, round_seconds=0.03,
+    batches=(1, 8, 32, 128, 512), goal_batch=128, large_batch=512, yardstick=64, least_rows=64, fixed=128,
+    most_tokens=512, speedups=(1.5, 2.0, 3.0, 4.0), gemm=8192, copy_bytes=4 << 30, gemm_share=(256, 128),
+    gemm_batches=4, latency_tokens=32, rounds=7, round_seconds=0.03,
 )  # fmt: skip
 TINY = Sizes(
     hidden=(32,), layers=2, attention_heads=4, vocabulary=90, precision="fp32",
-    batches=(1, 2), goal_batch=2, large_batch=3, least_rows=2, fixed=3, most_tokens=4, speedups=(1.5, 2.0),
+    batches=(1, 2), goal_batch=2, large_batch=3, yardstick=4, least_rows=2, fixed=3, most_tokens=4, speedups=(1.5, 2.0),
     gemm=64, copy_bytes=1 << 16, gemm_share=(2, 3), gemm_batches=1, latency_tokens=4, rounds=1, round_seconds=0.0,
 )  # fmt: skip
 SIZES = TINY if DRY else REAL
