@@ -23,7 +23,7 @@ from bench.gpu.parts import copies  # noqa: E402
 from bench.gpu.report import short  # noqa: E402
 from bench.gpu.results import TABLES, Results, kept  # noqa: E402
 from bench.gpu.test_gpu import plan  # noqa: E402
-from bench.gpu.timing import Event, spans  # noqa: E402
+from bench.gpu.timing import spans  # noqa: E402
 from bench.gpu.work import AUTOTUNED, COMPILED, EAGER, OVERHEAD, RAGGED, VARLEN  # noqa: E402
 from pfengine.ops.cuda_flight import CudaFlight  # noqa: E402
 
@@ -34,6 +34,7 @@ def test_the_committed_report_is_what_is_counted_now() -> None:
 
 
 CELL = {"hidden": 768, "lengths": "SST-2", "batch": 128}
+SPANS = ("profiled", "before_device", "busy", "long_gap", "short_gap", "after_device", "host_waits")
 OLD, NEW = "2026-01-01 00:00:00", "2026-01-02 00:00:00"
 
 
@@ -69,7 +70,12 @@ def measured() -> dict[str, Any]:
             {"hidden": 768, "rows": 128, "tokens": 3088, "label": "embed", "launches": 1, "seconds": 1e-5}
             | {"flops": 1, "bytes": 1, "run": OLD}
         ],
-        "timeline": [CELL | {"contestant": "2x", "seconds": 5e-3} | timing.timeline(*profile())],
+        "timeline": [
+            CELL
+            | {"contestant": "2x", "seconds": 5e-3, "host": [("a", 3.0), ("b", 1.0)]}
+            | dict.fromkeys((f"{span}_seconds" for span in SPANS), 2e-4)
+            | {"long_gaps": 2, "launches": 2, "graph_replays": 1, "kernels": 4, "run": NEW}
+        ],
         "single": [
             {"what": "gemm share", "hidden": 768, "tokens_of_a_row": 128}
             | {f"{clock}_flops_per_second": 4e14 for clock in ("wall", "device")}
@@ -94,53 +100,6 @@ def measured() -> dict[str, Any]:
     return found
 
 
-def profile() -> tuple[Event, list[Event], list[Event]]:
-    """A call of 1 ms: three launches, of which one is a graph, and what they start; and a launch after it."""
-    host = [
-        Event("cudaMemcpyAsync", 1.1, 1.11), Event("cudaGraphLaunch", 1.2, 1.22),
-        Event("cudaEventSynchronize", 1.3, 1.5), Event("cuLaunchKernelEx", 1.6, 1.61),
-        Event("cudaStreamSynchronize", 1.7, 1.9), Event("other", 1.0, 1.95), Event("cudaLaunchKernel", 2.1, 2.2),
-    ]  # fmt: skip
-    work = [
-        Event("Memcpy HtoD (Pinned -> Device)", 1.12, 1.15), Event("_linear_kernel", 1.25, 1.3),
-        Event("_linear_kernel", 1.3000005, 1.35), Event("beside it", 1.32, 1.36), Event("_linear_kernel", 1.65, 1.8),
-        Event("later", 2.15, 2.2),
-    ]  # fmt: skip
-    return Event(timing.CALL, 1.0, 2.0), host[::-1], work[::-1]
-
-
-def test_timeline() -> None:
-    assert timing.timeline(*profile()) == {
-        "profiled_seconds": 1.0,
-        "before_first_launch_seconds": pytest.approx(0.1),
-        "before_device_seconds": pytest.approx(0.12),
-        "busy_seconds": pytest.approx(0.03 + 0.11 + 0.15, abs=1e-5),
-        "long_gaps": 2,
-        "long_gap_seconds": pytest.approx(0.1 + 0.29),
-        "short_gap_seconds": pytest.approx(5e-7, rel=1e-3),
-        "after_last_launch_seconds": pytest.approx(0.39),
-        "after_device_seconds": pytest.approx(0.2),
-        "host_waits_seconds": pytest.approx(0.4),
-        "launches": 2,
-        "graph_replays": 1,
-        "kernels": 4,
-        "copies": 1,
-    }
-
-
-def test_a_profile_is_read() -> None:
-    """On a CPU, where torch's operations stand in: the calls in front are not read, and what is in the call is."""
-    calls = []
-
-    def call() -> None:
-        calls.append(torch.ones(len(calls) + 1).add_(1.0))
-
-    found = timing.profiled(call, torch.device("cpu"))
-    assert len(calls) == 2 * timing.UNREAD + timing.PROFILED
-    assert found["launches"] >= 2
-    assert 0 < found["busy_seconds"] < found["profiled_seconds"]
-
-
 def test_goals() -> None:
     said = [goals.reached(goal, measured())[0] for goal in goals.GOALS]
     late = ["not measured"] * 6
@@ -158,7 +117,8 @@ def test_the_report_of_a_measurement() -> None:
     assert "- replay at 2 sizes: out of time." in text
     assert "| hidden 768, SST-2 lengths | 128 | 9.00 |  | 2.00 (1.00, 1.00) |  |  | B |" in text
     assert "| 128 | 5.00 | 2.00 |  | 3.50 | 1.10 | 1.20 | 1.0%, 1.0% | 150% | B, A, B |" in text
-    assert "| 128 | 2x | 5.00 | 1,000 | 120 | 290 | 390 (2) | <0.01 | 200 | 400 | 3 | 1 | 4 | B |" in text
+    assert "| 128 | 2x | 5.00 | 0.20 | 0.20 | 0.20 | 0.20 (2) | 0.20 | 0.20 | 0.20 | 3 | 1 | 4 | B |" in text
+    assert "Python's time at batch 128 by cProfile, as shares of the functions listed: `a` 75%, `b` 25%." in text
     (embed,) = [line for line in text.splitlines() if line.startswith("| embed")]
     assert "| 9.67, 10.0 (97%) |" in embed  # 9.7 MB at 1 TB/s, the rate of the run that measured it
     assert "no GPU has run it" not in text
@@ -188,7 +148,7 @@ def test_the_plan_leaves_nothing_out_and_has_the_goals_first() -> None:
 def test_parts_are_asked_for_by_name() -> None:
     assert work.asked_for(None) == work.asked_for("") == set(work.PARTS)
     assert work.asked_for("tests,goals") == {"tests", "goals"}
-    with pytest.raises(ValueError, match="names gaols, which is no part; expected some of tests, goals, timeline"):
+    with pytest.raises(ValueError, match="gaols, which is no part; expected some of build, tests, goals"):
         work.asked_for("goals,gaols")
 
 

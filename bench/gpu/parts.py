@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import site
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -20,9 +23,9 @@ from pfengine.ops.cuda_ops import full
 from ..engines import first_line
 from .costs import cost
 from .counted import Pass, label, lengths, signature, tested
-from .results import Results
-from .timing import Measure, graphed, interleaved, profiled, queued, wall
-from .work import DRY, NESTED, OFF, OURS, SIZES, VARLEN, Cell, Prediction, engine, exit_layers
+from .results import Record, Results
+from .timing import Measure, graphed, host_functions, interleaved, profiled, queued, wall
+from .work import DRY, NESTED, OFF, OURS, ROOT, SIZES, VARLEN, Cell, Prediction, engine, exit_layers
 
 REPEATS = 4  # in a graph
 
@@ -106,19 +109,35 @@ def kernels(hidden: int, batch: int, device: torch.device, results: Results) -> 
         })  # fmt: skip
 
 
-def timeline(cell: Cell, device: torch.device, results: Results) -> None:
-    """`predict` of one batch as a profiler sees it, exits off and replayed, beside the same call without a profiler."""
-    rows = cell.rows()[: cell.batch]
-    runs = {
-        OFF: Prediction(engine(cell.hidden, "authors", device), rows, cell.batch),
-        "2x": Prediction(engine(cell.hidden, "authors", device), rows, cell.batch, exit_layers(rows, 2.0)),
-    }
-    rounds = interleaved({name: wall(run, device) for name, run in runs.items()})
-    for name, run in runs.items():
-        found = profiled(run, device)
-        results.add("timeline", {
-            **cell._asdict(), "rows": len(rows), "contestant": name, "seconds": rounds.median(name), **found,
-        })  # fmt: skip
+def timelines(cells: Sequence[Cell], device: torch.device, results: Results) -> None:
+    """`predict` of one batch as profilers see it, exits off and replayed, beside the same call without one.
+
+    In a process of its own: where the device has been profiled once, launches may be slower ever after.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    # the repository at the end of its path: pfengine stays the one that is installed
+    with ProcessPoolExecutor(1, spawn, initializer=site.addsitedir, initargs=(str(ROOT),)) as apart:
+        for record in apart.submit(_timelines, cells, device).result():
+            results.add("timeline", record)
+
+
+def _timelines(cells: Sequence[Cell], device: torch.device) -> list[Record]:
+    runs: dict[tuple[Cell, str], Prediction] = {}
+    seconds: dict[tuple[Cell, str], float] = {}
+    for cell in cells:
+        rows, model = cell.rows()[: cell.batch], engine(cell.hidden, "authors", device)
+        both = {OFF: Prediction(model, rows, cell.batch)}
+        both["2x"] = Prediction(model, rows, cell.batch, exit_layers(rows, 2.0))
+        rounds = interleaved({name: wall(run, device) for name, run in both.items()})
+        for name, run in both.items():
+            runs[cell, name], seconds[cell, name] = run, rounds.median(name)
+    return [
+        {
+            **cell._asdict(), "rows": len(run.inputs), "contestant": name, "seconds": seconds[cell, name],
+            "host": host_functions(run), **profiled(run, device),
+        }
+        for (cell, name), run in runs.items()
+    ]  # fmt: skip
 
 
 ALLOWED = 0.03  # of numbers near 1: bf16 has 8 bits, and both products round

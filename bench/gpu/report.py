@@ -169,6 +169,10 @@ def _timeline(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator
             for r in sorted(records, key=lambda r: -r["batch"])
         ),
     )  # fmt: skip
+    largest = max(records, key=lambda r: (r["batch"], r["contestant"]))
+    whole = sum(seconds for _, seconds in largest["host"])
+    said = ", ".join(f"`{name}` {seconds / whole:.0%}" for name, seconds in largest["host"])
+    yield f"\nPython's time at batch {largest['batch']} by cProfile, as shares of the functions listed: {said}."
 
 
 FULL_DEPTH = """\

@@ -13,7 +13,7 @@ import torch
 
 from ..knobs import AT_THE_END
 from . import report
-from .parts import ceilings, kernels, ragged_attention, timeline
+from .parts import ceilings, kernels, ragged_attention, timelines
 from .results import KEPT, OUT_OF_TIME, Results, kept
 from .whole import full_depth, gemm_share, head_share, latency, replay
 from .work import (
@@ -72,8 +72,7 @@ def plan() -> Iterator[Item]:
         yield Item("goals", f"{cell}: exit head", partial(head_share, cell))
     yield Item("goals", "ragged attention", ragged_attention)
     yield _full_depth("goals", FIRST, OVERHEAD)
-    for cell in sorted({FIRST, *OF_GOALS}, reverse=True):
-        yield Item("timeline", f"{cell}: timeline", partial(timeline, cell))
+    yield Item("timeline", "timeline", partial(timelines, sorted({FIRST, *OF_GOALS}, reverse=True)), needs=25)
     for hidden in SIZES.hidden:
         for batch in (1, GOAL, LARGE):
             yield Item("kernels", f"hidden {hidden}, batch {batch}: kernels", partial(kernels, hidden, batch))

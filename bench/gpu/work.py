@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import tempfile
@@ -32,15 +33,16 @@ STARTED = float(os.environ.get("PFENGINE_GPU_STARTED") or time.time())  # of the
 DEADLINE = float(os.environ.get("PFENGINE_GPU_DEADLINE") or 510)  # seconds from there
 
 PARTS = ("goals", "timeline", "kernels", "tables", "peers")  # of a run, in this order
+OF_THE_SCRIPT = ("build", "tests")  # parts that bench/gpu.sh runs before them
 
 
 def asked_for(said: str | None) -> frozenset[str]:
     """The parts that PFENGINE_GPU_PARTS names, such as "goals,timeline"; all of them where it is not set."""
     names = frozenset(said.split(",") if said else PARTS)
-    if unknown := names - {*PARTS, "tests"}:  # which are bench/gpu.sh's
+    if unknown := names - {*PARTS, *OF_THE_SCRIPT}:
         raise ValueError(
             f"PFENGINE_GPU_PARTS names {', '.join(sorted(unknown))}, which is no part; expected some of "
-            f"{', '.join(('tests', *PARTS))}, with commas between them"
+            f"{', '.join(OF_THE_SCRIPT + PARTS)}, with commas between them"
         )
     return names
 
@@ -154,8 +156,10 @@ def directory() -> Path:
 
 
 def path(hidden: int, head: str) -> Path:
-    """Of a checkpoint, made where it is not there; head: a key of `models.EXIT_HEADS`."""
-    with sizes_of_models():
+    """Of a checkpoint, made where it is not there, by one process at a time; head: a key of `models.EXIT_HEADS`."""
+    directory().mkdir(parents=True, exist_ok=True)
+    with sizes_of_models(), (directory() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         return models.random_checkpoint(directory(), hidden, head)
 
 
