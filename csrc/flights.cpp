@@ -99,7 +99,7 @@ bool advance(Flight& self, const ExitRule& rule, std::int64_t until, bool scores
   const Use use(self);
   cpu::Flight& flight = *self.flight;
   if (!flight.rows()) return false;
-  const std::int64_t layers = flight.model().layers();
+  const std::int64_t layers = flight.model().num_layers();
   check("until", until, flight.layer() + 1, kMostRows);
   if (static_cast<std::int64_t>(rule.tested.size()) != layers) {
     throw std::invalid_argument("tested has " + std::to_string(rule.tested.size()) + " numbers, expected " +

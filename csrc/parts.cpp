@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/block.h"
 #include "cpu/exit.h"
-#include "cpu/layer.h"
 #include "cpu/linear.h"
 #include "cpu/model.h"
 
@@ -74,11 +74,11 @@ cpu::Embedding make_embedding(Address word, Address position, Address token_type
           norm};
 }
 
-cpu::Layer make_layer(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
+cpu::Block make_block(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
                       float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
                       const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
                       const cpu::Norm& output_norm) {
-  require(precision != Precision::int4, "a layer is fp32, bf16 or int8, not int4");
+  require(precision != Precision::int4, "a block is fp32, bf16 or int8, not int4");
   check("heads", heads, 1, kWidest);
   check("head_size", head_size, 1, kWidest / heads);
   require(precision == Precision::fp32 || head_size % 2 == 0, "head_size must be even: bf16 numbers come in pairs");
@@ -148,19 +148,19 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
           folded, learners,  activation,        projection, learned,           merge};
 }
 
-cpu::Step make_step(const std::vector<cpu::Layer>& blocks, const std::optional<cpu::Exit>& exit,
-                    std::int64_t adds_from) {
-  require(!blocks.empty(), "a step has a block or more");
+cpu::Layer make_layer(const std::vector<cpu::Block>& blocks, const std::optional<cpu::Exit>& exit,
+                      std::int64_t adds_from) {
+  require(!blocks.empty(), "a layer must have at least one block");
   check("adds_from", adds_from, -1, kWidest);
   return {blocks, exit, adds_from};
 }
 
 cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projection, Precision precision,
-                      const std::vector<cpu::Step>& steps, bool renormalises) {
-  require(!steps.empty(), "a model has a step or more");
-  require(steps.back().exit.has_value(), "the last step has an exit");
-  const std::int64_t hidden = steps.front().blocks.front().output.outputs;
-  const std::int64_t labels = steps.back().exit->merge.labels;
+                      const std::vector<cpu::Layer>& layers, bool renormalises) {
+  require(!layers.empty(), "a model must have at least one layer");
+  require(layers.back().exit.has_value(), "the last layer must have an exit");
+  const std::int64_t hidden = layers.front().blocks.front().output.outputs;
+  const std::int64_t labels = layers.back().exit->merge.labels;
   if (projection) {
     check_linear("projection", *projection, precision, precision == Precision::fp32);
     check_same("inputs of projection", projection->inputs, embedding.size);
@@ -169,21 +169,21 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projec
     check_same("size of the embedding", embedding.size, hidden);
   }
   std::int64_t width = 0;  // of the past up to here
-  for (const cpu::Step& step : steps) {
-    for (const cpu::Layer& block : step.blocks) check_same("hidden size of a block", block.output.outputs, hidden);
-    if (!step.exit) continue;
-    check_same("inputs of an exit", step.exit->past.inputs, hidden);
-    check_same("labels of an exit", step.exit->merge.labels, labels);
-    require((step.exit->reads == cpu::Reads::all) == (steps.back().exit->reads == cpu::Reads::all),
+  for (const cpu::Layer& layer : layers) {
+    for (const cpu::Block& block : layer.blocks) check_same("hidden size of a block", block.output.outputs, hidden);
+    if (!layer.exit) continue;
+    check_same("inputs of an exit", layer.exit->past.inputs, hidden);
+    check_same("labels of an exit", layer.exit->merge.labels, labels);
+    require((layer.exit->reads == cpu::Reads::all) == (layers.back().exit->reads == cpu::Reads::all),
             "all exits of a model score tokens, or none does");
-    if (width && step.adds_from >= 0) {
-      check("adds_from", step.adds_from, 0, width - step.exit->past.outputs);
+    if (width && layer.adds_from >= 0) {
+      check("adds_from", layer.adds_from, 0, width - layer.exit->past.outputs);
     }
-    width = step.exit->past.outputs;
+    width = layer.exit->past.outputs;
   }
-  require(!renormalises || steps.back().exit->reads == cpu::Reads::all,
+  require(!renormalises || layers.back().exit->reads == cpu::Reads::all,
           "renormalises is of tokens that have left, which only heads that read all tokens know");
-  return {embedding, projection, precision, steps, renormalises};
+  return {embedding, projection, precision, layers, renormalises};
 }
 
 cpu::Linear columns_of(const cpu::Kernels& kernels, const cpu::Linear& linear, Precision precision,
@@ -240,8 +240,8 @@ void bind_parts(py::module_& m) {
   py::class_<cpu::Embedding>(m, "Embedding")
       .def(py::init(&make_embedding), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
            "token_types"_a, "size"_a, "bf16"_a, "norm"_a);
-  py::class_<cpu::Layer>(m, "Layer")
-      .def(py::init(&make_layer), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
+  py::class_<cpu::Block>(m, "Block")
+      .def(py::init(&make_block), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
            "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
   py::enum_<cpu::Queries::Kind>(m, "Queries")
       .value("all", cpu::Queries::all)
@@ -252,15 +252,15 @@ void bind_parts(py::module_& m) {
   py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "reads"_a, "precision"_a,
                                        "learner_precision"_a, "pooler"_a, "pooler_activation"_a, "past"_a, "folded"_a,
                                        "learners"_a, "activation"_a, "projection"_a, "learned"_a, "merge"_a);
-  py::class_<cpu::Step>(m, "Step").def(py::init(&make_step), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
+  py::class_<cpu::Layer>(m, "Layer").def(py::init(&make_layer), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::class_<cpu::Model>(m, "Model")
-      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "steps"_a,
+      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "layers"_a,
            "renormalises"_a)
-      .def_property_readonly("layers", &cpu::Model::layers)
+      .def_property_readonly("num_layers", &cpu::Model::num_layers)
       .def_property_readonly("labels", &cpu::Model::labels)
       .def_property_readonly("scores_tokens", &cpu::Model::scores_tokens);
   m.def("columns_of", &columns_of, "kernels"_a, "linear"_a, "precision"_a, "first"_a);
-  m.def("kept_stride", &cpu::kept_stride, "layer"_a);
+  m.def("kept_stride", &cpu::kept_stride, "block"_a);
 }
 
 }  // namespace pfengine

@@ -81,7 +81,7 @@ class Embedding:
         norm: Norm,
     ) -> None: ...
 
-class Layer:
+class Block:
     def __init__(
         self,
         *,
@@ -104,13 +104,13 @@ class Queries(enum.Enum):
     list = 2
 
 def find_kernels(name: str) -> Kernels | None: ...
-def kept_stride(layer: Layer) -> int: ...  # bytes per token of what keys_values makes
+def kept_stride(block: Block) -> int: ...  # bytes per token of what keys_values makes
 def keys_values(
-    kernels: Kernels, layer: Layer, x: int, tokens: int, cu_seqlens: int, rows: int, kept: int, threads: int
+    kernels: Kernels, block: Block, x: int, tokens: int, cu_seqlens: int, rows: int, kept: int, threads: int
 ) -> None: ...
-def run_layer(
+def run_block(
     kernels: Kernels,
-    layer: Layer,
+    block: Block,
     x: int,
     tokens: int,
     cu_seqlens: int,
@@ -127,7 +127,7 @@ def run_layer(
     threads: int,
 ) -> None: ...
 def output_norm(
-    kernels: Kernels, layer: Layer, sums: int, tokens: int, numbers: int, rows: int, out: int, threads: int
+    kernels: Kernels, block: Block, sums: int, tokens: int, numbers: int, rows: int, out: int, threads: int
 ) -> None: ...
 def poison_scratch(on: bool) -> None: ...  # for tests: all scratch memory starts as NaN
 def run_linear(
@@ -178,8 +178,8 @@ class Exit:
         merge: Merge,
     ) -> None: ...
 
-class Step:
-    def __init__(self, *, blocks: list[Layer], exit: Exit | None, adds_from: int) -> None: ...
+class Layer:
+    def __init__(self, *, blocks: list[Block], exit: Exit | None, adds_from: int) -> None: ...
 
 class Model:
     def __init__(
@@ -188,11 +188,11 @@ class Model:
         embedding: Embedding,
         projection: Linear | None,
         precision: Precision,
-        steps: list[Step],
+        layers: list[Layer],
         renormalises: bool,
     ) -> None: ...
     @property
-    def layers(self) -> int: ...
+    def num_layers(self) -> int: ...
     @property
     def labels(self) -> int: ...
     @property

@@ -21,12 +21,12 @@ from .native_arguments import (
     LAYERS,
     Arguments,
     at,
+    block,
     clause_arguments,
     embedding_arguments,
     exit_arguments,
     flight_arguments,
     kept,
-    layer,
     linear,
     merge,
     model_arguments,
@@ -37,7 +37,7 @@ C = extension._C
 HUGE = [1 << 31, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
 ONE_BYTE = {"stay", "leave", "tokens", "new_tokens"}  # which lie at any address
 EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types", "slots"}
-OPTIONAL = {("run_layer", "targets"), ("run_layer", "kept"), ("run_layer", "sums"), ("output_norm", "numbers"),
+OPTIONAL = {("run_block", "targets"), ("run_block", "kept"), ("run_block", "sums"), ("output_norm", "numbers"),
             ("run_linear", "add"), ("run_exit", "add"), ("run_exit", "learned"), ("run_decide", "learned"),
             ("run_merge", "future")}  # fmt: skip
 SIZES = {"rows", "tokens", "labels", "width_bytes", "columns", "first_column", "first", "inputs", "outputs", "words",
@@ -140,7 +140,7 @@ def wrong_borders() -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["keys_values", "run_layer", "count_kept", "compact", "run_mean", "run_decide", "Flight"]
+    "name", ["keys_values", "run_block", "count_kept", "compact", "run_mean", "run_decide", "Flight"]
 )
 @pytest.mark.parametrize("borders", wrong_borders(), ids=str)
 def test_borders_of_rows(name: str, borders: list[int]) -> None:
@@ -157,17 +157,17 @@ def test_borders_of_rows(name: str, borders: list[int]) -> None:
 
 LINEAR = {"inputs": 8, "outputs": 96}
 OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
-    "no exit at the end": ("Model", lambda: {"steps": [C.Step(blocks=[layer()], exit=None, adds_from=-1)]}),
+    "no exit at the end": ("Model", lambda: {"layers": [C.Layer(blocks=[block()], exit=None, adds_from=-1)]}),
     "another hidden size": ("Model", lambda: {"embedding": C.Embedding(**embedding_arguments() | {"size": 31})}),
     "projection to another size": ("Model", lambda: {"projection": linear(HIDDEN, 31)}),
-    "more past than there is": ("Model", lambda: {"steps": [
-        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments()), adds_from=1)] * 2}),
-    "exits with other labels": ("Model", lambda: {"steps": [
-        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments() | {
+    "more past than there is": ("Model", lambda: {"layers": [
+        C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments()), adds_from=1)] * 2}),
+    "exits with other labels": ("Model", lambda: {"layers": [
+        C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments() | {
             "past": linear(HIDDEN, 4, thin=True), "learners": None, "projection": None,
             "merge": C.Merge(kind=C.Gate.none, labels=4, width=0, gate=None, count=1)}), adds_from=-1),
-        *model_arguments()["steps"]]}),
-    "adds from before the start": ("Step", lambda: {"adds_from": -2}),
+        *model_arguments()["layers"]]}),
+    "adds from before the start": ("Layer", lambda: {"adds_from": -2}),
     "a gate that is missing": ("Merge", lambda: {"gate": None}),
     "a gate of another width": ("Merge", lambda: {"gate": linear(2, 2)}),
     "gates neither one nor a label's": ("Merge", lambda: {"width": 2, "gate": linear(2, 2)}),
@@ -183,13 +183,13 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "a projection in panels": ("Exit", lambda: {"projection": linear(64, LABELS)}),
     "a projection of other learners": ("Exit", lambda: {"projection": linear(63, LABELS, thin=True)}),
     "a pooler of another size": ("Exit", lambda: {"pooler": linear(HIDDEN, 31)}),
-    "a layer in int4": ("Layer", lambda: {"precision": C.Precision.int4}),
-    "a layer of another precision": ("Layer", lambda: {"precision": C.Precision.fp32}),
-    "an odd head": ("Layer", lambda: {"heads": 32, "head_size": 1}),
-    "other heads": ("Layer", lambda: {"heads": 4}),
-    "an inner size of its own": ("Layer", lambda: {"output": linear(41, HIDDEN, torch.int8)}),
-    "thin weights in a layer": ("Layer", lambda: {"precision": C.Precision.fp32, "qkv": linear(32, 96, thin=True)}),
-    "a scale that is no number": ("Layer", lambda: {"scale": float("nan")}),
+    "a block in int4": ("Block", lambda: {"precision": C.Precision.int4}),
+    "a block of another precision": ("Block", lambda: {"precision": C.Precision.fp32}),
+    "an odd head": ("Block", lambda: {"heads": 32, "head_size": 1}),
+    "other heads": ("Block", lambda: {"heads": 4}),
+    "an inner size of its own": ("Block", lambda: {"output": linear(41, HIDDEN, torch.int8)}),
+    "thin weights in a block": ("Block", lambda: {"precision": C.Precision.fp32, "qkv": linear(32, 96, thin=True)}),
+    "a scale that is no number": ("Block", lambda: {"scale": float("nan")}),
     "an epsilon below 0": ("Norm", lambda: {"eps": -1.0}),
     "thin and quantised": ("Linear", lambda: {"thin": True}),
     "columns from within a panel": ("columns_of", lambda: {"first": 1}),
@@ -207,9 +207,9 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "other weights for a learned score": ("Exit", lambda: {"learned": linear(HIDDEN, 2, thin=True)}),
     "a learned score of another size": ("Exit", lambda: {"learned": linear(31, 1, thin=True)}),
     "a learned score that is not there": ("run_exit", lambda: {"exit": C.Exit(**exit_arguments() | {"learned": None})}),
-    "exits that read what others do not": ("Model", lambda: {"steps": [
-        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.all}), adds_from=-1),
-        *model_arguments()["steps"]]}),
+    "exits that read what others do not": ("Model", lambda: {"layers": [
+        C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.all}), adds_from=-1),
+        *model_arguments()["layers"]]}),
     "tokens renormalised that nobody reads": ("Model", lambda: {"renormalises": True}),
     "a slot that is not there": ("Flight", lambda: {"slots": np.array([0, 2])}),
     "rows without a token": ("Flight", lambda: {"cu_seqlens": np.array([0, 5, 5], np.int32)}),
@@ -255,13 +255,13 @@ def test_parts_outlive_what_they_were_made_of() -> None:
     assert not C.Flight(**arguments).advance(rules, LAYERS, True, 1)
     before = arguments["logits"].copy()
     for _ in range(50):
-        linear(8, 8), merge(), layer(), rule()
+        linear(8, 8), merge(), block(), rule()
     del arguments["model"]
     flight = C.Flight(**arguments, model=C.Model(**model_arguments()))
     logits = arguments.pop("logits")
     del arguments
     for _ in range(50):
-        linear(8, 8), merge(), layer(), rule()
+        linear(8, 8), merge(), block(), rule()
     flight.advance(rules, LAYERS, True, 1)
     assert np.isfinite(before).all()
     assert np.isfinite(logits).all()

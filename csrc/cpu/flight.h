@@ -60,7 +60,7 @@ class Flight {
     std::int64_t rows, tokens;
   };
 
-  // A step writes to the array `next_...`, and then the two are swapped.
+  // What is computed anew goes to `next_...`, and then the two are swapped.
   struct Arrays {
     float *x, *next_x;                   // [tokens, H]
     float* read;                         // [rows, H]: first tokens of a half-done layer, or means
@@ -82,9 +82,9 @@ class Flight {
   void append(const Arrays& from, const Size& size);
 
   const std::int32_t* bounds() const { return at_.bounds; }
-  const Step& step() const { return model_.steps[layer_ - 1]; }
-  bool last() const { return layer_ == model_.layers(); }
-  bool exit_has_learned() const { return layer_ && step().exit && step().exit->learned; }
+  const Layer& current() const { return model_.layers[layer_ - 1]; }
+  bool last() const { return layer_ == model_.num_layers(); }
+  bool exit_has_learned() const { return layer_ && current().exit && current().exit->learned; }
   Context context() const { return {at_.x, at_.bounds, held_, at_.bounds[held_]}; }
 
   void check(const ExitRule& rule, std::int64_t until) const;
@@ -93,7 +93,7 @@ class Flight {
   void run_rows(bool answer, int threads);
   void run_tokens(bool answer, bool freezes, int threads);
   // Is the exit after this layer computed, for its scores or for a past that a later exit adds to?
-  bool needs_exit(bool answer) const { return step().exit && (answer || model_.carries(layer_)); }
+  bool needs_exit(bool answer) const { return current().exit && (answer || model_.carries(layer_)); }
   void score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
              int threads);
   void decide_leaving(const ExitRule& rule, int threads);

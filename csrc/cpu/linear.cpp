@@ -10,7 +10,7 @@
 namespace pfengine::cpu {
 namespace {
 
-constexpr std::int64_t kRows = 64;               // a block whose words stay in the second cache
+constexpr std::int64_t kRows = 64;               // a chunk whose words stay in the second cache
 constexpr std::int64_t kSumsPerThread = 300000;  // products; below this, waking a thread costs more than it saves
 
 }  // namespace
@@ -89,10 +89,10 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
   float *scale = factors.row<float>(0), *zero = factors.row<float>(1);
 
   const std::int64_t panels = kernels.panels(columns.count);
-  const std::int64_t blocks = (rows + kRows - 1) / kRows;
+  const std::int64_t chunks = (rows + kRows - 1) / kRows;
   const int used = threads_for(1.0 * rows * linear.inputs * columns.count, kSumsPerThread, threads);
-  // a block's panels are cut into pieces where there are fewer blocks than threads
-  const std::int64_t pieces = std::min<std::int64_t>(panels, blocks >= used ? 1 : (used + blocks - 1) / blocks);
+  // a chunk's panels are cut into pieces where there are fewer chunks than threads
+  const std::int64_t pieces = std::min<std::int64_t>(panels, chunks >= used ? 1 : (used + chunks - 1) / chunks);
   const Linear part = part_of(linear, precision, columns);
   run_team(used, [&](const Member& member) {
     member.each(rows, [&](std::int64_t row) {
@@ -100,16 +100,16 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
                zero + row);
     });
     member.wait();
-    member.each(blocks * pieces, [&](std::int64_t task) {
+    member.each(chunks * pieces, [&](std::int64_t task) {
       const std::int64_t row = task / pieces * kRows, piece = task % pieces, count = std::min(kRows, rows - row);
-      const Rows block{words.row<std::uint32_t>(row), words.stride / 4, scale + row, zero + row, count};
+      const Rows chunk{words.row<std::uint32_t>(row), words.stride / 4, scale + row, zero + row, count};
       const Target target{out + row * columns.count,
                           columns.count,
                           false,
                           activation,
                           add.data ? add.data + row * add.stride : nullptr,
                           add.stride};
-      kernels.multiply[static_cast<int>(precision)](block, part, target, panels * piece / pieces,
+      kernels.multiply[static_cast<int>(precision)](chunk, part, target, panels * piece / pieces,
                                                     panels * (piece + 1) / pieces);
     });
   });

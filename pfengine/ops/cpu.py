@@ -128,7 +128,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     hidden = parts["output"].outputs
     attention_norm, attention_tensors = _norm(block.attention_norm, hidden)
     output_norm, output_tensors = _norm(block.output_norm, hidden)
-    native = C.Layer(
+    native = C.Block(
         precision=parts["qkv"].precision,
         activation=getattr(C.Activation, block.activation),
         heads=block.num_heads,
@@ -147,7 +147,7 @@ def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor
     kept, to = room((tokens * weights.kept_stride,), torch.uint8)  # _C's own layout
     extension._C.keys_values(
         kernels=kernels(),
-        layer=weights.native,
+        block=weights.native,
         x=address("x", x, torch.float32, (tokens, weights.hidden)),
         tokens=tokens,
         cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
@@ -194,7 +194,7 @@ def _block(
         kind, count = (C.Queries.all, tokens) if queries == "all" else (C.Queries.firsts, rows)
     out, to = room((count, hidden), torch.float32)
     sum_rows, sums_to = room((count, hidden), torch.float32) if sums else (None, 0)
-    C.run_layer(
+    C.run_block(
         kernels(),
         weights.native,
         address("x", x, torch.float32, (tokens, hidden)),
@@ -220,7 +220,7 @@ def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
     out, to = room((rows, weights.hidden), torch.float32)
     extension._C.output_norm(
         kernels=kernels(),
-        layer=weights.native,
+        block=weights.native,
         sums=address("sums", sums, torch.float32, (rows, weights.hidden)),
         tokens=rows,
         numbers=0,  # null: all rows

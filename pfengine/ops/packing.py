@@ -56,7 +56,7 @@ class Embedding(NamedTuple):
 
 
 class PreparedBlock(NamedTuple):
-    native: _C.Layer
+    native: _C.Block
     hidden: int
     kept_stride: int  # bytes per token of what keys_values makes
     tensors: tuple[Tensor, ...]

@@ -60,26 +60,26 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
     precision = getattr(C.Precision, {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}[dtype])
     sizes = {"qkv": (hidden, 3 * heads * head_size), "attention_output": (heads * head_size, hidden),
              "intermediate": (hidden, inner), "output": (inner, hidden)}  # fmt: skip
-    layer = C.Layer(
+    block = C.Block(
         precision=precision, activation=C.Activation.gelu, heads=heads, head_size=head_size, scale=0.2,
         attention_norm=norm(hidden), output_norm=norm(hidden), **{k: linear(*v, dtype) for k, v in sizes.items()},
     )  # fmt: skip
     x = at_the_end(torch.randn(tokens, hidden))
     borders = at_the_end(torch.tensor([0, 1, 9, 26]).int())
-    kept = room(tokens * C.kept_stride(layer), dtype=torch.uint8)
+    kept = room(tokens * C.kept_stride(block), dtype=torch.uint8)
     queries, bounds, targets = (
         at_the_end(torch.tensor(x).int()) for x in ([3, 8, 11, 12, 25], [0, 0, 2, 5], [0, 1, 3, 4, 6])
     )
     for threads in (1, 2):
-        batch = (cpu.kernels(), layer, x, tokens, borders, rows)
+        batch = (cpu.kernels(), block, x, tokens, borders, rows)
         C.keys_values(*batch, kept, threads)
         for keys_values in (0, kept):
             for kind, count in ((C.Queries.all, tokens), (C.Queries.firsts, rows)):
                 sums = room(count, hidden)
-                C.run_layer(*batch, kind, count, 0, 0, 0, keys_values, room(count, hidden), count, sums, threads)
+                C.run_block(*batch, kind, count, 0, 0, 0, keys_values, room(count, hidden), count, sums, threads)
             chosen = (C.Queries.list, 5, queries, bounds, targets, keys_values)
-            C.run_layer(*batch, *chosen, room(7, hidden), 7, room(7, hidden), threads)
-        C.output_norm(cpu.kernels(), layer, x, tokens, queries, 5, room(tokens, hidden), threads)
+            C.run_block(*batch, *chosen, room(7, hidden), 7, room(7, hidden), threads)
+        C.output_norm(cpu.kernels(), block, x, tokens, queries, 5, room(tokens, hidden), threads)
         ids = at_the_end(torch.arange(tokens) % 7)
         tables = {name: room(7, hidden, dtype=torch.bfloat16) for name in ("word", "position", "token_type")}
         embedding = C.Embedding(
