@@ -153,7 +153,7 @@ void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu
   check("first_column", first_column, 0, linear.outputs);
   check("columns", columns, 0, linear.outputs - first_column);
   require(first_column % kernels.panel == 0, "first_column must begin a panel");
-  require(!linear.thin || columns == linear.outputs, "all columns of a thin layer are computed, or none");
+  require(!linear.row_major || columns == linear.outputs, "all columns of a row-major layer are computed, or none");
   if (!columns) return;
   const cpu::Matrix from{memory_of_rows<const float>("x", x, rows, linear.inputs, stride), stride};
   const cpu::Matrix added{memory_of_rows<const float>("add", add, rows, columns, add_stride, true), add_stride};
@@ -191,10 +191,10 @@ void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address pas
   const auto* gate = memory<const float>("gates", gates, {rows, width}, merge.kind == cpu::Gate::none);
   const auto* imitated = memory<const float>("future", future, {rows, labels}, true);
   auto* to = memory<float>("out", out, {rows, labels});
-  std::vector<float> room(2 * width);
+  std::vector<float> scratch(2 * width);
   for (std::int64_t row = 0; row < rows; ++row) {
     cpu::merge_row(kernels, merge, own + row * labels, gate ? gate + row * width : nullptr,
-                   imitated ? imitated + row * labels : nullptr, room.data(), to + row * labels);
+                   imitated ? imitated + row * labels : nullptr, scratch.data(), to + row * labels);
   }
 }
 

@@ -34,19 +34,19 @@ void check_same(const char* name, std::int64_t value, std::int64_t expected) {
                               std::to_string(expected) + " as the other parts have it");
 }
 
-cpu::Linear make_linear(Address weights, Address scale, Address sum, Address bias, std::int64_t inputs,
-                        std::int64_t outputs, bool thin) {
+cpu::Linear make_linear(Address weights, Address scale, Address weight_sum, Address bias, std::int64_t inputs,
+                        std::int64_t outputs, bool row_major) {
   check("inputs", inputs, 1, kWidest);
   check("outputs", outputs, 1, kWidest);
-  require(!scale == !sum, "scale and sum are of quantised weights; expected both or neither");
-  require(!thin || !scale, "thin weights are fp32, expected no scale");
+  require(!scale == !weight_sum, "scale and weight_sum are of quantised weights; expected both or neither");
+  require(!row_major || !scale, "row-major weights are fp32, expected no scale");
   return {memory<const std::uint32_t>("weights", weights, {1}),
           memory<const float>("scale", scale, {outputs}, true),
-          memory<const float>("sum", sum, {outputs}, true),
+          memory<const float>("weight_sum", weight_sum, {outputs}, true),
           memory<const float>("bias", bias, {outputs}),
           inputs,
           outputs,
-          thin};
+          row_major};
 }
 
 cpu::Norm make_norm(Address weight, Address bias, float eps) {
@@ -98,7 +98,8 @@ cpu::Block make_block(Precision precision, cpu::Activation activation, std::int6
           attention_output, intermediate, output, attention_norm, output_norm};
 }
 
-cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, const MaybeLinear& gate, float count) {
+cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, const MaybeLinear& gate,
+                      float gate_states) {
   check("labels", labels, 1, kWidest);
   check("width", width, 0, kWidest);
   if (kind != cpu::Gate::none) require(width == 1 || width == labels, "width must be 1 or as many as there are labels");
@@ -107,9 +108,9 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
     check_linear("gate", *gate, Precision::fp32, true);
     check_same("inputs of gate", gate->inputs, width);
     check_same("outputs of gate", gate->outputs, width);
-    require(std::isfinite(count) && count > 0, "count must be a number above 0");
+    require(std::isfinite(gate_states) && gate_states > 0, "gate_states must be a number above 0");
   }
-  return {kind, labels, width, gate, count};
+  return {kind, labels, width, gate, gate_states};
 }
 
 cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_precision, const MaybeLinear& pooler,
@@ -120,7 +121,7 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
   check_linear("past", past, Precision::fp32, true);
   check("outputs of past", past.outputs, merge.labels + (merge.kind == cpu::Gate::none ? 0 : merge.width), kWidest);
   if (pooler) {
-    check_linear("pooler", *pooler, pooler->thin ? Precision::fp32 : precision, true);
+    check_linear("pooler", *pooler, pooler->row_major ? Precision::fp32 : precision, true);
     check_same("inputs of pooler", pooler->inputs, size);
     check_same("outputs of pooler", pooler->outputs, size);
   }
@@ -135,7 +136,7 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
     check_linear("learners", *learners, learner_precision);
     check_same("inputs of learners", learners->inputs, size);
     check_linear("projection", *projection, Precision::fp32, true);
-    require(projection->thin, "projection must be thin: it is read a few columns at a time");
+    require(projection->row_major, "projection must be row-major: it is read a few columns at a time");
     check_same("inputs of projection", projection->inputs, learners->outputs);
     check_same("outputs of projection", projection->outputs, merge.labels);
   }
@@ -196,10 +197,10 @@ cpu::Linear columns_of(const cpu::Kernels& kernels, const cpu::Linear& linear, P
 
 }  // namespace
 
-void check_linear(const char* name, const cpu::Linear& linear, Precision precision, bool may_be_thin) {
+void check_linear(const char* name, const cpu::Linear& linear, Precision precision, bool may_be_row_major) {
   const bool quantised = is_quantised(precision);
-  if (linear.thin && !may_be_thin) {
-    throw std::invalid_argument(std::string(name) + " is thin, expected panels");
+  if (linear.row_major && !may_be_row_major) {
+    throw std::invalid_argument(std::string(name) + " is row-major, expected panels");
   }
   if (quantised == (linear.scale != nullptr)) return;
   throw std::invalid_argument(std::string(name) + (quantised
@@ -234,8 +235,8 @@ void bind_parts(py::module_& m) {
       "find_kernels", [](const std::string& name) { return cpu::find_kernels(name.c_str()); }, "name"_a,
       py::return_value_policy::reference);
   py::class_<cpu::Linear>(m, "Linear")
-      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "sum"_a, "bias"_a, "inputs"_a, "outputs"_a,
-           "thin"_a);
+      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "weight_sum"_a, "bias"_a, "inputs"_a,
+           "outputs"_a, "row_major"_a);
   py::class_<cpu::Norm>(m, "Norm").def(py::init(&make_norm), py::kw_only(), "weight"_a, "bias"_a, "eps"_a);
   py::class_<cpu::Embedding>(m, "Embedding")
       .def(py::init(&make_embedding), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
@@ -248,7 +249,7 @@ void bind_parts(py::module_& m) {
       .value("firsts", cpu::Queries::firsts)
       .value("list", cpu::Queries::list);
   py::class_<cpu::Merge>(m, "Merge")
-      .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
+      .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "gate_states"_a);
   py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "reads"_a, "precision"_a,
                                        "learner_precision"_a, "pooler"_a, "pooler_activation"_a, "past"_a, "folded"_a,
                                        "learners"_a, "activation"_a, "projection"_a, "learned"_a, "merge"_a);

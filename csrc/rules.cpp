@@ -131,9 +131,9 @@ void run_decide(const ExitRule& rule, std::int64_t layer, Address logits, Addres
                            labels,
                            borders,
                            rows};
-  std::vector<float> room(3 * count);
+  std::vector<float> scratch(3 * count);
   cpu::decide(rule.rule, scored, where, memory<float>("state", state, {units, width}),
-              memory<std::uint8_t>("leave", leave, {units}), room.data());
+              memory<std::uint8_t>("leave", leave, {units}), scratch.data());
 }
 
 }  // namespace

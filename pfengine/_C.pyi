@@ -60,7 +60,7 @@ class Kernels:
 
 class Linear:
     def __init__(
-        self, *, weights: int, scale: int, sum: int, bias: int, inputs: int, outputs: int, thin: bool
+        self, *, weights: int, scale: int, weight_sum: int, bias: int, inputs: int, outputs: int, row_major: bool
     ) -> None: ...
 
 class Norm:
@@ -153,7 +153,7 @@ class Gate(enum.Enum):
     authors = 2
 
 class Merge:
-    def __init__(self, *, kind: Gate, labels: int, width: int, gate: Linear | None, count: float) -> None: ...
+    def __init__(self, *, kind: Gate, labels: int, width: int, gate: Linear | None, gate_states: float) -> None: ...
 
 class Reads(enum.Enum):
     first = 0

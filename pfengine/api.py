@@ -24,7 +24,7 @@ from .engine import CriterionFunction
 from .errors import ConfigError, InputError
 from .exits import Criterion
 from .exits.data import is_data
-from .exits.selection import OwnExits, Selection, choose
+from .exits.selection import CheckpointExits, Selection, choose
 from .inference import Runner
 from .model import Model, build
 from .options import sizes, whole, wholes
@@ -112,7 +112,7 @@ class Engine:
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
         self._process = os.getpid()
         self._pool: tuple[int, Executor] | None = None
-        self._own: OwnExits | None = None  # kept from call to call
+        self._checkpoint_exits: CheckpointExits | None = None  # kept from call to call
 
     @property
     def mark(self) -> str:
@@ -242,7 +242,7 @@ class Engine:
         if self.model.head.tags:
             raise ConfigError(f"{self.checkpoint.path} tags tokens and does not classify rows; use predict")
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
-        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, prompt=True))
+        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, flush_when_slow=True))
 
         def results() -> Iterator[Any]:
             for window, logits, exit_layers in self._answered(inputs, windows, selection, runner):
@@ -325,9 +325,9 @@ class Engine:
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
 
     def _selected(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]:
-        if self._own is None or self._own.exit_layers is not self.exit_layers:
-            self._own = own_exits(self.checkpoint, self.exit_layers)
-        return select_rows(self._own, self.criterion, inputs, criterion, threshold, speedup)
+        if self._checkpoint_exits is None or self._checkpoint_exits.exit_layers is not self.exit_layers:
+            self._checkpoint_exits = own_exits(self.checkpoint, self.exit_layers)
+        return select_rows(self._checkpoint_exits, self.criterion, inputs, criterion, threshold, speedup)
 
     def _check_process(self) -> None:
         """Raise ConfigError in a forked child where the engine is on a GPU, whose memory the child cannot use."""
@@ -338,13 +338,13 @@ class Engine:
             )
 
     def _windows(
-        self, inputs: Any, truncation: str, batch_tokens: int, prompt: bool = False
+        self, inputs: Any, truncation: str, batch_tokens: int, flush_when_slow: bool = False
     ) -> Iterator[list[Row | InputError]]:
-        """Rows a few token budgets at a time; `truncation` is checked at once. prompt: see `read_windows`."""
+        """Rows a few token budgets at a time; `truncation` is checked at once. flush_when_slow: see `read_windows`."""
         self._check_process()
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
-        return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens, prompt)
+        return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens, flush_when_slow)
 
     def _answered(
         self, inputs: Any, windows: Iterable[Sequence[Row | InputError]], selection: Selection, runner: Runner

@@ -111,7 +111,7 @@ class TorchFlight(Flight):
             tested = has_exit and not last and bool(rule.tested[self.layer - 1])
             stops = self.layer == until
             answer = tested or (has_exit and (scores if stops else last))
-            self._run_layer(half=answer and not last and len(self) >= MIN_ROWS_TO_HALVE, last=last)
+            self._run_layer(half_done=answer and not last and len(self) >= MIN_ROWS_TO_HALVE, last=last)
             self.scores, self.head_state = carrier.head.step(
                 self.layer, self._read(), self._bounds(), self.head_state, answer
             )
@@ -202,14 +202,14 @@ class TorchFlight(Flight):
             states.append(state)
         self.rule_state, self.rule_layout = torch.cat(states), layout
 
-    def _run_layer(self, half: bool, last: bool) -> None:
-        """Compute the next layer. half: only its first half, where the head reads first tokens."""
+    def _run_layer(self, half_done: bool, last: bool) -> None:
+        """Compute the next layer. half_done: only its first half, where the head reads first tokens."""
         weights, reads = self.carrier.encoder, self._reads
         x, block = encoder.enter(weights, self.layer, self.x, self.cu_seqlens)
         if last and reads == "first":
             self.x = weights.ops.block(x, self.cu_seqlens, block, "first")
             self.cu_seqlens = torch.arange(len(self) + 1, dtype=torch.int32, device=x.device)
-        elif half and reads == "first":
+        elif half_done and reads == "first":
             kept = weights.ops.keys_values(x, self.cu_seqlens, block)
             first = weights.ops.block(x, self.cu_seqlens, block, "first", kept)
             self.half_done = HalfDone(

@@ -27,8 +27,8 @@ def room(*shape: int, dtype: torch.dtype = torch.float32) -> int:
     return at(torch.zeros(shape, dtype=dtype))
 
 
-def linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32, thin: bool = False) -> Any:
-    packed = pack_linear(torch.rand(outputs, inputs), torch.rand(outputs), dtype, thin=thin)
+def linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32, row_major: bool = False) -> Any:
+    packed = pack_linear(torch.rand(outputs, inputs), torch.rand(outputs), dtype, row_major=row_major)
     kept.extend(packed.tensors)
     return packed.native
 
@@ -45,17 +45,17 @@ def block(dtype: torch.dtype = torch.float32) -> Any:
 
 
 def merge(**changes: Any) -> Any:
-    good = {"kind": C.Gate.authors, "labels": LABELS, "width": LABELS, "gate": linear(LABELS, LABELS, thin=True)}
-    return C.Merge(**(good | {"count": 2} | changes))
+    good = {"kind": C.Gate.authors, "labels": LABELS, "width": LABELS, "gate": linear(LABELS, LABELS, row_major=True)}
+    return C.Merge(**(good | {"gate_states": 2} | changes))
 
 
 def exit_arguments() -> Arguments:
     return {
         "reads": C.Reads.first, "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32,
         "pooler": linear(HIDDEN, HIDDEN), "pooler_activation": C.Activation.relu,
-        "learned": linear(HIDDEN, 1, thin=True),
-        "past": linear(HIDDEN, 2 * LABELS, thin=True), "folded": None, "learners": linear(HIDDEN, 64),
-        "activation": C.Activation.tanh, "projection": linear(64, LABELS, thin=True), "merge": merge(),
+        "learned": linear(HIDDEN, 1, row_major=True),
+        "past": linear(HIDDEN, 2 * LABELS, row_major=True), "folded": None, "learners": linear(HIDDEN, 64),
+        "activation": C.Activation.tanh, "projection": linear(64, LABELS, row_major=True), "merge": merge(),
     }  # fmt: skip
 
 
@@ -125,12 +125,12 @@ def queries_of(weights: Any, *tokens: int, bounds: tuple[int, ...] = (0, 1, 3)) 
 BORDERS = torch.tensor([0, 2, 5]).int()
 STAY = torch.tensor([True, False])
 GOOD: dict[str, Callable[[], Arguments]] = {
-    "Linear": lambda: {"weights": room(64, 64), "scale": room(32), "sum": room(32), "bias": room(32), "inputs": 32,
-                       "outputs": 32, "thin": False},
+    "Linear": lambda: {"weights": room(64, 64), "scale": room(32), "weight_sum": room(32), "bias": room(32),
+                       "inputs": 32, "outputs": 32, "row_major": False},
     "Norm": norm_arguments,
     "Embedding": embedding_arguments,
     "Block": block_arguments,
-    "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "count": 2.0},
+    "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "gate_states": 2.0},
     "Exit": exit_arguments,
     "Layer": lambda: {"blocks": [block()], "exit": C.Exit(**exit_arguments()), "adds_from": -1},
     "Model": model_arguments,

@@ -59,9 +59,9 @@ def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[E
         yield from ((wrong, ValueError) for wrong in (0, -1, -(2**31), 10**6))
         yield from ((wrong, TypeError) for wrong in (None, 1.5, "2", 2**40))
     elif is_address(name, argument, value):
-        if (name, argument) not in OPTIONAL | {("Linear", "scale"), ("Linear", "sum")}:
+        if (name, argument) not in OPTIONAL | {("Linear", "scale"), ("Linear", "weight_sum")}:
             yield 0, ValueError
-        if argument == "sum":
+        if argument == "weight_sum":
             yield 0, ValueError  # without the scale
         one_byte = argument in ONE_BYTE
         if not one_byte:
@@ -164,15 +164,15 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
         C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments()), adds_from=1)] * 2}),
     "exits with other labels": ("Model", lambda: {"layers": [
         C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments() | {
-            "past": linear(HIDDEN, 4, thin=True), "learners": None, "projection": None,
-            "merge": C.Merge(kind=C.Gate.none, labels=4, width=0, gate=None, count=1)}), adds_from=-1),
+            "past": linear(HIDDEN, 4, row_major=True), "learners": None, "projection": None,
+            "merge": C.Merge(kind=C.Gate.none, labels=4, width=0, gate=None, gate_states=1)}), adds_from=-1),
         *model_arguments()["layers"]]}),
     "adds from before the start": ("Layer", lambda: {"adds_from": -2}),
     "a gate that is missing": ("Merge", lambda: {"gate": None}),
     "a gate of another width": ("Merge", lambda: {"gate": linear(2, 2)}),
     "gates neither one nor a label's": ("Merge", lambda: {"width": 2, "gate": linear(2, 2)}),
-    "a count of nothing": ("Merge", lambda: {"count": 0.0}),
-    "a count that is no number": ("Merge", lambda: {"count": float("nan")}),
+    "gates of no state": ("Merge", lambda: {"gate_states": 0.0}),
+    "gates of no number of states": ("Merge", lambda: {"gate_states": float("nan")}),
     "a past too narrow": ("Exit", lambda: {"past": linear(HIDDEN, LABELS)}),
     "a past of another size": ("Exit", lambda: {"past": linear(31, 2 * LABELS)}),
     "a past in int8": ("Exit", lambda: {"past": linear(HIDDEN, 2 * LABELS, torch.int8)}),
@@ -181,20 +181,21 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "two futures": ("Exit", lambda: {"folded": linear(HIDDEN, LABELS)}),
     "learners of another precision": ("Exit", lambda: {"learner_precision": C.Precision.int4}),
     "a projection in panels": ("Exit", lambda: {"projection": linear(64, LABELS)}),
-    "a projection of other learners": ("Exit", lambda: {"projection": linear(63, LABELS, thin=True)}),
+    "a projection of other learners": ("Exit", lambda: {"projection": linear(63, LABELS, row_major=True)}),
     "a pooler of another size": ("Exit", lambda: {"pooler": linear(HIDDEN, 31)}),
     "a block in int4": ("Block", lambda: {"precision": C.Precision.int4}),
     "a block of another precision": ("Block", lambda: {"precision": C.Precision.fp32}),
     "an odd head": ("Block", lambda: {"heads": 32, "head_size": 1}),
     "other heads": ("Block", lambda: {"heads": 4}),
     "an inner size of its own": ("Block", lambda: {"output": linear(41, HIDDEN, torch.int8)}),
-    "thin weights in a block": ("Block", lambda: {"precision": C.Precision.fp32, "qkv": linear(32, 96, thin=True)}),
+    "row-major weights in a block": ("Block", lambda: {
+        "precision": C.Precision.fp32, "qkv": linear(32, 96, row_major=True)}),
     "a scale that is no number": ("Block", lambda: {"scale": float("nan")}),
     "an epsilon below 0": ("Norm", lambda: {"eps": -1.0}),
-    "thin and quantised": ("Linear", lambda: {"thin": True}),
+    "row-major and quantised": ("Linear", lambda: {"row_major": True}),
     "columns from within a panel": ("columns_of", lambda: {"first": 1}),
     "columns beyond the last": ("columns_of", lambda: {"first": 128}),
-    "columns of thin weights": ("columns_of", lambda: {"linear": linear(8, 128, thin=True)}),
+    "columns of row-major weights": ("columns_of", lambda: {"linear": linear(8, 128, row_major=True)}),
     "a first column within a panel": ("run_linear", lambda: {"first_column": 1, "columns": 8}),
     "columns past the end": ("run_linear", lambda: {"columns": 65}),
     "rows closer than they are long": ("run_linear", lambda: {"stride": 7}),
@@ -203,9 +204,9 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "added rows closer than they are long": ("run_linear", lambda: {"add_stride": 63}),
     "rows apart beyond all memory": ("run_linear", lambda: {"stride": 1 << 60}),
     "weights of another precision": ("run_linear", lambda: {"precision": C.Precision.int8}),
-    "part of thin weights": ("run_linear", lambda: {"linear": linear(8, 96, thin=True)}),
-    "other weights for a learned score": ("Exit", lambda: {"learned": linear(HIDDEN, 2, thin=True)}),
-    "a learned score of another size": ("Exit", lambda: {"learned": linear(31, 1, thin=True)}),
+    "part of row-major weights": ("run_linear", lambda: {"linear": linear(8, 96, row_major=True)}),
+    "other weights for a learned score": ("Exit", lambda: {"learned": linear(HIDDEN, 2, row_major=True)}),
+    "a learned score of another size": ("Exit", lambda: {"learned": linear(31, 1, row_major=True)}),
     "a learned score that is not there": ("run_exit", lambda: {"exit": C.Exit(**exit_arguments() | {"learned": None})}),
     "exits that read what others do not": ("Model", lambda: {"layers": [
         C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.all}), adds_from=-1),

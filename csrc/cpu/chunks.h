@@ -32,7 +32,7 @@ struct Space {
   Buffer inner_words;  // int8
   Buffer residual;     // float32: the gathered tokens
   Buffer attention;    // one row per member of the team
-  Buffer factors;      // int8: scales and zeros of the rows of `words` or `inner_words`
+  Buffer factors;      // int8: scales and zero points of the rows of `words` or `inner_words`
 };
 
 // The most that a chunk has. row_tokens: keys of a row.
@@ -159,7 +159,7 @@ class ChunkRun {
   // Where attention writes its results. int8 quantises them into words afterwards.
   const Buffer& attended() const { return block_.precision == Precision::int8 ? space_.sums : space_.words; }
   float* scale() const { return space_.factors.row<float>(0); }
-  float* zero() const { return space_.factors.row<float>(1); }
+  float* zero_point() const { return space_.factors.row<float>(1); }
 
   static Target plain(const Buffer& buffer, bool bf16) {
     return {buffer.data, buffer.stride / (bf16 ? 2 : 4), bf16, Activation::none, nullptr, 0};
@@ -184,10 +184,10 @@ class ChunkRun {
     }
     member_.each(count, [&](std::int64_t i) {
       cpu::to_words(kernels_, block_.precision, x + i * stride, size, space_.words.row<std::uint32_t>(i), scale() + i,
-                    zero() + i);
+                    zero_point() + i);
     });
     member_.wait();
-    return {space_.words.row<std::uint32_t>(0), space_.words.stride / 4, scale(), zero(), count};
+    return {space_.words.row<std::uint32_t>(0), space_.words.stride / 4, scale(), zero_point(), count};
   }
 
   Rows inner_words(std::int64_t count) const {
@@ -201,11 +201,11 @@ class ChunkRun {
       return {from.row<std::uint32_t>(0), from.stride / 4, nullptr, nullptr, count};
     member_.each(count, [&](std::int64_t i) {
       kernels_.quantise_bf16(from.row<std::uint16_t>(i), size, space_.inner_words.row<std::uint32_t>(i), scale() + i,
-                             zero() + i);
+                             zero_point() + i);
     });
     member_.wait();
     const Buffer& words = space_.inner_words;
-    return {words.row<std::uint32_t>(0), words.stride / 4, scale(), zero(), count};
+    return {words.row<std::uint32_t>(0), words.stride / 4, scale(), zero_point(), count};
   }
 
   const Kernels& kernels_;

@@ -116,8 +116,8 @@ struct Scored {
 };
 
 // Sets leave [units] to 1 or 0, and updates state [units, rule.width(labels)]. Units are what was scored, or rows where
-// the rule pools a row's tokens. slots [units]: their slots in the numbers of the rule. room: 3 count numbers.
+// the rule pools a row's tokens. slots [units]: their slots in the numbers of the rule. scratch: 3 count numbers.
 void decide(const ExitRule& rule, const Scored& scored, const std::int64_t* slots, float* state, std::uint8_t* leave,
-            float* room);
+            float* scratch);
 
 }  // namespace pfengine::cpu

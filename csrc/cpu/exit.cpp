@@ -18,11 +18,11 @@ constexpr std::int64_t kSumsPerThread = 150000;  // products; below this, waking
 
 struct Space {
   Buffer words, state_words;  // what pooler and learners read
-  Buffer factors;             // int8: scales and zeros of `words`, then of `state_words`
+  Buffer factors;             // int8: scales and zero points of `words`, then of `state_words`
   Buffer states;              // float32
   Buffer guesses;             // float32: a slice of the learners' output, one buffer per thread
   Buffer shares;              // float32: a slice's share of the future, row by row
-  Buffer room;                // a row's future and the gate's intermediates, one row per thread
+  Buffer row_scratch;         // a row's future and the gate's intermediates, one row per thread
 };
 
 std::int64_t lay_out(char* memory, const Kernels& kernels, const Exit& exit, std::int64_t size, std::int64_t rows,
@@ -34,7 +34,7 @@ std::int64_t lay_out(char* memory, const Kernels& kernels, const Exit& exit, std
   space.states = layout.take(exit.pooler ? rows : 0, 4 * size);
   space.guesses = layout.take(exit.learners ? threads : 0, 4 * rows * kSlicePanels * kernels.panel);
   space.shares = layout.take(slices, 4 * rows * exit.merge.labels);
-  space.room = layout.take(threads, 4 * (exit.merge.labels + 2 * exit.merge.width));
+  space.row_scratch = layout.take(threads, 4 * (exit.merge.labels + 2 * exit.merge.width));
   return layout.used();
 }
 
@@ -75,7 +75,7 @@ class ExitRun {
         apply_row(kernels_, *exit_.learned, state(row), learned + row);
         learned[row] = (1.0f + std::tanh(learned[row] / 2)) / 2;  // the sigmoid
       }
-      float* future = space_.room.row<float>(member_.index);
+      float* future = space_.row_scratch.row<float>(member_.index);
       if (exit_.folded) apply_row(kernels_, *exit_.folded, state(row), future);
       if (exit_.learners) add_shares(row, future);
       merge_row(kernels_, exit_.merge, own, own + labels, exit_.folded || exit_.learners ? future : nullptr,
@@ -97,7 +97,7 @@ class ExitRun {
 
   template <typename At>
   void pool(const float* x, At at, std::int64_t rows) const {
-    if (exit_.pooler->thin) {
+    if (exit_.pooler->row_major) {
       member_.each(rows, [&](std::int64_t row) {
         float* state = space_.states.row<float>(row);
         apply_row(kernels_, *exit_.pooler, x + at(row) * exit_.past.inputs, state);
@@ -156,15 +156,15 @@ class ExitRun {
 }  // namespace
 
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
-               float* room, float* logits) {
+               float* scratch, float* logits) {
   if (merge.kind == Gate::none) {
     for (std::int64_t i = 0; i < merge.labels; ++i) logits[i] = future ? past[i] + future[i] : past[i];
     return;
   }
   if (merge.kind == Gate::authors) {
-    for (std::int64_t i = 0; i < merge.width; ++i) room[i] = std::tanh(gates[i] / merge.count);
-    apply_row(kernels, *merge.gate, room, room + merge.width);
-    gates = room + merge.width;
+    for (std::int64_t i = 0; i < merge.width; ++i) scratch[i] = std::tanh(gates[i] / merge.gate_states);
+    apply_row(kernels, *merge.gate, scratch, scratch + merge.width);
+    gates = scratch + merge.width;
   }
   for (std::int64_t i = 0; i < merge.labels; ++i) {
     const float keep2 = 1.0f + std::tanh(gates[merge.width == 1 ? 0 : i] / 2);  // 2 sigmoid(x)

@@ -70,7 +70,7 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   take(at_.add, units * width);
   take(at_.logits, units * labels_);
   take(at_.learned, units);
-  take(at_.room, 3 * units);
+  take(at_.decide_scratch, 3 * units);
   take(at_.bounds, rows + 1);
   take(at_.next_bounds, rows + 1);
   take(at_.slots, rows);

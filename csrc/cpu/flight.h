@@ -67,7 +67,7 @@ class Flight {
     char* kept;                          // [tokens, kept_stride]: keys and values of a half-done layer
     float *past, *next_past, *add;       // [units, width of the past]
     float *logits, *learned;             // [units, labels], [units]
-    float* room;                         // for `decide`
+    float* decide_scratch;               // for `decide`
     std::int32_t *bounds, *next_bounds;  // [rows + 1]
     std::int64_t *slots, *unit_slots;    // [rows]; [tokens]
     std::int64_t *held, *ids;            // [rows]: which of the rows that x holds each row is; for `compact`

@@ -167,7 +167,7 @@ void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* star
 
 void Flight::decide_leaving(const ExitRule& rule, int threads) {
   const Scored scored{layer_, at_.logits, learned(), units(), labels_, by_token_ ? at_.bounds : nullptr, rows_};
-  decide(rule, scored, rule.reads_rows() ? at_.slots : unit_slots(), state_of(rule), at_.leave, at_.room);
+  decide(rule, scored, rule.reads_rows() ? at_.slots : unit_slots(), state_of(rule), at_.leave, at_.decide_scratch);
   if (rule.reads_rows()) {  // spreads rows to their tokens, the last row first
     for (std::int64_t row = rows_; row-- > 0;) {
       const std::uint8_t leaves = at_.leave[row];

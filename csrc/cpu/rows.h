@@ -73,7 +73,7 @@ inline void row_to_bf16(const float* x, int64_t size, uint32_t* out) {
 // Maps the range of a row, zero included, to 0 to 255: one bit more than signed numbers have, where all have one sign.
 // A row with a number that is not finite gets the scale nan, so that its products become nan too.
 template <typename Number>
-void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, float* zero) {
+void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, float* zero_point) {
   Floats low{}, high{}, odd{};
   each_vector(size, [&](int64_t i, int64_t count) {
     const Floats y = load_floats(x + i, count);
@@ -85,10 +85,10 @@ void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, fl
   const float step = range > 0 ? range / 255 : 1.0f;
   *scale = step + sum(odd);
   const float inverse = 1 / step;
-  *zero = round_to_even(splat(-smallest * inverse))[0];
+  *zero_point = round_to_even(splat(-smallest * inverse))[0];
   uint8_t* to = (uint8_t*)out;
   for (int64_t i = size; i % 4; ++i) to[i] = 0;
-  const Floats offset = splat(*zero);
+  const Floats offset = splat(*zero_point);
   each_vector(size, [&](int64_t i, int64_t count) {
     const Floats y = min(max(load_floats(x + i, count) * inverse + offset, Floats{}), splat(255.0f));
     const Words bits = (Words)(y + 12582912.0f);  // the number, rounded, in the lowest byte

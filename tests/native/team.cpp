@@ -35,12 +35,12 @@ class Parts {
     return made.data();
   }
 
-  Linear linear(std::int64_t inputs, std::int64_t outputs, Precision precision, bool thin = false) {
+  Linear linear(std::int64_t inputs, std::int64_t outputs, Precision precision, bool row_major = false) {
     const std::int64_t numbers = precision == Precision::int4 ? 8 : 4 / bytes_of(precision);
     const std::int64_t words = (inputs + numbers - 1) / numbers;
     const bool quantised = precision == Precision::int8 || precision == Precision::int4;
     std::vector<std::uint32_t>& made =
-        words_.emplace_back(thin ? inputs * outputs : kernels_.panels(outputs) * kernels_.panel * words);
+        words_.emplace_back(row_major ? inputs * outputs : kernels_.panels(outputs) * kernels_.panel * words);
     for (std::uint32_t& word : made) {
       if (precision == Precision::fp32) {
         const float x = *floats(1);
@@ -56,7 +56,7 @@ class Parts {
             floats(outputs),
             inputs,
             outputs,
-            thin};
+            row_major};
   }
 
   Norm norm(std::int64_t size) { return {floats(size, 0.9f, 1.1f), floats(size), 1e-5f}; }

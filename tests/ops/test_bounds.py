@@ -43,12 +43,12 @@ def room(*shape: int, dtype: torch.dtype = torch.float32) -> int:
     return at_the_end(torch.zeros(shape, dtype=dtype))
 
 
-def linear(inputs: int, outputs: int, dtype: torch.dtype, thin: bool = False, bits: int = 8) -> Any:
-    packed = pack_linear(torch.randn(outputs, inputs) / 8, torch.randn(outputs), dtype, thin=thin, bits=bits)
+def linear(inputs: int, outputs: int, dtype: torch.dtype, row_major: bool = False, bits: int = 8) -> Any:
+    packed = pack_linear(torch.randn(outputs, inputs) / 8, torch.randn(outputs), dtype, row_major=row_major, bits=bits)
     weights, *factors, bias = (at_the_end(tensor) for tensor in packed.tensors)
-    scale, total = factors or (0, 0)
-    sizes = {"inputs": inputs, "outputs": outputs, "thin": thin}
-    return C.Linear(weights=weights, scale=scale, sum=total, bias=bias, **sizes)
+    scale, weight_sum = factors or (0, 0)
+    sizes = {"inputs": inputs, "outputs": outputs, "row_major": row_major}
+    return C.Linear(weights=weights, scale=scale, weight_sum=weight_sum, bias=bias, **sizes)
 
 
 def norm(size: int) -> Any:
@@ -86,16 +86,16 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
             **tables, words=7, positions=7, token_types=7, size=hidden, bf16=True, norm=norm(hidden)
         )
         C.run_embed(cpu.kernels(), embedding, ids, ids, ids, tokens, room(tokens, hidden), threads)
-        gate = linear(3, 3, torch.float32, thin=True)
+        gate = linear(3, 3, torch.float32, row_major=True)
         learned = C.Precision.int4 if dtype == torch.int8 else precision
         exit = C.Exit(
             precision=precision, learner_precision=learned, pooler=linear(hidden, hidden, dtype),
             pooler_activation=C.Activation.relu,
-            past=linear(hidden, 6, torch.float32, thin=True), folded=None, reads=C.Reads.first,
-            learned=linear(hidden, 1, torch.float32, thin=True),
+            past=linear(hidden, 6, torch.float32, row_major=True), folded=None, reads=C.Reads.first,
+            learned=linear(hidden, 1, torch.float32, row_major=True),
             learners=linear(hidden, 2 * hidden, dtype, bits=4), activation=C.Activation.tanh,
-            projection=linear(2 * hidden, 3, torch.float32, thin=True),
-            merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, count=2),
+            projection=linear(2 * hidden, 3, torch.float32, row_major=True),
+            merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, gate_states=2),
         )  # fmt: skip
         add, past, logits = room(rows, 6), room(rows, 6), room(rows, 3)
         C.run_exit(cpu.kernels(), exit, x, add, rows, past, logits, room(rows), threads)

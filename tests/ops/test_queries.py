@@ -149,8 +149,8 @@ def test_output_norm_of_some_rows() -> None:
 
 @needs_native
 def test_memory_is_poisoned() -> None:
-    room, _ = extension.room((2, 3), torch.float32)
-    assert room.isnan().all()
+    output, _ = extension.new_output((2, 3), torch.float32)
+    assert output.isnan().all()
 
 
 @needs_native
