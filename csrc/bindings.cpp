@@ -114,7 +114,7 @@ void run_block(const cpu::Kernels& kernels, const cpu::Block& block, Address x, 
   };
   if (wanted.count(from) != queries) {
     throw std::invalid_argument("queries is " + std::to_string(queries) + ", expected " +
-                                std::to_string(wanted.count(from)) + ", as many as there are");
+                                std::to_string(wanted.count(from)) + ", as the batch and the kind say");
   }
   if (queries) {  // targets rise, which cpu::run_block checks
     const std::int64_t last = wanted.targets ? wanted.targets[queries - 1] : queries - 1;
@@ -166,7 +166,8 @@ void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, Add
   check_threads(threads);
   check_rows("rows", rows);
   const std::int64_t width = exit.past.outputs;
-  require(!learned || (exit.learned && logits), "learned is given with the logits, by an exit that has such a score");
+  require(!learned || (exit.learned && logits),
+          "learned must be null where logits is null or the exit has no learned score");
   cpu::run_exit(kernels, exit, memory<const float>("x", x, {rows, exit.past.inputs}), rows, nullptr, rows,
                 memory<const float>("add", add, {rows, width}, true), memory<float>("past", past, {rows, width}),
                 memory<float>("logits", logits, {rows, exit.merge.labels}, true),

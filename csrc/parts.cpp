@@ -31,15 +31,15 @@ bool is_quantised(Precision precision) {
 void check_same(const char* name, std::int64_t value, std::int64_t expected) {
   if (value == expected) return;
   throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected " +
-                              std::to_string(expected) + " as the other parts have it");
+                              std::to_string(expected) + " as in the other parts");
 }
 
 cpu::Linear make_linear(Address weights, Address scale, Address weight_sum, Address bias, std::int64_t inputs,
                         std::int64_t outputs, bool row_major) {
   check("inputs", inputs, 1, kWidest);
   check("outputs", outputs, 1, kWidest);
-  require(!scale == !weight_sum, "scale and weight_sum are of quantised weights; expected both or neither");
-  require(!row_major || !scale, "row-major weights are fp32, expected no scale");
+  require(!scale == !weight_sum, "scale and weight_sum must be given together, for quantised weights");
+  require(!row_major || !scale, "scale must be null for row-major weights, which are fp32");
   return {memory<const std::uint32_t>("weights", weights, {1}),
           memory<const float>("scale", scale, {outputs}, true),
           memory<const float>("weight_sum", weight_sum, {outputs}, true),
@@ -61,7 +61,8 @@ cpu::Embedding make_embedding(Address word, Address position, Address token_type
   check_rows("words", words);
   check_rows("positions", positions);
   check_rows("token_types", token_types);
-  require(!token_type == !token_types, "token_type and token_types come together, or both are 0: no such table");
+  require(!token_type == !token_types,
+          "token_type and token_types must both be given, or both be 0 for a model without token types");
   const auto table = [&](const char* name, Address address, std::int64_t rows) -> const void* {
     if (bf16) return memory<const std::uint16_t>(name, address, {rows, size});
     return memory<const float>(name, address, {rows, size});
@@ -78,7 +79,7 @@ cpu::Block make_block(Precision precision, cpu::Activation activation, std::int6
                       float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
                       const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
                       const cpu::Norm& output_norm) {
-  require(precision != Precision::int4, "a block is fp32, bf16 or int8, not int4");
+  require(precision != Precision::int4, "precision of a block must be fp32, bf16 or int8");
   check("heads", heads, 1, kWidest);
   check("head_size", head_size, 1, kWidest / heads);
   require(precision == Precision::fp32 || head_size % 2 == 0, "head_size must be even: bf16 numbers come in pairs");
@@ -103,7 +104,7 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
   check("labels", labels, 1, kWidest);
   check("width", width, 0, kWidest);
   if (kind != cpu::Gate::none) require(width == 1 || width == labels, "width must be 1 or as many as there are labels");
-  require(kind != cpu::Gate::authors || gate, "the authors' merge needs a gate");
+  require(kind != cpu::Gate::authors || gate, "gate must be given for the kind 'authors'");
   if (gate) {
     check_linear("gate", *gate, Precision::fp32, true);
     check_same("inputs of gate", gate->inputs, width);
@@ -125,8 +126,8 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
     check_same("inputs of pooler", pooler->inputs, size);
     check_same("outputs of pooler", pooler->outputs, size);
   }
-  require(!folded || !learners, "a future is folded or imitated, not both");
-  require(!learners == !projection, "learners and their projection come together");
+  require(!folded || !learners, "folded and learners must not be given together");
+  require(!learners == !projection, "learners and projection must be given together");
   if (folded) {
     check_linear("folded", *folded, Precision::fp32, true);
     check_same("inputs of folded", folded->inputs, size);
@@ -176,14 +177,14 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projec
     check_same("inputs of an exit", layer.exit->past.inputs, hidden);
     check_same("labels of an exit", layer.exit->merge.labels, labels);
     require((layer.exit->reads == cpu::Reads::all) == (layers.back().exit->reads == cpu::Reads::all),
-            "all exits of a model score tokens, or none does");
+            "either all exits of a model must score tokens, or none");
     if (width && layer.adds_from >= 0) {
       check("adds_from", layer.adds_from, 0, width - layer.exit->past.outputs);
     }
     width = layer.exit->past.outputs;
   }
   require(!renormalises || layers.back().exit->reads == cpu::Reads::all,
-          "renormalises is of tokens that have left, which only heads that read all tokens know");
+          "renormalises must be false unless the exits score tokens");
   return {embedding, projection, precision, layers, renormalises};
 }
 

@@ -155,10 +155,12 @@ class Engine:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The names of the labels, in the order of the model's outputs."""
         return self.model.config.labels
 
     @property
     def num_layers(self) -> int:
+        """How many layers the encoder has."""
         return self.model.num_layers
 
     @property
@@ -168,7 +170,7 @@ class Engine:
 
     @property
     def max_length(self) -> int:
-        """Longest row in tokens; longer ones are truncated."""
+        """The longest row that the engine takes, in tokens; longer ones are truncated."""
         return self.tokenizer.max_length
 
     def classify(
@@ -184,7 +186,10 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> list[Any]:
-        """One dict per row, {"label", "score", "exit_layer"}, in input order.
+        """One dict per row, in input order: {"label", "score", "exit_layer"}.
+
+        "label" is the label with the largest score, "score" its probability (for regression the score itself), and
+        "exit_layer" the layer after which the row left, 1-based.
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
         ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding).
@@ -268,9 +273,10 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Predictions:
-        """Answers as arrays; options as in `classify`.
+        """Answers as arrays, see `Predictions`; options as in `classify`.
 
-        Raises InputError for the first bad row; a row whose logits are nan or infinite is one.
+        Raises InputError for the first bad row; a row whose logits are nan or infinite is one. Raises ConfigError where
+        the options do not fit the model or each other.
         """
         selection, given = self._selected(inputs, criterion, threshold, speedup)
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
@@ -299,10 +305,11 @@ class Engine:
         return runner.join(parts, np.nan, axis=1)
 
     def warmup(self, rows: Sequence[int] = (1, 8, 32), tokens: Sequence[int] = (16, 32, 64, 128)) -> None:
-        """Do in advance what the first calls of these sizes would wait for; no answers change.
+        """Do in advance what the first calls of these sizes would wait for. No answers change.
 
-        rows, tokens: sizes of a batch and of each of its rows; every combination is run. On a GPU kernels are compiled
-        and their launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
+        rows: numbers of rows in a batch; tokens: lengths of its rows. Every combination is run. On a GPU kernels are
+        compiled and their launches recorded as CUDA graphs, for the engine's own criterion, through all layers. Raises
+        ConfigError for sizes that are not positive integers.
         """
         self._check_process()
         own = self.criterion
@@ -319,7 +326,10 @@ class Engine:
         threshold: float | None = None,
         speedup: float | None = None,
     ) -> CriterionFunction:
-        """The criterion these options stand for; without any, the engine's own. ConfigError where they do not fit."""
+        """The criterion that these options stand for; without options the engine's own.
+
+        Raises ConfigError where the options do not fit the model or each other.
+        """
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)

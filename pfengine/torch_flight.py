@@ -77,7 +77,7 @@ class TorchFlight(Flight):
         self.carrier, self.answers = carrier, answers
         self.x, self.cu_seqlens = encoder.embed(carrier.encoder, inputs), inputs.cu_seqlens
         self.row_slots = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
-        self.half_done: HalfDone | None = None  # the present layer's, while x is the output of the layer before
+        self.half_done: HalfDone | None = None  # while the present layer is half done, and x is not its output yet
         self.head_state: HeadState | None = None
         self.rule_state: Tensor | None = None  # what the rule carries from exit to exit; None: nothing yet
         self.rule_layout: tuple[Any, ...] = ()  # what its numbers stand for
@@ -133,7 +133,7 @@ class TorchFlight(Flight):
         if not isinstance(other, TorchFlight) or other.carrier is not self.carrier:
             raise ValueError("the other flight is not one of the same carrier")
         if other.answers is not self.answers:
-            raise ValueError("the other flight answers elsewhere; flights that are joined have the same Answers")
+            raise ValueError("the other flight has other answers; flights that join must write to the same Answers")
         if not len(other):
             return
         if len(self) and other.layer != self.layer:
@@ -165,7 +165,7 @@ class TorchFlight(Flight):
         self._leave(self._leaving(rule, self.row_slots), answered=True)
 
     def _leaving(self, rule: ExitRule, slots: Tensor, bounds: Tensor | None = None) -> Tensor:
-        """Who leaves, by the rule. A rule that carries nothing leaves alone what another has carried so far."""
+        """Who leaves, by the rule. A rule that carries nothing keeps what the rule before it carried."""
         scores, signal, carries = self._scores(), self.carrier.encoder.ops.signal, rule.width(self.carrier.labels)
         state = self.rule_state if carries else None
         leave, state = decide(rule, self.layer, scores.logits, scores.learned, state, slots, signal, bounds)

@@ -59,10 +59,10 @@ inline std::int64_t lay_out(char* memory, const Kernels& kernels, const Block& b
   return layout.used();
 }
 
-// Where a row is: its first token among the keys and values and their number, its first query in the chunk and their
-// number.
+// A row of a chunk: its tokens among the keys and values, and its queries among those of the chunk.
 struct Span {
-  std::int64_t first, tokens, query, queries;
+  std::int64_t first, tokens;   // the first token and their number
+  std::int64_t query, queries;  // the first query and their number
 };
 
 // Where results go: query i to row targets[i], or to row i where targets is null.
@@ -89,7 +89,7 @@ class ChunkRun {
 
   Range all_panels() const { return panels_of(block_.qkv.outputs); }
   Range query_panels() const { return panels_of(block_.heads * block_.head_size); }
-  // A panel with columns of both queries and keys is in this range and in that of the queries.
+  // Where the columns of the queries end within a panel, that panel is in both ranges.
   Range key_value_panels() const { return {block_.heads * block_.head_size / kernels_.panel, all_panels().end}; }
 
   // Attention of all heads of `rows` rows; span_of(row) says where each is. qkv: holds their keys and values.
@@ -254,10 +254,10 @@ inline Scratch& chunk_memory() {
   return memory;
 }
 
-// Calls body(run, chunk) for chunks of neighbouring rows, by teams of threads.
+// Cuts the rows into chunks and calls body(run, chunk) for each, by all members of a team of threads.
 template <typename Body>
 void run_chunks(const Kernels& kernels, const Block& block, const Workload& work, int threads, const Body& body) {
-  constexpr std::int64_t kQuery = 6;  // a query is as much work as so many tokens of context
+  constexpr std::int64_t kQuery = 6;  // a query is as much work as the keys and values of this many tokens
   std::vector<std::int64_t> before(work.rows + 1);
   std::int64_t busy = 0;  // rows with queries
   for (std::int64_t row = 0; row < work.rows; ++row) {

@@ -176,12 +176,13 @@ void merge_row(const Kernels& kernels, const Merge& merge, const float* past, co
 void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int64_t tokens, const std::int32_t* starts,
               std::int64_t rows, const float* add, float* past, float* logits, float* learned, int threads) {
   if (!starts && rows > tokens) {
-    throw std::invalid_argument("there are " + std::to_string(rows) + " rows of " + std::to_string(tokens) + " tokens");
+    throw std::invalid_argument("rows is " + std::to_string(rows) + ", expected at most the " + std::to_string(tokens) +
+                                " tokens of x");
   }
   for (std::int64_t row = 0; starts && row < rows; ++row) {
     if (starts[row] < 0 || starts[row] >= tokens) {
       throw std::invalid_argument("row " + std::to_string(row) + " starts at token " + std::to_string(starts[row]) +
-                                  " of " + std::to_string(tokens));
+                                  ", expected 0 to " + std::to_string(tokens - 1));
     }
   }
   if (!rows) return;

@@ -40,7 +40,7 @@ void Flight::advance(const ExitRule& rule, std::int64_t until, bool scores, int 
   }
 }
 
-// Does what only the rows that go on need: the second half of a half-done layer, and moving them together.
+// Moves the rows that stay together, and computes the second half of a half-done layer for them.
 void Flight::finish_layer(int threads) {
   if (rows_ && !half_done_ && rows_ == held_) return;
   if (rows_) {
@@ -81,8 +81,8 @@ void Flight::run_layer(const ExitRule& rule, bool stops, bool scores, int thread
   }
 }
 
-// A layer of a head that scores rows. In the last layer, and in one that stays half done, only first tokens are
-// queries.
+// A layer of a model that scores rows. Where the head reads first tokens, only these are queries in the last layer and
+// in a layer that stays half done.
 void Flight::run_rows(bool answer, int threads) {
   const Reads reads = model_.reads(layer_);
   const bool firsts = last() && reads == Reads::first;
@@ -113,8 +113,8 @@ void Flight::run_rows(bool answer, int threads) {
   for (std::int64_t row = 0; last() && answer && row < rows_; ++row) write_answer(row, at_.slots[row]);
 }
 
-// A layer of a head that scores tokens. All tokens are keys and values. Frozen tokens are no queries; in the last layer
-// no token that has left is one. freezes: may tokens be frozen after this layer?
+// A layer of a model that scores tokens. All tokens are keys and values. Frozen tokens are no queries, and in the last
+// layer no token that has left is one. freezes: may tokens be frozen after this layer?
 void Flight::run_tokens(bool answer, bool freezes, int threads) {
   const std::int64_t tokens = units();
   std::int64_t count = tokens;

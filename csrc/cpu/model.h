@@ -12,8 +12,8 @@
 
 namespace pfengine::cpu {
 
-// A layer: its blocks, one or more, and the exit after it, or none. adds_from: the first number of the previous exit's
-// past that this exit adds to; -1: it adds to nothing.
+// A layer has one block or more, and an exit after it or none. adds_from: this exit's past is added to the numbers of
+// the previous exit's past from adds_from on; -1: to nothing.
 struct Layer {
   std::vector<Block> blocks;
   std::optional<Exit> exit;
@@ -21,8 +21,9 @@ struct Layer {
 };
 
 // projection: from the embeddings' size to the hidden size, or none. The last layer has an exit. All exits have the
-// same number of labels, and either all of them score tokens or none does. renormalises: the state of a token that has
-// left becomes each later block's output norm of the token's last sum; otherwise it is kept as it is.
+// same number of labels, and either all of them score tokens or none does. renormalises: of models that score tokens.
+// If set, the state of a frozen token becomes the output norm of each later block, applied to the input of the token's
+// last output norm. Otherwise it stays as it is.
 struct Model {
   Embedding embedding;
   std::optional<Linear> projection;
@@ -34,7 +35,7 @@ struct Model {
   std::int64_t hidden() const { return layers.front().blocks.front().output.outputs; }
   std::int64_t labels() const { return layers.back().exit->merge.labels; }
   bool scores_tokens() const { return layers.back().exit->reads == Reads::all; }
-  // What is read of `layer`, 1-based, or 0 before the first: as the exit after it reads, or else the next one.
+  // What the first exit at or after `layer` reads. layer: 1-based, or 0 before the first.
   Reads reads(std::int64_t layer) const {
     std::int64_t at = layer > 0 ? layer - 1 : 0;
     while (!layers[at].exit) ++at;  // the last layer has one

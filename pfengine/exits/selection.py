@@ -189,7 +189,7 @@ class Selection:
 
     @functools.cached_property
     def per_row_criterion(self) -> DataCriterion:
-        """The criterion at which rows with their own thresholds run; ConfigError where it takes none per row."""
+        """The criterion of rows with a threshold of their own; ConfigError where it takes no thresholds per row."""
         criterion = self.requested if isinstance(self.criterion, Never) else self.criterion
         if criterion is None or isinstance(criterion, Never):
             criterion = self.checkpoint.criterion  # loaded at full depth, asked for exits in this call

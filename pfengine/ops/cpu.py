@@ -52,7 +52,7 @@ def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | Non
 def _linear(
     x: Tensor, weights: Linear, activation: Activation, first: int, columns: int, add: Tensor | None = None
 ) -> Tensor:
-    """`columns` output columns from column `first` on, with which a panel begins."""
+    """`linear` for `columns` output columns, from column `first` on. A panel of weights must begin at `first`."""
     x = _rows(x)
     rows = x.shape[0]
     add = add if add is None else _rows(add)
