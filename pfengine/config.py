@@ -139,10 +139,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     if raw.get("is_decoder"):
         fields.fault("is_decoder", "is true; pfengine runs encoders")
     if raw.get("quantization_config"):
-        fields.fault(
-            "quantization_config",
-            "is set; give the weights from before they were quantised (for int8: `pfengine convert`)",
-        )
+        fields.fault("quantization_config", "is set; give the unquantised weights (for int8: `pfengine convert`)")
     if raw.get("auto_map"):
         warn(f"{file}: 'auto_map' names code beside it, which is never run: it is loaded as a {model_type}")
     activation = fields.get(
