@@ -1,6 +1,10 @@
-"""pfengine._C as Python sees it: csrc/bindings.cpp, parts.cpp, rules.cpp and flights.cpp.
+"""pfengine._C as Python sees it. This is where go-to-definition stops; the C++ is in csrc.
 
-Numbers without a name are addresses. What is there is said in csrc/cpu and csrc/cuda, and in the op set (`ops.cpu`).
+csrc/parts.cpp has the parts of a model, from Linear to Model, with find_kernels, columns_of and kept_stride.
+csrc/rules.cpp has exit rules with run_signal and run_decide, csrc/flights.cpp has Flight, csrc/bindings.cpp all others.
+
+An argument of type int is the address of an array, or a size. 0 is the null address. What must lie at an address is
+said where the function is declared in csrc/cpu or csrc/cuda; the callers in Python check it.
 """
 
 import enum

@@ -138,7 +138,11 @@ class DataCriterion(Criterion):
     monotone = True
 
     def clauses(self, at: Binding) -> tuple[Clause, ...]:
-        """Its clauses. `at` spreads numbers over layers and slots."""
+        """The clauses of its rule.
+
+        at(numbers) is a field in the shape that a clause needs, a number per layer; at.threshold is the threshold, per
+        layer and slot.
+        """
         raise TypeError(f"{type(self).__name__} must define clauses(at)")
 
     def tokens(self) -> TokenRule | None:
