@@ -87,7 +87,7 @@ clean:  ## remove what was built, and the virtual environment
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
-	@echo 'PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" can be said otherwise; PFENGINE_EXT too, see setup.py'
+	@echo 'PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" can be set; PFENGINE_EXT too, see setup.py'
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("pfengine needs Python 3.11 or newer; say PYTHON=...") if sys.version_info < (3, 11) else 0'

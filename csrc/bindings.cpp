@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/block.h"
 #include "cpu/compact.h"
 #include "cpu/exit.h"
-#include "cpu/layer.h"
 #include "cpu/linear.h"
 #include "cpu/ragged.h"
 #include "cpu/scratch.h"
@@ -63,26 +63,26 @@ void compact(Address tokens, std::int64_t width_bytes, Address cu_seqlens, Addre
                memory<std::int64_t>("new_row_ids", new_row_ids, {kept.rows}), threads);
 }
 
-// Checks the address of a layer's input.
-const float* states(const cpu::Layer& layer, Address x, std::int64_t tokens) {
+// Checks the address of a block's input.
+const float* states(const cpu::Block& block, Address x, std::int64_t tokens) {
   check_rows("tokens", tokens);
-  return memory<const float>("x", x, {tokens, layer.output.outputs});
+  return memory<const float>("x", x, {tokens, block.output.outputs});
 }
 
-char* kept_memory(const cpu::Layer& layer, Address kept, std::int64_t tokens, bool optional = false) {
-  return reinterpret_cast<char*>(memory<float>("kept", kept, {tokens, cpu::kept_stride(layer) / 4}, optional));
+char* kept_memory(const cpu::Block& block, Address kept, std::int64_t tokens, bool optional = false) {
+  return reinterpret_cast<char*>(memory<float>("kept", kept, {tokens, cpu::kept_stride(block) / 4}, optional));
 }
 
-cpu::Context context(const cpu::Layer& layer, Address x, std::int64_t tokens, Address cu_seqlens, std::int64_t rows) {
+cpu::Context context(const cpu::Block& block, Address x, std::int64_t tokens, Address cu_seqlens, std::int64_t rows) {
   const auto* borders = bounds(cu_seqlens, rows);
-  return {states(layer, x, tokens), borders, rows, tokens};
+  return {states(block, x, tokens), borders, rows, tokens};
 }
 
-void keys_values(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens,
+void keys_values(const cpu::Kernels& kernels, const cpu::Block& block, Address x, std::int64_t tokens,
                  Address cu_seqlens, std::int64_t rows, Address kept, int threads) {
   check_threads(threads);
-  const cpu::Context from = context(layer, x, tokens, cu_seqlens, rows);
-  cpu::keys_values(kernels, layer, from, kept_memory(layer, kept, tokens), threads);
+  const cpu::Context from = context(block, x, tokens, cu_seqlens, rows);
+  cpu::keys_values(kernels, block, from, kept_memory(block, kept, tokens), threads);
 }
 
 // Is every query written where its own token lies?
@@ -97,14 +97,14 @@ bool in_place(const cpu::Context& context, const cpu::Queries& queries, std::int
   return true;
 }
 
-void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, std::int64_t tokens, Address cu_seqlens,
+void run_block(const cpu::Kernels& kernels, const cpu::Block& block, Address x, std::int64_t tokens, Address cu_seqlens,
                std::int64_t rows, cpu::Queries::Kind kind, std::int64_t queries, Address query_tokens,
                Address query_bounds, Address targets, Address kept, Address out, std::int64_t out_rows, Address sums,
                int threads) {
   check_threads(threads);
   check_rows("out_rows", out_rows);
   check_rows("queries", queries);
-  const cpu::Context from = context(layer, x, tokens, cu_seqlens, rows);
+  const cpu::Context from = context(block, x, tokens, cu_seqlens, rows);
   const bool list = kind == cpu::Queries::list;
   const cpu::Queries wanted{
       kind,
@@ -114,32 +114,32 @@ void run_layer(const cpu::Kernels& kernels, const cpu::Layer& layer, Address x, 
   };
   if (wanted.count(from) != queries) {
     throw std::invalid_argument("queries is " + std::to_string(queries) + ", expected " +
-                                std::to_string(wanted.count(from)) + ", as many as there are");
+                                std::to_string(wanted.count(from)) + ", as the batch and the kind say");
   }
-  if (queries) {  // targets rise, which cpu::run_layer checks
+  if (queries) {  // targets rise, which cpu::run_block checks
     const std::int64_t last = wanted.targets ? wanted.targets[queries - 1] : queries - 1;
     check("the row of out for the last query", last, 0, out_rows - 1);
   }
-  const std::int64_t hidden = layer.output.outputs;
+  const std::int64_t hidden = block.output.outputs;
   auto* to = memory<float>("out", out, {out_rows, hidden});
   const bool apart = to + out_rows * hidden <= from.x || from.x + tokens * hidden <= to;
   require(apart || (to == from.x && in_place(from, wanted, queries)),
           "out lies on x, expected other memory, or x itself where every query's target is its own token");
-  cpu::run_layer(kernels, layer, from, wanted, kept_memory(layer, kept, tokens, true), to,
+  cpu::run_block(kernels, block, from, wanted, kept_memory(block, kept, tokens, true), to,
                  memory<float>("sums", sums, {out_rows, hidden}, true), threads);
 }
 
-void output_norm(const cpu::Kernels& kernels, const cpu::Layer& layer, Address sums, std::int64_t tokens,
+void output_norm(const cpu::Kernels& kernels, const cpu::Block& block, Address sums, std::int64_t tokens,
                  Address numbers, std::int64_t rows, Address out, int threads) {
   check_threads(threads);
   check_rows("tokens", tokens);
   check("rows", rows, 0, tokens);
-  const std::int64_t hidden = layer.output.outputs;
+  const std::int64_t hidden = block.output.outputs;
   const auto* wanted = memory<const std::int32_t>("numbers", numbers, {rows}, true);
   for (std::int64_t i = 0, least = 0; wanted && i < rows; ++i) {
     least = check("a number of a row, in rising order,", wanted[i], least, tokens - 1) + 1;
   }
-  cpu::output_norm(kernels, layer, memory<const float>("sums", sums, {tokens, hidden}), wanted, rows,
+  cpu::output_norm(kernels, block, memory<const float>("sums", sums, {tokens, hidden}), wanted, rows,
                    memory<float>("out", out, {tokens, hidden}), threads);
 }
 
@@ -153,7 +153,7 @@ void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu
   check("first_column", first_column, 0, linear.outputs);
   check("columns", columns, 0, linear.outputs - first_column);
   require(first_column % kernels.panel == 0, "first_column must begin a panel");
-  require(!linear.thin || columns == linear.outputs, "all columns of a thin layer are computed, or none");
+  require(!linear.row_major || columns == linear.outputs, "all columns of a row-major layer are computed, or none");
   if (!columns) return;
   const cpu::Matrix from{memory_of_rows<const float>("x", x, rows, linear.inputs, stride), stride};
   const cpu::Matrix added{memory_of_rows<const float>("add", add, rows, columns, add_stride, true), add_stride};
@@ -166,7 +166,8 @@ void run_exit(const cpu::Kernels& kernels, const cpu::Exit& exit, Address x, Add
   check_threads(threads);
   check_rows("rows", rows);
   const std::int64_t width = exit.past.outputs;
-  require(!learned || (exit.learned && logits), "learned is given with the logits, by an exit that has such a score");
+  require(!learned || (exit.learned && logits),
+          "learned must be null where logits is null or the exit has no learned score");
   cpu::run_exit(kernels, exit, memory<const float>("x", x, {rows, exit.past.inputs}), rows, nullptr, rows,
                 memory<const float>("add", add, {rows, width}, true), memory<float>("past", past, {rows, width}),
                 memory<float>("logits", logits, {rows, exit.merge.labels}, true),
@@ -191,10 +192,10 @@ void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address pas
   const auto* gate = memory<const float>("gates", gates, {rows, width}, merge.kind == cpu::Gate::none);
   const auto* imitated = memory<const float>("future", future, {rows, labels}, true);
   auto* to = memory<float>("out", out, {rows, labels});
-  std::vector<float> room(2 * width);
+  std::vector<float> scratch(2 * width);
   for (std::int64_t row = 0; row < rows; ++row) {
     cpu::merge_row(kernels, merge, own + row * labels, gate ? gate + row * width : nullptr,
-                   imitated ? imitated + row * labels : nullptr, room.data(), to + row * labels);
+                   imitated ? imitated + row * labels : nullptr, scratch.data(), to + row * labels);
   }
 }
 
@@ -241,12 +242,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("count_kept", &count_kept, "cu_seqlens"_a, "stay"_a, "rows"_a, "tokens"_a);
   m.def("compact", &compact, "tokens"_a, "width_bytes"_a, "cu_seqlens"_a, "row_ids"_a, "stay"_a, "rows"_a,
         "new_tokens"_a, "new_cu_seqlens"_a, "new_row_ids"_a, "threads"_a, NoGil());
-  m.def("keys_values", &keys_values, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kept"_a,
+  m.def("keys_values", &keys_values, "kernels"_a, "block"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kept"_a,
         "threads"_a, NoGil());
-  m.def("run_layer", &run_layer, "kernels"_a, "layer"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kind"_a,
+  m.def("run_block", &run_block, "kernels"_a, "block"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kind"_a,
         "queries"_a, "query_tokens"_a, "query_bounds"_a, "targets"_a, "kept"_a, "out"_a, "out_rows"_a, "sums"_a,
         "threads"_a, NoGil());
-  m.def("output_norm", &output_norm, "kernels"_a, "layer"_a, "sums"_a, "tokens"_a, "numbers"_a, "rows"_a, "out"_a,
+  m.def("output_norm", &output_norm, "kernels"_a, "block"_a, "sums"_a, "tokens"_a, "numbers"_a, "rows"_a, "out"_a,
         "threads"_a, NoGil());
   m.def("poison_scratch", [](bool on) { cpu::poisons_scratch = on; }, "on"_a);
   m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "first_column"_a, "columns"_a,

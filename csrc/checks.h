@@ -1,5 +1,5 @@
-// Checks of what Python hands over: that a number is in its range, and that an address can be what it is said to be.
-// How much memory there is at an address cannot be known here; callers must see to that.
+// Checks of what Python hands over: that numbers are in range, and that addresses are not null and are aligned. How
+// much memory there is at an address cannot be known here; callers must make sure that it is enough.
 #pragma once
 
 #include <cstdint>
@@ -42,14 +42,15 @@ template <typename T>
 T* memory(const char* name, Address address, std::initializer_list<std::int64_t> shape, bool optional = false) {
   __int128 bytes = sizeof(T);
   for (const std::int64_t size : shape) bytes = bytes > kMostBytes ? bytes : bytes * check(name, size, 0, kMostBytes);
-  if (bytes > kMostBytes) throw std::invalid_argument(std::string(name) + " would have more bytes than there can be");
+  if (bytes > kMostBytes)
+    throw std::invalid_argument(std::string(name) + " would need more bytes than a process can have");
   if (bytes && !address && !optional) {
     throw std::invalid_argument(std::string(name) + " is a null pointer, expected the address of " +
                                 std::to_string(static_cast<std::int64_t>(bytes)) + " bytes");
   }
   if (address % alignof(T)) {
-    throw std::invalid_argument(std::string(name) + " is not aligned to its numbers of " + std::to_string(alignof(T)) +
-                                " bytes");
+    throw std::invalid_argument(std::string(name) + " is not aligned to the " + std::to_string(alignof(T)) +
+                                " bytes of one of its numbers");
   }
   if (address && address + static_cast<Address>(bytes) < address) {
     throw std::invalid_argument(std::string(name) + " reaches beyond the end of memory");

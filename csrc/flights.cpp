@@ -74,7 +74,7 @@ std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& mod
   check_array("layers", layers, all);
   if (logits.ndim() != 2 || logits.shape(0) != all || logits.shape(1) != parts.labels()) {
     throw std::invalid_argument("logits must be float32 [" + std::to_string(all) + ", " +
-                                std::to_string(parts.labels()) + "], of as many slots as layers has");
+                                std::to_string(parts.labels()) + "], one row for each number of layers");
   }
   memory<const float>("logits", reinterpret_cast<Address>(logits.data()), {logits.size()});
   cpu::check_ends(batch.cu_seqlens, rows, tokens);
@@ -99,7 +99,7 @@ bool advance(Flight& self, const ExitRule& rule, std::int64_t until, bool scores
   const Use use(self);
   cpu::Flight& flight = *self.flight;
   if (!flight.rows()) return false;
-  const std::int64_t layers = flight.model().layers();
+  const std::int64_t layers = flight.model().num_layers();
   check("until", until, flight.layer() + 1, kMostRows);
   if (static_cast<std::int64_t>(rule.tested.size()) != layers) {
     throw std::invalid_argument("tested has " + std::to_string(rule.tested.size()) + " numbers, expected " +

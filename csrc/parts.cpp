@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/block.h"
 #include "cpu/exit.h"
-#include "cpu/layer.h"
 #include "cpu/linear.h"
 #include "cpu/model.h"
 
@@ -31,22 +31,22 @@ bool is_quantised(Precision precision) {
 void check_same(const char* name, std::int64_t value, std::int64_t expected) {
   if (value == expected) return;
   throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected " +
-                              std::to_string(expected) + " as the other parts have it");
+                              std::to_string(expected) + " as in the other parts");
 }
 
-cpu::Linear make_linear(Address weights, Address scale, Address sum, Address bias, std::int64_t inputs,
-                        std::int64_t outputs, bool thin) {
+cpu::Linear make_linear(Address weights, Address scale, Address weight_sum, Address bias, std::int64_t inputs,
+                        std::int64_t outputs, bool row_major) {
   check("inputs", inputs, 1, kWidest);
   check("outputs", outputs, 1, kWidest);
-  require(!scale == !sum, "scale and sum are of quantised weights; expected both or neither");
-  require(!thin || !scale, "thin weights are fp32, expected no scale");
+  require(!scale == !weight_sum, "scale and weight_sum must be given together, for quantised weights");
+  require(!row_major || !scale, "scale must be null for row-major weights, which are fp32");
   return {memory<const std::uint32_t>("weights", weights, {1}),
           memory<const float>("scale", scale, {outputs}, true),
-          memory<const float>("sum", sum, {outputs}, true),
+          memory<const float>("weight_sum", weight_sum, {outputs}, true),
           memory<const float>("bias", bias, {outputs}),
           inputs,
           outputs,
-          thin};
+          row_major};
 }
 
 cpu::Norm make_norm(Address weight, Address bias, float eps) {
@@ -61,7 +61,8 @@ cpu::Embedding make_embedding(Address word, Address position, Address token_type
   check_rows("words", words);
   check_rows("positions", positions);
   check_rows("token_types", token_types);
-  require(!token_type == !token_types, "token_type and token_types come together, or both are 0: no such table");
+  require(!token_type == !token_types,
+          "token_type and token_types must both be given, or both be 0 for a model without token types");
   const auto table = [&](const char* name, Address address, std::int64_t rows) -> const void* {
     if (bf16) return memory<const std::uint16_t>(name, address, {rows, size});
     return memory<const float>(name, address, {rows, size});
@@ -74,11 +75,11 @@ cpu::Embedding make_embedding(Address word, Address position, Address token_type
           norm};
 }
 
-cpu::Layer make_layer(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
+cpu::Block make_block(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
                       float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
                       const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
                       const cpu::Norm& output_norm) {
-  require(precision != Precision::int4, "a layer is fp32, bf16 or int8, not int4");
+  require(precision != Precision::int4, "precision of a block must be fp32, bf16 or int8");
   check("heads", heads, 1, kWidest);
   check("head_size", head_size, 1, kWidest / heads);
   require(precision == Precision::fp32 || head_size % 2 == 0, "head_size must be even: bf16 numbers come in pairs");
@@ -98,18 +99,19 @@ cpu::Layer make_layer(Precision precision, cpu::Activation activation, std::int6
           attention_output, intermediate, output, attention_norm, output_norm};
 }
 
-cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, const MaybeLinear& gate, float count) {
+cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, const MaybeLinear& gate,
+                      float gate_states) {
   check("labels", labels, 1, kWidest);
   check("width", width, 0, kWidest);
   if (kind != cpu::Gate::none) require(width == 1 || width == labels, "width must be 1 or as many as there are labels");
-  require(kind != cpu::Gate::authors || gate, "the authors' merge needs a gate");
+  require(kind != cpu::Gate::authors || gate, "gate must be given for the kind 'authors'");
   if (gate) {
     check_linear("gate", *gate, Precision::fp32, true);
     check_same("inputs of gate", gate->inputs, width);
     check_same("outputs of gate", gate->outputs, width);
-    require(std::isfinite(count) && count > 0, "count must be a number above 0");
+    require(std::isfinite(gate_states) && gate_states > 0, "gate_states must be a number above 0");
   }
-  return {kind, labels, width, gate, count};
+  return {kind, labels, width, gate, gate_states};
 }
 
 cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_precision, const MaybeLinear& pooler,
@@ -120,12 +122,12 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
   check_linear("past", past, Precision::fp32, true);
   check("outputs of past", past.outputs, merge.labels + (merge.kind == cpu::Gate::none ? 0 : merge.width), kWidest);
   if (pooler) {
-    check_linear("pooler", *pooler, pooler->thin ? Precision::fp32 : precision, true);
+    check_linear("pooler", *pooler, pooler->row_major ? Precision::fp32 : precision, true);
     check_same("inputs of pooler", pooler->inputs, size);
     check_same("outputs of pooler", pooler->outputs, size);
   }
-  require(!folded || !learners, "a future is folded or imitated, not both");
-  require(!learners == !projection, "learners and their projection come together");
+  require(!folded || !learners, "folded and learners must not be given together");
+  require(!learners == !projection, "learners and projection must be given together");
   if (folded) {
     check_linear("folded", *folded, Precision::fp32, true);
     check_same("inputs of folded", folded->inputs, size);
@@ -135,7 +137,7 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
     check_linear("learners", *learners, learner_precision);
     check_same("inputs of learners", learners->inputs, size);
     check_linear("projection", *projection, Precision::fp32, true);
-    require(projection->thin, "projection must be thin: it is read a few columns at a time");
+    require(projection->row_major, "projection must be row-major: it is read a few columns at a time");
     check_same("inputs of projection", projection->inputs, learners->outputs);
     check_same("outputs of projection", projection->outputs, merge.labels);
   }
@@ -148,19 +150,19 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
           folded, learners,  activation,        projection, learned,           merge};
 }
 
-cpu::Step make_step(const std::vector<cpu::Layer>& blocks, const std::optional<cpu::Exit>& exit,
-                    std::int64_t adds_from) {
-  require(!blocks.empty(), "a step has a block or more");
+cpu::Layer make_layer(const std::vector<cpu::Block>& blocks, const std::optional<cpu::Exit>& exit,
+                      std::int64_t adds_from) {
+  require(!blocks.empty(), "a layer must have at least one block");
   check("adds_from", adds_from, -1, kWidest);
   return {blocks, exit, adds_from};
 }
 
 cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projection, Precision precision,
-                      const std::vector<cpu::Step>& steps, bool renormalises) {
-  require(!steps.empty(), "a model has a step or more");
-  require(steps.back().exit.has_value(), "the last step has an exit");
-  const std::int64_t hidden = steps.front().blocks.front().output.outputs;
-  const std::int64_t labels = steps.back().exit->merge.labels;
+                      const std::vector<cpu::Layer>& layers, bool renormalises) {
+  require(!layers.empty(), "a model must have at least one layer");
+  require(layers.back().exit.has_value(), "the last layer must have an exit");
+  const std::int64_t hidden = layers.front().blocks.front().output.outputs;
+  const std::int64_t labels = layers.back().exit->merge.labels;
   if (projection) {
     check_linear("projection", *projection, precision, precision == Precision::fp32);
     check_same("inputs of projection", projection->inputs, embedding.size);
@@ -169,21 +171,21 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projec
     check_same("size of the embedding", embedding.size, hidden);
   }
   std::int64_t width = 0;  // of the past up to here
-  for (const cpu::Step& step : steps) {
-    for (const cpu::Layer& block : step.blocks) check_same("hidden size of a block", block.output.outputs, hidden);
-    if (!step.exit) continue;
-    check_same("inputs of an exit", step.exit->past.inputs, hidden);
-    check_same("labels of an exit", step.exit->merge.labels, labels);
-    require((step.exit->reads == cpu::Reads::all) == (steps.back().exit->reads == cpu::Reads::all),
-            "all exits of a model score tokens, or none does");
-    if (width && step.adds_from >= 0) {
-      check("adds_from", step.adds_from, 0, width - step.exit->past.outputs);
+  for (const cpu::Layer& layer : layers) {
+    for (const cpu::Block& block : layer.blocks) check_same("hidden size of a block", block.output.outputs, hidden);
+    if (!layer.exit) continue;
+    check_same("inputs of an exit", layer.exit->past.inputs, hidden);
+    check_same("labels of an exit", layer.exit->merge.labels, labels);
+    require((layer.exit->reads == cpu::Reads::all) == (layers.back().exit->reads == cpu::Reads::all),
+            "either all exits of a model must score tokens, or none");
+    if (width && layer.adds_from >= 0) {
+      check("adds_from", layer.adds_from, 0, width - layer.exit->past.outputs);
     }
-    width = step.exit->past.outputs;
+    width = layer.exit->past.outputs;
   }
-  require(!renormalises || steps.back().exit->reads == cpu::Reads::all,
-          "renormalises is of tokens that have left, which only heads that read all tokens know");
-  return {embedding, projection, precision, steps, renormalises};
+  require(!renormalises || layers.back().exit->reads == cpu::Reads::all,
+          "renormalises must be false unless the exits score tokens");
+  return {embedding, projection, precision, layers, renormalises};
 }
 
 cpu::Linear columns_of(const cpu::Kernels& kernels, const cpu::Linear& linear, Precision precision,
@@ -196,10 +198,10 @@ cpu::Linear columns_of(const cpu::Kernels& kernels, const cpu::Linear& linear, P
 
 }  // namespace
 
-void check_linear(const char* name, const cpu::Linear& linear, Precision precision, bool may_be_thin) {
+void check_linear(const char* name, const cpu::Linear& linear, Precision precision, bool may_be_row_major) {
   const bool quantised = is_quantised(precision);
-  if (linear.thin && !may_be_thin) {
-    throw std::invalid_argument(std::string(name) + " is thin, expected panels");
+  if (linear.row_major && !may_be_row_major) {
+    throw std::invalid_argument(std::string(name) + " is row-major, expected panels");
   }
   if (quantised == (linear.scale != nullptr)) return;
   throw std::invalid_argument(std::string(name) + (quantised
@@ -234,33 +236,33 @@ void bind_parts(py::module_& m) {
       "find_kernels", [](const std::string& name) { return cpu::find_kernels(name.c_str()); }, "name"_a,
       py::return_value_policy::reference);
   py::class_<cpu::Linear>(m, "Linear")
-      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "sum"_a, "bias"_a, "inputs"_a, "outputs"_a,
-           "thin"_a);
+      .def(py::init(&make_linear), py::kw_only(), "weights"_a, "scale"_a, "weight_sum"_a, "bias"_a, "inputs"_a,
+           "outputs"_a, "row_major"_a);
   py::class_<cpu::Norm>(m, "Norm").def(py::init(&make_norm), py::kw_only(), "weight"_a, "bias"_a, "eps"_a);
   py::class_<cpu::Embedding>(m, "Embedding")
       .def(py::init(&make_embedding), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
            "token_types"_a, "size"_a, "bf16"_a, "norm"_a);
-  py::class_<cpu::Layer>(m, "Layer")
-      .def(py::init(&make_layer), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
+  py::class_<cpu::Block>(m, "Block")
+      .def(py::init(&make_block), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
            "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
   py::enum_<cpu::Queries::Kind>(m, "Queries")
       .value("all", cpu::Queries::all)
       .value("firsts", cpu::Queries::firsts)
       .value("list", cpu::Queries::list);
   py::class_<cpu::Merge>(m, "Merge")
-      .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "count"_a);
+      .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "gate_states"_a);
   py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "reads"_a, "precision"_a,
                                        "learner_precision"_a, "pooler"_a, "pooler_activation"_a, "past"_a, "folded"_a,
                                        "learners"_a, "activation"_a, "projection"_a, "learned"_a, "merge"_a);
-  py::class_<cpu::Step>(m, "Step").def(py::init(&make_step), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
+  py::class_<cpu::Layer>(m, "Layer").def(py::init(&make_layer), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::class_<cpu::Model>(m, "Model")
-      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "steps"_a,
+      .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "layers"_a,
            "renormalises"_a)
-      .def_property_readonly("layers", &cpu::Model::layers)
+      .def_property_readonly("num_layers", &cpu::Model::num_layers)
       .def_property_readonly("labels", &cpu::Model::labels)
       .def_property_readonly("scores_tokens", &cpu::Model::scores_tokens);
   m.def("columns_of", &columns_of, "kernels"_a, "linear"_a, "precision"_a, "first"_a);
-  m.def("kept_stride", &cpu::kept_stride, "layer"_a);
+  m.def("kept_stride", &cpu::kept_stride, "block"_a);
 }
 
 }  // namespace pfengine

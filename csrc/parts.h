@@ -7,8 +7,8 @@
 
 namespace pfengine {
 
-// Throws unless these are panels of this precision, or (only where `may_be_thin`) thin rows.
-void check_linear(const char* name, const cpu::Linear& linear, cpu::Precision precision, bool may_be_thin = false);
+// Throws unless these are panels of this precision, or (only where `may_be_row_major`) row-major fp32.
+void check_linear(const char* name, const cpu::Linear& linear, cpu::Precision precision, bool may_be_row_major = false);
 
 void bind_parts(pybind11::module_& m);
 

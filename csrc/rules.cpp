@@ -49,9 +49,10 @@ Clause make_clause(const std::string& signal, const std::string& comparison, con
                            values("times", times),
                            check("size", size, 0, kWidest),
                            values("temperature", temperature)};
-  require(cpu::is_window(clause.memory) == (size > 0), "size is how many exits a window holds, and 0 without one");
+  require(cpu::is_window(clause.memory) == (size > 0),
+          "size must be the number of exits that a window holds, and 0 for a memory that is no window");
   require(clause.memory != cpu::Memory::votes || clause.signal == cpu::Signal::label,
-          "votes are of the signal 'label'");
+          "the memory 'votes' must have the signal 'label'");
   require(clause.temperature.slots == 1, "temperature must be float32 [1 or layers, 1]");
   return {clause, {threshold, times, temperature}};
 }
@@ -60,9 +61,9 @@ cpu::TokenRule make_token_rule(const std::string& unit, const std::string& pool,
   static const char* const kUnits[] = {"row", "token"};
   static const char* const kPools[] = {"max", "mean"};
   const bool by_token = named<int>("unit", unit, kUnits), mean = named<int>("pool", pool, kPools);
-  require(check("window", window, 1, kWidest) % 2, "window must be odd: as many tokens before one as after it");
-  require(by_token || (window == 1 && !freezes), "window and freezes are of the unit 'token'");
-  require(!by_token || !mean, "the unit 'token' takes the largest of a window, not the mean");
+  require(check("window", window, 1, kWidest) % 2, "window must be odd, with the token in its middle");
+  require(by_token || (window == 1 && !freezes), "window must be 1 and freezes false for the unit 'row'");
+  require(!by_token || !mean, "pool must be 'max' for the unit 'token'");
   return {by_token, mean, window, freezes};
 }
 
@@ -77,19 +78,20 @@ std::unique_ptr<ExitRule> make_rule(const std::string& tested, const std::vector
   for (const Clause& clause : clauses) {
     for (const cpu::Values& numbers : {clause.clause.threshold, clause.clause.times, clause.clause.temperature}) {
       if (numbers.layers != 1 && numbers.layers != layers) {
-        throw std::invalid_argument("the numbers of a clause are of " + std::to_string(numbers.layers) +
-                                    " layers, expected 1 or the " + std::to_string(layers) + " that `tested` has");
+        throw std::invalid_argument("a clause has numbers for " + std::to_string(numbers.layers) +
+                                    " layers, expected 1 or the " + std::to_string(layers) + " layers of tested");
       }
       if (numbers.slots == 1) continue;
-      require(made->slots == 1 || made->slots == numbers.slots, "clauses have numbers of different counts of slots");
+      require(made->slots == 1 || made->slots == numbers.slots,
+              "clauses have numbers for different counts of slots, expected the same count or 1");
       made->slots = numbers.slots;
     }
     made->rule.clauses.push_back(clause.clause);
     if (!tokens || tokens->by_token) continue;
     const cpu::Memory memory = clause.clause.memory;
     require(!clause.clause.own(1) && memory != cpu::Memory::votes && memory != cpu::Memory::sum,
-            "where a row's tokens are read as one there is no label of the row: neither label_repeats, change, votes "
-            "nor sum");
+            "a clause reads labels (label_repeats, change, votes or sum), but the rule pools a row's tokens, so that "
+            "there is no label of the row");
   }
   return made;
 }
@@ -97,7 +99,7 @@ std::unique_ptr<ExitRule> make_rule(const std::string& tested, const std::vector
 void run_signal(const std::string& signal, Address logits, std::int64_t rows, std::int64_t labels, float temperature,
                 Address out) {
   const auto kind = named<cpu::Signal>("signal", signal, kSignals);
-  require(cpu::is_of_scores(kind), "the signal is not of one exit's scores alone");
+  require(cpu::is_of_scores(kind), "the signal cannot be computed from the scores of one exit alone");
   check_rows("rows", rows);
   check("labels", labels, 1, kWidest);
   const auto* from = memory<const float>("logits", logits, {rows, labels});
@@ -131,9 +133,9 @@ void run_decide(const ExitRule& rule, std::int64_t layer, Address logits, Addres
                            labels,
                            borders,
                            rows};
-  std::vector<float> room(3 * count);
+  std::vector<float> scratch(3 * count);
   cpu::decide(rule.rule, scored, where, memory<float>("state", state, {units, width}),
-              memory<std::uint8_t>("leave", leave, {units}), room.data());
+              memory<std::uint8_t>("leave", leave, {units}), scratch.data());
 }
 
 }  // namespace

@@ -1,6 +1,10 @@
-"""pfengine._C as Python sees it: csrc/bindings.cpp, parts.cpp, rules.cpp and flights.cpp.
+"""pfengine._C as Python sees it. This is where go-to-definition stops; the C++ is in csrc.
 
-Numbers without a name are addresses. What is there is said in csrc/cpu and csrc/cuda, and in the op set (`ops.cpu`).
+csrc/parts.cpp has the parts of a model, from Linear to Model, with find_kernels, columns_of and kept_stride.
+csrc/rules.cpp has exit rules with run_signal and run_decide, csrc/flights.cpp has Flight, csrc/bindings.cpp all others.
+
+An argument of type int is the address of an array, or a size. 0 is the null address. What must lie at an address is
+said where the function is declared in csrc/cpu or csrc/cuda; the callers in Python check it.
 """
 
 import enum
@@ -60,7 +64,7 @@ class Kernels:
 
 class Linear:
     def __init__(
-        self, *, weights: int, scale: int, sum: int, bias: int, inputs: int, outputs: int, thin: bool
+        self, *, weights: int, scale: int, weight_sum: int, bias: int, inputs: int, outputs: int, row_major: bool
     ) -> None: ...
 
 class Norm:
@@ -81,7 +85,7 @@ class Embedding:
         norm: Norm,
     ) -> None: ...
 
-class Layer:
+class Block:
     def __init__(
         self,
         *,
@@ -104,13 +108,13 @@ class Queries(enum.Enum):
     list = 2
 
 def find_kernels(name: str) -> Kernels | None: ...
-def kept_stride(layer: Layer) -> int: ...  # bytes per token of what keys_values makes
+def kept_stride(block: Block) -> int: ...  # bytes per token of what keys_values makes
 def keys_values(
-    kernels: Kernels, layer: Layer, x: int, tokens: int, cu_seqlens: int, rows: int, kept: int, threads: int
+    kernels: Kernels, block: Block, x: int, tokens: int, cu_seqlens: int, rows: int, kept: int, threads: int
 ) -> None: ...
-def run_layer(
+def run_block(
     kernels: Kernels,
-    layer: Layer,
+    block: Block,
     x: int,
     tokens: int,
     cu_seqlens: int,
@@ -127,7 +131,7 @@ def run_layer(
     threads: int,
 ) -> None: ...
 def output_norm(
-    kernels: Kernels, layer: Layer, sums: int, tokens: int, numbers: int, rows: int, out: int, threads: int
+    kernels: Kernels, block: Block, sums: int, tokens: int, numbers: int, rows: int, out: int, threads: int
 ) -> None: ...
 def poison_scratch(on: bool) -> None: ...  # for tests: all scratch memory starts as NaN
 def run_linear(
@@ -153,7 +157,7 @@ class Gate(enum.Enum):
     authors = 2
 
 class Merge:
-    def __init__(self, *, kind: Gate, labels: int, width: int, gate: Linear | None, count: float) -> None: ...
+    def __init__(self, *, kind: Gate, labels: int, width: int, gate: Linear | None, gate_states: float) -> None: ...
 
 class Reads(enum.Enum):
     first = 0
@@ -178,8 +182,8 @@ class Exit:
         merge: Merge,
     ) -> None: ...
 
-class Step:
-    def __init__(self, *, blocks: list[Layer], exit: Exit | None, adds_from: int) -> None: ...
+class Layer:
+    def __init__(self, *, blocks: list[Block], exit: Exit | None, adds_from: int) -> None: ...
 
 class Model:
     def __init__(
@@ -188,11 +192,11 @@ class Model:
         embedding: Embedding,
         projection: Linear | None,
         precision: Precision,
-        steps: list[Step],
+        layers: list[Layer],
         renormalises: bool,
     ) -> None: ...
     @property
-    def layers(self) -> int: ...
+    def num_layers(self) -> int: ...
     @property
     def labels(self) -> int: ...
     @property

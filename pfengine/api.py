@@ -24,7 +24,7 @@ from .engine import CriterionFunction
 from .errors import ConfigError, InputError
 from .exits import Criterion
 from .exits.data import is_data
-from .exits.selection import OwnExits, Selection, choose
+from .exits.selection import CheckpointExits, Selection, choose
 from .inference import Runner
 from .model import Model, build
 from .options import sizes, whole, wholes
@@ -112,7 +112,7 @@ class Engine:
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
         self._process = os.getpid()
         self._pool: tuple[int, Executor] | None = None
-        self._own: OwnExits | None = None  # kept from call to call
+        self._checkpoint_exits: CheckpointExits | None = None  # kept from call to call
 
     @property
     def mark(self) -> str:
@@ -155,10 +155,12 @@ class Engine:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The names of the labels, in the order of the model's outputs."""
         return self.model.config.labels
 
     @property
     def num_layers(self) -> int:
+        """How many layers the encoder has."""
         return self.model.num_layers
 
     @property
@@ -168,7 +170,7 @@ class Engine:
 
     @property
     def max_length(self) -> int:
-        """Longest row in tokens; longer ones are truncated."""
+        """The longest row that the engine takes, in tokens; longer ones are truncated."""
         return self.tokenizer.max_length
 
     def classify(
@@ -184,7 +186,10 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> list[Any]:
-        """One dict per row, {"label", "score", "exit_layer"}, in input order.
+        """One dict per row, in input order: {"label", "score", "exit_layer"}.
+
+        "label" is the label with the largest score, "score" its probability (for regression the score itself), and
+        "exit_layer" the layer after which the row left, 1-based.
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
         ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding).
@@ -242,7 +247,7 @@ class Engine:
         if self.model.head.tags:
             raise ConfigError(f"{self.checkpoint.path} tags tokens and does not classify rows; use predict")
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
-        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, prompt=True))
+        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, flush_when_slow=True))
 
         def results() -> Iterator[Any]:
             for window, logits, exit_layers in self._answered(inputs, windows, selection, runner):
@@ -268,9 +273,10 @@ class Engine:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | None = None,
     ) -> Predictions:
-        """Answers as arrays; options as in `classify`.
+        """Answers as arrays, see `Predictions`; options as in `classify`.
 
-        Raises InputError for the first bad row; a row whose logits are nan or infinite is one.
+        Raises InputError for the first bad row; a row whose logits are nan or infinite is one. Raises ConfigError where
+        the options do not fit the model or each other.
         """
         selection, given = self._selected(inputs, criterion, threshold, speedup)
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
@@ -299,10 +305,11 @@ class Engine:
         return runner.join(parts, np.nan, axis=1)
 
     def warmup(self, rows: Sequence[int] = (1, 8, 32), tokens: Sequence[int] = (16, 32, 64, 128)) -> None:
-        """Do in advance what the first calls of these sizes would wait for; no answers change.
+        """Do in advance what the first calls of these sizes would wait for. No answers change.
 
-        rows, tokens: sizes of a batch and of each of its rows; every combination is run. On a GPU kernels are compiled
-        and their launches recorded as CUDA graphs, for the engine's own criterion, through all layers.
+        rows: numbers of rows in a batch; tokens: lengths of its rows. Every combination is run. On a GPU kernels are
+        compiled and their launches recorded as CUDA graphs, for the engine's own criterion, through all layers. Raises
+        ConfigError for sizes that are not positive integers.
         """
         self._check_process()
         own = self.criterion
@@ -319,15 +326,18 @@ class Engine:
         threshold: float | None = None,
         speedup: float | None = None,
     ) -> CriterionFunction:
-        """The criterion these options stand for; without any, the engine's own. ConfigError where they do not fit."""
+        """The criterion that these options stand for; without options the engine's own.
+
+        Raises ConfigError where the options do not fit the model or each other.
+        """
         if criterion is None and threshold is None and speedup is None:
             return self.criterion
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
 
     def _selected(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]:
-        if self._own is None or self._own.exit_layers is not self.exit_layers:
-            self._own = own_exits(self.checkpoint, self.exit_layers)
-        return select_rows(self._own, self.criterion, inputs, criterion, threshold, speedup)
+        if self._checkpoint_exits is None or self._checkpoint_exits.exit_layers is not self.exit_layers:
+            self._checkpoint_exits = own_exits(self.checkpoint, self.exit_layers)
+        return select_rows(self._checkpoint_exits, self.criterion, inputs, criterion, threshold, speedup)
 
     def _check_process(self) -> None:
         """Raise ConfigError in a forked child where the engine is on a GPU, whose memory the child cannot use."""
@@ -338,13 +348,13 @@ class Engine:
             )
 
     def _windows(
-        self, inputs: Any, truncation: str, batch_tokens: int, prompt: bool = False
+        self, inputs: Any, truncation: str, batch_tokens: int, flush_when_slow: bool = False
     ) -> Iterator[list[Row | InputError]]:
-        """Rows a few token budgets at a time; `truncation` is checked at once. prompt: see `read_windows`."""
+        """Rows a few token budgets at a time; `truncation` is checked at once. flush_when_slow: see `read_windows`."""
         self._check_process()
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
-        return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens, prompt)
+        return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens, flush_when_slow)
 
     def _answered(
         self, inputs: Any, windows: Iterable[Sequence[Row | InputError]], selection: Selection, runner: Runner

@@ -139,7 +139,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     if raw.get("is_decoder"):
         fields.fault("is_decoder", "is true; pfengine runs encoders")
     if raw.get("quantization_config"):
-        fields.fault("quantization_config", "is set; give weights as they were before (int8: `pfengine convert`)")
+        fields.fault("quantization_config", "is set; give the unquantised weights (for int8: `pfengine convert`)")
     if raw.get("auto_map"):
         warn(f"{file}: 'auto_map' names code beside it, which is never run: it is loaded as a {model_type}")
     activation = fields.get(
@@ -153,7 +153,10 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     max_positions = fields.count("max_position_embeddings")
     pad = fields.get("pad_token_id", "an integer >= 0", lambda v: is_int(v) and v >= 0, 0, family.default_pad_token_id)
     if family.positions_after_pad and pad + 1 >= max_positions:
-        fields.fault("max_position_embeddings", f"is {max_positions}: none left after pad_token_id + 1 = {pad + 1}")
+        fields.fault(
+            "max_position_embeddings",
+            f"is {max_positions}, which leaves no position after pad_token_id + 1 = {pad + 1}",
+        )
     inner = fields.count("inner_group_num", 1, MAX_LAYERS) if family.shares_layers else 1
     if max(layers, groups) * inner > MAX_BLOCKS:
         fields.fault("inner_group_num", f"is {inner}, which makes more than {MAX_BLOCKS} blocks")
@@ -214,7 +217,7 @@ def _labels(fields: Fields) -> tuple[str, ...]:
 
 
 def _is_text(value: Any) -> bool:
-    """Half a surrogate pair is none: no file and no terminal takes it."""
+    """Is it a string without lone surrogates? They cannot be written to files or terminals."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 

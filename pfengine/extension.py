@@ -101,7 +101,7 @@ def address(
     return x.data_ptr()
 
 
-def room(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, int]:
+def new_output(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, int]:
     """A new, uninitialised CPU tensor for _C to fill, and its address."""
     out = torch.empty(shape, dtype=dtype, device=_CPU)
     return out, out.data_ptr()
@@ -116,7 +116,7 @@ def signal(name: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
     """`ops.decide.signal` of CPU tensors, with the same bits as flights in `_C`: [..., C] -> float32 [...]."""
     logits = logits.float().contiguous()
     rows, labels = logits.shape[:-1], logits.shape[-1]
-    out, to = room(rows, torch.float32)
+    out, to = new_output(rows, torch.float32)
     at = address("logits", logits, torch.float32, logits.shape)
     _C.run_signal(name, at, out.numel(), labels, temperature, to)
     return out

@@ -27,7 +27,7 @@ class Family:
     block_key: str  # of a block, with {layer}, {group} (of layers that share weights) and {block} (within a layer)
     block_parts: dict[str, str]
     embedding_projection: str | None  # linear map from embedding to hidden size; None where the two are one
-    shares_layers: bool  # config.json says how many groups of layers share weights, and how many blocks a layer has
+    shares_layers: bool  # then config.json counts groups of layers, and blocks of a layer
     shares_pooler: bool  # exit heads have one pooler for all layers unless told otherwise
     pooler: str  # dense on the first token, before the classifier of a plain Hugging Face directory
     classifier: str
@@ -37,8 +37,8 @@ class Family:
     positions_after_pad: bool  # RoBERTa: positions start at pad_token_id + 1 and skip padding ids
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     projects_equal_sizes: bool = True  # is there an embedding_projection where embedding and hidden size are equal?
-    config_keys: Mapping[str, str] = field(default_factory=dict)  # config.json's name of what BERT calls otherwise
-    lacks: tuple[str, ...] = ()  # BERT's fields that do not count: "type_vocab_size" (no token types), "layer_norm_eps"
+    config_keys: Mapping[str, str] = field(default_factory=dict)  # BERT's name of a field -> this family's name
+    lacks: tuple[str, ...] = ()  # fields of BERT's config.json that are not read: "type_vocab_size", "layer_norm_eps"
 
     def key(self, name: str) -> str:
         """The key in config.json of the field that BERT calls `name`."""

@@ -9,7 +9,7 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .errors import ConfigError
 from .exits import Outputs
-from .exits.selection import OwnExits, Selection, select
+from .exits.selection import CheckpointExits, Selection, select
 from .heads import HEADS
 from .rows import MISSING, Given, Knob, is_single, rows_of
 
@@ -46,29 +46,29 @@ def with_numbers(rows: Iterator[Any], name: str, values: Iterable[Any]) -> Itera
         raise ConfigError(f"{name} has more values than the {count} rows there are; give one per row")
 
 
-def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> OwnExits:
+def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> CheckpointExits:
     """What `exits.selection` reads of a checkpoint. exit_layers: those in use, None for the checkpoint's own."""
     written, backbone = ckpt.manifest, ckpt.backbone
     head = HEADS[written.head["type"]]
     outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learned, head.tags)
     used, criterion = exit_layers or written.exit_layers, (written.criterion or "never").strip()
-    return OwnExits(ckpt.path, criterion, written.threshold, used, written.calibration, outputs)
+    return CheckpointExits(ckpt.path, criterion, written.threshold, used, written.calibration, outputs)
 
 
 def select_rows(
-    own: OwnExits, current: Any, inputs: Any, criterion: Any, threshold: Number, speedup: Number
+    checkpoint: CheckpointExits, current: Any, inputs: Any, criterion: Any, threshold: Number, speedup: Number
 ) -> tuple[Selection, Any]:
     """What the rows of `inputs` run, and the rows with the numbers that were given beside them.
 
-    own: the exits of the engine's checkpoint; current: the engine's criterion, which runs where none is given.
+    checkpoint: the exits of the engine's checkpoint; current: the engine's criterion, which runs where none is given.
     Raises ConfigError where the options contradict each other or do not fit the model.
     """
     per_row = [name for name, value in (("threshold", threshold), ("speedup", speedup)) if is_per_row(value)]
     if not per_row:
-        return select(own, criterion, threshold, speedup, current, None), inputs
+        return select(checkpoint, criterion, threshold, speedup, current, None), inputs
     if threshold is not None and speedup is not None:
         raise ConfigError("give threshold or speedup, not both")
     values: Any = speedup if threshold is None else threshold
     check_count(inputs, per_row[0], values)
-    selection = select(own, criterion, None, None, current, per_row[0])
+    selection = select(checkpoint, criterion, None, None, current, per_row[0])
     return selection, with_numbers(rows_of(inputs), per_row[0], values)

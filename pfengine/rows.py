@@ -32,7 +32,7 @@ class Knob(NamedTuple):
     value: Any
 
 
-MISSING = object()  # the value of a knob for which the numbers given beside the rows did not suffice
+MISSING = object()  # the number of a row where the numbers given beside the rows ended before it
 
 
 class Given(NamedTuple):

@@ -30,7 +30,7 @@ class TokenFlight(TorchFlight):
         self.frozen = self.gone.clone()
         self.sums: Tensor | None = None  # before the last output norm, of all tokens, where they are renormalised
 
-    def _run_layer(self, half: bool, last: bool) -> None:
+    def _run_layer(self, half_done: bool, last: bool) -> None:
         ops = self.carrier.encoder.ops
         active = (~self.frozen).nonzero().squeeze(1)
         for block in self.carrier.encoder.layers[self.layer - 1]:

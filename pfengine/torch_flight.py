@@ -77,7 +77,7 @@ class TorchFlight(Flight):
         self.carrier, self.answers = carrier, answers
         self.x, self.cu_seqlens = encoder.embed(carrier.encoder, inputs), inputs.cu_seqlens
         self.row_slots = torch.from_numpy(slots).to(carrier.device)  # the slot of each row that is left
-        self.half_done: HalfDone | None = None  # the present layer's, while x is the output of the layer before
+        self.half_done: HalfDone | None = None  # while the present layer is half done, and x is not its output yet
         self.head_state: HeadState | None = None
         self.rule_state: Tensor | None = None  # what the rule carries from exit to exit; None: nothing yet
         self.rule_layout: tuple[Any, ...] = ()  # what its numbers stand for
@@ -111,7 +111,7 @@ class TorchFlight(Flight):
             tested = has_exit and not last and bool(rule.tested[self.layer - 1])
             stops = self.layer == until
             answer = tested or (has_exit and (scores if stops else last))
-            self._run_layer(half=answer and not last and len(self) >= MIN_ROWS_TO_HALVE, last=last)
+            self._run_layer(half_done=answer and not last and len(self) >= MIN_ROWS_TO_HALVE, last=last)
             self.scores, self.head_state = carrier.head.step(
                 self.layer, self._read(), self._bounds(), self.head_state, answer
             )
@@ -133,7 +133,7 @@ class TorchFlight(Flight):
         if not isinstance(other, TorchFlight) or other.carrier is not self.carrier:
             raise ValueError("the other flight is not one of the same carrier")
         if other.answers is not self.answers:
-            raise ValueError("the other flight answers elsewhere; flights that are joined have the same Answers")
+            raise ValueError("the other flight has other answers; flights that join must write to the same Answers")
         if not len(other):
             return
         if len(self) and other.layer != self.layer:
@@ -165,7 +165,7 @@ class TorchFlight(Flight):
         self._leave(self._leaving(rule, self.row_slots), answered=True)
 
     def _leaving(self, rule: ExitRule, slots: Tensor, bounds: Tensor | None = None) -> Tensor:
-        """Who leaves, by the rule. A rule that carries nothing leaves alone what another has carried so far."""
+        """Who leaves, by the rule. A rule that carries nothing keeps what the rule before it carried."""
         scores, signal, carries = self._scores(), self.carrier.encoder.ops.signal, rule.width(self.carrier.labels)
         state = self.rule_state if carries else None
         leave, state = decide(rule, self.layer, scores.logits, scores.learned, state, slots, signal, bounds)
@@ -202,14 +202,14 @@ class TorchFlight(Flight):
             states.append(state)
         self.rule_state, self.rule_layout = torch.cat(states), layout
 
-    def _run_layer(self, half: bool, last: bool) -> None:
-        """Compute the next layer. half: only its first half, where the head reads first tokens."""
+    def _run_layer(self, half_done: bool, last: bool) -> None:
+        """Compute the next layer. half_done: only its first half, where the head reads first tokens."""
         weights, reads = self.carrier.encoder, self._reads
         x, block = encoder.enter(weights, self.layer, self.x, self.cu_seqlens)
         if last and reads == "first":
             self.x = weights.ops.block(x, self.cu_seqlens, block, "first")
             self.cu_seqlens = torch.arange(len(self) + 1, dtype=torch.int32, device=x.device)
-        elif half and reads == "first":
+        elif half_done and reads == "first":
             kept = weights.ops.keys_values(x, self.cu_seqlens, block)
             first = weights.ops.block(x, self.cu_seqlens, block, "first", kept)
             self.half_done = HalfDone(

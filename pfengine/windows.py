@@ -14,22 +14,22 @@ from .tokenization import Tokenizer
 
 WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of similar length share a batch
 BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # at most so much is tokenised at once
-PATIENCE = 0.1  # seconds that a window waits for its rows, where answers are wanted as rows arrive
+MAX_WAIT_SECONDS = 0.1  # that a window waits for its rows, where answers are wanted as rows arrive
 
 
 def read_windows(
-    tokenizer: Tokenizer, inputs: Iterator[Any], truncation: str, batch_tokens: int, prompt: bool = False
+    tokenizer: Tokenizer, inputs: Iterator[Any], truncation: str, batch_tokens: int, flush_when_slow: bool = False
 ) -> Iterator[list[Row | InputError]]:
     """Consecutive rows in order, a bad row as its error; about WINDOW_BATCHES x batch_tokens tokens per window.
 
-    prompt: a window also ends once it has waited for its rows for PATIENCE seconds. An empty window follows it, so that
-    what is under way is answered before the next wait.
+    flush_when_slow: a window also ends once it has waited for its rows for MAX_WAIT_SECONDS. An empty window follows
+    it, so that what is under way is answered before the next wait.
 
     One warning at the end counts the rows that were truncated. Where `truncation` is "error", such rows are bad rows
     instead. An exception of `inputs` is raised after the window of the rows before it.
     """
     limit, most = tokenizer.max_length, WINDOW_BATCHES * batch_tokens
-    source = _Source(inputs, prompt)
+    source = _Source(inputs, flush_when_slow)
     truncated = seen = tokens = 0
     window: list[Row | InputError] = []
     try:
@@ -62,8 +62,8 @@ def read_windows(
 class _Source:
     """Numbered rows in blocks, and how long the present window has waited for them."""
 
-    def __init__(self, inputs: Iterator[Any], prompt: bool) -> None:
-        self.rows, self.prompt = enumerate(inputs), prompt
+    def __init__(self, inputs: Iterator[Any], flush_when_slow: bool) -> None:
+        self.rows, self.flush_when_slow = enumerate(inputs), flush_when_slow
         self.row_thread = inputs if isinstance(inputs, RowThread) else None
         self.waited = 0.0
         self.failure: Exception | None = None  # raised by the inputs
@@ -73,10 +73,10 @@ class _Source:
 
         Only a `RowThread` can tell beforehand that a row will be late. Other inputs show it by being late.
         """
-        if not self.prompt or self.row_thread is None:
-            return self.prompt and self.waited >= PATIENCE
+        if not self.flush_when_slow or self.row_thread is None:
+            return self.flush_when_slow and self.waited >= MAX_WAIT_SECONDS
         before = time.perf_counter()
-        late = not self.row_thread.ready(max(0.0, PATIENCE - self.waited))
+        late = not self.row_thread.ready(max(0.0, MAX_WAIT_SECONDS - self.waited))
         self.waited += time.perf_counter() - before
         return late
 

@@ -27,35 +27,35 @@ def room(*shape: int, dtype: torch.dtype = torch.float32) -> int:
     return at(torch.zeros(shape, dtype=dtype))
 
 
-def linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32, thin: bool = False) -> Any:
-    packed = pack_linear(torch.rand(outputs, inputs), torch.rand(outputs), dtype, thin=thin)
+def linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32, row_major: bool = False) -> Any:
+    packed = pack_linear(torch.rand(outputs, inputs), torch.rand(outputs), dtype, row_major=row_major)
     kept.extend(packed.tensors)
     return packed.native
 
 
-def layer(dtype: torch.dtype = torch.float32) -> Any:
+def block(dtype: torch.dtype = torch.float32) -> Any:
     sizes = {"qkv": (HIDDEN, 3 * HIDDEN), "attention_output": (HIDDEN, HIDDEN), "intermediate": (HIDDEN, INNER),
              "output": (INNER, HIDDEN)}  # fmt: skip
     parts = {name: (torch.rand(out, size), torch.rand(out)) for name, (size, out) in sizes.items()}
     norm = Norm(torch.ones(HIDDEN), torch.zeros(HIDDEN), 1e-5)
-    block = Block(**parts, attention_norm=norm, output_norm=norm, num_heads=HEADS, scale=0.3, activation="gelu")
-    prepared = cpu.prepare_block(block, dtype)
+    weights = Block(**parts, attention_norm=norm, output_norm=norm, num_heads=HEADS, scale=0.3, activation="gelu")
+    prepared = cpu.prepare_block(weights, dtype)
     kept.extend(prepared.tensors)
     return prepared.native
 
 
 def merge(**changes: Any) -> Any:
-    good = {"kind": C.Gate.authors, "labels": LABELS, "width": LABELS, "gate": linear(LABELS, LABELS, thin=True)}
-    return C.Merge(**(good | {"count": 2} | changes))
+    good = {"kind": C.Gate.authors, "labels": LABELS, "width": LABELS, "gate": linear(LABELS, LABELS, row_major=True)}
+    return C.Merge(**(good | {"gate_states": 2} | changes))
 
 
 def exit_arguments() -> Arguments:
     return {
         "reads": C.Reads.first, "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32,
         "pooler": linear(HIDDEN, HIDDEN), "pooler_activation": C.Activation.relu,
-        "learned": linear(HIDDEN, 1, thin=True),
-        "past": linear(HIDDEN, 2 * LABELS, thin=True), "folded": None, "learners": linear(HIDDEN, 64),
-        "activation": C.Activation.tanh, "projection": linear(64, LABELS, thin=True), "merge": merge(),
+        "learned": linear(HIDDEN, 1, row_major=True),
+        "past": linear(HIDDEN, 2 * LABELS, row_major=True), "folded": None, "learners": linear(HIDDEN, 64),
+        "activation": C.Activation.tanh, "projection": linear(64, LABELS, row_major=True), "merge": merge(),
     }  # fmt: skip
 
 
@@ -70,13 +70,13 @@ def embedding_arguments() -> Arguments:
 
 
 def model_arguments() -> Arguments:
-    step = C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments()), adds_from=0)
+    layer = C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments()), adds_from=0)
     embedding = C.Embedding(**embedding_arguments())
-    return {"embedding": embedding, "projection": None, "precision": C.Precision.fp32, "steps": [step] * LAYERS,
+    return {"embedding": embedding, "projection": None, "precision": C.Precision.fp32, "layers": [layer] * LAYERS,
             "renormalises": False}  # fmt: skip
 
 
-def layer_arguments() -> Arguments:
+def block_arguments() -> Arguments:
     return {
         "precision": C.Precision.int8, "activation": C.Activation.relu, "heads": HEADS, "head_size": HIDDEN // HEADS,
         "scale": 0.3, "qkv": linear(HIDDEN, 3 * HIDDEN, torch.int8),
@@ -115,7 +115,7 @@ def with_kernels(**arguments: Any) -> Arguments:
 def queries_of(weights: Any, *tokens: int, bounds: tuple[int, ...] = (0, 1, 3)) -> Arguments:
     """A list of queries of that batch, by keys and values that were kept, to rows 0, 2 and 3 of five."""
     return with_kernels(
-        layer=weights, x=room(5, HIDDEN), **batch(), kind=C.Queries.list, queries=len(tokens),
+        block=weights, x=room(5, HIDDEN), **batch(), kind=C.Queries.list, queries=len(tokens),
         query_tokens=at(torch.tensor(tokens).int()), query_bounds=at(torch.tensor(bounds).int()),
         targets=at(torch.tensor([0, 2, 3]).int()), kept=room(5, C.kept_stride(weights) // 4), out=room(5, HIDDEN),
         out_rows=5, sums=room(5, HIDDEN), threads=2,
@@ -125,26 +125,26 @@ def queries_of(weights: Any, *tokens: int, bounds: tuple[int, ...] = (0, 1, 3)) 
 BORDERS = torch.tensor([0, 2, 5]).int()
 STAY = torch.tensor([True, False])
 GOOD: dict[str, Callable[[], Arguments]] = {
-    "Linear": lambda: {"weights": room(64, 64), "scale": room(32), "sum": room(32), "bias": room(32), "inputs": 32,
-                       "outputs": 32, "thin": False},
+    "Linear": lambda: {"weights": room(64, 64), "scale": room(32), "weight_sum": room(32), "bias": room(32),
+                       "inputs": 32, "outputs": 32, "row_major": False},
     "Norm": norm_arguments,
     "Embedding": embedding_arguments,
-    "Layer": layer_arguments,
-    "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "count": 2.0},
+    "Block": block_arguments,
+    "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "gate_states": 2.0},
     "Exit": exit_arguments,
-    "Step": lambda: {"blocks": [layer()], "exit": C.Exit(**exit_arguments()), "adds_from": -1},
+    "Layer": lambda: {"blocks": [block()], "exit": C.Exit(**exit_arguments()), "adds_from": -1},
     "Model": model_arguments,
     "columns_of": lambda: with_kernels(linear=linear(8, 128), precision=C.Precision.fp32, first=64),
-    "kept_stride": lambda: {"layer": layer()},
+    "kept_stride": lambda: {"block": block()},
     "count_kept": lambda: {"cu_seqlens": at(BORDERS), "stay": at(STAY), "rows": 2, "tokens": 5},
     "compact": lambda: {
         "tokens": room(5, 8), "width_bytes": 32, "cu_seqlens": at(BORDERS), "row_ids": room(2, dtype=torch.int64),
         "stay": at(STAY), "rows": 2, "new_tokens": room(5, 8), "new_cu_seqlens": room(3),
         "new_row_ids": room(2, dtype=torch.int64), "threads": 2},
-    "keys_values": lambda: with_kernels(layer=(weights := layer()), x=room(5, HIDDEN), **batch(),
+    "keys_values": lambda: with_kernels(block=(weights := block()), x=room(5, HIDDEN), **batch(),
                                         kept=room(5, C.kept_stride(weights) // 4), threads=2),
-    "run_layer": lambda: queries_of(layer(torch.int8), 1, 2, 4),
-    "output_norm": lambda: with_kernels(layer=layer(), sums=room(5, HIDDEN), tokens=5,
+    "run_block": lambda: queries_of(block(torch.int8), 1, 2, 4),
+    "output_norm": lambda: with_kernels(block=block(), sums=room(5, HIDDEN), tokens=5,
                                         numbers=at(torch.tensor([0, 1, 4]).int()), rows=3, out=room(5, HIDDEN),
                                         threads=2),
     "run_linear": lambda: with_kernels(precision=C.Precision.fp32, linear=linear(8, 96), first_column=32, columns=64,

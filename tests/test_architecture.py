@@ -34,6 +34,12 @@ LINKS = [
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
 ]
 
+CONTRIBUTING_FILES = [
+    span
+    for span in sorted(set(re.findall(r"`([^`\n]+)`", (ROOT / "CONTRIBUTING.md").read_text())))
+    if re.fullmatch(r"[\w./]+\.(py|pyi|cpp|h|md)", span) and "NAME" not in span
+]
+
 WALK = section("## A walk from `classify` to the kernels")
 
 
@@ -88,6 +94,12 @@ def test_every_dotted_name_exists(name: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_exists(file: str) -> None:
     assert any((root / file).exists() for root in (ROOT, ROOT / "pfengine"))
+
+
+@pytest.mark.parametrize("file", CONTRIBUTING_FILES)
+def test_every_file_of_contributing_exists(file: str) -> None:
+    """In its table a file may be named from the package or from csrc/cpu on."""
+    assert any((ROOT / root / file).exists() for root in (".", "pfengine", "csrc/cpu"))
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

@@ -21,12 +21,12 @@ from .native_arguments import (
     LAYERS,
     Arguments,
     at,
+    block,
     clause_arguments,
     embedding_arguments,
     exit_arguments,
     flight_arguments,
     kept,
-    layer,
     linear,
     merge,
     model_arguments,
@@ -37,7 +37,7 @@ C = extension._C
 HUGE = [1 << 31, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
 ONE_BYTE = {"stay", "leave", "tokens", "new_tokens"}  # which lie at any address
 EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types", "slots"}
-OPTIONAL = {("run_layer", "targets"), ("run_layer", "kept"), ("run_layer", "sums"), ("output_norm", "numbers"),
+OPTIONAL = {("run_block", "targets"), ("run_block", "kept"), ("run_block", "sums"), ("output_norm", "numbers"),
             ("run_linear", "add"), ("run_exit", "add"), ("run_exit", "learned"), ("run_decide", "learned"),
             ("run_merge", "future")}  # fmt: skip
 SIZES = {"rows", "tokens", "labels", "width_bytes", "columns", "first_column", "first", "inputs", "outputs", "words",
@@ -59,9 +59,9 @@ def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[E
         yield from ((wrong, ValueError) for wrong in (0, -1, -(2**31), 10**6))
         yield from ((wrong, TypeError) for wrong in (None, 1.5, "2", 2**40))
     elif is_address(name, argument, value):
-        if (name, argument) not in OPTIONAL | {("Linear", "scale"), ("Linear", "sum")}:
+        if (name, argument) not in OPTIONAL | {("Linear", "scale"), ("Linear", "weight_sum")}:
             yield 0, ValueError
-        if argument == "sum":
+        if argument == "weight_sum":
             yield 0, ValueError  # without the scale
         one_byte = argument in ONE_BYTE
         if not one_byte:
@@ -140,7 +140,7 @@ def wrong_borders() -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["keys_values", "run_layer", "count_kept", "compact", "run_mean", "run_decide", "Flight"]
+    "name", ["keys_values", "run_block", "count_kept", "compact", "run_mean", "run_decide", "Flight"]
 )
 @pytest.mark.parametrize("borders", wrong_borders(), ids=str)
 def test_borders_of_rows(name: str, borders: list[int]) -> None:
@@ -157,22 +157,22 @@ def test_borders_of_rows(name: str, borders: list[int]) -> None:
 
 LINEAR = {"inputs": 8, "outputs": 96}
 OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
-    "no exit at the end": ("Model", lambda: {"steps": [C.Step(blocks=[layer()], exit=None, adds_from=-1)]}),
+    "no exit at the end": ("Model", lambda: {"layers": [C.Layer(blocks=[block()], exit=None, adds_from=-1)]}),
     "another hidden size": ("Model", lambda: {"embedding": C.Embedding(**embedding_arguments() | {"size": 31})}),
     "projection to another size": ("Model", lambda: {"projection": linear(HIDDEN, 31)}),
-    "more past than there is": ("Model", lambda: {"steps": [
-        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments()), adds_from=1)] * 2}),
-    "exits with other labels": ("Model", lambda: {"steps": [
-        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments() | {
-            "past": linear(HIDDEN, 4, thin=True), "learners": None, "projection": None,
-            "merge": C.Merge(kind=C.Gate.none, labels=4, width=0, gate=None, count=1)}), adds_from=-1),
-        *model_arguments()["steps"]]}),
-    "adds from before the start": ("Step", lambda: {"adds_from": -2}),
+    "more past than there is": ("Model", lambda: {"layers": [
+        C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments()), adds_from=1)] * 2}),
+    "exits with other labels": ("Model", lambda: {"layers": [
+        C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments() | {
+            "past": linear(HIDDEN, 4, row_major=True), "learners": None, "projection": None,
+            "merge": C.Merge(kind=C.Gate.none, labels=4, width=0, gate=None, gate_states=1)}), adds_from=-1),
+        *model_arguments()["layers"]]}),
+    "adds from before the start": ("Layer", lambda: {"adds_from": -2}),
     "a gate that is missing": ("Merge", lambda: {"gate": None}),
     "a gate of another width": ("Merge", lambda: {"gate": linear(2, 2)}),
     "gates neither one nor a label's": ("Merge", lambda: {"width": 2, "gate": linear(2, 2)}),
-    "a count of nothing": ("Merge", lambda: {"count": 0.0}),
-    "a count that is no number": ("Merge", lambda: {"count": float("nan")}),
+    "gates of no state": ("Merge", lambda: {"gate_states": 0.0}),
+    "gates of no number of states": ("Merge", lambda: {"gate_states": float("nan")}),
     "a past too narrow": ("Exit", lambda: {"past": linear(HIDDEN, LABELS)}),
     "a past of another size": ("Exit", lambda: {"past": linear(31, 2 * LABELS)}),
     "a past in int8": ("Exit", lambda: {"past": linear(HIDDEN, 2 * LABELS, torch.int8)}),
@@ -181,20 +181,21 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "two futures": ("Exit", lambda: {"folded": linear(HIDDEN, LABELS)}),
     "learners of another precision": ("Exit", lambda: {"learner_precision": C.Precision.int4}),
     "a projection in panels": ("Exit", lambda: {"projection": linear(64, LABELS)}),
-    "a projection of other learners": ("Exit", lambda: {"projection": linear(63, LABELS, thin=True)}),
+    "a projection of other learners": ("Exit", lambda: {"projection": linear(63, LABELS, row_major=True)}),
     "a pooler of another size": ("Exit", lambda: {"pooler": linear(HIDDEN, 31)}),
-    "a layer in int4": ("Layer", lambda: {"precision": C.Precision.int4}),
-    "a layer of another precision": ("Layer", lambda: {"precision": C.Precision.fp32}),
-    "an odd head": ("Layer", lambda: {"heads": 32, "head_size": 1}),
-    "other heads": ("Layer", lambda: {"heads": 4}),
-    "an inner size of its own": ("Layer", lambda: {"output": linear(41, HIDDEN, torch.int8)}),
-    "thin weights in a layer": ("Layer", lambda: {"precision": C.Precision.fp32, "qkv": linear(32, 96, thin=True)}),
-    "a scale that is no number": ("Layer", lambda: {"scale": float("nan")}),
+    "a block in int4": ("Block", lambda: {"precision": C.Precision.int4}),
+    "a block of another precision": ("Block", lambda: {"precision": C.Precision.fp32}),
+    "an odd head": ("Block", lambda: {"heads": 32, "head_size": 1}),
+    "other heads": ("Block", lambda: {"heads": 4}),
+    "an inner size of its own": ("Block", lambda: {"output": linear(41, HIDDEN, torch.int8)}),
+    "row-major weights in a block": ("Block", lambda: {
+        "precision": C.Precision.fp32, "qkv": linear(32, 96, row_major=True)}),
+    "a scale that is no number": ("Block", lambda: {"scale": float("nan")}),
     "an epsilon below 0": ("Norm", lambda: {"eps": -1.0}),
-    "thin and quantised": ("Linear", lambda: {"thin": True}),
+    "row-major and quantised": ("Linear", lambda: {"row_major": True}),
     "columns from within a panel": ("columns_of", lambda: {"first": 1}),
     "columns beyond the last": ("columns_of", lambda: {"first": 128}),
-    "columns of thin weights": ("columns_of", lambda: {"linear": linear(8, 128, thin=True)}),
+    "columns of row-major weights": ("columns_of", lambda: {"linear": linear(8, 128, row_major=True)}),
     "a first column within a panel": ("run_linear", lambda: {"first_column": 1, "columns": 8}),
     "columns past the end": ("run_linear", lambda: {"columns": 65}),
     "rows closer than they are long": ("run_linear", lambda: {"stride": 7}),
@@ -203,13 +204,13 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "added rows closer than they are long": ("run_linear", lambda: {"add_stride": 63}),
     "rows apart beyond all memory": ("run_linear", lambda: {"stride": 1 << 60}),
     "weights of another precision": ("run_linear", lambda: {"precision": C.Precision.int8}),
-    "part of thin weights": ("run_linear", lambda: {"linear": linear(8, 96, thin=True)}),
-    "other weights for a learned score": ("Exit", lambda: {"learned": linear(HIDDEN, 2, thin=True)}),
-    "a learned score of another size": ("Exit", lambda: {"learned": linear(31, 1, thin=True)}),
+    "part of row-major weights": ("run_linear", lambda: {"linear": linear(8, 96, row_major=True)}),
+    "other weights for a learned score": ("Exit", lambda: {"learned": linear(HIDDEN, 2, row_major=True)}),
+    "a learned score of another size": ("Exit", lambda: {"learned": linear(31, 1, row_major=True)}),
     "a learned score that is not there": ("run_exit", lambda: {"exit": C.Exit(**exit_arguments() | {"learned": None})}),
-    "exits that read what others do not": ("Model", lambda: {"steps": [
-        C.Step(blocks=[layer()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.all}), adds_from=-1),
-        *model_arguments()["steps"]]}),
+    "exits that read what others do not": ("Model", lambda: {"layers": [
+        C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.all}), adds_from=-1),
+        *model_arguments()["layers"]]}),
     "tokens renormalised that nobody reads": ("Model", lambda: {"renormalises": True}),
     "a slot that is not there": ("Flight", lambda: {"slots": np.array([0, 2])}),
     "rows without a token": ("Flight", lambda: {"cu_seqlens": np.array([0, 5, 5], np.int32)}),
@@ -255,13 +256,13 @@ def test_parts_outlive_what_they_were_made_of() -> None:
     assert not C.Flight(**arguments).advance(rules, LAYERS, True, 1)
     before = arguments["logits"].copy()
     for _ in range(50):
-        linear(8, 8), merge(), layer(), rule()
+        linear(8, 8), merge(), block(), rule()
     del arguments["model"]
     flight = C.Flight(**arguments, model=C.Model(**model_arguments()))
     logits = arguments.pop("logits")
     del arguments
     for _ in range(50):
-        linear(8, 8), merge(), layer(), rule()
+        linear(8, 8), merge(), block(), rule()
     flight.advance(rules, LAYERS, True, 1)
     assert np.isfinite(before).all()
     assert np.isfinite(logits).all()

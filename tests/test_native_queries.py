@@ -13,7 +13,7 @@ from pfengine import extension
 if not extension.has_cpu():
     pytest.skip(extension.status(), allow_module_level=True)
 
-from .native_arguments import GOOD, HIDDEN, Arguments, C, at, kept, layer, queries_of, room
+from .native_arguments import GOOD, HIDDEN, Arguments, C, at, block, kept, queries_of, room
 
 
 @pytest.fixture(autouse=True)
@@ -35,28 +35,28 @@ def on_itself(kind: Any, *targets: int) -> Arguments:
 
 
 WRONG: dict[str, tuple[str, Callable[[], Arguments]]] = {
-    "a query of another row": ("run_layer", lambda: queries_of(layer(), 2, 3, 4)),
-    "a query before its row": ("run_layer", lambda: queries_of(layer(), 1, 1, 4)),
-    "a query after the last": ("run_layer", lambda: queries_of(layer(), 1, 2, 5)),
-    "a query below 0": ("run_layer", lambda: queries_of(layer(), -1, 2, 4)),
-    "a query twice": ("run_layer", lambda: queries_of(layer(), 1, 4, 4)),
-    "queries that fall": ("run_layer", lambda: queries_of(layer(), 1, 4, 3)),
-    "bounds that fall": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 4, 3))),
-    "bounds from below 0": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(-1, 1, 3))),
-    "bounds far away": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 2**31 - 1, 3))),
-    "bounds of fewer queries": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 1, 2))),
-    "bounds of more queries": ("run_layer", lambda: queries_of(layer(), 1, 2, 4, bounds=(0, 1, 4))),
-    "as many first tokens as queries": ("run_layer", lambda: {"kind": C.Queries.firsts}),
-    "as many tokens as queries": ("run_layer", lambda: {"kind": C.Queries.all}),
-    "targets that fall": ("run_layer", lambda: {"targets": at(torch.tensor([0, 3, 2]).int())}),
-    "a target twice": ("run_layer", lambda: {"targets": at(torch.tensor([0, 2, 2]).int())}),
-    "a target below 0": ("run_layer", lambda: {"targets": at(torch.tensor([-1, 2, 3]).int())}),
-    "a target after the last": ("run_layer", lambda: {"targets": at(torch.tensor([0, 2, 5]).int())}),
-    "too few rows for the queries": ("run_layer", lambda: {"targets": 0, "out_rows": 2}),
-    "in place, but elsewhere": ("run_layer", lambda: on_itself(C.Queries.list, 1, 2, 3)),
-    "in place, but side by side": ("run_layer", lambda: on_itself(C.Queries.list, 1, 2, 4) | {"targets": 0}),
-    "in place, first tokens elsewhere": ("run_layer", lambda: on_itself(C.Queries.firsts, 0, 3)),
-    "half in place": ("run_layer", lambda: {"x": (states := room(9, HIDDEN)), "out": states + 4 * HIDDEN}),
+    "a query of another row": ("run_block", lambda: queries_of(block(), 2, 3, 4)),
+    "a query before its row": ("run_block", lambda: queries_of(block(), 1, 1, 4)),
+    "a query after the last": ("run_block", lambda: queries_of(block(), 1, 2, 5)),
+    "a query below 0": ("run_block", lambda: queries_of(block(), -1, 2, 4)),
+    "a query twice": ("run_block", lambda: queries_of(block(), 1, 4, 4)),
+    "queries that fall": ("run_block", lambda: queries_of(block(), 1, 4, 3)),
+    "bounds that fall": ("run_block", lambda: queries_of(block(), 1, 2, 4, bounds=(0, 4, 3))),
+    "bounds from below 0": ("run_block", lambda: queries_of(block(), 1, 2, 4, bounds=(-1, 1, 3))),
+    "bounds far away": ("run_block", lambda: queries_of(block(), 1, 2, 4, bounds=(0, 2**31 - 1, 3))),
+    "bounds of fewer queries": ("run_block", lambda: queries_of(block(), 1, 2, 4, bounds=(0, 1, 2))),
+    "bounds of more queries": ("run_block", lambda: queries_of(block(), 1, 2, 4, bounds=(0, 1, 4))),
+    "as many first tokens as queries": ("run_block", lambda: {"kind": C.Queries.firsts}),
+    "as many tokens as queries": ("run_block", lambda: {"kind": C.Queries.all}),
+    "targets that fall": ("run_block", lambda: {"targets": at(torch.tensor([0, 3, 2]).int())}),
+    "a target twice": ("run_block", lambda: {"targets": at(torch.tensor([0, 2, 2]).int())}),
+    "a target below 0": ("run_block", lambda: {"targets": at(torch.tensor([-1, 2, 3]).int())}),
+    "a target after the last": ("run_block", lambda: {"targets": at(torch.tensor([0, 2, 5]).int())}),
+    "too few rows for the queries": ("run_block", lambda: {"targets": 0, "out_rows": 2}),
+    "in place, but elsewhere": ("run_block", lambda: on_itself(C.Queries.list, 1, 2, 3)),
+    "in place, but side by side": ("run_block", lambda: on_itself(C.Queries.list, 1, 2, 4) | {"targets": 0}),
+    "in place, first tokens elsewhere": ("run_block", lambda: on_itself(C.Queries.firsts, 0, 3)),
+    "half in place": ("run_block", lambda: {"x": (states := room(9, HIDDEN)), "out": states + 4 * HIDDEN}),
     "numbers that fall": ("output_norm", lambda: {"numbers": at(torch.tensor([0, 4, 1]).int())}),
     "a number after the last": ("output_norm", lambda: {"numbers": at(torch.tensor([0, 1, 5]).int())}),
     "a number below 0": ("output_norm", lambda: {"numbers": at(torch.tensor([-1, 1, 4]).int())}),
@@ -78,4 +78,4 @@ def test_what_does_not_fit(case: str) -> None:
     ("kind", "targets"), [(C.Queries.list, [1, 2, 4]), (C.Queries.firsts, [0, 2]), (C.Queries.all, range(5))]
 )
 def test_in_place(kind: Any, targets: list[int]) -> None:
-    C.run_layer(**queries_of(layer(), 1, 2, 4) | on_itself(kind, *targets))
+    C.run_block(**queries_of(block(), 1, 2, 4) | on_itself(kind, *targets))

@@ -220,7 +220,7 @@ def test_every_allocation_says_dtype_and_device() -> None:
 
 def test_addresses_are_taken_in_one_place() -> None:
     taken = [place for place, call in calls() if isinstance(call.func, ast.Attribute) and call.func.attr == "data_ptr"]
-    assert len(taken) == 2, f"use extension.address, which checks, or extension.room: {taken}"
+    assert len(taken) == 2, f"use extension.address, which checks, or extension.new_output: {taken}"
     assert all(place.startswith("extension.py") for place in taken)
 
 

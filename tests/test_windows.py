@@ -48,7 +48,7 @@ def arriving(rows: Iterator[Any]) -> RowThread[Any]:
 
 
 def test_a_slow_generator_is_answered_row_by_row(any_engine: pfengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "PATIENCE", 0.01)
+    monkeypatch.setattr(windows, "MAX_WAIT_SECONDS", 0.01)
     given: list[int] = []
 
     def slow() -> Iterator[Any]:
@@ -82,10 +82,10 @@ def test_a_row_that_has_arrived_is_answered_before_the_next_comes(any_engine: pf
 def test_a_fast_source_fills_its_windows(
     engine: pfengine.Engine, as_they_come: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windows, "PATIENCE", 10.0)  # however busy the machine is
+    monkeypatch.setattr(windows, "MAX_WAIT_SECONDS", 10.0)  # however busy the machine is
     rows = [ids(5)] * 1000
     inputs = arriving(iter(rows)) if as_they_come else iter(rows)
-    found = list(windows.read_windows(engine.tokenizer, inputs, "truncate", 300, prompt=True))
+    found = list(windows.read_windows(engine.tokenizer, inputs, "truncate", 300, flush_when_slow=True))
     sizes = [len(window) for window in found if window]
     assert sum(sizes) == 1000
     assert all(size >= 300 for size in sizes[:-1])

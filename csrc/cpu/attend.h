@@ -118,7 +118,7 @@ inline int64_t padded_tokens(int64_t tokens) {
   return (tokens + kPanel - 1) / kPanel * kPanel;
 }
 
-// Room for keys, values, scores and weights in fp32, which needs most.
+// Bytes for keys, values, scores and weights in fp32, which needs the most.
 inline int64_t attention_scratch(int64_t tokens, int64_t size) {
   const int64_t padded = padded_tokens(tokens), columns = (size + kPanel - 1) / kPanel * kPanel;
   return 4 * (padded * size + (tokens + 1) * columns + 2 * kTileRows * padded);

@@ -21,8 +21,8 @@ void compact(const void* tokens, std::int64_t width_bytes, const std::int32_t* c
              const std::uint8_t* stay, std::int64_t rows, void* new_tokens, std::int32_t* new_cu_seqlens,
              std::int64_t* new_row_ids, int threads);
 
-// The tokens of rows that stay, except their first ones, as queries (layer.h) of a layer whose first tokens have been
-// computed: their numbers, [rows + 1] bounds, and their targets as the rows that stay move together.
+// The tokens of rows that stay, except first tokens: the queries (block.h) of the second half of a half-done layer.
+// targets: where they go as the rows that stay move together.
 struct Others {
   std::vector<std::int32_t> tokens, bounds, targets;
 };

@@ -63,7 +63,7 @@ float read(const Clause& clause, const Scored& scored, std::int64_t i, float lab
 }
 
 // Pools signals of tokens as the rule says, [count] -> [units], in place.
-void pool(const TokenRule& tokens, const Scored& scored, float* values, float* room) {
+void pool(const TokenRule& tokens, const Scored& scored, float* values, float* scratch) {
   for (std::int64_t row = 0; row < scored.rows; ++row) {
     const float* own = values + scored.bounds[row];
     const std::int64_t count = scored.bounds[row + 1] - scored.bounds[row];
@@ -71,9 +71,9 @@ void pool(const TokenRule& tokens, const Scored& scored, float* values, float* r
       const std::int64_t half = tokens.window / 2;
       for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t from = std::max<std::int64_t>(0, i - half), to = std::min(count - 1, i + half);
-        room[i] = largest(own + from, to - from + 1);
+        scratch[i] = largest(own + from, to - from + 1);
       }
-      std::copy_n(room, count, values + scored.bounds[row]);
+      std::copy_n(scratch, count, values + scored.bounds[row]);
     } else if (tokens.mean) {
       float total = own[0];
       for (std::int64_t i = 1; i < count; ++i) total += own[i];
@@ -126,10 +126,10 @@ float remembered(const Clause& clause, float value, float label, std::int64_t la
 }  // namespace
 
 void decide(const ExitRule& rule, const Scored& scored, const std::int64_t* slots, float* state, std::uint8_t* leave,
-            float* room) {
+            float* scratch) {
   const bool by_row = rule.reads_rows();
   const std::int64_t units = by_row ? scored.rows : scored.count, labels = scored.labels, width = rule.width(labels);
-  float *values = room, *given = room + scored.count;
+  float *values = scratch, *given = scratch + scored.count;
   std::fill_n(leave, units, 0);
   for (const Clause& clause : rule.clauses) {
     const std::int64_t own = clause.own(labels);

@@ -34,7 +34,7 @@ struct Clause {
   Comparison comparison;
   Values threshold;
   Memory memory;
-  Values times;       // Memory::running: at so many exits in a row
+  Values times;       // Memory::running: at so many consecutive exits
   std::int64_t size;  // of a window
   Values temperature;
 
@@ -79,7 +79,7 @@ struct StateLayout {
     }
   };
   std::vector<Part> parts;
-  bool per_row = false;  // are they per row, although tokens are scored?
+  bool per_row = false;  // are tokens scored, and the numbers per row?
   std::int64_t width = 0;
 
   bool operator==(const StateLayout& other) const { return per_row == other.per_row && parts == other.parts; }
@@ -116,8 +116,9 @@ struct Scored {
 };
 
 // Sets leave [units] to 1 or 0, and updates state [units, rule.width(labels)]. Units are what was scored, or rows where
-// the rule pools a row's tokens. slots [units]: their slots in the numbers of the rule. room: 3 count numbers.
+// the rule pools a row's tokens. slots [units]: which of the rule's numbers per slot are theirs. scratch: 3 count
+// numbers.
 void decide(const ExitRule& rule, const Scored& scored, const std::int64_t* slots, float* state, std::uint8_t* leave,
-            float* room);
+            float* scratch);
 
 }  // namespace pfengine::cpu

@@ -12,41 +12,41 @@
 namespace pfengine::cpu {
 namespace {
 
-constexpr std::int64_t kRows = 64;        // a block whose words stay in the second cache
-constexpr std::int64_t kChunkPanels = 4;  // panels of learners whose output is projected at once, from the first cache
+constexpr std::int64_t kRows = 64;        // a chunk whose words stay in the second cache
+constexpr std::int64_t kSlicePanels = 4;  // panels of learners whose output is projected at once, from the first cache
 constexpr std::int64_t kSumsPerThread = 150000;  // products; below this, waking a thread costs more than it saves
 
 struct Space {
   Buffer words, state_words;  // what pooler and learners read
-  Buffer factors;             // int8: scales and zeros of `words`, then of `state_words`
+  Buffer factors;             // int8: scales and zero points of `words`, then of `state_words`
   Buffer states;              // float32
-  Buffer guesses;             // float32: a chunk of the learners' output, one buffer per thread
-  Buffer shares;              // float32: a chunk's share of the future, row by row
-  Buffer room;                // a row's future and the gate's intermediates, one row per thread
+  Buffer guesses;             // float32: a slice of the learners' output, one buffer per thread
+  Buffer shares;              // float32: a slice's share of the future, row by row
+  Buffer row_scratch;         // a row's future and the gate's intermediates, one row per thread
 };
 
 std::int64_t lay_out(char* memory, const Kernels& kernels, const Exit& exit, std::int64_t size, std::int64_t rows,
-                     std::int64_t chunks, int threads, Space& space) {
+                     std::int64_t slices, int threads, Space& space) {
   Layout layout(memory);
   space.words = layout.take(exit.pooler ? rows : 0, bytes_of(exit.precision) * size + 4);
   space.state_words = layout.take(exit.learners ? rows : 0, bytes_of(exit.learner_precision) * size + 8);
   space.factors = layout.take(4, 4 * rows);
   space.states = layout.take(exit.pooler ? rows : 0, 4 * size);
-  space.guesses = layout.take(exit.learners ? threads : 0, 4 * rows * kChunkPanels * kernels.panel);
-  space.shares = layout.take(chunks, 4 * rows * exit.merge.labels);
-  space.room = layout.take(threads, 4 * (exit.merge.labels + 2 * exit.merge.width));
+  space.guesses = layout.take(exit.learners ? threads : 0, 4 * rows * kSlicePanels * kernels.panel);
+  space.shares = layout.take(slices, 4 * rows * exit.merge.labels);
+  space.row_scratch = layout.take(threads, 4 * (exit.merge.labels + 2 * exit.merge.width));
   return layout.used();
 }
 
-// The exit of one block of rows, by all members of a team.
+// The exit of one chunk of rows, by all members of a team.
 class ExitRun {
  public:
-  ExitRun(const Kernels& kernels, const Exit& exit, const Space& space, std::int64_t chunks, const Member& member)
+  ExitRun(const Kernels& kernels, const Exit& exit, const Space& space, std::int64_t slices, const Member& member)
       : kernels_(kernels),
         exit_(exit),
         space_(space),
-        chunks_(chunks),
-        chunk_columns_(kChunkPanels * kernels.panel),
+        slices_(slices),
+        slice_columns_(kSlicePanels * kernels.panel),
         member_(member) {}
 
   // at: which token of x each row is
@@ -75,7 +75,7 @@ class ExitRun {
         apply_row(kernels_, *exit_.learned, state(row), learned + row);
         learned[row] = (1.0f + std::tanh(learned[row] / 2)) / 2;  // the sigmoid
       }
-      float* future = space_.room.row<float>(member_.index);
+      float* future = space_.row_scratch.row<float>(member_.index);
       if (exit_.folded) apply_row(kernels_, *exit_.folded, state(row), future);
       if (exit_.learners) add_shares(row, future);
       merge_row(kernels_, exit_.merge, own, own + labels, exit_.folded || exit_.learners ? future : nullptr,
@@ -97,7 +97,7 @@ class ExitRun {
 
   template <typename At>
   void pool(const float* x, At at, std::int64_t rows) const {
-    if (exit_.pooler->thin) {
+    if (exit_.pooler->row_major) {
       member_.each(rows, [&](std::int64_t row) {
         float* state = space_.states.row<float>(row);
         apply_row(kernels_, *exit_.pooler, x + at(row) * exit_.past.inputs, state);
@@ -116,21 +116,21 @@ class ExitRun {
     member_.wait();
   }
 
-  // Imitated states, a chunk of columns at a time; each is projected to labels at once, so that it never reaches
+  // Imitated states, a slice of columns at a time; each is projected to labels at once, so that it never reaches
   // memory.
   void imitate(std::int64_t rows) const {
     const std::int64_t labels = exit_.merge.labels, all = exit_.learners->outputs;
     float* guesses = space_.guesses.row<float>(member_.index);
-    const Target target{guesses, chunk_columns_, false, exit_.activation, nullptr, 0};
+    const Target target{guesses, slice_columns_, false, exit_.activation, nullptr, 0};
     const float* projection = reinterpret_cast<const float*>(exit_.projection->weights);
-    member_.each(chunks_, [&](std::int64_t chunk) {
-      const Columns columns{chunk * chunk_columns_, std::min(chunk_columns_, all - chunk * chunk_columns_)};
+    member_.each(slices_, [&](std::int64_t slice) {
+      const Columns columns{slice * slice_columns_, std::min(slice_columns_, all - slice * slice_columns_)};
       kernels_.multiply[static_cast<int>(exit_.learner_precision)](
           rows_of(space_.state_words, 2, rows), part_of(*exit_.learners, exit_.learner_precision, columns), target, 0,
           kernels_.panels(columns.count));
-      float* shares = space_.shares.row<float>(chunk);
+      float* shares = space_.shares.row<float>(slice);
       for (std::int64_t row = 0; row < rows; ++row) {
-        kernels_.dots(guesses + row * chunk_columns_, projection + columns.first, all, columns.count, labels,
+        kernels_.dots(guesses + row * slice_columns_, projection + columns.first, all, columns.count, labels,
                       shares + row * labels);
       }
     });
@@ -140,8 +140,8 @@ class ExitRun {
   void add_shares(std::int64_t row, float* future) const {
     const std::int64_t labels = exit_.merge.labels;
     std::copy(exit_.projection->bias, exit_.projection->bias + labels, future);
-    for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      const float* share = space_.shares.row<float>(chunk) + row * labels;
+    for (std::int64_t slice = 0; slice < slices_; ++slice) {
+      const float* share = space_.shares.row<float>(slice) + row * labels;
       for (std::int64_t label = 0; label < labels; ++label) future[label] += share[label];
     }
   }
@@ -149,22 +149,22 @@ class ExitRun {
   const Kernels& kernels_;
   const Exit& exit_;
   const Space& space_;
-  const std::int64_t chunks_, chunk_columns_;
+  const std::int64_t slices_, slice_columns_;
   const Member& member_;
 };
 
 }  // namespace
 
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
-               float* room, float* logits) {
+               float* scratch, float* logits) {
   if (merge.kind == Gate::none) {
     for (std::int64_t i = 0; i < merge.labels; ++i) logits[i] = future ? past[i] + future[i] : past[i];
     return;
   }
   if (merge.kind == Gate::authors) {
-    for (std::int64_t i = 0; i < merge.width; ++i) room[i] = std::tanh(gates[i] / merge.count);
-    apply_row(kernels, *merge.gate, room, room + merge.width);
-    gates = room + merge.width;
+    for (std::int64_t i = 0; i < merge.width; ++i) scratch[i] = std::tanh(gates[i] / merge.gate_states);
+    apply_row(kernels, *merge.gate, scratch, scratch + merge.width);
+    gates = scratch + merge.width;
   }
   for (std::int64_t i = 0; i < merge.labels; ++i) {
     const float keep2 = 1.0f + std::tanh(gates[merge.width == 1 ? 0 : i] / 2);  // 2 sigmoid(x)
@@ -176,29 +176,30 @@ void merge_row(const Kernels& kernels, const Merge& merge, const float* past, co
 void run_exit(const Kernels& kernels, const Exit& exit, const float* x, std::int64_t tokens, const std::int32_t* starts,
               std::int64_t rows, const float* add, float* past, float* logits, float* learned, int threads) {
   if (!starts && rows > tokens) {
-    throw std::invalid_argument("there are " + std::to_string(rows) + " rows of " + std::to_string(tokens) + " tokens");
+    throw std::invalid_argument("rows is " + std::to_string(rows) + ", expected at most the " + std::to_string(tokens) +
+                                " tokens of x");
   }
   for (std::int64_t row = 0; starts && row < rows; ++row) {
     if (starts[row] < 0 || starts[row] >= tokens) {
       throw std::invalid_argument("row " + std::to_string(row) + " starts at token " + std::to_string(starts[row]) +
-                                  " of " + std::to_string(tokens));
+                                  ", expected 0 to " + std::to_string(tokens - 1));
     }
   }
   if (!rows) return;
   const std::int64_t columns = logits && exit.learners ? exit.learners->outputs : 0;
-  const std::int64_t chunk_columns = kChunkPanels * kernels.panel;
-  const std::int64_t chunks = (columns + chunk_columns - 1) / chunk_columns;
+  const std::int64_t slice_columns = kSlicePanels * kernels.panel;
+  const std::int64_t slices = (columns + slice_columns - 1) / slice_columns;
   const std::int64_t outputs = columns + (exit.pooler ? exit.pooler->outputs : 0);
   const int used = threads_for(1.0 * rows * exit.past.inputs * outputs, kSumsPerThread, threads);
   static thread_local Scratch scratch;
   Space space;
-  const std::int64_t block = std::min(rows, kRows);
+  const std::int64_t chunk = std::min(rows, kRows);
   const auto place = [&](char* memory) {
-    return lay_out(memory, kernels, exit, exit.past.inputs, block, chunks, used, space);
+    return lay_out(memory, kernels, exit, exit.past.inputs, chunk, slices, used, space);
   };
   place(scratch.reserve(place(nullptr)));
   run_team(used, [&](const Member& member) {
-    const ExitRun run(kernels, exit, space, chunks, member);
+    const ExitRun run(kernels, exit, space, slices, member);
     for (std::int64_t first = 0; first < rows; first += kRows) {
       const auto at = [=](std::int64_t row) { return starts ? starts[first + row] : first + row; };
       run.run(x, at, std::min(kRows, rows - first), add ? add + first * exit.past.outputs : nullptr,

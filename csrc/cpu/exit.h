@@ -13,17 +13,17 @@ enum class Gate { none, paper, authors };
 // How past [labels], gates [1 or labels] and future [labels] become logits:
 //   none     past + future
 //   paper    w past + (1 - w) future, w = sigmoid(gates)
-//   authors  2 w past + (2 - 2 w) future, w = sigmoid(G tanh(gates / count) + g)
+//   authors  2 w past + (2 - 2 w) future, w = sigmoid(G tanh(gates / gate_states) + g)
 struct Merge {
   Gate kind;
   std::int64_t labels, width;  // width: numbers of a row's gates
   std::optional<Linear> gate;  // authors: G, g
-  float count;
+  float gate_states;           // over how many states the gates are summed
 };
 
-// future: null for zero. room: 2 width numbers.
+// future: null for zero. scratch: 2 width numbers.
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
-               float* room, float* logits);
+               float* scratch, float* logits);
 
 // What an exit reads of a layer: each row's first token, the mean of its tokens, or each token for itself.
 enum class Reads { first, mean, all };

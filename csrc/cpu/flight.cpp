@@ -57,9 +57,9 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   const auto [rows, tokens] = size;
   const std::int64_t units = by_token_ ? tokens : rows, of_tokens = by_token_ ? tokens : 0;
   std::int64_t width = 1, stride = 0;
-  for (const Step& step : model_.steps) {
-    if (step.exit) width = std::max(width, step.exit->past.outputs);
-    stride = std::max(stride, kept_stride(step.blocks.back()));
+  for (const Layer& layer : model_.layers) {
+    if (layer.exit) width = std::max(width, layer.exit->past.outputs);
+    stride = std::max(stride, kept_stride(layer.blocks.back()));
   }
   take(at_.x, tokens * std::max(hidden_, model_.embedding.size));
   take(at_.next_x, tokens * hidden_);
@@ -70,7 +70,7 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   take(at_.add, units * width);
   take(at_.logits, units * labels_);
   take(at_.learned, units);
-  take(at_.room, 3 * units);
+  take(at_.decide_scratch, 3 * units);
   take(at_.bounds, rows + 1);
   take(at_.next_bounds, rows + 1);
   take(at_.slots, rows);

@@ -26,11 +26,12 @@ class Flight {
   Flight(const Kernels& kernels, const Model& model, const Batch& batch, const std::int64_t* slots,
          const Answers& answers, int threads);
 
-  // Goes on to layer `until`, or to the last one. scores: is the exit after it computed, even where it is not tested?
-  // Without it rows stay even after the last layer. A unit's numbers have the same bits in every batch.
+  // Goes on to layer `until`, or to the last one. scores: is the exit after `until` computed where it is not tested?
+  // If not, rows stay even after the last layer. A unit's numbers have the same bits in every batch.
   void advance(const ExitRule& rule, std::int64_t until, bool scores, int threads);
 
-  // Units where gone [units] is set leave. answered: with the scores of this layer; scored() must be true then.
+  // Units where gone [units] is set leave. answered: their answer is the scores of this layer, so that scored() must
+  // be true; otherwise they get none.
   void leave(const std::uint8_t* gone, bool answered, int threads);
 
   // Takes in the rows of another flight through the same model, at the same layer; it is empty afterwards.
@@ -60,20 +61,21 @@ class Flight {
     std::int64_t rows, tokens;
   };
 
-  // A step writes to the array `next_...`, and then the two are swapped.
+  // What is computed anew goes to `next_...`, and then the two are swapped.
   struct Arrays {
     float *x, *next_x;                   // [tokens, H]
     float* read;                         // [rows, H]: first tokens of a half-done layer, or means
     char* kept;                          // [tokens, kept_stride]: keys and values of a half-done layer
     float *past, *next_past, *add;       // [units, width of the past]
     float *logits, *learned;             // [units, labels], [units]
-    float* room;                         // for `decide`
+    float* decide_scratch;               // for `decide`
     std::int32_t *bounds, *next_bounds;  // [rows + 1]
     std::int64_t *slots, *unit_slots;    // [rows]; [tokens]
-    std::int64_t *held, *ids;            // [rows]: which of the rows that x holds each row is; for `compact`
+    std::int64_t* held;                  // [rows]: the number of each row among the rows that x holds
+    std::int64_t* ids;                   // [rows]: for `compact`
     std::uint8_t *leave, *stay;          // [units]; [rows]
-    std::uint8_t *gone, *frozen;         // [tokens]: has it left; is it frozen
-    float* sums;                         // [tokens, H]: what the last output norm was applied to, for frozen tokens
+    std::uint8_t *gone, *frozen;         // [tokens]: has the token left? is it frozen?
+    float* sums;                         // [tokens, H]: the input of each token's last output norm
     std::int32_t *queries, *ends;        // [tokens]; [rows + 1]
   };
 
@@ -82,9 +84,9 @@ class Flight {
   void append(const Arrays& from, const Size& size);
 
   const std::int32_t* bounds() const { return at_.bounds; }
-  const Step& step() const { return model_.steps[layer_ - 1]; }
-  bool last() const { return layer_ == model_.layers(); }
-  bool exit_has_learned() const { return layer_ && step().exit && step().exit->learned; }
+  const Layer& current() const { return model_.layers[layer_ - 1]; }
+  bool last() const { return layer_ == model_.num_layers(); }
+  bool exit_has_learned() const { return layer_ && current().exit && current().exit->learned; }
   Context context() const { return {at_.x, at_.bounds, held_, at_.bounds[held_]}; }
 
   void check(const ExitRule& rule, std::int64_t until) const;
@@ -93,7 +95,7 @@ class Flight {
   void run_rows(bool answer, int threads);
   void run_tokens(bool answer, bool freezes, int threads);
   // Is the exit after this layer computed, for its scores or for a past that a later exit adds to?
-  bool needs_exit(bool answer) const { return step().exit && (answer || model_.carries(layer_)); }
+  bool needs_exit(bool answer) const { return current().exit && (answer || model_.carries(layer_)); }
   void score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
              int threads);
   void decide_leaving(const ExitRule& rule, int threads);
@@ -111,8 +113,8 @@ class Flight {
   const bool by_token_;
   const std::int64_t hidden_, labels_;
   std::int64_t layer_ = 0, rows_ = 0;
-  std::int64_t held_ = 0;        // rows in x and bounds, with those that have left since the last `finish_layer`
-  bool half_done_ = false;       // is this layer half done: only its first tokens are computed?
+  std::int64_t held_ = 0;        // rows in x and bounds; some of them may have left since the last `finish_layer`
+  bool half_done_ = false;       // are only the first tokens of this layer computed?
   bool scored_ = false;          // are the logits of this layer?
   std::int64_t past_width_ = 0;  // 0: there is no past
   Size size_{0, 0};              // of what is laid out

@@ -16,8 +16,8 @@ void Flight::check(const ExitRule& rule, std::int64_t until) const {
   }
   const bool learned = std::any_of(rule.clauses.begin(), rule.clauses.end(),
                                    [](const Clause& clause) { return clause.signal == Signal::learned; });
-  for (std::int64_t layer = layer_ + 1; learned && layer <= until && layer < model_.layers(); ++layer) {
-    const auto& exit = model_.steps[layer - 1].exit;
+  for (std::int64_t layer = layer_ + 1; learned && layer <= until && layer < model_.num_layers(); ++layer) {
+    const auto& exit = model_.layers[layer - 1].exit;
     if (exit && rule.tested[layer - 1] && !exit->learned) {
       throw std::invalid_argument("the rule reads a learned score, which the exit after layer " +
                                   std::to_string(layer) + " does not give");
@@ -26,7 +26,7 @@ void Flight::check(const ExitRule& rule, std::int64_t until) const {
 }
 
 void Flight::advance(const ExitRule& rule, std::int64_t until, bool scores, int threads) {
-  until = std::min(until, model_.layers());
+  until = std::min(until, model_.num_layers());
   check(rule, until);
   try {
     while (rows_ && layer_ < until) {
@@ -34,13 +34,13 @@ void Flight::advance(const ExitRule& rule, std::int64_t until, bool scores, int 
       ++layer_;
       run_layer(rule, layer_ == until, scores, threads);
     }
-  } catch (...) {  // out of memory midway: a half-done step cannot be resumed
+  } catch (...) {  // out of memory midway: a layer that stopped midway cannot be resumed
     clear();
     throw;
   }
 }
 
-// Does what only the rows that go on need: the second half of a half-done layer, and moving them together.
+// Moves the rows that stay together, and computes the second half of a half-done layer for them.
 void Flight::finish_layer(int threads) {
   if (rows_ && !half_done_ && rows_ == held_) return;
   if (rows_) {
@@ -49,7 +49,7 @@ void Flight::finish_layer(int threads) {
     if (half_done_) {
       const Others others = others_of(at_.bounds, at_.stay, held_, at_.next_bounds);
       place_firsts(at_.read, hidden_, at_.stay, held_, at_.next_bounds, at_.next_x);
-      cpu::run_layer(kernels_, step().blocks.back(), context(),
+      run_block(kernels_, current().blocks.back(), context(),
                 {Queries::list, others.tokens.data(), others.bounds.data(), others.targets.data()}, at_.kept,
                 at_.next_x, nullptr, threads);
     } else {
@@ -64,8 +64,8 @@ void Flight::finish_layer(int threads) {
 }
 
 void Flight::run_layer(const ExitRule& rule, bool stops, bool scores, int threads) {
-  const bool tested = !last() && step().exit && rule.tested[layer_ - 1];
-  const bool answer = tested || (step().exit && (stops ? scores : last()));
+  const bool tested = !last() && current().exit && rule.tested[layer_ - 1];
+  const bool answer = tested || (current().exit && (stops ? scores : last()));
   const bool freezes = rule.tokens && rule.tokens->freezes;
   scored_ = false;
   if (by_token_) {
@@ -81,21 +81,21 @@ void Flight::run_layer(const ExitRule& rule, bool stops, bool scores, int thread
   }
 }
 
-// A layer of a head that scores rows. In the last layer, and in one that stays half done, only first tokens are
-// queries.
+// A layer of a model that scores rows. Where the head reads first tokens, only these are queries in the last layer and
+// in a layer that stays half done.
 void Flight::run_rows(bool answer, int threads) {
   const Reads reads = model_.reads(layer_);
   const bool firsts = last() && reads == Reads::first;
   half_done_ = answer && !last() && reads == Reads::first && rows_ >= kMinRowsToHalve;
-  for (const Layer& block : step().blocks) {
-    const bool final = &block == &step().blocks.back();
+  for (const Block& block : current().blocks) {
+    const bool final = &block == &current().blocks.back();
     if (half_done_ && final) {
       keys_values(kernels_, block, context(), at_.kept, threads);
-      cpu::run_layer(kernels_, block, context(), {Queries::firsts}, at_.kept, at_.read, nullptr, threads);
+      run_block(kernels_, block, context(), {Queries::firsts}, at_.kept, at_.read, nullptr, threads);
       continue;
     }
     const Queries queries{firsts && final ? Queries::firsts : Queries::all};
-    cpu::run_layer(kernels_, block, context(), queries, nullptr, at_.next_x, nullptr, threads);
+    run_block(kernels_, block, context(), queries, nullptr, at_.next_x, nullptr, threads);
     std::swap(at_.x, at_.next_x);
   }
   if (firsts) std::iota(at_.bounds, at_.bounds + rows_ + 1, 0);  // x has one token per row now
@@ -113,18 +113,18 @@ void Flight::run_rows(bool answer, int threads) {
   for (std::int64_t row = 0; last() && answer && row < rows_; ++row) write_answer(row, at_.slots[row]);
 }
 
-// A layer of a head that scores tokens. All tokens are keys and values. Frozen tokens are no queries; in the last layer
-// no token that has left is one. freezes: may tokens be frozen after this layer?
+// A layer of a model that scores tokens. All tokens are keys and values. Frozen tokens are no queries, and in the last
+// layer no token that has left is one. freezes: may tokens be frozen after this layer?
 void Flight::run_tokens(bool answer, bool freezes, int threads) {
   const std::int64_t tokens = units();
   std::int64_t count = tokens;
-  for (const Layer& block : step().blocks) {
-    const bool final = &block == &step().blocks.back();
+  for (const Block& block : current().blocks) {
+    const bool final = &block == &current().blocks.back();
     count = list_tokens(last() && final ? at_.gone : at_.frozen, 0);
     const Queries listed{Queries::list, at_.queries, at_.ends, at_.queries};
     float* sums = final && freezes && model_.renormalises ? at_.sums : nullptr;
     // in place, so that the other tokens keep their states
-    cpu::run_layer(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
+    run_block(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
     if (!model_.renormalises || count == tokens || (last() && final)) continue;
     const std::int64_t frozen = list_tokens(at_.frozen, 1);
     output_norm(kernels_, block, at_.sums, at_.queries, frozen, at_.x, threads);
@@ -152,8 +152,8 @@ std::int64_t Flight::list_tokens(const std::uint8_t* marks, std::uint8_t mark) {
 // Runs the exit after this layer on `count` rows of x [tokens, H]. starts: as in run_exit; for a tag head, tokens.
 void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
                    int threads) {
-  const Exit& exit = *step().exit;
-  const std::int64_t width = exit.past.outputs, from = step().adds_from;
+  const Exit& exit = *current().exit;
+  const std::int64_t width = exit.past.outputs, from = current().adds_from;
   const bool adds = past_width_ && from >= 0;
   for (std::int64_t i = 0; adds && i < count; ++i) {
     const std::int64_t unit = by_token_ && starts ? starts[i] : i;
@@ -167,7 +167,7 @@ void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* star
 
 void Flight::decide_leaving(const ExitRule& rule, int threads) {
   const Scored scored{layer_, at_.logits, learned(), units(), labels_, by_token_ ? at_.bounds : nullptr, rows_};
-  decide(rule, scored, rule.reads_rows() ? at_.slots : unit_slots(), state_of(rule), at_.leave, at_.room);
+  decide(rule, scored, rule.reads_rows() ? at_.slots : unit_slots(), state_of(rule), at_.leave, at_.decide_scratch);
   if (rule.reads_rows()) {  // spreads rows to their tokens, the last row first
     for (std::int64_t row = rows_; row-- > 0;) {
       const std::uint8_t leaves = at_.leave[row];

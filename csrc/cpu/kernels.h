@@ -13,16 +13,16 @@ enum class Precision { fp32, bf16, int8, int4 };
 enum class Activation { none, gelu, gelu_tanh, relu, tanh };
 
 // y = activation(x W^T + bias), by panels of output columns. weights: [panels, groups, panel] words, zeros where the
-// last panel reaches beyond `outputs`. int8: W is scale[column] times the stored numbers, sum[column] is their sum
-// times scale. int4: the same, but scale is 16 times smaller, because a number in the upper half of a byte is 16 times
-// itself. thin: float32 [outputs, inputs] without panels, for fewer outputs than a panel has.
+// last panel reaches beyond `outputs`. int8: W is scale[column] times the stored numbers, weight_sum[column] is their
+// sum times scale. int4: the same, but scale is 16 times smaller, because a number in the upper half of a byte is 16
+// times itself. row_major: float32 [outputs, inputs] without panels, for fewer outputs than a panel has.
 struct Linear {
   const std::uint32_t* weights;
   const float* scale;
-  const float* sum;
+  const float* weight_sum;
   const float* bias;
   std::int64_t inputs, outputs;
-  bool thin;
+  bool row_major;
 };
 
 struct Norm {
@@ -31,12 +31,12 @@ struct Norm {
   float eps;
 };
 
-// Rows of words, as `Linear` multiplies them. int8: unsigned, x = scale[row] (number - zero[row]).
+// Rows of words, as `Linear` multiplies them. int8: unsigned, x = scale[row] (number - zero_point[row]).
 struct Rows {
   const std::uint32_t* words;
   std::ptrdiff_t stride;  // in words
   const float* scale;
-  const float* zero;
+  const float* zero_point;
   std::int64_t count;
 };
 
@@ -82,8 +82,8 @@ struct Kernels {
   void (*layer_norm)(const float* x, const Norm& norm, std::int64_t size, float* out);
   // Converts numbers to words; the last word is padded with zeros.
   void (*to_bf16)(const float* x, std::int64_t size, std::uint32_t* out);
-  void (*quantise)(const float* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero);
-  void (*quantise_bf16)(const std::uint16_t* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero);
+  void (*quantise)(const float* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero_point);
+  void (*quantise_bf16)(const std::uint16_t* x, std::int64_t size, std::uint32_t* out, float* scale, float* zero_point);
   // out = sum of `count` table rows, fp32 or bf16.
   void (*add_rows)(const void* const* rows, int count, bool bf16, std::int64_t size, float* out);
 };

@@ -10,13 +10,13 @@
 namespace pfengine::cpu {
 namespace {
 
-constexpr std::int64_t kRows = 64;               // a block whose words stay in the second cache
+constexpr std::int64_t kRows = 64;               // a chunk whose words stay in the second cache
 constexpr std::int64_t kSumsPerThread = 300000;  // products; below this, waking a thread costs more than it saves
 
 }  // namespace
 
 void to_words(const Kernels& kernels, Precision precision, const float* x, std::int64_t size, std::uint32_t* to,
-              float* scale, float* zero) {
+              float* scale, float* zero_point) {
   switch (precision) {
     case Precision::fp32:
       std::copy(x, x + size, reinterpret_cast<float*>(to));
@@ -26,7 +26,7 @@ void to_words(const Kernels& kernels, Precision precision, const float* x, std::
       break;
     case Precision::int8:
     case Precision::int4:
-      kernels.quantise(x, size, to, scale, zero);
+      kernels.quantise(x, size, to, scale, zero_point);
       break;
   }
 }
@@ -38,14 +38,14 @@ Linear part_of(const Linear& linear, Precision precision, Columns columns) {
   part.bias += columns.first;
   if (linear.scale) {
     part.scale += columns.first;
-    part.sum += columns.first;
+    part.weight_sum += columns.first;
   }
   part.outputs = columns.count;
   return part;
 }
 
 void apply_row(const Kernels& kernels, const Linear& linear, const float* x, float* out) {
-  if (linear.thin) {
+  if (linear.row_major) {
     kernels.dots(x, reinterpret_cast<const float*>(linear.weights), linear.inputs, linear.inputs, linear.outputs, out);
     for (std::int64_t i = 0; i < linear.outputs; ++i) out[i] += linear.bias[i];
     return;
@@ -57,8 +57,8 @@ void apply_row(const Kernels& kernels, const Linear& linear, const float* x, flo
 
 namespace {
 
-void run_thin(const Kernels& kernels, const Linear& linear, Activation activation, Matrix x, std::int64_t rows,
-              Matrix add, float* out, int threads) {
+void run_row_major(const Kernels& kernels, const Linear& linear, Activation activation, Matrix x, std::int64_t rows,
+                   Matrix add, float* out, int threads) {
   const int used = threads_for(1.0 * rows * linear.inputs * linear.outputs, kSumsPerThread, threads);
   run_team(used, [&](const Member& member) {
     member.each(rows, [&](std::int64_t row) {
@@ -75,7 +75,7 @@ void run_thin(const Kernels& kernels, const Linear& linear, Activation activatio
 void run_linear(const Kernels& kernels, Precision precision, const Linear& linear, Columns columns,
                 Activation activation, Matrix x, std::int64_t rows, Matrix add, float* out, int threads) {
   if (!rows) return;
-  if (linear.thin) return run_thin(kernels, linear, activation, x, rows, add, out, threads);
+  if (linear.row_major) return run_row_major(kernels, linear, activation, x, rows, add, out, threads);
   static thread_local Scratch scratch;
   const std::int64_t word_bytes = bytes_of(precision);
   const auto lay_out = [&](char* memory, Buffer& words, Buffer& factors) {
@@ -86,30 +86,30 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
   };
   Buffer words, factors;
   lay_out(scratch.reserve(lay_out(nullptr, words, factors)), words, factors);
-  float *scale = factors.row<float>(0), *zero = factors.row<float>(1);
+  float *scale = factors.row<float>(0), *zero_point = factors.row<float>(1);
 
   const std::int64_t panels = kernels.panels(columns.count);
-  const std::int64_t blocks = (rows + kRows - 1) / kRows;
+  const std::int64_t chunks = (rows + kRows - 1) / kRows;
   const int used = threads_for(1.0 * rows * linear.inputs * columns.count, kSumsPerThread, threads);
-  // a block's panels are cut into pieces where there are fewer blocks than threads
-  const std::int64_t pieces = std::min<std::int64_t>(panels, blocks >= used ? 1 : (used + blocks - 1) / blocks);
+  // a chunk's panels are cut into pieces where there are fewer chunks than threads
+  const std::int64_t pieces = std::min<std::int64_t>(panels, chunks >= used ? 1 : (used + chunks - 1) / chunks);
   const Linear part = part_of(linear, precision, columns);
   run_team(used, [&](const Member& member) {
     member.each(rows, [&](std::int64_t row) {
       to_words(kernels, precision, x.data + row * x.stride, linear.inputs, words.row<std::uint32_t>(row), scale + row,
-               zero + row);
+               zero_point + row);
     });
     member.wait();
-    member.each(blocks * pieces, [&](std::int64_t task) {
+    member.each(chunks * pieces, [&](std::int64_t task) {
       const std::int64_t row = task / pieces * kRows, piece = task % pieces, count = std::min(kRows, rows - row);
-      const Rows block{words.row<std::uint32_t>(row), words.stride / 4, scale + row, zero + row, count};
+      const Rows chunk{words.row<std::uint32_t>(row), words.stride / 4, scale + row, zero_point + row, count};
       const Target target{out + row * columns.count,
                           columns.count,
                           false,
                           activation,
                           add.data ? add.data + row * add.stride : nullptr,
                           add.stride};
-      kernels.multiply[static_cast<int>(precision)](block, part, target, panels * piece / pieces,
+      kernels.multiply[static_cast<int>(precision)](chunk, part, target, panels * piece / pieces,
                                                     panels * (piece + 1) / pieces);
     });
   });

@@ -12,9 +12,10 @@ inline std::int64_t bytes_of(Precision precision) {
   return precision == Precision::fp32 ? 4 : precision == Precision::bf16 ? 2 : 1;
 }
 
-// Converts a row of `size` numbers to the words that products of a precision read. int8: sets its scale and zero too.
+// Converts a row of `size` numbers to the words that products of a precision read. int8: sets its scale and zero point
+// too.
 void to_words(const Kernels& kernels, Precision precision, const float* x, std::int64_t size, std::uint32_t* to,
-              float* scale, float* zero);
+              float* scale, float* zero_point);
 
 // Float32 rows, `stride` numbers apart.
 struct Matrix {

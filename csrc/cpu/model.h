@@ -5,46 +5,47 @@
 #include <optional>
 #include <vector>
 
+#include "block.h"
 #include "exit.h"
 #include "kernels.h"
-#include "layer.h"
 #include "linear.h"
 
 namespace pfengine::cpu {
 
-// A layer's blocks, one or more, and the exit after it, or none. adds_from: the first number of the previous exit's
-// past that this exit adds to; -1: it adds to nothing.
-struct Step {
-  std::vector<Layer> blocks;
+// A layer has one block or more, and an exit after it or none. adds_from: this exit's past is added to the numbers of
+// the previous exit's past from adds_from on; -1: to nothing.
+struct Layer {
+  std::vector<Block> blocks;
   std::optional<Exit> exit;
   std::int64_t adds_from;
 };
 
-// projection: from the embeddings' size to the hidden size, or none. The last step has an exit. All exits have the same
-// number of labels, and either all of them score tokens or none does. renormalises: the state of a token that has left
-// becomes each later block's output norm of the token's last sum; otherwise it is kept as it is.
+// projection: from the embeddings' size to the hidden size, or none. The last layer has an exit. All exits have the
+// same number of labels, and either all of them score tokens or none does. renormalises: of models that score tokens.
+// If set, the state of a frozen token becomes the output norm of each later block, applied to the input of the token's
+// last output norm. Otherwise it stays as it is.
 struct Model {
   Embedding embedding;
   std::optional<Linear> projection;
   Precision precision;  // of projection
-  std::vector<Step> steps;
+  std::vector<Layer> layers;
   bool renormalises;
 
-  std::int64_t layers() const { return steps.size(); }
-  std::int64_t hidden() const { return steps.front().blocks.front().output.outputs; }
-  std::int64_t labels() const { return steps.back().exit->merge.labels; }
-  bool scores_tokens() const { return steps.back().exit->reads == Reads::all; }
-  // What is read of `layer`, 1-based, or 0 before the first: as the exit after it reads, or else the next one.
+  std::int64_t num_layers() const { return layers.size(); }
+  std::int64_t hidden() const { return layers.front().blocks.front().output.outputs; }
+  std::int64_t labels() const { return layers.back().exit->merge.labels; }
+  bool scores_tokens() const { return layers.back().exit->reads == Reads::all; }
+  // What the first exit at or after `layer` reads. layer: 1-based, or 0 before the first.
   Reads reads(std::int64_t layer) const {
     std::int64_t at = layer > 0 ? layer - 1 : 0;
-    while (!steps[at].exit) ++at;  // the last step has one
-    return steps[at].exit->reads;
+    while (!layers[at].exit) ++at;  // the last layer has one
+    return layers[at].exit->reads;
   }
 
   // Does a later exit add to the past of the one after `layer`, 1-based?
   bool carries(std::int64_t layer) const {
-    while (layer < layers() && !steps[layer].exit) ++layer;
-    return layer < layers() && steps[layer].adds_from >= 0;
+    while (layer < num_layers() && !layers[layer].exit) ++layer;
+    return layer < num_layers() && layers[layer].adds_from >= 0;
   }
 };
 

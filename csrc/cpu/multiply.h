@@ -22,17 +22,17 @@ void finish(const uint32_t* sums, int64_t first_row, int64_t rows, const Rows& x
             const Target& target, int64_t column, int64_t count) {
   constexpr bool quantised = sizeof(typename Dot::Number) == 1;
   const Floats bias = load_floats(linear.bias + column, count);
-  Floats scale{}, total{};
+  Floats scale{}, weight_sum{};
   if constexpr (quantised) {
     scale = load_floats(linear.scale + column, count);
-    total = load_floats(linear.sum + column, count);
+    weight_sum = load_floats(linear.weight_sum + column, count);
   }
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = first_row + i;
     Floats y;
     if constexpr (quantised) {
       const Floats exact = __builtin_convertvector(load<Ints>(sums + i * kPanel), Floats) * scale;
-      y = (exact - total * x.zero[row]) * x.scale[row] + bias;
+      y = (exact - weight_sum * x.zero_point[row]) * x.scale[row] + bias;
     } else {
       y = load<Floats>(sums + i * kPanel) + bias;
     }

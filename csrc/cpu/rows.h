@@ -1,4 +1,4 @@
-// Single rows of numbers: LayerNorm, rounding to bf16, quantising. A row's sums have the same order everywhere.
+// Single rows of numbers: LayerNorm, rounding to bf16, quantising. A row is summed in the same order in every batch.
 #pragma once
 
 #include "kernels.h"
@@ -48,7 +48,7 @@ inline void layer_norm(const float* x, const Norm& norm, int64_t size, float* ou
   });
 }
 
-// The sum of an output has the same order, however many outputs there are.
+// An output is summed in the same order, however many outputs there are.
 inline void dots(const float* x, const float* weights, ptrdiff_t stride, int64_t size, int64_t outputs, float* out) {
   constexpr int kAtOnce = 4;
   for (int64_t first = 0; first < outputs; first += kAtOnce) {
@@ -70,10 +70,10 @@ inline void row_to_bf16(const float* x, int64_t size, uint32_t* out) {
   each_vector(size, [&](int64_t i, int64_t count) { store_floats(to + i, load_floats(x + i, count), count); });
 }
 
-// Maps the range of a row, zero included, to 0 to 255: one bit more than signed numbers have, where all have one sign.
-// A row with a number that is not finite gets the scale nan, so that its products become nan too.
+// Maps the range of a row, extended to zero, to 0 to 255. Where all numbers have one sign, signed int8 would lose a
+// bit. A row with a number that is not finite gets the scale nan, so that its products become nan too.
 template <typename Number>
-void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, float* zero) {
+void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, float* zero_point) {
   Floats low{}, high{}, odd{};
   each_vector(size, [&](int64_t i, int64_t count) {
     const Floats y = load_floats(x + i, count);
@@ -85,10 +85,10 @@ void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, fl
   const float step = range > 0 ? range / 255 : 1.0f;
   *scale = step + sum(odd);
   const float inverse = 1 / step;
-  *zero = round_to_even(splat(-smallest * inverse))[0];
+  *zero_point = round_to_even(splat(-smallest * inverse))[0];
   uint8_t* to = (uint8_t*)out;
   for (int64_t i = size; i % 4; ++i) to[i] = 0;
-  const Floats offset = splat(*zero);
+  const Floats offset = splat(*zero_point);
   each_vector(size, [&](int64_t i, int64_t count) {
     const Floats y = min(max(load_floats(x + i, count) * inverse + offset, Floats{}), splat(255.0f));
     const Words bits = (Words)(y + 12582912.0f);  // the number, rounded, in the lowest byte

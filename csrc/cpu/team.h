@@ -50,8 +50,8 @@ struct Member {
   void wait() const { barrier->wait(); }
 };
 
-// How many threads to use for so many steps of work, such that each has at least `enough`. Floats, as products of
-// integers could overflow.
+// How many threads to use for so much work, such that each has at least `enough`. Floats, because products of integers
+// could overflow.
 inline int threads_for(double steps, double enough, int threads) {
   return static_cast<int>(std::clamp<double>(std::floor(steps / enough), 1, threads));
 }

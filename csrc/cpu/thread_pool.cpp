@@ -18,7 +18,7 @@ namespace {
 // How long a thread without work stays awake. Within a call work follows sooner, and between calls it often does.
 constexpr std::chrono::microseconds kAwake{2000};
 
-// How many forks there are between this process and the first one.
+// How many forks led from the first process to this one.
 std::atomic<int> forks{0};
 #if defined(__unix__) || defined(__APPLE__)
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
@@ -75,7 +75,7 @@ class Worker {
   std::condition_variable woken_;
   Job end_{};
   const int number_;
-  std::thread thread_;  // the last member, as it reads the others
+  std::thread thread_;  // the last member, because the thread reads the others
 };
 
 class ThreadPool {

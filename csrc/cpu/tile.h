@@ -1,4 +1,4 @@
-// The inner product of everything here: a few rows times one panel of weights, in registers.
+// The innermost loop of all products: a few rows times one panel of weights, in registers.
 //
 // Both operands are 32-bit words of 1 fp32, 2 bf16 or 4 int8 numbers along the inner dimension ("a group"). A is rows
 // of such words; a panel of B is [words, kPanel] of them, kPanel output columns side by side. int4: one word of B has

@@ -47,7 +47,8 @@ def measure_costs(engine: Engine, texts: Sequence[Any], criterion: DataCriterion
 def _pass(engine: Engine, parts: Sequence[Any], criterion: DataCriterion) -> tuple[np.ndarray, float]:
     """All batches through all layers, twice: seconds [2, n] of layers and of what their exits add, and of embedding.
 
-    An exit's price is what a layer with its exit tested takes more than without, what half a layer costs more included.
+    The price of an exit is the time of a layer whose exit is tested minus that of the layer alone. Computing the layer
+    in halves is part of it.
     """
     model, n = engine.model, engine.num_layers
     times, before = np.zeros((2, n)), 0.0

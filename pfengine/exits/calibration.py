@@ -68,7 +68,8 @@ class Simulation:
         tokens = criterion.tokens()
         if tokens is not None and tokens.freezes:
             raise ConfigError(
-                f"criterion {shown(criterion)} freezes tokens, so its exits do not follow from logits; run it"
+                f"criterion {shown(criterion)} freezes tokens, so its exits cannot be computed from logits; run the "
+                "engine with it"
             )
         rows = tokens is not None and tokens.unit == "row" and self._bounds is not None
         units = len(self._bounds) - 1 if rows and self._bounds is not None else len(self._logits[0])

@@ -118,7 +118,7 @@ class Energy(_Tempered):
 @register
 @dataclass(frozen=True)
 class Patience(DataCriterion):
-    """Leave once `threshold` exits in a row gave the label of the exit before them (PABEE, section 3.2).
+    """Leave once `threshold` consecutive exits gave the label of the exit before them (PABEE, section 3.2).
 
     So the earliest exit is exit `threshold` + 1. The answer is that of the exit where the row leaves. For regression,
     `tolerance` replaces equal labels: |score - score of the exit before| < tolerance.
@@ -226,7 +226,7 @@ class Learned(DataCriterion):
 @register
 @dataclass(frozen=True)
 class PCEE(DataCriterion):
-    """Leave once the entropy was < threshold at `times` exits in a row (PCEE-BERT)."""
+    """Leave once the entropy was < threshold at `times` consecutive exits (PCEE-BERT)."""
 
     name = "pcee"
     threshold: Numbers
@@ -239,7 +239,7 @@ class PCEE(DataCriterion):
 @register
 @dataclass(frozen=True)
 class BEEM(DataCriterion):
-    """Leave where the confidences of the exits in a row that agree on the label add up to >= threshold.
+    """Leave where the confidences of the latest consecutive exits that agree on the label add up to >= threshold.
 
     BEEM (arXiv 2502.00745), with equal weights for all exits.
     """

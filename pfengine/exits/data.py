@@ -119,7 +119,7 @@ class DataCriterion(Criterion):
         @register
         @dataclass(frozen=True)
         class Apart(DataCriterion):
-            '''Leave where the two best labels are at least `threshold` apart at `times` exits in a row.'''
+            '''Leave where the two best labels are at least `threshold` apart at `times` consecutive exits.'''
 
             name = "apart"
             threshold: float
@@ -128,8 +128,8 @@ class DataCriterion(Criterion):
             def clauses(self, at: Binding) -> tuple[Clause, ...]:
                 return (Clause("margin", ">=", at.threshold, "running", times=at(self.times)),)
 
-    As the knob moves in one of its two directions, clauses must let no row leave later, whatever the other numbers are.
-    example: a threshold that makes sense, for messages.
+    One direction of the threshold must be the faster one: as it moves that way, no row may leave later, whatever the
+    other numbers are. example: a threshold that makes sense, for messages.
     """
 
     example: ClassVar[float] = 0.3
@@ -138,7 +138,11 @@ class DataCriterion(Criterion):
     monotone = True
 
     def clauses(self, at: Binding) -> tuple[Clause, ...]:
-        """Its clauses. `at` spreads numbers over layers and slots."""
+        """The clauses of its rule.
+
+        at(numbers) is a field in the shape that a clause needs, a number per layer; at.threshold is the threshold, per
+        layer and slot.
+        """
         raise TypeError(f"{type(self).__name__} must define clauses(at)")
 
     def tokens(self) -> TokenRule | None:
@@ -234,10 +238,10 @@ class DataCriterion(Criterion):
     ) -> ExitRule:
         """The rule for a model of `num_layers` with exits after `exit_layers`, the last layer among them.
 
-        first_row, slots: the rows of the input that have the slots, first_row to first_row + slots. thresholds: float
-        [slots] or [num_layers, slots], the knob per slot in place of the criterion's own; nan: that row leaves after
-        the last layer. Raises ConfigError where there are not as many numbers per exit as exits, or too few rows are
-        known.
+        first_row, slots: the rows that run by this rule are rows first_row to first_row + slots - 1 of the input; row
+        first_row has slot 0. thresholds: float [slots] or [num_layers, slots], in place of the criterion's own
+        threshold; a row whose number is nan leaves after the last layer. Raises ConfigError where a field has not as
+        many numbers as there are exits, or where a criterion that lists rows (`replay`) does not reach these.
         """
         if thresholds is None:
             return _bound_rule(self, num_layers, tuple(exit_layers))

@@ -59,13 +59,14 @@ Reads = Literal["first", "mean", "all"]
 class Exit(NamedTuple):
     """One exit, made of parts that an op set prepared: how what it reads of a layer becomes logits.
 
-    x is the first token, the mean of the row's tokens, or each token (`reads`).
-    state = pooler_activation(pooler(x)), or x itself.
-    learned = sigmoid(learned(state)), or none.
-    past = past(state) + what earlier exits left. Its first `labels` numbers are scores, the next `width` are gates.
-    future = folded(state), or the projection of `imitation`'s guesses, or none.
-    Logits are the merge of past and future, as `OpSet.gate_merge` defines it for gate_kind "paper" and "authors";
-    "none" adds them.
+    x: the first token of a row, the mean of its tokens, or each token, as `reads` says.
+    State: s = pooler_activation(pooler(x)), or x where there is no pooler.
+    Past: `past` applied to s, plus the sum that earlier exits pass on. Its first `labels` numbers are scores, the next
+    `width` numbers are gates.
+    Future: `folded` applied to s, or the projection of the states that `imitation` guesses from s, or none.
+    Logits: the merge of past and future that `OpSet.gate_merge` defines for gate_kind "paper" and "authors". With
+    "none" they are the sum.
+    Learned score: the sigmoid of `learned` applied to s, where there is one.
     """
 
     labels: int
@@ -77,7 +78,7 @@ class Exit(NamedTuple):
     gate_kind: Literal["none", "paper", "authors"] = "none"
     width: int = 0
     gate: Any | None = None
-    states: int = 1  # over how many states the gates are summed
+    states: int = 1  # how many states the gates are summed over
     reads: Reads = "first"
     learned: Any | None = None  # what prepare_linear made of a [1, H] matrix in float32
 
@@ -143,9 +144,10 @@ class OpSet(Protocol):
         projections: Sequence[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
     ) -> Any:
-        """Prepare imitation learners of layers 2..n, [n-1, H, H] and [n-1, H], for `guesses`, `project` and `pooled`.
+        """Prepare the imitation learners of layers 2..n for `guesses`, `project` and `pooled`.
 
-        projections: for `project` after layer i = 1..n-1, [C, (n-i) H] and [C]; empty where it is not called.
+        learners: float32 [n-1, H, H]; learner_bias: float32 [n-1, H]. projections: for `project` after layer i =
+        1..n-1, float32 [C, (n-i) H] and [C]; empty where `project` is not called.
         """
 
     def guesses(self, states: Tensor, weights: Any, layer: int) -> Tensor:
@@ -182,9 +184,10 @@ class OpSet(Protocol):
         """A carrier of flights through what this op set prepared; None where it has none of its own.
 
         projection: from the embedding's size to the hidden size, or None. layers: the blocks of each layer. exits: for
-        each layer the exit after it, if any, and the column of the previous exit's past from which on this exit adds to
-        it (-1: it adds nothing). The last layer has an exit. renormalises: for a tag head, does each later layer's
-        output norm apply to the last sums of tokens that have left? Otherwise these tokens are kept as they are.
+        each layer None, or the exit after it and a column: this exit's past is added to the columns of the previous
+        exit's past from that one on, or to nothing where it is -1. The last layer has an exit. renormalises: of a tag
+        head. True: the state of a token that has left becomes each later layer's output norm, applied to the sum
+        before the last output norm that the token took part in. False: its state stays as it is.
         """
 
     def prepare_exit(self, parts: Exit) -> Any:

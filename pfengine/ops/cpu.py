@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import extension
-from ..extension import address, in_rows, room
+from ..extension import address, in_rows, new_output
 from . import Activation, Block, Exit, Norm, Pooling, Queries, Tables
 from .cpu_model import prepare_model as prepare_model
 from .packing import Embedding, Imitation, Linear, PreparedBlock, PreparedExit, pack_linear
@@ -52,11 +52,11 @@ def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | Non
 def _linear(
     x: Tensor, weights: Linear, activation: Activation, first: int, columns: int, add: Tensor | None = None
 ) -> Tensor:
-    """`columns` output columns from column `first` on, with which a panel begins."""
+    """`linear` for `columns` output columns, from column `first` on. A panel of weights must begin at `first`."""
     x = _rows(x)
     rows = x.shape[0]
     add = add if add is None else _rows(add)
-    C, (out, to) = extension._C, room((rows, columns), torch.float32)
+    C, (out, to) = extension._C, new_output((rows, columns), torch.float32)
     C.run_linear(
         kernels=kernels(),
         precision=weights.precision,
@@ -105,7 +105,7 @@ def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embeddi
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
     ids, positions, types = (x.contiguous() for x in (ids, positions, types))
     tokens = len(ids)
-    out, to = room((tokens, weights.size), torch.float32)
+    out, to = new_output((tokens, weights.size), torch.float32)
     extension._C.run_embed(
         kernels=kernels(),
         embedding=weights.native,
@@ -128,7 +128,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     hidden = parts["output"].outputs
     attention_norm, attention_tensors = _norm(block.attention_norm, hidden)
     output_norm, output_tensors = _norm(block.output_norm, hidden)
-    native = C.Layer(
+    native = C.Block(
         precision=parts["qkv"].precision,
         activation=getattr(C.Activation, block.activation),
         heads=block.num_heads,
@@ -144,10 +144,10 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
     tokens, rows = x.shape[0], cu_seqlens.shape[0] - 1
-    kept, to = room((tokens * weights.kept_stride,), torch.uint8)  # _C's own layout
+    kept, to = new_output((tokens * weights.kept_stride,), torch.uint8)  # _C's own layout
     extension._C.keys_values(
         kernels=kernels(),
-        layer=weights.native,
+        block=weights.native,
         x=address("x", x, torch.float32, (tokens, weights.hidden)),
         tokens=tokens,
         cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
@@ -192,9 +192,9 @@ def _block(
         query_bounds = address("queries.bounds", queries.bounds, torch.int32, (rows + 1,))
     else:
         kind, count = (C.Queries.all, tokens) if queries == "all" else (C.Queries.firsts, rows)
-    out, to = room((count, hidden), torch.float32)
-    sum_rows, sums_to = room((count, hidden), torch.float32) if sums else (None, 0)
-    C.run_layer(
+    out, to = new_output((count, hidden), torch.float32)
+    sum_rows, sums_to = new_output((count, hidden), torch.float32) if sums else (None, 0)
+    C.run_block(
         kernels(),
         weights.native,
         address("x", x, torch.float32, (tokens, hidden)),
@@ -217,10 +217,10 @@ def _block(
 
 def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
     sums, rows = _contiguous(sums), sums.shape[0]
-    out, to = room((rows, weights.hidden), torch.float32)
+    out, to = new_output((rows, weights.hidden), torch.float32)
     extension._C.output_norm(
         kernels=kernels(),
-        layer=weights.native,
+        block=weights.native,
         sums=address("sums", sums, torch.float32, (rows, weights.hidden)),
         tokens=rows,
         numbers=0,  # null: all rows
@@ -251,7 +251,9 @@ def prepare_imitation(
         hidden + pad,
         activation,
         [
-            pack_linear(F.pad(matrix.unflatten(1, (-1, hidden)), (0, pad)).flatten(1), bias, torch.float32, thin=True)
+            pack_linear(
+                F.pad(matrix.unflatten(1, (-1, hidden)), (0, pad)).flatten(1), bias, torch.float32, row_major=True
+            )
             for matrix, bias in projections
         ],
     )
@@ -280,7 +282,7 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
         raise ValueError(f"gates is {list(gates.shape)}, expected [{rows}, 1 or {labels}], and without gate a future")
     past, gates = _contiguous(past), _contiguous(gates)
     future = future if future is None else _contiguous(future)
-    out, to = room(shape := (rows, labels), torch.float32)
+    out, to = new_output(shape := (rows, labels), torch.float32)
     extension._C.run_merge(
         kernels=kernels(),
         merge=_merge("paper" if gate is None else "authors", labels, gates.shape[1], gate, count),
@@ -293,9 +295,9 @@ def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear 
     return out
 
 
-def _merge(kind: str, labels: int, width: int, gate: Linear | None, count: int) -> _C.Merge:
+def _merge(kind: str, labels: int, width: int, gate: Linear | None, gate_states: int) -> _C.Merge:
     C, native = extension._C, None if gate is None else gate.native
-    return C.Merge(kind=getattr(C.Gate, kind), labels=labels, width=width, gate=native, count=count)
+    return C.Merge(kind=getattr(C.Gate, kind), labels=labels, width=width, gate=native, gate_states=gate_states)
 
 
 def prepare_exit(parts: Exit) -> PreparedExit:
@@ -336,9 +338,9 @@ def exit(
     x, rows, width, labels = _contiguous(x), x.shape[0], weights.width, weights.labels
     if add is not None:
         add = _contiguous(add)
-    past, past_to = room((rows, width), torch.float32)
-    logits, logits_to = room((rows, labels), torch.float32) if answer else (None, 0)
-    learned, learned_to = room((rows,), torch.float32) if answer and weights.learned else (None, 0)
+    past, past_to = new_output((rows, width), torch.float32)
+    logits, logits_to = new_output((rows, labels), torch.float32) if answer else (None, 0)
+    learned, learned_to = new_output((rows,), torch.float32) if answer and weights.learned else (None, 0)
     extension._C.run_exit(
         kernels(),
         weights.native,
@@ -355,7 +357,7 @@ def exit(
 
 def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     x, rows = _contiguous(x), len(cu_seqlens) - 1
-    out, to = room((rows, x.shape[1]), torch.float32)
+    out, to = new_output((rows, x.shape[1]), torch.float32)
     extension._C.run_mean(
         address("x", x, torch.float32, x.shape),
         len(x),

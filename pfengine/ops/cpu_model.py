@@ -54,7 +54,7 @@ class CpuModel(Carrier):
         by_token = self.native.scores_tokens
         answers = Answers(0, len(packed.ids if by_token else packed.row_ids), self.native.labels)
         slots = packed.cu_seqlens[:-1].astype(np.int64) if by_token else np.arange(len(packed.row_ids))
-        self.start(packed, slots, answers).advance(ExitRule(rule.tested), self.native.layers)
+        self.start(packed, slots, answers).advance(ExitRule(rule.tested), self.native.num_layers)
 
     def native_rule(self, rule: ExitRule) -> _C.ExitRule:
         """The rule as a _C.ExitRule. The last one is kept, because most batches have the rule of the batch before."""
@@ -123,16 +123,16 @@ def prepare_model(
     renormalises: bool = False,
 ) -> CpuModel:
     """As `OpSet.prepare_model`."""
-    C, steps = extension._C, []
+    C, native_layers = extension._C, []
     for blocks, after in zip(layers, exits, strict=True):
         exit, adds_from = after or (None, -1)
         blocks_native, exit_native = [block.native for block in blocks], None if exit is None else exit.native
-        steps.append(C.Step(blocks=blocks_native, exit=exit_native, adds_from=adds_from))
+        native_layers.append(C.Layer(blocks=blocks_native, exit=exit_native, adds_from=adds_from))
     native = C.Model(
         embedding=embedding.native,
         projection=None if projection is None else projection.native,
         precision=C.Precision.fp32 if projection is None else projection.precision,
-        steps=steps,
+        layers=native_layers,
         renormalises=renormalises,
     )
     return CpuModel(native, (embedding, projection, layers, exits))

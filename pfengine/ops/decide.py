@@ -17,9 +17,9 @@ Signals of scores x [C], with y = x / temperature and p = softmax(y):
 The value that a memory makes of the signal v; it is compared with the threshold:
 
     none      v
-    running   v; the comparison must hold at `times` exits in a row, this one included
+    running   v; the comparison must hold at `times` consecutive exits, this one included
     votes     how often the most frequent label was given so far (v must be "label")
-    sum       the sum of v over the latest exits in a row that gave the same label as this one
+    sum       the sum of v over the latest consecutive exits that gave the same label as this one
     side      over the last `size` exits: max(min v - 1/2, 1/2 - max v), how far all are on one side of 1/2
     trend     over the last `size` exits: |first v - 1/2| where no later one moves back towards 1/2, else -1
     range     over the last `size` exits: max v - min v where all are on one side of 1/2, else inf

@@ -57,18 +57,20 @@ class Flight(Protocol):
         """The layer that the rows have passed, 1-based; 0 before the first."""
 
     def __len__(self) -> int:
-        """How many rows are under way. On a GPU an upper bound, one segment old."""
+        """How many rows are under way. On a GPU an upper bound: the count before the last segment that was queued."""
 
     def slots(self) -> np.ndarray:
-        """int64 [R]: the slot of each row that is under way, in order. On a GPU this waits."""
+        """int64 [R]: the slot of each row that is under way, in order. On a GPU this waits for the device."""
 
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
-        """Go on to layer `until`, a later one than `layer`. Rows that the rule lets go leave on the way and at `until`.
+        """Go on to layer `until`, 1-based and later than `layer`. At each tested exit, `until` included, rows leave as
+        the rule says.
 
-        Returns the rows still there after `until`, with their scores, whether the exit is tested or not. Returns None
-        where no row is left, as after the last layer, where all leave. scores: False to stop at `until` without its
-        exit; then rows stay even after the last layer. What only rows that go on need of a layer may be left until the
-        next call. Raises ValueError where `until` is not later, or the rule does not fit the model.
+        Returns the rows that are left after `until`, with their scores even where that exit is not tested. Returns
+        None where no row is left, as after the last layer, where all rows leave. scores: False to stop at `until`
+        without computing its exit; then rows stay even after the last layer. A carrier may compute the layer `until`
+        for first tokens only, and its other tokens at the next call, for the rows that are left by then. Raises
+        ValueError where `until` is not later, or the rule does not fit the model.
         """
 
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
@@ -82,8 +84,9 @@ class Flight(Protocol):
     def join(self, other: Flight) -> None:
         """Take in the rows of another flight of the same carrier, at the same layer and with the same `Answers`.
 
-        `other` is empty afterwards. A flight without rows takes in those of any layer. Rows of a flight that carries
-        nothing for a rule yet are as before the first tested exit. Raises ValueError where the two do not fit together.
+        `other` is empty afterwards. A flight without rows takes in those of any layer. Where one flight has passed
+        a tested exit and the other has not, the rule treats the rows of the other as before their first exit. Raises
+        ValueError where the two do not fit together.
         """
 
     def states(self) -> Tensor:
@@ -99,7 +102,7 @@ class Carrier(Protocol):
 
     @property
     def max_flights(self) -> int:
-        """The most flights that may be under way. `start` waits for one of them to end where there are so many."""
+        """The most flights that may be under way. Where there are so many, `start` waits until one of them ends."""
 
     @property
     def max_rows(self) -> int:

@@ -19,7 +19,7 @@ from .quantisation import quantise_weight
 if TYPE_CHECKING:
     from .. import _C
 
-THIN = 16  # fp32 layers with at most so many outputs are not packed: a panel would be mostly padding
+MAX_ROW_MAJOR = 16  # fp32 layers with at most so many outputs are not packed: a panel would be mostly padding
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
@@ -56,7 +56,7 @@ class Embedding(NamedTuple):
 
 
 class PreparedBlock(NamedTuple):
-    native: _C.Layer
+    native: _C.Block
     hidden: int
     kept_stride: int  # bytes per token of what keys_values makes
     tensors: tuple[Tensor, ...]
@@ -80,35 +80,35 @@ class PreparedExit(NamedTuple):
 
 
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
-    return pack_linear(weight, bias, dtype, thin=dtype == torch.float32 and len(weight) <= THIN)
+    return pack_linear(weight, bias, dtype, row_major=dtype == torch.float32 and len(weight) <= MAX_ROW_MAJOR)
 
 
-def pack_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, thin: bool = False, bits: int = 8) -> Linear:
-    """As `prepare_linear`. thin: rows, not panels (fp32 only). bits: of a number, where dtype is int8."""
+def pack_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, row_major: bool = False, bits: int = 8) -> Linear:
+    """As `prepare_linear`. row_major: rows, not panels (fp32 only). bits: of a number, where dtype is int8."""
     outputs, inputs = weight.shape
     precision = "int4" if dtype == torch.int8 and bits == 4 else _PRECISIONS[dtype]
-    scale = total = None
+    scale = weight_sum = None
     if dtype == torch.int8:
         numbers, scale = quantise_weight(weight, bits)
-        total = numbers.sum(1, dtype=torch.int32).float() * scale
+        weight_sum = numbers.sum(1, dtype=torch.int32).float() * scale
         if precision == "int4":
             numbers, scale = _halves(numbers), scale / 16
     else:
         numbers = weight.to(dtype)
-    packed, bias = numbers.contiguous() if thin else _pack(numbers), bias.float().contiguous()
+    packed, bias = numbers.contiguous() if row_major else _pack(numbers), bias.float().contiguous()
     C = extension._C
     panel, group = kernels().panel, {"fp32": 1, "bf16": 2, "int8": 4, "int4": 8}[precision]
-    shape = (outputs, inputs) if thin else (-(-outputs // panel), -(-inputs // group), panel)
+    shape = (outputs, inputs) if row_major else (-(-outputs // panel), -(-inputs // group), panel)
     native = C.Linear(
-        weights=address("weight", packed, torch.float32 if thin else torch.int32, shape),
+        weights=address("weight", packed, torch.float32 if row_major else torch.int32, shape),
         scale=address("scale", scale, torch.float32, (outputs,)),
-        sum=address("sum", total, torch.float32, (outputs,)),
+        weight_sum=address("weight_sum", weight_sum, torch.float32, (outputs,)),
         bias=address("bias", bias, torch.float32, (outputs,)),
         inputs=inputs,
         outputs=outputs,
-        thin=thin,
+        row_major=row_major,
     )
-    tensors = tuple(t for t in (packed, scale, total, bias) if t is not None)
+    tensors = tuple(t for t in (packed, scale, weight_sum, bias) if t is not None)
     return Linear(native, getattr(C.Precision, precision), inputs, outputs, tensors)
 
 

@@ -120,7 +120,8 @@ def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
-    return linear(x, weights.qkv, "none")  # includes queries, of which `block` takes those it needs
+    """As `OpSet.keys_values`. The result holds the queries of all tokens too; `block` takes those it needs."""
+    return linear(x, weights.qkv, "none")
 
 
 def block(

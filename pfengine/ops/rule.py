@@ -27,15 +27,16 @@ def values(number: float) -> np.ndarray:
 class Clause(NamedTuple):
     """One reason to leave: a signal, what a memory of earlier exits makes of it, and a comparison with a threshold.
 
-    Numbers are float32 [1 or n, 1 or P]: one for all layers or one per layer (row i - 1 is for layer i), and one for
-    all slots or one per slot of the answers. Comparisons are in float32, and none with nan is true.
+    Numbers are float32 [1 or n, 1 or P]: along the first dimension one for all layers or one per layer (index i - 1 is
+    layer i), along the second one for all slots or one per slot of the answers. Comparisons are in float32, and none
+    with nan is true.
     """
 
     signal: Signal
     comparison: Comparison
     threshold: np.ndarray  # float32 [1 or n, 1 or P]
     memory: Memory = "none"
-    times: np.ndarray = values(1)  # "running": at so many exits in a row; float32 [1 or n, 1 or P]
+    times: np.ndarray = values(1)  # "running": at so many consecutive exits; float32 [1 or n, 1 or P]
     size: int = 0  # "side", "trend", "range": how many exits the window holds
     temperature: np.ndarray = values(1)  # logits are divided by it before the signal is computed; float32 [1 or n, 1]
 
@@ -48,16 +49,16 @@ class Clause(NamedTuple):
 class TokenRule(NamedTuple):
     """How the signals of a row's tokens are read, where the head scores every token."""
 
-    unit: Literal["row", "token"]  # what leaves
-    pool: Literal["max", "mean"] = "max"  # unit "row": the largest or the mean over the row's tokens
-    window: int = 1  # unit "token": the largest over so many tokens of the row, odd, with this token in the middle
+    unit: Literal["row", "token"]  # what leaves: whole rows, or each token by itself
+    pool: Literal["max", "mean"] = "max"  # unit "row": the largest signal of the row's tokens, or their mean
+    window: int = 1  # unit "token": the largest signal of so many tokens, an odd number, this one in the middle
     freezes: bool = False  # unit "token": is a token that has left frozen? Otherwise it is updated like all others
 
 
 class ExitRule(NamedTuple):
-    """When rows leave: after the first tested layer where any clause holds, or else after the last layer."""
+    """When rows (or tokens) leave: at the first tested exit where any clause holds, otherwise after the last layer."""
 
-    tested: bytes  # [n]: is the exit after layer i tested?
+    tested: bytes  # [n]: is the exit after layer i tested? Index i - 1, 0 or 1
     clauses: tuple[Clause, ...] = ()
     tokens: TokenRule | None = None
 

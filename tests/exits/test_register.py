@@ -21,7 +21,7 @@ from pfengine.ops.rule import ExitRule
 
 @dataclass(frozen=True)
 class Apart(DataCriterion):
-    """Leave where the two best labels are at least `threshold` apart at `times` exits in a row."""
+    """Leave where the two best labels are at least `threshold` apart at `times` consecutive exits."""
 
     name = "apart"
     threshold: float

@@ -13,10 +13,10 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/block.h"
 #include "cpu/compact.h"
 #include "cpu/exit.h"
 #include "cpu/flight.h"
-#include "cpu/layer.h"
 #include "cpu/linear.h"
 
 namespace {
@@ -35,12 +35,12 @@ class Parts {
     return made.data();
   }
 
-  Linear linear(std::int64_t inputs, std::int64_t outputs, Precision precision, bool thin = false) {
+  Linear linear(std::int64_t inputs, std::int64_t outputs, Precision precision, bool row_major = false) {
     const std::int64_t numbers = precision == Precision::int4 ? 8 : 4 / bytes_of(precision);
     const std::int64_t words = (inputs + numbers - 1) / numbers;
     const bool quantised = precision == Precision::int8 || precision == Precision::int4;
     std::vector<std::uint32_t>& made =
-        words_.emplace_back(thin ? inputs * outputs : kernels_.panels(outputs) * kernels_.panel * words);
+        words_.emplace_back(row_major ? inputs * outputs : kernels_.panels(outputs) * kernels_.panel * words);
     for (std::uint32_t& word : made) {
       if (precision == Precision::fp32) {
         const float x = *floats(1);
@@ -56,12 +56,12 @@ class Parts {
             floats(outputs),
             inputs,
             outputs,
-            thin};
+            row_major};
   }
 
   Norm norm(std::int64_t size) { return {floats(size, 0.9f, 1.1f), floats(size), 1e-5f}; }
 
-  Layer layer(Precision precision, std::int64_t heads, std::int64_t size, std::int64_t hidden, std::int64_t inner) {
+  Block block(Precision precision, std::int64_t heads, std::int64_t size, std::int64_t hidden, std::int64_t inner) {
     return {precision,
             Activation::gelu,
             heads,
@@ -112,17 +112,17 @@ class Case {
       : kernels_(kernels), precision_(precision), parts_(kernels), hidden_(hidden) {
     const std::int64_t lengths[] = {3, 40, 1, 17, 90, 2, 33, 8};
     for (const std::int64_t length : lengths) bounds_.push_back(bounds_.back() + static_cast<std::int32_t>(length));
-    layer_ = parts_.layer(precision, heads, size, hidden, 2 * hidden + 2);
+    block_ = parts_.block(precision, heads, size, hidden, 2 * hidden + 2);
     const float* const words = parts_.floats(50 * hidden);
     for (Model* model : {&rows_, &all_}) {
       const Reads reads = model == &rows_ ? Reads::first : Reads::all;
       model->embedding = {{words, words, words}, {50, 50, 50}, hidden, false, parts_.norm(hidden)};
       model->precision = Precision::fp32;
       model->renormalises = reads == Reads::all;
-      for (int step = 0; step < 3; ++step) {
-        model->steps.push_back({{parts_.layer(precision, heads, size, hidden, 2 * hidden)},
-                                parts_.exit(reads, precision, hidden, kLabels),
-                                step ? 0 : -1});
+      for (int layer = 0; layer < 3; ++layer) {
+        model->layers.push_back({{parts_.block(precision, heads, size, hidden, 2 * hidden)},
+                                 parts_.exit(reads, precision, hidden, kLabels),
+                                 layer ? 0 : -1});
       }
     }
     for (std::int64_t token = 0; token < tokens(); ++token) ids_.push_back(token % 50);
@@ -135,14 +135,14 @@ class Case {
     std::vector<float> x = embedded(tokens, threads), out(tokens * hidden_);
     append(all, x);
     std::vector<float> sums(out.size());
-    run_layer(kernels_, layer_, {x.data(), bounds_.data(), rows, tokens}, {}, nullptr, out.data(), sums.data(),
+    run_block(kernels_, block_, {x.data(), bounds_.data(), rows, tokens}, {}, nullptr, out.data(), sums.data(),
               threads);
     append(all, out);
     append(all, sums);
-    output_norm(kernels_, layer_, sums.data(), nullptr, tokens, sums.data(), threads);
+    output_norm(kernels_, block_, sums.data(), nullptr, tokens, sums.data(), threads);
     append(all, sums);
-    std::vector<float> wide(tokens * layer_.intermediate.outputs);
-    run_linear(kernels_, precision_, layer_.intermediate, {0, layer_.intermediate.outputs}, Activation::relu,
+    std::vector<float> wide(tokens * block_.intermediate.outputs);
+    run_linear(kernels_, precision_, block_.intermediate, {0, block_.intermediate.outputs}, Activation::relu,
                {x.data(), hidden_}, tokens, {}, wide.data(), threads);
     append(all, wide);
     halves(x, rows, threads, all);
@@ -173,10 +173,10 @@ class Case {
   void halves(const std::vector<float>& x, std::int64_t rows, int threads, Bytes& all) const {
     const std::int64_t tokens = bounds_[rows];
     const Context context{x.data(), bounds_.data(), rows, tokens};
-    std::vector<char> kept(tokens * kept_stride(layer_));
-    keys_values(kernels_, layer_, context, kept.data(), threads);
+    std::vector<char> kept(tokens * kept_stride(block_));
+    keys_values(kernels_, block_, context, kept.data(), threads);
     std::vector<float> first(rows * hidden_);
-    run_layer(kernels_, layer_, context, {Queries::firsts}, kept.data(), first.data(), nullptr, threads);
+    run_block(kernels_, block_, context, {Queries::firsts}, kept.data(), first.data(), nullptr, threads);
     append(all, first);
     const auto stays = stay(rows);
     const Counts left = count_kept(bounds_.data(), stays.data(), rows, tokens);
@@ -184,12 +184,12 @@ class Case {
     std::vector<std::int32_t> borders(left.rows + 1);
     const Others others = others_of(bounds_.data(), stays.data(), rows, borders.data());
     place_firsts(first.data(), hidden_, stays.data(), rows, borders.data(), out.data());
-    run_layer(kernels_, layer_, context,
+    run_block(kernels_, block_, context,
               {Queries::list, others.tokens.data(), others.bounds.data(), others.targets.data()}, kept.data(),
               out.data(), nullptr, threads);
     append(all, out);
     std::vector<float> states = x;  // in place, without keys and values at hand
-    run_layer(kernels_, layer_, {states.data(), bounds_.data(), rows, tokens},
+    run_block(kernels_, block_, {states.data(), bounds_.data(), rows, tokens},
               {Queries::list, others.tokens.data(), others.bounds.data(), others.tokens.data()}, nullptr, states.data(),
               nullptr, threads);
     append(all, states);
@@ -243,7 +243,7 @@ class Case {
   const std::int64_t hidden_;
   std::vector<std::int32_t> bounds_{0};
   std::vector<std::int64_t> ids_;
-  Layer layer_;
+  Block block_;
   Model rows_, all_;
 };
 

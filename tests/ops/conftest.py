@@ -22,7 +22,7 @@ def _poisoned(*args: Any, **options: Any) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scratch memory, before every call, and the tensors that `extension.room` makes."""
+    """Scratch memory, before every call, and the tensors that `extension.new_output` makes."""
     monkeypatch.setattr(torch, "empty", _poisoned)
     if not extension.has_cpu():
         yield

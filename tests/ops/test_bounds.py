@@ -43,12 +43,12 @@ def room(*shape: int, dtype: torch.dtype = torch.float32) -> int:
     return at_the_end(torch.zeros(shape, dtype=dtype))
 
 
-def linear(inputs: int, outputs: int, dtype: torch.dtype, thin: bool = False, bits: int = 8) -> Any:
-    packed = pack_linear(torch.randn(outputs, inputs) / 8, torch.randn(outputs), dtype, thin=thin, bits=bits)
+def linear(inputs: int, outputs: int, dtype: torch.dtype, row_major: bool = False, bits: int = 8) -> Any:
+    packed = pack_linear(torch.randn(outputs, inputs) / 8, torch.randn(outputs), dtype, row_major=row_major, bits=bits)
     weights, *factors, bias = (at_the_end(tensor) for tensor in packed.tensors)
-    scale, total = factors or (0, 0)
-    sizes = {"inputs": inputs, "outputs": outputs, "thin": thin}
-    return C.Linear(weights=weights, scale=scale, sum=total, bias=bias, **sizes)
+    scale, weight_sum = factors or (0, 0)
+    sizes = {"inputs": inputs, "outputs": outputs, "row_major": row_major}
+    return C.Linear(weights=weights, scale=scale, weight_sum=weight_sum, bias=bias, **sizes)
 
 
 def norm(size: int) -> Any:
@@ -60,42 +60,42 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
     precision = getattr(C.Precision, {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}[dtype])
     sizes = {"qkv": (hidden, 3 * heads * head_size), "attention_output": (heads * head_size, hidden),
              "intermediate": (hidden, inner), "output": (inner, hidden)}  # fmt: skip
-    layer = C.Layer(
+    block = C.Block(
         precision=precision, activation=C.Activation.gelu, heads=heads, head_size=head_size, scale=0.2,
         attention_norm=norm(hidden), output_norm=norm(hidden), **{k: linear(*v, dtype) for k, v in sizes.items()},
     )  # fmt: skip
     x = at_the_end(torch.randn(tokens, hidden))
     borders = at_the_end(torch.tensor([0, 1, 9, 26]).int())
-    kept = room(tokens * C.kept_stride(layer), dtype=torch.uint8)
+    kept = room(tokens * C.kept_stride(block), dtype=torch.uint8)
     queries, bounds, targets = (
         at_the_end(torch.tensor(x).int()) for x in ([3, 8, 11, 12, 25], [0, 0, 2, 5], [0, 1, 3, 4, 6])
     )
     for threads in (1, 2):
-        batch = (cpu.kernels(), layer, x, tokens, borders, rows)
+        batch = (cpu.kernels(), block, x, tokens, borders, rows)
         C.keys_values(*batch, kept, threads)
         for keys_values in (0, kept):
             for kind, count in ((C.Queries.all, tokens), (C.Queries.firsts, rows)):
                 sums = room(count, hidden)
-                C.run_layer(*batch, kind, count, 0, 0, 0, keys_values, room(count, hidden), count, sums, threads)
+                C.run_block(*batch, kind, count, 0, 0, 0, keys_values, room(count, hidden), count, sums, threads)
             chosen = (C.Queries.list, 5, queries, bounds, targets, keys_values)
-            C.run_layer(*batch, *chosen, room(7, hidden), 7, room(7, hidden), threads)
-        C.output_norm(cpu.kernels(), layer, x, tokens, queries, 5, room(tokens, hidden), threads)
+            C.run_block(*batch, *chosen, room(7, hidden), 7, room(7, hidden), threads)
+        C.output_norm(cpu.kernels(), block, x, tokens, queries, 5, room(tokens, hidden), threads)
         ids = at_the_end(torch.arange(tokens) % 7)
         tables = {name: room(7, hidden, dtype=torch.bfloat16) for name in ("word", "position", "token_type")}
         embedding = C.Embedding(
             **tables, words=7, positions=7, token_types=7, size=hidden, bf16=True, norm=norm(hidden)
         )
         C.run_embed(cpu.kernels(), embedding, ids, ids, ids, tokens, room(tokens, hidden), threads)
-        gate = linear(3, 3, torch.float32, thin=True)
+        gate = linear(3, 3, torch.float32, row_major=True)
         learned = C.Precision.int4 if dtype == torch.int8 else precision
         exit = C.Exit(
             precision=precision, learner_precision=learned, pooler=linear(hidden, hidden, dtype),
             pooler_activation=C.Activation.relu,
-            past=linear(hidden, 6, torch.float32, thin=True), folded=None, reads=C.Reads.first,
-            learned=linear(hidden, 1, torch.float32, thin=True),
+            past=linear(hidden, 6, torch.float32, row_major=True), folded=None, reads=C.Reads.first,
+            learned=linear(hidden, 1, torch.float32, row_major=True),
             learners=linear(hidden, 2 * hidden, dtype, bits=4), activation=C.Activation.tanh,
-            projection=linear(2 * hidden, 3, torch.float32, thin=True),
-            merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, count=2),
+            projection=linear(2 * hidden, 3, torch.float32, row_major=True),
+            merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, gate_states=2),
         )  # fmt: skip
         add, past, logits = room(rows, 6), room(rows, 6), room(rows, 3)
         C.run_exit(cpu.kernels(), exit, x, add, rows, past, logits, room(rows), threads)

@@ -190,10 +190,10 @@ WRONG = {
     "signal": ({"signal": "margins"}, "signal is 'margins', expected one of entropy, "),
     "comparison": ({"comparison": "=="}, "comparison is '==', expected one of <, <=, >, >="),
     "memory": ({"memory": "all"}, "memory is 'all', expected one of none, running"),
-    "votes": ({"memory": "votes"}, "votes are of the signal 'label'"),
-    "no window": ({"memory": "side"}, "size is how many exits a window holds"),
-    "a window of nothing": ({"size": 3}, "size is how many exits a window holds"),
-    "layers": ({"threshold": np.zeros((3, 1), np.float32)}, "of 3 layers, expected 1 or the 2"),
+    "votes": ({"memory": "votes"}, "the memory 'votes' must have the signal 'label'"),
+    "no window": ({"memory": "side"}, "size must be the number of exits that a window holds"),
+    "a window of nothing": ({"size": 3}, "size must be the number of exits that a window holds"),
+    "layers": ({"threshold": np.zeros((3, 1), np.float32)}, "numbers for 3 layers, expected 1 or the 2"),
     "one dimension": ({"threshold": np.zeros(2, np.float32)}, r"threshold must be float32 \[1 or layers, 1 or slots"),
     "slots": (
         {"threshold": np.zeros((1, 3), np.float32), "times": np.zeros((1, 4), np.float32)}, "different counts of slots"
@@ -213,8 +213,8 @@ def test_clauses_that_make_no_sense(case: str) -> None:
 def test_tokens_that_make_no_sense() -> None:
     for tokens, text in [
         (TokenRule("token", window=2), "window must be odd"),
-        (TokenRule("token", "mean"), "takes the largest of a window"),
-        (TokenRule("row", freezes=True), "of the unit 'token'"),
+        (TokenRule("token", "mean"), "pool must be 'max'"),
+        (TokenRule("row", freezes=True), "for the unit 'row'"),
         (TokenRule("word"), "unit is 'word', expected one of row, token"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(ValueError, match=text):

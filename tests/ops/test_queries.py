@@ -54,13 +54,13 @@ def at(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def run_layer(
-    layer: Any, x: Tensor, queries: Queries, kept: Tensor | None, targets: Tensor | None, out: Tensor,
+def run_block(
+    block: Any, x: Tensor, queries: Queries, kept: Tensor | None, targets: Tensor | None, out: Tensor,
     sums: Tensor | None = None,
 ) -> None:  # fmt: skip
     C = extension._C
-    C.run_layer(
-        kernels=cpu.kernels(), layer=layer, x=at(x), tokens=TOKENS, cu_seqlens=at(BOUNDS), rows=len(LENGTHS),
+    C.run_block(
+        kernels=cpu.kernels(), block=block, x=at(x), tokens=TOKENS, cu_seqlens=at(BOUNDS), rows=len(LENGTHS),
         kind=C.Queries.list, queries=len(queries.tokens), query_tokens=at(queries.tokens),
         query_bounds=at(queries.bounds), targets=at(targets), kept=at(kept), out=at(out), out_rows=len(out),
         sums=at(sums), threads=extension.threads(),
@@ -117,7 +117,7 @@ def test_every_instruction_set(instructions: str, dtype: torch.dtype, threads: i
                 assert torch.equal(found, expected[chosen]), name
             for keys_values in (None, kept):  # in place: the other tokens keep their states
                 states = x.clone()
-                run_layer(weights.native, states, queries, keys_values, queries.tokens, states)
+                run_block(weights.native, states, queries, keys_values, queries.tokens, states)
                 assert torch.equal(states, torch.where(chosen[:, None], whole, x)), name
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_target_is_left_alone() -> None:
     chosen = LISTS["every second token"]
     queries, targets = listed(chosen), torch.arange(int(chosen.sum())).int() * 2 + 3
     out, sums = torch.full((2, TOKENS + 9, 40), 7.0)
-    run_layer(weights.native, x, queries, None, targets, out, sums)
+    run_block(weights.native, x, queries, None, targets, out, sums)
     whole, all_sums = cpu.block_sums(x, BOUNDS, weights)
     for found, expected in ((out, whole), (sums, all_sums)):
         assert torch.equal(found[targets.long()], expected[chosen])
@@ -141,7 +141,7 @@ def test_output_norm_of_some_rows() -> None:
     whole, sums = cpu.block_sums(x, BOUNDS, weights)
     numbers, states = listed(LISTS["a third, at random"]).tokens, x.clone()
     extension._C.output_norm(
-        kernels=cpu.kernels(), layer=weights.native, sums=at(sums), tokens=TOKENS, numbers=at(numbers),
+        kernels=cpu.kernels(), block=weights.native, sums=at(sums), tokens=TOKENS, numbers=at(numbers),
         rows=len(numbers), out=at(states), threads=2,
     )  # fmt: skip
     assert torch.equal(states, torch.where(LISTS["a third, at random"][:, None], whole, x))
@@ -149,8 +149,8 @@ def test_output_norm_of_some_rows() -> None:
 
 @needs_native
 def test_memory_is_poisoned() -> None:
-    room, _ = extension.room((2, 3), torch.float32)
-    assert room.isnan().all()
+    output, _ = extension.new_output((2, 3), torch.float32)
+    assert output.isnan().all()
 
 
 @needs_native

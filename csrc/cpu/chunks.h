@@ -1,6 +1,6 @@
-// Work is cut into blocks of neighbouring rows with a few dozen queries each. All intermediates of a block stay in the
-// second cache while a layer's weights stream past. A block belongs to a team of threads, which split its columns,
-// heads and tokens. With enough blocks a team is one thread, and no thread waits for another.
+// Work is cut into chunks of neighbouring rows with a few dozen queries each. All intermediates of a chunk stay in the
+// second cache while a block's weights stream past. A chunk belongs to a team of threads, which split its columns,
+// heads and tokens. With enough chunks a team is one thread, and no thread waits for another.
 #pragma once
 
 #include <algorithm>
@@ -8,21 +8,21 @@
 #include <cstdint>
 #include <vector>
 
-#include "layer.h"
+#include "block.h"
 #include "linear.h"
 #include "scratch.h"
 #include "team.h"
 
 namespace pfengine::cpu {
 
-inline constexpr std::int64_t kBlockTokens = 64;  // at most, except for longer rows and uneven contexts
-inline constexpr std::int64_t kTeamTokens = 32;   // with fewer per thread, threads share blocks
+inline constexpr std::int64_t kChunkTokens = 64;  // at most, except for longer rows and uneven contexts
+inline constexpr std::int64_t kTeamTokens = 32;   // with fewer per thread, threads share chunks
 
-struct Block {
+struct Chunk {
   std::int64_t first_row, last_row;
 };
 
-// A block's intermediates.
+// A chunk's intermediates.
 struct Space {
   Buffer words;        // what the next product reads
   Buffer qkv;          // fp32 or bf16
@@ -32,37 +32,37 @@ struct Space {
   Buffer inner_words;  // int8
   Buffer residual;     // float32: the gathered tokens
   Buffer attention;    // one row per member of the team
-  Buffer factors;      // int8: scales and zeros of the rows of `words` or `inner_words`
+  Buffer factors;      // int8: scales and zero points of the rows of `words` or `inner_words`
 };
 
-// The most that a block has. row_tokens: keys of a row.
+// The most that a chunk has. row_tokens: keys of a row.
 struct Most {
   std::int64_t tokens, row_tokens, members;
 };
 
 // Returns the number of bytes. Sets the buffers if there is memory for them.
-inline std::int64_t lay_out(char* memory, const Kernels& kernels, const Layer& layer, const Most& most, Space& space) {
-  const std::int64_t number = layer.precision == Precision::fp32 ? 4 : 2;
-  const std::int64_t word_number = layer.precision == Precision::int8 ? 1 : number;
-  const std::int64_t hidden = layer.output.outputs, inner = layer.intermediate.outputs;
-  const std::int64_t widest = std::max(hidden, layer.heads * layer.head_size);
+inline std::int64_t lay_out(char* memory, const Kernels& kernels, const Block& block, const Most& most, Space& space) {
+  const std::int64_t number = block.precision == Precision::fp32 ? 4 : 2;
+  const std::int64_t word_number = block.precision == Precision::int8 ? 1 : number;
+  const std::int64_t hidden = block.output.outputs, inner = block.intermediate.outputs;
+  const std::int64_t widest = std::max(hidden, block.heads * block.head_size);
   Layout layout(memory);
   space.words = layout.take(most.tokens, word_number * widest + 4);
-  space.qkv = layout.take(most.tokens, number * layer.qkv.outputs);
+  space.qkv = layout.take(most.tokens, number * block.qkv.outputs);
   space.sums = layout.take(most.tokens, 4 * widest);
   space.hidden = layout.take(most.tokens, 4 * hidden);
   space.inner = layout.take(most.tokens, number * inner + 4);
-  space.inner_words = layout.take(layer.precision == Precision::int8 ? most.tokens : 0, inner + 4);
+  space.inner_words = layout.take(block.precision == Precision::int8 ? most.tokens : 0, inner + 4);
   space.residual = layout.take(most.tokens, 4 * hidden);
-  space.attention = layout.take(most.members, kernels.attention_scratch(most.row_tokens, layer.head_size));
+  space.attention = layout.take(most.members, kernels.attention_scratch(most.row_tokens, block.head_size));
   space.factors = layout.take(2, 4 * most.tokens);
   return layout.used();
 }
 
-// Where a row is: its first token among the keys and values and their number, its first query in the block and their
-// number.
+// A row of a chunk: its tokens among the keys and values, and its queries among those of the chunk.
 struct Span {
-  std::int64_t first, tokens, query, queries;
+  std::int64_t first, tokens;   // the first token and their number
+  std::int64_t query, queries;  // the first query and their number
 };
 
 // Where results go: query i to row targets[i], or to row i where targets is null.
@@ -74,41 +74,41 @@ struct Output {
   std::int64_t row(std::int64_t query) const { return targets ? targets[query] : query; }
 };
 
-// A layer's work on one block, by all members of a team.
-class BlockRun {
+// A block's work on one chunk, by all members of a team.
+class ChunkRun {
  public:
-  BlockRun(const Kernels& kernels, const Layer& layer, const Space& space, const Member& member)
-      : kernels_(kernels), layer_(layer), space_(space), member_(member), hidden_(layer.output.outputs) {}
+  ChunkRun(const Kernels& kernels, const Block& block, const Space& space, const Member& member)
+      : kernels_(kernels), block_(block), space_(space), member_(member), hidden_(block.output.outputs) {}
 
   const Space& space() const { return space_; }
 
   // Computes these panels of queries, keys and values for `count` tokens.
   void project(const float* x, std::int64_t stride, std::int64_t count, const Buffer& qkv, Range panels) const {
-    multiply(to_words(x, stride, count, hidden_), layer_.qkv, plain(qkv, layer_.precision != Precision::fp32), panels);
+    multiply(to_words(x, stride, count, hidden_), block_.qkv, plain(qkv, block_.precision != Precision::fp32), panels);
   }
 
-  Range all_panels() const { return panels_of(layer_.qkv.outputs); }
-  Range query_panels() const { return panels_of(layer_.heads * layer_.head_size); }
-  // A panel with columns of both queries and keys is in this range and in that of the queries.
-  Range key_value_panels() const { return {layer_.heads * layer_.head_size / kernels_.panel, all_panels().end}; }
+  Range all_panels() const { return panels_of(block_.qkv.outputs); }
+  Range query_panels() const { return panels_of(block_.heads * block_.head_size); }
+  // Where the columns of the queries end within a panel, that panel is in both ranges.
+  Range key_value_panels() const { return {block_.heads * block_.head_size / kernels_.panel, all_panels().end}; }
 
   // Attention of all heads of `rows` rows; span_of(row) says where each is. qkv: holds their keys and values.
   template <typename SpanOf>
   void attend(std::int64_t rows, const Buffer& queries, const Buffer& qkv, SpanOf span_of) const {
-    const bool bf16 = layer_.precision != Precision::fp32, bf16_out = layer_.precision == Precision::bf16;
+    const bool bf16 = block_.precision != Precision::fp32, bf16_out = block_.precision == Precision::bf16;
     const std::int64_t number = bf16 ? 2 : 4, out_number = bf16_out ? 2 : 4;
-    const std::int64_t size = layer_.head_size, width = layer_.heads * size;
+    const std::int64_t size = block_.head_size, width = block_.heads * size;
     const Buffer& out = attended();
     // a team shares out heads, because they are equal work and rows are not; a single thread stays with a row while it
     // is in the cache
     const bool shared = member_.size > 1;
-    member_.each(rows * layer_.heads, [&](std::int64_t i) {
-      const Span span = span_of(shared ? i % rows : i / layer_.heads);
+    member_.each(rows * block_.heads, [&](std::int64_t i) {
+      const Span span = span_of(shared ? i % rows : i / block_.heads);
       if (!span.queries) return;
-      const std::int64_t column = (shared ? i / rows : i % layer_.heads) * size;
+      const std::int64_t column = (shared ? i / rows : i % block_.heads) * size;
       const char* key = qkv.row<char>(span.first) + (width + column) * number;
       kernels_.attend[bf16]({queries.row<char>(span.query) + column * number, key, key + width * number,
-                             qkv.stride / number, span.tokens, span.queries, size, layer_.scale,
+                             qkv.stride / number, span.tokens, span.queries, size, block_.scale,
                              out.row<char>(span.query) + column * out_number, out.stride / out_number, bf16_out,
                              space_.attention.row<char>(member_.index)});
     });
@@ -124,42 +124,42 @@ class BlockRun {
     member_.wait();
   }
 
-  // Everything after attention, for the `count` queries of the block, from query `first` on.
+  // Everything after attention, for the `count` queries of the chunk, from query `first` on.
   void finish(std::int64_t count, const float* residual, std::int64_t residual_stride, const Output& out,
               std::int64_t first) const {
     const Buffer& from = attended();
-    const Rows words = layer_.precision == Precision::int8
-                           ? to_words(from.row<float>(0), from.stride / 4, count, layer_.heads * layer_.head_size)
+    const Rows words = block_.precision == Precision::int8
+                           ? to_words(from.row<float>(0), from.stride / 4, count, block_.heads * block_.head_size)
                            : Rows{from.row<std::uint32_t>(0), from.stride / 4, nullptr, nullptr, count};
     Target target = plain(space_.sums, false);
     target.residual = residual;
     target.residual_stride = residual_stride;
-    multiply(words, layer_.attention_output, target);
+    multiply(words, block_.attention_output, target);
     member_.each(count, [&](std::int64_t i) {
-      kernels_.layer_norm(space_.sums.row<float>(i), layer_.attention_norm, hidden_, space_.hidden.row<float>(i));
+      kernels_.layer_norm(space_.sums.row<float>(i), block_.attention_norm, hidden_, space_.hidden.row<float>(i));
     });
     member_.wait();
-    Target inner = plain(space_.inner, layer_.precision != Precision::fp32);
-    inner.activation = layer_.activation;
-    multiply(to_words(space_.hidden.row<float>(0), space_.hidden.stride / 4, count, hidden_), layer_.intermediate,
+    Target inner = plain(space_.inner, block_.precision != Precision::fp32);
+    inner.activation = block_.activation;
+    multiply(to_words(space_.hidden.row<float>(0), space_.hidden.stride / 4, count, hidden_), block_.intermediate,
              inner);
     target.residual = space_.hidden.row<float>(0);
     target.residual_stride = space_.hidden.stride / 4;
-    multiply(inner_words(count), layer_.output, target);
+    multiply(inner_words(count), block_.output, target);
     member_.each(count, [&](std::int64_t i) {
       const float* sums = space_.sums.row<float>(i);
       const std::int64_t at = out.row(first + i) * hidden_;
       if (out.sums) std::copy(sums, sums + hidden_, out.sums + at);
-      kernels_.layer_norm(sums, layer_.output_norm, hidden_, out.out + at);
+      kernels_.layer_norm(sums, block_.output_norm, hidden_, out.out + at);
     });
     member_.wait();
   }
 
  private:
   // Where attention writes its results. int8 quantises them into words afterwards.
-  const Buffer& attended() const { return layer_.precision == Precision::int8 ? space_.sums : space_.words; }
+  const Buffer& attended() const { return block_.precision == Precision::int8 ? space_.sums : space_.words; }
   float* scale() const { return space_.factors.row<float>(0); }
-  float* zero() const { return space_.factors.row<float>(1); }
+  float* zero_point() const { return space_.factors.row<float>(1); }
 
   static Target plain(const Buffer& buffer, bool bf16) {
     return {buffer.data, buffer.stride / (bf16 ? 2 : 4), bf16, Activation::none, nullptr, 0};
@@ -173,43 +173,43 @@ class BlockRun {
 
   void multiply(const Rows& rows, const Linear& linear, const Target& target, Range panels) const {
     const Range mine = member_.share(panels.end - panels.begin);
-    kernels_.multiply[static_cast<int>(layer_.precision)](rows, linear, target, panels.begin + mine.begin,
+    kernels_.multiply[static_cast<int>(block_.precision)](rows, linear, target, panels.begin + mine.begin,
                                                           panels.begin + mine.end);
     member_.wait();
   }
 
   Rows to_words(const float* x, std::int64_t stride, std::int64_t count, std::int64_t size) const {
-    if (layer_.precision == Precision::fp32 && stride % 512) {
+    if (block_.precision == Precision::fp32 && stride % 512) {
       return {reinterpret_cast<const std::uint32_t*>(x), stride, nullptr, nullptr, count};
     }
     member_.each(count, [&](std::int64_t i) {
-      cpu::to_words(kernels_, layer_.precision, x + i * stride, size, space_.words.row<std::uint32_t>(i), scale() + i,
-                    zero() + i);
+      cpu::to_words(kernels_, block_.precision, x + i * stride, size, space_.words.row<std::uint32_t>(i), scale() + i,
+                    zero_point() + i);
     });
     member_.wait();
-    return {space_.words.row<std::uint32_t>(0), space_.words.stride / 4, scale(), zero(), count};
+    return {space_.words.row<std::uint32_t>(0), space_.words.stride / 4, scale(), zero_point(), count};
   }
 
   Rows inner_words(std::int64_t count) const {
     const Buffer& from = space_.inner;
-    const std::int64_t size = layer_.output.inputs;
-    if (layer_.precision == Precision::bf16 && size % 2) {  // zeros the other half of the last word
+    const std::int64_t size = block_.output.inputs;
+    if (block_.precision == Precision::bf16 && size % 2) {  // zeros the other half of the last word
       member_.each(count, [&](std::int64_t i) { from.row<std::uint16_t>(i)[size] = 0; });
       member_.wait();
     }
-    if (layer_.precision != Precision::int8)
+    if (block_.precision != Precision::int8)
       return {from.row<std::uint32_t>(0), from.stride / 4, nullptr, nullptr, count};
     member_.each(count, [&](std::int64_t i) {
       kernels_.quantise_bf16(from.row<std::uint16_t>(i), size, space_.inner_words.row<std::uint32_t>(i), scale() + i,
-                             zero() + i);
+                             zero_point() + i);
     });
     member_.wait();
     const Buffer& words = space_.inner_words;
-    return {words.row<std::uint32_t>(0), words.stride / 4, scale(), zero(), count};
+    return {words.row<std::uint32_t>(0), words.stride / 4, scale(), zero_point(), count};
   }
 
   const Kernels& kernels_;
-  const Layer& layer_;
+  const Block& block_;
   const Space space_;
   const Member& member_;
   const std::int64_t hidden_;
@@ -224,40 +224,40 @@ struct Workload {
   std::int64_t longest;  // the longest row of the context, where there is attention
 };
 
-// Blocks of about equal work, the same number for each team. Every block has queries.
+// Chunks of about equal work, the same number for each team. Every chunk has queries.
 // before[r]: the work of the rows before r.
-inline std::vector<Block> cut(const std::vector<std::int64_t>& before, std::int64_t queries, std::int64_t teams) {
+inline std::vector<Chunk> cut(const std::vector<std::int64_t>& before, std::int64_t queries, std::int64_t teams) {
   const std::int64_t rows = before.size() - 1;
-  std::int64_t count = (queries + kBlockTokens - 1) / kBlockTokens;
+  std::int64_t count = (queries + kChunkTokens - 1) / kChunkTokens;
   count = (count + teams - 1) / teams * teams;
-  std::vector<Block> blocks;
+  std::vector<Chunk> chunks;
   for (std::int64_t row = 0; row < rows;) {
     if (before[row] == before[row + 1]) {
       ++row;
       continue;
     }
-    // the end that is nearest to this block's share of the work that is left
+    // the end that is nearest to this chunk's share of the work that is left
     const std::int64_t left = before[rows] - before[row];
-    const std::int64_t share = left / std::max<std::int64_t>(1, count - static_cast<std::int64_t>(blocks.size()));
+    const std::int64_t share = left / std::max<std::int64_t>(1, count - static_cast<std::int64_t>(chunks.size()));
     const std::int64_t border = before[row] + share;
     std::int64_t end = row + 1;
     while (end < rows && (before[end] + before[end + 1]) / 2 <= border) ++end;
-    blocks.push_back({row, end});
+    chunks.push_back({row, end});
     row = end;
   }
-  return blocks;
+  return chunks;
 }
 
-// One memory for all kinds of blocks, so that it stays in the cache.
-inline Scratch& block_memory() {
+// One memory for all kinds of chunks, so that it stays in the cache.
+inline Scratch& chunk_memory() {
   static thread_local Scratch memory;
   return memory;
 }
 
-// Calls body(run, block) for blocks of neighbouring rows, by teams of threads.
+// Cuts the rows into chunks and calls body(run, chunk) for each, by all members of a team of threads.
 template <typename Body>
-void run_blocks(const Kernels& kernels, const Layer& layer, const Workload& work, int threads, const Body& body) {
-  constexpr std::int64_t kQuery = 6;  // a query is as much work as so many tokens of context
+void run_chunks(const Kernels& kernels, const Block& block, const Workload& work, int threads, const Body& body) {
+  constexpr std::int64_t kQuery = 6;  // a query is as much work as the keys and values of this many tokens
   std::vector<std::int64_t> before(work.rows + 1);
   std::int64_t busy = 0;  // rows with queries
   for (std::int64_t row = 0; row < work.rows; ++row) {
@@ -269,19 +269,19 @@ void run_blocks(const Kernels& kernels, const Layer& layer, const Workload& work
   if (!busy) return;
   const std::int64_t queries = work.bounds[work.rows];
   const std::int64_t wanted = std::min<std::int64_t>({threads, busy, std::max<std::int64_t>(1, queries / kTeamTokens)});
-  const std::vector<Block> blocks = cut(before, queries, wanted);
-  const int teams = static_cast<int>(std::min<std::int64_t>(wanted, blocks.size()));
+  const std::vector<Chunk> chunks = cut(before, queries, wanted);
+  const int teams = static_cast<int>(std::min<std::int64_t>(wanted, chunks.size()));
   const int members = threads / teams;
   Most most{0, work.longest, members};
-  for (const Block& block : blocks) {
-    most.tokens = std::max<std::int64_t>(most.tokens, work.bounds[block.last_row] - work.bounds[block.first_row]);
+  for (const Chunk& chunk : chunks) {
+    most.tokens = std::max<std::int64_t>(most.tokens, work.bounds[chunk.last_row] - work.bounds[chunk.first_row]);
   }
   Space space;
-  const std::int64_t bytes = lay_out(nullptr, kernels, layer, most, space);
-  char* memory = block_memory().reserve(bytes * teams);
+  const std::int64_t bytes = lay_out(nullptr, kernels, block, most, space);
+  char* memory = chunk_memory().reserve(bytes * teams);
   const auto space_of = [&](int team) {
     Space space;
-    lay_out(memory + team * bytes, kernels, layer, most, space);
+    lay_out(memory + team * bytes, kernels, block, most, space);
     return space;
   };
   std::vector<Barrier> barriers(teams);
@@ -290,22 +290,22 @@ void run_blocks(const Kernels& kernels, const Layer& layer, const Workload& work
   const auto run_thread = [&](int thread) {
     const int team = thread / members;
     const Member member{thread % members, members, &barriers[team]};
-    const BlockRun run(kernels, layer, space_of(team), member);
+    const ChunkRun run(kernels, block, space_of(team), member);
     if (members == 1) {
       for (std::int64_t i;
-           (i = next.fetch_add(1, std::memory_order_relaxed)) < static_cast<std::int64_t>(blocks.size());) {
-        body(run, blocks[i]);
+           (i = next.fetch_add(1, std::memory_order_relaxed)) < static_cast<std::int64_t>(chunks.size());) {
+        body(run, chunks[i]);
       }
     } else {
-      for (std::size_t i = team; i < blocks.size(); i += teams) body(run, blocks[i]);
+      for (std::size_t i = team; i < chunks.size(); i += teams) body(run, chunks[i]);
     }
   };
   const int used = teams * members;
   if (used == 1 || !run_threads(used, run_thread)) {
     const Member member{0, 1, &barriers[0]};
     barriers[0].set_size(1);
-    const BlockRun run(kernels, layer, space_of(0), member);
-    for (const Block& block : blocks) body(run, block);
+    const ChunkRun run(kernels, block, space_of(0), member);
+    for (const Chunk& chunk : chunks) body(run, chunk);
   }
 }
 

@@ -1,4 +1,4 @@
-// A transformer layer as a function of queries: the output of some tokens of a ragged batch, in the context of all
+// A transformer block as a function of queries: the output of some tokens of a ragged batch, in the context of all
 // tokens.
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace pfengine::cpu {
 
 // Hidden size H = output.outputs, `heads` heads of `head_size` numbers.
-struct Layer {
+struct Block {
   Precision precision;
   Activation activation;
   std::int64_t heads, head_size;
@@ -41,11 +41,11 @@ struct Queries {
 };
 
 // Bytes per token of the keys and values that keys_values computes.
-std::int64_t kept_stride(const Layer& layer);
+std::int64_t kept_stride(const Block& block);
 
 // Computes the keys and values of all tokens, kept [tokens, kept_stride].
 // Throws std::invalid_argument where cu_seqlens does not rise from 0 to `tokens` with every row.
-void keys_values(const Kernels& kernels, const Layer& layer, const Context& context, char* kept, int threads);
+void keys_values(const Kernels& kernels, const Block& block, const Context& context, char* kept, int threads);
 
 // Computes the output of the queries: out is float32 [queries, H], or `targets` names rows of it.
 // kept: what keys_values computed for the same context; null: computed here.
@@ -53,12 +53,12 @@ void keys_values(const Kernels& kernels, const Layer& layer, const Context& cont
 // out may be context.x where every query's target is its own token; then other tokens keep their states.
 // A query's numbers have the same bits whatever the other queries are, and with any number of threads.
 // Throws std::invalid_argument as keys_values does, and where tokens or targets do not rise or tokens leave their row.
-void run_layer(const Kernels& kernels, const Layer& layer, const Context& context, const Queries& queries,
+void run_block(const Kernels& kernels, const Block& block, const Context& context, const Queries& queries,
                const char* kept, float* out, float* sums, int threads);
 
-// Applies the layer's output norm to rows of such sums: those that `rows` [count] lists, or the first `count` (null).
+// Applies the block's output norm to rows of such sums: those that `rows` [count] lists, or the first `count` (null).
 // out has the same rows, and may be `sums`. Its other rows stay as they are.
-void output_norm(const Kernels& kernels, const Layer& layer, const float* sums, const std::int32_t* rows,
+void output_norm(const Kernels& kernels, const Block& block, const float* sums, const std::int32_t* rows,
                  std::int64_t count, float* out, int threads);
 
 }  // namespace pfengine::cpu

@@ -1,4 +1,4 @@
-#include "layer.h"
+#include "block.h"
 
 #include <algorithm>
 #include <numeric>
@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "blocks.h"
+#include "chunks.h"
 #include "ragged.h"
 #include "scratch.h"
 #include "team.h"
@@ -60,18 +60,18 @@ std::int64_t longest(const Context& context) {
 }
 
 // All tokens are queries, and their keys and values are not kept: one product makes all three.
-void run_whole(const Kernels& kernels, const Layer& layer, const Context& context, const Output& out, int threads) {
+void run_whole(const Kernels& kernels, const Block& block, const Context& context, const Output& out, int threads) {
   const std::int32_t* starts = context.cu_seqlens;
-  const std::int64_t hidden = layer.output.outputs;
+  const std::int64_t hidden = block.output.outputs;
   const Workload work{starts, nullptr, context.rows, longest(context)};
-  run_blocks(kernels, layer, work, threads, [&](const BlockRun& run, const Block& block) {
-    const std::int64_t start = starts[block.first_row], count = starts[block.last_row] - start;
+  run_chunks(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
+    const std::int64_t start = starts[chunk.first_row], count = starts[chunk.last_row] - start;
     const float* x = context.x + start * hidden;
     const Space& space = run.space();
     run.project(x, hidden, count, space.qkv, run.all_panels());
-    run.attend(block.last_row - block.first_row, space.qkv, space.qkv, [&](std::int64_t i) {
-      const std::int64_t first = starts[block.first_row + i] - start;
-      const std::int64_t length = starts[block.first_row + i + 1] - starts[block.first_row + i];
+    run.attend(chunk.last_row - chunk.first_row, space.qkv, space.qkv, [&](std::int64_t i) {
+      const std::int64_t first = starts[chunk.first_row + i] - start;
+      const std::int64_t length = starts[chunk.first_row + i + 1] - starts[chunk.first_row + i];
       return Span{first, length, first, length};
     });
     run.finish(count, x, hidden, out, start);
@@ -79,10 +79,10 @@ void run_whole(const Kernels& kernels, const Layer& layer, const Context& contex
 }
 
 // Some tokens are queries, and the keys and values of all are there.
-void run_queries(const Kernels& kernels, const Layer& layer, const Context& context, const Queries& queries,
+void run_queries(const Kernels& kernels, const Block& block, const Context& context, const Queries& queries,
                  const Buffer& kept, const Output& out, int threads) {
   const std::int32_t* starts = context.cu_seqlens;
-  const std::int64_t hidden = layer.output.outputs;
+  const std::int64_t hidden = block.output.outputs;
   std::vector<std::int32_t> ones;
   const std::int32_t* bounds = queries.kind == Queries::all ? starts : queries.bounds;
   const std::int32_t* tokens = queries.tokens;
@@ -93,8 +93,8 @@ void run_queries(const Kernels& kernels, const Layer& layer, const Context& cont
     tokens = starts;
   }
   const Workload work{bounds, starts, context.rows, longest(context)};
-  run_blocks(kernels, layer, work, threads, [&](const BlockRun& run, const Block& block) {
-    const std::int64_t first = bounds[block.first_row], count = bounds[block.last_row] - first;
+  run_chunks(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
+    const std::int64_t first = bounds[chunk.first_row], count = bounds[chunk.last_row] - first;
     if (!count) return;
     const Space& space = run.space();
     const float* x = context.x + first * hidden;
@@ -105,8 +105,8 @@ void run_queries(const Kernels& kernels, const Layer& layer, const Context& cont
       stride = space.residual.stride / 4;
     }
     run.project(x, stride, count, space.qkv, run.query_panels());
-    run.attend(block.last_row - block.first_row, space.qkv, kept, [&](std::int64_t i) {
-      const std::int64_t row = block.first_row + i;
+    run.attend(chunk.last_row - chunk.first_row, space.qkv, kept, [&](std::int64_t i) {
+      const std::int64_t row = chunk.first_row + i;
       return Span{starts[row], starts[row + 1] - starts[row], bounds[row] - first, bounds[row + 1] - bounds[row]};
     });
     run.finish(count, x, stride, out, first);
@@ -115,46 +115,46 @@ void run_queries(const Kernels& kernels, const Layer& layer, const Context& cont
 
 }  // namespace
 
-std::int64_t kept_stride(const Layer& layer) {
-  return Layout(nullptr).take(1, (layer.precision == Precision::fp32 ? 4 : 2) * layer.qkv.outputs).stride;
+std::int64_t kept_stride(const Block& block) {
+  return Layout(nullptr).take(1, (block.precision == Precision::fp32 ? 4 : 2) * block.qkv.outputs).stride;
 }
 
-void keys_values(const Kernels& kernels, const Layer& layer, const Context& context, char* kept, int threads) {
+void keys_values(const Kernels& kernels, const Block& block, const Context& context, char* kept, int threads) {
   check(context);
-  const std::int64_t hidden = layer.output.outputs, stride = kept_stride(layer);
+  const std::int64_t hidden = block.output.outputs, stride = kept_stride(block);
   const Workload work{context.cu_seqlens, nullptr, context.rows, 0};
-  run_blocks(kernels, layer, work, threads, [&](const BlockRun& run, const Block& block) {
-    const std::int64_t start = context.cu_seqlens[block.first_row];
-    run.project(context.x + start * hidden, hidden, context.cu_seqlens[block.last_row] - start,
+  run_chunks(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
+    const std::int64_t start = context.cu_seqlens[chunk.first_row];
+    run.project(context.x + start * hidden, hidden, context.cu_seqlens[chunk.last_row] - start,
                 {kept + start * stride, stride}, run.key_value_panels());
   });
 }
 
-void run_layer(const Kernels& kernels, const Layer& layer, const Context& context, const Queries& queries,
+void run_block(const Kernels& kernels, const Block& block, const Context& context, const Queries& queries,
                const char* kept, float* out, float* sums, int threads) {
   check(context);
   check(context, queries);
   const Output to{out, sums, queries.targets};
-  if (queries.kind == Queries::all && !kept) return run_whole(kernels, layer, context, to, threads);
-  const std::int64_t stride = kept_stride(layer);
+  if (queries.kind == Queries::all && !kept) return run_whole(kernels, block, context, to, threads);
+  const std::int64_t stride = kept_stride(block);
   static thread_local Scratch scratch;
   if (!kept) {
     Layout layout(nullptr);
     layout.take(1, context.tokens * stride);
     char* memory = Layout(scratch.reserve(layout.used())).take(1, context.tokens * stride).data;
-    keys_values(kernels, layer, context, memory, threads);
+    keys_values(kernels, block, context, memory, threads);
     kept = memory;
   }
-  run_queries(kernels, layer, context, queries, {const_cast<char*>(kept), stride}, to, threads);
+  run_queries(kernels, block, context, queries, {const_cast<char*>(kept), stride}, to, threads);
 }
 
-void output_norm(const Kernels& kernels, const Layer& layer, const float* sums, const std::int32_t* rows,
+void output_norm(const Kernels& kernels, const Block& block, const float* sums, const std::int32_t* rows,
                  std::int64_t count, float* out, int threads) {
-  const std::int64_t hidden = layer.output.outputs;
+  const std::int64_t hidden = block.output.outputs;
   run_team(threads_for(1.0 * count * hidden, kNumbersPerThread, threads), [&](const Member& member) {
     member.each(count, [&](std::int64_t i) {
       const std::int64_t at = (rows ? rows[i] : i) * hidden;
-      kernels.layer_norm(sums + at, layer.output_norm, hidden, out + at);
+      kernels.layer_norm(sums + at, block.output_norm, hidden, out + at);
     });
   });
 }
