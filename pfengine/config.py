@@ -87,11 +87,10 @@ class BackboneConfig:
         shapes: Shapes = {
             f"{tables}word_embeddings.weight": (self.vocab_size, embedding),
             f"{tables}position_embeddings.weight": (self.max_position_embeddings, embedding),
-            f"{tables}LayerNorm.weight": (embedding,),
-            f"{tables}LayerNorm.bias": (embedding,),
         }
         if self.type_vocab_size:
             shapes[f"{tables}token_type_embeddings.weight"] = (self.type_vocab_size, embedding)
+        shapes |= {f"{tables}LayerNorm.weight": (embedding,), f"{tables}LayerNorm.bias": (embedding,)}
         if self.embedding_projection is not None:
             shapes |= _linear(self.embedding_projection, hidden, embedding)
         sizes = {"intermediate": (inner, hidden), "output": (hidden, inner)}
