@@ -38,22 +38,26 @@ def run(model: Model, packed: Packed, rule: ExitRule | CriterionFunction, answer
         with isolated():
             _call_after_every_exit(model, flight, rule, answers.base)
     except BaseException:
-        flight.leave(np.ones(len(flight), bool), answered=False)  # frees at once what they hold of a GPU
+        units = len(flight.states()) if model.head.tags else len(flight)
+        flight.leave(np.ones(units, bool), answered=False)  # frees at once what they hold of a GPU
         raise
 
 
 def _call_after_every_exit(model: Model, flight: Flight, rule: CriterionFunction, base: int) -> None:
-    call, state, nobody = checked(rule), None, model.full_depth
+    call, state, nobody, tags, scored = checked(rule), None, model.full_depth, model.head.tags, None
     for layer in model.exit_layers[:-1]:
         if isinstance(rule, Criterion) and not rule.tests(layer):
             continue
         exit = flight.advance(nobody, until=layer)
         if exit is None:
             return
+        if tags and scored is not None:  # a token that has left is scored until its row has left
+            state = select_rows(state, torch.isin(scored, exit.slots).nonzero().squeeze(1))
         leave, state = call(layer, exit.logits, state, exit.slots + base)
+        scored = exit.slots
         if leave.any():
             flight.leave(leave)
-            state = select_rows(state, (~leave).nonzero().squeeze(1))
+            state = state if tags else select_rows(state, (~leave).nonzero().squeeze(1))
     flight.advance(nobody, until=model.num_layers)
 
 

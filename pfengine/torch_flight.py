@@ -23,7 +23,7 @@ from .heads import ExitHead
 from .heads.base import HeadState, Scores
 from .ops import Queries, Reads
 from .ops.decide import decide
-from .ops.flight import MIN_ROWS_TO_HALVE, Answers, Carrier, Exit, Flight
+from .ops.flight import MIN_ROWS_TO_HALVE, Answers, Carrier, Exit, Flight, check_mask
 from .ops.rule import ExitRule
 from .torch_state import isolated
 
@@ -123,6 +123,7 @@ class TorchFlight(Flight):
 
     @isolated()
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
+        check_mask(gone, len(self._gone_before()))
         gone = gone if isinstance(gone, Tensor) else torch.from_numpy(gone)
         self._leave(gone.to(self.row_slots.device), answered)
 

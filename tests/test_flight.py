@@ -134,6 +134,27 @@ def test_rows_leave_with_or_without_an_answer(ckpt: Any, cpu_ops: Any) -> None:
     assert flight.advance(NOBODY, LAYERS) is None
 
 
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        (np.ones(9, bool), r"9"), (torch.ones(10, 1, dtype=torch.bool), r"10"), (np.ones(10), r"float64 \[10\]"),
+        (torch.ones(10, dtype=torch.uint8), r"uint8 \[10\]; expected bool"), (np.arange(10), r"int64 \[10\]"),
+    ],
+)  # fmt: skip
+def test_a_mask_of_another_size_or_kind(ckpt: Any, cpu_ops: Any, gone: Any, message: str) -> None:
+    """Whether a row's answer is asked for or not, and nobody has left."""
+    model, answers = build(ckpt, cpu_ops, torch.float32), Answers(0, len(LENGTHS), LABELS)
+    packed = packed_rows(ckpt)
+    flight = model.carrier.start(packed, answers.slots(packed), answers)
+    flight.advance(NOBODY, 2)
+    for answered_too in (True, False):
+        with pytest.raises(ValueError, match=f"gone .*{message}"):
+            flight.leave(gone, answered_too)
+    assert len(flight) == len(LENGTHS)
+    flight.leave(np.tile([True, False], len(LENGTHS))[::2])  # with steps in memory
+    assert not len(flight)
+
+
 @pytest.mark.parametrize("until", range(LAYERS))
 def test_two_flights_become_one(ckpt: Any, cpu_ops: Any, until: int) -> None:
     model, rows = build(ckpt, cpu_ops, torch.float32), len(LENGTHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,40 @@ def test_a_caller_decides_who_leaves(ckpt: Any, op_set: Any) -> None:
     expected[[0, 1, 2, 3, 70]], expected[[10, 11, 12]] = 2, 0
     np.testing.assert_array_equal(answers.exit_layers, expected)
     assert (np.isnan(answers.logits).any(1) == (expected == 0)).all()
+
+
+def test_a_mask_is_of_tokens(ckpt: Any, op_set: Any) -> None:
+    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
+    flight = model.carrier.start(packed, STARTS[packed.row_ids], answers)
+    flight.advance(ExitRule(bytes(5)), 2)
+    for gone in (np.ones(len(flight), bool), np.ones(TOKENS)):
+        with pytest.raises(ValueError, match=r"gone .* expected"):
+            flight.leave(gone)
+    assert flight.slots().tolist() == [STARTS[row] for row in packed.row_ids]
+
+
+def test_a_callable_keeps_its_state_and_its_error(ckpt: Any, op_set: Any) -> None:
+    """Tokens that have left are shown to it until their whole row has left, and its state goes with them."""
+    model, packed, shown = build(ckpt, op_set, torch.float32), packed_rows(ckpt), []
+
+    def leaves(layer: int, logits: torch.Tensor, state: Any, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        assert state is None or torch.equal(state, ids)
+        shown.append(ids.tolist())
+        return (ids < STARTS[2]) if layer > 1 else (ids % 3 == 0), ids
+
+    def fails(layer: int, logits: torch.Tensor, state: Any, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        raise KeyError("mine")
+
+    answers = Answers(0, TOKENS, LABELS)
+    engine.run(model, packed._replace(row_ids=STARTS[packed.row_ids]), leaves, answers)
+    everyone = np.arange(TOKENS)
+    rows = [range(*bounds) for bounds in itertools.pairwise(STARTS)]
+    left = [[i for row in rows if any(i % 3 and i >= least for i in row) for i in row] for least in (0, STARTS[2])]
+    assert shown == [list(everyone), left[0], *[left[1]] * (LAYERS - 3)]
+    expected = np.where(everyone % 3 == 0, 1, np.where(everyone < STARTS[2], 2, LAYERS))
+    np.testing.assert_array_equal(answers.exit_layers, expected)
+    with pytest.raises(KeyError, match="mine"):
+        engine.run(model, packed._replace(row_ids=STARTS[packed.row_ids]), fails, Answers(0, TOKENS, LABELS))
 
 
 def tokens_of(flight: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import extension
 from ..batch import Packed
 from .cpu_rule import native_rule
-from .flight import Answers, Carrier, Exit, Flight
+from .flight import Answers, Carrier, Exit, Flight, check_mask
 from .packing import Embedding, Linear, PreparedBlock, PreparedExit, kernels
 from .rule import ExitRule
 
@@ -96,9 +96,10 @@ class CpuFlight(Flight):
         return Exit(layer, _tensor(logits), torch.from_numpy(slots), _tensor(learned))
 
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
-        """As `Flight.leave`. Raises ValueError where `gone` has another size, TypeError where it is not of bool."""
+        """As `Flight.leave`."""
+        check_mask(gone, None)  # its size is checked in C++
         gone = gone.numpy(force=True) if isinstance(gone, Tensor) else gone
-        self.native.leave(gone, answered, self.threads)
+        self.native.leave(np.ascontiguousarray(gone), answered, self.threads)
 
     def join(self, other: Flight) -> None:
         """As `Flight.join`."""

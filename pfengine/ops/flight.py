@@ -78,7 +78,7 @@ class Flight(Protocol):
 
         answered: with that exit's scores, which must have been computed. Otherwise the rows are dropped, and their
         slots stay as they are. For a tag head gone is bool [T]: a token that leaves is frozen, and a row leaves with
-        its last token. Raises ValueError where there are no scores to answer with.
+        its last token. Raises ValueError where there are no scores to answer with, or gone has another dtype or size.
         """
 
     def join(self, other: Flight) -> None:
@@ -91,6 +91,18 @@ class Flight(Protocol):
 
     def states(self) -> Tensor:
         """What the head reads of the layer that the rows have passed: float32 [R, H], or [T, H]; a copy."""
+
+
+def check_mask(gone: Tensor | np.ndarray, units: int | None) -> None:
+    """Raise ValueError where the mask for `Flight.leave` is not bool [units], TypeError where it is no array at all.
+
+    units: rows, or tokens of a tag head; None: of any size.
+    """
+    if not isinstance(gone, (Tensor, np.ndarray)):
+        raise TypeError(f"gone is of type {type(gone).__name__}; expected a tensor or an array of bool")
+    kind, shape = str(gone.dtype).removeprefix("torch."), list(gone.shape)
+    if kind != "bool" or (units is not None and shape != [units]):
+        raise ValueError(f"gone is {kind} {shape}; expected bool [{'rows' if units is None else units}]")
 
 
 class Carrier(Protocol):

@@ -175,6 +175,8 @@ def test_a_caller_decides(made: Made) -> None:
         flight.leave(exit.slots == 0)
     with pytest.raises(ValueError, match=r"gone is torch.bool \[1\]; expected bool \[2\]"):
         flight.leave(np.array([True]), answered=False)
+    with pytest.raises(ValueError, match=r"gone is torch.int64 \[2\]; expected bool \[2\]"):
+        flight.leave(np.array([1, 0]), answered=False)
     flight.leave(exit.slots == 0, answered=False)
     with pytest.raises(ValueError, match="a flight after layer 3 of 4 cannot advance to layer 3"):
         flight.advance(no_rule, 3)
