@@ -296,13 +296,22 @@ class Engine:
         A model that tags tokens has one more axis after the rows. Raises InputError for the first bad row; a row with a
         nan at any exit is one.
         """
+        return self.layer_scores(inputs, batch_tokens=batch_tokens).logits
+
+    def layer_scores(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> engine.LayerScores:
+        """`layer_logits` as `.logits`, and as `.learned` the score that some heads add, which criteria may compare.
+
+        learned: float32 [exits, rows], nan after the last layer; None where the head adds none.
+        """
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, None))
-        parts = [runner.layer_logits([])[1]]
+        parts = [runner.layer_scores([])[1]]
         for window in self._windows(inputs, "truncate", runner.batch_tokens):
-            marked, logits = runner.layer_logits(raise_first(window))
+            marked, scores = runner.layer_scores(raise_first(window))
             raise_first(marked)
-            parts.append(logits)
-        return runner.join(parts, np.nan, axis=1)
+            parts.append(scores)
+        learned = [part.learned for part in parts if part.learned is not None]
+        logits = runner.join([part.logits for part in parts], np.nan, axis=1)
+        return engine.LayerScores(logits, np.concatenate(learned, axis=1) if learned else None)
 
     def warmup(self, rows: Sequence[int] = (1, 8, 32), tokens: Sequence[int] = (16, 32, 64, 128)) -> None:
         """Do in advance what the first calls of these sizes would wait for. No answers change.

@@ -115,6 +115,7 @@ def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
     return {
         "path": str(ckpt.path),
         "system": ckpt.manifest.system,
+        "head": ckpt.manifest.head["type"],
         "family": ckpt.backbone.family.name,
         "layers": engine.num_layers,
         "hidden_size": ckpt.backbone.hidden_size,

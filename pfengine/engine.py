@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,23 +66,42 @@ def warmup(model: Model, packed: Packed, rule: ExitRule | CriterionFunction) -> 
     model.carrier.warmup(packed, rule if isinstance(rule, ExitRule) else model.full_depth)
 
 
+class LayerScores(NamedTuple):
+    """What every exit says, no exits taken; of a tag head for tokens instead of rows."""
+
+    logits: np.ndarray  # float32 [exits, R, C]
+    learned: np.ndarray | None  # float32 [exits, R]: the score that some heads add; nan after the last layer
+
+
 @isolated()
-def layer_logits(model: Model, packed: Packed) -> np.ndarray:
-    """Logits of every exit, no exits taken: float32 [exits, R, C], of a tag head [exits, T, C]."""
+def layer_scores(model: Model, packed: Packed) -> LayerScores:
+    """The scores of every exit. A score that the head adds is not read after the last layer, where all rows leave."""
     rows, slots = len(packed.row_ids), np.arange(len(packed.row_ids))
     if model.head.tags:
         rows, slots = len(packed.ids), packed.cu_seqlens[:-1].astype(np.int64)
     answers = Answers(0, rows, model.config.num_labels)
+    logits = np.full((len(model.exit_layers), *answers.logits.shape), np.nan, np.float32)
+    learned = np.full(logits.shape[:2], np.nan, np.float32) if model.learned else None
     if not rows:
-        return np.empty((len(model.exit_layers), *answers.logits.shape), np.float32)
-    flight, exits = model.carrier.start(packed, slots, answers), []
-    for layer in model.exit_layers[:-1]:
+        return LayerScores(logits, learned)
+    flight = model.carrier.start(packed, slots, answers)
+    for number, layer in enumerate(model.exit_layers[:-1]):
         exit = flight.advance(model.full_depth, until=layer)
         assert exit is not None
         assert exit.logits is not None
-        exits.append(exit.logits.numpy(force=True))
+        logits[number] = exit.logits.numpy(force=True)
+        if learned is not None:
+            if exit.learned is None:
+                raise TypeError(f"{type(model.head).__name__} learns a score, and gives none after layer {layer}")
+            learned[number] = exit.learned.numpy(force=True)
     flight.advance(model.full_depth, until=model.num_layers)
-    return np.stack([*exits, answers.logits])
+    logits[-1] = answers.logits
+    return LayerScores(logits, learned)
+
+
+def layer_logits(model: Model, packed: Packed) -> np.ndarray:
+    """Logits of every exit, no exits taken: float32 [exits, R, C], of a tag head [exits, T, C]."""
+    return layer_scores(model, packed).logits
 
 
 @isolated()

@@ -83,22 +83,27 @@ class Runner:
             logits, exit_layers = answers.to_rows(answers.logits, np.nan), answers.to_rows(answers.exit_layers, 0)
             yield self._marked(window, answers, has_answer(answers.logits)), logits, exit_layers
 
-    def layer_logits(self, window: Sequence[Row]) -> tuple[Window, np.ndarray]:
-        """The window, with errors for rows without an answer, and the logits of every exit, no exits taken.
+    def layer_scores(self, window: Sequence[Row]) -> tuple[Window, engine.LayerScores]:
+        """The window, with errors for rows without an answer, and the scores of every exit, no exits taken.
 
         Logits are float32 [exits, rows, labels]; for a tag head [exits, rows, tokens of the longest row, labels].
         """
-        answers = self._room(window)
-        out = np.empty((len(self.model.exit_layers), *answers.logits.shape), np.float32)
+        answers, exits = self._room(window), len(self.model.exit_layers)
+        out = np.empty((exits, *answers.logits.shape), np.float32)
+        learned = np.empty((exits, len(window)), np.float32) if self.model.learned else None
         for batch in batches(window, self.batch_tokens):
             packed = pack(batch, self.model.config)
             slots = answers.slots(packed)
             if self.model.head.tags:
                 tokens = np.arange(len(packed.ids))
                 slots = np.repeat(slots - packed.cu_seqlens[:-1], np.diff(packed.cu_seqlens)) + tokens
-            out[:, slots] = engine.layer_logits(self.model, packed)
+            scores = engine.layer_scores(self.model, packed)
+            out[:, slots] = scores.logits
+            if learned is not None:
+                learned[:, slots] = scores.learned
         answered = np.logical_and.reduce(has_answer(out))
-        return self._marked(window, answers, answered), np.stack([answers.to_rows(logits, np.nan) for logits in out])
+        logits = np.stack([answers.to_rows(each, np.nan) for each in out])
+        return self._marked(window, answers, answered), engine.LayerScores(logits, learned)
 
     def join(self, parts: Sequence[np.ndarray], fill: float, axis: int = 0) -> np.ndarray:
         """Results of several windows joined along the axis of rows, those of a tag head padded with `fill`."""

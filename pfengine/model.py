@@ -27,6 +27,7 @@ class Model:
     head: ExitHead
     exit_layers: tuple[int, ...]  # layers whose exits may be tested; the last layer is always among them
     carrier: Carrier
+    learned: bool = False  # does the head add a score of its own?
 
     @property
     def num_layers(self) -> int:
@@ -46,8 +47,10 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
     tensors = ckpt.tensors
     if device is not None and device.type != "cpu":
         tensors = {key: value.to(device) for key, value in tensors.items()}
+    kind, options, exit_layers = HEADS[ckpt.manifest.head["type"]], ckpt.manifest.head, ckpt.manifest.exit_layers
+    learned = kind.learns(options)
     with isolated():
-        head = HEADS[ckpt.manifest.head["type"]](ops, ckpt.backbone, ckpt.manifest.head, tensors, dtype)
+        head = kind(ops, ckpt.backbone, options, tensors, dtype)
         encoder, exits = prepare(ops, ckpt.backbone, tensors, dtype), head.prepared_exits()
         carrier: Carrier | None = None
         if exits is not None:
@@ -56,5 +59,5 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
             )
         if carrier is None:
             flight, where = TokenFlight if head.tags else TorchFlight, device or torch.device("cpu")
-            carrier = TorchCarrier(flight, encoder, head, ckpt.manifest.exit_layers, ckpt.backbone.num_labels, where)
-        return Model(ckpt.backbone, encoder, head, ckpt.manifest.exit_layers, carrier)
+            carrier = TorchCarrier(flight, encoder, head, exit_layers, ckpt.backbone.num_labels, where, learned)
+        return Model(ckpt.backbone, encoder, head, exit_layers, carrier, learned)

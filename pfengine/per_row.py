@@ -50,7 +50,7 @@ def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> C
     """What `exits.selection` reads of a checkpoint. exit_layers: those in use, None for the checkpoint's own."""
     written, backbone = ckpt.manifest, ckpt.backbone
     head = HEADS[written.head["type"]]
-    outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learned, head.tags)
+    outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learns(written.head), head.tags)
     used, criterion = exit_layers or written.exit_layers, (written.criterion or "never").strip()
     return CheckpointExits(ckpt.path, criterion, written.threshold, used, written.calibration, outputs)
 

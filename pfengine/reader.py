@@ -30,9 +30,14 @@ def begin_reading(path: str | os.PathLike[str] | Folder, tensors: Mapping[str, S
 def check_model(backbone: BackboneConfig, manifest: Manifest) -> tuple[list[str], Shapes]:
     """Faults of the head and the criterion, a sentence each; shapes of the head's tensors where it has no fault."""
     of_criterion = criteria.faults(manifest.criterion, manifest.threshold)
-    head = HEADS.get(manifest.head["type"])
-    if head is None:
-        known = ", ".join(sorted(HEADS))
-        return [f"'head.type' is {shown(manifest.head['type'])}; this pfengine has {known}", *of_criterion], {}
-    of_head = head.config_faults(manifest.head)
-    return of_head + of_criterion, {} if of_head else head.shapes(backbone, manifest.head)
+    head, kind = manifest.head, HEADS.get(manifest.head["type"])
+    if kind is None:
+        return [f"'head.type' is {shown(head['type'])}; it must be one of {HEADS.known}", *of_criterion], {}
+    if of_head := kind.config_faults(head):
+        return of_head + of_criterion, {}
+    able = kind.layers(backbone, head)
+    if unable := [layer for layer in manifest.exit_layers if layer not in able]:
+        of_criterion.insert(
+            0, f"'exit_layers' has {unable[0]}, but this head answers after {', '.join(map(str, able))} only"
+        )
+    return of_criterion, kind.shapes(backbone, head)

@@ -38,6 +38,7 @@ class TorchCarrier(Carrier):
     exit_layers: tuple[int, ...]  # layers that have an exit; the last one is always among them
     labels: int
     device: torch.device
+    learned: bool = False  # does the head add a score of its own?
     worker_threads: int = 1
     max_flights: int = sys.maxsize
     max_rows: int = sys.maxsize
@@ -101,7 +102,7 @@ class TorchFlight(Flight):
             return None
         if until <= self.layer:
             raise ValueError(f"until is {until}, expected a layer after {self.layer}")
-        rule.check(carrier.num_layers, len(self.answers.exit_layers), head.tags, head.learned)
+        rule.check(carrier.num_layers, len(self.answers.exit_layers), head.tags, carrier.learned)
         if self.rule_state is not None and rule.width(carrier.labels) and rule.layout != self.rule_layout:
             raise ValueError("the rule carries other numbers from exit to exit than the rule before it did")
         while len(self) and self.layer < min(until, carrier.num_layers):

@@ -14,6 +14,7 @@ import numpy as np
 from .. import data, saving
 from ..api import Engine, load
 from ..bundled import BUNDLED
+from ..engine import LayerScores
 from ..errors import ConfigError, shown
 from ..exits import Criterion, DataCriterion, Never, Numbers
 from ..exits.base import SINGLE, number
@@ -22,6 +23,7 @@ from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import Placement, judge, place
 from ..exits.selection import choose
 from ..exits.text import lacks_threshold, parse_form
+from ..heads import HEADS
 from ..messages import warn
 from ..per_row import own_exits
 from ..reader import read
@@ -121,30 +123,36 @@ def calibrate(
     if len(texts) < FEW_ROWS:
         warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
     if choose_layers and engine.exit_layers != every_exit(engine):
-        engine = _with_every_exit(path)
+        every = replace(engine.checkpoint.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
+        engine = load(replace(read(directory), manifest=every), precision="fp32", criterion="never")
     exit_layers = engine.exit_layers
     notify(f"logits of {len(texts)} rows at {len(exit_layers)} exits")
-    logits = engine.layer_logits(texts)
+    scores = engine.layer_scores(texts)
 
     choice, fresh = None, np.arange(len(texts))
     if choose_layers:
-        wanted = _agreement_at(own, logits, exit_layers, agreement, speedup)
+        wanted = _agreement_at(own, scores, exit_layers, agreement, speedup)
         chosen_on = fresh
         if agreement is not None or accuracy_drop is not None:
             # A promise holds only for layers that its rows had no part in choosing.
             chosen_on, fresh = np.array_split(np.random.default_rng(0).permutation(len(texts)), 2)
-        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], logits[:, chosen_on], wanted, notify)
+        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], _of_rows(scores, chosen_on), wanted, notify)
         exit_layers = choice.chosen.exit_layers
         own = own.for_exits(engine.exit_layers, exit_layers)
-        logits = logits[[engine.exit_layers.index(layer) for layer in exit_layers]]
+        places = [engine.exit_layers.index(layer) for layer in exit_layers]
+        learned = None if scores.learned is None else scores.learned[places]
+        scores = LayerScores(scores.logits[places], learned)
     notify("thresholds")
-    table = calibration_table(own, logits, labels, exit_layers)
+    table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned)
     promised: Guarantee | None = None
     threshold = choice.chosen.threshold if choice else _threshold(engine, own, criterion)
     if agreement is not None or accuracy_drop is not None:
         limit = 1 - agreement if agreement is not None else float(accuracy_drop or 0)
         against = labels[fresh] if labels is not None and agreement is None else None
-        promised = guarantee(own, logits[:, fresh], against, exit_layers, limit=limit, confidence=confidence)
+        part = _of_rows(scores, fresh)
+        promised = guarantee(
+            own, part.logits, against, exit_layers, limit=limit, confidence=confidence, learned=part.learned
+        )
         threshold = promised.threshold
     manifest = replace(
         engine.checkpoint.manifest,
@@ -156,7 +164,7 @@ def calibrate(
     )
     if speedup is not None and choice is None:
         rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
-        found = _slowest(own, logits, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
+        found = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
         manifest = replace(manifest, threshold=found)
     notify("bf16 and int8 beside fp32")
     if target == directory:
@@ -193,15 +201,13 @@ def _share(name: str, value: Any) -> float:
 
 def every_exit(engine: Engine) -> tuple[int, ...]:
     """All layers that could answer; a plain classifier answers at the last layer only."""
-    single = engine.checkpoint.manifest.head["type"] == "classifier"
-    return (engine.num_layers,) if single else tuple(range(1, engine.num_layers + 1))
+    head = engine.checkpoint.manifest.head
+    return HEADS[head["type"]].layers(engine.model.config, head)
 
 
-def _with_every_exit(path: str | os.PathLike[str]) -> Engine:
-    """The engine with all its exits in use, so that the choice does not depend on an earlier choice."""
-    engine = load(path, precision="fp32", criterion="never")
-    engine.model = replace(engine.model, exit_layers=every_exit(engine))
-    return engine
+def _of_rows(scores: LayerScores, rows: np.ndarray) -> LayerScores:
+    """The scores of these rows."""
+    return LayerScores(scores.logits[:, rows], None if scores.learned is None else scores.learned[:, rows])
 
 
 def _criterion(engine: Engine, text: str | None) -> DataCriterion:
@@ -236,22 +242,22 @@ def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> Numbers 
     return was.threshold
 
 
-def _slowest(own: DataCriterion, logits: np.ndarray, exit_layers: tuple[int, ...]) -> float:
+def _slowest(own: DataCriterion, scores: LayerScores, exit_layers: tuple[int, ...]) -> float:
     """The threshold for full depth."""
-    threshold = own.grid(len(exit_layers), logits.shape[2])[0]
-    taken = exits_taken(own.with_threshold(threshold), logits, exit_layers)
+    threshold = own.grid(len(exit_layers), scores.logits.shape[2])[0]
+    taken = exits_taken(own.with_threshold(threshold), scores.logits, exit_layers, learned=scores.learned)
     if (taken < exit_layers[-1]).any():
         raise ConfigError(f"criterion {shown(own)} lets rows leave at every threshold; for full depth take 'never'")
     return threshold
 
 
 def _agreement_at(
-    own: Criterion, logits: np.ndarray, exit_layers: tuple[int, ...], agreement: float | None, speedup: float | None
+    own: Criterion, scores: LayerScores, exit_layers: tuple[int, ...], agreement: float | None, speedup: float | None
 ) -> float:
     """The agreement that chosen layers must keep: the one asked for, or that of all exits at `speedup` (default 2)."""
     if agreement is not None:
         return agreement
-    table = calibration_table(own, logits, None, exit_layers)
+    table = calibration_table(own, scores.logits, None, exit_layers, scores.learned)
     if not table:
         raise ConfigError("none of these rows could leave early, so there is nothing to choose")
     nearest = min(table, key=lambda point: abs(point["layer_speedup"] - (speedup or 2.0)))
@@ -262,15 +268,16 @@ def _choose_layers(
     engine: Engine,
     own: DataCriterion,
     texts: list[Any],
-    logits: np.ndarray,
+    scores: LayerScores,
     agreement: float,
     notify: Callable[[str], None],
 ) -> LayerChoice:
     notify("costs of layers and heads")
     costs = measure_costs(engine, texts[:512], own)
     notify(f"which exits to test, at {agreement:.2%} agreement with full depth")
-    chosen = place(own, logits, engine.exit_layers, costs, agreement)
-    every = judge(own, logits, engine.exit_layers, engine.exit_layers, costs, agreement)
+    logits, layers, learned = scores.logits, engine.exit_layers, scores.learned
+    chosen = place(own, logits, layers, costs, agreement, learned)
+    every = judge(own, logits, layers, layers, costs, agreement, learned)
     if chosen is None or every is None:
         raise ConfigError(f"no threshold agrees with full depth on {agreement:.2%} of rows and lets a row leave")
     part = replace(engine.model, exit_layers=chosen.exit_layers)

@@ -30,16 +30,18 @@ def curve(
     exit_layers: Sequence[int],
     metrics: tuple[str, ...],
     points: int = POINTS,
+    learned: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Points {threshold, layer_speedup, metrics} from full depth to the fastest, at most `points`, evenly spaced.
 
-    criterion: at any threshold. logits: [exits, rows, labels]; truth: label ids [rows].
+    criterion: at any threshold. logits: [exits, rows, labels]; truth: label ids [rows]. learned: float32 [exits, rows],
+    the score that some heads add.
     """
-    candidates = candidates_of(criterion, logits, exit_layers)
+    candidates = candidates_of(criterion, logits, exit_layers, learned)
     picked = np.unique(np.linspace(0, max(0, len(candidates) - 1), points).round().astype(int))
     out: list[dict[str, Any]] = []
     for i in picked[: len(candidates)]:
-        taken = exits_taken(criterion.with_threshold(candidates[i]), logits, exit_layers)
+        taken = exits_taken(criterion.with_threshold(candidates[i]), logits, exit_layers, learned=learned)
         answers = answers_at(logits, exit_layers, taken).argmax(-1)
         speedup = layer_speedup(taken, exit_layers[-1])
         out.append({"threshold": candidates[i], "layer_speedup": speedup, "metrics": measure(metrics, answers, truth)})

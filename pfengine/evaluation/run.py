@@ -199,7 +199,7 @@ def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names
     if len(engine.exit_layers) == 1 or criterion == "never":
         return Curve(path, "never", [], None)
     rule = parse_form(criterion)
-    logits = engine.layer_logits(texts)
-    points = curve(rule, logits, truth, engine.exit_layers, names)
+    logits, learned = engine.layer_scores(texts)
+    points = curve(rule, logits, truth, engine.exit_layers, names, learned=learned)
     form = rule.form if isinstance(rule, DataCriterion) else criterion
     return Curve(path, form, points, oracle(logits, truth, engine.exit_layers, names))

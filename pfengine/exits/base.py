@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
-import re
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from ..errors import ConfigError, shown
+from ..registry import Registry
 
 CriterionState = Any  # None at first, then what the criterion returned: tensors whose first dimension is rows
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -101,10 +101,9 @@ class Criterion:
         raise TypeError(f"{type(self).__name__} must define __call__(layer, logits, state, row_ids)")
 
 
-CRITERIA: dict[str, type[Criterion]] = {}
+CRITERIA: Registry[type[Criterion]] = Registry("criterion")
 """Criteria by the name that their text begins with, for `parse`. Filled by `register`."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 Kind = TypeVar("Kind", bound=type[Criterion])
 
 
@@ -112,19 +111,11 @@ def register(kind: Kind) -> Kind:
     """Class decorator: from now on texts that begin with `kind.name` stand for this criterion.
 
     A class may be registered again under its own name, as happens when its module is reloaded. Raises ValueError for a
-    name that another class has, or that is not of small letters, digits, - and _.
+    name that another class has, or that is not of small letters, digits, - and _, TypeError for what is no `Criterion`.
     """
-    name = kind.__dict__.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{kind.__name__}.name is {name!r}; it must be a string such as 'entropy', of a-z, 0-9, - and _"
-        )
-    other = CRITERIA.get(name, kind)
-    if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise ValueError(
-            f"the criterion {name!r} is {other.__module__}.{other.__qualname__} already; choose another name"
-        )
-    CRITERIA[name] = kind
+    if not (isinstance(kind, type) and issubclass(kind, Criterion)):
+        raise TypeError(f"{kind!r} is no subclass of Criterion")
+    CRITERIA.add(kind.__dict__.get("name"), kind)
     return kind
 
 

@@ -61,17 +61,23 @@ class Placement:
 
 
 def place(
-    criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], costs: Costs, agreement: float
+    criterion: Criterion,
+    logits: np.ndarray,
+    exit_layers: Sequence[int],
+    costs: Costs,
+    agreement: float,
+    learned: np.ndarray | None = None,
 ) -> Placement | None:
     """The set of exits with the least predicted time that agrees with the full model on a share `agreement` of rows.
 
-    criterion: at any threshold. logits: [exits, rows, labels] of all exits, `exit_layers` 1-based. Each set is judged
-    at its fastest threshold that keeps the agreement. None where no set keeps it.
+    criterion: at any threshold. logits: [exits, rows, labels] of all exits, `exit_layers` 1-based; learned: float32
+    [exits, rows], the score that some heads add. Each set is judged at its fastest threshold that keeps the agreement.
+    None where no set keeps it.
     """
     early = list(exit_layers[:-1])
 
     def of(chosen: Sequence[int]) -> Placement | None:
-        return judge(criterion, logits, exit_layers, (*chosen, exit_layers[-1]), costs, agreement)
+        return judge(criterion, logits, exit_layers, (*chosen, exit_layers[-1]), costs, agreement, learned)
 
     if len(early) <= EXHAUSTIVE:
         sets = itertools.chain.from_iterable(itertools.combinations(early, k) for k in range(1, len(early) + 1))
@@ -93,6 +99,7 @@ def judge(
     chosen: tuple[int, ...],
     costs: Costs,
     agreement: float,
+    learned: np.ndarray | None = None,
 ) -> Placement | None:
     """The set `chosen` at its fastest threshold that keeps the agreement; None where none does.
 
@@ -101,9 +108,10 @@ def judge(
     """
     if isinstance(criterion, DataCriterion):
         criterion = criterion.for_exits(exit_layers, chosen)
-    part = logits[[exit_layers.index(layer) for layer in chosen]]
+    places = [exit_layers.index(layer) for layer in chosen]
+    part, scores = logits[places], None if learned is None else learned[places]
     full = logits[-1].argmax(-1)
-    candidates, simulation = candidates_of(criterion, part, chosen), Simulation(part, chosen)
+    candidates, simulation = candidates_of(criterion, part, chosen, scores), Simulation(part, chosen, scores)
 
     def at(threshold: float) -> Placement | None:
         taken = simulation.exits(criterion.with_threshold(threshold))

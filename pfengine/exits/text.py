@@ -51,8 +51,5 @@ def faults(criterion: str | None, threshold: float | None) -> list[str]:
 
 def _find(name: str, text: str) -> type[Criterion]:
     if name not in CRITERIA:
-        raise ConfigError(
-            f"criterion {shown(text)} is unknown; it must be one of {', '.join(sorted(CRITERIA))}, or one of your "
-            "own, whose module must be imported first"
-        )
+        raise ConfigError(f"criterion {shown(text)} is unknown; it must be one of {CRITERIA.known}")
     return CRITERIA[name]

@@ -11,33 +11,41 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import OpSet, Reads
-from .base import ExitHead, HeadState, Scores
+from .base import HEADS, ExitHead, HeadState, Scores, register
 from .classifier import Classifier
-from .linear import Linear
-from .past_future import PastFuture
-
-INNER: dict[str, type[ExitHead]] = {"linear": Linear, "past-future": PastFuture}
 
 
+@register
 class Attached(ExitHead):
     """The head `exits` answers after layers before the last, the model's own classifier after the last.
 
-    Option `exits` is the `head` object of a "past-future" or "linear" head with the same number of layers. Its exit
-    after the last layer is not used.
+    Option `exits` is the `head` object of another head that scores rows, such as "past-future", with the same number of
+    layers. Its exit after the last layer is not used.
     """
+
+    name = "attached"
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
         faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", "exits"})]
-        exits = head.get("exits")
-        if not isinstance(exits, dict) or exits.get("type") not in INNER:
-            return [*faults, f"'head.exits' is {exits!r}; it must be a head of type {' or '.join(INNER)}"]
-        inner = INNER[exits["type"]].config_faults(exits)
+        exits, known = head.get("exits"), sorted(name for name, kind in HEADS.items() if has_exits(kind))
+        if not isinstance(exits, dict) or exits.get("type") not in known:
+            return [*faults, f"'head.exits' is {exits!r}; it must be a head of type {' or '.join(known)}"]
+        inner = HEADS[exits["type"]].config_faults(exits)
         return [*faults, *(fault.replace("'head.", "'head.exits.") for fault in inner)]
 
     @staticmethod
+    def learns(head: dict[str, Any]) -> bool:
+        return HEADS[head["exits"]["type"]].learns(head["exits"])
+
+    @staticmethod
+    def layers(config: BackboneConfig, head: dict[str, Any]) -> tuple[int, ...]:
+        inner = HEADS[head["exits"]["type"]].layers(config, head["exits"])
+        return (*(layer for layer in inner if layer < config.num_layers), config.num_layers)
+
+    @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
-        return INNER[head["exits"]["type"]].shapes(config, head["exits"]) | Classifier.shapes(config, {})
+        return HEADS[head["exits"]["type"]].shapes(config, head["exits"]) | Classifier.shapes(config, {})
 
     def __init__(
         self,
@@ -48,7 +56,7 @@ class Attached(ExitHead):
         dtype: torch.dtype,
     ) -> None:
         self.num_layers = config.num_layers
-        self.exits = INNER[head["exits"]["type"]](ops, config, head["exits"], tensors, dtype)
+        self.exits = HEADS[head["exits"]["type"]](ops, config, head["exits"], tensors, dtype)
         self.classifier = Classifier(ops, config, {"type": "classifier"}, tensors, dtype)
 
     def reads(self, layer: int) -> Reads:
@@ -66,3 +74,8 @@ class Attached(ExitHead):
         if layer == self.num_layers:
             return self.classifier.step(layer, x, cu_seqlens, (), answer)
         return self.exits.step(layer, x, cu_seqlens, state, answer)
+
+
+def has_exits(kind: type[ExitHead]) -> bool:
+    """Does it score rows, after other layers than the last too?"""
+    return not kind.tags and not issubclass(kind, (Attached, Classifier))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import OpSet, Reads
+from ..registry import Registry
 
 PREFIX = "exit_head."  # begins the key of every head tensor in a checkpoint
 HeadState = tuple[Tensor, ...]  # the first dimension of every tensor is rows, so that they compact together
@@ -43,13 +45,13 @@ class Scores(NamedTuple):
 class ExitHead(ABC):
     """Reads the states of layer after layer, and gives scores where it is asked for them.
 
+    name: the `type` of the `head` object in pfengine.json, once `register` has put the class into the table.
     tags: does it score every token rather than every row? renormalises: for a tag head, does each later layer's output
-    norm apply to tokens that have left? learned: does it add a score of its own that says how likely an answer is
-    wrong?
+    norm apply to tokens that have left?
     """
 
+    name: ClassVar[str]
     tags: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
     renormalises: bool = False
 
     def reads(self, layer: int) -> Reads:
@@ -60,6 +62,16 @@ class ExitHead(ABC):
     def config_faults(head: dict[str, Any]) -> list[str]:
         """What is wrong with the `head` object of pfengine.json, one sentence per fault."""
         return [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type"})]
+
+    @staticmethod
+    def learns(head: dict[str, Any]) -> bool:
+        """Does it add a score of its own, which says how likely an answer is wrong (`Scores.learned`)?"""
+        return False
+
+    @staticmethod
+    def layers(config: BackboneConfig, head: dict[str, Any]) -> tuple[int, ...]:
+        """The layers after which it can answer, 1-based and rising; the last is the model's last layer."""
+        return tuple(range(1, config.num_layers + 1))
 
     @staticmethod
     @abstractmethod
@@ -91,3 +103,51 @@ class ExitHead(ABC):
         cu_seqlens[r] to cu_seqlens[r + 1] of x. state: what the previous layer's call returned, None before layer 1.
         Returns the scores where `answer`, else None, and the new state. Must be called for each layer in turn.
         """
+
+
+class PreparedHead(ExitHead):
+    """A head whose exits are one op `exit` each and leave each other nothing. It runs in every carrier.
+
+    A subclass sets `ops` and `exits` in `__init__`: one that `OpSet.prepare_exit` made per layer, None where it has
+    none. They read what `reads` says.
+    """
+
+    ops: OpSet
+    exits: Sequence[Any]
+
+    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
+        return [None if exit is None else (exit, -1) for exit in self.exits]
+
+    def step(
+        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
+    ) -> tuple[Scores | None, HeadState]:
+        if not answer:
+            return None, ()
+        if self.exits[layer - 1] is None:
+            raise ValueError(f"{type(self).__name__} has no exit after layer {layer}")
+        logits, _, learned = self.ops.exit(x, self.exits[layer - 1], None, answer=True)
+        assert logits is not None
+        return Scores(logits, learned), ()
+
+
+HEADS: Registry[type[ExitHead]] = Registry("head")
+"""Heads by name. Filled by `register`."""
+
+Kind = TypeVar("Kind", bound=type[ExitHead])
+
+
+def register(kind: Kind) -> Kind:
+    """Class decorator: from now on heads of type `kind.name` in checkpoints and training are of this class.
+
+    A class may be registered again under its own name, as happens when its module is reloaded. Raises ValueError for a
+    name that another class has or that is not of small letters, digits, - and _, TypeError for what is no `ExitHead`
+    or lacks methods.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, ExitHead)):
+        raise TypeError(f"{kind!r} is no subclass of ExitHead")
+    if inspect.isabstract(kind):
+        raise TypeError(f"{kind.__name__} must define {', '.join(sorted(kind.__abstractmethods__))}")
+    if kind.tags and kind.learns is not ExitHead.learns:
+        raise TypeError(f"{kind.__name__} scores tokens; only heads that score rows may add a learned score")
+    HEADS.add(kind.__dict__.get("name"), kind)
+    return kind

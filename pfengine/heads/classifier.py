@@ -11,11 +11,18 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet
-from .base import ExitHead, HeadState, Scores
+from .base import PreparedHead, register
 
 
-class Classifier(ExitHead):
+@register
+class Classifier(PreparedHead):
     """logits = W_c f(W_p h[first] + b_p) + b_c, f the family's `pooler_activation`, as in transformers."""
+
+    name = "classifier"
+
+    @staticmethod
+    def layers(config: BackboneConfig, head: dict[str, Any]) -> tuple[int, ...]:
+        return (config.num_layers,)
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
@@ -30,25 +37,11 @@ class Classifier(ExitHead):
         dtype: torch.dtype,
     ) -> None:
         pooler, classifier = config.family.pooler, config.family.classifier
-        self.ops, self.num_layers = ops, config.num_layers
+        self.ops = ops
         self.pooler = ops.prepare_linear(tensors[f"{pooler}.weight"], tensors[f"{pooler}.bias"], dtype)
         self.classifier = ops.prepare_linear(
             tensors[f"{classifier}.weight"], tensors[f"{classifier}.bias"], torch.float32
         )
         self.pooler_activation = config.family.pooler_activation
-        self.exit = ops.prepare_exit(
-            Exit(config.num_labels, self.classifier, self.pooler, pooler_activation=self.pooler_activation)
-        )
-
-    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
-        return [*[None] * (self.num_layers - 1), (self.exit, -1)]
-
-    def step(
-        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
-    ) -> tuple[Scores | None, HeadState]:
-        if not answer:
-            return None, ()
-        if layer != self.num_layers:
-            raise ValueError(f"a plain classifier answers after layer {self.num_layers} only, not after layer {layer}")
-        _, logits, _ = self.ops.exit(x, self.exit, None, answer=False)
-        return Scores(logits), ()
+        exit = Exit(config.num_labels, self.classifier, self.pooler, pooler_activation=self.pooler_activation)
+        self.exits = [*[None] * (config.num_layers - 1), ops.prepare_exit(exit)]

@@ -11,12 +11,13 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores
+from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores, register
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
 Combine = Literal["none", "ensemble", "vote"]
 
 
+@register
 class Linear(ExitHead):
     """logits_i = W_i s_i + w_i. The state s_i is of first tokens or of the mean of a row's tokens (option `reads`).
 
@@ -27,6 +28,8 @@ class Linear(ExitHead):
 
     Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n, C, H], each with its bias.
     """
+
+    name = "linear"
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores
+from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores, register
 from .incorporate import INCORPORATIONS, Incorporate
 from .past import LinearPast
 from .poolers import Pooler, PoolerKind, pooler_shapes
@@ -64,6 +64,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+@register
 class PastFuture(ExitHead):
     """Past states, imitated future states, and a gate between them.
 
@@ -80,6 +81,8 @@ class PastFuture(ExitHead):
     Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H]; learners [n - 1, H, H] for layers 2..n; gate
     [k, k] in the authors' form, k = C or 1; those of the incorporation. Each has its bias.
     """
+
+    name = "past-future"
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:

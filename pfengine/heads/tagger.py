@@ -11,10 +11,11 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores
+from .base import PREFIX, OwnTensors, PreparedHead, register
 
 
-class Tagger(ExitHead):
+@register
+class Tagger(PreparedHead):
     """logits_i = W_i h_i + w_i for the hidden state h_i of each token after layer i (SENTEE and TOKEE, Li et al. 2021).
 
     Option `frozen`, the state of a token that has left: "kept", or "renormalised" by each later layer's output norm.
@@ -22,6 +23,7 @@ class Tagger(ExitHead):
     Tensors (n layers, hidden size H, C labels): classifiers [n, C, H] and [n, C].
     """
 
+    name = "tagger"
     tags = True
 
     @staticmethod
@@ -55,14 +57,3 @@ class Tagger(ExitHead):
 
     def reads(self, layer: int) -> Reads:
         return "all"
-
-    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
-        return [(exit, -1) for exit in self.exits]
-
-    def step(
-        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
-    ) -> tuple[Scores | None, HeadState]:
-        if not answer:
-            return None, ()
-        _, logits, _ = self.ops.exit(x, self.exits[layer - 1], None, answer=False)
-        return Scores(logits), ()

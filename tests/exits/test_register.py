@@ -131,6 +131,8 @@ def test_names_that_are_taken_or_are_none() -> None:
     for kind, message in ((Thief, "is pfengine.exits.criteria.Entropy already"), (Nameless, "None"), (Colon, "'a:b'")):
         with pytest.raises(ValueError, match=message if kind is not Nameless else "Nameless.name is None"):
             register(kind)
+    with pytest.raises(TypeError, match="is no subclass of Criterion"):
+        register(Entropy(0.3))  # type: ignore[type-var]
     assert CRITERIA["entropy"] is Entropy
 
 

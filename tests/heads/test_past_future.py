@@ -166,7 +166,7 @@ def test_classifier_answers_at_the_last_layer_only(op_set: Any) -> None:
     classifier = Classifier(op_set, config, head, tensors, torch.float32)
     first = torch.randn(ROWS, 24)
     assert step(classifier, 1, first, None, answer=False) == (None, ())
-    with pytest.raises(ValueError, match="layer 3 only"):
+    with pytest.raises(ValueError, match="Classifier has no exit after layer 1"):
         step(classifier, 1, first, None, answer=True)
     logits, _ = step(classifier, 3, first, (), answer=True)
     pooled = torch.tanh(
