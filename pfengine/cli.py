@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import time
 from collections import deque
@@ -33,6 +34,7 @@ from .cli_options import (
 )
 from .cli_training import attach, train
 from .convert import convert as convert_checkpoint
+from .convert import converters
 from .errors import ConfigError
 
 app = typer.Typer(
@@ -65,8 +67,17 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="Python module with heads, criteria or systems of your own."),
+    ] = None,
 ) -> None:
     """Early-exit text classification."""
+    for module in modules or ():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # it may be anything: the module is the user's
+            raise ConfigError(f"--import {module}: {type(error).__name__}: {error}") from error
 
 
 def classify(
@@ -133,7 +144,7 @@ def classify(
 def convert(
     source: Annotated[str, typer.Argument(help="Directory with config.json and the official weights.")],
     out: Annotated[str, typer.Argument(help="Directory to write.")],
-    system: Annotated[str, typer.Option(help="auto or past-future.")] = "auto",
+    system: Annotated[str, typer.Option(help=f"auto or {', '.join(converters())}.")] = "auto",
     precision: Annotated[str, typer.Option(help="How the weights are stored: fp32 or int8.")] = "fp32",
 ) -> None:
     """Convert an official research checkpoint to ours, or store one of ours in another precision."""

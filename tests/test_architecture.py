@@ -30,7 +30,7 @@ def section(title: str) -> str:
 
 LINKS = [
     (page, link)
-    for page in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/criteria.md")
+    for page in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/criteria.md", "docs/extending.md")
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
 ]
 

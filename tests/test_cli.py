@@ -13,6 +13,7 @@ import torch
 
 import pfengine
 from pfengine import cli, cli_io, console
+from pfengine.exits import CRITERIA
 from pfengine.strict_json import dumps
 
 TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate"]
@@ -58,6 +59,26 @@ def test_classify_arguments(run) -> None:
 def test_classify_json_equals_python(run, sst2: pfengine.Engine) -> None:
     result = run("classify", "sst2", *TEXTS, "--json", "--speedup", "2")
     assert result.json == sst2.classify(TEXTS, speedup=2)
+
+
+def test_a_module_of_the_users_is_imported(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_criteria.py").write_text(
+        "from pfengine.exits import Entropy, register\n@register\nclass Mine(Entropy):\n    name = 'mine'\n"
+    )
+    (tmp_path / "my_clash.py").write_text((tmp_path / "my_criteria.py").read_text().replace("'mine'", "'entropy'"))
+    try:
+        result = run("--import", "my_criteria", "classify", "sst2", *TEXTS, "--json", "--criterion", "mine:0.3")
+        assert result.json == run("classify", "sst2", *TEXTS, "--json", "--criterion", "entropy:0.3").json
+    finally:
+        CRITERIA.pop("mine", None)
+    for module, message in [
+        ("my_criteriae", "--import my_criteriae: ModuleNotFoundError: No module named 'my_criteriae'"),
+        ("my_clash", "--import my_clash: ValueError: the criterion 'entropy' is pfengine.exits.criteria.Entropy"),
+    ]:
+        result = run("--import", module, "info", "sst2")
+        assert result.code == 2
+        assert message in result.err
 
 
 @pytest.mark.parametrize("from_file", [True, False])

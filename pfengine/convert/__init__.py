@@ -1,4 +1,4 @@
-"""Converting checkpoints to ours, or ours to another storage. A new format is one file here and a line in SYSTEMS."""
+"""Converting checkpoints to ours, or ours to another storage. A format of others is one file, named by its system."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from ..errors import CheckpointError, ConfigError
 from ..families import FAMILIES
 from ..folder import Folder
 from ..storage import StoredTensors
+from ..training import systems  # the module, because it imports the formats of this package
 from ..weights import FLOATS
-from . import past_future
 from .source import find
 
-SYSTEMS = {"past-future": past_future}
 STORAGE = {"fp32": "float", "int8": "int8-rows"}  # how weights are stored, by precision
 CLASSIFIERS = tuple(sorted({f"{family.classifier}.weight" for family in FAMILIES.values()}))
 
-__all__ = ["SYSTEMS", "convert"]
+__all__ = ["convert", "converters"]
+
+
+def converters() -> dict[str, systems.Converter]:
+    """Those of all systems that have one, by the system's name."""
+    return {name: each.converter for name, each in systems.SYSTEMS.items() if each.converter is not None}
 
 
 def convert(
@@ -32,7 +36,7 @@ def convert(
     is one. Also a checkpoint of ours, to store it in another precision, or a plain Hugging Face sequence-classification
     directory, for that or for its .bin. Symbolic links out of the directory are not followed, except those of a Hugging
     Face hub cache into its own `blobs`.
-    system: "auto" | "past-future".
+    system: the name of one with a converter, such as "past-future"; "auto": the one whose tensors these are.
     precision: how the weights are stored, "fp32" | "int8": 8-bit numbers with a scale per row, a quarter of the size,
     and exactly what runs at precision "int8".
 
@@ -40,18 +44,22 @@ def convert(
     """
     if precision not in STORAGE:
         raise ConfigError(f"precision is {precision!r}; weights are stored in {' or '.join(STORAGE)}")
-    if system != "auto" and system not in SYSTEMS:
-        raise ConfigError(f"system is {system!r}; it must be 'auto' or one of {', '.join(sorted(SYSTEMS))}")
+    known = converters()
+    if system != "auto" and system not in known:
+        own = "or one of your own with a converter, whose module must be imported first"
+        raise ConfigError(f"system is {system!r}; it must be one of auto, {', '.join(sorted(known))}, {own}")
     saving.check_writable(out)
     folder = Folder(source, own_files=True)
     tensors = find(folder)
     ours = folder.has(checkpoint.MANIFEST)
-    names = [name for name in SYSTEMS if SYSTEMS[name].recognises(tensors)] if system == "auto" else [system]
+    names = [name for name in known if known[name].recognises(tensors)] if system == "auto" else [system]
+    if len(names) > 1 and not ours:
+        raise CheckpointError(source, [f"may be of several systems ({', '.join(names)}); name one of them as system"])
     if system == "auto" and (ours or not names):
         if not ours and not any(key.endswith(CLASSIFIERS) for key in tensors):
-            known = ", ".join(sorted(SYSTEMS))
+            listed = ", ".join(sorted(known))
             raise CheckpointError(
-                source, [f"has no tensors of a known system ({known}), and no {' or '.join(CLASSIFIERS)}"]
+                source, [f"has no tensors of a known system ({listed}), and no {' or '.join(CLASSIFIERS)}"]
             )
         ckpt = reader.read(folder, tensors)
         config = {key: value for key, value in ckpt.backbone.raw.items() if key != "auto_map"}
@@ -62,7 +70,7 @@ def convert(
             raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
         floats = {key: stored for key, stored in tensors.items() if stored.dtype in FLOATS}
         numbers = dict(StoredTensors(folder.path, floats))
-        config, manifest, converted = SYSTEMS[names[0]].convert(folder.path, raw, numbers)
+        config, manifest, converted = known[names[0]].convert(folder.path, raw, numbers)
         tokenizer = checkpoint.tokenizer_files(folder)
         folder.check()
     return saving.write(out, config, replace(manifest, storage=STORAGE[precision]), converted, tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,15 +16,18 @@ from .. import data, reader, saving
 from ..api import BATCH_TOKENS, Engine, load
 from ..bundled import find
 from ..errors import ConfigError, InputError
+from ..heads import HEADS, Attached
+from ..heads.attached import has_exits
 from ..manifest import Manifest
 from ..ops.flight import Answers
 from ..tokenization import Row, batches, pack
 from ..torch_state import isolated
 from .config import TrainingConfig
+from .criterion import add_calibration, check_criterion
 from .fit import fit, remove_state
 from .model import ExitModel
 from .resume import hash_files, hash_rows
-from .run import RECIPES, add_calibration
+from .systems import SYSTEMS
 
 MAX_BYTES = 8 << 30  # of states kept in memory
 
@@ -85,8 +88,8 @@ def attach(
         hold_out=hold_out, max_rows=max_rows, seed=seed, save_every=save_every, speedup=speedup, precision="fp32",
         **limits,
     )  # fmt: skip
-    if config.system == "full-model":
-        raise ConfigError("system is 'full-model', which has no exits to attach")
+    if not has_exits(HEADS[config.head(shared_pooler=False)["type"]]):
+        raise ConfigError(f"system is {config.system!r}, which has no exits to attach")
     limit = None if max_length is None else config.max_length
     ckpt = reader.read(find(model))  # only once, as the files may be replaced in the meantime
     teacher = load(ckpt, precision="fp32", criterion="never", max_length=limit)
@@ -104,22 +107,27 @@ def attach(
     if size > MAX_BYTES:
         raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")
 
-    hidden, logits = first_states(teacher, [example.row for example in kept], progress)
     head = config.head(ckpt.backbone.family.shares_pooler)
     torch.manual_seed(config.seed)
-    exits = RECIPES[head["type"]](None, ckpt.backbone, head, dropout=config.dropout)
-    exits.objective = config.form  # type: ignore[assignment]
+    chosen = SYSTEMS[config.system]
+    exits = chosen.recipe(None, ckpt.backbone, head, dropout=config.dropout, options=asdict(config))
+    check_criterion(chosen.criterion, head, ckpt.backbone)
+    if set(exits.reads) != {"first"}:
+        raise ConfigError(
+            f"system is {config.system!r}, whose head reads more than first tokens; attach stores only those"
+        )
+    hidden, logits = first_states(teacher, [example.row for example in kept], progress)
     student = _OnStates(exits)
     inputs = {"data": hash_rows(kept, held_out), "model": hash_files(ckpt.path)}
     fit(student, _States(hidden, torch.softmax(logits, -1)), config, _stack, inputs)
 
-    n = ckpt.backbone.num_layers
+    attached = {"type": "attached", "exits": head}
     record = {key: getattr(config, key) for key in ("epochs", "batch_size", "learning_rate", "dropout")}
     manifest = Manifest(
         system="attached",
-        head={"type": "attached", "exits": head},
-        criterion="entropy",
-        exit_layers=tuple(range(1, n + 1)),
+        head=attached,
+        criterion=chosen.criterion,
+        exit_layers=Attached.layers(ckpt.backbone, attached),
         training=record
         | {
             "data": Path(source).name,
@@ -188,5 +196,5 @@ class _OnStates(nn.Module):
 
     def forward(self, states: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """states: [B, n, H]; labels: the full model's probabilities [B, C]."""
-        out: dict[str, Any] = self.exits.outputs(states.transpose(0, 1), labels)
+        out: dict[str, Any] = self.exits.outputs(states.unbind(1), labels)
         return out

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 
 from ..data import FORMATS
 from ..errors import ConfigError
-from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..manifest import STORAGES
+from ..registry import Registry
 from .freezing import FreezingKind
-from .past_future import Objective, head_of
-
-System = Literal["past-future", "linear", "full-model"]
-NAIVE = ("ensemble", "vote")  # strategies over the labels or probabilities of plain classifiers
+from .past_future import NAIVE, Objective
+from .systems import SYSTEMS
 
 
 class Limits(NamedTuple):
@@ -47,7 +45,13 @@ class Option(NamedTuple):
 
     help: str
     limits: Limits | None = None
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
+
+
+def _systems() -> str:
+    """The systems and what they are, as help."""
+    *others, last = (f"{name} ({system.summary})" for name, system in SYSTEMS.items())
+    return f"{', '.join(others)} or {last}."
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,7 @@ class TrainingConfig:
     model: Annotated[str, Option("Pretrained encoder in Hugging Face layout, or a checkpoint to start from.")]
     data: Annotated[str, Option("A directory with a train split, a file, or a GLUE task's name.")]
     output: Annotated[str, Option("Checkpoint directory to write.")]
-    system: Annotated[
-        System,
-        Option(
-            "past-future, linear (a classifier after every layer) or full-model (one after the last layer).",
-            choices=get_args(System),
-        ),
-    ] = "past-future"
+    system: Annotated[str, Option(_systems(), choices=SYSTEMS)] = "past-future"
     form: Annotated[
         Objective, Option("Head and loss: paper (its equations) or authors (their code).", choices=get_args(Objective))
     ] = "paper"
@@ -182,43 +180,28 @@ class TrainingConfig:
         return [f"labels has {name!r} twice" for name in sorted(set(names)) if names.count(name) > 1]
 
     def _choice_faults(self) -> list[str]:
-        return [
-            f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(option.choices)}"
-            for name, option in OPTIONS.items()
-            if option.choices
-            and getattr(self, name) not in option.choices
-            and not (getattr(self, name) is None and DEFAULTS[name] is None)
-        ]
+        faults = []
+        for name, option in OPTIONS.items():
+            value, choices = getattr(self, name), tuple(option.choices)  # the value may be anything
+            if choices and value not in choices and not (value is None and DEFAULTS[name] is None):
+                known = option.choices.known if isinstance(option.choices, Registry) else ", ".join(choices)
+                faults.append(f"{name} is {value!r}; it must be one of {known}")
+        return faults
 
     def _misfits(self) -> list[str]:
-        """Options of a head that this run does not train."""
-        given = [name for name in CHOICES if getattr(self, name) is not None]
-        if self.system == "past-future" and self.incorporate not in NAIVE:
-            return HEADS["past-future"].config_faults(self.head(shared_pooler=False))
-        allowed = {"past-future": ["incorporate", "pooler", "reads"], "linear": ["pooler", "reads"], "full-model": []}[
-            self.system
-        ]
-        return [
-            f"{name} is {getattr(self, name)!r}, an option of the past-future head, which this run does not train"
-            for name in given
-            if name not in allowed
-        ]
+        """Options that the system does not take."""
+        try:
+            self.head(shared_pooler=False)
+        except ConfigError as error:
+            return [str(error)]
+        return []
 
     def head(self, shared_pooler: bool) -> dict[str, Any]:
         """The `head` object of pfengine.json.
 
         shared_pooler: exit heads of this family share one pooler, unless `pooler` says otherwise.
         """
-        if self.system == "full-model":
-            return {"type": "classifier"}
-        own_pooler = "shared" if shared_pooler else "per-layer"
-        if self.system == "linear" or self.incorporate in NAIVE:
-            combine = self.incorporate if self.incorporate in NAIVE else "none"
-            head = {"type": "linear", "pooler": self.pooler or own_pooler, "combine": combine}
-            return head if self.reads is None else head | {"reads": self.reads}
-        pooler = self.pooler or (own_pooler if self.form == "authors" else None)
-        return head_of(self.form, pooler=pooler, learner=self.learner, incorporate=self.incorporate,
-                       states=self.states, gate=self.gate, reads=self.reads)  # fmt: skip
+        return SYSTEMS[self.system].head_config(asdict(self), shared_pooler)
 
     def record(self) -> dict[str, Any]:
         """For pfengine.json: all options except what the head says and paths, which mean nothing elsewhere."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import BackboneConfig
-from ..heads import HEADS, PREFIX
+from ..heads import HEADS, PREFIX, ExitHead, Scores
+from ..ops import Reads, reference
 from .freezing import Freezing
+from .losses import depth_weighted, exit_loss
 
 
 class ExitModel(nn.Module):
     """Encoder and exit head; `forward` gives the loss and the logits of every exit.
 
-    backbone: transformers' encoder without pooler, fp32; None where `outputs` alone is called. `checkpoint_tensors` is
-    what `pfengine.load` reads. A recipe is a subclass with its `outputs`.
+    This class trains all exits of any head jointly, and deeper exits weigh more. A recipe is a subclass with another
+    `loss`, or with `outputs` of its own where the loss needs more than scores. It may have parameters of its own, which
+    are trained and not written to the checkpoint.
+
+    backbone: transformers' encoder without pooler, fp32; None where `outputs` alone is called. head: the `head` object
+    of pfengine.json. options: those of the training run by name, as in `TrainingConfig`. `checkpoint_tensors` is what
+    `pfengine.load` reads.
     """
 
     def __init__(
@@ -31,20 +38,26 @@ class ExitModel(nn.Module):
         *,
         dropout: float = 0.0,
         freezing: Freezing | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.backbone_config, self.head_config = backbone, config, head
-        self.dropout, self.freezing = dropout, freezing or Freezing()
+        self.dropout, self.freezing, self.options = dropout, freezing or Freezing(), options or {}
         std = float(config.raw.get("initializer_range", 0.02))
         self._keys: dict[str, str] = {}
         self.exit_head = nn.Module()  # no ParameterDict: DataParallel's copies of one are empty
-        for key, shape in HEADS[head["type"]].shapes(config, head).items():
+        kind = HEADS[head["type"]]
+        for key, shape in kind.shapes(config, head).items():
             value = torch.zeros(shape, dtype=torch.float32, device="cpu")
             if not key.endswith("bias"):
                 value = torch.randn(shape, dtype=torch.float32, device="cpu") * std
             name = key.removeprefix(PREFIX).replace(".", "_")
             self._keys[name] = key
             self.exit_head.register_parameter(name, nn.Parameter(value))
+        with torch.no_grad():
+            made = self.head()
+            self.reads = [made.reads(layer) for layer in range(1, config.num_layers + 1)]
+        self.exit_layers = kind.layers(config, head)
         self._calls = threading.local()  # DataParallel runs its copies in threads
         for module in self._layers() if backbone is not None else ():
             module.register_forward_hook(self._after_layer)
@@ -70,25 +83,64 @@ class ExitModel(nn.Module):
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
         """inputs: as transformers' encoders take them, [B, tokens]; labels: [B], ids or, for regression, floats.
 
-        Returns logits [B, exits, C] and, with labels, the loss and its terms.
+        Returns what `outputs` says.
         """
-        read = self.read_layers(inputs)
-        with torch.autocast(read.device.type, enabled=False):  # the head is small, and sums over layers
-            return self.outputs(read.float(), labels)
+        states, bounds = self.read_layers(inputs)
+        with torch.autocast(states[0].device.type, enabled=False):  # the head is small, and sums over layers
+            return self.outputs([state.float() for state in states], labels, bounds)
 
-    @abstractmethod
-    def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """first: what the head reads after each layer, float32 [n, B, H]."""
+    def outputs(
+        self, states: Sequence[Tensor], labels: Tensor | None, bounds: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Logits of every exit [B, exits, C] and, with labels, the loss.
 
-    def read_layers(self, inputs: dict[str, Tensor]) -> Tensor:
-        """What the head reads after every layer, [n, B, H]; some of it is detached or frozen while training.
-
-        That is the first token's hidden state, or the mean of those of a row's tokens.
+        states: what the head reads after each layer, float32 [B, H], or [tokens, H] without padding for a head that
+        reads all tokens. bounds: of the rows in those tokens, int32 [B + 1].
         """
-        self._calls.first, self._calls.mask = [], inputs.get("attention_mask")
+        scores = self.scores(states, bounds)
+        out = {"logits": torch.stack([each.logits for each in scores], 1)}
+        if labels is not None:
+            out["loss"] = self.loss(scores, labels)
+        return out
+
+    def loss(self, scores: Sequence[Scores], labels: Tensor) -> Tensor:
+        """The loss of a batch, a tensor without dimensions, from the scores of every exit.
+
+        labels: ids [B], probabilities [B, C] where exits are attached to a finished model, or numbers [B] for
+        regression.
+        """
+        return depth_weighted(exit_loss(torch.stack([each.logits for each in scores]), labels))
+
+    def head(self) -> ExitHead:
+        """The head over plain torch, made of the present parameters."""
+        kind, tensors = HEADS[self.head_config["type"]], self.head_tensors()
+        return kind(reference, self.backbone_config, self.head_config, tensors, torch.float32)
+
+    def scores(self, states: Sequence[Tensor], bounds: Tensor | None) -> list[Scores]:
+        """The scores of every exit, from what the head reads after each layer, with dropout; arguments as `outputs`."""
+        head, kept, found = self.head(), None, []
+        for layer, state in enumerate(states, 1):
+            every = torch.arange(len(state) + 1, dtype=torch.int32, device=state.device)
+            rows = bounds if self.reads[layer - 1] == "all" and bounds is not None else every
+            answered, kept = head.step(layer, self.drop(state), rows, kept, layer in self.exit_layers)
+            found += [] if answered is None else [answered]
+        return found
+
+    def read_layers(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """What the head reads after every layer, and the bounds of rows; some of it is detached or frozen in training.
+
+        That is the first token's hidden state or the mean of those of a row's tokens, [B, H], or those of all tokens
+        without padding, [tokens, H].
+        """
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones_like(inputs["input_ids"])
+        states: list[Tensor] = []
+        self._calls.states, self._calls.mask = states, mask
         with self.freezing.step(self._layers()) if self.training else contextlib.nullcontext():
             self.backbone(**inputs)  # type: ignore[misc]
-        return torch.stack(self._calls.first)
+        self._calls.states = None
+        return states, F.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32) if "all" in self.reads else None
 
     def drop(self, states: Tensor) -> Tensor:
         return F.dropout(states, self.dropout, self.training)
@@ -101,41 +153,21 @@ class ExitModel(nn.Module):
 
     def _after_layer(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
-        first: list[Tensor] = self._calls.first
-        if self.training and self.freezing.detaches(len(first) + 1):
+        states: list[Tensor] | None = getattr(self._calls, "states", None)
+        if states is None:  # the encoder alone was called
+            return output
+        if self.training and self.freezing.detaches(len(states) + 1):
             hidden = hidden.detach()
             output = (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-        first.append(self._read(hidden))
+        states.append(self._read(hidden, self.reads[len(states)]))
         return output
 
-    def _read(self, hidden: Tensor) -> Tensor:
-        """[B, tokens, H] -> [B, H]."""
-        if self.head_config.get("reads", "first") == "first":
+    def _read(self, hidden: Tensor, reads: Reads) -> Tensor:
+        """[B, tokens, H] -> [B, H], or [tokens without padding, H]."""
+        mask: Tensor = self._calls.mask
+        if reads == "first":
             return hidden[:, 0]
-        mask: Tensor | None = self._calls.mask
-        if mask is None:
-            return hidden.mean(1)
+        if reads == "all":
+            return hidden[mask.bool()]
         weights = mask.to(hidden.dtype).unsqueeze(-1)
         return (hidden * weights).sum(1) / weights.sum(1)
-
-
-def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch for each exit: cross-entropy, squared error where there is one label. [e, B, C] -> [e].
-
-    labels: ids [B], probabilities [B, C], or numbers [B].
-    """
-    exits, rows, width = logits.shape
-    if width == 1:
-        return (logits[..., 0] - labels.to(logits.dtype)).square().mean(1)
-    flat = logits.reshape(exits * rows, width)
-    return (
-        F.cross_entropy(flat, labels.repeat(exits, *[1] * (labels.dim() - 1)), reduction="none")
-        .view(exits, rows)
-        .mean(1)
-    )
-
-
-def depth_weighted(losses: Tensor) -> Tensor:
-    """sum_i i L_i / sum_i i over the exits i = 1..n: deeper exits weigh more."""
-    depth = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
-    return (depth * losses).sum() / depth.sum()

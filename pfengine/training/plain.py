@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..heads import Classifier, Linear
+from ..heads import Classifier, ExitHead, Linear, Scores
 from ..ops import reference
-from .model import ExitModel, depth_weighted, exit_loss
+from .model import ExitModel
 
 
 class LinearModel(ExitModel):
@@ -16,26 +19,23 @@ class LinearModel(ExitModel):
     With `combine` the loss is still that of each layer's own logits: the naive strategies have nothing to train.
     """
 
-    def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def head(self) -> ExitHead:
         own = {**self.head_config, "combine": "none"}
-        head = Linear(reference, self.backbone_config, own, self.head_tensors(), torch.float32)
-        rows = torch.arange(first.shape[1] + 1, dtype=torch.int32, device=first.device)
-        answers = [head.step(i, self.drop(states), rows, (), True)[0] for i, states in enumerate(first, 1)]
-        logits = torch.stack([answer.logits for answer in answers if answer is not None])
-        out = {"logits": logits.transpose(0, 1)}
-        if labels is not None:
-            out["loss"] = depth_weighted(exit_loss(logits, labels))
-        return out
+        return Linear(reference, self.backbone_config, own, self.head_tensors(), torch.float32)
 
 
 class FullModel(ExitModel):
     """One classifier after the last layer: an ordinary fine-tuned model; with k layers, BERT-kL."""
 
-    def outputs(self, first: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def scores(self, states: Sequence[Tensor], bounds: Tensor | None) -> list[Scores]:
+        """Dropout comes after the pooler, as in transformers."""
         head = Classifier(reference, self.backbone_config, self.head_config, self.head_tensors(), torch.float32)
-        pooled = reference.linear(first[-1], head.pooler, head.pooler_activation)
-        logits = reference.linear(self.drop(pooled), head.classifier, "none").unsqueeze(0)
-        out = {"logits": logits.transpose(0, 1)}
-        if labels is not None:
-            out["loss"] = exit_loss(logits, labels)[0]
-        return out
+        pooled = reference.linear(states[-1], head.pooler, head.pooler_activation)
+        return [Scores(reference.linear(self.drop(pooled), head.classifier, "none"))]
+
+
+def linear_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
+    """The `head` object of plain classifiers. shared_pooler: one pooler for all layers, unless the options say."""
+    pooler = options.get("pooler") or ("shared" if shared_pooler else "per-layer")
+    head = {"type": "linear", "pooler": pooler, "combine": "none"}
+    return head if options.get("reads") is None else head | {"reads": options["reads"]}

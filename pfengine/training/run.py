@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,20 @@ import numpy as np
 import torch
 
 from .. import checkpoint, data, families, reader, saving, tasks, weights
-from ..api import load
 from ..config import BackboneConfig, parse_backbone
 from ..convert.source import find
 from ..data import Example
 from ..errors import CheckpointError, ConfigError
-from ..exits.calibration import calibration_table
-from ..exits.text import parse_form
 from ..folder import Folder
 from ..manifest import Manifest
 from ..messages import warn
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
+from .criterion import add_calibration, check_criterion
 from .fit import Collator, Rows, encode, fit, remove_state
 from .freezing import Freezing
-from .model import ExitModel
-from .past_future import PastFutureModel
-from .plain import FullModel, LinearModel
 from .resume import hash_files, hash_rows
-
-RECIPES: dict[str, type[ExitModel]] = {  # by the type of head
-    "past-future": PastFutureModel, "linear": LinearModel, "classifier": FullModel,
-}  # fmt: skip
+from .systems import SYSTEMS
 
 
 def train(config: TrainingConfig) -> Path:
@@ -72,7 +64,9 @@ def train(config: TrainingConfig) -> Path:
     backbone = _backbone(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    head = config.head(backbone_config.family.shares_pooler)
+    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler)
+    criterion = system.criterion if labels else "never"
+    check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
             f"frozen_layers is {config.frozen_layers}; the encoder has {backbone_config.num_layers} layers"
@@ -80,19 +74,17 @@ def train(config: TrainingConfig) -> Path:
     freezing = Freezing(config.freezing, config.frozen_layers)
     if config.freezing == "layers" and backbone_config.family.shares_layers:
         raise ConfigError("freezing 'layers' needs layers with parameters of their own; ALBERT's share theirs")
-    model = RECIPES[head["type"]](backbone, backbone_config, head, dropout=config.dropout, freezing=freezing)
-    if isinstance(model, PastFutureModel):
-        model.objective = config.form
+    model = system.recipe(
+        backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=asdict(config)
+    )
     inputs = {"data": hash_rows(kept, held_out, labels), "model": hash_files(source)}
     fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config), inputs)
 
-    last = backbone_config.num_layers
-    exits = head["type"] != "classifier"
     manifest = Manifest(
-        system="past-future" if config.incorporate in ("ensemble", "vote") else config.system,
+        system=config.system,
         head=head,
-        criterion="entropy" if exits and labels else "never",
-        exit_layers=tuple(range(1, last + 1)) if exits else (last,),
+        criterion=criterion,
+        exit_layers=model.exit_layers,
         storage=config.storage,
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
@@ -101,29 +93,6 @@ def train(config: TrainingConfig) -> Path:
         add_calibration(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
     remove_state(config)
     return Path(config.output)
-
-
-def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
-    """Add calibration table and threshold to a newly trained checkpoint, from rows it was not trained on.
-
-    The stored weights are calibrated, which rounding to int8 may have changed. speedup: the layer speed-up to run at.
-    """
-    trained = load(path, precision="fp32", criterion="never", max_length=max_length)
-    manifest = trained.checkpoint.manifest
-    logits = trained.layer_logits(rows)
-    if trained.model.config.problem_type != "regression":
-        score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
-    elif np.ptp(logits[-1, :, 0]) > 0:
-        score = {"held_out_score": float(np.corrcoef(logits[-1, :, 0], values)[0, 1])}
-    else:  # JSON has no number for it
-        warn("the model gives all held-out rows the same score, so there is no correlation")
-        score = {}
-    manifest = replace(manifest, training=manifest.training | score)
-    if manifest.criterion is not None and manifest.criterion != "never":
-        table = calibration_table(parse_form(manifest.criterion), logits, values, trained.exit_layers)
-        nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
-        manifest = replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
-    return saving.write_manifest(path, manifest)
 
 
 def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:

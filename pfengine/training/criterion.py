@@ -1,0 +1,60 @@
+"""The criterion of a newly trained checkpoint: does it fit the head, and at which threshold does it run?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import saving
+from ..api import load
+from ..config import BackboneConfig
+from ..errors import ConfigError, shown
+from ..exits.base import Outputs
+from ..exits.calibration import calibration_table
+from ..exits.text import parse_form
+from ..heads import HEADS
+from ..messages import warn
+
+
+def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
+    """Add calibration table and threshold to a newly trained checkpoint, from rows it was not trained on.
+
+    The stored weights are calibrated, which rounding to int8 may have changed. speedup: the layer speed-up to run at.
+    """
+    trained = load(path, precision="fp32", criterion="never", max_length=max_length)
+    manifest = trained.checkpoint.manifest
+    logits, learned = trained.layer_scores(rows)
+    if trained.model.config.problem_type != "regression":
+        score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
+    elif np.ptp(logits[-1, :, 0]) > 0:
+        score = {"held_out_score": float(np.corrcoef(logits[-1, :, 0], values)[0, 1])}
+    else:  # JSON has no number for it
+        warn("the model gives all held-out rows the same score, so there is no correlation")
+        score = {}
+    manifest = replace(manifest, training=manifest.training | score)
+    if manifest.criterion is not None and manifest.criterion != "never":
+        table = calibration_table(parse_form(manifest.criterion), logits, values, trained.exit_layers, learned)
+        nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
+        manifest = replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
+    return saving.write_manifest(path, manifest)
+
+
+def check_criterion(text: str, head: dict[str, Any], config: BackboneConfig) -> None:
+    """Raise ConfigError where the criterion does not run on this head, or no threshold for it can be searched for."""
+    kind = HEADS[head["type"]]
+    if kind.tags:
+        raise ConfigError(f"a head of type {head['type']!r} scores tokens, and training takes one label per row")
+    if text == "never":
+        return
+    criterion, layers = parse_form(text), kind.layers(config, head)
+    outputs = Outputs(config.problem_type, config.num_labels, kind.learns(head), kind.tags)
+    if len(layers) == 1:
+        raise ConfigError(f"criterion {shown(text)} needs exits, and a head of type {head['type']!r} answers once")
+    if reason := criterion.misfit(outputs):
+        raise ConfigError(f"criterion {shown(text)} {reason}")
+    # On any scores, so that a criterion that cannot be calibrated is found before the training.
+    scores = np.zeros((len(layers), 2, config.num_labels), np.float32)
+    calibration_table(criterion, scores, None, layers, scores[..., 0] if outputs.learned else None)

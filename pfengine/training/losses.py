@@ -1,0 +1,29 @@
+"""Losses over the logits of all exits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch for each exit: cross-entropy, squared error where there is one label. [e, B, C] -> [e].
+
+    labels: ids [B], probabilities [B, C], or numbers [B].
+    """
+    exits, rows, width = logits.shape
+    if width == 1:
+        return (logits[..., 0] - labels.to(logits.dtype)).square().mean(1)
+    flat = logits.reshape(exits * rows, width)
+    return (
+        F.cross_entropy(flat, labels.repeat(exits, *[1] * (labels.dim() - 1)), reduction="none")
+        .view(exits, rows)
+        .mean(1)
+    )
+
+
+def depth_weighted(losses: Tensor) -> Tensor:
+    """sum_i i L_i / sum_i i over the exits i = 1..n: deeper exits weigh more."""
+    depth = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
+    return (depth * losses).sum() / depth.sum()

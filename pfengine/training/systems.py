@@ -1,0 +1,148 @@
+"""The table of systems: how each is built, trained and converted. What the table says is what runs.
+
+A system is a choice of exit head, criterion and recipe. A new one is an entry here, or from outside the package
+
+    register(System("mine", "what it is", head={"type": "linear", "pooler": "none"}, recipe=Mine, criterion="margin"))
+
+after which `train(system="mine")`, `attach(system="mine")` and, where it has a converter, `convert(system="mine")` take
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..convert import past_future
+from ..errors import ConfigError
+from ..heads import HEADS
+from ..heads.past_future import CHOICES
+from ..manifest import Manifest
+from ..registry import Registry, origin
+from .model import ExitModel
+from .past_future import past_future_head, past_future_recipe
+from .plain import FullModel, LinearModel, linear_head
+
+HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
+
+
+@runtime_checkable
+class Converter(Protocol):
+    """A module or object that converts checkpoints of a system's authors."""
+
+    def recognises(self, tensors: Collection[str]) -> bool:
+        """Are these the keys of such a checkpoint?"""
+
+    def convert(
+        self, path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> tuple[dict[str, Any], Manifest, dict[str, Tensor]]:
+        """Their config.json and tensors to our config.json, pfengine.json and tensors.
+
+        path: of the directory, for the CheckpointError with everything that is wrong.
+        """
+
+
+@dataclass(frozen=True, repr=False)
+class System:
+    """One system.
+
+    name: as `--system` and pfengine.json have it. summary: for `--help`, a few words.
+    head: the `head` object of pfengine.json: a dict, or a function of all options of the run by name and of whether
+    exit heads of the encoder's family share a pooler unless told otherwise. In a dict, the run's options that the
+    system takes replace entries. The function raises ConfigError for options that do not fit together.
+    recipe: the `ExitModel` to train, or a function that makes one from the same arguments.
+    options: the options of heads, such as "pooler", that it takes (`heads.past_future.CHOICES`).
+    criterion: the text that is written to checkpoints with labels; "never" is written for regression.
+    converter: None where no checkpoints of others are read.
+
+    Raises TypeError or ValueError for what it cannot be made of.
+    """
+
+    name: str
+    summary: str
+    head: HeadOf | Mapping[str, Any]
+    recipe: Callable[..., ExitModel] = ExitModel
+    options: tuple[str, ...] = ()
+    criterion: str = "never"
+    converter: Converter | None = None
+
+    def __post_init__(self) -> None:
+        which = f"system {self.name!r}"
+        if isinstance(self.head, Mapping) and not isinstance(self.head.get("type"), str):
+            raise ValueError(f"{which}: its head has no type, such as 'linear'")
+        if not isinstance(self.head, Mapping) and not callable(self.head):
+            raise TypeError(f"{which}: its head is {self.head!r}; it must be a dict or a function")
+        if not callable(self.recipe):
+            raise TypeError(f"{which}: its recipe is {self.recipe!r}; it must be a subclass of ExitModel or a function")
+        if self.converter is not None and not isinstance(self.converter, Converter):
+            raise TypeError(f"{which}: its converter {origin(self.converter)} must define recognises and convert")
+        if unknown := [option for option in self.options if option not in CHOICES]:
+            raise ValueError(f"{which} takes {unknown[0]!r}, which is no option; there are {', '.join(CHOICES)}")
+
+    def __repr__(self) -> str:
+        """Without addresses, so that one which is registered again is known to be the same."""
+        return f"System({', '.join(f'{field.name}={origin(getattr(self, field.name))}' for field in fields(self))})"
+
+    def head_config(self, options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
+        """The `head` object of a training run with these options, checked.
+
+        Raises ConfigError where options do not fit the system or each other.
+        """
+        given = {name: options[name] for name in CHOICES if options.get(name) is not None}
+        takes = f"it takes {', '.join(self.options)}" if self.options else "it takes none of that kind"
+        faults = [
+            f"{name} is {value!r}, an option that system {self.name!r} does not take; {takes}"
+            for name, value in given.items()
+            if name not in self.options
+        ]
+        if not faults:
+            head = {**self.head, **given} if isinstance(self.head, Mapping) else self.head(options, shared_pooler)
+            name, kind = head.get("type"), HEADS.get(head.get("type", ""))
+            unknown = f"system {self.name!r} has a head of type {name!r}; it must be one of {HEADS.known}"
+            faults = [unknown] if kind is None else kind.config_faults(head)
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return head
+
+
+SYSTEMS: Registry[System] = Registry("system")
+"""Systems by name. Filled by `register`."""
+
+
+def register(system: System) -> System:
+    """Put a system into the table. Returns it.
+
+    Raises TypeError for what is no `System`, ValueError for a name that another one has or that is not of small
+    letters, digits, - and _.
+    """
+    if not isinstance(system, System):
+        raise TypeError(f"{system!r} is no System")
+    SYSTEMS.add(system.name, system)
+    return system
+
+
+for _system in (
+    System(
+        "past-future",
+        "learners imitate the states to come",
+        past_future_head,
+        past_future_recipe,
+        options=tuple(CHOICES),
+        criterion="entropy",
+        converter=past_future,
+    ),
+    System(
+        "linear",
+        "a classifier after every layer",
+        linear_head,
+        LinearModel,
+        options=("pooler", "reads"),
+        criterion="entropy",
+    ),
+    System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
+):
+    register(_system)
