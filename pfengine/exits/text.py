@@ -14,8 +14,10 @@ def name_of(text: str) -> str:
 def parse(text: str, threshold: float | None = None) -> Criterion:
     """The criterion that a text such as "entropy:0.3" stands for. `threshold` replaces the one in the text.
 
-    Raises ConfigError where the name is unknown, or the threshold is missing or makes no sense.
+    Raises ConfigError where it is no text, the name is unknown, or the threshold is missing or makes no sense.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"criterion is of type {type(text).__name__}; give text such as 'entropy:0.3'")
     name, _, argument = text.strip().partition(":")
     return _find(name, text).from_text(argument, threshold)
 
