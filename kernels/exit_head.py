@@ -80,7 +80,8 @@ def exit_head(
     out = out or Decided.empty(rows, labels, x.device)
     check_test(test, rows, labels, out, x)
     few = labels <= FEW_LABELS
-    block_r, block_c = (1, power_of_two(labels, 2)) if few else (BLOCK_R, power_of_two(labels, 16))
+    block_c = power_of_two(labels, 2 if few else 16)
+    block_r = 1 if few else BLOCK_R if block_c <= 512 else 4  # with more rows it spills
     launch(
         _exit_head_kernel,
         (triton.cdiv(rows, block_r),),
