@@ -54,10 +54,21 @@ class Form(NamedTuple):
         names = SIGNALS[signal], COMPARISONS[comparison], MEMORIES[memory]
         return cls(*names, size, bool(tempered), threshold - 1, times - 1)
 
+    def own(self, labels: int) -> int:
+        """How many numbers a row carries from exit to exit for the signal."""
+        return {"label_repeats": 1, "change": labels}.get(self.signal, 0)
+
+    def kept(self, labels: int) -> int:
+        """How many numbers a row carries for the memory."""
+        return {"none": 0, "running": 1, "votes": labels, "sum": 2}.get(self.memory, self.size)
+
     def width(self, labels: int) -> int:
         """As `ops.rule.Clause.width`."""
-        own = {"label_repeats": 1, "change": labels}.get(self.signal, 0)
-        return own + {"none": 0, "running": 1, "votes": labels, "sum": 2}.get(self.memory, self.size)
+        return self.own(labels) + self.kept(labels)
+
+    def signal_alone(self) -> Form:
+        """The clause without memory and numbers, for a kernel that is to give the signal as it is."""
+        return Form(self.signal, "<", tempered=self.tempered)
 
 
 class ExitTest(NamedTuple):
@@ -206,12 +217,8 @@ def _clause(
 ):  # fmt: skip
     """The value of a clause, whether it says leave, and how many numbers of the state it has used."""
     SIGNAL: tl.constexpr = FORM & 15
-    COMPARISON: tl.constexpr = FORM >> 4 & 3
     MEMORY: tl.constexpr = FORM >> 6 & 7
-    SIZE: tl.constexpr = FORM >> 9 & 1023
     TEMPERED: tl.constexpr = FORM >> 19 & 1
-    THRESHOLD: tl.constexpr = (FORM >> 20 & 255) - 1
-    TIMES: tl.constexpr = (FORM >> 28 & 255) - 1
     LABELLED: tl.constexpr = MEMORY == VOTES or MEMORY == SUM
     JUDGED: tl.constexpr = SIGNAL == LABEL_REPEATS or SIGNAL == CHANGE or SIGNAL == LEARNED or SIGNAL == LAYER
     best = row.to(tl.float32)  # of the labels; computed where it is read
@@ -242,7 +249,25 @@ def _clause(
         value = signal_of(scores, is_label[None, :], temperature, log_labels, SIGNAL, TEMPERED)
     if JUDGED:
         value = tl.where(best != best, float("nan"), value)
-    at += used
+    value, says, kept = judged(
+        value, best, scores, label, is_row, is_label, labels, slot, at + used, numbers, by_slot, state_in, state_out,
+        slot_count, FORM,
+    )  # fmt: skip
+    return value, says, used + kept
+
+
+@triton.jit
+def judged(
+    value, best, scores, label, is_row, is_label, labels, slot, at, numbers, by_slot, state_in, state_out, slot_count,
+    FORM: tl.constexpr,
+):  # fmt: skip
+    """What the memory of a clause makes of its signal, whether it says leave, and how many numbers it has used."""
+    COMPARISON: tl.constexpr = FORM >> 4 & 3
+    MEMORY: tl.constexpr = FORM >> 6 & 7
+    SIZE: tl.constexpr = FORM >> 9 & 1023
+    THRESHOLD: tl.constexpr = (FORM >> 20 & 255) - 1
+    TIMES: tl.constexpr = (FORM >> 28 & 255) - 1
+    used = labels * 0
     value = _remembered(value, best, scores, label, is_row, is_label, labels, at, state_in, state_out, MEMORY, SIZE)
     says = _compared(value, _number(numbers, by_slot, slot, slot_count, is_row, THRESHOLD), COMPARISON)
     if MEMORY == RUNNING:

@@ -21,14 +21,20 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None  # per thread; without a limit the compiler may spill a few to use fewer
 
     def run(self, arguments: dict[str, Any] | None = None) -> None:
         """Launch on the device of its tensors, with other arguments where they are given."""
         arguments = self.arguments if arguments is None else arguments
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         with torch.cuda.device(device) if device.type == "cuda" else _interpreting:
-            self.kernel[self.grid](**arguments, **self.constants, **options)
+            self.kernel[self.grid](**arguments, **self.constants, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it is compiled with."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True, **limit}
 
 
 _recorded: list[Launch] | None = None
@@ -54,11 +60,12 @@ def launch(
     *,
     num_warps: int = 4,
     num_stages: int = 2,
+    max_registers: int | None = None,
 ) -> None:
     """kernel[grid](...) on the device of its tensors; nothing for an empty grid."""
     if not all(grid):
         return
-    one = Launch(kernel, grid, arguments, constants, num_warps, num_stages)
+    one = Launch(kernel, grid, arguments, constants, num_warps, num_stages, max_registers)
     if _recorded is not None:
         _recorded.append(one)
     if _run:

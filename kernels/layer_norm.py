@@ -1,13 +1,18 @@
-"""out = (s - mean(s)) / sqrt(var(s) + eps) weight + bias, s = x + residual, row by row."""
+"""out = (s - mean(s)) / sqrt(var(s) + eps) weight + bias, s = x + residual, row by row.
+
+Where only some tokens are computed, the same launch puts the others between them: as they are, or normalised anew.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import FLOATS, check, check_count, launch, power_of_two
+from .launch import FLOATS, check, check_count, launch, power_of_two, rows_of
 
 
 @triton.jit
@@ -22,18 +27,43 @@ def normalise(x, is_column, size, weight, bias, column, eps):
 
 
 @triton.jit
-def _add_layer_norm_kernel(x, residual, weight, bias, out, count, size, eps, BLOCK: tl.constexpr):
+def _add_layer_norm_kernel(
+    x, residual, source_rows, others, other_rows, weight, bias, out, sums, count, size, eps,
+    RENORMALISES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0)
     if row >= tl.load(count):
         return
     column = tl.arange(0, BLOCK)
     is_column = column < size
-    at = row.to(tl.int64) * size + column
-    total = tl.load(x + at, mask=is_column, other=0.0).to(tl.float32)
+    at, source, is_own = row.to(tl.int64) * size + column, row, is_column
+    if source_rows is not None:
+        source = tl.load(source_rows + row)
+        is_other = column * 0 + source < 0
+        is_own = is_column & (is_other == 0)
+    total = tl.load(x + source.to(tl.int64) * size + column, mask=is_own, other=0.0).to(tl.float32)
     if residual is not None:
         total += tl.load(residual + at, mask=is_column, other=0.0).to(tl.float32)
+    if others is not None:
+        other = row
+        if other_rows is not None:
+            other = tl.load(other_rows + row)
+        kept = tl.load(others + other.to(tl.int64) * size + column, mask=is_column & is_other, other=0.0)
+        total = tl.where(is_other, kept.to(tl.float32), total)
     y = normalise(total, is_column, size, weight, bias, column, eps)
+    if others is not None and not RENORMALISES:
+        y = tl.where(is_other, total, y)
     tl.store(out + at, y.to(out.dtype.element_ty), mask=is_column)
+    if sums is not None:
+        tl.store(sums + at, total.to(sums.dtype.element_ty), mask=is_column)
+
+
+class Others(NamedTuple):
+    """Rows that are not computed from x, and where they come from."""
+
+    x: Tensor  # [A, H], any float dtype
+    rows: Tensor | None  # int32 [R]: the row of x that each row is; None: the same, and A is R
+    renormalises: bool  # is LayerNorm applied to them? Otherwise they are copied
 
 
 def add_layer_norm(
@@ -45,33 +75,43 @@ def add_layer_norm(
     count: Tensor,
     *,
     out: Tensor | None = None,
+    source_rows: Tensor | None = None,
+    others: Others | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm of x + residual, of the first `count` rows. Output past `count` is uninitialised.
 
-    x: [T, H], fp32, fp16 or bf16; residual: the same shape, any of these dtypes, or None for zero; weight, bias: fp32
-    [H];
-    count: int32 [1], at most T. Returns x's shape and dtype; or fills `out`. Raises ValueError for anything else.
+    x: [T, H], fp32, fp16 or bf16; residual: [R, H], any of these dtypes, or None for zero; weight, bias: fp32 [H];
+    count: int32 [1], at most R. source_rows: int32 [R], the row of x that each row is, or None: R = T. With `others`
+    source_rows is given, and -1 in it marks a row of those. sums: any float [R, H], to be filled with what LayerNorm is
+    applied to. Returns [R, H] of x's dtype; or fills `out`. Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
-    rows, size = x.shape
-    if residual is not None:
-        check("residual", residual, FLOATS, rows, size, like=x)
+    rows, size = rows_of(x, source_rows), x.shape[1]
+    for name, part in (("residual", residual), ("out", out), ("sums", sums)):
+        if part is not None:
+            check(name, part, FLOATS, rows, size, like=x)
     check("weight", weight, torch.float32, size, like=x)
     check("bias", bias, torch.float32, size, like=x)
     check_count("count", count, x)
-    if out is not None:
-        check("out", out, FLOATS, rows, size, like=x)
-    else:
-        out = torch.empty_like(x)
+    if others is not None:
+        check("others.x", others.x, FLOATS, rows if others.rows is None else -1, size, like=x)
+        if others.rows is not None:
+            check("others.rows", others.rows, torch.int32, rows, like=x)
+        if source_rows is None:
+            raise ValueError("there are other rows than those of x, but source_rows, which marks them, is None")
+    if out is None:
+        out = torch.empty(rows, size, dtype=x.dtype, device=x.device)
     block = power_of_two(size, 16)
     launch(
         _add_layer_norm_kernel,
         (rows,),
         {
-            "x": x, "residual": residual, "weight": weight, "bias": bias, "out": out, "count": count, "size": size,
-            "eps": eps,
+            "x": x, "residual": residual, "source_rows": source_rows, "others": None if others is None else others.x,
+            "other_rows": None if others is None else others.rows, "weight": weight, "bias": bias, "out": out,
+            "sums": sums, "count": count, "size": size, "eps": eps,
         },
-        {"BLOCK": block},
+        {"RENORMALISES": others is not None and others.renormalises, "BLOCK": block},
         num_warps=warps(block),
     )  # fmt: skip
     return out

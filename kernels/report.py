@@ -29,18 +29,20 @@ from . import configs
 from .answers import answer
 from .attention import attention
 from .decide import Decided, ExitTest, Form
+from .decide_tokens import decide_tokens
 from .embedding import embed
 from .exit_head import exit_head
 from .gate_merge import gate_merge
 from .imitation import imitation
 from .imitation_pooled import imitation_pooled
 from .launch import FLOATS, Launch, recording
-from .layer_norm import add_layer_norm
+from .layer_norm import Others, add_layer_norm
 from .linear import linear
 from .mean import mean
 from .signals import NAMES, signals
 from .survivors import Survivors, remaining, survivors
 from .thin_linear import thin_linear
+from .token_list import TokenList
 
 SHARED = {80: 166_912, 90: 232_448}  # bytes that a block may have
 _POINTERS = {
@@ -88,6 +90,7 @@ def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
             _layers(size, rows, dtype)
             _exits(size, rows, dtype)
         _rules()
+        _tokens()
     return list({_key(launch): launch for launch in launches}.values())
 
 
@@ -113,6 +116,9 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
         linear(x, _empty(4 * size, size, dtype=dtype), _empty(4 * size), activation, count)
     for residual in (x, None):
         add_layer_norm(x, residual, vector, vector, 1e-12, count)
+    for sources, again in itertools.product((None, source_rows), (False, True)):
+        sums, others = x if again else None, Others(x, sources, again)
+        add_layer_norm(x, None, vector, vector, 1e-12, count, source_rows=source_rows, others=others, sums=sums)
     tables = tuple(_empty(512, size, dtype=dtype) for _ in range(3))
     embed(ids, ids, ids, tables, vector, vector, 1e-12, count)  # type: ignore[arg-type]
     bounds, qkv = _empty(rows + 1, dtype=torch.int32), _empty(rows, 3 * size, dtype=dtype)
@@ -182,9 +188,57 @@ def _rules(rows: int = 256, size: int = 768) -> None:
                source_rows=_empty(rows, dtype=torch.int32))  # fmt: skip
 
 
+def _tokens(rows: int = 256, tokens: int = 8192, size: int = 768) -> None:
+    """Exits of heads that score tokens, and the lists of who is left after them."""
+    count, counts = _empty(1, dtype=torch.int32), _empty(rows, dtype=torch.int32)
+    bounds, slots, leave = (
+        _empty(n, dtype=t) for n, t in ((rows + 1, torch.int32), (rows, torch.int64), (rows, torch.bool))
+    )
+    kinds = torch.int64, torch.uint8, torch.bool, torch.int32
+    to_layers, frozen, given, sources = (_empty(tokens, dtype=kind) for kind in kinds)
+    for names in ((), ("earlier_firsts",), ("earlier_rows", "earlier_firsts")):
+        survivors(
+            bounds, slots, leave, 512, count, Survivors.empty(rows, tokens, slots.device), frozen=frozen, asking=counts,
+            tokens=TokenList.empty(rows, tokens, slots.device), **dict.fromkeys(names, counts),  # type: ignore[arg-type]
+        )  # fmt: skip
+    of_rows = bounds, count, frozen, leave, counts
+    for labels in (2, 17, 150, 1024):
+        logits = _empty(tokens, labels)
+        to = {"slots": slots, "to_logits": logits, "to_layers": to_layers}
+        for moved in (sources, None):
+            for mask, answers in ((given, True), (given, False), (None, False)):
+                decide_tokens(ExitTest(3, **to), logits, *of_rows, given=mask, answers=answers, source_rows=moved)
+        for forms in ((ENTROPY,), *(forms for forms in RULES if forms[0].signal != "learned")):
+            own, kept = sum(form.own(labels) for form in forms), sum(form.kept(labels) for form in forms)
+            numbers, by_slot, out = (
+                _empty(len(forms), 3),
+                _empty(1, tokens),
+                Decided.empty(tokens, labels, slots.device, len(forms)),
+            )
+            alone, memory = tuple(form.signal_alone() for form in forms), _empty(tokens, own) if own else None
+            weight, bias = _empty(labels, size), _empty(labels)
+            for earlier in (None, memory) if own else (None,):
+                signals_alone = ExitTest(3, alone, numbers, None, earlier, memory, slots=to_layers)
+                exit_head(_empty(tokens, size), weight, bias, signals_alone, count, out=out)
+            labelled = own > 0 or any(form.memory in ("votes", "sum") for form in forms)
+            memory = _empty(tokens, kept) if kept else None
+            for earlier in (None, memory) if kept else (None,):
+                test = ExitTest(3, forms, numbers, by_slot, earlier, memory, **to)
+                for pool, freezes in (("window", True), *([] if labelled else [("max", False), ("mean", False)])):
+                    decide_tokens(
+                        test,
+                        logits,
+                        *of_rows,
+                        signals=out.signals,
+                        pool=pool,
+                        window=3,
+                        freezes=freezes,  # type: ignore[arg-type]
+                    )
+
+
 def _key(launch: Launch) -> str:
     signature, constants, attributes = _specialised(launch)
-    return repr((launch.kernel.__name__, signature, constants, attributes, launch.num_warps, launch.num_stages))
+    return repr((launch.kernel.__name__, signature, constants, attributes, *launch[4:]))
 
 
 def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
@@ -216,7 +270,7 @@ def compiled(launch: Launch, arch: int) -> Compiled:
     binary = triton.compile(
         ASTSource(launch.kernel, signature, constants, attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True},
+        options=launch.options,
     )
     ptx = binary.asm["ptx"]
     registers, spilled = _resources(binary.asm["cubin"])

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import check, check_count, launch, power_of_two
+from .token_list import TokenList, list_tokens
 
 MAX_ROWS = 4096  # one program handles all rows
 BLOCK_T = 128
@@ -39,8 +40,8 @@ class Survivors(NamedTuple):
 
 @triton.jit
 def _survivors_kernel(
-    bounds, slots, leave, count, earlier_rows, earlier_firsts, new_bounds, new_slots, new_rows, new_firsts, new_counts,
-    BLOCK: tl.constexpr,
+    bounds, slots, leave, count, earlier_rows, earlier_firsts, asking, new_bounds, new_slots, new_rows, new_firsts,
+    new_counts, query_bounds, query_count, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, BLOCK)
     is_row = row < tl.load(count)
@@ -61,6 +62,11 @@ def _survivors_kernel(
     tl.store(new_firsts + numbers - 1, first, mask=stays)
     tl.store(new_counts + row, tl.sum(stays.to(tl.int32), 0), mask=row == 0)
     tl.store(new_counts + row, tl.sum(length, 0), mask=row == 1)
+    if asking is not None:
+        queries = tl.where(stays, tl.load(asking + row, mask=is_row, other=0), 0)
+        tl.store(query_bounds + row, 0, mask=row == 0)
+        tl.store(query_bounds + numbers, tl.cumsum(queries, 0), mask=stays)
+        tl.store(query_count + row, tl.sum(queries, 0), mask=row == 0)
 
 
 @triton.jit
@@ -113,13 +119,18 @@ def survivors(
     *,
     earlier_rows: Tensor | None = None,
     earlier_firsts: Tensor | None = None,
+    tokens: TokenList | None = None,
+    frozen: Tensor | None = None,
+    asking: Tensor | None = None,
 ) -> Survivors:
     """Fill `out` with those of the first `count` rows that do not leave, in the same order, and return it.
 
     bounds: int32 [R + 1], as in `Survivors`; slots: int64 [R]; leave: bool [R]; longest: no row has more tokens; count:
     int32 [1], at most R; R is at most 4,096. out: for as many rows, in other memory than the inputs. earlier_rows,
     earlier_firsts: int32 [R], `source_rows` and `source_firsts` of survivors whose states are still at their source;
-    the new survivors then name the same source. Raises ValueError for anything else.
+    the new survivors then name the same source. tokens: to be filled too. frozen: uint8 [P] by slot, not 0 for a token
+    that is no query; asking: int32 [R], how many tokens of each row are queries. A row's slot is then that of its first
+    token, and those of its other tokens follow. Raises ValueError for anything else.
     """
     rows = slots.shape[0]
     check("bounds", bounds, torch.int32, rows + 1, like=slots)
@@ -136,18 +147,28 @@ def survivors(
     for name in ("source_rows", "source_firsts", "source_tokens", "counts"):
         size = {"source_tokens": -1, "counts": 2}.get(name, rows)
         check(f"out.{name}", getattr(out, name), torch.int32, size, like=slots)
+    if tokens is not None:
+        if frozen is None or asking is None:
+            raise ValueError("a list of tokens is wanted, but frozen or asking, of which it is made, is None")
+        check("frozen", frozen, torch.uint8, -1, like=slots)
+        check("asking", asking, torch.int32, rows, like=slots)
+        tokens.check(rows, out.source_tokens.shape[0], like=slots)
     launch(
         _survivors_kernel,
         (1,),
         {
             "bounds": bounds, "slots": slots, "leave": leave.view(torch.uint8), "count": count,
-            "earlier_rows": earlier_rows, "earlier_firsts": earlier_firsts, "new_bounds": out.bounds,
+            "earlier_rows": earlier_rows, "earlier_firsts": earlier_firsts, "asking": asking, "new_bounds": out.bounds,
             "new_slots": out.slots, "new_rows": out.source_rows, "new_firsts": out.source_firsts,
-            "new_counts": out.counts,
+            "new_counts": out.counts, "query_bounds": None if tokens is None else tokens.bounds,
+            "query_count": None if tokens is None else tokens.query_count,
         },
         {"BLOCK": power_of_two(rows, 2)},
         num_warps=4 if rows <= 1024 else 8,
     )  # fmt: skip
+    if tokens is not None and frozen is not None:
+        list_tokens(out.bounds, out.slots, out.source_firsts, out.source_tokens, out.counts, frozen, tokens)
+        return out
     blocks = triton.cdiv(longest, BLOCK_T)
     launch(
         _tokens_kernel,

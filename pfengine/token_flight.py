@@ -28,7 +28,8 @@ class TokenFlight(TorchFlight):
         self.token_slots = ranges(self.row_slots, self.cu_seqlens.diff()).long()
         self.gone = torch.zeros(tokens, dtype=torch.bool, device=self.x.device)  # answered or dropped
         self.frozen = self.gone.clone()
-        self.sums: Tensor | None = None  # before the last output norm, of all tokens, where they are renormalised
+        # before the last output norm, of all tokens, where they are renormalised; embeddings, before there was one
+        self.sums = self.x if carrier.head.renormalises else None
 
     def _run_layer(self, half_done: bool, last: bool) -> None:
         ops = self.carrier.encoder.ops

@@ -18,6 +18,7 @@ from pfengine.ops import decide, reference
 from pfengine.ops.flight import Answers
 from pfengine.ops.rule import Clause, ExitRule, TokenRule, values
 from pfengine.tokenization import Row, pack
+from tests.conftest import OP_SETS, find_op_set
 
 Make = Callable[..., Path]
 LENGTHS = [1, 9, 3, 17, 1, 40, 6]
@@ -36,6 +37,17 @@ RULES = {
 @pytest.fixture(scope="module", params=["kept", "renormalised"])
 def ckpt(request: pytest.FixtureRequest, make_checkpoint: Make) -> checkpoint.Checkpoint:
     return reader.read(make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": request.param}))
+
+
+@pytest.fixture(params=[*OP_SETS, "cuda"])
+def carrier_ops(request: pytest.FixtureRequest) -> Callable[[checkpoint.Checkpoint], engine.Model]:
+    """Builds a model over each op set, of which "cuda" runs in Triton's interpreter where there is no GPU."""
+    if request.param == "cuda":
+        pytest.importorskip("triton")
+    ops, device = find_op_set(request.param), None
+    if request.param == "cuda" and torch.cuda.is_available():
+        device = torch.device("cuda")
+    return lambda ckpt: build(ckpt, ops, torch.float32, device)
 
 
 def packed_rows(ckpt: checkpoint.Checkpoint, which: Any = ROWS) -> Packed:
@@ -86,8 +98,8 @@ def threshold_for(model: engine.Model, ckpt: Any, tokens: TokenRule) -> np.ndarr
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_agrees_with_the_slow_way(ckpt: Any, op_set: Any, name: str) -> None:
-    model, oracle = build(ckpt, op_set, torch.float32), build(ckpt, reference, torch.float32)
+def test_agrees_with_the_slow_way(ckpt: Any, carrier_ops: Any, name: str) -> None:
+    model, oracle = carrier_ops(ckpt), build(ckpt, reference, torch.float32)
     rule = ExitRule(ALL, (Clause("entropy", "<", threshold_for(oracle, ckpt, RULES[name])),), RULES[name])
     slow, ours = Answers(0, TOKENS, LABELS), Answers(0, TOKENS, LABELS)
     with torch.inference_mode():
@@ -153,8 +165,8 @@ def test_tokens_that_carry_nothing_yet_join_as_before_the_first_exit(
     assert len(set(ours.exit_layers)) > 1
 
 
-def test_a_caller_decides_who_leaves(ckpt: Any, op_set: Any) -> None:
-    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
+def test_a_caller_decides_who_leaves(ckpt: Any, carrier_ops: Any) -> None:
+    model, answers, packed = carrier_ops(ckpt), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
     flight = model.carrier.start(packed, STARTS[packed.row_ids], answers)
     exit = flight.advance(ExitRule(bytes(5)), 2)
     assert exit.slots.tolist() == list(range(TOKENS))

@@ -48,10 +48,10 @@ class Pass:
         self.weights, self.use, self.vocabulary = weights, Use(tuple(lengths)), vocabulary
         if overlap is None:
             overlap = any(tested[:-1]) and sum(lengths) <= OVERLAP_TOKENS
-        self.bucket = Bucket(len(lengths), sum(lengths), max(lengths))
+        self.bucket = Bucket(len(lengths), sum(lengths), max(lengths), sum(lengths))
         self.exit_rule = ExitRule(tested, NOBODY_LEAVES if any(tested) else ())
         self.rule = Rule(forms_of(self.exit_rule))
-        n, width = len(weights.layers), self.rule.width(weights.labels)
+        n, width = len(weights.layers), sum(self.rule.widths(weights.labels))
         self.segments = segments(weights, Position(), self.rule, tested, n, scores=True, overlap=overlap)
         with torch.inference_mode():
             numbers = numbers_of(self.exit_rule).size

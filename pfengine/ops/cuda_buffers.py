@@ -10,9 +10,11 @@ from torch import Tensor
 from ..kernels.decide import NUMBERS, Form
 from ..kernels.launch import power_of_two
 from ..kernels.survivors import Survivors
+from ..kernels.token_list import TokenList
 from . import Exit
 from .cuda_ops import Embedding, Linear
 from .reference import PreparedBlock
+from .rule import TokenRule
 
 LEAST_TOKENS, LEAST_LONGEST = 16, 16  # of a bucket; with smaller ones no kernel is faster
 
@@ -22,6 +24,7 @@ class PreparedModel(NamedTuple):
     projection: Linear | None  # from the embedding's size to the hidden size
     layers: list[list[PreparedBlock]]
     exits: list[tuple[Exit, int] | None]  # as in `OpSet.prepare_model`
+    renormalises: bool = False  # likewise
 
     def exit(self, layer: int) -> tuple[Exit, int]:
         after = self.exits[layer - 1]
@@ -46,6 +49,11 @@ class PreparedModel(NamedTuple):
         return self.exit(len(self.layers))[0].labels
 
     @property
+    def tags(self) -> bool:
+        """Does the head score tokens?"""
+        return self.exit(len(self.layers))[0].reads == "all"
+
+    @property
     def hidden(self) -> int:
         return len(self.layers[0][0].output_norm.weight)
 
@@ -56,10 +64,16 @@ class Bucket(NamedTuple):
     rows: int
     tokens: int
     longest: int  # tokens of the longest row
+    queries: int  # tokens that are not frozen
 
     @classmethod
-    def of(cls, rows: int, tokens: int, longest: int) -> Bucket:
-        return cls(power_of_two(rows), power_of_two(tokens, LEAST_TOKENS), power_of_two(longest, LEAST_LONGEST))
+    def of(cls, rows: int, tokens: int, longest: int, queries: int | None = None) -> Bucket:
+        """queries: all tokens where it is None."""
+        asked = tokens if queries is None else queries
+        return cls(
+            power_of_two(rows), power_of_two(tokens, LEAST_TOKENS), power_of_two(longest, LEAST_LONGEST),
+            power_of_two(asked, LEAST_TOKENS),
+        )  # fmt: skip
 
 
 class Rule(NamedTuple):
@@ -67,9 +81,16 @@ class Rule(NamedTuple):
 
     forms: tuple[Form, ...] = ()
     by_slot: tuple[int, int] = (1, 0)  # as `cuda_rule.by_slot_shape`
+    tokens: TokenRule | None = None
 
-    def width(self, labels: int) -> int:
-        return sum(form.width(labels) for form in self.forms)
+    def widths(self, labels: int) -> tuple[int, ...]:
+        """How many numbers a row or token carries, for each kernel that decides.
+
+        One for rows. For tokens one reads signals, and one pools and remembers them.
+        """
+        if self.tokens is None:
+            return (sum(form.width(labels) for form in self.forms),)
+        return sum(form.own(labels) for form in self.forms), sum(form.kept(labels) for form in self.forms)
 
 
 class Sizes(NamedTuple):
@@ -78,10 +99,30 @@ class Sizes(NamedTuple):
     rows: int
     tokens: int
     numbers: int  # fp32 numbers of an exit rule
-    width: int  # numbers that a row carries from exit to exit
+    width: int  # numbers that a row or token carries from exit to exit
 
     def largest(self, other: Sizes) -> Sizes:
         return Sizes(*map(max, self, other))
+
+
+class TokenBuffers:
+    """What else outlives a segment where the head scores tokens."""
+
+    def __init__(self, weights: PreparedModel, sizes: Sizes) -> None:
+        device, rows, tokens = weights.embedding.tables[0].device, sizes.rows, sizes.tokens
+        self.frozen = torch.empty(tokens, dtype=torch.uint8, device=device)  # by slot
+        self.asking = torch.empty(rows, dtype=torch.int32, device=device)  # of each row: tokens that are not frozen
+        self.leave = torch.empty(rows, dtype=torch.bool, device=device)  # have all tokens of the row left?
+        self.slots = torch.arange(tokens, dtype=torch.int64, device=device)  # of tokens in the inbox
+        self.lists = [TokenList.empty(rows, tokens, device) for _ in range(2)]  # of the two `Survivors`
+        dtype, hidden = weights.embedding.tables[0].dtype, weights.hidden
+        count = 2 if weights.renormalises else 0  # sums before the last output norm, as `states` are numbered
+        self.sums = [torch.empty(tokens, hidden, dtype=dtype, device=device) for _ in range(count)]
+
+    def listed(self, number: int, bucket: Bucket) -> TokenList:
+        """The tokens of `Buffers.batch(number)`. For the inbox only their slots are there."""
+        found = self.lists[max(number, 0)].first(bucket.rows, bucket.tokens, bucket.queries)
+        return found if number >= 0 else found._replace(slots=self.slots[: bucket.tokens])
 
 
 class Buffers:
@@ -96,23 +137,32 @@ class Buffers:
         dtype = weights.embedding.tables[0].dtype
         exits = [after[0] for after in weights.exits if after is not None]
         rows, tokens = sizes.rows, sizes.tokens
+        self.units = units = tokens if weights.tags else rows  # what is scored and has a slot
 
         def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=device)
 
         self.sizes, self.labels, self.layers = sizes, weights.labels, len(weights.layers)
         self.numbers_from = 1 + rows // 2 + 1
+        self.tokens = TokenBuffers(weights, sizes) if weights.tags else None
         self.ids_from = -(-(self.numbers_from + -(-sizes.numbers // 2)) // 16) * 16
         self.inbox = torch.zeros(self.ids_from + 3 * tokens, dtype=torch.int64, device=device)
         self.lane_slots = torch.arange(rows, dtype=torch.int64, device=device)
         self.states = [room(tokens, weights.hidden, dtype=dtype) for _ in range(2)]
         width = max(len(parts.past.weight) for parts in exits)
-        self.pasts = [room(rows * width) for _ in range(2)]
-        self.memories = [room(rows * sizes.width) for _ in range(2)]
+        self.pasts = [room(units * width) for _ in range(2)]
+        self.memories = [room(units * sizes.width) for _ in range(2)]
         self.survivors = [Survivors.empty(rows, tokens, device) for _ in range(2)]
-        self.logits, self.exit_layers = room(rows, self.labels), room(rows, dtype=torch.int64)
-        self.scores, self.leave = room(rows, self.labels), room(rows, dtype=torch.bool)
-        self.learned = room(rows)
+        self.logits, self.exit_layers = room(units, self.labels), room(units, dtype=torch.int64)
+        self.scores, self.leave = room(units, self.labels), room(units, dtype=torch.bool)
+        self.learned = room(units)
+
+    def begin(self, rows: int, units: int) -> None:
+        """So many rows of the inbox begin: none has an answer, and the slot of each is that of its first unit."""
+        self.exit_layers[:units].zero_()
+        if self.tokens is not None:
+            self.tokens.frozen[:units].zero_()
+            self.lane_slots[:rows].copy_(self.counts_and_bounds(self.inbox)[1][:rows])
 
     def counts_and_bounds(self, inbox: Tensor) -> tuple[Tensor, Tensor]:
         """Counts int32 [2] and bounds int32 [R + 1] of an inbox."""
@@ -122,14 +172,14 @@ class Buffers:
         """fp32 [n, K, 3]: threshold, times and temperature; and fp32 [L, V, R]: numbers by slot."""
         found = inbox[self.numbers_from : self.ids_from].view(torch.float32)
         shared, (layers, each) = self.layers * len(rule.forms) * NUMBERS, rule.by_slot
-        by_slot = found[shared : shared + layers * each * self.sizes.rows]
-        return (
-            found[:shared].view(self.layers, len(rule.forms), NUMBERS), by_slot.view(layers, each, self.sizes.rows)
-        )  # fmt: skip
+        by_slot = found[shared : shared + layers * each * self.units]
+        return found[:shared].view(self.layers, len(rule.forms), NUMBERS), by_slot.view(layers, each, self.units)
 
-    def numbers_of(self, rule: Rule, rows: int) -> int:
-        """How many fp32 numbers a rule has for this many rows."""
-        return self.layers * len(rule.forms) * NUMBERS + rule.by_slot[0] * rule.by_slot[1] * rows
+    def sizes_for(self, rule: Rule, bucket: Bucket) -> Sizes:
+        """What a rule needs with so many rows, or with as many as there is room for."""
+        units = max(self.units, bucket.rows if self.tokens is None else bucket.tokens)
+        numbers = self.layers * len(rule.forms) * NUMBERS + rule.by_slot[0] * rule.by_slot[1] * units
+        return Sizes(bucket.rows, bucket.tokens, numbers, sum(rule.widths(self.labels)))
 
     def ids(self, inbox: Tensor, tokens: int) -> Tensor:
         """Ids, positions and types, int64 [3, T]."""
@@ -148,12 +198,15 @@ class Buffers:
         )  # fmt: skip
 
     def past(self, exit_number: int, width: int, rows: int) -> Tensor:
-        """fp32 [R, W]: what this exit leaves to the next one."""
+        """fp32 [R, W]: what this exit leaves to the next one; of tokens [T, W] where those are scored."""
         return self.pasts[exit_number % 2][: rows * width].view(rows, width)
 
-    def memory(self, number: int, width: int) -> Tensor | None:
-        """fp32 [P, W], by `Position.memory`; None where there is no memory."""
-        if not number or not width:
-            return None
-        rows = self.sizes.rows
-        return self.memories[number - 1][: rows * width].view(rows, width)
+    def memory(self, number: int, rule: Rule) -> list[Tensor | None]:
+        """For each of the rule's `widths` W fp32 [P, W], by `Position.memory`; None where there is no memory."""
+        parts, at = [], 0
+        for width in rule.widths(self.labels):
+            size = self.units * width
+            part = self.memories[number - 1][at : at + size].view(self.units, width) if number and width else None
+            parts.append(part)
+            at += size
+        return parts

@@ -16,9 +16,27 @@ class Contents(NamedTuple):
 
     bounds: np.ndarray  # int32 [R + 1]
     states: Tensor  # [T, H]
-    past: Tensor | None  # fp32 [R, W]: what the last exit left
-    memory: Tensor | None  # fp32 [R, W]: what the exit rule carries
+    past: Tensor | None  # fp32 [R or T, W]: what the last exit left
+    memory: Tensor | None  # fp32 [R or T, W]: what the exit rule carries
     slots: np.ndarray  # int64 [R]
+    gone: Tensor | None = None  # bool [T]: has the token left? None where rows are scored
+    frozen: Tensor | None = None  # uint8 [T]: is it frozen?
+    sums: Tensor | None = None  # [T, H]: before the last output norm, where frozen tokens are renormalised
+
+    def with_those_of(self, other: Contents) -> Contents:
+        """The rows of both, those of `other` last; nan for what only one of them has."""
+        units = [len(c.slots if c.gone is None else c.states) for c in (self, other)]
+        bounds = np.concatenate([self.bounds, self.bounds[-1] + other.bounds[1:]]).astype(np.int32)
+        return Contents(
+            bounds,
+            torch.cat([self.states, other.states]),
+            joined(self.past, other.past, *units),
+            joined(self.memory, other.memory, *units),
+            np.concatenate([self.slots, other.slots]),
+            joined(self.gone, other.gone, *units),
+            joined(self.frozen, other.frozen, *units),
+            joined(self.sums, other.sums, *units),
+        )
 
 
 def without(packed: Packed, gone: np.ndarray) -> Packed:

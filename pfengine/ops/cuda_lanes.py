@@ -110,8 +110,8 @@ class Lane:
             self.graphs = Graphs(Recorder(self.device), MAX_GRAPHS, GRAPH_MEMORY * memory)
             self.stream, self.side = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
         n, labels = len(weights.layers), weights.labels
-        self.counts = self.pinned(n + 1, 2, dtype=torch.int32)  # rows and tokens after each segment
-        numbers = LEAST_CLAUSES * (3 * n + LEAST_ROWS)
+        self.counts = self.pinned(n + 1, 3, dtype=torch.int32)  # rows, tokens and queries after each segment
+        numbers = LEAST_CLAUSES * (3 * n + (LEAST_TOKENS if weights.tags else LEAST_ROWS))
         with self.active():  # on the stream that reads what is filled in here
             self.fit(Sizes(LEAST_ROWS, LEAST_TOKENS, numbers, labels + 2))
 
@@ -126,8 +126,8 @@ class Lane:
         buffers = Buffers(self.weights, sizes)
         inbox = self.pinned(len(buffers.inbox), dtype=torch.int64)
         inbox.zero_()
-        logits = self.pinned(sizes.rows, buffers.labels, dtype=torch.float32)
-        exit_layers = self.pinned(sizes.rows, dtype=torch.int64)
+        logits = self.pinned(buffers.units, buffers.labels, dtype=torch.float32)
+        exit_layers = self.pinned(buffers.units, dtype=torch.int64)
         self.buffers, self.inbox, self.logits, self.exit_layers = buffers, inbox, logits, exit_layers
 
     def has_room(self, sizes: Sizes) -> bool:
@@ -180,7 +180,7 @@ class Lane:
             to[:tokens] = values
         used = buffers.ids_from + ids.size
         buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
-        buffers.exit_layers[: len(slots)].zero_()
+        buffers.begin(len(packed.cu_seqlens) - 1, len(slots))
 
     def write_batch(self, bounds: np.ndarray) -> None:
         """Write counts and bounds of R rows, int32 [R + 1], to the inbox on the host."""
@@ -189,7 +189,7 @@ class Lane:
         to[: len(bounds)] = bounds
 
     def write_rule(self, rule: ExitRule, structure: Rule, slots: np.ndarray) -> None:
-        """Write the numbers of a rule for these slots, int64 [R], to the inbox on the host."""
+        """Write the numbers of a rule for these slots, int64 [units], to the inbox on the host."""
         shared, by_slot = (part.numpy() for part in self.buffers.numbers(self.inbox, structure))
         shared[:] = numbers_of(rule)
         fill_by_slot(rule, structure.forms, slots, by_slot)
@@ -209,6 +209,9 @@ class Lane:
             self.graphs.run((segment, bucket), launches)
 
     def count(self, number: int, batch: int, bucket: Bucket) -> torch.cuda.Event | None:
-        """Copy how many rows and tokens are left to `counts[number]`. The event says when they have arrived."""
-        self.counts[number].copy_(self.buffers.batch(batch, bucket).counts, non_blocking=True)
+        """Copy the numbers of rows, tokens and queries to `counts[number]`. The event says when they have arrived."""
+        counts, tokens, to = self.buffers.batch(batch, bucket).counts, self.buffers.tokens, self.counts[number]
+        to[:2].copy_(counts, non_blocking=True)
+        if tokens is not None:
+            to[2:].copy_(tokens.lists[batch].query_count if batch >= 0 else counts[1:], non_blocking=True)
         return None if self.stream is None else self.stream.record_event()

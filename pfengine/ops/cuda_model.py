@@ -13,11 +13,11 @@ import torch
 
 from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
-from . import Exit
 from .cuda_buffers import PreparedModel
 from .cuda_flight import CudaFlight
 from .cuda_lanes import Lane
 from .cuda_ops import Embedding, Linear
+from .cuda_token_flight import CudaTokenFlight
 from .flight import Answers, Carrier
 from .reference import PreparedBlock
 from .rule import ExitRule
@@ -36,6 +36,7 @@ class CudaModel(Carrier):
 
     def __init__(self, weights: PreparedModel) -> None:
         self.weights = weights
+        self.flight = CudaTokenFlight if weights.tags else CudaFlight
         device = weights.embedding.tables[0].device
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # the weights are there for every stream
@@ -54,7 +55,7 @@ class CudaModel(Carrier):
         if not 1 <= rows <= self.max_rows:
             raise ValueError(f"there are {rows} rows; expected 1 to {self.max_rows} in a flight")
         self._check_ids(packed)
-        return CudaFlight(self.take(), self.free.put, packed, slots, answers)
+        return self.flight(self.take(), self.free.put, packed, slots, answers)
 
     def _check_ids(self, packed: Packed) -> None:
         """Raise IndexError for an id outside its table, for which the kernel would give zeros."""
@@ -81,8 +82,8 @@ class CudaModel(Carrier):
                     lanes.append(self.take())
                 for lane in lanes:
                     for _ in range(2):  # the second time records
-                        answers = Answers(0, 1, self.weights.labels)
-                        CudaFlight(lane, _keep, packed, slots, answers).advance(nobody, n)
+                        answers = Answers(0, len(packed.ids), self.weights.labels)
+                        self.flight(lane, _keep, packed, slots, answers).advance(nobody, n)
             finally:
                 for lane in lanes:
                     self.free.put(lane)
@@ -109,10 +110,5 @@ def prepare_model(
     layers: list[list[PreparedBlock]],
     exits: list[tuple[Any, int] | None],
     renormalises: bool = False,
-) -> CudaModel | None:
-    last = exits[-1]
-    assert last is not None
-    parts: Exit = last[0]
-    if parts.reads == "all":
-        return None  # `torch_flight` carries flights of tokens over this op set
-    return CudaModel(PreparedModel(embedding, projection, layers, exits))
+) -> CudaModel:
+    return CudaModel(PreparedModel(embedding, projection, layers, exits, renormalises))

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..kernels.attention import attention
 from ..kernels.embedding import embed as embed_kernel
 from ..kernels.imitation_pooled import imitation_pooled
-from ..kernels.layer_norm import add_layer_norm
+from ..kernels.layer_norm import Others, add_layer_norm
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.mean import mean as mean_kernel
 from ..kernels.signals import signals
@@ -105,6 +105,13 @@ class Listed(NamedTuple):
     query_count: Tensor  # int32 [1]
 
 
+class Frozen(NamedTuple):
+    """The tokens of a context that are no queries."""
+
+    numbers: Tensor  # int32 [T]: the number of each token among the queries, -1 where it is none
+    others: Others  # their states, or, where they are renormalised, the sums that an output norm was applied to last
+
+
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
     """As `OpSet.keys_values`: [T, 2 heads d]."""
     return run_linear(x, _of_keys_values(weights), "none", full(len(x), x.device))
@@ -157,11 +164,14 @@ def run_block(
     sources: tuple[Tensor, Tensor] | None = None,
     kept: Tensor | None = None,
     out: Tensor | None = None,
+    frozen: Frozen | None = None,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`block_sums` of the first rows and tokens, as many as `counts`, int32 [1] each on the device, say.
 
     sources: the token of x that each token is, int32 [T], and that each row's first token is, int32 [R]; None: tokens
-    are in order. kept: what `keys_values` returned; not with "all", nor with sources. Fills `out` where it is given.
+    are in order. kept: what `keys_values` returned; not with "all", nor with sources. frozen: the result is of all
+    tokens, and those that are no queries are as this says. Fills `out` and `sums` where they are given.
     """
     rows, tokens = counts
     token_sources, first_sources = sources or (None, None)
@@ -184,8 +194,18 @@ def run_block(
     total = run_linear(attended, weights.attention_output, "none", tokens, add=x, add_source_rows=token_sources)
     x = add_layer_norm(total, None, *weights.attention_norm, tokens)
     inner = run_linear(x, weights.intermediate, weights.activation, tokens)
+    if frozen is None:
+        total = run_linear(inner, weights.output, "none", tokens, add=x, out=sums)
+        return add_layer_norm(total, None, *weights.output_norm, tokens, out=out), total
     total = run_linear(inner, weights.output, "none", tokens, add=x)
-    return add_layer_norm(total, None, *weights.output_norm, tokens, out=out), total
+    sums = (
+        torch.empty(len(frozen.numbers), total.shape[1], dtype=total.dtype, device=x.device) if sums is None else sums
+    )
+    out = add_layer_norm(
+        total, None, *weights.output_norm, counts[1], out=out, source_rows=frozen.numbers, others=frozen.others,
+        sums=sums if frozen.others.renormalises else None,
+    )  # fmt: skip
+    return out, sums
 
 
 def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:

@@ -22,6 +22,15 @@ def forms_of(rule: ExitRule) -> tuple[Form, ...]:
     return tuple(forms)
 
 
+def check(rule: ExitRule, by_token: bool) -> None:
+    """Raise ValueError where the rule does not fit what the head scores: tokens, or else rows."""
+    if not any(rule.tested) or by_token == (rule.tokens is not None):
+        return
+    if by_token:
+        raise ValueError("the rule does not say how it reads a tag head's tokens")
+    raise ValueError("the rule reads tokens, which the head does not score")
+
+
 def width_of(forms: tuple[Form, ...], labels: int) -> int:
     """How many numbers a row carries from exit to exit."""
     return sum(form.width(labels) for form in forms)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.decide import Decided, ExitTest
+from ..kernels.decide import Decided, ExitTest, Form
 from ..kernels.exit_head import exit_head
 from ..kernels.gate_merge import gate_merge
 from ..kernels.imitation import imitation
@@ -21,6 +21,7 @@ from ..kernels.survivors import Survivors, remaining, survivors
 from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
 from .cuda_buffers import Bucket, Buffers, PreparedModel, Rule
 from .cuda_ops import Linear, run_block, run_embed, run_linear
+from .cuda_tokens import frozen_of, let_tokens_go, sums_of, units_of
 
 
 class Position(NamedTuple):
@@ -31,6 +32,7 @@ class Position(NamedTuple):
     states_moved: bool = False  # are states in the order before `batch`, to be read through its source_tokens?
     past_moved: bool = False  # likewise the last exit's past and scores, through source_rows?
     memory: int = 0  # which of the two memories the last tested exit wrote, 1 or 2; 0: no exit was tested
+    frozen: bool = False  # may tokens be frozen?
 
 
 class Segment(NamedTuple):
@@ -55,6 +57,7 @@ class Segment(NamedTuple):
             self.tested,
             self.tested or (at.past_moved and not new_past),
             _other(at.memory) if self.tested or self.pending else at.memory,
+            at.frozen or (self.tested and self.rule.tokens is not None and self.rule.tokens.freezes),
         )
 
 
@@ -96,13 +99,14 @@ def run_segment(
     at, last = segment.at, segment.last
     first, n, here = at.layer + 1, len(weights.layers), buffers.batch(at.batch, bucket)
     rows, tokens = here.counts[:1], here.counts[1:]
+    units = units_of(buffers, at.batch, bucket)
     if first == 1:
         _embed(weights, buffers, bucket, tokens)
     if segment.pending:
 
         def decide() -> None:
             x = buffers.states[(first - 1) % 2][: bucket.tokens]
-            _run_exit(weights, buffers, segment, first - 1, x, here, tests=True, past_moved=False)
+            _run_exit(weights, buffers, segment, first - 1, x, units, tests=True, past_moved=False)
             remaining(buffers.exit_layers[: bucket.rows], here.counts)
 
         _fork(side, decide)
@@ -115,11 +119,16 @@ def run_segment(
         if weights.exits[layer - 1] is None or later or (layer == n and not segment.ends):
             continue
         tests = segment.tested and layer == last
-        leave = _run_exit(weights, buffers, segment, layer, x, here, tests, past_moved)
+        decided = _run_exit(weights, buffers, segment, layer, x, units, tests, past_moved)
         past_moved = False
-        if tests and leave is not None:
-            left = buffers.batch(1 - max(at.batch, 0), bucket)
-            survivors(here.bounds, here.slots, leave, bucket.longest, rows, left)
+        if not tests or decided is None:
+            continue
+        to = 1 - max(at.batch, 0)
+        if buffers.tokens is None:
+            survivors(here.bounds, here.slots, decided.leave, bucket.longest, rows, buffers.batch(to, bucket))
+        else:
+            test = _test(buffers, segment, layer, here, segment.rule.forms, part=1)
+            let_tokens_go(buffers, bucket, here, to, test, segment.rule.tokens, decided)
 
 
 def _run_layer(
@@ -133,18 +142,22 @@ def _run_layer(
 ) -> Tensor:
     """The output of a layer: [T, H], or [R, H] for the last layer where the head reads first tokens."""
     x, sources = buffers.states[(layer - 1) % 2], None
+    listed, (before, sums) = None, sums_of(buffers, layer, bucket)
+    if segment.at.frozen and buffers.tokens is not None:
+        listed = buffers.tokens.listed(segment.at.batch, bucket)
     if segment.at.states_moved and layer == segment.at.layer + 1:
         sources = here.source_tokens, here.source_firsts
     else:
-        x = x[: bucket.tokens]
+        x, before = x[: bucket.tokens], before if before is None else before[: bucket.tokens]
     final, blocks = layer == len(weights.layers), weights.layers[layer - 1]
     firsts = final and segment.ends and weights.exit(layer)[0].reads == "first"
     out = None if firsts else buffers.states[layer % 2][: bucket.tokens]
     for i, block in enumerate(blocks, start=1):
         ends = i == len(blocks)
-        x, _ = run_block(
-            x, here.bounds, block, "first" if firsts and ends else "all", bucket.longest, counts, sources,
-            out=out if ends else None,
+        frozen, queries = frozen_of(listed, x, before, sources)
+        x, before = run_block(
+            x, here.bounds, block, queries or ("first" if firsts and ends else "all"), bucket.longest, counts, sources,
+            out=out if ends else None, frozen=frozen, sums=sums if ends else None,
         )  # fmt: skip
         sources = None
     return x
@@ -187,15 +200,18 @@ def _run_exit(
     here: Survivors,
     tests: bool,
     past_moved: bool,
-) -> Tensor | None:
-    """Run the exit after `layer`: who leaves, bool [R], their answers written; None where no scores are asked for."""
+) -> Decided | None:
+    """Run the exit after `layer`: who leaves, their answers written; None where no scores are asked for.
+
+    here: what is scored, as `units_of` gives it. Of tokens only signals are computed, except after the last layer.
+    """
     parts, adds_from = weights.exit(layer)
     final, kept, before = layer == len(weights.layers), weights.is_kept(layer), weights.exit_before(layer)
     answer = final or tests or (segment.stops and layer == segment.last)
     if not answer and not kept:
         return None
     rows, count, labels = len(here.slots), here.counts[:1], parts.labels
-    state, source_rows = x, None if final else here.bounds[:-1]
+    state, source_rows = x, None if final or parts.reads == "all" else here.bounds[:-1]
     if parts.reads == "mean":
         exact = torch.float32 if parts.pooler is None else parts.pooler.weight.dtype
         state, source_rows = mean(x, here.bounds, count, exact), None
@@ -216,12 +232,20 @@ def _run_exit(
         thin_linear(
             state, weight, bias, count, source_rows=source_rows, out=learned.unsqueeze(1), sigmoid=True
         )  # fmt: skip
-    out = Decided(buffers.scores[:rows], None, buffers.leave[:rows])
-    test = _test(buffers, segment, layer, here, tests and not final, final, learned)
+    forms, signals = segment.rule.forms if tests and not final else None, None
+    if forms is not None and buffers.tokens is not None:
+        forms = tuple(form.signal_alone() for form in forms)
+        signals = torch.empty(len(forms), rows, dtype=torch.float32, device=x.device)
+    out = Decided(buffers.scores[:rows], signals, buffers.leave[:rows])
+    if final:
+        once = segment.overlap or buffers.tokens is not None
+        test = ExitTest(layer, last=True, once=once, **_answers(buffers, here))
+    else:
+        test = ExitTest(layer) if forms is None else _test(buffers, segment, layer, here, forms, learned=learned)
     has_future = parts.folded is not None or parts.imitation is not None
     if not (kept or add or has_future) and parts.gate_kind == "none":
         weight, bias = parts.past
-        return exit_head(state, weight, bias, test, count, source_rows=source_rows, out=out).leave
+        return exit_head(state, weight, bias, test, count, source_rows=source_rows, out=out)
     to = buffers.past(weights.exit_number(layer), len(parts.past.weight), rows)
     past = _project(state, parts.past, count, source_rows=source_rows, out=to, **add)
     if not answer:
@@ -238,31 +262,39 @@ def _run_exit(
     gate = (parts.gate.weight, parts.gate.bias) if parts.gate_kind == "authors" and parts.gate is not None else None
     return gate_merge(
         past, labels, parts.width, parts.gate_kind, test, count, future=future, gate=gate, states=parts.states, out=out
-    ).leave
+    )
+
+
+def _answers(buffers: Buffers, here: Survivors) -> dict[str, Any]:
+    return {"slots": here.slots, "to_logits": buffers.logits, "to_layers": buffers.exit_layers}
 
 
 def _test(
-    buffers: Buffers, segment: Segment, layer: int, here: Survivors, tests: bool, final: bool, learned: Tensor | None
+    buffers: Buffers,
+    segment: Segment,
+    layer: int,
+    here: Survivors,
+    forms: tuple[Form, ...],
+    part: int = 0,
+    learned: Tensor | None = None,
 ) -> ExitTest:
-    """What is tested after `layer`; no test where only its scores are wanted."""
-    if not tests and not final:
-        return ExitTest(layer)
-    answers = {"slots": here.slots, "to_logits": buffers.logits, "to_layers": buffers.exit_layers}
-    if final:
-        return ExitTest(layer, last=True, once=segment.overlap, **answers)  # type: ignore[arg-type]
+    """What is tested after `layer`. part: which of the `Rule.widths` the kernel carries.
+
+    Where tokens are scored the first part is of signals alone: it decides nothing.
+    """
     rule, memory = segment.rule, segment.at.memory
     shared, by_slot = buffers.numbers(buffers.inbox, rule)
-    width = rule.width(buffers.labels)
+    decides = buffers.tokens is None or part == 1
     return ExitTest(
         layer,
-        rule.forms,
-        shared[layer - 1] if rule.forms else None,
-        by_slot[min(layer, len(by_slot)) - 1] if rule.by_slot[1] else None,
-        buffers.memory(memory, width),
-        buffers.memory(_other(memory), width),
+        forms,
+        shared[layer - 1] if forms else None,
+        by_slot[min(layer, len(by_slot)) - 1] if rule.by_slot[1] and decides else None,
+        buffers.memory(memory, rule)[part],
+        buffers.memory(_other(memory), rule)[part],
         learned,
         once=segment.overlap,
-        **answers,  # type: ignore[arg-type]
+        **_answers(buffers, here) if decides else {"slots": here.slots},
     )
 
 

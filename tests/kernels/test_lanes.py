@@ -21,6 +21,7 @@ from pfengine.ops.cuda_buffers import Bucket, PreparedModel, Rule
 from pfengine.ops.cuda_lanes import Graphs, Lane, Recorder
 from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS, CudaModel
 from pfengine.ops.cuda_segment import Position, run_segment, segments
+from pfengine.ops.decide import signal
 
 Make = Callable[..., Path]
 OPTIONS: dict[str, Any] = {
@@ -79,9 +80,10 @@ def with_graphs(path: Path, device: torch.device, recorder: Any, most: int = 99,
 
 
 def test_buckets() -> None:
-    assert Bucket.of(1, 1, 1) == (1, 16, 16)
-    assert Bucket.of(5, 70, 33) == (8, 128, 64)
-    assert Bucket.of(4096, 65536, 512) == (4096, 65536, 512)
+    assert Bucket.of(1, 1, 1) == (1, 16, 16, 16)
+    assert Bucket.of(5, 70, 33) == (8, 128, 64, 128)
+    assert Bucket.of(5, 70, 33, queries=33) == (8, 128, 64, 64)
+    assert Bucket.of(4096, 65536, 512) == (4096, 65536, 512, 65536)
 
 
 def test_segments_end_where_rows_may_leave() -> None:
@@ -131,6 +133,30 @@ def test_recorded_launches_give_the_same_answers(
         np.testing.assert_array_equal(ours.exit_layers, expected.exit_layers)
         np.testing.assert_array_equal(ours.logits, expected.logits)
     assert recorder.recordings
+
+
+@pytest.mark.parametrize("name", ["tokee", pytest.param("sentee-max", marks=pytest.mark.slow)])
+def test_tag_heads_are_recorded_and_warmed_up_too(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder, name: str
+) -> None:
+    if device.type == "cuda":
+        pytest.skip("the GPU has graphs of its own")
+    config = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    path = make_checkpoint("bert", head="tagger", labels=3, config=config)
+    engine, (plain, model) = with_graphs(path, device, recorder), on_device(path, device)
+    for seed in range(2, 5):
+        rows = random_rows([seed, 7, 1])
+        values = signal("normalised_entropy", torch.from_numpy(plain.layer_logits(rows)[0])).numpy()
+        half = np.nanmedian(values if name == "tokee" else np.nanmax(values, axis=1))
+        criterion = f"{name}:{half}" + ",1" * (name == "tokee")
+        ours, expected = (each.predict(rows, criterion=criterion) for each in (engine, plain))
+        np.testing.assert_array_equal(ours.exit_layers, expected.exit_layers)
+        np.testing.assert_array_equal(ours.logits, expected.logits)
+        assert len(np.unique(ours.exit_layers)) > 2  # and the padding's
+    assert recorder.recordings
+    plain.warmup(rows=(1,), tokens=(3,))
+    assert model.made == LANES
+    np.testing.assert_array_equal(plain.predict(rows, criterion=criterion).logits, expected.logits)
 
 
 def test_launches_are_recorded_the_second_time_and_the_oldest_forgotten(recorder: FakeRecorder) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pfengine.kernels.survivors import Survivors, remaining, survivors
+from pfengine.kernels.token_list import TokenList
 
 
 def drawn(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,35 @@ def test_survivors_of_survivors_that_have_not_moved(count: Any, device: torch.de
     assert second.source_tokens[:5].tolist() == [5, 6, 7, 8, 9]
 
 
+@pytest.mark.parametrize("cold", ["none", "all", "some"])
+def test_tokens_that_are_queries_are_listed(count: Any, device: torch.device, cold: str) -> None:
+    lengths, stay = [3, 200, 1, 130], [0, 1, 3]
+    bounds, _ = drawn(lengths, device)
+    slots = torch.tensor([140, 143, 345, 0], device=device)  # of first tokens
+    every = torch.cat([torch.arange(slots[r], slots[r] + lengths[r]) for r in stay])
+    frozen = {"none": every < 0, "all": every >= 0, "some": every % 3 == 1}[cold]
+    by_slot = torch.ones(400, dtype=torch.uint8, device=device).index_copy(0, every, frozen.to(torch.uint8))
+    asking = torch.stack([(by_slot[slots[r] : slots[r] + lengths[r]] == 0).sum() for r in range(4)]).to(torch.int32)
+    leave = torch.tensor([False, False, True, False, True], device=device)[:4].contiguous()
+    out, tokens = Survivors.empty(4, 400, device), TokenList.empty(4, 400, device)
+    for part in (*out, *tokens):
+        part.fill_(-7)
+    survivors(bounds, slots, leave, 200, count(4), out, tokens=tokens, frozen=by_slot, asking=asking)
+    asks = (~frozen).nonzero().flatten()
+    total, queries = len(every), len(asks)
+    ends = [int((asks < sum(lengths[s] for s in stay[:r])).sum()) for r in range(4)]
+    assert tokens.slots[:total].tolist() == every.tolist()
+    assert tokens.query_count.tolist() == [queries]
+    assert tokens.bounds[:4].tolist() == ends
+    assert tokens.queries[:queries].tolist() == asks.tolist()
+    sources = torch.cat([torch.arange(int(bounds[r]), int(bounds[r + 1])) for r in stay])
+    assert out.source_tokens[:total].tolist() == sources.tolist()
+    assert tokens.sources[:queries].tolist() == sources[asks].tolist()
+    numbers = torch.full((total,), -1).index_copy(0, asks, torch.arange(queries))
+    assert tokens.numbers[:total].tolist() == numbers.tolist()
+    assert (torch.stack([tokens.numbers[total], tokens.queries[queries], tokens.sources[queries]]) == -7).all()
+
+
 @pytest.mark.parametrize("answered", [[], [0, 2], [0, 1, 2], [0, 1, 2, 3]])
 @pytest.mark.parametrize("used", [0, 1, 3])
 def test_remaining(device: torch.device, answered: list[int], used: int) -> None:
@@ -72,6 +102,8 @@ def test_wrong_arguments_are_refused() -> None:
         survivors(bounds[:2], slots, leave, 3, one, out)
     with pytest.raises(ValueError, match=r"out.counts is torch.int32 \[1\]"):
         survivors(bounds, slots, leave, 3, one, out._replace(counts=one))
+    with pytest.raises(ValueError, match="a list of tokens is wanted, but frozen or asking"):
+        survivors(bounds, slots, leave, 3, one, out, tokens=TokenList.empty(2, 5, slots.device))
     many = torch.zeros(4097, dtype=torch.int64)
     with pytest.raises(ValueError, match="there are 4097 rows of 3 tokens, expected at most 4096"):
         survivors(torch.zeros(4098, dtype=torch.int32), many, many > 0, 3, one, out)
