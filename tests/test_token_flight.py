@@ -168,6 +168,7 @@ def test_tokens_that_carry_nothing_yet_join_as_before_the_first_exit(
 def test_a_caller_decides_who_leaves(ckpt: Any, carrier_ops: Any) -> None:
     model, answers, packed = carrier_ops(ckpt), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
     flight = model.carrier.start(packed, STARTS[packed.row_ids], answers)
+    flight.leave(np.isin(range(TOKENS), [20, 71]), answered=False)  # before the first layer
     exit = flight.advance(ExitRule(bytes(5)), 2)
     assert exit.slots.tolist() == list(range(TOKENS))
     flight.leave(np.isin(exit.slots, [0, 1, 2, 3, 70]))
@@ -176,13 +177,13 @@ def test_a_caller_decides_who_leaves(ckpt: Any, carrier_ops: Any) -> None:
     assert flight.slots().tolist() == [STARTS[i] for i in (1, 3, 4, 5, 6)]
     flight.advance(ExitRule(bytes(5)), LAYERS)
     expected = np.full(TOKENS, LAYERS)
-    expected[[0, 1, 2, 3, 70]], expected[[10, 11, 12]] = 2, 0
+    expected[[0, 1, 2, 3, 70]], expected[[10, 11, 12, 20, 71]] = 2, 0
     np.testing.assert_array_equal(answers.exit_layers, expected)
     assert (np.isnan(answers.logits).any(1) == (expected == 0)).all()
 
 
-def test_a_mask_is_of_tokens(ckpt: Any, op_set: Any) -> None:
-    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
+def test_a_mask_is_of_tokens(ckpt: Any, carrier_ops: Any) -> None:
+    model, answers, packed = carrier_ops(ckpt), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
     flight = model.carrier.start(packed, STARTS[packed.row_ids], answers)
     flight.advance(ExitRule(bytes(5)), 2)
     for gone in (np.ones(len(flight), bool), np.ones(TOKENS)):
@@ -191,9 +192,9 @@ def test_a_mask_is_of_tokens(ckpt: Any, op_set: Any) -> None:
     assert flight.slots().tolist() == [STARTS[row] for row in packed.row_ids]
 
 
-def test_a_callable_keeps_its_state_and_its_error(ckpt: Any, op_set: Any) -> None:
+def test_a_callable_keeps_its_state_and_its_error(ckpt: Any, carrier_ops: Any) -> None:
     """Tokens that have left are shown to it until their whole row has left, and its state goes with them."""
-    model, packed, shown = build(ckpt, op_set, torch.float32), packed_rows(ckpt), []
+    model, packed, shown = carrier_ops(ckpt), packed_rows(ckpt), []
 
     def leaves(layer: int, logits: torch.Tensor, state: Any, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         assert state is None or torch.equal(state, ids)
@@ -213,6 +214,29 @@ def test_a_callable_keeps_its_state_and_its_error(ckpt: Any, op_set: Any) -> Non
     np.testing.assert_array_equal(answers.exit_layers, expected)
     with pytest.raises(KeyError, match="mine"):
         engine.run(model, packed._replace(row_ids=STARTS[packed.row_ids]), fails, Answers(0, TOKENS, LABELS))
+
+
+BELOW_1 = Clause("entropy", "<", values(1))
+RULES_THAT_DO_NOT_FIT = {
+    "scores every token, and the rule does not say how they are read": (BELOW_1, None),
+    "window must be odd, with the token in its middle": (BELOW_1, TokenRule("token", window=2)),
+    "pool must be 'max' for the unit 'token'": (BELOW_1, TokenRule("token", "mean")),
+    "window must be 1 and freezes false for the unit 'row'": (BELOW_1, TokenRule("row", freezes=True)),
+    "there is no label of the row": (BELOW_1._replace(signal="change"), TokenRule("row")),
+    "numbers for 2 slots, expected 1 or the 77": (
+        BELOW_1._replace(threshold=np.zeros((1, 2), np.float32)), TokenRule("token"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", RULES_THAT_DO_NOT_FIT)
+def test_rules_that_do_not_fit_are_refused(ckpt: Any, carrier_ops: Any, text: str) -> None:
+    clause, tokens = RULES_THAT_DO_NOT_FIT[text]
+    packed = packed_rows(ckpt)
+    flight = carrier_ops(ckpt).carrier.start(packed, STARTS[packed.row_ids], Answers(0, TOKENS, LABELS))
+    with pytest.raises(ValueError, match=text):
+        flight.advance(ExitRule(ALL, (clause,), tokens), LAYERS)
+    assert (flight.layer, len(flight)) == (0, len(LENGTHS))
 
 
 def tokens_of(flight: Any) -> np.ndarray:

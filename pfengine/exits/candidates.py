@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops import decide
-from ..ops.rule import Clause, ExitRule, TokenRule
+from ..ops.rule import WINDOWS, Clause, ExitRule, TokenRule
 from .signals import signal
 
 AtKnobs = Callable[[np.ndarray], tuple[Clause, ...]]  # clauses at thresholds by slot, float32 [1, P]
@@ -108,7 +108,7 @@ def grid(at_knobs: AtKnobs, exits: int, labels: int) -> list[float]:
     clause = at_knobs(np.ones((1, 1), np.float32))[number]
     if clause.memory == "votes":
         low, high = 0.0, float(exits)
-    elif clause.memory in ("side", "trend", "range"):
+    elif clause.memory in WINDOWS:
         low, high = {"side": (-0.5, 0.5), "trend": (0.0, 0.5), "range": (0.0, 1.0)}[clause.memory]
     elif clause.signal in RANGES:
         low, high = RANGES[clause.signal](labels)

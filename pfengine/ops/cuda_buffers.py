@@ -54,6 +54,11 @@ class PreparedModel(NamedTuple):
         return self.exit(len(self.layers))[0].reads == "all"
 
     @property
+    def learned(self) -> bool:
+        """Does the head add a score of its own?"""
+        return any(after is not None and after[0].learned is not None for after in self.exits)
+
+    @property
     def hidden(self) -> int:
         return len(self.layers[0][0].output_norm.weight)
 
@@ -91,6 +96,11 @@ class Rule(NamedTuple):
         if self.tokens is None:
             return (sum(form.width(labels) for form in self.forms),)
         return sum(form.own(labels) for form in self.forms), sum(form.kept(labels) for form in self.forms)
+
+    @property
+    def carries(self) -> bool:
+        """Does a row or token carry any number from exit to exit?"""
+        return any(self.widths(1))
 
 
 class Sizes(NamedTuple):

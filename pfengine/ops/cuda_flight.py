@@ -15,11 +15,11 @@ from ..batch import Packed
 from ..kernels.answers import answer
 from ..kernels.mean import mean
 from ..kernels.survivors import MAX_ROWS, survivors
-from .cuda_buffers import Bucket, Rule
+from .cuda_buffers import Bucket, PreparedModel, Rule
 from .cuda_joining import concatenated, without
 from .cuda_lanes import Lane
-from .cuda_rows import CudaRows, wait
-from .cuda_rule import by_slot_shape, check, forms_of
+from .cuda_rows import Carried, CudaRows, wait
+from .cuda_rule import by_slot_shape, forms_of
 from .cuda_segment import segments
 from .flight import Exit, Flight
 from .rule import ExitRule
@@ -44,12 +44,8 @@ class CudaFlight(CudaRows, Flight):
         stream = self._callers_stream()
         with self._working() as lane:
             n = len(lane.weights.layers)
-            if len(rule.tested) != n or not self.layer < until <= n:
-                raise ValueError(
-                    f"a flight after layer {self.layer} of {n} cannot advance to layer {until} by a rule for "
-                    f"{len(rule.tested)} layers; expected a later layer, and {n}"
-                )
-            bucket = self._bucket()
+            self._check(lane.weights, rule, until)
+            until, bucket = min(until, n), self._bucket()
             self._use(lane, rule, bucket)
             ends = until == n and scores
             overlap = ends and not self.layer and any(rule.tested[:-1]) and self._may_overlap(bucket)
@@ -61,6 +57,15 @@ class CudaFlight(CudaRows, Flight):
         if not self._rows:
             self._close()
         return exit if self._rows else None
+
+    def _check(self, weights: PreparedModel, rule: ExitRule, until: int) -> None:
+        """Raise ValueError where the flight cannot advance to this layer, or not by this rule."""
+        if until <= self.layer:
+            raise ValueError(f"until is {until}, expected a layer after {self.layer}")
+        if rule is not self._rule:
+            rule.check(len(weights.layers), len(self._answers.exit_layers), weights.tags, weights.learned)
+        if self._position.memory and rule.width(weights.labels) and rule.layout != self._carried.layout:
+            raise ValueError("the rule carries other numbers from exit to exit than the rule before it did")
 
     def _run(self, lane: Lane, rule: ExitRule, until: int, scores: bool, bucket: Bucket, overlap: bool) -> bool:
         """Queue the launches up to `until`; False where no row was left on the way."""
@@ -139,30 +144,30 @@ class CudaFlight(CudaRows, Flight):
         )  # fmt: skip
 
     def join(self, other: Flight) -> None:
-        if (
-            not isinstance(other, type(self))
-            or (other is self or other._release != self._release)
-            or (other.layer != self.layer or other._answers is not self._answers)
-        ):
-            raise ValueError(
-                f"flights join where both are of the same carrier, have the same answers and have passed the same "
-                f"layer; this one has passed {self.layer}, the other {other.layer}"
-            )
+        if other is self:
+            raise ValueError("a flight cannot join itself")
+        if not isinstance(other, CudaFlight) or other._release != self._release:
+            raise ValueError("the other flight is not one of the same carrier")
+        if other._answers is not self._answers:
+            raise ValueError("the other flight answers elsewhere; flights that are joined have the same Answers")
         if not other._settled():
             return
         if not self._settled():
-            raise ValueError("no row is left in this flight, so other flights cannot join it")
+            self._take_over(other)
+            return
+        if other.layer != self.layer:
+            raise ValueError(f"the other flight is at layer {other.layer}, this one at layer {self.layer}")
         if self._rows + other._rows > MAX_ROWS:
             raise ValueError(f"{self._rows} and {other._rows} rows are more than the {MAX_ROWS} that a flight may have")
-        if self._structure != other._structure and self._position.memory and other._position.memory:
-            raise ValueError("the two flights have advanced by different rules, and what their rows carry differs")
+        both_carry = self._position.memory and other._position.memory
+        if both_carry and self._carried.layout != other._carried.layout:
+            raise ValueError("the flights' rules carry different numbers from exit to exit")
         if self._packed is not None and other._packed is not None:
-            self._packed = concatenated(self._packed, other._packed)
-            self._start(np.concatenate([self._row_slots, other._row_slots]), self._packed.cu_seqlens)
+            self._join_unsent(other, concatenated(self._packed, other._packed))
             other._close(answered=False)
             return
         with other._working() as lane:
-            theirs, memory = other._contents(lane), other._position.memory
+            theirs = other._contents(lane)
             other._collect(lane)
             lane.synchronize()
         other._close(answered=False)
@@ -170,9 +175,20 @@ class CudaFlight(CudaRows, Flight):
             ours = self._contents(lane)
             self._collect(lane)
             lane.synchronize()
-            if memory and not self._position.memory:
-                self._rule, self._structure = other._rule, other._structure
+            if theirs.memory is not None:
+                self._carried = other._carried
             self._load(lane, ours.with_those_of(theirs))
+
+    def _take_over(self, other: CudaFlight) -> None:
+        """Become the other flight, lane and all. It is empty afterwards."""
+        vars(self).clear()
+        vars(self).update(vars(other))
+        other._lane, other._rows = None, 0
+
+    def _join_unsent(self, other: CudaFlight, packed: Packed) -> None:
+        """Take in the rows of the other flight, before the first layer of both. packed: the rows of both."""
+        self._packed = packed
+        self._start(np.concatenate([self._row_slots, other._row_slots]), packed.cu_seqlens)
 
     def states(self) -> Tensor:
         if not self._settled() or not self.layer:
@@ -198,7 +214,6 @@ class CudaFlight(CudaRows, Flight):
         """Bring a new batch, or the numbers of a new rule, into the inbox."""
         if rule is self._rule and self._packed is None:
             return
-        check(rule, lane.weights.tags)
         forms = forms_of(rule)
         structure = Rule(forms, by_slot_shape(rule, forms), rule.tokens)
         wanted = lane.buffers.sizes_for(structure, bucket)
@@ -208,16 +223,15 @@ class CudaFlight(CudaRows, Flight):
             self._collect(lane)
             lane.synchronize()
             lane.fit(lane.buffers.sizes.largest(wanted))
-        if structure != self._structure:
-            self._position = self._position._replace(memory=0)  # what rows carry is of another rule
         self._rule, self._structure = rule, structure
+        if structure.carries:
+            self._carried = Carried(rule.layout, structure)
         if self._packed is not None:
             lane.send(self._packed, rule, structure, self._slots, bucket)
             self._packed = None
             self._sent(lane)
         elif contents is not None:
-            memory = contents.memory if self._position.memory else None
-            self._load(lane, contents._replace(memory=memory))
+            self._load(lane, contents)
         else:
             lane.write_rule(rule, structure, self._slots)
             lo, hi = lane.buffers.numbers_from, lane.buffers.ids_from

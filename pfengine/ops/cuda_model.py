@@ -68,13 +68,18 @@ class CudaModel(Carrier):
 
     def warmup(self, packed: Packed, rule: ExitRule) -> None:
         """Record what flights of this size launch through all layers, for as many lanes as threads are served."""
+        rows, n = len(packed.row_ids), len(self.weights.layers)
+        slots, count = np.zeros(rows, np.int64), max(len(packed.ids), 2)
+
+        def numbers(like: np.ndarray, number: float) -> np.ndarray:
+            return np.full((len(like), 1 if like.shape[1] == 1 else count), number, np.float32)
+
         nobody = rule._replace(
             clauses=tuple(
-                clause._replace(threshold=np.full_like(clause.threshold, math.nan)) for clause in rule.clauses
+                clause._replace(threshold=numbers(clause.threshold, math.nan), times=numbers(clause.times, 1))
+                for clause in rule.clauses
             )
         )
-        rows, n = len(packed.row_ids), len(self.weights.layers)
-        slots = np.zeros(rows, np.int64)  # any rule has numbers for slot 0
         with self.warming:
             lanes: list[Lane] = []
             try:
@@ -82,7 +87,7 @@ class CudaModel(Carrier):
                     lanes.append(self.take())
                 for lane in lanes:
                     for _ in range(2):  # the second time records
-                        answers = Answers(0, len(packed.ids), self.weights.labels)
+                        answers = Answers(0, count, self.weights.labels)
                         self.flight(lane, _keep, packed, slots, answers).advance(nobody, n)
             finally:
                 for lane in lanes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,13 @@ class Units(NamedTuple):
     sources: Tensor  # int32 [U]: the number that each had before others left
 
 
+class Carried(NamedTuple):
+    """What the numbers in the memory stand for, and how they are laid out there: by the last rule that carries any."""
+
+    layout: tuple[Any, ...] = ()  # of `ops.rule.ExitRule`
+    rule: Rule = Rule()
+
+
 class CudaRows:
     """The part of a `Flight` that holds its rows. The lane is theirs alone until the flight is done or dropped."""
 
@@ -37,6 +44,7 @@ class CudaRows:
         self._release, self._answers = release, answers
         self._packed: Packed | None = packed  # until it is sent, with the first rule
         self._rule, self._structure = ExitRule(b""), Rule()
+        self._carried = Carried()
         self._start(slots, packed.cu_seqlens)
 
     def _start(self, slots: np.ndarray, bounds: np.ndarray, position: Position | None = None) -> None:
@@ -124,7 +132,7 @@ class CudaRows:
             width = len(lane.weights.exit(before)[0].past.weight)
             every = lane.buffers.past(lane.weights.exit_number(before), width, lane.buffers.units)
             past = every.index_select(0, units.sources) if position.past_moved else every[: len(units.slots)].clone()
-        memories = [part for part in lane.buffers.memory(position.memory, self._structure) if part is not None]
+        memories = [part for part in lane.buffers.memory(position.memory, self._carried.rule) if part is not None]
         return Contents(
             here.bounds[: rows + 1].numpy(force=True),
             self._packed_states(lane),
@@ -136,11 +144,10 @@ class CudaRows:
     def _load(self, lane: Lane, contents: Contents) -> None:
         """Replace the rows of this flight by these."""
         layer, tokens = self.layer, len(contents.states)
-        memory = self._position.memory
-        position = Position(layer, memory=1 if contents.memory is not None or memory else 0)
+        position = Position(layer, memory=0 if contents.memory is None else 1)
         self._start(contents.slots, contents.bounds, position)
-        structure = self._structure
-        wanted = lane.buffers.sizes_for(structure, self._bucket())
+        structure, carried, bucket = self._structure, self._carried.rule, self._bucket()
+        wanted = lane.buffers.sizes_for(structure, bucket).largest(lane.buffers.sizes_for(carried, bucket))
         if not lane.has_room(wanted):
             lane.fit(lane.buffers.sizes.largest(wanted))
         buffers = lane.buffers
@@ -154,8 +161,8 @@ class CudaRows:
             before = lane.weights.exit_before(layer + 1)
             buffers.past(lane.weights.exit_number(before), *contents.past.shape[::-1]).copy_(contents.past)
         if contents.memory is not None:
-            parts = contents.memory.split(structure.widths(buffers.labels), 1)
-            for to, part in zip(buffers.memory(position.memory, structure), parts, strict=True):
+            parts = contents.memory.split(carried.widths(buffers.labels), 1)
+            for to, part in zip(buffers.memory(position.memory, carried), parts, strict=True):
                 if to is not None:
                     to[: len(part)].copy_(part)
         self._sent(lane, contents)

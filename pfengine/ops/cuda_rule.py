@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..kernels.decide import NUMBERS, Form
-from .rule import ExitRule, number_at
+from .rule import WINDOWS, ExitRule, number_at
 
 
 def forms_of(rule: ExitRule) -> tuple[Form, ...]:
@@ -17,18 +17,9 @@ def forms_of(rule: ExitRule) -> tuple[Form, ...]:
         threshold = next(numbers) if _differs(clause.threshold) else -1
         times = next(numbers) if clause.memory == "running" and _differs(clause.times) else -1
         tempered = bool((clause.temperature != 1).any())
-        size = clause.size if clause.memory in ("side", "trend", "range") else 0
+        size = clause.size if clause.memory in WINDOWS else 0
         forms.append(Form(clause.signal, clause.comparison, clause.memory, size, tempered, threshold, times))
     return tuple(forms)
-
-
-def check(rule: ExitRule, by_token: bool) -> None:
-    """Raise ValueError where the rule does not fit what the head scores: tokens, or else rows."""
-    if not any(rule.tested) or by_token == (rule.tokens is not None):
-        return
-    if by_token:
-        raise ValueError("the rule does not say how it reads a tag head's tokens")
-    raise ValueError("the rule reads tokens, which the head does not score")
 
 
 def width_of(forms: tuple[Form, ...], labels: int) -> int:

@@ -31,7 +31,7 @@ class Position(NamedTuple):
     batch: int = -1  # which of the two `Survivors` lists the rows; -1: the inbox
     states_moved: bool = False  # are states in the order before `batch`, to be read through its source_tokens?
     past_moved: bool = False  # likewise the last exit's past and scores, through source_rows?
-    memory: int = 0  # which of the two memories the last tested exit wrote, 1 or 2; 0: no exit was tested
+    memory: int = 0  # which of the two memories was written last, 1 or 2; 0: none, as no rule that carries was tested
     frozen: bool = False  # may tokens be frozen?
 
 
@@ -56,7 +56,7 @@ class Segment(NamedTuple):
             1 - max(at.batch, 0) if self.tested else at.batch,
             self.tested,
             self.tested or (at.past_moved and not new_past),
-            _other(at.memory) if self.tested or self.pending else at.memory,
+            _other(at.memory) if (self.tested or self.pending) and self.rule.carries else at.memory,
             at.frozen or (self.tested and self.rule.tokens is not None and self.rule.tokens.freezes),
         )
 

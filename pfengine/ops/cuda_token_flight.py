@@ -17,7 +17,6 @@ from .cuda_lanes import Lane
 from .cuda_rows import Units
 from .cuda_segment import Position
 from .cuda_tokens import let_tokens_go
-from .flight import Flight
 
 
 class CudaTokenFlight(CudaFlight):
@@ -55,12 +54,13 @@ class CudaTokenFlight(CudaFlight):
     def _dropped_of(self, packed: Packed) -> np.ndarray:
         return self._dropped if len(self._dropped) else np.zeros(len(packed.ids), bool)
 
-    def join(self, other: Flight) -> None:
-        dropped = self._dropped
-        if isinstance(other, CudaTokenFlight) and self._packed is not None and other._packed is not None:
-            dropped = np.concatenate([self._dropped_of(self._packed), other._dropped_of(other._packed)])
-        super().join(other)
-        self._dropped = dropped
+    def _join_unsent(self, other: CudaFlight, packed: Packed) -> None:
+        assert isinstance(other, CudaTokenFlight)
+        assert self._packed is not None
+        assert other._packed is not None
+        dropped = [self._dropped_of(self._packed), other._dropped_of(other._packed)]
+        super()._join_unsent(other, packed)
+        self._dropped = np.concatenate(dropped)
 
     def _let_go(self, lane: Lane, given: Tensor | None, answered: bool) -> None:
         bucket, buffers, position, here = self._bucket(), lane.buffers, self._position, self._here(lane)

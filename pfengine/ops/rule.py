@@ -54,6 +54,22 @@ class TokenRule(NamedTuple):
     window: int = 1  # unit "token": the largest signal of so many tokens, an odd number, this one in the middle
     freezes: bool = False  # unit "token": is a token that has left frozen? Otherwise it is updated like all others
 
+    def check(self, clauses: tuple[Clause, ...]) -> None:
+        """Raise ValueError where its parts do not go together, or not with these clauses."""
+        if self.window < 1 or self.window % 2 == 0:
+            raise ValueError(f"window must be odd, with the token in its middle; it is {self.window}")
+        if self.unit == "token" and self.pool != "max":
+            raise ValueError("pool must be 'max' for the unit 'token'")
+        if self.unit == "row" and (self.window > 1 or self.freezes):
+            raise ValueError("window must be 1 and freezes false for the unit 'row'")
+        if self.unit == "row" and any(
+            clause.signal in ("label_repeats", "change") or clause.memory in ("votes", "sum") for clause in clauses
+        ):
+            raise ValueError(
+                "a clause reads labels (label_repeats, change, votes or sum), but the rule pools a row's tokens, so "
+                "that there is no label of the row"
+            )
+
 
 class ExitRule(NamedTuple):
     """When rows (or tokens) leave: at the first tested exit where any clause holds, otherwise after the last layer."""
@@ -83,6 +99,8 @@ class ExitRule(NamedTuple):
             raise ValueError("the rule reads tokens, but the head does not score them")
         if self.tokens is None and tags and self.clauses:
             raise ValueError("the head scores every token, and the rule does not say how they are read")
+        if self.tokens is not None:
+            self.tokens.check(self.clauses)
         for clause in self.clauses:
             if clause.signal == "learned" and not learned:
                 raise ValueError("the rule reads a learned score, which the head does not give")

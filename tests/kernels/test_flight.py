@@ -16,7 +16,7 @@ from pfengine.ops import Block, Exit, Norm, cuda, cuda_flight
 from pfengine.ops.cuda_model import MAX_FLIGHTS, CudaModel
 from pfengine.ops.decide import decide, signal
 from pfengine.ops.flight import Answers
-from pfengine.ops.rule import Clause, ExitRule, values
+from pfengine.ops.rule import Clause, ExitRule, TokenRule, values
 
 N, HIDDEN, LABELS, WORDS = 4, 32, 3, 30
 LENGTHS = [3, 9, 1, 17, 5]
@@ -46,8 +46,8 @@ def made() -> Made:
     return make("first")
 
 
-def make(reads: Any) -> Made:
-    """A model whose exits after layers 1, 2 and 4 add up, and what its parts give for five rows, layer by layer."""
+def make(reads: Any, n: int = N) -> Made:
+    """A model whose exits after all layers but 3 add up, and what its parts give for five rows, layer by layer."""
     generator = torch.Generator().manual_seed(3)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -63,7 +63,7 @@ def make(reads: Any) -> Made:
     fp32 = torch.float32
     embedding = cuda.prepare_embedding((draw(WORDS, HIDDEN), draw(20, HIDDEN), draw(2, HIDDEN)), norm(), fp32)
     layers, exits = [], []
-    for layer in range(1, N + 1):
+    for layer in range(1, n + 1):
         block = Block(linear(3 * HIDDEN, HIDDEN), linear(HIDDEN, HIDDEN), norm(), linear(48, HIDDEN),
                       linear(HIDDEN, 48), norm(), 2, 0.25, "gelu")  # fmt: skip
         layers.append([cuda.prepare_block(block, fp32)])
@@ -92,15 +92,18 @@ def packed_of(rows: Any) -> Packed:
     return Packed(np.concatenate(ids), positions, np.zeros_like(positions), bounds, np.array(list(rows)))
 
 
-def expected(made: Made, clauses: tuple[Clause, ...]) -> list[int]:
-    """The exit layer of each row."""
+def expected(made: Made, *clauses: tuple[Clause, ...]) -> list[int]:
+    """The exit layer of each row. clauses: of all tested layers, or of each, where () is of one that is not tested."""
     found, state, slots = [N] * len(LENGTHS), None, torch.from_numpy(SLOTS)
-    for layer, scores in made.scores.items():
-        if layer < N:
-            rule = ExitRule(TESTED, clauses)
-            leave, state = decide(rule, layer, scores.cpu(), made.learned[layer].cpu(), state, slots)
-            for row in leave.nonzero().flatten().tolist():
-                found[row] = min(found[row], layer)
+    for i, (layer, scores) in enumerate(made.scores.items()):
+        rule = ExitRule(TESTED, clauses[min(i, len(clauses) - 1)])
+        if layer == N or not rule.clauses:
+            continue
+        carries = rule.width(LABELS) > 0
+        leave, after = decide(rule, layer, scores.cpu(), made.learned[layer].cpu(), state if carries else None, slots)
+        state = after if carries else state
+        for row in leave.nonzero().flatten().tolist():
+            found[row] = min(found[row], layer)
     return found
 
 
@@ -178,7 +181,7 @@ def test_a_caller_decides(made: Made) -> None:
     with pytest.raises(ValueError, match=r"gone is torch.int64 \[2\]; expected bool \[2\]"):
         flight.leave(np.array([1, 0]), answered=False)
     flight.leave(exit.slots == 0, answered=False)
-    with pytest.raises(ValueError, match="a flight after layer 3 of 4 cannot advance to layer 3"):
+    with pytest.raises(ValueError, match="until is 3, expected a layer after 3"):
         flight.advance(no_rule, 3)
     assert flight.advance(no_rule, N) is None
     check(made, answers, [1, 0, 1, 4, 0])
@@ -221,10 +224,120 @@ def test_flights_that_do_not_fit_do_not_join(made: Made) -> None:
     one.advance(ExitRule(bytes(N)), 1)
     with pytest.raises(ValueError, match="there are no states before the first layer"):
         other.states()
-    with pytest.raises(ValueError, match="this one has passed 1, the other 0"):
+    with pytest.raises(ValueError, match="the other flight is at layer 0, this one at layer 1"):
         one.join(other)
-    with pytest.raises(ValueError, match="flights join where both are of the same carrier"):
+    with pytest.raises(ValueError, match="a flight cannot join itself"):
         one.join(one)
+    elsewhere = made.carrier.start(packed_of([2]), SLOTS[[2]], Answers(0, 7, LABELS))
+    elsewhere.advance(ExitRule(bytes(N)), 1)
+    with pytest.raises(ValueError, match="the other flight answers elsewhere"):
+        one.join(elsewhere)
+    stranger = CudaModel(made.carrier.weights).start(packed_of([2]), SLOTS[[2]], answers)
+    with pytest.raises(ValueError, match="the other flight is not one of the same carrier"):
+        one.join(stranger)
+    assert one.advance(ExitRule(bytes(N)), N) is None
+    check(made, answers, [N, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_that_carry_nothing_yet_join_as_before_the_first_exit(made: Made, first: bool) -> None:
+    """Patience lets rows go whose label repeats: only those that the first exit was tested for."""
+    rule, wait, answers = ExitRule(TESTED, RULES["patience"]), ExitRule(bytes(N)), Answers(0, 7, LABELS)
+    parts = [[1, 3], [0, 2, 4]]
+    carries, waits = (made.carrier.start(packed_of(rows), SLOTS[rows], answers) for rows in parts)
+    carries.advance(rule, 1)
+    waits.advance(wait, 1)
+    one, other = (carries, waits) if first else (waits, carries)
+    one.join(other)
+    one.advance(rule, N)
+    layers = expected(made, rule.clauses)
+    assert 2 in (layers[1], layers[3])
+    check(made, answers, [layers[row] if row in parts[0] else N for row in range(5)])
+
+
+def test_a_flight_without_rows_takes_in_those_of_any_layer(made: Made) -> None:
+    rule, answers = ExitRule(TESTED, RULES["patience"]), Answers(0, 7, LABELS)
+    one, other = (made.carrier.start(packed_of(rows), SLOTS[rows], answers) for rows in ([1, 3], [0, 2, 4]))
+    free = made.carrier.free.qsize()
+    one.leave(np.ones(2, bool), answered=False)
+    other.advance(rule, 1)
+    one.join(other)
+    assert (one.layer, len(one), len(other)) == (1, 3, 0)
+    assert (one.slots().tolist(), other.slots().tolist()) == (SLOTS[[0, 2, 4]].tolist(), [])
+    assert other.advance(rule, N) is None
+    assert one.advance(rule, N) is None
+    layers = expected(made, rule.clauses)
+    check(made, answers, [layers[0], 0, layers[2], 0, layers[4]])
+    assert made.carrier.free.qsize() == free + 2
+
+
+def test_a_rule_that_carries_nothing_leaves_alone_what_is_carried() -> None:
+    """Between two exits of a rule lies another rule's, for whose numbers by slot the lane must grow."""
+    made, answers = make("first", 5), Answers(0, 7, LABELS)
+    twice = ExitRule(bytes([1, 1, 0, 1, 0]), (Clause("label", ">=", values(0), "running", values(2)),))
+    never = ExitRule(twice.tested, (Clause("layer", ">", np.full((5, 7), 9, np.float32)),) * 4)
+    again = ExitRule(twice.tested, (Clause("label", "<", values(0), "running", values(9)),))  # the same numbers
+    flight = made.carrier.start(made.packed, SLOTS, answers)
+    flight.advance(twice, 1)
+    flight.leave(np.array([0, 1, 0, 0, 0], bool), answered=False)
+    assert flight._lane is not None
+    sizes = flight._lane.buffers.sizes
+    flight.advance(never, 3)
+    assert flight._lane.buffers.sizes.numbers > sizes.numbers
+    assert len(flight) == 4
+    for clauses in (RULES["patience"], twice.clauses * 2):
+        with pytest.raises(
+            ValueError, match="the rule carries other numbers from exit to exit than the rule before it"
+        ):
+            flight.advance(ExitRule(twice.tested, clauses), 5)
+    assert flight.advance(twice, 5) is None
+    check(made, answers, [4, 0, 4, 4, 4])
+    flight = made.carrier.start(made.packed, SLOTS, answers := Answers(0, 7, LABELS))
+    flight.advance(twice, 1)
+    flight.advance(again, 2)  # counts from the start, as no label is negative
+    flight.advance(twice, 5)
+    check(made, answers, [5] * 5)
+
+
+def test_warmup_by_a_rule_with_numbers_by_slot(made: Made) -> None:
+    answers = Answers(0, 7, LABELS)
+    rule = ExitRule(TESTED, (RULES["layers"][0]._replace(memory="running", times=LAYERS[:1] * 0 + 1),))
+    made.carrier.warmup(packed_of([1]), rule)
+    made.carrier.start(made.packed, SLOTS, answers).advance(rule, N)
+    check(made, answers, expected(made, rule.clauses))
+
+
+def test_flights_that_carry_different_numbers_do_not_join(made: Made) -> None:
+    answers = Answers(0, 7, LABELS)
+    one, other = (made.carrier.start(packed_of([row]), SLOTS[[row]], answers) for row in (0, 1))
+    one.advance(ExitRule(TESTED, RULES["patience"]), 1)
+    other.advance(ExitRule(TESTED, (Clause("entropy", "<", values(-1), "running", values(2)),)), 1)
+    with pytest.raises(ValueError, match="the flights' rules carry different numbers from exit to exit"):
+        one.join(other)
+    assert [len(flight) for flight in (one, other)] == [1, 1]
+
+
+RULES_THAT_DO_NOT_FIT = {
+    "tested has 3 numbers, expected 4": ExitRule(bytes(3)),
+    "numbers for 3 slots, expected 1 or the 7": ExitRule(TESTED, (Clause("entropy", "<", LAYERS[:, :3]),)),
+    "numbers for 2 layers, expected 1 or 4": ExitRule(TESTED, (Clause("entropy", "<", np.zeros((2, 1), np.float32)),)),
+    "reads tokens, but the head does not score them": ExitRule(TESTED, (), TokenRule("token")),
+    "a learned score, which the": ExitRule(TESTED, (Clause("learned", "<", values(1)),)),
+}
+
+
+@pytest.mark.parametrize("text", RULES_THAT_DO_NOT_FIT)
+def test_rules_that_do_not_fit_are_refused(made: Made, text: str) -> None:
+    exits = [None if after is None else (after[0]._replace(learned=None), 0) for after in made.carrier.weights.exits]
+    answers = Answers(0, 7, LABELS)
+    flight = CudaModel(made.carrier.weights._replace(exits=exits)).start(made.packed, SLOTS, answers)
+    with pytest.raises(ValueError, match=text):
+        flight.advance(RULES_THAT_DO_NOT_FIT[text], N)
+    assert (flight.layer, len(flight)) == (0, 5)
+    with pytest.raises(ValueError, match="until is 0, expected"):
+        flight.advance(ExitRule(TESTED), 0)
+    flight.advance(ExitRule(TESTED), N + 1)  # no further than the last
+    check(made, answers, [N] * 5)
 
 
 def test_a_flight_that_is_dropped_gives_its_lane_back_and_start_waits_for_one(made: Made) -> None:

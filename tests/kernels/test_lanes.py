@@ -14,6 +14,7 @@ import torch
 import pfengine
 from pfengine import reader
 from pfengine.exits import Entropy, Never, Patience, Replay
+from pfengine.kernels.decide import Form
 from pfengine.kernels.launch import recording
 from pfengine.model import build
 from pfengine.ops import cuda, cuda_flight, cuda_lanes
@@ -105,12 +106,15 @@ def test_segments_end_where_rows_may_leave() -> None:
 def test_where_rows_are_after_a_segment() -> None:
     exits: Any = [(None, 0), None, (None, 0), (None, 0)]
     weights = PreparedModel(None, None, [[]] * 4, exits)  # type: ignore[arg-type]
-    way = segments(weights, Position(), Rule(), bytes([1, 0, 1, 0]), 4, True, False)
+    rule = Rule((Form("entropy", "<", "running"),))
+    way = segments(weights, Position(), rule, bytes([1, 0, 1, 0]), 4, True, False)
     assert [one.after(weights) for one in way] == [
         Position(1, 1, True, True, 1), Position(3, 0, True, True, 2), Position(4, 0, False, False, 2),
     ]  # fmt: skip
-    (stop,) = segments(weights, way[1].at, Rule(), bytes(4), 2, True, False)
+    (stop,) = segments(weights, way[1].at, rule, bytes(4), 2, True, False)
     assert stop.after(weights) == Position(2, 1, False, True, 1)  # the past of the first exit has not been moved
+    carries_nothing = way[1]._replace(rule=Rule((Form("entropy", "<"),)))
+    assert carries_nothing.after(weights) == Position(3, 0, True, True, 1)
 
 
 @pytest.mark.parametrize(

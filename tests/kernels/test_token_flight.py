@@ -163,13 +163,34 @@ def test_driven_at_random(pair: Pair, seed: int) -> None:
     check(ours, slow)
 
 
+@pytest.mark.parametrize("name", ["row running", "frozen votes or change"])
+@pytest.mark.parametrize("first", [True, False])
+def test_tokens_that_carry_nothing_yet_join(pair: Pair, name: str, first: bool) -> None:
+    """Those of the flight that has waited are as before the first exit, whichever joins the other."""
+    found = []
+    for carrier in pair:
+        answers = Answers(0, TOKENS, LABELS)
+        carries, waits, empty = (started(carrier, rows, answers) for rows in ([0, 3], [1, 2, 5], [4]))
+        empty.leave(np.ones(1, bool), answered=False)
+        carries.advance(RULES[name], 1)
+        waits.advance(ExitRule(bytes(LAYERS)), 1)
+        one, other = (carries, waits) if first else (waits, carries)
+        one.join(other)
+        empty.join(one)  # takes over
+        assert (empty.layer, len(empty), len(one), len(other)) == (1, 5, 0, 0)
+        empty.advance(RULES[name], LAYERS)
+        found.append(answers)
+    check(*found)
+    assert len(set(found[0].exit_layers)) > 2
+
+
 def test_what_does_not_fit_is_refused(pair: Pair) -> None:
     answers = Answers(0, TOKENS, LABELS)
     flight = started(pair[0], [1, 2], answers)
     assert isinstance(flight, CudaTokenFlight)
-    with pytest.raises(ValueError, match="the rule does not say how it reads a tag head's tokens"):
+    with pytest.raises(ValueError, match="the head scores every token, and the rule does not say how they are read"):
         flight.advance(ExitRule(ALL, (HALF,)), LAYERS)
-    with pytest.raises(ValueError, match="of which a row whose tokens are pooled has none"):
+    with pytest.raises(ValueError, match="there is no label of the row"):
         flight.advance(ExitRule(ALL, (Clause("change", "<", values(1)),), TokenRule("row")), LAYERS)
     with pytest.raises(ValueError, match=r"gone is torch.bool \[2\]; expected bool \[12\], one per token"):
         flight.leave(np.array([True, False]))
