@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from .torch_state import threads_outside
+
 ENDED_FOR_GOOD = 2  # omp_pause_hard
 TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
@@ -23,7 +25,8 @@ _added = False  # has the fork under way set TOKENIZERS?
 
 def torch_threads() -> int:
     """torch's number of threads, the same after a fork as before."""
-    now = torch.get_num_threads()
+    outside = threads_outside()
+    now = torch.get_num_threads() if outside is None else outside
     return _kept_threads if now == 1 else now
 
 

@@ -7,8 +7,11 @@ that leaves has paid for a sixth of the layer and one token.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +28,19 @@ from .ops import Queries, Reads
 from .ops.decide import decide
 from .ops.flight import MIN_ROWS_TO_HALVE, Answers, Carrier, Exit, Flight, check_mask
 from .ops.rule import ExitRule
-from .torch_state import isolated
+from .torch_state import isolated, on_one_thread
+
+
+def _computing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a carrier or flight that computes in torch between functions of the op set."""
+
+    @functools.wraps(method)
+    def isolated_method(self: TorchCarrier | TorchFlight, *arguments: Any, **options: Any) -> Any:
+        carrier = self if isinstance(self, TorchCarrier) else self.carrier
+        with isolated(), on_one_thread() if carrier.encoder.ops.OWN_THREADS else contextlib.nullcontext():
+            return method(self, *arguments, **options)
+
+    return isolated_method
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class TorchCarrier(Carrier):
     def num_layers(self) -> int:
         return len(self.encoder.layers)
 
-    @isolated()
+    @_computing
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> Flight:
         return self.flight(self, packed, slots, answers)
 
@@ -95,7 +110,7 @@ class TorchFlight(Flight):
         slots: np.ndarray = self.row_slots.numpy(force=True).copy()
         return slots
 
-    @isolated()
+    @_computing
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
         carrier, head = self.carrier, self.carrier.head
         if not len(self):
@@ -122,13 +137,13 @@ class TorchFlight(Flight):
                 self._decide(rule)
         return self._exit() if len(self) else None
 
-    @isolated()
+    @_computing
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
         check_mask(gone, len(self._gone_before()))
         gone = gone if isinstance(gone, Tensor) else torch.from_numpy(gone)
         self._leave(gone.to(self.row_slots.device), answered)
 
-    @isolated()
+    @_computing
     def join(self, other: Flight) -> None:
         if other is self:
             raise ValueError("a flight cannot join itself")
@@ -151,7 +166,7 @@ class TorchFlight(Flight):
             self.__dict__.update(other.__dict__)
         other._drop()
 
-    @isolated()
+    @_computing
     def states(self) -> Tensor:
         return self._read().float().clone()
 

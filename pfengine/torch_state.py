@@ -7,9 +7,14 @@ change what an operation gives. The default dtype cannot be switched off here, s
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import threading
 from collections.abc import Iterator
 
 import torch
+
+_set_threads = getattr(ctypes.CDLL(None), "omp_set_num_threads", None) if os.name == "posix" else None
 
 
 @contextlib.contextmanager
@@ -25,3 +30,35 @@ def isolated() -> Iterator[None]:
         torch.inference_mode(),
     ):
         yield
+
+
+class _Outside(threading.local):
+    threads: int | None = None
+
+
+_outside = _Outside()
+
+
+def threads_outside() -> int | None:
+    """Within `on_one_thread` torch's number of threads outside of it, elsewhere None."""
+    return _outside.threads
+
+
+@contextlib.contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Let torch compute on one thread, in this thread. For small operations between calls of `_C`.
+
+    After an operation on several threads OpenMP's stay awake for milliseconds, and take the processors that the threads
+    of `_C` would compute on: batches of 32 rows took twice as long. `torch.set_num_threads` would not do, as it changes
+    the number of threads to come as well. The functions of `_C` get the number outside (`forking.torch_threads`).
+    """
+    if _set_threads is None or _outside.threads is not None:
+        yield
+        return
+    _outside.threads = torch.get_num_threads()  # makes torch set its number in a thread that is new to it
+    _set_threads(1)
+    try:
+        yield
+    finally:
+        _set_threads(_outside.threads)
+        _outside.threads = None

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pfengine
 from pfengine import extension
+from pfengine.heads import Linear
 from pfengine.ops import cpu_torch
-from pfengine.torch_state import isolated
+from pfengine.torch_state import isolated, on_one_thread
 
 Make = Callable[..., Path]
 PACKAGE = Path(pfengine.__file__).parent
@@ -270,3 +272,58 @@ def test_calibrating_and_evaluating(make_text_checkpoint: Make, held_out: Path, 
     for name in ("default bf16", "default fp64", "with meta", "autocast bf16", "numpy raises", "warnings raise"):
         with SURROUNDINGS[name]():
             assert found(name) == expected
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_on_one_thread() -> None:
+    def numbers() -> tuple[int, int]:
+        return torch.get_num_threads(), extension.threads()
+
+    with ThreadPoolExecutor(1) as other:
+        with on_one_thread():
+            with on_one_thread():
+                assert numbers() == (1, 3), "functions of _C keep their threads"
+            assert numbers() == (1, 3)
+            assert other.submit(numbers).result() == (3, 3), "another thread, new to torch"
+        assert numbers() == (3, 3)
+        with pytest.raises(KeyError), on_one_thread():
+            raise KeyError
+        assert numbers() == (3, 3)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("ops", ["cpu", "cpu_torch"])
+def test_heads_and_criteria_compute_on_one_thread_beside_our_own(
+    make_checkpoint: Make, ops: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP's threads would stay awake and take the processors. Where torch computes the layers they are the same."""
+    if ops == "cpu" and not extension.has_cpu():
+        pytest.skip("the extension is not built")
+    found: dict[str, set[int]] = {"head": set(), "criterion": set()}
+    step = Linear.step
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        found["head"].add(torch.get_num_threads())
+        return step(*arguments, **options)
+
+    def criterion(layer: int, logits: torch.Tensor, state: Any, row_ids: torch.Tensor) -> Any:
+        found["criterion"].add(torch.get_num_threads())
+        return logits.softmax(-1).amax(-1) > 0.9, state
+
+    monkeypatch.setattr(Linear, "step", watched)
+    path = make_checkpoint("bert", head={"type": "linear", "pooler": "none", "combine": "ensemble"})
+    if ops == "cpu_torch":
+        monkeypatch.setattr(pfengine.api, "find_op_set", lambda device: cpu_torch)
+    engine = pfengine.load(path, precision="fp32")
+    rows = [{"input_ids": list(range(3, 3 + n))} for n in (1, 5, 20)]
+    engine.predict(rows, criterion=criterion)
+    assert found == {"head": {1 if ops == "cpu" else 3}, "criterion": {1}}
+    assert torch.get_num_threads() == 3

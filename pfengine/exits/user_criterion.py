@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..torch_state import on_one_thread
 
 
 def checked(criterion: Callable[..., Any]) -> Callable[..., Any]:
     """A user's criterion whose results are checked: a wrong one raises ConfigError.
 
     The criterion may keep and change its arguments. It runs as the engine does: in inference mode, without the caller's
-    autocast, default device or torch modes.
+    autocast, default device or torch modes; and on one thread, because its operations are small.
     """
     return functools.partial(_call, criterion)
 
 
 def _call(criterion: Callable[..., Any], layer: int, logits: Tensor, state: Any, row_ids: Tensor) -> tuple[Tensor, Any]:
     try:
-        given = criterion(layer, logits, state, row_ids)
+        with on_one_thread():
+            given = criterion(layer, logits, state, row_ids)
     except Exception as error:
         error.add_note(f"raised by the criterion {_name(criterion)} after layer {layer}")
         raise

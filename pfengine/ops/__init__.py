@@ -92,6 +92,9 @@ class OpSet(Protocol):
     HEAD_ALIGNMENT: int
     """Head sizes are padded with zeros to a multiple of this when the weights are prepared."""
 
+    OWN_THREADS: bool
+    """Do its functions compute on threads of their own, for which torch's must not take the processors?"""
+
     def prepare_linear(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Any:
         """float32 weight [out, in] and bias [out] for `linear` in `dtype`."""
 

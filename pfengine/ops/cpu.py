@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .. import _C
 
 HEAD_ALIGNMENT = 2  # bf16 numbers come in pairs
+OWN_THREADS = True
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from .reference import (
 
 __all__ = [
     "HEAD_ALIGNMENT",
+    "OWN_THREADS",
     "block",
     "block_sums",
     "embed",
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 HEAD_ALIGNMENT = 16
+OWN_THREADS = False
 BLOCK, TILE = 32, 16  # where oneDNN's packed ops are missing: rows of one product, and a divisor of its sizes
 _POST_OPS = {  # activation -> oneDNN's name and algorithm; not relu, which turns nan into 0
     "none": ("none", ""),

@@ -25,6 +25,7 @@ from .reference import PreparedBlock
 from .rule import Signal
 
 HEAD_ALIGNMENT = 8  # in 16-bit numbers 16 bytes, which a thread loads at once
+OWN_THREADS = False
 
 
 class Linear(NamedTuple):

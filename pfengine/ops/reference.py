@@ -17,6 +17,7 @@ from .flight import Carrier
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
 
 HEAD_ALIGNMENT = 1
+OWN_THREADS = False
 
 
 class Linear(NamedTuple):
