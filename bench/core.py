@@ -39,7 +39,7 @@ from .models import (
 from .rows import Row, fixed_batches, make_rows, replay_layers
 
 PRECISION = "int8"
-ROWS = {"one row": 48, "batch 32": 96, "stream": 384}
+ROWS = {"one row": 96, "batch 32": 96, "stream": 384}
 BATCH_SIZES: dict[str, int | None] = {"one row": 1, "batch 32": 32, "stream": None}
 SPEEDUP = 2.0
 PAUSE = 0.01  # seconds between passes: a process that has just computed keeps its threads awake for 2 ms

@@ -22,7 +22,7 @@ version runs in a process of its own; passes are interleaved, ratios are taken r
 RATES = """
 ## Rates
 Rows per second, and the new version's over the old one's; goal: at least {goal}. One row: a call of `predict` per row,
-48 of them. Batch 32: a call per 32 rows, sorted by length, 96 rows. Stream: one call for 384 rows.
+96 of them. Batch 32: a call per 32 rows, sorted by length, 96 rows. Stream: one call for 384 rows.
 """
 RULES = """
 ## Criteria

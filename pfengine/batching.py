@@ -14,6 +14,11 @@ from .rows import Row
 
 def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
     """Rows end to end, as they come."""
+    if len(rows) == 1 and not config.family.positions_after_pad:  # the same in a third of the time
+        (row,), tokens = rows, len(rows[0].ids)
+        types = np.zeros(tokens, np.int64) if row.types is None else row.types
+        bounds = np.array([0, tokens], np.int32)
+        return Packed(row.ids, np.arange(tokens), types, bounds, np.array([row.row_id], np.int64))
     lengths = [len(row.ids) for row in rows]
     cu_seqlens = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
     ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, dtype=np.int64)

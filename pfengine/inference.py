@@ -125,6 +125,8 @@ class Runner:
 
     def _marked(self, window: Window, answers: RowAnswers | TokenAnswers, answered: np.ndarray) -> Window:
         """answered: bool by slot. A row has an answer where all its slots have one."""
+        if np.logical_and.reduce(answered):
+            return window
         rows = answers.to_rows(answered, True)
         rows = rows if rows.ndim == 1 else np.logical_and.reduce(rows, 1)
         return mark_unanswered(window, rows, self.precision)

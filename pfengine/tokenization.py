@@ -160,7 +160,8 @@ class Tokenizer:
     def _checked(self, row: Row) -> Row:
         for name, values, size in (("token", row.ids, self.config.vocab_size),
                                    ("token type", row.types, self.config.type_vocab_size)):  # fmt: skip
-            if values is not None and (values.min() < 0 or values.max() >= size):
+            # without its sign a negative id is larger than any size
+            if values is not None and np.maximum.reduce(values.view(np.uint64)) >= size:
                 wrong = values.min() if values.min() < 0 else values.max()
                 raise InputError(row.row_id, f"has {name} id {wrong}; this model's are 0 to {size - 1}")
         return row

@@ -29,7 +29,8 @@ class Answers:
 
     def __init__(self, base: int, slots: int, labels: int) -> None:
         self.base = base
-        self.logits = np.full((slots, labels), np.nan, np.float32)
+        self.logits = np.empty((slots, labels), np.float32)
+        self.logits.fill(np.nan)
         self.exit_layers = np.zeros(slots, np.int64)  # 1-based; 0: not answered
 
     def slots(self, packed: Packed) -> np.ndarray:
