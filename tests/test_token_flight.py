@@ -39,7 +39,7 @@ def ckpt(request: pytest.FixtureRequest, make_checkpoint: Make) -> checkpoint.Ch
     return reader.read(make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": request.param}))
 
 
-@pytest.fixture(params=[*OP_SETS, "cuda"])
+@pytest.fixture(params=[*OP_SETS, pytest.param("cuda", marks=pytest.mark.slow)])
 def carrier_ops(request: pytest.FixtureRequest) -> Callable[[checkpoint.Checkpoint], engine.Model]:
     """Builds a model over each op set, of which "cuda" runs in Triton's interpreter where there is no GPU."""
     if request.param == "cuda":

@@ -119,7 +119,11 @@ def test_where_rows_are_after_a_segment() -> None:
 
 @pytest.mark.parametrize(
     ("criterion", "overlap_tokens"),
-    [(Entropy(0.9), 0), (Never(), 0), (Replay([3, 1, 3, 2]), 512), (Patience(1), 0)],
+    [
+        (Entropy(0.9), 0),
+        (Replay([3, 1, 3, 2]), 512),
+        *(pytest.param(each, 0, marks=pytest.mark.slow) for each in (Never(), Patience(1))),
+    ],
     ids=repr,
 )
 def test_recorded_launches_give_the_same_answers(

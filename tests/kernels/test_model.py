@@ -74,7 +74,12 @@ def test_every_head(
 
 @pytest.mark.parametrize(
     ("family", "head"),
-    [("roberta", "authors"), ("albert", "authors"), ("distilbert", "authors"), ("distilbert", "classifier")],
+    [
+        ("roberta", "authors"),
+        ("albert", "authors"),
+        pytest.param("distilbert", "authors", marks=pytest.mark.slow),
+        ("distilbert", "classifier"),
+    ],
 )
 def test_every_family(make_checkpoint: Make, random_rows: Any, device: torch.device, family: str, head: str) -> None:
     options = HEADS[head] | ({"pooler": "shared"} if family == "albert" else {})
@@ -83,7 +88,7 @@ def test_every_family(make_checkpoint: Make, random_rows: Any, device: torch.dev
 
 
 @pytest.mark.usefixtures("overlap_tokens")
-@pytest.mark.parametrize("layers", [[1] * 5, [1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("layers", [pytest.param([1] * 5, marks=pytest.mark.slow), [1, 2, 3, 4, 5]])
 def test_rows_leave_everywhere(
     make_checkpoint: Make, random_rows: Any, device: torch.device, layers: list[int]
 ) -> None:
