@@ -114,7 +114,7 @@ def test_half_precision(path: Path, device: torch.device, dtype: torch.dtype) ->
     check(ours, slow)
 
 
-@pytest.mark.parametrize("name", ["row max", "frozen votes or change"])
+@pytest.mark.parametrize("name", ["row max", pytest.param("frozen votes or change", marks=pytest.mark.slow)])
 def test_alone_as_in_a_batch(pair: Pair, name: str) -> None:
     together = answers_of(pair[0], RULES[name])
     for row, (start, stop) in enumerate(zip(STARTS, STARTS[1:], strict=False)):
@@ -163,7 +163,7 @@ def test_driven_at_random(pair: Pair, seed: int) -> None:
     check(ours, slow)
 
 
-@pytest.mark.parametrize("name", ["row running", "frozen votes or change"])
+@pytest.mark.parametrize("name", [pytest.param("row running", marks=pytest.mark.slow), "frozen votes or change"])
 @pytest.mark.parametrize("first", [True, False])
 def test_tokens_that_carry_nothing_yet_join(pair: Pair, name: str, first: bool) -> None:
     """Those of the flight that has waited are as before the first exit, whichever joins the other."""
