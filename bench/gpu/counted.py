@@ -18,7 +18,7 @@ from pfengine.kernels.launch import Launch, recording
 from pfengine.manifest import Manifest
 from pfengine.model import build
 from pfengine.ops import cuda
-from pfengine.ops.cuda_buffers import Bucket, Buffers, PreparedModel, Rule, Sizes
+from pfengine.ops.cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm, Sizes
 from pfengine.ops.cuda_flight import OVERLAP_TOKENS
 from pfengine.ops.cuda_model import CudaModel
 from pfengine.ops.cuda_rule import forms_of, numbers_of
@@ -50,7 +50,7 @@ class Pass:
             overlap = any(tested[:-1]) and sum(lengths) <= OVERLAP_TOKENS
         self.bucket = Bucket(len(lengths), sum(lengths), max(lengths), sum(lengths))
         self.exit_rule = ExitRule(tested, NOBODY_LEAVES if any(tested) else ())
-        self.rule = Rule(forms_of(self.exit_rule))
+        self.rule = RuleForm(forms_of(self.exit_rule))
         n, width = len(weights.layers), sum(self.rule.widths(weights.labels))
         self.segments = segments(weights, Position(), self.rule, tested, n, scores=True, overlap=overlap)
         with torch.inference_mode():

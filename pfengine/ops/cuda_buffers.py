@@ -81,7 +81,7 @@ class Bucket(NamedTuple):
         )  # fmt: skip
 
 
-class Rule(NamedTuple):
+class RuleForm(NamedTuple):
     """The part of an exit rule that decides a segment's launches. Its numbers are in the inbox."""
 
     forms: tuple[Form, ...] = ()
@@ -178,14 +178,14 @@ class Buffers:
         """Counts int32 [2] and bounds int32 [R + 1] of an inbox."""
         return inbox[:1].view(torch.int32), inbox[1 : self.numbers_from].view(torch.int32)[: self.sizes.rows + 1]
 
-    def numbers(self, inbox: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    def numbers(self, inbox: Tensor, rule: RuleForm) -> tuple[Tensor, Tensor]:
         """fp32 [n, K, 3]: threshold, times and temperature; and fp32 [L, V, R]: numbers by slot."""
         found = inbox[self.numbers_from : self.ids_from].view(torch.float32)
         shared, (layers, each) = self.layers * len(rule.forms) * NUMBERS, rule.by_slot
         by_slot = found[shared : shared + layers * each * self.units]
         return found[:shared].view(self.layers, len(rule.forms), NUMBERS), by_slot.view(layers, each, self.units)
 
-    def sizes_for(self, rule: Rule, bucket: Bucket) -> Sizes:
+    def sizes_for(self, rule: RuleForm, bucket: Bucket) -> Sizes:
         """What a rule needs with so many rows, or with as many as there is room for."""
         units = max(self.units, bucket.rows if self.tokens is None else bucket.tokens)
         numbers = self.layers * len(rule.forms) * NUMBERS + rule.by_slot[0] * rule.by_slot[1] * units
@@ -211,7 +211,7 @@ class Buffers:
         """fp32 [R, W]: what this exit leaves to the next one; of tokens [T, W] where those are scored."""
         return self.pasts[exit_number % 2][: rows * width].view(rows, width)
 
-    def memory(self, number: int, rule: Rule) -> list[Tensor | None]:
+    def memory(self, number: int, rule: RuleForm) -> list[Tensor | None]:
         """For each of the rule's `widths` W fp32 [P, W], by `Position.memory`; None where there is no memory."""
         parts, at = [], 0
         for width in rule.widths(self.labels):

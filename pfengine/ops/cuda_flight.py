@@ -15,7 +15,7 @@ from ..batch import Packed
 from ..kernels.answers import answer
 from ..kernels.mean import mean
 from ..kernels.survivors import MAX_ROWS, survivors
-from .cuda_buffers import Bucket, PreparedModel, Rule
+from .cuda_buffers import Bucket, PreparedModel, RuleForm
 from .cuda_joining import concatenated, without
 from .cuda_lanes import Lane
 from .cuda_rows import Carried, CudaRows, wait
@@ -215,7 +215,7 @@ class CudaFlight(CudaRows, Flight):
         if rule is self._rule and self._packed is None:
             return
         forms = forms_of(rule)
-        structure = Rule(forms, by_slot_shape(rule, forms), rule.tokens)
+        structure = RuleForm(forms, by_slot_shape(rule, forms), rule.tokens)
         wanted = lane.buffers.sizes_for(structure, bucket)
         contents = None
         if not lane.has_room(wanted):

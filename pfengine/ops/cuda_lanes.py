@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..batch import Packed
 from ..torch_state import isolated
-from .cuda_buffers import Bucket, Buffers, PreparedModel, Rule, Sizes
+from .cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm, Sizes
 from .cuda_rule import fill_by_slot, numbers_of
 from .cuda_segment import Segment, run_segment
 from .rule import ExitRule
@@ -170,7 +170,7 @@ class Lane:
         if self.graphs is not None and self.graphs.has_too_much():
             self.graphs.clear()
 
-    def send(self, packed: Packed, rule: ExitRule, structure: Rule, slots: np.ndarray, bucket: Bucket) -> None:
+    def send(self, packed: Packed, rule: ExitRule, structure: RuleForm, slots: np.ndarray, bucket: Bucket) -> None:
         """Send a batch and its rule to the inbox, in one copy. Nothing of the flight before may be under way."""
         buffers, tokens = self.buffers, len(packed.ids)
         self.write_batch(packed.cu_seqlens)
@@ -188,7 +188,7 @@ class Lane:
         counts[:] = len(bounds) - 1, bounds[-1]
         to[: len(bounds)] = bounds
 
-    def write_rule(self, rule: ExitRule, structure: Rule, slots: np.ndarray) -> None:
+    def write_rule(self, rule: ExitRule, structure: RuleForm, slots: np.ndarray) -> None:
         """Write the numbers of a rule for these slots, int64 [units], to the inbox on the host."""
         shared, by_slot = (part.numpy() for part in self.buffers.numbers(self.inbox, structure))
         shared[:] = numbers_of(rule)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..batch import Packed
 from ..kernels.survivors import Survivors
-from .cuda_buffers import Bucket, Rule
+from .cuda_buffers import Bucket, RuleForm
 from .cuda_joining import Contents
 from .cuda_lanes import Lane
 from .cuda_segment import Position
@@ -31,7 +31,7 @@ class Carried(NamedTuple):
     """What the numbers in the memory stand for, and how they are laid out there: by the last rule that carries any."""
 
     layout: tuple[Any, ...] = ()  # of `ops.rule.ExitRule`
-    rule: Rule = Rule()
+    rule: RuleForm = RuleForm()
 
 
 class CudaRows:
@@ -43,7 +43,7 @@ class CudaRows:
         self._lane: Lane | None = lane
         self._release, self._answers = release, answers
         self._packed: Packed | None = packed  # until it is sent, with the first rule
-        self._rule, self._structure = ExitRule(b""), Rule()
+        self._rule, self._structure = ExitRule(b""), RuleForm()
         self._carried = Carried()
         self._start(slots, packed.cu_seqlens)
 

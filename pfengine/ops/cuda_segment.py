@@ -19,7 +19,7 @@ from ..kernels.imitation import imitation
 from ..kernels.mean import mean
 from ..kernels.survivors import Survivors, remaining, survivors
 from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
-from .cuda_buffers import Bucket, Buffers, PreparedModel, Rule
+from .cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm
 from .cuda_ops import Linear, run_block, run_embed, run_linear
 from .cuda_tokens import frozen_of, let_tokens_go, sums_of, units_of
 
@@ -40,7 +40,7 @@ class Segment(NamedTuple):
 
     at: Position
     last: int
-    rule: Rule
+    rule: RuleForm
     tested: bool = False  # may rows leave after `last`?
     stops: bool = False  # are the scores after `last` wanted even where no row may leave?
     overlap: bool = False  # do exits run beside the next layer, whose rows stay together? See `run_segment`
@@ -67,7 +67,7 @@ def _other(memory: int) -> int:
 
 
 def segments(
-    weights: PreparedModel, at: Position, rule: Rule, tested: bytes, until: int, scores: bool, overlap: bool
+    weights: PreparedModel, at: Position, rule: RuleForm, tested: bytes, until: int, scores: bool, overlap: bool
 ) -> list[Segment]:
     """The segments from `at` to layer `until`: one up to each tested exit, and one up to `until`.
 
@@ -278,7 +278,7 @@ def _test(
     part: int = 0,
     learned: Tensor | None = None,
 ) -> ExitTest:
-    """What is tested after `layer`. part: which of the `Rule.widths` the kernel carries.
+    """What is tested after `layer`. part: which of the `RuleForm.widths` the kernel carries.
 
     Where tokens are scored the first part is of signals alone: it decides nothing.
     """

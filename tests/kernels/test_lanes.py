@@ -18,7 +18,7 @@ from pfengine.kernels.decide import Form
 from pfengine.kernels.launch import recording
 from pfengine.model import build
 from pfengine.ops import cuda, cuda_flight, cuda_lanes
-from pfengine.ops.cuda_buffers import Bucket, PreparedModel, Rule
+from pfengine.ops.cuda_buffers import Bucket, PreparedModel, RuleForm
 from pfengine.ops.cuda_lanes import Graphs, Lane, Recorder
 from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS, CudaModel
 from pfengine.ops.cuda_segment import Position, run_segment, segments
@@ -92,7 +92,7 @@ def test_segments_end_where_rows_may_leave() -> None:
     weights = PreparedModel(None, None, [[]] * 5, exits)  # type: ignore[arg-type]
 
     def way(tested: list[int], until: int = 5, at: Position | None = None, overlap: bool = False) -> list[Any]:
-        found = segments(weights, at or Position(), Rule(), bytes(tested), until, True, overlap)
+        found = segments(weights, at or Position(), RuleForm(), bytes(tested), until, True, overlap)
         return [(one.at.layer + 1, one.last, one.tested, one.stops, one.pending) for one in found]
 
     assert way([0] * 5) == [(1, 5, False, False, False)]
@@ -106,14 +106,14 @@ def test_segments_end_where_rows_may_leave() -> None:
 def test_where_rows_are_after_a_segment() -> None:
     exits: Any = [(None, 0), None, (None, 0), (None, 0)]
     weights = PreparedModel(None, None, [[]] * 4, exits)  # type: ignore[arg-type]
-    rule = Rule((Form("entropy", "<", "running"),))
+    rule = RuleForm((Form("entropy", "<", "running"),))
     way = segments(weights, Position(), rule, bytes([1, 0, 1, 0]), 4, True, False)
     assert [one.after(weights) for one in way] == [
         Position(1, 1, True, True, 1), Position(3, 0, True, True, 2), Position(4, 0, False, False, 2),
     ]  # fmt: skip
     (stop,) = segments(weights, way[1].at, rule, bytes(4), 2, True, False)
     assert stop.after(weights) == Position(2, 1, False, True, 1)  # the past of the first exit has not been moved
-    carries_nothing = way[1]._replace(rule=Rule((Form("entropy", "<"),)))
+    carries_nothing = way[1]._replace(rule=RuleForm((Form("entropy", "<"),)))
     assert carries_nothing.after(weights) == Position(3, 0, True, True, 1)
 
 
