@@ -143,7 +143,8 @@ def test_recorded_launches_give_the_same_answers(
     assert recorder.recordings
 
 
-@pytest.mark.parametrize("name", ["tokee", pytest.param("sentee-max", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tokee", "sentee-max"])
 def test_tag_heads_are_recorded_and_warmed_up_too(
     make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder, name: str
 ) -> None:

@@ -276,6 +276,7 @@ def test_a_state_that_cannot_be_written(encoder: Path, rows: Path, tmp_path: Pat
     assert bytes_of(pfengine.train(asked)) == whole
 
 
+@pytest.mark.slow
 def test_attaching_goes_on_too(encoder: Path, rows: Path, tmp_path: Path) -> None:
     plain = pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=1))
     lines = (rows / "train.tsv").read_text().splitlines()
@@ -294,6 +295,7 @@ def test_attaching_goes_on_too(encoder: Path, rows: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_too(encoder: Path, rows: Path, tmp_path: Path) -> None:
     def search(name: str) -> dict[str, bytes]:
         asked = config(encoder, rows, tmp_path / name, epochs=1, save_every=4, dropout=0.2)

@@ -115,6 +115,7 @@ def test_a_foreign_directory_is_refused_before_anything_is_trained(
         pfengine.train(config(encoder, rows, tmp_path))
 
 
+@pytest.mark.slow
 def test_grid_keeps_the_best_and_trains_no_cell_twice(
     encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
