@@ -18,7 +18,7 @@ PARTS = ("query", "key", "value", "attention_output", "attention_norm", "interme
 
 @dataclass(frozen=True)
 class Family:
-    """Constants of one family; all key names are without the trailing `.weight` / `.bias`."""
+    """Constants of one family; all key names are without the trailing `.weight` / `.bias`. Defaults are BERT's."""
 
     name: str
     model_types: tuple[str, ...]  # of config.json
@@ -26,15 +26,15 @@ class Family:
     prefix: str
     block_key: str  # of a block, with {layer}, {group} (of layers that share weights) and {block} (within a layer)
     block_parts: dict[str, str]
-    embedding_projection: str | None  # linear map from embedding to hidden size; None where the two are one
-    shares_layers: bool  # then config.json counts groups of layers, and blocks of a layer
-    shares_pooler: bool  # exit heads have one pooler for all layers unless told otherwise
     pooler: str  # dense on the first token, before the classifier of a plain Hugging Face directory
-    classifier: str
-    default_activation: str
-    default_norm_eps: float
-    default_pad_token_id: int
-    positions_after_pad: bool  # RoBERTa: positions start at pad_token_id + 1 and skip padding ids
+    classifier: str = "classifier"
+    embedding_projection: str | None = None  # linear map from embedding to hidden size; None where the two are one
+    shares_layers: bool = False  # config.json says how many groups share weights, and how many blocks a layer has
+    shares_pooler: bool = False  # exit heads have one pooler for all layers unless told otherwise
+    default_activation: str = "gelu"
+    default_norm_eps: float = 1e-12
+    default_pad_token_id: int = 0
+    positions_after_pad: bool = False  # RoBERTa: positions start at pad_token_id + 1 and skip padding ids
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     projects_equal_sizes: bool = True  # is there an embedding_projection where embedding and hidden size are equal?
     config_keys: Mapping[str, str] = field(default_factory=dict)  # BERT's name of a field -> this family's name
@@ -63,15 +63,7 @@ BERT = Family(
     prefix="bert.",
     block_key="encoder.layer.{layer}.",
     block_parts=_BERT_PARTS,
-    embedding_projection=None,
-    shares_layers=False,
-    shares_pooler=False,
     pooler="bert.pooler.dense",
-    classifier="classifier",
-    default_activation="gelu",
-    default_norm_eps=1e-12,
-    default_pad_token_id=0,
-    positions_after_pad=False,
 )
 ROBERTA = Family(
     name="roberta",
@@ -80,13 +72,8 @@ ROBERTA = Family(
     prefix="roberta.",
     block_key="encoder.layer.{layer}.",
     block_parts=_BERT_PARTS,
-    embedding_projection=None,
-    shares_layers=False,
-    shares_pooler=False,
     pooler="classifier.dense",
     classifier="classifier.out_proj",
-    default_activation="gelu",
-    default_norm_eps=1e-12,
     default_pad_token_id=1,
     positions_after_pad=True,
 )
@@ -110,11 +97,7 @@ ALBERT = Family(
     shares_layers=True,
     shares_pooler=True,
     pooler="albert.pooler",
-    classifier="classifier",
     default_activation="gelu_new",
-    default_norm_eps=1e-12,
-    default_pad_token_id=0,
-    positions_after_pad=False,
 )
 
 DISTILBERT = Family(
@@ -133,15 +116,7 @@ DISTILBERT = Family(
         "output": "ffn.lin2",
         "output_norm": "output_layer_norm",
     },
-    embedding_projection=None,
-    shares_layers=False,
-    shares_pooler=False,
     pooler="pre_classifier",
-    classifier="classifier",
-    default_activation="gelu",
-    default_norm_eps=1e-12,
-    default_pad_token_id=0,
-    positions_after_pad=False,
     pooler_activation="relu",
     config_keys={
         "hidden_size": "dim",

@@ -326,15 +326,17 @@ def copied(x: Tensor | None) -> Tensor | None:
 
 def select_rows(state: Any, rows: Tensor) -> Any:
     """These rows, by number, of every tensor in the state of a head or criterion."""
-    if not isinstance(state, tuple):
-        return None if state is None else state.index_select(0, rows)
-    parts = [select_rows(value, rows) for value in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return mapped(lambda x: x.index_select(0, rows), state)
 
 
 def joined(state: Any, other: Any) -> Any:
     """The states of two flights joined, rows of `state` first."""
+    return mapped(lambda x, y: torch.cat([x, y]), state, other)
+
+
+def mapped(function: Callable[..., Tensor], state: Any, *others: Any) -> Any:
+    """`function` of every tensor in a state and of those in the same place of others; the state's tuples are kept."""
     if not isinstance(state, tuple):
-        return None if state is None else torch.cat([state, other])
-    parts = [joined(a, b) for a, b in zip(state, other, strict=True)]
+        return None if state is None else function(state, *others)
+    parts = [mapped(function, *each) for each in zip(state, *others, strict=True)]
     return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)

@@ -11,14 +11,14 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores, register
+from .base import PREFIX, HeadState, OwnTensors, PreparedHead, Scores, register
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
 Combine = Literal["none", "ensemble", "vote"]
 
 
 @register
-class Linear(ExitHead):
+class Linear(PreparedHead):
     """logits_i = W_i s_i + w_i. The state s_i is of first tokens or of the mean of a row's tokens (option `reads`).
 
     Option `combine` (the naive global strategies of the Past-Future paper, over layers 1..i with
@@ -72,16 +72,14 @@ class Linear(ExitHead):
         return self.own_reads
 
     def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
-        return [(exit, -1) for exit in self.exits] if self.combine == "none" else None
+        return super().prepared_exits() if self.combine == "none" else None
 
     def step(
         self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
     ) -> tuple[Scores | None, HeadState]:
-        if self.combine == "none" and not answer:
-            return None, ()
-        _, logits, _ = self.ops.exit(x, self.exits[layer - 1], None, answer=False)
         if self.combine == "none":
-            return Scores(logits), ()
+            return super().step(layer, x, cu_seqlens, state, answer)
+        _, logits, _ = self.ops.exit(x, self.exits[layer - 1], None, answer=False)
         p = torch.softmax(logits, -1)
         if self.combine == "ensemble":
             total = p + state[0] if state else p
