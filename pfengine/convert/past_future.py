@@ -6,14 +6,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..config import MAX_LAYERS
 from ..errors import CheckpointError
 from ..heads import PREFIX
 from ..manifest import Manifest
-from .source import family_of, with_shapes
+from .source import Original, family_of, with_shapes
 
 
 def recognises(tensors: Collection[str]) -> bool:
@@ -29,16 +28,8 @@ def convert(
     Learners and projections are stored there as [slot, in, out]; the learner of slot 0 is never used.
     """
     family = family_of(path, tensors)
-    faults: list[str] = []
-
-    def get(key: str, dims: int) -> Tensor:
-        tensor = tensors.get(key)
-        if tensor is None or tensor.dim() != dims:
-            got = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
-            faults.append(f"'{key}' {got}; a Past-Future checkpoint has it with {dims} dimensions")
-            return torch.zeros([1] * dims, dtype=torch.float32, device="cpu")
-        return tensor
-
+    original = Original(path, tensors, "Past-Future")
+    get = original.get
     projections, projection_bias = get("classifiers.weight", 3), get("classifiers.bias", 2)
     learners, learner_bias = get(f"{family.prefix}pred_layer.weight", 3), get(f"{family.prefix}pred_layer.bias", 2)
     gate, gate_bias = get("classifiers.gate_proj.weight", 2), get("classifiers.gate_proj.bias", 1)
@@ -49,24 +40,21 @@ def convert(
         poolers = [f"{family.prefix}pooler"]
     else:
         poolers = [f"{family.prefix}poolers.{i}.dense" for i in range(layers)]
-    pooler_weights = [get(f"{key}.weight", 2) for key in poolers]
-    pooler_biases = [get(f"{key}.bias", 1) for key in poolers]
-    if not faults and labels < 2:
-        faults.append(
+    pooler_weights = original.stack([f"{key}.weight" for key in poolers], 2)
+    pooler_biases = original.stack([f"{key}.bias" for key in poolers], 1)
+    if not original.faults and labels < 2:
+        original.faults.append(
             "'classifiers.gate_proj.bias' has one entry: the system has no regression, entropy needs two labels"
         )
-    if not faults and len({w.shape for w in pooler_weights}) + len({b.shape for b in pooler_biases}) > 2:
-        faults.append(f"'{poolers[0]}' and the other poolers differ in shape")
-    if faults:
-        raise CheckpointError(path, faults)
+    original.check()
 
     converted = {key: value for key, value in tensors.items() if key.startswith(family.prefix)}
     for key in list(converted):
         if key.startswith(tuple(f"{family.prefix}{part}" for part in ("pooler.", "poolers.", "pred_layer."))):
             del converted[key]
     converted |= {
-        f"{PREFIX}poolers.weight": torch.stack(pooler_weights),
-        f"{PREFIX}poolers.bias": torch.stack(pooler_biases),
+        f"{PREFIX}poolers.weight": pooler_weights,
+        f"{PREFIX}poolers.bias": pooler_biases,
         f"{PREFIX}learners.weight": learners[1:].transpose(1, 2),
         f"{PREFIX}learners.bias": learner_bias[1:],
         f"{PREFIX}projections.weight": projections.transpose(1, 2),

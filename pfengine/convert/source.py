@@ -7,7 +7,7 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import weights
+from ..config import PROBLEM_TYPES
 from ..errors import CheckpointError
 from ..families import FAMILIES, Family
 from ..folder import Folder
@@ -96,7 +97,7 @@ def with_shapes(
     config = {key: value for key, value in raw.items() if key not in ("num_labels", "architectures")}
     if raw.get("model_type") not in family.model_types:
         config["model_type"] = family.name
-    config |= {family.key("num_hidden_layers"): layers, "problem_type": "single_label_classification"}
+    config |= {family.key("num_hidden_layers"): layers, "problem_type": PROBLEM_TYPES[0] if labels > 1 else "regression"}
     prefix = family.prefix
     query = family.block_parts["query"]
     blocks = sorted({key.split(query)[0].removeprefix(prefix) for key in tensors if query in key})
@@ -125,3 +126,52 @@ def with_shapes(
     with contextlib.suppress(ValueError, TypeError):  # wrong names are reported when the checkpoint is checked
         config["label2id"] = {name: int(key) for key, name in config["id2label"].items()}
     return config
+
+
+def encoder_tensors(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the encoder; not those of exits whose keys begin as the encoder's do."""
+    names = (family.block_key.partition("{")[0], "embeddings.", family.embedding_projection or "embeddings.")
+    return {
+        key: value
+        for key, value in tensors.items()
+        if key.startswith(tuple(family.prefix + name for name in names)) and not key.endswith(".position_ids")
+    }
+
+
+class Original:
+    """The tensors of a checkpoint of others, whose keys a system's format asks for.
+
+    What is missing or of an unexpected form becomes a fault, and zeros, so that all faults can be told at once.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], system: str) -> None:
+        self.path, self.tensors, self.system = path, tensors, system
+        self.faults: list[str] = []
+
+    def get(self, key: str, dims: int) -> Tensor:
+        """The tensor of a key, of so many dimensions."""
+        tensor = self.tensors.get(key)
+        if tensor is None or tensor.dim() != dims:
+            got = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+            self.faults.append(f"'{key}' {got}; a {self.system} checkpoint has it with {dims} dimensions")
+            return torch.zeros([1] * dims, dtype=torch.float32, device="cpu")
+        return tensor
+
+    def stack(self, keys: Sequence[str], dims: int) -> Tensor:
+        """The tensors of several keys, of so many dimensions each, along a new first axis."""
+        parts = [self.get(key, dims) for key in keys]
+        if self.faults:
+            return parts[0][None]
+        odd = next((key for key, part in zip(keys, parts, strict=True) if part.shape != parts[0].shape), None)
+        if odd is not None:
+            self.faults.append(
+                f"'{odd}' has shape {list(self.tensors[odd].shape)}; "
+                f"it must have that of '{keys[0]}', {list(parts[0].shape)}"
+            )
+            return parts[0][None]
+        return torch.stack(parts)
+
+    def check(self) -> None:
+        """Raise CheckpointError with all faults, if there are any."""
+        if self.faults:
+            raise CheckpointError(self.path, self.faults)

@@ -149,7 +149,7 @@ def test_missing_tensors_are_named(tmp_path: Path, missing: str) -> None:
 
 def test_not_a_source(tmp_path: Path) -> None:
     with pytest.raises(pfengine.ConfigError, match="past-future"):
-        pfengine.convert(FOLDERS[0] / "bert_n2", tmp_path / "out", system="deebert")
+        pfengine.convert(FOLDERS[0] / "bert_n2", tmp_path / "out", system="past-past")
     source = copy_case(tmp_path, drop=("classifiers.gate_proj.weight",))
     with pytest.raises(pfengine.CheckpointError, match="of a known system"):
         pfengine.convert(source, tmp_path / "out")

@@ -1,0 +1,65 @@
+"""What the formats of systems with a linear classifier per layer have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..families import Family
+from ..heads import PREFIX
+from ..manifest import Manifest
+from .source import Original, encoder_tensors, with_shapes
+
+Converted = tuple[dict[str, Any], Manifest, dict[str, Tensor]]
+
+
+def linear_checkpoint(
+    original: Original,
+    raw: dict[str, Any],
+    family: Family,
+    poolers: Sequence[str],
+    classifiers: Sequence[str],
+    manifest: Mapping[str, Any],
+) -> Converted:
+    """config.json, pfengine.json and tensors of a checkpoint with a pooler and a linear classifier per layer.
+
+    poolers: keys without .weight and .bias, one for all layers or one per layer. classifiers: one per layer; a key may
+    stand there several times. manifest: further fields of pfengine.json, `system` and `criterion` among them.
+    """
+    head = {
+        f"{PREFIX}{name}.{kind}": original.stack([f"{key}.{kind}" for key in keys], dims)
+        for name, keys in (("poolers", poolers), ("classifiers", classifiers))
+        for kind, dims in (("weight", 2), ("bias", 1))
+    }
+    original.check()
+    layers, labels = len(classifiers), len(original.tensors[f"{classifiers[-1]}.bias"])
+    config = with_shapes(raw, family, original.tensors, layers, labels)
+    made = Manifest(
+        head={"type": "linear", "pooler": "shared" if len(poolers) == 1 else "per-layer"},
+        exit_layers=tuple(range(1, layers + 1)),
+        **manifest,
+    )
+    return config, made, encoder_tensors(family, original.tensors) | head
+
+
+def numbered(path: Path, tensors: Mapping[str, Tensor], pattern: str, system: str) -> list[str]:
+    """The keys `pattern` with {} = 0, 1, ... that have a weight, in order.
+
+    Raises CheckpointError where there are none, or one is missing before the last.
+    """
+    before, _, after = pattern.partition("{}")
+    numbers = [
+        key.removeprefix(before).removesuffix(f"{after}.weight")
+        for key in tensors
+        if key.startswith(before) and key.endswith(f"{after}.weight")
+    ]
+    there = {int(number) for number in numbers if number.isdecimal()}
+    absent = set(range(max(there, default=0) + 1)) - there
+    if absent:
+        original = Original(path, tensors, system)
+        original.get(f"{pattern.format(min(absent))}.weight", 2)
+        original.check()
+    return [pattern.format(number) for number in sorted(there)]
