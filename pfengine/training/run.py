@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def train(config: TrainingConfig) -> Path:
     backbone = _backbone(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler)
+    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
     criterion = system.criterion if labels else "never"
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
@@ -75,7 +74,7 @@ def train(config: TrainingConfig) -> Path:
     if config.freezing == "layers" and backbone_config.family.shares_layers:
         raise ConfigError("freezing 'layers' needs layers with parameters of their own; ALBERT's share theirs")
     model = system.recipe(
-        backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=asdict(config)
+        backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=config.flat()
     )
     inputs = {"data": hash_rows(kept, held_out, labels), "model": hash_files(source)}
     fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config), inputs)
