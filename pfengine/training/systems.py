@@ -33,6 +33,8 @@ from .options import Option
 from .past_future import past_future_head, past_future_recipe
 from .plain import FullModel, LinearModel, linear_head
 from .pooled import PooledModel
+from .student import OPTIONS as student_options
+from .student import StudentModel
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 _OPTION = re.compile(r"[a-z][a-z0-9_]*")
@@ -199,5 +201,12 @@ for _system in (
         converter=elasticbert,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
+    System(
+        "student",
+        "the same, distilled from a full model of more layers",
+        {"type": "classifier"},
+        StudentModel,
+        own=student_options,
+    ),
 ):
     register(_system)
