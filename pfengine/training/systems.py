@@ -25,6 +25,7 @@ from ..heads.past_future import CHOICES
 from ..manifest import Manifest
 from ..registry import Registry, origin
 from .deebert import DeeBERTModel
+from .elasticbert import OPTIONS as elasticbert_options
 from .elasticbert import ElasticBERTModel
 from .elbert import OPTIONS as elbert_options
 from .elbert import ELBERTModel
@@ -197,6 +198,7 @@ for _system in (
         {"type": "linear", "pooler": "per-layer"},
         ElasticBERTModel,
         options=("pooler", "reads"),
+        own=elasticbert_options,
         criterion="entropy",
         converter=elasticbert,
     ),
