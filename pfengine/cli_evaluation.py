@@ -87,7 +87,10 @@ def evaluate(
     report: Annotated[str | None, typer.Option(help="Also write JSON, Markdown and pictures to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure quality, layer speed-up, wall-clock speed-up and exit layers, at full depth and at each threshold."""
+    """Measure quality, layer speed-up, wall-clock speed-up and exit layers, at full depth and at each threshold.
+
+    Each exit is also judged by itself: quality, agreement with full depth, Difficulty Inversion Score, calibration.
+    """
     from .evaluation import evaluate as run
 
     file, folder = out and Path(out), report and Path(report)
@@ -97,7 +100,7 @@ def evaluate(
         cli_io.check_folder(folder, "--report")
     found = run(
         checkpoint, data, thresholds=numbers(thresholds, "--thresholds"), speedups=numbers(speedups, "--speedups"),
-        compare=compare or (), metrics=metrics.split(",") if metrics else (), curves=bool(report or out or as_json),
+        compare=compare or (), metrics=metrics.split(",") if metrics else (),
         device=device, precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, max_length=max_length,
         data_format=input_format, text_column=text_column, pair_column=pair_column, label_column=label_column,
         repeats=repeats,

@@ -49,6 +49,7 @@ def print_table(table: Table) -> None:
 
 def print_report(report: Report) -> None:
     from .evaluation.machine import name_machine
+    from .evaluation.report import exit_table, remarks
 
     show(
         f"{report.checkpoint} on {report.data}: {report.rows} rows of {report.mean_tokens:.1f} tokens on average, "
@@ -75,6 +76,15 @@ def print_report(report: Report) -> None:
         histogram.add_row(str(layer), *(f"{100 * share:4.1f}% {bar * round(20 * share)}" for share in shares))
     if early:
         print_table(histogram)
+    for curve in report.curves:
+        columns, cells = exit_table(curve.exits)
+        show(f"each exit of {printable(Path(curve.checkpoint).name)} judged by itself:")
+        exits = Table(*columns)
+        for row in cells:
+            exits.add_row(*row)
+        print_table(exits)
+        for sentence in remarks(curve):
+            show(sentence)
 
 
 def print_calibration(outcome: Calibration) -> None:
