@@ -34,6 +34,10 @@ def calibrate(
     accuracy_drop: Annotated[
         float | None, typer.Option(help="Guaranteed largest loss of accuracy; needs labels.")
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Regression: guaranteed largest distance from full depth, of 99% of rows."),
+    ] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the guarantee.")] = 0.95,
     choose_layers: Annotated[
         bool, typer.Option("--choose-layers", help="Test only the exits that save time, at equal agreement.")
@@ -47,14 +51,14 @@ def calibrate(
 ) -> None:
     """Find thresholds on held-out rows and write them into the checkpoint.
 
-    With --agreement or --accuracy-drop the threshold comes with a guarantee; if there are too few rows for it, the exit
-    code is 1.
+    With --agreement, --accuracy-drop or, for regression, --tolerance the threshold comes with a guarantee; if there are
+    too few rows for it, the exit code is 1.
     """
     from .evaluation import calibrate as run
 
     outcome = run(
         checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
-        confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,
+        tolerance=tolerance, confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,
         text_column=text_column, pair_column=pair_column, label_column=label_column,
         notify=lambda stage: console.say(f"calibrate: {stage}"),
     )  # fmt: skip
