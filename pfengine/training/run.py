@@ -63,7 +63,7 @@ def train(config: TrainingConfig) -> Path:
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
     system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
-    criterion = system.criterion if labels else system.regression
+    criterion = config.criterion or (system.criterion if labels else system.regression)
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
