@@ -17,15 +17,19 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import past_future
+from ..convert import deebert, elasticbert, elbert, pabee, past_future
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..manifest import Manifest
 from ..registry import Registry, origin
+from .deebert import DeeBERTModel
+from .elasticbert import ElasticBERTModel
+from .elbert import ELBERTModel
 from .model import ExitModel
 from .past_future import past_future_head, past_future_recipe
 from .plain import FullModel, LinearModel, linear_head
+from .pooled import PooledModel
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 
@@ -56,7 +60,7 @@ class System:
     system takes replace entries. The function raises ConfigError for options that do not fit together.
     recipe: the `ExitModel` to train, or a function that makes one from the same arguments.
     options: the options of heads, such as "pooler", that it takes (`heads.past_future.CHOICES`).
-    criterion: the text that is written to checkpoints with labels; "never" is written for regression.
+    criterion, regression: the text that is written to checkpoints with labels, and to those for regression.
     converter: None where no checkpoints of others are read.
 
     Raises TypeError or ValueError for what it cannot be made of.
@@ -68,6 +72,7 @@ class System:
     recipe: Callable[..., ExitModel] = ExitModel
     options: tuple[str, ...] = ()
     criterion: str = "never"
+    regression: str = "never"
     converter: Converter | None = None
 
     def __post_init__(self) -> None:
@@ -142,6 +147,41 @@ for _system in (
         LinearModel,
         options=("pooler", "reads"),
         criterion="entropy",
+    ),
+    System(
+        "deebert",
+        "exits added to a fine-tuned model",
+        {"type": "linear", "pooler": "per-layer"},
+        DeeBERTModel,
+        criterion="entropy",
+        converter=deebert,
+    ),
+    System(
+        "pabee",
+        "patience",
+        {"type": "linear", "pooler": "shared"},
+        PooledModel,
+        options=("pooler", "reads"),
+        criterion="patience",
+        converter=pabee,
+    ),
+    System(
+        "elbert",
+        "a confidence window over one shared classifier",
+        {"type": "linear", "pooler": "shared", "classifiers": "shared"},
+        ELBERTModel,
+        options=("pooler", "reads"),
+        criterion="elbert",
+        converter=elbert,
+    ),
+    System(
+        "elasticbert",
+        "all exits' losses, balanced on their way back",
+        {"type": "linear", "pooler": "per-layer"},
+        ElasticBERTModel,
+        options=("pooler", "reads"),
+        criterion="entropy",
+        converter=elasticbert,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
 ):
