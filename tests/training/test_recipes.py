@@ -16,13 +16,12 @@ import pfengine
 from pfengine.heads import HEADS
 from pfengine.training import SYSTEMS, ExitModel, HeldOut, Phase, System, register, trains_exits
 from pfengine.training import fit as fitting
-from pfengine.training.config import DEFAULTS
 
 from .test_runs import Interrupted
 from .test_train import config
 
 TEXTS = ["good film", "bad", "the plot is very awful", "great great fine", "a", "poor the a film is bad"]
-OF_ROWS = [name for name, each in SYSTEMS.items() if not HEADS[each.head_config(DEFAULTS, False)["type"]].tags]
+OF_ROWS = [name for name in SYSTEMS if not HEADS[pfengine.TrainingConfig("", "", "", name).head(False)["type"]].tags]
 
 
 @pytest.mark.parametrize("system", OF_ROWS)
