@@ -64,6 +64,11 @@ def train(config: TrainingConfig) -> Path:
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
     system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
     criterion = system.criterion if labels else system.regression
+    if criterion is None:
+        raise ConfigError(
+            f"system {config.system!r} cannot learn regression: its loss compares labels, and {name} has scores; "
+            "choose another, such as 'pabee'"
+        )
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
