@@ -69,6 +69,11 @@ class Row(NamedTuple):
     pieces: np.ndarray | None = None  # int32 [words]: how many pieces each word has, at least 1
     spans: np.ndarray | None = None  # int32 [words, 2]: first character of each word in its text, and the one after it
 
+    @property
+    def word_count(self) -> int:
+        """How many words it has, for a head that scores tokens: one per token where none are marked."""
+        return len(self.ids if self.first_pieces is None else self.first_pieces)
+
 
 def is_single(inputs: Any) -> bool:
     """Is `inputs` one row rather than an iterable of rows?"""
