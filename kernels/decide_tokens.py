@@ -1,8 +1,8 @@
 """Who leaves after an exit of a head that scores tokens: the words of each row are read together.
 
-`exit_head` gives logits and signals of all tokens, of which those of first pieces are the words'. Then this kernel pools
-the signals of words and decides, one program per row. It marks the words that leave, freezes their pieces, and writes
-their answers. A caller's mask may take the place of the clauses.
+`exit_head` gives logits and signals of all tokens. Those of first pieces are the words'. Then this kernel pools the
+signals of words and decides, one program per row. It marks the words that leave, freezes their pieces, and writes their
+answers. A caller's mask may take the place of the clauses.
 """
 
 from __future__ import annotations
@@ -230,8 +230,9 @@ def decide_tokens(
             "logits": logits, "source_rows": source_rows, "signals": signals,
             "given": None if given is None else given.view(torch.uint8), "bounds": bounds, "count": count,
             "slots": test.slots, "places": places, "pieces": pieces, "to_logits": test.to_logits,
-            "to_layers": test.to_layers, "frozen": frozen, "numbers": test.numbers, "by_slot": test.by_slot, "state_in": test.state_in, "state_out": test.state_out,
-            "leave": leave.view(torch.uint8), "asking": asking, "labels": labels, "layer": test.layer,
+            "to_layers": test.to_layers, "frozen": frozen, "numbers": test.numbers, "by_slot": test.by_slot,
+            "state_in": test.state_in, "state_out": test.state_out, "leave": leave.view(torch.uint8), "asking": asking,
+            "labels": labels, "layer": test.layer,
             "slot_count": slots, "signal_rows": tokens, "width": width, "half": window // 2,
         },
         {

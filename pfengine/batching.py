@@ -43,7 +43,7 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
 
 def _pieces(row: Row) -> np.ndarray:
     """The row's part of `Packed.pieces`."""
-    if row.first_pieces is None:
+    if row.first_pieces is None or row.pieces is None:
         return np.ones(len(row.ids), np.int32)
     pieces = np.zeros(len(row.ids), np.int32)
     pieces[row.first_pieces] = row.pieces

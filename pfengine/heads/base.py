@@ -102,7 +102,8 @@ class ExitHead(ABC):
         """Read the states after layer `layer` (1-based) of all rows that are left.
 
         x: what `reads(layer)` says, [rows, H], or [tokens, H] for all tokens, of which a tag head gets the first piece
-        of each word; cu_seqlens: int32 [rows + 1], row r has cu_seqlens[r] to cu_seqlens[r + 1] of x. state: what the previous layer's call returned, None before layer 1.
+        of each word; cu_seqlens: int32 [rows + 1], row r has cu_seqlens[r] to cu_seqlens[r + 1] of x. state: what the
+        previous layer's call returned, None before layer 1.
         Returns the scores where `answer`, else None, and the new state. Must be called for each layer in turn.
         """
 

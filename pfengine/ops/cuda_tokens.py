@@ -70,15 +70,17 @@ def let_tokens_go(
 ) -> None:
     """Words leave as the rule says, or those that are `given`; then `to`, a `Position.batch`, lists what is left.
 
-    The pieces of words that leave are frozen unless the rule does not freeze. source_tokens: where the scores are read from.
+    The pieces of words that leave are frozen unless the rule does not freeze. source_tokens: where the scores are read
+    from.
     """
     tokens = buffers.tokens
     assert tokens is not None
     leave, asking = tokens.leave[: bucket.rows], tokens.asking[: bucket.rows]
     decide_tokens(
         test, decided.logits, here.bounds, here.counts[:1], tokens.frozen, leave, asking, tokens.places, tokens.pieces,
-        signals=decided.signals, pool="window" if rule is None or rule.unit == "token" else rule.pool, window=1 if rule is None else rule.window,
-        freezes=rule is None or rule.freezes, given=given, answers=answers, source_rows=source_tokens,
+        signals=decided.signals, pool="window" if rule is None or rule.unit == "token" else rule.pool,
+        window=1 if rule is None else rule.window, freezes=rule is None or rule.freezes, given=given, answers=answers,
+        source_rows=source_tokens,
     )  # fmt: skip
     survivors(
         here.bounds, here.slots, leave, bucket.longest, here.counts[:1], buffers.batch(to, bucket),
