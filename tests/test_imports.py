@@ -20,7 +20,7 @@ LAYERS = {
     "kernels": "kernels",
     "ops": "ops",
     "checkpoint": "checkpoint config destination families file_hashes folder json_fields manifest storage weights",
-    "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows",
+    "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows words",
     "parts": "encoder exits heads",
     "engine": "engine model token_flight torch_flight",
     "api": "answers api bundled devices inference per_row reader reload saving",
