@@ -24,11 +24,13 @@ from ..exits.placement import Placement, judge, place
 from ..exits.selection import choose
 from ..exits.text import lacks_threshold, parse_form
 from ..heads import HEADS
+from ..manifest import Manifest
 from ..messages import warn
 from ..per_row import own_exits
 from ..reader import read
 from .costs import measure_costs
 from .precisions import check_precisions
+from .tagged import Words, tag_table
 
 FEW_ROWS = 30
 
@@ -90,7 +92,7 @@ def calibrate(
     speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
     agreement with the full model. Thresholds are found in fp32; how bf16 and int8 compare is written beside them, for
     `load(precision="auto")` to go by. out: write there, not to `path` (which a bundled checkpoint needs). notify: is
-    told what is being done, a line a stage.
+    told what is being done, a line a stage. A tagger has no promise and no choice of layers; its table counts words.
 
     Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
     promise cannot be proved on so few rows.
@@ -105,13 +107,21 @@ def calibrate(
     if speedup is not None and (speedup := number("speedup", speedup)) < 1:
         raise ConfigError(f"speedup is {speedup!r}; it must be at least 1")
     engine = load(path, precision="fp32", criterion="never")
-    directory = engine.checkpoint.path
+    directory, tags = engine.checkpoint.path, engine.model.head.tags
+    if tags and (choose_layers or agreement is not None or accuracy_drop is not None):
+        raise ConfigError(
+            f"{path} tags words, and those of a row are not independent: no promise can be proved on them, nor layers "
+            "chosen by it; give speedup"
+        )
     if out is None and BUNDLED in directory.parents:
         raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     own = _criterion(engine, criterion)
     saving.check_writable(target)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
+    if tags:
+        tagged = data.read_tagged(data.locate(source, "dev"), **columns, kind=data_format)
+        return _calibrate_tags(engine, own, tagged, source, criterion, speedup, target, notify)
     examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)
     if accuracy_drop is not None and not labelled:
@@ -120,8 +130,7 @@ def calibrate(
         )
     labels = np.array(data.label_ids(examples, engine.labels, data.display_name(Path(source)))) if labelled else None
     texts = [example.row for example in examples]
-    if len(texts) < FEW_ROWS:
-        warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
+    _warn_of_few(texts, source)
     if choose_layers and engine.exit_layers != every_exit(engine):
         every = replace(engine.checkpoint.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
         engine = load(replace(read(directory), manifest=every), precision="fp32", criterion="never")
@@ -166,6 +175,70 @@ def calibrate(
         rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
         found = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
         manifest = replace(manifest, threshold=found)
+    precisions = _write(engine, manifest, target, texts, notify)
+    return _outcome(manifest, target, source, len(examples), promised, choice, precisions)
+
+
+def _calibrate_tags(
+    engine: Engine,
+    own: DataCriterion,
+    examples: list[data.TaggedExample],
+    source: str | Path,
+    text: str | None,
+    speedup: float | None,
+    target: Path,
+    notify: Callable[[str], None],
+) -> Calibration:
+    """`calibrate` of a tagger, whose table counts words and, in span F1, entities."""
+    rows: list[Any] = [example.row for example in examples]
+    _warn_of_few(rows, source)
+    notify(f"thresholds on {len(rows)} rows")
+    words = Words.of(examples, engine.labels, data.display_name(Path(source)), engine.tokenizer.side)
+    table = tag_table(engine, own, rows, words)
+    threshold = _threshold(engine, own, text)
+    manifest = replace(
+        engine.checkpoint.manifest,
+        criterion=repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
+        threshold=None if isinstance(threshold, tuple) else threshold,
+        calibration=tuple(table),
+        guarantee=None,
+    )
+    if speedup is not None:
+        rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
+        slowest = own.grid(len(engine.exit_layers), len(engine.labels))[0]  # no word leaves early
+        manifest = replace(manifest, threshold=slowest if isinstance(rule, Never) else float(rule.threshold))
+    precisions = _write(engine, manifest, target, rows, notify)
+    return _outcome(manifest, target, source, len(rows), None, None, precisions)
+
+
+def _outcome(
+    manifest: Manifest,
+    target: Path,
+    source: str | Path,
+    rows: int,
+    promised: Guarantee | None,
+    choice: LayerChoice | None,
+    precisions: dict[str, dict[str, Any]],
+) -> Calibration:
+    return Calibration(
+        checkpoint=os.fspath(target),
+        data=data.display_name(Path(source)) if Path(source) == data.STDIN else Path(source).name,
+        rows=rows,
+        criterion=manifest.criterion or "",
+        threshold=manifest.threshold,
+        exit_layers=manifest.exit_layers,
+        table=list(manifest.calibration),
+        guarantee=promised,
+        layers=choice,
+        precisions=precisions,
+    )
+
+
+def _write(
+    engine: Engine, manifest: Manifest, target: Path, texts: list[Any], notify: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Write the checkpoint with this manifest, and in it how other precisions answer, which is returned."""
+    directory = engine.checkpoint.path
     notify("bf16 and int8 beside fp32")
     if target == directory:
         with saving.trial(directory, manifest) as stage:
@@ -177,18 +250,12 @@ def calibrate(
             written = saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
             precisions = check_precisions(stage, texts)
             saving.write_manifest(stage, replace(written, precisions=precisions))
-    return Calibration(
-        checkpoint=os.fspath(target),
-        data=data.display_name(Path(source)) if Path(source) == data.STDIN else Path(source).name,
-        rows=len(examples),
-        criterion=manifest.criterion or "",
-        threshold=manifest.threshold,
-        exit_layers=exit_layers,
-        table=table,
-        guarantee=promised,
-        layers=choice,
-        precisions=precisions,
-    )
+    return precisions
+
+
+def _warn_of_few(rows: list[Any], source: str | Path) -> None:
+    if len(rows) < FEW_ROWS:
+        warn(f"{source} has {len(rows)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
 
 
 def _share(name: str, value: Any) -> float:
