@@ -13,7 +13,7 @@ from ..data import TaggedExample, tag_ids
 from ..entities import entities, names_entities
 from ..errors import ConfigError
 from ..exits import DataCriterion
-from ..exits.calibration import Score, calibration_table, table_of
+from ..exits.calibration import alike, calibration_table, table_of
 
 TAG_METRICS = ("span_f1", "span_precision", "span_recall", "accuracy")
 RESAMPLES = 200
@@ -56,12 +56,12 @@ class Words:
         truth = None if self.truth is None else self.truth[self._places(answered)]
         return replace(self, bounds=np.cumsum([0, *answered.sum(1)]), truth=truth)
 
-    def score(self) -> Score | None:
-        """All default metrics of label ids [W]; None where the rows have no tags."""
+    def score(self, logits: np.ndarray) -> dict[str, float]:
+        """All default metrics of the words' answers [W, labels]; none where the rows have no tags."""
         if self.truth is None:
-            return None
-        truth, metrics = self.truth, self.metrics()
-        return lambda answers: {name: metric(answers, truth) for name, metric in metrics.items()}
+            return {}
+        answers, truth = logits.argmax(-1), self.truth
+        return {name: metric(answers, truth) for name, metric in self.metrics().items()}
 
     def _places(self, answered: np.ndarray) -> np.ndarray:
         """Where the answered words are among all, in their order."""
@@ -97,18 +97,21 @@ def tag_table(engine: Engine, criterion: DataCriterion, rows: Sequence[Any], wor
     logits = engine.layer_logits(rows)
     answered = ~np.isnan(logits[-1, ..., 0])
     words, flat = words.kept(answered), np.stack([each[answered] for each in logits])
-    token_rule, score = criterion.tokens(), words.score()
+    token_rule = criterion.tokens()
     if token_rule is None or not token_rule.freezes:
         bounds = words.bounds.astype(np.int32)
-        return calibration_table(criterion, flat, None, engine.exit_layers, bounds=bounds, score=score)
+        return calibration_table(criterion, flat, None, engine.exit_layers, bounds=bounds, score=words.score)
 
     def run(threshold: float) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         out = engine.predict(rows, criterion=criterion.with_threshold(threshold))
-        labels = out.label_ids[answered]
-        return out.exit_layers[answered], lambda: labels
+        answers = out.logits[answered]
+        return out.exit_layers[answered], lambda: answers
+
+    def judged(answers: np.ndarray) -> dict[str, float]:
+        return {"agreement": float(alike(answers, flat[-1]).mean()), "rows": len(answers)} | words.score(answers)
 
     grid = criterion.grid(len(engine.exit_layers), len(engine.labels))
-    return table_of(run, grid, True, engine.num_layers, flat[-1].argmax(-1), score or (lambda answers: {}))
+    return table_of(run, grid, True, engine.num_layers, judged)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from .data import DataCriterion, is_data
 from .signals import signal
 from .user_criterion import checked
 
-Score = Callable[[np.ndarray], dict[str, float]]  # of label ids
+Score = Callable[[np.ndarray], dict[str, float]]  # of the answers' logits, [rows, labels]
 SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
@@ -145,6 +145,35 @@ def answers_at(logits: np.ndarray, exit_layers: Sequence[int], taken: np.ndarray
     return logits[np.searchsorted(exit_layers, taken), np.arange(len(taken))]
 
 
+def alike(answers: np.ndarray, full: np.ndarray, tolerance: float | None = None) -> np.ndarray:
+    """Which rows are answered as at full depth, bool [rows]: logits of their answers and of full depth [rows, labels].
+
+    They are where the label is the same. With one label, which is regression, they are where the score is within
+    `tolerance`, and ConfigError is raised without one.
+    """
+    same: np.ndarray
+    if full.shape[1] > 1:
+        same = answers.argmax(1) == full.argmax(1)
+    elif tolerance is None:
+        raise ConfigError("scores of regression agree within a tolerance: give tolerance, such as 0.1")
+    else:
+        same = deviations(answers, full) <= tolerance
+    return same
+
+
+def deviations(answers: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """How far each score of regression is from the one at full depth: [rows, 1] twice -> float64 [rows]."""
+    gaps: np.ndarray = np.abs(answers[:, 0].astype(np.float64) - full[:, 0])
+    return gaps
+
+
+def correlation(scores: np.ndarray, values: np.ndarray) -> float | None:
+    """Pearson's correlation of two [rows]; None where one of them is the same for all rows, so that there is none."""
+    if len(scores) < 2 or not np.ptp(scores) or not np.ptp(values):
+        return None
+    return float(np.corrcoef(scores, values)[0, 1])
+
+
 def threshold_for(
     criterion: Criterion,
     logits: np.ndarray,
@@ -185,32 +214,44 @@ def calibration_table(
     labels: np.ndarray | None,
     exit_layers: Sequence[int],
     learned: np.ndarray | None = None,
+    tolerance: float | None = None,
+    *,
     bounds: np.ndarray | None = None,
     score: Score | None = None,
 ) -> list[dict[str, Any]]:
     """Points {threshold, layer_speedup, agreement, [accuracy], rows} for each of SPEEDUPS that can be reached.
 
     logits: [exits, rows, labels] of held-out rows; labels: int64 [rows], None where they are unknown; learned: float32
-    [exits, rows], the score that some heads add. bounds: for a tag head, as in `exits_taken`; layer speed-up and
-    agreement then count tokens. score: more entries of a point. agreement is the share of rows answered as at full
-    depth. Thresholds that give the same speed-up are one point.
+    [exits, rows], the score that some heads add. agreement is the share of rows answered as at full depth. Thresholds
+    that give the same speed-up are one point. bounds: for a tag head, as in `exits_taken`; "rows" are then words, for
+    which it answers, in the counts too. score: further entries of a point, of the answers' logits [rows, labels].
+
+    With one label, which is regression, points have deviation, the mean |score - score at full depth|; agreement where
+    there is a `tolerance`, see `alike`; and pearson, the correlation with `labels`, numbers [rows], where there is one.
     """
     if len(exit_layers) == 1 or not logits.shape[1]:
         return []
-    simulation = Simulation(logits, exit_layers, learned, bounds)
+    simulation, scores, full = Simulation(logits, exit_layers, learned, bounds), logits.shape[2] == 1, logits[-1]
 
     def run(threshold: float) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         taken = simulation.exits(criterion.with_threshold(threshold))
         if bounds is not None and len(taken) < logits.shape[1]:
             taken = taken.repeat(np.diff(bounds))
-        return taken, lambda: answers_at(logits, exit_layers, taken).argmax(-1)
+        return taken, lambda: answers_at(logits, exit_layers, taken)
 
-    def quality(answers: np.ndarray) -> dict[str, float]:
-        accuracy = {} if labels is None else {"accuracy": float((answers == labels).mean())}
-        return accuracy | ({} if score is None else score(answers))
+    def judged(answers: np.ndarray) -> dict[str, float]:
+        found = {"deviation": float(deviations(answers, full).mean())} if scores else {}
+        if not scores or tolerance is not None:
+            found["agreement"] = float(alike(answers, full, tolerance).mean())
+        found["rows"] = len(full)
+        if labels is not None and not scores:
+            found["accuracy"] = float((answers.argmax(-1) == labels).mean())
+        elif labels is not None and (pearson := correlation(answers[:, 0], labels)) is not None:
+            found["pearson"] = pearson
+        return found | ({} if score is None else score(answers))
 
     candidates = candidates_of(criterion, logits, exit_layers, learned, bounds)
-    return table_of(run, candidates, criterion.monotone, exit_layers[-1], logits[-1].argmax(-1), quality)
+    return table_of(run, candidates, criterion.monotone, exit_layers[-1], judged)
 
 
 def table_of(
@@ -218,12 +259,11 @@ def table_of(
     candidates: Sequence[float],
     monotone: bool,
     num_layers: int,
-    full: np.ndarray,
-    score: Score,
+    judged: Score,
 ) -> list[dict[str, Any]]:
-    """`calibration_table`, of what `run` gives at a threshold: exit layers and a function for label ids, int64 [rows].
+    """`calibration_table`, of what `run` gives at a threshold: exit layers [rows], and a function for the answers.
 
-    candidates: thresholds to search, slowest first; monotone: by bisection. full: the label ids at full depth.
+    candidates: thresholds to search, slowest first; monotone: by bisection. judged: of the answers, for the points.
     """
     run = functools.lru_cache(64)(run)
     table: list[dict[str, Any]] = []
@@ -236,14 +276,8 @@ def table_of(
         threshold = _slowest(candidates, reached, monotone, speedup)
         if not np.isfinite(threshold):
             break
-        taken, labels = run(threshold)
-        answers = labels()
-        point = {
-            "threshold": threshold,
-            "layer_speedup": layer_speedup(taken, num_layers),
-            "agreement": float((answers == full).mean()),
-            "rows": len(full),
-        } | score(answers)
-        if not table or point["layer_speedup"] > table[-1]["layer_speedup"]:
-            table.append(point)
+        taken, answers = run(threshold)
+        if not table or layer_speedup(taken, num_layers) > table[-1]["layer_speedup"]:
+            point = {"threshold": threshold, "layer_speedup": layer_speedup(taken, num_layers)}
+            table.append(point | judged(answers()))
     return table
