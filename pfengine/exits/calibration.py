@@ -87,6 +87,13 @@ class Simulation:
                 taken[says & (layer < taken)] = layer
         return taken
 
+    def exits_of_all(self, criterion: Criterion) -> np.ndarray:
+        """`exits`, with one number per row of the logits: of a tag head per token, also where rows leave as a whole."""
+        taken = self.exits(criterion)
+        if self._bounds is not None and len(taken) < len(self._logits[0]):
+            taken = taken.repeat(self._bounds.diff().numpy())
+        return taken
+
     def _compared(self, clause: Clause, tokens: TokenRule | None, units: int) -> list[np.ndarray]:
         """What the clause compares after each exit except the last, float32 [rows or tokens] each."""
         key = (clause.signal, clause.memory, clause.size, clause.temperature.tobytes(), tokens)
@@ -234,9 +241,7 @@ def calibration_table(
     simulation, scores, full = Simulation(logits, exit_layers, learned, bounds), logits.shape[2] == 1, logits[-1]
 
     def run(threshold: float) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
-        taken = simulation.exits(criterion.with_threshold(threshold))
-        if bounds is not None and len(taken) < logits.shape[1]:
-            taken = taken.repeat(np.diff(bounds))
+        taken = simulation.exits_of_all(criterion.with_threshold(threshold))
         return taken, lambda: answers_at(logits, exit_layers, taken)
 
     def judged(answers: np.ndarray) -> dict[str, float]:
