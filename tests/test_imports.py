@@ -15,7 +15,8 @@ PACKAGE = Path(pfengine.__file__).parent
 # Modules of `pfengine`, from the lowest layer up; a package stands for all modules in it. A module may import from its
 # own line and from the lines before it.
 LAYERS = {
-    "basics": "_version cpu_count errors forking messages options prefetch registry row_thread strict_json torch_state",
+    "basics": "_version cpu_count entities errors forking messages options prefetch registry row_thread strict_json "
+    "torch_state",
     "extension": "_C extension batch",
     "kernels": "kernels",
     "ops": "ops",
