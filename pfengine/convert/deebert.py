@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .linear import Converted, linear_checkpoint, numbered
+from . import berxit
+from .linear import Converted, highways, linear_checkpoint
 from .source import Original, family_of
 
 
 def recognises(tensors: Collection[str]) -> bool:
-    return any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors)
+    """BERxiT's have highways too, and more."""
+    return any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors) and not berxit.recognises(
+        tensors
+    )
 
 
 def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:
@@ -23,16 +27,10 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Conv
     authors' code has a highway there too, which its own recipe never trains; it is left out.
     """
     family = family_of(path, tensors)
-    prefix = family.prefix
-    highways = [
-        key.removesuffix(".classifier")
-        for key in numbered(path, tensors, f"{prefix}encoder.highway.{{}}.classifier", "DeeBERT")
-    ][:-1]
     return linear_checkpoint(
         Original(path, tensors, "DeeBERT"),
         raw,
         family,
-        poolers=[*(f"{key}.pooler.dense" for key in highways), f"{prefix}pooler.dense"],
-        classifiers=[*(f"{key}.classifier" for key in highways), "classifier"],
+        *highways(path, tensors, family, "DeeBERT"),
         manifest={"system": "deebert", "criterion": "entropy"},
     )

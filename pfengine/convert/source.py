@@ -79,7 +79,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def family_of(path: Path, tensors: dict[str, Tensor]) -> Family:
+def family_of(path: Path, tensors: Mapping[str, Tensor]) -> Family:
     """The family by the prefix of its keys."""
     for family in FAMILIES.values():
         if f"{family.prefix}embeddings.word_embeddings.weight" in tensors:
@@ -88,7 +88,7 @@ def family_of(path: Path, tensors: dict[str, Tensor]) -> Family:
 
 
 def with_shapes(
-    raw: dict[str, Any], family: Family, tensors: dict[str, Tensor], layers: int, labels: int
+    raw: dict[str, Any], family: Family, tensors: Mapping[str, Tensor], layers: int, labels: int
 ) -> dict[str, Any]:
     """config.json with every size taken from the tensors; missing sizes are reported when the checkpoint is checked.
 

@@ -26,7 +26,11 @@ class Linear(PreparedHead):
     ln((votes + p_i) / (i + 1)), whose largest label is the one that most layers chose. p_i, less than one vote, breaks
     ties.
 
-    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n, C, H], each with its bias.
+    Option `learned`: does the head add sigmoid(u . s_i + v), with one u for all layers, which learns how likely the
+    answer after layer i is wrong (BERxiT, Xin et al., EACL 2021, section 3.3)?
+
+    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n, C, H], each with its bias;
+    where the head learns, learned [1, H] with its bias.
     """
 
     name = "linear"
@@ -35,19 +39,33 @@ class Linear(PreparedHead):
     def config_faults(head: dict[str, Any]) -> list[str]:
         choices = {"pooler": get_args(PoolerKind), "combine": get_args(Combine), "reads": ("first", "mean")}
         defaults = {"combine": "none", "reads": "first"}
-        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", *choices})]
-        for key, known in choices.items():
-            if head.get(key, defaults.get(key)) not in known:
-                faults.append(f"'head.{key}' is {head.get(key)!r}; it must be one of {', '.join(known)}")
+        known = {"type", "learned", *choices}
+        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - known)]
+        for key, values in choices.items():
+            if head.get(key, defaults.get(key)) not in values:
+                faults.append(f"'head.{key}' is {head.get(key)!r}; it must be one of {', '.join(values)}")
+        if type(head.get("learned", False)) is not bool:
+            faults.append(f"'head.learned' is {head['learned']!r}; it must be true or false")
+        elif head.get("learned") and head.get("combine", "none") != "none":
+            faults.append("'head.learned' is true; it must be false where 'head.combine' is not 'none'")
         return faults
+
+    @staticmethod
+    def learns(head: dict[str, Any]) -> bool:
+        return bool(head.get("learned"))
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
         n, hidden, labels = config.num_layers, config.hidden_size, config.num_labels
-        return pooler_shapes(head["pooler"], n, hidden) | {
-            f"{PREFIX}classifiers.weight": (n, labels, hidden),
-            f"{PREFIX}classifiers.bias": (n, labels),
-        }
+        learned = {f"{PREFIX}learned.weight": (1, hidden), f"{PREFIX}learned.bias": (1,)} if head.get("learned") else {}
+        return (
+            learned
+            | pooler_shapes(head["pooler"], n, hidden)
+            | {
+                f"{PREFIX}classifiers.weight": (n, labels, hidden),
+                f"{PREFIX}classifiers.bias": (n, labels),
+            }
+        )
 
     def __init__(
         self,
@@ -62,11 +80,15 @@ class Linear(PreparedHead):
         t = OwnTensors(tensors)
         self.pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
+        learned = None
+        if head.get("learned"):
+            learned = ops.prepare_linear(t["learned.weight"], t["learned.bias"], torch.float32)
         self.exits = []
         for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
             pooler = self.pooler.weights[i] if self.pooler.weights else None
             past = ops.prepare_linear(w, b, torch.float32)
-            self.exits.append(ops.prepare_exit(Exit(config.num_labels, past, pooler, reads=self.own_reads)))
+            exit = Exit(config.num_labels, past, pooler, reads=self.own_reads, learned=learned)
+            self.exits.append(ops.prepare_exit(exit))
 
     def reads(self, layer: int) -> Reads:
         return self.own_reads
