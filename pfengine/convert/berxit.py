@@ -40,11 +40,14 @@ def convert(path: Path, raw: dict[str, Any], tensors: Mapping[str, Tensor]) -> C
     family = family_of(path, own)
     learned = f"{family.prefix}{LEARNED}"
     learns = f"{learned}.weight" in own
+    poolers, classifiers = highways(path, own, family, "BERxiT")
     return linear_checkpoint(
         Original(path, own, "BERxiT"),
         raw,
         family,
-        *highways(path, own, family, "BERxiT"),
+        poolers=poolers,
+        classifiers=classifiers,
+        layers=len(classifiers),
         learned=learned if learns else None,
         manifest={"system": "berxit", "criterion": "learned" if learns else "entropy"},
     )

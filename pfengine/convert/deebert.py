@@ -27,10 +27,13 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Conv
     authors' code has a highway there too, which its own recipe never trains; it is left out.
     """
     family = family_of(path, tensors)
+    poolers, classifiers = highways(path, tensors, family, "DeeBERT")
     return linear_checkpoint(
         Original(path, tensors, "DeeBERT"),
         raw,
         family,
-        *highways(path, tensors, family, "DeeBERT"),
+        poolers=poolers,
+        classifiers=classifiers,
+        layers=len(classifiers),
         manifest={"system": "deebert", "criterion": "entropy"},
     )

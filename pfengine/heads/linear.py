@@ -26,10 +26,12 @@ class Linear(PreparedHead):
     ln((votes + p_i) / (i + 1)), whose largest label is the one that most layers chose. p_i, less than one vote, breaks
     ties.
 
+    Option `classifiers`: "per-layer", or "shared", one W and w for all layers.
+
     Option `learned`: does the head add sigmoid(u . s_i + v), with one u for all layers, which learns how likely the
     answer after layer i is wrong (BERxiT, Xin et al., EACL 2021, section 3.3)?
 
-    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n, C, H], each with its bias;
+    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n or 1, C, H], each with its bias;
     where the head learns, learned [1, H] with its bias.
     """
 
@@ -37,8 +39,11 @@ class Linear(PreparedHead):
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
-        choices = {"pooler": get_args(PoolerKind), "combine": get_args(Combine), "reads": ("first", "mean")}
-        defaults = {"combine": "none", "reads": "first"}
+        choices = {
+            "pooler": get_args(PoolerKind), "classifiers": ("per-layer", "shared"), "combine": get_args(Combine),
+            "reads": ("first", "mean"),
+        }  # fmt: skip
+        defaults = {"classifiers": "per-layer", "combine": "none", "reads": "first"}
         known = {"type", "learned", *choices}
         faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - known)]
         for key, values in choices.items():
@@ -57,15 +62,14 @@ class Linear(PreparedHead):
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
         n, hidden, labels = config.num_layers, config.hidden_size, config.num_labels
-        learned = {f"{PREFIX}learned.weight": (1, hidden), f"{PREFIX}learned.bias": (1,)} if head.get("learned") else {}
-        return (
-            learned
-            | pooler_shapes(head["pooler"], n, hidden)
-            | {
-                f"{PREFIX}classifiers.weight": (n, labels, hidden),
-                f"{PREFIX}classifiers.bias": (n, labels),
-            }
-        )
+        count = 1 if head.get("classifiers") == "shared" else n
+        shapes = pooler_shapes(head["pooler"], n, hidden) | {
+            f"{PREFIX}classifiers.weight": (count, labels, hidden),
+            f"{PREFIX}classifiers.bias": (count, labels),
+        }
+        if head.get("learned"):
+            shapes |= {f"{PREFIX}learned.weight": (1, hidden), f"{PREFIX}learned.bias": (1,)}
+        return shapes
 
     def __init__(
         self,
@@ -80,13 +84,14 @@ class Linear(PreparedHead):
         t = OwnTensors(tensors)
         self.pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
+        classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
+        classifiers *= config.num_layers // len(classifiers)
         learned = None
         if head.get("learned"):
             learned = ops.prepare_linear(t["learned.weight"], t["learned.bias"], torch.float32)
         self.exits = []
-        for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
+        for i, past in enumerate(classifiers):
             pooler = self.pooler.weights[i] if self.pooler.weights else None
-            past = ops.prepare_linear(w, b, torch.float32)
             exit = Exit(config.num_labels, past, pooler, reads=self.own_reads, learned=learned)
             self.exits.append(ops.prepare_exit(exit))
 

@@ -113,7 +113,12 @@ def attach(
     torch.manual_seed(config.seed)
     chosen = SYSTEMS[config.system]
     exits = chosen.recipe(None, ckpt.backbone, head, dropout=config.dropout, options=config.flat())
-    check_criterion(chosen.criterion, head, ckpt.backbone)
+    criterion = chosen.criterion_of(head)
+    check_criterion(criterion, head, ckpt.backbone)
+    if type(exits).after_training is not ExitModel.after_training:
+        raise ConfigError(
+            f"system is {config.system!r}, which is fitted to labelled rows after training; attach has no labels"
+        )
     if set(exits.reads) != {"first"}:
         raise ConfigError(
             f"system is {config.system!r}, whose head reads more than first tokens; attach stores only those"
@@ -121,14 +126,14 @@ def attach(
     hidden, logits = first_states(teacher, [example.row for example in kept], progress)
     student = _OnStates(exits)
     inputs = {"data": hash_rows(kept, held_out), "model": hash_files(ckpt.path)}
-    fit(student, _States(hidden, torch.softmax(logits, -1)), config, _stack, inputs)
+    fit(student, exits, _States(hidden, torch.softmax(logits, -1)), config, _stack, inputs)
 
     attached = {"type": "attached", "exits": head}
     record = {key: getattr(config, key) for key in ("epochs", "batch_size", "learning_rate", "dropout")}
     manifest = Manifest(
         system="attached",
         head=attached,
-        criterion=chosen.criterion,
+        criterion=criterion,
         exit_layers=Attached.layers(ckpt.backbone, attached),
         training=record
         | {
@@ -144,7 +149,7 @@ def attach(
     with saving.replacing(output) as stage:
         saving.fill(stage, ckpt.backbone.raw, manifest, tensors, ckpt.tokenizer)
         add_calibration(stage, rows, answers, config.speedup, teacher.max_length)
-    remove_state(config)
+    remove_state(config, exits)
     return output
 
 
@@ -194,7 +199,7 @@ class _OnStates(nn.Module):
 
     def __init__(self, exits: ExitModel) -> None:
         super().__init__()
-        self.exits, self.freezing = exits, exits.freezing
+        self.exits = exits
 
     def forward(self, states: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """states: [B, n, H]; labels: the full model's probabilities [B, C]."""

@@ -101,6 +101,10 @@ class TrainingConfig:
         "bf16"
     )
     seed: Annotated[int, Option("Seed of everything random.", SEED)] = 0
+    unlabelled: Annotated[
+        str | None,
+        Option("File with more rows, whose labels are not read, for systems that also learn from such rows."),
+    ] = None
     held_out: Annotated[str | None, Option("File with rows to calibrate thresholds on.")] = None
     hold_out: Annotated[int, Option("Without one: training rows set aside for that.", COUNT)] = 1000
     max_rows: Annotated[int | None, Option("Use only the first rows.", COUNT)] = None
@@ -113,11 +117,11 @@ class TrainingConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "output", "held_out"):
+        for name in ("model", "data", "output", "unlabelled", "held_out"):
             value = getattr(self, name)
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
-            elif not isinstance(value, str) and not (name == "held_out" and value is None):
+            elif not isinstance(value, str) and not (value is None and DEFAULTS[name] is None):
                 raise ConfigError(f"{name} is {value!r}; it must be a path")
         faults = self._value_faults() + self._label_faults()
         if not faults:
@@ -187,7 +191,7 @@ class TrainingConfig:
         record = {key: value for key, value in self.flat().items() if key not in left_out and value is not None}
         if self.data_format == "auto":
             del record["data_format"]
-        for name in ("model", "data", "held_out"):
+        for name in ("model", "data", "unlabelled", "held_out"):
             if name in record:
                 record[name] = Path(record[name]).name
         return record

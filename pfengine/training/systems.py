@@ -18,16 +18,24 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import past_future
+from ..convert import berxit, deebert, elasticbert, elbert, pabee, past_future, righttool
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..manifest import Manifest
 from ..registry import Registry, origin
+from .berxit import OPTIONS as BERXIT
+from .berxit import BERxiTModel, berxit_head
+from .deebert import DeeBERTModel
+from .elasticbert import ElasticBERTModel
+from .elbert import ELBERTModel
 from .model import ExitModel
 from .options import Option
 from .past_future import past_future_head, past_future_recipe
 from .plain import FullModel, LinearModel, linear_head
+from .pooled import PooledModel
+from .righttool import OPTIONS as RIGHTTOOL
+from .righttool import RightToolModel, righttool_head
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 _OPTION = re.compile(r"[a-z][a-z0-9_]*")
@@ -62,7 +70,8 @@ class System:
     own: options that it declares itself, by name: `{"depth": Option("Layers of ...", COUNT, default=2)}`. A run gives
     them as `TrainingConfig(..., options={"depth": 3})` or `--depth 3`; the head function and the recipe find them among
     all options of the run.
-    criterion: the text that is written to checkpoints with labels; "never" is written for regression.
+    criterion, regression: the text that is written to checkpoints with labels, and to those for regression; or a
+    function of the `head` object.
     converter: None where no checkpoints of others are read.
 
     Raises TypeError or ValueError for what it cannot be made of.
@@ -73,7 +82,8 @@ class System:
     head: HeadOf | Mapping[str, Any]
     recipe: Callable[..., ExitModel] = ExitModel
     options: tuple[str, ...] = ()
-    criterion: str = "never"
+    criterion: str | Callable[[Mapping[str, Any]], str] = "never"
+    regression: str | Callable[[Mapping[str, Any]], str] = "never"
     converter: Converter | None = None
     own: Mapping[str, Option] = field(default_factory=dict)
 
@@ -121,6 +131,11 @@ class System:
             raise ConfigError("; ".join(faults))
         return head
 
+    def criterion_of(self, head: Mapping[str, Any], regression: bool = False) -> str:
+        """The criterion's text for a checkpoint with this `head` object."""
+        criterion = self.regression if regression else self.criterion
+        return criterion if isinstance(criterion, str) else criterion(head)
+
 
 SYSTEMS: Registry[System] = Registry("system")
 """Systems by name. Filled by `register`."""
@@ -155,6 +170,62 @@ for _system in (
         LinearModel,
         options=("pooler", "reads"),
         criterion="entropy",
+    ),
+    System(
+        "deebert",
+        "exits added to a fine-tuned model",
+        {"type": "linear", "pooler": "per-layer"},
+        DeeBERTModel,
+        criterion="entropy",
+        converter=deebert,
+    ),
+    System(
+        "pabee",
+        "patience",
+        {"type": "linear", "pooler": "shared"},
+        PooledModel,
+        options=("pooler", "reads"),
+        criterion="patience",
+        converter=pabee,
+    ),
+    System(
+        "elbert",
+        "a confidence window over one shared classifier",
+        {"type": "linear", "pooler": "shared", "classifiers": "shared"},
+        ELBERTModel,
+        options=("pooler", "reads"),
+        criterion="elbert",
+        converter=elbert,
+    ),
+    System(
+        "elasticbert",
+        "all exits' losses, balanced on their way back",
+        {"type": "linear", "pooler": "per-layer"},
+        ElasticBERTModel,
+        options=("pooler", "reads"),
+        criterion="entropy",
+        converter=elasticbert,
+    ),
+    System(
+        "righttool",
+        "calibrated classifiers at chosen layers",
+        righttool_head,
+        RightToolModel,
+        options=("pooler",),
+        criterion="confidence",
+        converter=righttool,
+        own=RIGHTTOOL,
+    ),
+    System(
+        "berxit",
+        "classifiers that learn when to exit",
+        berxit_head,
+        BERxiTModel,
+        options=("pooler", "reads"),
+        criterion=lambda head: "learned" if head.get("learned") else "entropy",
+        regression=lambda head: "learned" if head.get("learned") else "never",
+        converter=berxit,
+        own=BERXIT,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
 ):
