@@ -14,10 +14,10 @@ from .source import Original, family_of
 
 
 def recognises(tensors: Collection[str]) -> bool:
-    """BERxiT's have highways too, and more."""
-    return any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors) and not berxit.recognises(
-        tensors
-    )
+    """COSEE's keys are the same, without poolers of the highways' own; BERxiT's have more."""
+    exits = any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors)
+    poolers = any(".highway." in key and ".pooler." in key for key in tensors)
+    return exits and poolers and not berxit.recognises(tensors)
 
 
 def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:

@@ -21,7 +21,8 @@ from ..exits.text import parse_form
 from ..messages import warn
 from ..options import whole
 from ..tokenization import Row
-from .curve import curve, oracle
+from .curve import answers_of, curve, oracle
+from .judges import judge_exits
 from .machine import describe_machine
 from .metrics import METRICS, measure, standard_error
 from .report import Report
@@ -55,12 +56,13 @@ def evaluate(
     """Evaluate a checkpoint on labelled rows.
 
     source: a file, a directory with a `dev` split, or a GLUE task's name. thresholds, speedups: settings beside full
-    depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same
-    run at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`.
-    metrics: of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and
-    spearman. curves: also quality over all thresholds, and the oracle. device, precision: as in `load`. repeats: timed
-    runs of each setting, interleaved; medians are reported. data_format, text_column, pair_column, label_column: as in
-    `data.stream`. progress: wraps the runs, given how many there are.
+    depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same run
+    at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`. metrics:
+    of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and spearman.
+    curves: also what the scores of every exit say, which takes one more run of each checkpoint: quality over all
+    thresholds, the oracle (not for regression), and each exit judged by itself (docs/judges.md). device, precision: as
+    in `load`. repeats: timed runs of each setting, interleaved; medians are reported. data_format, text_column,
+    pair_column, label_column: as in `data.stream`. progress: wraps the runs, given how many there are.
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
     """
@@ -119,7 +121,7 @@ def evaluate(
         machine=describe_machine(main.device),
         settings=settings,
         curves=[_curve(e, os.fspath(p), texts, truth, names) for e, p in zip(engines, paths, strict=True)]
-        if curves and not _regression(main)
+        if curves
         else [],
     )
 
@@ -178,8 +180,8 @@ def _setting(
     wall_clock: float,
     seconds: float,
 ) -> Setting:
-    engine, path, name, rule = choice
-    answers = result.logits[:, 0] if _regression(engine) else result.label_ids
+    _, path, name, rule = choice
+    answers = answers_of(result.logits)
     layers, counts = np.unique(result.exit_layers, return_counts=True)
     return Setting(
         checkpoint=path,
@@ -195,11 +197,14 @@ def _setting(
 
 
 def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: tuple[str, ...]) -> Curve:
-    criterion = engine.checkpoint.manifest.criterion or "never"
-    if len(engine.exit_layers) == 1 or criterion == "never":
-        return Curve(path, "never", [], None)
-    rule = parse_form(criterion)
+    criterion, layers = engine.checkpoint.manifest.criterion or "never", engine.exit_layers
     logits, learned = engine.layer_scores(texts)
-    points = curve(rule, logits, truth, engine.exit_layers, names, learned=learned)
-    form = rule.form if isinstance(rule, DataCriterion) else criterion
-    return Curve(path, form, points, oracle(logits, truth, engine.exit_layers, names))
+    exits = judge_exits(logits, truth, layers, names, learned)
+    if len(layers) == 1:
+        return Curve(path, "never", [], None, exits)
+    best = None if _regression(engine) else oracle(logits, truth, layers, names)
+    if criterion == "never":
+        return Curve(path, "never", [], best, exits)
+    rule = parse_form(criterion)
+    points = curve(rule, logits, truth, layers, names, learned=learned)
+    return Curve(path, rule.form if isinstance(rule, DataCriterion) else criterion, points, best, exits)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..exits.temperature import fit_temperature
 from ..heads import PREFIX, ExitHead, Mixed, Scores
 from ..ops import reference
 from .losses import exit_loss
@@ -32,7 +33,6 @@ OPTIONS = {
     ),
 }
 MIX, TEMPERATURES = f"{PREFIX}mix.weight", f"{PREFIX}log_temperatures"
-COLDEST, HOTTEST = 0.05, 1000.0  # where rows are all right or all wrong, no finite temperature is best
 
 
 class RightToolModel(ExitModel):
@@ -71,28 +71,15 @@ class RightToolModel(ExitModel):
         return exit_loss(torch.stack([each.logits for each in scores]), labels).sum()
 
     def after_training(self, held_out: HeldOut) -> None:
-        """Calibrate each exit (section 3.2). For regression there is nothing to calibrate."""
+        """Calibrate each exit (section 3.2). For regression there is nothing to calibrate.
+
+        The authors keep the best of ten runs of Adam, which end near the temperature that is found here.
+        """
         if held_out.logits.shape[-1] == 1:
             return
-        labels = torch.from_numpy(held_out.labels)
-        found = [math.log(fit_temperature(torch.from_numpy(each), labels)) for each in held_out.logits]
+        found = [math.log(fit_temperature(logits, held_out.labels)) for logits in held_out.logits]
         with torch.no_grad():
             self.head_tensors()[TEMPERATURES].copy_(torch.tensor(found, dtype=torch.float32))
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T, 0.05 to 1000, with the least mean negative log-likelihood of softmax(logits / T).
-
-    logits: float [rows, C]; labels: ids [rows]. The likelihood is concave in 1/T, so the root of its slope is bisected.
-    The authors try ten learning rates of Adam, whose best ends near it.
-    """
-    logits = logits.double() - logits.double().gather(1, labels[:, None])
-    low, high = math.log(COLDEST), math.log(HOTTEST)
-    for _ in range(60):
-        middle = (low + high) / 2
-        slope = (torch.softmax(logits * math.exp(-middle), -1) * logits).sum(-1).mean()  # of the loss, in 1/T
-        low, high = (low, middle) if slope < 0 else (middle, high)
-    return math.exp((low + high) / 2)
 
 
 def righttool_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:

@@ -67,7 +67,13 @@ def train(config: TrainingConfig) -> Path:
     backbone, pooler = read_encoder(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    criterion = system.criterion_of(head, regression=not labels)
+    written = system.criterion_of(head, regression=not labels)
+    if written is None:
+        raise ConfigError(
+            f"system {config.system!r} cannot learn regression: its loss compares labels, and {name} has scores; "
+            "choose another, such as 'pabee'"
+        )
+    criterion = config.criterion or written
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
@@ -80,7 +86,10 @@ def train(config: TrainingConfig) -> Path:
         backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=config.flat()
     )
     more = _unlabelled(config, model)
-    inputs = {"data": hash_rows(kept, held_out, labels, *([more] if more else [])), "model": hash_files(source)}
+    inputs = {
+        "data": hash_rows(kept, held_out, labels, *([more] if more else [])),
+        "model": hash_files(*config.model_paths()),
+    }
     collator = Collator(backbone_config)
     further = encode([example.row for example in more], None, tokenizer)
     if pooler is not None:
