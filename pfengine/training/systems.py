@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import deebert, elasticbert, elbert, pabee, past_future
+from ..convert import deebert, elasticbert, elbert, fastbert, pabee, past_future
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
@@ -26,6 +26,7 @@ from ..registry import Registry, origin
 from .deebert import DeeBERTModel
 from .elasticbert import ElasticBERTModel
 from .elbert import ELBERTModel
+from .fastbert import FastBERTModel
 from .model import ExitModel
 from .past_future import past_future_head, past_future_recipe
 from .plain import FullModel, LinearModel, linear_head
@@ -155,6 +156,14 @@ for _system in (
         DeeBERTModel,
         criterion="entropy",
         converter=deebert,
+    ),
+    System(
+        "fastbert",
+        "self-distillation of classifiers with attention of their own",
+        {"type": "attentive", "width": 128, "heads": 2, "pooling": "first"},
+        FastBERTModel,
+        criterion="fastbert",
+        converter=fastbert,
     ),
     System(
         "pabee",

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import pfengine
 
 FOLDER = Path(__file__).parents[3] / "shared" / "goldens"
-SYSTEMS = ("deebert", "pabee", "elbert", "elasticbert")
+SYSTEMS = ("deebert", "fastbert", "pabee", "elbert", "elasticbert")
 CASES = sorted(case.parent for system in SYSTEMS for case in (FOLDER / system).glob("*/config.json"))
 # the goldens were made by another implementation in fp32, on other kernels
 TOLERANCE = 1e-4
@@ -67,7 +67,7 @@ def runs(case: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         window = "" if rule == "normalised-entropy" else f",{run['cnt_thres']},{more}"
         yield f"{rule}:{run['exit_thres']}{window}", f".{k}"
     for k, threshold in enumerate(config.get("thresholds", ())):
-        yield f"entropy:{threshold}", f".{k}"
+        yield f"{'fastbert' if system == 'fastbert' else 'entropy'}:{threshold}", f".{k}"
     for patience in config.get("patience", ()):
         if not patience:  # the authors' name for full depth
             continue
