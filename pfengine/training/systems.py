@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import berxit, cosee, deebert, elasticbert, elbert, pabee, past_future, righttool
+from ..convert import berxit, cosee, deebert, elasticbert, elbert, fastbert, pabee, past_future, righttool
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
@@ -33,6 +33,7 @@ from .elasticbert import OPTIONS as elasticbert_options
 from .elasticbert import ElasticBERTModel
 from .elbert import OPTIONS as elbert_options
 from .elbert import ELBERTModel
+from .fastbert import FastBERTModel
 from .leebert import OPTIONS as leebert_options
 from .leebert import LeeBERTModel
 from .model import ExitModel
@@ -188,6 +189,14 @@ for _system in (
         DeeBERTModel,
         criterion="entropy",
         converter=deebert,
+    ),
+    System(
+        "fastbert",
+        "self-distillation of classifiers with attention of their own",
+        {"type": "attentive", "width": 128, "heads": 2, "pooling": "first"},
+        FastBERTModel,
+        criterion="fastbert",
+        converter=fastbert,
     ),
     System(
         "pabee",
