@@ -176,6 +176,11 @@ class TrainingConfig:
         own = {name: option.default for name, option in SYSTEMS[self.system].own.items()}
         return own | {name: getattr(self, name) for name in TYPES} | dict(self.options)
 
+    def model_paths(self) -> list[str]:
+        """The model to start from, and what options of the system name beside it."""
+        own = {name: option for name, option in SYSTEMS[self.system].own.items() if option.path}
+        return [self.model, *(self.flat()[name] for name in own if self.flat()[name] is not None)]
+
     def head(self, shared_pooler: bool, layers: int | None = None) -> dict[str, Any]:
         """The `head` object of pfengine.json.
 
@@ -191,7 +196,8 @@ class TrainingConfig:
         record = {key: value for key, value in self.flat().items() if key not in left_out and value is not None}
         if self.data_format == "auto":
             del record["data_format"]
-        for name in ("model", "data", "unlabelled", "held_out"):
+        paths = (name for name, option in SYSTEMS[self.system].own.items() if option.path)
+        for name in ("model", "data", "unlabelled", "held_out", *paths):
             if name in record:
                 record[name] = Path(record[name]).name
         return record

@@ -76,7 +76,10 @@ def train(config: TrainingConfig) -> Path:
         backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=config.flat()
     )
     more = _unlabelled(config, model)
-    inputs = {"data": hash_rows(kept, held_out, labels, *([more] if more else [])), "model": hash_files(source)}
+    inputs = {
+        "data": hash_rows(kept, held_out, labels, *([more] if more else [])),
+        "model": hash_files(*config.model_paths()),
+    }
     collator = Collator(backbone_config)
     further = encode([example.row for example in more], None, tokenizer)
     if pooler is not None:

@@ -25,6 +25,7 @@ from ..heads.past_future import CHOICES
 from ..manifest import Manifest
 from ..registry import Registry, origin
 from .deebert import DeeBERTModel
+from .elasticbert import OPTIONS as elasticbert_options
 from .elasticbert import ElasticBERTModel
 from .elbert import OPTIONS as elbert_options
 from .elbert import ELBERTModel
@@ -33,6 +34,8 @@ from .options import Option
 from .past_future import past_future_head, past_future_recipe
 from .plain import FullModel, LinearModel, linear_head
 from .pooled import PooledModel
+from .student import OPTIONS as student_options
+from .student import StudentModel
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 _OPTION = re.compile(r"[a-z][a-z0-9_]*")
@@ -195,9 +198,17 @@ for _system in (
         {"type": "linear", "pooler": "per-layer"},
         ElasticBERTModel,
         options=("pooler", "reads"),
+        own=elasticbert_options,
         criterion="entropy",
         converter=elasticbert,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
+    System(
+        "student",
+        "the same, distilled from a full model of more layers",
+        {"type": "classifier"},
+        StudentModel,
+        own=student_options,
+    ),
 ):
     register(_system)
