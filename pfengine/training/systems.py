@@ -36,6 +36,8 @@ from .plain import FullModel, LinearModel, linear_head
 from .pooled import PooledModel
 from .student import OPTIONS as student_options
 from .student import StudentModel
+from .tagging import OPTIONS as tokee_options
+from .tagging import TagModel, TOKEEModel, tokee_head
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 _OPTION = re.compile(r"[a-z][a-z0-9_]*")
@@ -201,6 +203,21 @@ for _system in (
         own=elasticbert_options,
         criterion="entropy",
         converter=elasticbert,
+    ),
+    System(
+        "sentee",
+        "tags words, and a row leaves with all of them",
+        {"type": "tagger"},
+        TagModel,
+        criterion="sentee-max",
+    ),
+    System(
+        "tokee",
+        "tags words, and each leaves by itself",
+        tokee_head,
+        TOKEEModel,
+        own=tokee_options,
+        criterion="tokee",
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
     System(
