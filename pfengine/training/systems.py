@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import deebert, elasticbert, elbert, pabee, past_future
+from ..convert import deebert, elasticbert, elbert, pabee, past_future, seqlab
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
@@ -197,6 +197,13 @@ for _system in (
         options=("pooler", "reads"),
         criterion="entropy",
         converter=elasticbert,
+    ),
+    System(
+        "seqlab-early-exit",
+        "words are tagged, and leave one by one",
+        {"type": "tagger"},
+        criterion="tokee",
+        converter=seqlab,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
 ):
