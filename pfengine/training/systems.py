@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import deebert, elasticbert, elbert, pabee, past_future
+from ..convert import deebert, elasticbert, elbert, pabee, past_future, seqlab
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
@@ -36,6 +36,7 @@ from .plain import FullModel, LinearModel, linear_head
 from .pooled import PooledModel
 from .student import OPTIONS as student_options
 from .student import StudentModel
+from .tagging import AUTHORS_OPTIONS as authors_options
 from .tagging import OPTIONS as tokee_options
 from .tagging import TagModel, TOKEEModel, tokee_head
 
@@ -218,6 +219,15 @@ for _system in (
         TOKEEModel,
         own=tokee_options,
         criterion="tokee",
+    ),
+    System(
+        "seqlab-early-exit",
+        "the same, as its authors' code trains it",
+        tokee_head,
+        TOKEEModel,
+        own=authors_options,
+        criterion="tokee",
+        converter=seqlab,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
     System(

@@ -28,12 +28,19 @@ OPTIONS = {
         choices=("kept", "renormalised"),
         default="kept",
     ),
+    "freezes": Option(
+        "Which pieces of a word that has left keep their state: those of words, or first-pieces only.",
+        choices=("words", "first-pieces"),
+        default="words",
+    ),
     "flooding": Option(
         "Whether self-sampling holds losses at those before it, as in the authors' code: off or on.",
         choices=("off", "on"),
         default="off",
     ),
 }
+AUTHORS = {"frozen": "renormalised", "flooding": "on"}  # in their README, and by default in their code
+AUTHORS_OPTIONS = {name: option._replace(default=AUTHORS.get(name, option.default)) for name, option in OPTIONS.items()}
 
 
 def _of_model(name: str) -> bool:
@@ -91,6 +98,7 @@ class TOKEEModel(TagModel):
         super().__init__(backbone, config, head, **options)
         self.floods = self.options.get("flooding") == "on"
         self.renormalises = head.get("frozen") == "renormalised"
+        self.first_pieces_only = head.get("freezes") == "first-pieces"
         if backbone is None:
             return
         self.stage_1 = TagModel(spare, config, head)
@@ -156,7 +164,7 @@ class TOKEEModel(TagModel):
         """bool [n, B, tokens, 1]: is the token updated in the layer? Those of no word always are."""
         last = torch.full(ids.shape, len(self.reads), dtype=torch.int64, device=ids.device)
         rows, words = (pieces > 0).nonzero(as_tuple=True)
-        counts = pieces[rows, words]
+        counts = pieces[rows, words].clamp(max=1) if self.first_pieces_only else pieces[rows, words]
         offsets = torch.arange(int(counts.sum()), dtype=torch.int64, device=ids.device)
         offsets = offsets - (counts.cumsum(0) - counts).repeat_interleave(counts)
         last[rows.repeat_interleave(counts), first_pieces[rows, words].repeat_interleave(counts) + offsets] = (
@@ -214,4 +222,4 @@ def sample_exits(logits: np.ndarray, bounds: Sequence[int], exit_layers: Sequenc
 
 def tokee_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
     """The `head` object of a run with these options."""
-    return {"type": "tagger", "frozen": options["frozen"]}
+    return {"type": "tagger", "frozen": options["frozen"], "freezes": options["freezes"]}

@@ -138,15 +138,19 @@ def test_a_run_of_two_phases_resumes(
     parts = pfengine.train(config(encoder, tagged, tmp_path / "parts", **settings))
     assert steps[0] == 2, "from the last saved state of the second phase"
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
-    assert json.loads((parts / "pfengine.json").read_text())["head"] == {"type": "tagger", "frozen": "kept"}
+    assert json.loads((parts / "pfengine.json").read_text())["head"] == {
+        "type": "tagger",
+        "frozen": "kept",
+        "freezes": "words",
+    }
 
 
 @pytest.fixture
 def model_of(make_checkpoint: Callable[..., Path]) -> Callable[..., tuple[TOKEEModel, pfengine.Engine]]:
     """model_of(family, frozen) -> the recipe's model without dropout, and the engine of a checkpoint of its weights."""
 
-    def make(family: str, frozen: str) -> tuple[TOKEEModel, pfengine.Engine]:
-        head = {"type": "tagger", "frozen": frozen}
+    def make(family: str, frozen: str, freezes: str = "words") -> tuple[TOKEEModel, pfengine.Engine]:
+        head = {"type": "tagger", "frozen": frozen, "freezes": freezes}
         path = make_checkpoint(family, labels=4, head=head, criterion="tokee:0.8,3")
         ckpt = reader.read(path)
         backbone, _ = read_encoder(path, ckpt.backbone)
@@ -162,11 +166,14 @@ def model_of(make_checkpoint: Callable[..., Path]) -> Callable[..., tuple[TOKEEM
 
 
 @pytest.mark.parametrize("frozen", ["kept", "renormalised"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "distilbert"])
+@pytest.mark.parametrize(
+    ("family", "freezes"),
+    [("bert", "words"), ("bert", "first-pieces"), ("roberta", "words"), ("albert", "words"), ("distilbert", "words")],
+)
 def test_words_leave_in_training_as_in_the_engine(
-    model_of: Callable[..., Any], random_rows: Callable[..., Any], family: str, frozen: str
+    model_of: Callable[..., Any], random_rows: Callable[..., Any], family: str, frozen: str, freezes: str
 ) -> None:
-    model, engine = model_of(family, frozen)
+    model, engine = model_of(family, frozen, freezes)
     rows = random_rows([12, 4, 20, 9], vocab=60)
     firsts = [[1, 2, 5, 7, 9], [1], [1, 2, 3, 4, 8, 9, 12, 15, 17], [1, 4, 5]]
     pieces = [[1, 3, 2, 2, 1], [2], [1, 1, 1, 4, 1, 3, 1, 2, 1], [3, 1, 2]]
