@@ -138,11 +138,8 @@ def test_a_run_of_two_phases_resumes(
     parts = pfengine.train(config(encoder, tagged, tmp_path / "parts", **settings))
     assert steps[0] == 2, "from the last saved state of the second phase"
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
-    assert json.loads((parts / "pfengine.json").read_text())["head"] == {
-        "type": "tagger",
-        "frozen": "kept",
-        "freezes": "words",
-    }
+    head = json.loads((parts / "pfengine.json").read_text())["head"]
+    assert head == {"type": "tagger", "frozen": "kept", "freezes": "words"}
 
 
 @pytest.fixture
