@@ -16,7 +16,7 @@ from ..evaluation.tagged import UNANSWERED, Words, tag_table
 from ..exits import DataCriterion
 from ..exits.base import Outputs
 from ..exits.calibration import calibration_table, correlation
-from ..exits.text import parse_form
+from ..exits.text import check_fits, parse_form
 from ..heads import HEADS
 from ..manifest import Manifest
 from ..messages import warn
@@ -78,8 +78,7 @@ def check_criterion(text: str, head: dict[str, Any], config: BackboneConfig) -> 
     outputs = Outputs(config.problem_type, config.num_labels, kind.learns(head), kind.tags)
     if len(layers) == 1:
         raise ConfigError(f"criterion {shown(text)} needs exits, and a head of type {head['type']!r} answers once")
-    if reason := criterion.misfit(outputs):
-        raise ConfigError(f"criterion {shown(text)} {reason}")
+    check_fits(criterion, outputs, text)
     # On any scores, so that a criterion that cannot be calibrated is found before the training.
     if kind.tags:
         if not isinstance(criterion, DataCriterion):

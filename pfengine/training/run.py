@@ -68,11 +68,20 @@ def train(config: TrainingConfig) -> Path:
 
     set_seed(config.seed)
     backbone_config = encoder_config(source, labels, config.layers)
+    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
+    last = HEADS[head["type"]].layers(backbone_config, head)[-1]
+    if last < backbone_config.num_layers:  # no layer above the last exit is ever run
+        backbone_config = encoder_config(source, labels, last)
     backbone, pooler = read_encoder(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
-    criterion = system.criterion if labels else system.regression
+    written = system.criterion_of(head, regression=not labels)
+    if written is None:
+        raise ConfigError(
+            f"system {config.system!r} cannot learn regression: its loss compares labels, and {name} has scores; "
+            "choose another, such as 'pabee'"
+        )
+    criterion = config.criterion or written
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
