@@ -43,7 +43,5 @@ def test_either_name_will_do(tmp_path: Path, case: str, alias: bool) -> None:
 
 
 def test_an_alias_alone_does_not_say_which_encoder_it_is(tmp_path: Path) -> None:
-    with pytest.raises(
-        pfengine.CheckpointError, match="'model_type' is 'bort'; it must say what the encoder 'core.' is"
-    ):
+    with pytest.raises(pfengine.CheckpointError, match=r"'model_type' is 'bort'; it must say"):
         pfengine.convert(part(tmp_path, "bert_n2", alias=True, model_type="bort"), tmp_path / "out")
