@@ -38,7 +38,7 @@ class OwnTensors(Mapping[str, Tensor]):
 class Scores(NamedTuple):
     """The scores of a head after a layer."""
 
-    logits: Tensor  # float32 [rows, labels]; of a tag head [tokens, labels]
+    logits: Tensor  # float32 [rows, labels]; of a tag head [words, labels]
     learned: Tensor | None = None  # float32 [rows]: an additional score, for criteria that read one
 
 
@@ -46,13 +46,15 @@ class ExitHead(ABC):
     """Reads the states of layer after layer, and gives scores where it is asked for them.
 
     name: the `type` of the `head` object in pfengine.json, once `register` has put the class into the table.
-    tags: does it score every token rather than every row? renormalises: for a tag head, does each later layer's output
-    norm apply to tokens that have left?
+    tags: does it score every word, by its first piece, rather than every row? Of a tag head, for words that have left:
+    renormalises: does each later layer's output norm apply to their frozen states? freezes_first_pieces: is only the
+    first piece of each frozen, and not all of them?
     """
 
     name: ClassVar[str]
     tags: ClassVar[bool] = False
     renormalises: bool = False
+    freezes_first_pieces: bool = False
 
     def reads(self, layer: int) -> Reads:
         """What it reads after layer `layer`: each row's first token, the mean of its tokens, or all tokens."""
@@ -99,8 +101,9 @@ class ExitHead(ABC):
     ) -> tuple[Scores | None, HeadState]:
         """Read the states after layer `layer` (1-based) of all rows that are left.
 
-        x: what `reads(layer)` says, [rows, H], or [tokens, H] for all tokens; cu_seqlens: int32 [rows + 1], row r has
-        cu_seqlens[r] to cu_seqlens[r + 1] of x. state: what the previous layer's call returned, None before layer 1.
+        x: what `reads(layer)` says, [rows, H], or [tokens, H] for all tokens, of which a tag head gets the first piece
+        of each word; cu_seqlens: int32 [rows + 1], row r has cu_seqlens[r] to cu_seqlens[r + 1] of x. state: what the
+        previous layer's call returned, None before layer 1.
         Returns the scores where `answer`, else None, and the new state. Must be called for each layer in turn.
         """
 

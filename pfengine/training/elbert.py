@@ -10,16 +10,22 @@ from torch import Tensor, nn
 
 from ..heads import Scores
 from .losses import exit_loss
+from .options import Option
 from .pooled import PooledModel
 
+OPTIONS = {
+    "layer_weights": Option(
+        "Weights of the layers' losses: learned or equal.", choices=("learned", "equal"), default="learned"
+    )
+}
 START, RATE = 4.0, 1e-2  # of the weights' logits: what they start at, their learning rate
 
 
 class ELBERTModel(PooledModel):
     """sum_i w_i L_i with w_i = sigmoid(v_i) for i < n, and w_n = n - sum_{i<n} w_i.
 
-    As in the authors' code the v_i are learned with the model, at a learning rate of their own, and are not stored. All
-    w_i are 1 where `self.options["layer_weights"]` is "equal".
+    As in the authors' code the v_i are learned with the model, at a learning rate of their own, and are not stored.
+    With the option `layer_weights` "equal" all w_i are 1.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

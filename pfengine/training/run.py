@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,14 @@ def train(config: TrainingConfig) -> Path:
     backbone, pooler = read_encoder(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler)
-    criterion = system.criterion if labels else system.regression
+    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
+    written = system.criterion if labels else system.regression
+    if written is None:
+        raise ConfigError(
+            f"system {config.system!r} cannot learn regression: its loss compares labels, and {name} has scores; "
+            "choose another, such as 'pabee'"
+        )
+    criterion = config.criterion or written
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
@@ -74,10 +79,13 @@ def train(config: TrainingConfig) -> Path:
     if config.freezing == "layers" and backbone_config.family.shares_layers:
         raise ConfigError("freezing 'layers' needs layers with parameters of their own; ALBERT's share theirs")
     model = system.recipe(
-        backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=asdict(config)
+        backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=config.flat()
     )
     more = _unlabelled(config, model)
-    inputs = {"data": hash_rows(kept, held_out, labels, *([more] if more else [])), "model": hash_files(source)}
+    inputs = {
+        "data": hash_rows(kept, held_out, labels, *([more] if more else [])),
+        "model": hash_files(*config.model_paths()),
+    }
     collator = Collator(backbone_config)
     further = encode([example.row for example in more], None, tokenizer)
     if pooler is not None:

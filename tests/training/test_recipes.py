@@ -16,18 +16,27 @@ import pfengine
 from pfengine.heads import HEADS
 from pfengine.training import SYSTEMS, ExitModel, HeldOut, Phase, System, register, trains_exits
 from pfengine.training import fit as fitting
-from pfengine.training.config import DEFAULTS
 
 from .test_runs import Interrupted
 from .test_train import config
 
 TEXTS = ["good film", "bad", "the plot is very awful", "great great fine", "a", "poor the a film is bad"]
-OF_ROWS = [name for name, each in SYSTEMS.items() if not HEADS[each.head_config(DEFAULTS, False)["type"]].tags]
+OF_ROWS = [name for name in SYSTEMS if not HEADS[pfengine.TrainingConfig("", "", "", name).head(False)["type"]].tags]
+
+
+@pytest.fixture(scope="session")
+def full(encoder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("full") / "ckpt"
+    return pfengine.train(config(encoder, rows, out, system="full-model", epochs=5))
 
 
 @pytest.mark.parametrize("system", OF_ROWS)
-def test_trains_and_answers_batched_as_alone(encoder: Path, rows: Path, tmp_path: Path, system: str) -> None:
-    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", system=system, epochs=5))
+def test_trains_and_answers_batched_as_alone(
+    encoder: Path, rows: Path, full: Path, tmp_path: Path, system: str
+) -> None:
+    needs: dict[str, dict[str, Any]] = {"student": {"layers": 2, "options": {"teacher": full}}}
+    options = needs.get(system, {})
+    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", system=system, epochs=5, **options))
     engine = pfengine.load(out)
     manifest = engine.checkpoint.manifest
     assert manifest.system == system
