@@ -287,7 +287,7 @@ float* Flight::state_of(const ExitRule& rule) {
 }
 
 std::int64_t Flight::state_count() const {
-  if (model_.reads(layer_) != Reads::all) return rows_;
+  if (by_token_ || model_.reads(layer_) != Reads::all) return units();
   std::int64_t tokens = 0;
   for (std::int64_t row = 0; row < rows_; ++row) tokens += at_.bounds[at_.held[row] + 1] - at_.bounds[at_.held[row]];
   return tokens;
@@ -302,8 +302,7 @@ void Flight::states(float* out) const {
         out = std::copy_n(at_.x + at_.first[word] * hidden_, hidden_, out);
       }
     } else if (reads == Reads::all) {
-      const std::int64_t count = at_.bounds[held + 1] - start;
-      out = std::copy_n(at_.x + start * hidden_, count * hidden_, out);
+      out = std::copy_n(at_.x + start * hidden_, (at_.bounds[held + 1] - start) * hidden_, out);
     } else if (reads == Reads::mean) {
       run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
       out += hidden_;

@@ -12,6 +12,6 @@ from .past_future import PastFuture
 from .tagger import Tagger
 
 __all__ = [
-    "HEADS", "PREFIX", "Attached", "Attentive", "Classifier", "ExitHead", "HeadState", "Linear", "Mixed",
-    "OwnTensors", "PastFuture", "PreparedHead", "Scores", "Tagger", "register",
+    "HEADS", "PREFIX", "Attached", "Attentive", "Classifier", "ExitHead", "HeadState", "Linear", "Mixed", "OwnTensors",
+    "PastFuture", "PreparedHead", "Scores", "Tagger", "register",
 ]  # fmt: skip
