@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +17,20 @@ from ..bundled import BUNDLED
 from ..engine import LayerScores
 from ..errors import ConfigError, shown
 from ..exits import Criterion, DataCriterion, Never, Numbers
-from ..exits.base import SINGLE, number
+from ..exits.base import MULTI, REGRESSION, number
 from ..exits.calibration import calibration_table, exits_taken
 from ..exits.guarantee import Guarantee, guarantee
-from ..exits.placement import Placement, judge, place
+from ..exits.placement import judge, place
 from ..exits.selection import choose
-from ..exits.text import lacks_threshold, parse_form
+from ..exits.text import check_fits, lacks_threshold, parse_form
 from ..heads import HEADS
-from ..messages import warn
 from ..per_row import own_exits
 from ..reader import read
+from .calibrated import Calibration, LayerChoice, outcome, warn_of_few, write
 from .costs import measure_costs
-from .precisions import check_precisions
+from .tagged import Words, tag_table
 
-FEW_ROWS = 30
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """Exits chosen by time: predicted and measured seconds per row, beside those of all exits at equal agreement."""
-
-    chosen: Placement
-    every: Placement
-    measured_seconds: float
-    measured_every: float
-    measured_full_depth: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What `calibrate` found and wrote."""
-
-    checkpoint: str
-    data: str
-    rows: int
-    criterion: str
-    threshold: float | None
-    exit_layers: tuple[int, ...]
-    table: list[dict[str, Any]]
-    guarantee: Guarantee | None
-    layers: LayerChoice | None
-    precisions: dict[str, dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+AGREEMENT = 0.99  # promised where only a tolerance is given
 
 
 def calibrate(
@@ -71,6 +41,7 @@ def calibrate(
     speedup: float | None = None,
     agreement: float | None = None,
     accuracy_drop: float | None = None,
+    tolerance: float | None = None,
     confidence: float = 0.95,
     choose_layers: bool = False,
     out: str | os.PathLike[str] | None = None,
@@ -87,10 +58,12 @@ def calibrate(
     whose second parameters stay; default: the checkpoint's own. The threshold it will run at is, by the first that is
     given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
     0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
-    speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
-    agreement with the full model. Thresholds are found in fp32; how bf16 and int8 compare is written beside them, for
-    `load(precision="auto")` to go by. out: write there, not to `path` (which a bundled checkpoint needs). notify: is
-    told what is being done, a line a stage.
+    speed-up `speedup`; else the one it has. tolerance: for regression, how far a score may be from the one at full
+    depth to agree with it; without `agreement` and `speedup` it promises that of 99% of rows. choose_layers: test only
+    those layers whose exits save time, at equal agreement with the full model. Thresholds are found in fp32; how bf16
+    and int8 compare is written beside them, for `load(precision="auto")` to go by. out: write there, not to `path`
+    (which a bundled checkpoint needs). notify: is told what is being done, a line a stage. A tagger has no promise and
+    no choice of layers; its table counts words.
 
     Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
     promise cannot be proved on so few rows.
@@ -102,26 +75,42 @@ def calibrate(
     agreement = None if agreement is None else _share("agreement", agreement)
     accuracy_drop = None if accuracy_drop is None else _share("accuracy_drop", accuracy_drop)
     confidence = _share("confidence", confidence)
+    if tolerance is not None and (tolerance := number("tolerance", tolerance)) < 0:
+        raise ConfigError(f"tolerance is {tolerance!r}; it must be at least 0")
     if speedup is not None and (speedup := number("speedup", speedup)) < 1:
         raise ConfigError(f"speedup is {speedup!r}; it must be at least 1")
     engine = load(path, precision="fp32", criterion="never")
-    directory = engine.checkpoint.path
+    directory, tags = engine.checkpoint.path, engine.model.head.tags
+    if tags and (choose_layers or agreement is not None or accuracy_drop is not None):
+        raise ConfigError(
+            f"{path} tags words, and those of a row are not independent: no promise can be proved on them, nor layers "
+            "chosen by it; give speedup"
+        )
     if out is None and BUNDLED in directory.parents:
         raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     own = _criterion(engine, criterion)
+    regression = engine.model.config.problem_type == REGRESSION
+    _check_promise(engine, tolerance, agreement, accuracy_drop, choose_layers)
+    if tolerance is not None and agreement is None and speedup is None:
+        agreement = AGREEMENT
     saving.check_writable(target)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
+    if tags:
+        tagged = data.read_tagged(data.locate(source, "dev"), **columns, kind=data_format)
+        return _calibrate_tags(engine, own, tagged, source, criterion, speedup, target, notify)
     examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)
     if accuracy_drop is not None and not labelled:
         raise ConfigError(
             f"{data.display_name(Path(source))} has no labels, which accuracy_drop needs; agreement does not"
         )
-    labels = np.array(data.label_ids(examples, engine.labels, data.display_name(Path(source)))) if labelled else None
+    labels = None
+    if labelled:
+        file = data.display_name(Path(source))
+        labels = np.array(data.scores(examples, file) if regression else data.label_ids(examples, engine.labels, file))
     texts = [example.row for example in examples]
-    if len(texts) < FEW_ROWS:
-        warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
+    warn_of_few(texts, source)
     if choose_layers and engine.exit_layers != every_exit(engine):
         every = replace(engine.checkpoint.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
         engine = load(replace(read(directory), manifest=every), precision="fp32", criterion="never")
@@ -131,19 +120,20 @@ def calibrate(
 
     choice, fresh = None, np.arange(len(texts))
     if choose_layers:
-        wanted = _agreement_at(own, scores, exit_layers, agreement, speedup)
+        wanted = _agreement_at(own, scores, exit_layers, agreement, speedup, tolerance)
         chosen_on = fresh
         if agreement is not None or accuracy_drop is not None:
             # A promise holds only for layers that its rows had no part in choosing.
             chosen_on, fresh = np.array_split(np.random.default_rng(0).permutation(len(texts)), 2)
-        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], _of_rows(scores, chosen_on), wanted, notify)
+        part = _of_rows(scores, chosen_on)
+        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], part, wanted, tolerance, notify)
         exit_layers = choice.chosen.exit_layers
         own = own.for_exits(engine.exit_layers, exit_layers)
         places = [engine.exit_layers.index(layer) for layer in exit_layers]
         learned = None if scores.learned is None else scores.learned[places]
         scores = LayerScores(scores.logits[places], learned)
     notify("thresholds")
-    table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned)
+    table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned, tolerance)
     promised: Guarantee | None = None
     threshold = choice.chosen.threshold if choice else _threshold(engine, own, criterion)
     if agreement is not None or accuracy_drop is not None:
@@ -151,8 +141,9 @@ def calibrate(
         against = labels[fresh] if labels is not None and agreement is None else None
         part = _of_rows(scores, fresh)
         promised = guarantee(
-            own, part.logits, against, exit_layers, limit=limit, confidence=confidence, learned=part.learned
-        )
+            own, part.logits, against, exit_layers, limit=limit, confidence=confidence, learned=part.learned,
+            tolerance=tolerance,
+        )  # fmt: skip
         threshold = promised.threshold
     manifest = replace(
         engine.checkpoint.manifest,
@@ -166,29 +157,40 @@ def calibrate(
         rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
         found = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
         manifest = replace(manifest, threshold=found)
-    notify("bf16 and int8 beside fp32")
-    if target == directory:
-        with saving.trial(directory, manifest) as stage:
-            precisions = check_precisions(stage, texts)
-        saving.write_manifest(directory, replace(manifest, precisions=precisions))
-    else:
-        ckpt = read(directory)
-        with saving.replacing(target) as stage:
-            written = saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
-            precisions = check_precisions(stage, texts)
-            saving.write_manifest(stage, replace(written, precisions=precisions))
-    return Calibration(
-        checkpoint=os.fspath(target),
-        data=data.display_name(Path(source)) if Path(source) == data.STDIN else Path(source).name,
-        rows=len(examples),
-        criterion=manifest.criterion or "",
-        threshold=manifest.threshold,
-        exit_layers=exit_layers,
-        table=table,
-        guarantee=promised,
-        layers=choice,
-        precisions=precisions,
+    precisions = write(engine, manifest, target, texts, notify)
+    return outcome(manifest, target, source, len(examples), promised, choice, precisions)
+
+
+def _calibrate_tags(
+    engine: Engine,
+    own: DataCriterion,
+    examples: list[data.TaggedExample],
+    source: str | Path,
+    text: str | None,
+    speedup: float | None,
+    target: Path,
+    notify: Callable[[str], None],
+) -> Calibration:
+    """`calibrate` of a tagger, whose table counts words and, in span F1, entities."""
+    rows: list[Any] = [example.row for example in examples]
+    warn_of_few(rows, source)
+    notify(f"thresholds on {len(rows)} rows")
+    words = Words.of(examples, engine.labels, data.display_name(Path(source)), engine.tokenizer.side)
+    table = tag_table(engine, own, rows, words)
+    threshold = _threshold(engine, own, text)
+    manifest = replace(
+        engine.checkpoint.manifest,
+        criterion=repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
+        threshold=None if isinstance(threshold, tuple) else threshold,
+        calibration=tuple(table),
+        guarantee=None,
     )
+    if speedup is not None:
+        rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
+        slowest = own.grid(len(engine.exit_layers), len(engine.labels))[0]  # no word leaves early
+        manifest = replace(manifest, threshold=slowest if isinstance(rule, Never) else float(rule.threshold))
+    precisions = write(engine, manifest, target, rows, notify)
+    return outcome(manifest, target, source, len(rows), None, None, precisions)
 
 
 def _share(name: str, value: Any) -> float:
@@ -216,17 +218,40 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     text = own if text is None else own_exits(engine.checkpoint).named(text)
     if text == "never" or len(every_exit(engine)) == 1:
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
+    if engine.model.head.tags:
+        raise ConfigError(f"calibrate compares one label or score per row, and {engine.checkpoint.path} tags tokens")
     rule = parse_form(text)
-    if reason := rule.misfit(own_exits(engine.checkpoint).outputs):
-        raise ConfigError(f"criterion {shown(rule)} {reason}")
+    check_fits(rule, own_exits(engine.checkpoint).outputs, text)
     if not isinstance(rule, DataCriterion) or rule.threshold is None:
         raise ConfigError(f"criterion {shown(rule)} has no threshold that its text could be written without")
-    if engine.model.config.problem_type != SINGLE:
+    if engine.model.config.problem_type == MULTI:
         raise ConfigError(
-            f"calibrate compares labels, and {engine.checkpoint.path} has problem_type "
-            f"{engine.model.config.problem_type!r}; give a threshold yourself"
+            f"calibrate compares one label or score per row, and {engine.checkpoint.path} has problem_type {MULTI!r}; "
+            "give a threshold yourself"
         )
     return rule
+
+
+def _check_promise(
+    engine: Engine,
+    tolerance: float | None,
+    agreement: float | None,
+    accuracy_drop: float | None,
+    choose_layers: bool,
+) -> None:
+    """Raise ConfigError where the options are for labels and the model gives scores, or the other way round."""
+    path = engine.checkpoint.path
+    if engine.model.config.problem_type != REGRESSION:
+        if tolerance is not None:
+            raise ConfigError(f"tolerance is for scores of regression, and {path} gives labels; give agreement alone")
+    elif accuracy_drop is not None:
+        raise ConfigError(f"accuracy_drop is for labels, and {path} gives scores of regression; give tolerance")
+    elif tolerance is None and (agreement is not None or choose_layers):
+        what = "agreement" if agreement is not None else "choose_layers"
+        raise ConfigError(
+            f"{path} gives scores of regression: {what} needs tolerance, how far a score may be from the one at full "
+            "depth"
+        )
 
 
 def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> Numbers | None:
@@ -252,16 +277,21 @@ def _slowest(own: DataCriterion, scores: LayerScores, exit_layers: tuple[int, ..
 
 
 def _agreement_at(
-    own: Criterion, scores: LayerScores, exit_layers: tuple[int, ...], agreement: float | None, speedup: float | None
+    own: Criterion,
+    scores: LayerScores,
+    exit_layers: tuple[int, ...],
+    agreement: float | None,
+    speedup: float | None,
+    tolerance: float | None,
 ) -> float:
     """The agreement that chosen layers must keep: the one asked for, or that of all exits at `speedup` (default 2)."""
     if agreement is not None:
         return agreement
-    table = calibration_table(own, scores.logits, None, exit_layers, scores.learned)
+    table = calibration_table(own, scores.logits, None, exit_layers, scores.learned, tolerance)
     if not table:
         raise ConfigError("none of these rows could leave early, so there is nothing to choose")
     nearest = min(table, key=lambda point: abs(point["layer_speedup"] - (speedup or 2.0)))
-    return nearest["agreement"]
+    return float(nearest["agreement"])
 
 
 def _choose_layers(
@@ -270,14 +300,15 @@ def _choose_layers(
     texts: list[Any],
     scores: LayerScores,
     agreement: float,
+    tolerance: float | None,
     notify: Callable[[str], None],
 ) -> LayerChoice:
     notify("costs of layers and heads")
     costs = measure_costs(engine, texts[:512], own)
     notify(f"which exits to test, at {agreement:.2%} agreement with full depth")
     logits, layers, learned = scores.logits, engine.exit_layers, scores.learned
-    chosen = place(own, logits, layers, costs, agreement, learned)
-    every = judge(own, logits, layers, layers, costs, agreement, learned)
+    chosen = place(own, logits, layers, costs, agreement, learned, tolerance)
+    every = judge(own, logits, layers, layers, costs, agreement, learned, tolerance)
     if chosen is None or every is None:
         raise ConfigError(f"no threshold agrees with full depth on {agreement:.2%} of rows and lets a row leave")
     part = replace(engine.model, exit_layers=chosen.exit_layers)
