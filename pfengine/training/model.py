@@ -152,8 +152,12 @@ class ExitModel(nn.Module):
         are "states" [B, n, H] and "labels". Parameters and gradients must stay as they are.
         """
 
-    def after_training(self, held_out: HeldOut) -> None:
-        """Fit what is fitted to rows that the model was not trained on, before the checkpoint is written."""
+    def after_training(self, held_out: HeldOut) -> str | None:
+        """Fit what is fitted to rows that the model was not trained on, before the checkpoint is written.
+
+        Returns the criterion where its numbers are fitted, as text without a threshold: "beem:,0.7/0.8/0.9".
+        """
+        return None
 
     def head(self) -> ExitHead:
         """The head over plain torch, made of the present parameters."""

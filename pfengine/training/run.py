@@ -104,7 +104,8 @@ def train(config: TrainingConfig) -> Path:
         model.initialise(pooler)
     fit(model, model, _rows(kept, labels, tokenizer), config, collator, inputs, further)
     if type(model).after_training is not ExitModel.after_training:
-        model.after_training(held_out_scores(model, _rows(held_out, labels, tokenizer).rows, collator))
+        fitted = model.after_training(held_out_scores(model, _rows(held_out, labels, tokenizer).rows, collator))
+        criterion = config.criterion or fitted or written
 
     manifest = Manifest(
         system=config.system,

@@ -24,6 +24,8 @@ from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..manifest import Manifest
 from ..registry import Registry, origin
+from .beem import OPTIONS as beem_options
+from .beem import BEEMModel
 from .berxit import OPTIONS as berxit_options
 from .berxit import BERxiTModel, berxit_head
 from .cosee import OPTIONS as cosee_options
@@ -222,8 +224,9 @@ for _system in (
         "beem",
         "confidences of exits that agree, added up",
         {"type": "linear", "pooler": "shared"},
-        PooledModel,
+        BEEMModel,
         options=("pooler", "reads"),
+        own=beem_options,
         criterion="beem",
     ),
     System(
