@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from .. import weights
-from ..config import PROBLEM_TYPES
 from ..errors import CheckpointError
 from ..families import FAMILIES, Family
 from ..folder import Folder
 from ..storage import Stored, read_header
 from ..weights import CONVERTED, INDEX, WEIGHTS
 
+SINGLE = "single_label_classification"
 FILES = (CONVERTED[0], WEIGHTS, INDEX, *CONVERTED[1:])
 
 
@@ -88,7 +88,7 @@ def family_of(path: Path, tensors: dict[str, Tensor]) -> Family:
 
 
 def with_shapes(
-    raw: dict[str, Any], family: Family, tensors: dict[str, Tensor], layers: int, labels: int
+    raw: dict[str, Any], family: Family, tensors: Mapping[str, Tensor], layers: int, labels: int
 ) -> dict[str, Any]:
     """config.json with every size taken from the tensors; missing sizes are reported when the checkpoint is checked.
 
@@ -97,7 +97,10 @@ def with_shapes(
     config = {key: value for key, value in raw.items() if key not in ("num_labels", "architectures")}
     if raw.get("model_type") not in family.model_types:
         config["model_type"] = family.name
-    config |= {family.key("num_hidden_layers"): layers, "problem_type": PROBLEM_TYPES[0] if labels > 1 else "regression"}
+    config |= {
+        family.key("num_hidden_layers"): layers,
+        "problem_type": SINGLE if labels > 1 else "regression",
+    }
     prefix = family.prefix
     query = family.block_parts["query"]
     blocks = sorted({key.split(query)[0].removeprefix(prefix) for key in tensors if query in key})
