@@ -25,6 +25,7 @@ from .errors import ConfigError, InputError
 from .exits import Criterion
 from .exits.data import is_data
 from .exits.selection import CheckpointExits, Selection, choose
+from .heads import HEADS
 from .inference import Runner
 from .model import Model, build
 from .options import sizes, whole, wholes
@@ -79,7 +80,8 @@ def load(
         if max_length > ckpt.backbone.max_tokens:
             raise ConfigError(f"max_length is {max_length}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
     rule = choose(own_exits(ckpt), criterion, threshold, speedup)
-    tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, path=directory)
+    tags = HEADS[ckpt.manifest.head["type"]].tags
+    tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, tags=tags, path=directory)
     extension.warn_once()
     tensors = SummedTensors(ckpt.tensors)
     model = build(replace(ckpt, tensors=tensors), find_op_set(target), dtype, target)
