@@ -137,7 +137,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
                 options = options | {"pooler": "shared" if backbone.family.shares_pooler else "per-layer"}
             kind, n = options["type"], backbone.num_layers
             defaults: dict[str, Any] = {"system": kind, "criterion": "entropy", "exit_layers": tuple(range(1, n + 1))}
-            if kind == "classifier":
+            if kind in ("classifier", "token-classifier"):
                 defaults |= {"criterion": "never", "exit_layers": (n,)}
             shapes = backbone.encoder_shapes() | HEADS[kind].shapes(backbone, options)
             path = tmp_path_factory.mktemp("checkpoint") / family

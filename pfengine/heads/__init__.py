@@ -7,9 +7,9 @@ from .base import HEADS, PREFIX, ExitHead, HeadState, OwnTensors, PreparedHead, 
 from .classifier import Classifier
 from .linear import Linear
 from .past_future import PastFuture
-from .tagger import Tagger
+from .tagger import Tagger, TokenClassifier
 
 __all__ = [
     "HEADS", "PREFIX", "Attached", "Classifier", "ExitHead", "HeadState", "Linear", "OwnTensors", "PastFuture",
-    "PreparedHead", "Scores", "Tagger", "register",
+    "PreparedHead", "Scores", "Tagger", "TokenClassifier", "register",
 ]  # fmt: skip
