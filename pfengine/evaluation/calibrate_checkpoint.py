@@ -22,7 +22,7 @@ from ..exits.calibration import calibration_table, exits_taken
 from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import judge, place
 from ..exits.selection import choose
-from ..exits.text import lacks_threshold, parse_form
+from ..exits.text import check_fits, lacks_threshold, parse_form
 from ..heads import HEADS
 from ..per_row import own_exits
 from ..reader import read
@@ -218,9 +218,10 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     text = own if text is None else own_exits(engine.checkpoint).named(text)
     if text == "never" or len(every_exit(engine)) == 1:
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
+    if engine.model.head.tags:
+        raise ConfigError(f"calibrate compares one label or score per row, and {engine.checkpoint.path} tags tokens")
     rule = parse_form(text)
-    if reason := rule.misfit(own_exits(engine.checkpoint).outputs):
-        raise ConfigError(f"criterion {shown(rule)} {reason}")
+    check_fits(rule, own_exits(engine.checkpoint).outputs, text)
     if not isinstance(rule, DataCriterion) or rule.threshold is None:
         raise ConfigError(f"criterion {shown(rule)} has no threshold that its text could be written without")
     if engine.model.config.problem_type == MULTI:

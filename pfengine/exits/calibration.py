@@ -96,7 +96,7 @@ class Simulation:
 
     def _compared(self, clause: Clause, tokens: TokenRule | None, units: int) -> list[np.ndarray]:
         """What the clause compares after each exit except the last, float32 [rows or tokens] each."""
-        key = (clause.signal, clause.memory, clause.size, clause.temperature.tobytes(), tokens)
+        key = (clause.signal, clause.memory, clause.size, clause.temperature.tobytes(), clause.times.tobytes(), tokens)
         if clause.signal == "learned" and self._learned[0] is None:
             raise ConfigError("this criterion compares a learned score: give learned, float32 [exits, rows]")
         if tokens is not None and self._bounds is None:

@@ -109,28 +109,39 @@ class ExitHead(ABC):
 
 
 class PreparedHead(ExitHead):
-    """A head whose exits are one op `exit` each and leave each other nothing. It runs in every carrier.
+    """A head whose exits are one op `exit` each. It runs in every carrier.
 
     A subclass sets `ops` and `exits` in `__init__`: one that `OpSet.prepare_exit` made per layer, None where it has
     none. They read what `reads` says.
+
+    adds_from: per layer, the column of the past of the exit before it from which on that is added to the past of this
+    one; -1 for nothing. Left out, exits leave each other nothing.
     """
 
     ops: OpSet
     exits: Sequence[Any]
+    adds_from: Sequence[int] = ()
 
     def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
-        return [None if exit is None else (exit, -1) for exit in self.exits]
+        columns = self.adds_from or [-1] * len(self.exits)
+        return [None if exit is None else (exit, column) for exit, column in zip(self.exits, columns, strict=True)]
 
     def step(
         self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
     ) -> tuple[Scores | None, HeadState]:
-        if not answer:
-            return None, ()
-        if self.exits[layer - 1] is None:
+        exit = self.exits[layer - 1]
+        if exit is None and answer:
             raise ValueError(f"{type(self).__name__} has no exit after layer {layer}")
-        logits, _, learned = self.ops.exit(x, self.exits[layer - 1], None, answer=True)
-        assert logits is not None
-        return Scores(logits, learned), ()
+        column = self._read_from(layer)
+        if exit is None or not (answer or column >= 0):
+            return None, (state or ()) if column >= 0 else ()
+        logits, past, learned = self.ops.exit(x, exit, state[0] if state else None, answer)
+        return None if logits is None else Scores(logits, learned), (past[:, column:],) if column >= 0 else ()
+
+    def _read_from(self, layer: int) -> int:
+        """The column from which on the next exit after `layer` reads the past of the one before it, or -1."""
+        later = zip(self.exits[layer:], self.adds_from[layer:], strict=False)
+        return next((column for exit, column in later if exit is not None), -1)
 
 
 HEADS: Registry[type[ExitHead]] = Registry("head")

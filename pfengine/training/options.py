@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -35,7 +36,8 @@ class Option(NamedTuple):
     """What an option means, for `--help`, and which numbers or names it takes; without either, any text.
 
     default: of an option that a system declares itself; those of all systems have theirs in `TrainingConfig`. many:
-    does it take a tuple of values, on the command line with commas between?
+    does it take a tuple of values, on the command line with commas between? path: of a file or directory that the run
+    reads, such that an interrupted run is not resumed with another one?
     """
 
     help: str
@@ -43,6 +45,7 @@ class Option(NamedTuple):
     choices: Collection[str] = ()
     default: Any = None
     many: bool = False
+    path: bool = False
 
     def parse(self, text: str) -> Any:
         """The value that a text on the command line stands for, still unchecked."""
@@ -55,6 +58,8 @@ class Option(NamedTuple):
     def read(self, name: str, value: Any) -> Any:
         """The value as it is kept: Python's numbers, which JSON takes, and tuples. ValueError says what is wrong."""
         parts: Any = value if self.many else [value]
+        if self.path and isinstance(value, os.PathLike):
+            parts = [os.fspath(value)]
         if not isinstance(parts, (list, tuple)) or not parts or not all(map(self._takes, parts)):
             raise ValueError(f"{name} is {value!r}; {'each must be' if self.many else 'it must be'} {self._what()}")
         if self.limits is None:

@@ -10,6 +10,7 @@ import numpy as np
 from .. import checkpoint, data, saving, tasks
 from ..data import Example
 from ..errors import ConfigError
+from ..heads import HEADS
 from ..manifest import Manifest
 from ..messages import warn
 from ..tokenization import Tokenizer
@@ -59,11 +60,20 @@ def train(config: TrainingConfig) -> Path:
 
     set_seed(config.seed)
     backbone_config = encoder_config(source, labels, config.layers)
+    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
+    last = HEADS[head["type"]].layers(backbone_config, head)[-1]
+    if last < backbone_config.num_layers:  # no layer above the last exit is ever run
+        backbone_config = encoder_config(source, labels, last)
     backbone, pooler = read_encoder(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
-    criterion = system.criterion if labels else system.regression
+    written = system.criterion_of(head, regression=not labels)
+    if written is None:
+        raise ConfigError(
+            f"system {config.system!r} cannot learn regression: its loss compares labels, and {name} has scores; "
+            "choose another, such as 'pabee'"
+        )
+    criterion = config.criterion or written
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
@@ -76,7 +86,10 @@ def train(config: TrainingConfig) -> Path:
         backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=config.flat()
     )
     more = _unlabelled(config, model)
-    inputs = {"data": hash_rows(kept, held_out, labels, *([more] if more else [])), "model": hash_files(source)}
+    inputs = {
+        "data": hash_rows(kept, held_out, labels, *([more] if more else [])),
+        "model": hash_files(*config.model_paths()),
+    }
     collator = Collator(backbone_config)
     further = encode([example.row for example in more], None, tokenizer)
     if pooler is not None:

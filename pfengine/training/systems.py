@@ -18,21 +18,34 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import deebert, elasticbert, elbert, pabee, past_future, seqlab
+from ..convert import berxit, cosee, deebert, elasticbert, elbert, pabee, past_future, righttool, seqlab
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..manifest import Manifest
 from ..registry import Registry, origin
+from .berxit import OPTIONS as berxit_options
+from .berxit import BERxiTModel, berxit_head
+from .cosee import OPTIONS as cosee_options
+from .cosee import COSEEModel
 from .deebert import DeeBERTModel
+from .elasticbert import OPTIONS as elasticbert_options
 from .elasticbert import ElasticBERTModel
 from .elbert import OPTIONS as elbert_options
 from .elbert import ELBERTModel
+from .leebert import OPTIONS as leebert_options
+from .leebert import LeeBERTModel
 from .model import ExitModel
 from .options import Option
 from .past_future import past_future_head, past_future_recipe
 from .plain import FullModel, LinearModel, linear_head
 from .pooled import PooledModel
+from .righttool import OPTIONS as righttool_options
+from .righttool import RightToolModel, righttool_head
+from .student import OPTIONS as student_options
+from .student import StudentModel
+from .voting import OPTIONS as voting_options
+from .voting import VotingModel
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 _OPTION = re.compile(r"[a-z][a-z0-9_]*")
@@ -67,7 +80,8 @@ class System:
     own: options that it declares itself, by name: `{"depth": Option("Layers of ...", COUNT, default=2)}`. A run gives
     them as `TrainingConfig(..., options={"depth": 3})` or `--depth 3`; the head function and the recipe find them among
     all options of the run.
-    criterion, regression: the text that is written to checkpoints with labels, and to those for regression.
+    criterion, regression: the text that is written to checkpoints with labels, and to those for regression; None where
+    the recipe cannot learn scores. Either may be a function of the `head` object.
     converter: None where no checkpoints of others are read.
 
     Raises TypeError or ValueError for what it cannot be made of.
@@ -78,8 +92,8 @@ class System:
     head: HeadOf | Mapping[str, Any]
     recipe: Callable[..., ExitModel] = ExitModel
     options: tuple[str, ...] = ()
-    criterion: str = "never"
-    regression: str = "never"
+    criterion: str | Callable[[Mapping[str, Any]], str] = "never"
+    regression: str | Callable[[Mapping[str, Any]], str] | None = "never"
     converter: Converter | None = None
     own: Mapping[str, Option] = field(default_factory=dict)
 
@@ -126,6 +140,11 @@ class System:
         if faults:
             raise ConfigError("; ".join(faults))
         return head
+
+    def criterion_of(self, head: Mapping[str, Any], regression: bool = False) -> str | None:
+        """The criterion's text for a checkpoint with this `head` object; None where it cannot learn regression."""
+        criterion = self.regression if regression else self.criterion
+        return criterion(head) if callable(criterion) else criterion
 
 
 SYSTEMS: Registry[System] = Registry("system")
@@ -180,6 +199,52 @@ for _system in (
         converter=pabee,
     ),
     System(
+        "pcee",
+        "patience with confidence",
+        {"type": "linear", "pooler": "shared"},
+        PooledModel,
+        options=("pooler", "reads"),
+        criterion="pcee",
+    ),
+    System(
+        "beem",
+        "confidences of exits that agree, added up",
+        {"type": "linear", "pooler": "shared"},
+        PooledModel,
+        options=("pooler", "reads"),
+        criterion="beem",
+    ),
+    System(
+        "voting",
+        "exits trained to differ, which vote; experimental",
+        {"type": "linear", "pooler": "shared"},
+        VotingModel,
+        options=("pooler", "reads"),
+        own=voting_options,
+        criterion="voting",
+        regression=None,
+    ),
+    System(
+        "leebert",
+        "exits that learn from each other, with learned weights; experimental",
+        {"type": "linear", "pooler": "shared"},
+        LeeBERTModel,
+        options=("pooler", "reads"),
+        own=leebert_options,
+        criterion="patience",
+    ),
+    System(
+        "cosee",
+        "each exit learns from the rows that would leave near it",
+        {"type": "linear", "pooler": "shared"},
+        COSEEModel,
+        options=("pooler", "reads"),
+        own=cosee_options,
+        criterion="energy",
+        regression=None,
+        converter=cosee,
+    ),
+    System(
         "elbert",
         "a confidence window over one shared classifier",
         {"type": "linear", "pooler": "shared", "classifiers": "shared"},
@@ -195,6 +260,7 @@ for _system in (
         {"type": "linear", "pooler": "per-layer"},
         ElasticBERTModel,
         options=("pooler", "reads"),
+        own=elasticbert_options,
         criterion="entropy",
         converter=elasticbert,
     ),
@@ -205,6 +271,34 @@ for _system in (
         criterion="tokee",
         converter=seqlab,
     ),
+    System(
+        "righttool",
+        "calibrated classifiers at chosen layers",
+        righttool_head,
+        RightToolModel,
+        options=("pooler",),
+        criterion="confidence",
+        converter=righttool,
+        own=righttool_options,
+    ),
+    System(
+        "berxit",
+        "classifiers that learn when to exit",
+        berxit_head,
+        BERxiTModel,
+        options=("pooler", "reads"),
+        criterion=lambda head: "learned" if head.get("learned") else "entropy",
+        regression=lambda head: "learned" if head.get("learned") else "never",
+        converter=berxit,
+        own=berxit_options,
+    ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
+    System(
+        "student",
+        "the same, distilled from a full model of more layers",
+        {"type": "classifier"},
+        StudentModel,
+        own=student_options,
+    ),
 ):
     register(_system)

@@ -24,13 +24,23 @@ TEXTS = ["good film", "bad", "the plot is very awful", "great great fine", "a", 
 OF_ROWS = [name for name in SYSTEMS if not HEADS[pfengine.TrainingConfig("", "", "", name).head(False)["type"]].tags]
 
 
+@pytest.fixture(scope="session")
+def full(encoder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("full") / "ckpt"
+    return pfengine.train(config(encoder, rows, out, system="full-model", epochs=5))
+
+
 @pytest.mark.parametrize("system", OF_ROWS)
-def test_trains_and_answers_batched_as_alone(encoder: Path, rows: Path, tmp_path: Path, system: str) -> None:
-    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", system=system, epochs=5))
+def test_trains_and_answers_batched_as_alone(
+    encoder: Path, rows: Path, full: Path, tmp_path: Path, system: str
+) -> None:
+    needs: dict[str, dict[str, Any]] = {"student": {"layers": 2, "options": {"teacher": full}}}
+    options = needs.get(system, {})
+    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", system=system, epochs=5, **options))
     engine = pfengine.load(out)
     manifest = engine.checkpoint.manifest
     assert manifest.system == system
-    assert manifest.criterion == SYSTEMS[system].criterion
+    assert manifest.criterion == SYSTEMS[system].criterion_of(manifest.head)
     assert manifest.training["held_out_score"] > 0.8, "one word of a row says which label it has"
     batched = engine.predict(TEXTS)
     alone = [engine.predict([text]) for text in TEXTS]
@@ -69,7 +79,7 @@ def test_deebert_adds_exits_to_a_model_that_stays_as_it_is(
         assert not torch.equal(between[key][:-1], end[key][:-1]), key
 
 
-@pytest.mark.parametrize("system", ["deebert", "pabee", "elbert", "elasticbert"])
+@pytest.mark.parametrize("system", ["berxit", "deebert", "pabee", "elbert", "elasticbert", "righttool"])
 def test_poolers_start_from_the_encoders_own(
     encoder: Path, rows: Path, tmp_path: Path, phases: list[Any], system: str
 ) -> None:
