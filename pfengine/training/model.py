@@ -128,6 +128,9 @@ class ExitModel(nn.Module):
         """Views of parts of trained parameters that do not change in the present phase, such as those of one exit."""
         return []
 
+    def begin_phase(self) -> None:
+        """Called before the first step of each phase, and not where a phase is resumed."""
+
     def rates(self) -> dict[str, float]:
         """Learning rates of parameters that have one of their own, by name. They are not decayed."""
         return {}
