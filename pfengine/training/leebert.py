@@ -14,7 +14,7 @@ from .losses import exit_loss
 from .options import POSITIVE, Option
 from .pooled import PooledModel
 
-OPTIONS = {"weight_rate": Option("Learning rate of the losses' weights.", POSITIVE, default=3e-3)}
+OPTIONS = {"weight_rate": Option("Learning rate of the losses' weights.", POSITIVE, default=1e-2)}
 
 
 def loss_terms(logits: Tensor, labels: Tensor) -> Tensor:
