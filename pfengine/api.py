@@ -32,6 +32,7 @@ from .options import sizes, whole, wholes
 from .per_row import Number, own_exits, select_rows
 from .reload import Source, SummedTensors, mark, reload
 from .rows import Row, is_single, rows_of
+from .tagging import Tagging
 from .tokenization import Tokenizer, pack
 from .torch_state import isolated
 from .windows import read_windows
@@ -55,8 +56,8 @@ def load(
 ) -> Engine:
     """Load a checkpoint and prepare it for one device and precision.
 
-    path: a pfengine checkpoint directory, a plain Hugging Face sequence-classification directory (runs at full depth),
-    or the name of a bundled checkpoint ("sst2"); also a checkpoint that `reader.read` returned.
+    path: a pfengine checkpoint directory, a plain Hugging Face sequence- or token-classification directory (runs at
+    full depth), or the name of a bundled checkpoint ("sst2"); also a checkpoint that `reader.read` returned.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
     for and that answered as fp32 does when the checkpoint was calibrated. It is fp32 where that was never measured, or
@@ -91,7 +92,7 @@ def load(
     return engine
 
 
-class Engine:
+class Engine(Tagging):
     """A loaded model. Safe to use from several threads; a bad row never makes it unusable.
 
     It pickles as the path and the options it was loaded with, its precision and its criterion, and is loaded again from
@@ -247,7 +248,7 @@ class Engine:
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
         selection, rows = self._selected(inputs, criterion, threshold, speedup)
         if self.model.head.tags:
-            raise ConfigError(f"{self.checkpoint.path} tags tokens and does not classify rows; use predict")
+            raise ConfigError(f"{self.checkpoint.path} tags words and does not classify rows; use tag, or predict")
         runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
         windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, flush_when_slow=True))
 
@@ -295,8 +296,8 @@ class Engine:
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`.
 
-        A model that tags tokens has one more axis after the rows. Raises InputError for the first bad row; a row with a
-        nan at any exit is one.
+        A model that tags words has an axis of words after the rows, nan beyond a row's own. Raises InputError for the
+        first bad row; a row with a nan at any exit is one.
         """
         return self.layer_scores(inputs, batch_tokens=batch_tokens).logits
 

@@ -9,9 +9,9 @@ from .classifier import Classifier
 from .linear import Linear
 from .mixed import Mixed
 from .past_future import PastFuture
-from .tagger import Tagger
+from .tagger import Tagger, TokenClassifier
 
 __all__ = [
     "HEADS", "PREFIX", "Attached", "Attentive", "Classifier", "ExitHead", "HeadState", "Linear", "Mixed", "OwnTensors",
-    "PastFuture", "PreparedHead", "Scores", "Tagger", "register",
+    "PastFuture", "PreparedHead", "Scores", "Tagger", "TokenClassifier", "register",
 ]  # fmt: skip

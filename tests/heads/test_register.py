@@ -130,7 +130,7 @@ def test_faults_of_a_checkpoint_are_said(make_text_checkpoint: Callable[..., Pat
             pfengine.load(path)
     (path / "pfengine.json").write_text(json.dumps(written))
     del HEADS["peak"]
-    with pytest.raises(pfengine.CheckpointError, match=r"tagger, or one of your own, whose module must be imported"):
+    with pytest.raises(pfengine.CheckpointError, match=r"token-classifier, or one of your own, whose module"):
         pfengine.load(path)
     register(Peak)
 

@@ -298,11 +298,11 @@ OURS: dict[str, dict[str, Any]] = {
     "past only": PAST_FUTURE | {"states": "past", "gate": "none"}, "future only": PAST_FUTURE | {"states": "future"},
     "linear": {"type": "linear", "pooler": "per-layer"}, "classifier": {"type": "classifier"},
     "attached": {"type": "attached", "exits": PAST_FUTURE},
-    "attentive": {"type": "attentive", "width": 15, "heads": 3},
-    "attached attentive": {"type": "attached", "exits": {"type": "attentive", "pooling": "max"}},
     "learned": {"type": "linear", "pooler": "per-layer", "learned": True},
     "mixed": {"type": "mixed", "layers": [1, 3, LAYERS], "previous": True, "pooler": "shared"},
     "attached, mixed": {"type": "attached", "exits": {"type": "mixed", "layers": [2], "pooler": "none"}},
+    "attentive": {"type": "attentive", "width": 15, "heads": 3},
+    "attached attentive": {"type": "attached", "exits": {"type": "attentive", "pooling": "max"}},
 }  # fmt: skip
 
 
