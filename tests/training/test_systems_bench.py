@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
 import pfengine
 
@@ -74,15 +76,25 @@ def test_made_measured_and_not_made_again(
 
 @pytest.mark.slow
 def test_all_of_them(encoder: Path, rows: Path, dev: Path, tmp_path: Path) -> None:
-    work, report = tmp_path / "work", tmp_path / "systems.md"
-    systems.main(encoder, rows, work, report, test=dev, **(OPTIONS | {"epochs": 1}))
+    work, report, deeper = tmp_path / "work", tmp_path / "systems.md", tmp_path / "deeper"
+    config = transformers.BertConfig.from_pretrained(encoder, num_hidden_layers=4)  # a student of it can have exits
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(deeper)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(encoder / file, deeper)
+    systems.main(deeper, rows, work, report, test=dev, **(OPTIONS | {"epochs": 1}))
     lines = [line for line in report.read_text().splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0][2:] for line in lines[1:]] == list(systems.methods())
     half = json.loads((work / "full-model-half.json").read_text())
-    assert half["full depth"]["layer_speedup"] == 3
+    assert half["full depth"]["layer_speedup"] == 2
     assert half["beside"] == "full-model"
     student = json.loads((work / "student.json").read_text())
+    assert "pfengine train full-model train.tsv student" in student["command"]
+    assert "--layers 2" in student["command"]
     assert "--teacher full-model" in student["command"]
+    on_top = json.loads((work / "exits-on-student.json").read_text())
+    assert on_top["full depth"]["layer_speedup"] == 2
+    assert on_top["3x"]["layer_speedup"] > 2
+    assert "2x" not in on_top, "that is its full depth"
 
 
 def test_what_is_far_below_its_own_full_depth_is_named() -> None:
