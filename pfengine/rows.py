@@ -63,6 +63,7 @@ class Row(NamedTuple):
     truncated: bool
     knob: Knob | None = None
     threshold: float | None = None  # what the knob stands for, nan: full depth; see `exits.selection.Selection`
+    source: Text | Row | None = None  # the text, or the ids as they were given; None where the row is what was given
 
 
 def is_single(inputs: Any) -> bool:
@@ -131,6 +132,8 @@ def _parse(row_id: int, value: Any) -> Text | Row:
         raise InputError(row_id, value.reason)
     if isinstance(value, _BYTES):
         raise InputTypeError(row_id, f"is {_describe(value)}; decode it to a string first")
+    if isinstance(value, (Text, Row)):  # `Row.source`, which another model reads again
+        return value
     if not isinstance(value, Mapping):
         raise InputTypeError(row_id, f"is {_describe(value)}; a row is {ROW_FORMS}")
     if "input_ids" in value:

@@ -11,9 +11,7 @@ from torch import Tensor
 from ..families import Family
 from ..heads import PREFIX
 from ..manifest import Manifest
-from .source import Original, encoder_tensors, with_shapes
-
-Converted = tuple[dict[str, Any], Manifest, dict[str, Tensor]]
+from .source import Converted, Original, encoder_tensors, with_shapes
 
 
 def linear_checkpoint(

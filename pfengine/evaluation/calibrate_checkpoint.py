@@ -14,6 +14,10 @@ import numpy as np
 from .. import data, saving
 from ..api import Engine, load
 from ..bundled import BUNDLED
+from ..cascade_manifest import CascadeManifest
+from ..cascade_reader import CascadeCheckpoint, read_cascade
+from ..cascade_saving import fill_again
+from ..checkpoint import Checkpoint
 from ..engine import LayerScores
 from ..errors import ConfigError, shown
 from ..exits import Criterion, DataCriterion, Never, Numbers
@@ -28,6 +32,7 @@ from ..messages import warn
 from ..per_row import own_exits
 from ..reader import read
 from .costs import measure_costs
+from .model_answers import answers_of_models
 from .precisions import check_precisions
 
 FEW_ROWS = 30
@@ -82,6 +87,9 @@ def calibrate(
 ) -> Calibration:
     """Calibrate a checkpoint on rows it was not trained on, and write the result into it.
 
+    Of a cascade the criterion between its models is calibrated. There agreement is with what the last model answers,
+    and a layer speed-up is against the layers of the last model.
+
     source: a file or a directory with a `dev` split; labels are used where there are any. data_format, text_column,
     pair_column, label_column: as in `data.stream`. criterion: a new one as text, such as "patience" or "elbert:,8,0.1",
     whose second parameters stay; default: the checkpoint's own. The threshold it will run at is, by the first that is
@@ -110,7 +118,12 @@ def calibrate(
         raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     own = _criterion(engine, criterion)
-    saving.check_writable(target)
+    cascaded = isinstance(engine.checkpoint, CascadeCheckpoint)
+    if cascaded and (choose_layers or speedup == 1):
+        raise ConfigError(
+            f"{path} is a cascade: choose_layers is for one of its models, and at speed-up 1 the last model runs alone"
+        )
+    saving.check_writable(target, cascaded)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)
@@ -123,11 +136,18 @@ def calibrate(
     if len(texts) < FEW_ROWS:
         warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
     if choose_layers and engine.exit_layers != every_exit(engine):
-        every = replace(engine.checkpoint.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
-        engine = load(replace(read(directory), manifest=every), precision="fp32", criterion="never")
-    exit_layers = engine.exit_layers
-    notify(f"logits of {len(texts)} rows at {len(exit_layers)} exits")
-    scores = engine.layer_scores(texts)
+        whole = read(directory)
+        every = replace(whole.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
+        engine = load(replace(whole, manifest=every), precision="fp32", criterion="never")
+    models = None
+    if cascaded:
+        notify(f"answers of each model to {len(texts)} rows")
+        models = answers_of_models(engine, texts)
+        exit_layers, scores = models.ends, LayerScores(models.logits, None)
+    else:
+        exit_layers = engine.exit_layers
+        notify(f"logits of {len(texts)} rows at {len(exit_layers)} exits")
+        scores = engine.layer_scores(texts)
 
     choice, fresh = None, np.arange(len(texts))
     if choose_layers:
@@ -144,6 +164,8 @@ def calibrate(
         scores = LayerScores(scores.logits[places], learned)
     notify("thresholds")
     table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned)
+    if models is not None:
+        table = models.recounted(table, own)
     promised: Guarantee | None = None
     threshold = choice.chosen.threshold if choice else _threshold(engine, own, criterion)
     if agreement is not None or accuracy_drop is not None:
@@ -153,28 +175,30 @@ def calibrate(
         promised = guarantee(
             own, part.logits, against, exit_layers, limit=limit, confidence=confidence, learned=part.learned
         )
+        if models is not None:
+            promised = models.recount_guarantee(promised, own)
         threshold = promised.threshold
-    manifest = replace(
-        engine.checkpoint.manifest,
-        criterion=repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
-        threshold=None if isinstance(threshold, tuple) else threshold,
-        exit_layers=exit_layers,
-        calibration=tuple(table),
-        guarantee=None if promised is None else asdict(promised),
-    )
+    found: dict[str, Any] = {
+        "criterion": repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
+        "threshold": None if isinstance(threshold, tuple) else threshold,
+        "calibration": tuple(table),
+        "guarantee": None if promised is None else asdict(promised),
+    }
+    before = engine.checkpoint.manifest
+    manifest = replace(before, **(found if cascaded else found | {"exit_layers": exit_layers}))
     if speedup is not None and choice is None:
-        rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
-        found = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
-        manifest = replace(manifest, threshold=found)
+        now = own_exits(engine.checkpoint)._replace(criterion=own.form, threshold=None, calibration=table)
+        rule = choose(now, None, None, speedup)
+        reached = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
+        manifest = replace(manifest, threshold=reached)
     notify("bf16 and int8 beside fp32")
     if target == directory:
         with saving.trial(directory, manifest) as stage:
             precisions = check_precisions(stage, texts)
         saving.write_manifest(directory, replace(manifest, precisions=precisions))
     else:
-        ckpt = read(directory)
-        with saving.replacing(target) as stage:
-            written = saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
+        with saving.replacing(target, cascaded) as stage:
+            written = _fill(stage, directory, manifest)
             precisions = check_precisions(stage, texts)
             saving.write_manifest(stage, replace(written, precisions=precisions))
     return Calibration(
@@ -191,6 +215,14 @@ def calibrate(
     )
 
 
+def _fill(stage: Path, source: Path, manifest: saving.AnyManifest) -> saving.AnyManifest:
+    """A copy of the checkpoint at `source`, with another manifest; returns what it says then."""
+    if isinstance(manifest, CascadeManifest):
+        return fill_again(stage, read_cascade(source), manifest)
+    ckpt = read(source)
+    return saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
+
+
 def _share(name: str, value: Any) -> float:
     """A number between 0 and 1, of numpy or not, as a Python float."""
     share = number(name, value)
@@ -201,6 +233,7 @@ def _share(name: str, value: Any) -> float:
 
 def every_exit(engine: Engine) -> tuple[int, ...]:
     """All layers that could answer; a plain classifier answers at the last layer only."""
+    assert isinstance(engine.checkpoint, Checkpoint)
     head = engine.checkpoint.manifest.head
     return HEADS[head["type"]].layers(engine.model.config, head)
 
@@ -214,7 +247,7 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     """The one to calibrate, at any threshold; its other parameters are those of the text, or the checkpoint's."""
     own = engine.checkpoint.manifest.criterion or "never"
     text = own if text is None else own_exits(engine.checkpoint).named(text)
-    if text == "never" or len(every_exit(engine)) == 1:
+    if text == "never" or (engine.cascade is None and len(every_exit(engine)) == 1):
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
     rule = parse_form(text)
     if reason := rule.misfit(own_exits(engine.checkpoint).outputs):

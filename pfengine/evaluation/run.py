@@ -24,6 +24,7 @@ from ..tokenization import Row
 from .curve import curve, oracle
 from .machine import describe_machine
 from .metrics import METRICS, measure, standard_error
+from .model_answers import answers_of_models
 from .report import Report
 from .results import Curve, Setting
 
@@ -199,7 +200,12 @@ def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names
     if len(engine.exit_layers) == 1 or criterion == "never":
         return Curve(path, "never", [], None)
     rule = parse_form(criterion)
+    form = rule.form if isinstance(rule, DataCriterion) else criterion
+    if engine.cascade is not None:
+        models = answers_of_models(engine, texts)
+        points = curve(rule, models.logits, truth, models.ends, names)
+        best = models.recount_oracle(oracle(models.logits, truth, models.ends, names), truth)
+        return Curve(path, form, models.recounted(points, rule), best)
     logits, learned = engine.layer_scores(texts)
     points = curve(rule, logits, truth, engine.exit_layers, names, learned=learned)
-    form = rule.form if isinstance(rule, DataCriterion) else criterion
     return Curve(path, form, points, oracle(logits, truth, engine.exit_layers, names))

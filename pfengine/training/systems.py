@@ -18,10 +18,10 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..convert import past_future
+from ..convert.source import Cascaded, Converted
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
-from ..manifest import Manifest
 from ..registry import Registry, origin
 from .model import ExitModel
 from .past_future import past_future_head, past_future_recipe
@@ -37,10 +37,8 @@ class Converter(Protocol):
     def recognises(self, tensors: Collection[str]) -> bool:
         """Are these the keys of such a checkpoint?"""
 
-    def convert(
-        self, path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], Manifest, dict[str, Tensor]]:
-        """Their config.json and tensors to our config.json, pfengine.json and tensors.
+    def convert(self, path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted | Cascaded:
+        """Their config.json and tensors to our config.json, pfengine.json and tensors; of several models, to a cascade.
 
         path: of the directory, for the CheckpointError with everything that is wrong.
         """
