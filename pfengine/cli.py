@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from . import cli_io, cli_output, console
 from ._version import __version__
@@ -22,6 +21,7 @@ from .cli_evaluation import calibrate, evaluate
 from .cli_options import (
     BatchTokens,
     Checkpoint,
+    Command,
     Device,
     Format,
     Json,
@@ -33,7 +33,7 @@ from .cli_options import (
     Threshold,
     UnusedLabelColumn,
 )
-from .cli_training import attach, train
+from .cli_training import TrainingCommand, attach, train
 from .convert import convert as convert_checkpoint
 from .convert import converters
 from .errors import ConfigError
@@ -45,16 +45,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Command(TyperCommand):
-    """Refuses empty values, except texts: an unset variable would mean the current directory, or no option."""
-
-    def invoke(self, ctx: Any) -> Any:
-        for name, value in ctx.params.items():
-            if value == "" or (isinstance(value, list) and "" in value and name != "texts"):
-                raise ConfigError(f"{name} is empty; give one, or leave it out where it has a default")
-        return super().invoke(ctx)
 
 
 def _version(wanted: bool) -> None:
@@ -206,7 +196,8 @@ COMMANDS: dict[Callable[..., None], str] = {  # with an example each, in the ord
     demo: "pfengine demo",
 }
 for _function, _example in COMMANDS.items():
-    app.command(cls=Command, epilog=f"Example: {_example}")(_function)
+    _class = TrainingCommand if _function in (train, attach) else Command
+    app.command(cls=_class, epilog=f"Example: {_example}")(_function)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from .errors import ConfigError
 from .training.config import OPTIONS
@@ -26,6 +27,16 @@ PairColumn = Annotated[str | None, typer.Option(help=OPTIONS["pair_column"].help
 LabelColumn = Annotated[str | None, typer.Option(help=OPTIONS["label_column"].help)]
 UnusedLabelColumn = Annotated[str | None, typer.Option(help="Column of the label, which is not read as text.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
+
+
+class Command(TyperCommand):
+    """Refuses empty values, except texts: an unset variable would mean the current directory, or no option."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if value == "" or (isinstance(value, list) and "" in value and name != "texts"):
+                raise ConfigError(f"{name} is empty; give one, or leave it out where it has a default")
+        return super().invoke(ctx)
 
 
 def with_options(parameters: Iterable[inspect.Parameter]) -> Callable[[Function], Function]:

@@ -6,9 +6,10 @@ import inspect
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.main import get_command
 
 from . import cli_io, cli_output, console, training
-from .cli_options import training_option, with_options
+from .cli_options import Command, training_option, with_options
 from .training.config import DEFAULTS, OPTIONS, TYPES, TrainingConfig
 
 GRID = inspect.Parameter(
@@ -19,6 +20,7 @@ GRID = inspect.Parameter(
         bool, typer.Option("--grid", help="The paper's grid of batch sizes and learning rates; the best is kept.")
     ],
 )
+CONTEXT = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 REQUIRED = ("model", "data", "output")
 # What the options of `TrainingConfig` mean to `attach`, where that differs.
 ATTACH_HELP = {
@@ -32,11 +34,11 @@ ATTACH_HELP = {
 
 def _train_options() -> list[inspect.Parameter]:
     given = {name: inspect.Parameter.empty if name in REQUIRED else DEFAULTS[name] for name in OPTIONS}
-    return [*(training_option(name, default, TYPES[name]) for name, default in given.items()), GRID]
+    return [*(training_option(name, default, TYPES[name]) for name, default in given.items()), GRID, CONTEXT]
 
 
 def _attach_options() -> list[inspect.Parameter]:
-    types, options = get_type_hints(training.attach), []
+    types, options = get_type_hints(training.attach), [CONTEXT]
     for name, parameter in inspect.signature(training.attach).parameters.items():
         option = "data" if name == "source" else name
         if option in OPTIONS:
@@ -45,13 +47,60 @@ def _attach_options() -> list[inspect.Parameter]:
     return options
 
 
+class TrainingCommand(Command):
+    """A command that takes, beside its own options, those that systems declare: it leaves their texts in `ctx.obj`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Called once the modules of --import are imported."""
+        app = typer.Typer(add_completion=False)
+        app.command()(with_options(_own_options())(lambda **given: None))
+        return [*super().get_params(ctx), *(each for each in get_command(app).params if each.name != "help")]
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.obj = {option.name: ctx.params[option.name] for option in _own_options()}
+        if "" not in ctx.obj.values():  # of which it is said that they are empty
+            ctx.params = {name: value for name, value in ctx.params.items() if name not in ctx.obj}
+        return super().invoke(ctx)
+
+
+def _own_options() -> list[inspect.Parameter]:
+    """Those that systems declare. Several may have one of the same name, each with a meaning of its own."""
+    helps: dict[str, list[str]] = {}
+    for system in training.SYSTEMS.values():
+        for name in [name for name in system.own if name not in OPTIONS]:
+            option = system.own[name]
+            default = "" if option.default is None else f" [default: {_text(option.default)}]"
+            helps.setdefault(name, []).append(f"{system.name}: {option.help}{default}")
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, typer.Option(help=" ".join(each))],
+        )
+        for name, each in helps.items()
+    ]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _parsed(system: str, given: dict[str, str | None]) -> dict[str, Any]:
+    """Values of texts; those that this system does not take stay as they are, and are refused."""
+    own = training.SYSTEMS[system].own if system in training.SYSTEMS else {}
+    texts = {name: text for name, text in given.items() if text is not None}
+    return {name: own[name].parse(text) if name in own else text for name, text in texts.items()}
+
+
 @with_options(_train_options())
-def train(*, grid: bool, labels: str | None, **given: Any) -> None:
+def train(*, ctx: typer.Context, grid: bool, labels: str | None, **given: Any) -> None:
     """Train a model with early exits and write a calibrated checkpoint.
 
     An interrupted run resumes from its last saved state when it is started again with the same options.
     """
-    config = TrainingConfig(**given, labels=None if labels is None else cli_io.read_names(labels))
+    names = None if labels is None else cli_io.read_names(labels)
+    config = TrainingConfig(**given, labels=names, options=_parsed(given["system"], ctx.obj))
     if not grid:
         console.show(training.train(config))
         return
@@ -62,10 +111,11 @@ def train(*, grid: bool, labels: str | None, **given: Any) -> None:
 
 
 @with_options(_attach_options())
-def attach(*, model: str, data: str, output: str, **given: Any) -> None:
+def attach(*, ctx: typer.Context, model: str, data: str, output: str, **given: Any) -> None:
     """Add exits to a finished model, from unlabelled text; its full depth answers as before, bit for bit."""
 
     def progress(parts: Any, total: int) -> Any:
         return cli_io.progress(parts, total, "full model")
 
-    console.show(training.attach(model, data, output, **given, progress=progress))
+    options = _parsed(given["system"], ctx.obj)
+    console.show(training.attach(model, data, output, **given, options=options, progress=progress))

@@ -34,5 +34,6 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Conv
         family,
         poolers=[*(f"{key}.pooler.dense" for key in highways), f"{prefix}pooler.dense"],
         classifiers=[*(f"{key}.classifier" for key in highways), "classifier"],
+        layers=len(highways) + 1,
         manifest={"system": "deebert", "criterion": "entropy"},
     )

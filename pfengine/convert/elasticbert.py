@@ -37,5 +37,6 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Conv
         family,
         poolers=poolers,
         classifiers=numbered(path, tensors, "classifiers.{}", "ElasticBERT"),
+        layers=len(layers),
         manifest={"system": "elasticbert", "criterion": "entropy"},
     )

@@ -23,7 +23,7 @@ def recognises(tensors: Collection[str]) -> bool:
 def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:
     """Original config and tensors -> config.json, pfengine.json and tensors of a checkpoint.
 
-    One classifier serves all layers; where there are k, each serves a k-th of them. It becomes a classifier per layer.
+    One classifier serves all layers; where there are k, each serves a k-th of them.
     The criterion is that of config.json (thres_name, exit_thres, cnt_thres, margin, range_tmp), as far as it says.
     """
     layers, reads = raw.get("num_hidden_layers"), raw.get("pooler_input", "cls")
@@ -32,7 +32,7 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Conv
         faults.append(f"config.json: 'num_hidden_layers' is {layers!r}; it must be an integer >= 1")
     if reads != "cls":
         faults.append(f"config.json: 'pooler_input' is {reads!r}; only 'cls', the first token, can be converted")
-    if faults:
+    if faults or not isinstance(layers, int):
         raise CheckpointError(path, faults)
     keys = [ONE] if f"{ONE}.weight" in tensors else numbered(path, tensors, SEVERAL, "ELBERT")
     share = max(1, layers // len(keys))
@@ -44,7 +44,8 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Conv
         raw,
         family_of(path, tensors),
         poolers=["albert.pooler"],
-        classifiers=[keys[min(i // share, len(keys) - 1)] for i in range(layers)],
+        classifiers=keys if len(keys) == 1 else [keys[min(i // share, len(keys) - 1)] for i in range(layers)],
+        layers=layers,
         manifest=manifest,
     )
 

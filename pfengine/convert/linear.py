@@ -20,12 +20,13 @@ def linear_checkpoint(
     family: Family,
     poolers: Sequence[str],
     classifiers: Sequence[str],
+    layers: int,
     manifest: Mapping[str, Any],
 ) -> Converted:
     """config.json, pfengine.json and tensors of a checkpoint with a pooler and a linear classifier per layer.
 
-    poolers: keys without .weight and .bias, one for all layers or one per layer. classifiers: one per layer; a key may
-    stand there several times. manifest: further fields of pfengine.json, `system` and `criterion` among them.
+    poolers, classifiers: keys without .weight and .bias, one for all layers or one per layer, where a key may stand
+    several times. manifest: further fields of pfengine.json, `system` and `criterion` among them.
     """
     head = {
         f"{PREFIX}{name}.{kind}": original.stack([f"{key}.{kind}" for key in keys], dims)
@@ -33,14 +34,18 @@ def linear_checkpoint(
         for kind, dims in (("weight", 2), ("bias", 1))
     }
     original.check()
-    layers, labels = len(classifiers), len(original.tensors[f"{classifiers[-1]}.bias"])
+    labels = len(original.tensors[f"{classifiers[-1]}.bias"])
     config = with_shapes(raw, family, original.tensors, layers, labels)
     made = Manifest(
-        head={"type": "linear", "pooler": "shared" if len(poolers) == 1 else "per-layer"},
+        head={"type": "linear", "pooler": _per_layer(poolers), "classifiers": _per_layer(classifiers)},
         exit_layers=tuple(range(1, layers + 1)),
         **manifest,
     )
     return config, made, encoder_tensors(family, original.tensors) | head
+
+
+def _per_layer(keys: Sequence[str]) -> str:
+    return "shared" if len(keys) == 1 else "per-layer"
 
 
 def numbered(path: Path, tensors: Mapping[str, Tensor], pattern: str, system: str) -> list[str]:

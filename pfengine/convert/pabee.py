@@ -34,5 +34,6 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Conv
         family,
         poolers=[pooler],
         classifiers=classifiers,
+        layers=len(classifiers),
         manifest={"system": "pabee", "criterion": None if scores else "patience"},
     )

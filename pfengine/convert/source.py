@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .. import weights
 from ..cascade_manifest import CascadeManifest
-from ..config import PROBLEM_TYPES
 from ..errors import CheckpointError
 from ..families import FAMILIES, Family
 from ..folder import Folder
@@ -25,6 +24,7 @@ from ..manifest import Manifest
 from ..storage import Stored, read_header
 from ..weights import CONVERTED, INDEX, WEIGHTS
 
+SINGLE = "single_label_classification"
 FILES = (CONVERTED[0], WEIGHTS, INDEX, *CONVERTED[1:])
 
 
@@ -103,7 +103,7 @@ def family_of(path: Path, tensors: dict[str, Tensor]) -> Family:
 
 
 def with_shapes(
-    raw: dict[str, Any], family: Family, tensors: dict[str, Tensor], layers: int, labels: int
+    raw: dict[str, Any], family: Family, tensors: Mapping[str, Tensor], layers: int, labels: int
 ) -> dict[str, Any]:
     """config.json with every size taken from the tensors; missing sizes are reported when the checkpoint is checked.
 
@@ -114,7 +114,7 @@ def with_shapes(
         config["model_type"] = family.name
     config |= {
         family.key("num_hidden_layers"): layers,
-        "problem_type": PROBLEM_TYPES[0] if labels > 1 else "regression",
+        "problem_type": SINGLE if labels > 1 else "regression",
     }
     prefix = family.prefix
     query = family.block_parts["query"]

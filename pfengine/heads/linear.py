@@ -26,15 +26,20 @@ class Linear(PreparedHead):
     ln((votes + p_i) / (i + 1)), whose largest label is the one that most layers chose. p_i, less than one vote, breaks
     ties.
 
-    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n, C, H], each with its bias.
+    Option `classifiers`: "per-layer", or "shared", one W and w for all layers.
+
+    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n or 1, C, H], each with its bias.
     """
 
     name = "linear"
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
-        choices = {"pooler": get_args(PoolerKind), "combine": get_args(Combine), "reads": ("first", "mean")}
-        defaults = {"combine": "none", "reads": "first"}
+        choices = {
+            "pooler": get_args(PoolerKind), "classifiers": ("per-layer", "shared"), "combine": get_args(Combine),
+            "reads": ("first", "mean"),
+        }  # fmt: skip
+        defaults = {"classifiers": "per-layer", "combine": "none", "reads": "first"}
         faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", *choices})]
         for key, known in choices.items():
             if head.get(key, defaults.get(key)) not in known:
@@ -44,9 +49,10 @@ class Linear(PreparedHead):
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
         n, hidden, labels = config.num_layers, config.hidden_size, config.num_labels
+        count = 1 if head.get("classifiers") == "shared" else n
         return pooler_shapes(head["pooler"], n, hidden) | {
-            f"{PREFIX}classifiers.weight": (n, labels, hidden),
-            f"{PREFIX}classifiers.bias": (n, labels),
+            f"{PREFIX}classifiers.weight": (count, labels, hidden),
+            f"{PREFIX}classifiers.bias": (count, labels),
         }
 
     def __init__(
@@ -62,10 +68,11 @@ class Linear(PreparedHead):
         t = OwnTensors(tensors)
         self.pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
+        classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
+        classifiers *= config.num_layers // len(classifiers)
         self.exits = []
-        for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
+        for i, past in enumerate(classifiers):
             pooler = self.pooler.weights[i] if self.pooler.weights else None
-            past = ops.prepare_linear(w, b, torch.float32)
             self.exits.append(ops.prepare_exit(Exit(config.num_labels, past, pooler, reads=self.own_reads)))
 
     def reads(self, layer: int) -> Reads:

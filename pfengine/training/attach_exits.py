@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +61,7 @@ def attach(
     seed: int = 0,
     save_every: int = 500,
     speedup: float = 2.0,
+    options: Mapping[str, Any] | None = None,
     progress: Any = None,
 ) -> Path:
     """Train exit heads for the plain sequence-classification directory `model` on unlabelled text; returns `output`.
@@ -86,7 +88,7 @@ def attach(
         text_column=text_column, pair_column=pair_column, label_column=label_column, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, dropout=dropout,
         hold_out=hold_out, max_rows=max_rows, seed=seed, save_every=save_every, speedup=speedup, precision="fp32",
-        **limits,
+        options=options or {}, **limits,
     )  # fmt: skip
     if not has_exits(HEADS[config.head(shared_pooler=False)["type"]]):
         raise ConfigError(f"system is {config.system!r}, which has no exits to attach")
@@ -107,11 +109,15 @@ def attach(
     if size > MAX_BYTES:
         raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")
 
-    head = config.head(ckpt.backbone.family.shares_pooler)
+    head = config.head(ckpt.backbone.family.shares_pooler, ckpt.backbone.num_layers)
     torch.manual_seed(config.seed)
     chosen = SYSTEMS[config.system]
-    exits = chosen.recipe(None, ckpt.backbone, head, dropout=config.dropout, options=asdict(config))
+    exits = chosen.recipe(None, ckpt.backbone, head, dropout=config.dropout, options=config.flat())
     check_criterion(chosen.criterion, head, ckpt.backbone)
+    if type(exits).after_training is not ExitModel.after_training:
+        raise ConfigError(
+            f"system is {config.system!r}, which is fitted to labelled rows after training; attach has no labels"
+        )
     if set(exits.reads) != {"first"}:
         raise ConfigError(
             f"system is {config.system!r}, whose head reads more than first tokens; attach stores only those"
@@ -119,7 +125,7 @@ def attach(
     hidden, logits = first_states(teacher, [example.row for example in kept], progress)
     student = _OnStates(exits)
     inputs = {"data": hash_rows(kept, held_out), "model": hash_files(ckpt.path)}
-    fit(student, _States(hidden, torch.softmax(logits, -1)), config, _stack, inputs)
+    fit(student, exits, _States(hidden, torch.softmax(logits, -1)), config, _stack, inputs)
 
     attached = {"type": "attached", "exits": head}
     record = {key: getattr(config, key) for key in ("epochs", "batch_size", "learning_rate", "dropout")}
@@ -142,7 +148,7 @@ def attach(
     with saving.replacing(output) as stage:
         saving.fill(stage, ckpt.backbone.raw, manifest, tensors, ckpt.tokenizer)
         add_calibration(stage, rows, answers, config.speedup, teacher.max_length)
-    remove_state(config)
+    remove_state(config, exits)
     return output
 
 
@@ -192,7 +198,7 @@ class _OnStates(nn.Module):
 
     def __init__(self, exits: ExitModel) -> None:
         super().__init__()
-        self.exits, self.freezing = exits, exits.freezing
+        self.exits = exits
 
     def forward(self, states: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """states: [B, n, H]; labels: the full model's probabilities [B, C]."""

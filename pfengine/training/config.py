@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
-
-import numpy as np
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from ..data import FORMATS
 from ..errors import ConfigError
 from ..heads.past_future import CHOICES
 from ..manifest import STORAGES
-from ..registry import Registry
 from .freezing import FreezingKind
+from .options import COUNT, EPOCHS, NOT_NEGATIVE, POSITIVE, SEED, SHARE, SPEEDUP, Option, read_own
 from .past_future import NAIVE, Objective
 from .systems import SYSTEMS
-
-
-class Limits(NamedTuple):
-    """Which numbers an option takes."""
-
-    text: str  # as an error says it
-    fits: Callable[[Any], bool]
-    whole: bool = False
-
-
-MAX_COUNT, MAX_SEED = 2**31 - 1, 2**32 - 1  # those of numpy
-COUNT = Limits(f"an integer > 0, at most {MAX_COUNT}", lambda v: 0 < v <= MAX_COUNT, whole=True)
-SEED = Limits(f"an integer from 0 to {MAX_SEED}", lambda v: 0 <= v <= MAX_SEED, whole=True)
-EPOCHS = Limits("a number > 0, at most 1e6", lambda v: 0 < v <= 1e6)
-NOT_NEGATIVE = Limits("a number >= 0", lambda v: 0 <= v < math.inf)
-SPEEDUP = Limits("a number >= 1", lambda v: 1 <= v < math.inf)
-POSITIVE = Limits("a number > 0", lambda v: 0 < v < math.inf)
-SHARE = Limits("a number in [0, 1)", lambda v: 0 <= v < 1)
-
-
-class Option(NamedTuple):
-    """What an option means, for `--help`, and which numbers or names it takes."""
-
-    help: str
-    limits: Limits | None = None
-    choices: Collection[str] = ()
 
 
 def _systems() -> str:
@@ -64,6 +34,8 @@ class TrainingConfig:
 
     labels: default: the GLUE task's, or those in the data as they are written, in numeric order where all are integers,
     else sorted; labels that are all numbers, at least one of them with a fraction, are scores: regression.
+
+    options: those that the system declares itself (`System.own`), by name: {"exits": (1, 4, 12)}.
 
     Raises ConfigError with every fault found.
     """
@@ -129,6 +101,10 @@ class TrainingConfig:
         "bf16"
     )
     seed: Annotated[int, Option("Seed of everything random.", SEED)] = 0
+    unlabelled: Annotated[
+        str | None,
+        Option("File with more rows, whose labels are not read, for systems that also learn from such rows."),
+    ] = None
     held_out: Annotated[str | None, Option("File with rows to calibrate thresholds on.")] = None
     hold_out: Annotated[int, Option("Without one: training rows set aside for that.", COUNT)] = 1000
     max_rows: Annotated[int | None, Option("Use only the first rows.", COUNT)] = None
@@ -138,33 +114,32 @@ class TrainingConfig:
         Option("Layer speed-up that the checkpoint runs at by default.", SPEEDUP),
     ] = 2.0
     storage: Annotated[str, Option("How weights are stored: float or int8-rows.", choices=STORAGES)] = "float"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "output", "held_out"):
+        for name in ("model", "data", "output", "unlabelled", "held_out"):
             value = getattr(self, name)
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
-            elif not isinstance(value, str) and not (name == "held_out" and value is None):
+            elif not isinstance(value, str) and not (value is None and DEFAULTS[name] is None):
                 raise ConfigError(f"{name} is {value!r}; it must be a path")
-        faults = self._number_faults() + self._label_faults() + self._choice_faults()
+        faults = self._value_faults() + self._label_faults()
         if not faults:
             faults += self._misfits()
         if faults:
             raise ConfigError("; ".join(faults))
 
-    def _number_faults(self) -> list[str]:
-        """What is wrong with numbers. Those of numpy become Python's, which JSON takes."""
+    def _value_faults(self) -> list[str]:
+        """What is wrong with numbers and choices. Numbers of numpy become Python's, which JSON takes."""
         faults = []
         for name, option in OPTIONS.items():
-            value, limits = getattr(self, name), option.limits
-            if limits is None or (value is None and DEFAULTS[name] is None):
+            value = getattr(self, name)
+            if (option.limits is None and not option.choices) or (value is None and DEFAULTS[name] is None):
                 continue
-            kind = numbers.Integral if limits.whole else numbers.Real
-            if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind) or not limits.fits(value):
-                faults.append(f"{name} is {value!r}; it must be {limits.text}")
-            else:
-                plain: Callable[[Any], Any] = int if limits.whole else float
-                object.__setattr__(self, name, plain(value))
+            try:
+                object.__setattr__(self, name, option.read(name, value))
+            except ValueError as error:
+                faults.append(str(error))
         return faults
 
     def _label_faults(self) -> list[str]:
@@ -179,44 +154,58 @@ class TrainingConfig:
             return [f"labels is {names!r}; a classifier needs at least two"]
         return [f"labels has {name!r} twice" for name in sorted(set(names)) if names.count(name) > 1]
 
-    def _choice_faults(self) -> list[str]:
-        faults = []
-        for name, option in OPTIONS.items():
-            value, choices = getattr(self, name), tuple(option.choices)  # the value may be anything
-            if choices and value not in choices and not (value is None and DEFAULTS[name] is None):
-                known = option.choices.known if isinstance(option.choices, Registry) else ", ".join(choices)
-                faults.append(f"{name} is {value!r}; it must be one of {known}")
-        return faults
-
     def _misfits(self) -> list[str]:
-        """Options that the system does not take."""
+        """Options that the system does not take, or that do not fit together."""
+        system, given = SYSTEMS[self.system], cast(Any, self.options)
+        if not isinstance(given, Mapping):
+            return [f"options is {given!r}; it must be a dict of options by name"]
+        if taken := [name for name in system.own if name in TYPES]:
+            return [f"system {self.system!r} declares an option {taken[0]!r}, and every run has one of that name"]
+        given, faults = read_own(system.own, given, self.system)
+        if faults:
+            return faults
+        object.__setattr__(self, "options", given)
         try:
             self.head(shared_pooler=False)
         except ConfigError as error:
             return [str(error)]
         return []
 
-    def head(self, shared_pooler: bool) -> dict[str, Any]:
+    def flat(self) -> dict[str, Any]:
+        """All options by name, those that the system declares itself among them."""
+        own = {name: option.default for name, option in SYSTEMS[self.system].own.items()}
+        return own | {name: getattr(self, name) for name in TYPES} | dict(self.options)
+
+    def model_paths(self) -> list[str]:
+        """The model to start from, and what options of the system name beside it."""
+        own = {name: option for name, option in SYSTEMS[self.system].own.items() if option.path}
+        return [self.model, *(self.flat()[name] for name in own if self.flat()[name] is not None)]
+
+    def head(self, shared_pooler: bool, layers: int | None = None) -> dict[str, Any]:
         """The `head` object of pfengine.json.
 
-        shared_pooler: exit heads of this family share one pooler, unless `pooler` says otherwise.
+        shared_pooler: exit heads of this family share one pooler, unless `pooler` says otherwise. layers: how many the
+        encoder has, once it is known; the option `layers` until then.
         """
-        return SYSTEMS[self.system].head_config(asdict(self), shared_pooler)
+        options = self.flat() | ({} if layers is None else {"layers": layers})
+        return SYSTEMS[self.system].head_config(options, shared_pooler)
 
     def record(self) -> dict[str, Any]:
         """For pfengine.json: all options except what the head says and paths, which mean nothing elsewhere."""
         left_out = ("output", "labels", "storage", *CHOICES)
-        record = {key: value for key, value in asdict(self).items() if key not in left_out and value is not None}
+        record = {key: value for key, value in self.flat().items() if key not in left_out and value is not None}
         if self.data_format == "auto":
             del record["data_format"]
-        for name in ("model", "data", "held_out"):
+        paths = (name for name, option in SYSTEMS[self.system].own.items() if option.path)
+        for name in ("model", "data", "unlabelled", "held_out", *paths):
             if name in record:
                 record[name] = Path(record[name]).name
         return record
 
 
-DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainingConfig)}
 TYPES: dict[str, Any] = {}  # without their options
 OPTIONS: dict[str, Option] = {}
 for _name, _hint in get_type_hints(TrainingConfig, include_extras=True).items():
-    TYPES[_name], OPTIONS[_name] = get_args(_hint)
+    if get_origin(_hint) is Annotated:
+        TYPES[_name], OPTIONS[_name] = get_args(_hint)
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainingConfig) if field.name in OPTIONS}

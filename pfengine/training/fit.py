@@ -4,131 +4,91 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from .. import destination
-from ..config import BackboneConfig
-from ..errors import ConfigError, InputError, TrainingError
+from ..errors import ConfigError, TrainingError
 from ..folder import Folder
 from ..messages import tell
 from ..saving import explain
 from ..storage import StoredTensors, read_header
-from ..tokenization import Tokenizer
 from . import states
-from .freezing import Freezing
+from .rows import Order, Rows
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
-
-
-@dataclass(frozen=True)
-class Rows(Dataset[dict[str, Any]]):
-    """Tokenised rows: {"input_ids", "types", "length", ["labels"]}."""
-
-    rows: list[dict[str, Any]]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
-
-
-def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokenizer) -> Rows:
-    """texts: rows as `Engine.classify` takes them; labels: one id or float per row. ConfigError names a bad row."""
-    rows = []
-    for i, row in enumerate(tokenizer.encode(enumerate(texts))):
-        if isinstance(row, InputError):
-            raise ConfigError(f"training data, {row}")
-        rows.append({"input_ids": row.ids, "types": row.types, "length": len(row.ids)})
-        if labels is not None:
-            rows[-1]["labels"] = labels[i]
-    return Rows(rows)
-
-
-class Collator:
-    """Rows to padded tensors, as transformers' encoders take them; token types where the model has them."""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        self.pad, self.has_types = config.pad_token_id, config.type_vocab_size > 0
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        longest = max(row["length"] for row in rows)
-        ids = torch.full((len(rows), longest), self.pad, dtype=torch.int64, device="cpu")
-        types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : row["length"]] = torch.from_numpy(row["input_ids"])
-            mask[i, : row["length"]] = 1
-            if row["types"] is not None:
-                types[i, : row["length"]] = torch.from_numpy(row["types"])
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if self.has_types:
-            batch["token_type_ids"] = types
-        if "labels" in rows[0]:
-            labels = [row["labels"] for row in rows]
-            kind = torch.float32 if isinstance(labels[0], float) else torch.int64
-            batch["labels"] = torch.tensor(labels, dtype=kind, device="cpu")
-        return batch
-
-
-class Order(Sampler[int]):
-    """Rows in an order that depends only on the seed and the epoch, so that a resumed run has the same one.
-
-    lengths: of the rows, to batch rows of similar length, as transformers does; None: any order.
-    """
-
-    def __init__(self, rows: int, lengths: list[int] | None, batch_size: int, seed: int) -> None:
-        self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[int]:
-        from transformers.trainer_pt_utils import LengthGroupedSampler
-
-        drawn = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(drawn >> np.uint64(1)))
-        if self.lengths is None:
-            return iter(torch.randperm(self.rows, generator=generator, dtype=torch.int64, device="cpu").tolist())
-        return iter(LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator))
+    from .model import ExitModel
 
 
 def fit(
     model: nn.Module,
+    recipe: ExitModel,
     rows: Dataset[dict[str, Any]],
     config: TrainingConfig,
     collator: Callable[[Any], Any],
     inputs: dict[str, str],
+    unlabelled: Rows | None = None,
 ) -> None:
-    """Train `model` in place: an ExitModel, or a part of one with its `freezing`.
+    """Train `model` in place through all phases of `recipe`, which is the model itself or a part of it.
 
-    State to resume from is kept in `.NAME.trainer` beside `config.output` until `remove_state` is called. inputs:
-    hashes of the data and the model. On a CPU a run that was killed at any moment ends, once resumed, with the same
-    weights as one that was not.
+    State to resume from is kept in `.NAME.trainer` beside `config.output`, and in `.NAME.trainer-2` and so on for later
+    phases, until `remove_state` is called. inputs: hashes of the data and the model. unlabelled: further rows, for
+    phases without labels. On a CPU a run that was killed at any moment ends, once resumed, with the same weights as one
+    that was not.
     """
+    phases = recipe.phases()
+    for number, phase in enumerate(phases):
+        if len(phases) > 1:
+            tell(f"phase {number + 1} of {len(phases)}: {phase.name}")
+        recipe.phase = phase
+        for name, parameter in recipe.named_parameters():
+            parameter.requires_grad_(phase.trains(name))
+        if not any(parameter.requires_grad for parameter in recipe.parameters()):
+            raise ConfigError(f"phase {phase.name!r} of {type(recipe).__name__} trains no parameter")
+        part = rows if phase.labelled or not isinstance(rows, Rows) else rows.without_labels(unlabelled)
+        _fit_phase(model, recipe, part, config, collator, inputs, number)
+
+
+def _fit_phase(
+    model: nn.Module,
+    recipe: ExitModel,
+    rows: Dataset[dict[str, Any]],
+    config: TrainingConfig,
+    collator: Callable[[Any], Any],
+    inputs: dict[str, str],
+    number: int,
+) -> None:
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Watch(TrainerCallback):  # transformers is imported where it is used
-        """Updates freezing and order, logs, stops a run whose loss is not finite, marks saved states as complete."""
+        """Says where the run is, keeps what is fixed, logs, stops at a loss that is not finite, marks saved states."""
 
         saving = False
+        fixed: tuple[tuple[Tensor, Tensor], ...] = ()
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.fixed = tuple((part, part.detach().clone()) for part in recipe.fixed())
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             order.epoch = state.global_step // len(kwargs["train_dataloader"])
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            freezing.progress = state.global_step / max(1, state.max_steps)
+            recipe.step = state.global_step
+            recipe.epoch_step = state.global_step % len(kwargs["train_dataloader"])
+            recipe.freezing.progress = state.global_step / max(1, state.max_steps)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            with torch.no_grad():
+                for part, value in self.fixed:
+                    part.copy_(value)
             self.saving = control.should_save
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -145,22 +105,27 @@ def fit(
             if not math.isfinite(float(logs["loss"])):
                 raise TrainingError(
                     f"the loss is {float(logs['loss'])} at step {state.global_step} of {state.max_steps}; nothing was "
-                    f"written: lower learning_rate ({config.learning_rate:g}), or train with precision 'fp32'"
+                    f"written: lower learning_rate ({learning_rate:g}), or train with precision 'fp32'"
                 )
 
     class OrderedTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Order:
             return order
 
-    freezing: Freezing = model.freezing  # type: ignore[assignment]
-    terminal = sys.stderr.isatty()
-    directory = destination.work_directory(config.output, "trainer")
+        def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
+            optimizer = super().create_optimizer(*arguments, **options)
+            _set_rates(optimizer, recipe)
+            return optimizer
+
+    terminal, phase = sys.stderr.isatty(), recipe.phase
+    directory = _directory(config, number)
+    learning_rate = config.learning_rate if phase.learning_rate is None else phase.learning_rate
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(directory),
-        num_train_epochs=config.epochs,
+        num_train_epochs=config.epochs if phase.epochs is None else phase.epochs,
         per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        learning_rate=learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup,
         lr_scheduler_type="linear",
@@ -175,7 +140,7 @@ def fit(
         report_to=[],
         seed=config.seed,
         dataloader_pin_memory=cuda,
-        ddp_find_unused_parameters=config.freezing != "none",
+        ddp_find_unused_parameters=config.freezing != "none" or len(recipe.phases()) > 1,
         disable_tqdm=not terminal,
     )
     lengths = [row["length"] for row in rows.rows] if isinstance(rows, Rows) else None
@@ -191,7 +156,7 @@ def fit(
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
             except (OSError, RuntimeError, SafetensorError) as error:  # torch's for a full disk is a RuntimeError
                 if isinstance(error, TrainingError):  # nothing to resume from
-                    states.remove(directory)
+                    remove_state(config, recipe)
                 if not watch.saving or isinstance(error, TrainingError):
                     raise
                 reason = explain(states.reason(directory, error))
@@ -202,12 +167,29 @@ def fit(
     model.eval()
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
-        states.remove(directory)
+        remove_state(config, recipe)
         raise TrainingError(
             f"'{broken[0]}' holds numbers that are not finite; nothing was written: lower learning_rate"
         )
 
 
-def remove_state(config: TrainingConfig) -> None:
-    """Remove the state of a run whose checkpoint is in place."""
-    states.remove(destination.work_directory(config.output, "trainer"))
+def remove_state(config: TrainingConfig, recipe: ExitModel) -> None:
+    """Remove the state of a run: its checkpoint is in place, or there is nothing to resume from."""
+    for number in reversed(range(len(recipe.phases()))):  # a later phase is resumed only after the ones before it
+        states.remove(_directory(config, number))
+
+
+def _directory(config: TrainingConfig, number: int) -> Path:
+    """Where the state of a phase is kept."""
+    return destination.work_directory(config.output, f"trainer-{number + 1}" if number else "trainer")
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, recipe: ExitModel) -> None:
+    """Move parameters with a learning rate of their own to groups of their own, without weight decay."""
+    rates, parameters = recipe.rates(), dict(recipe.named_parameters())
+    own = {id(parameters[name]) for name in rates}
+    for group in optimizer.param_groups:
+        group["params"] = [each for each in group["params"] if id(each) not in own]
+    for name, rate in rates.items():
+        if parameters[name].requires_grad:
+            optimizer.add_param_group({"params": [parameters[name]], "lr": rate, "weight_decay": 0.0})

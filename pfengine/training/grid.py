@@ -35,7 +35,7 @@ def search(
     described = config.record() | {"head": config.head(shared_pooler=False)}
     varied = ("batch_size", "learning_rate")
     files: list[str | Path] = [data.locate(config.data, "train"), *([config.held_out] if config.held_out else [])]
-    inputs = {"data": hash_files(*files), "model": hash_files(config.model)}
+    inputs = {"data": hash_files(*files), "model": hash_files(*config.model_paths())}
     check_same_run(directory, {k: v for k, v in described.items() if k not in varied}, inputs, "a grid search")
     cells: list[dict[str, Any]] = []
     for batch_size in batch_sizes:

@@ -16,18 +16,21 @@ from ..heads import HEADS, PREFIX, ExitHead, Scores
 from ..ops import Reads, reference
 from .freezing import Freezing
 from .losses import depth_weighted, exit_loss
+from .phases import HeldOut, Phase
 
 
 class ExitModel(nn.Module):
     """Encoder and exit head; `forward` gives the loss and the logits of every exit.
 
     This class trains all exits of any head jointly, and deeper exits weigh more. A recipe is a subclass with another
-    `loss`, or with `outputs` of its own where the loss needs more than scores. It may have parameters of its own, which
-    are trained and not written to the checkpoint.
+    `loss`, or with `outputs` of its own where the loss needs more than scores. Its `phases` are trained one after the
+    other; what is `fixed` in one of them does not change. It may have parameters of its own, which are trained and not
+    written to the checkpoint.
 
     backbone: transformers' encoder without pooler, fp32; None where `outputs` alone is called. head: the `head` object
     of pfengine.json. options: those of the training run by name, as in `TrainingConfig`. `checkpoint_tensors` is what
-    `pfengine.load` reads.
+    `pfengine.load` reads. phase, step, epoch_step: where the run is, for the loss; optimiser steps count from 0 in each
+    phase, and in each epoch.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ExitModel(nn.Module):
         super().__init__()
         self.backbone, self.backbone_config, self.head_config = backbone, config, head
         self.dropout, self.freezing, self.options = dropout, freezing or Freezing(), options or {}
+        self.phase, self.step, self.epoch_step = Phase(), 0, 0
         std = float(config.raw.get("initializer_range", 0.02))
         self._keys: dict[str, str] = {}
         self.exit_head = nn.Module()  # no ParameterDict: DataParallel's copies of one are empty
@@ -92,24 +96,54 @@ class ExitModel(nn.Module):
     def outputs(
         self, states: Sequence[Tensor], labels: Tensor | None, bounds: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Logits of every exit [B, exits, C] and, with labels, the loss.
+        """Logits of every exit [B, exits, C], "learned" [B, exits] where the head adds a score, and the loss.
 
         states: what the head reads after each layer, float32 [B, H], or [tokens, H] without padding for a head that
-        reads all tokens. bounds: of the rows in those tokens, int32 [B + 1].
+        reads all tokens. bounds: of the rows in those tokens, int32 [B + 1]. The loss is there where labels are given,
+        and in training in a phase without labels.
         """
         scores = self.scores(states, bounds)
         out = {"logits": torch.stack([each.logits for each in scores], 1)}
-        if labels is not None:
+        learned = [each.learned for each in scores if each.learned is not None]
+        if scores and len(learned) == len(scores):
+            out["learned"] = torch.stack(learned, 1)
+        if labels is not None or (self.training and not self.phase.labelled):
             out["loss"] = self.loss(scores, labels)
         return out
 
-    def loss(self, scores: Sequence[Scores], labels: Tensor) -> Tensor:
+    def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
         """The loss of a batch, a tensor without dimensions, from the scores of every exit.
 
         labels: ids [B], probabilities [B, C] where exits are attached to a finished model, or numbers [B] for
-        regression.
+        regression; None in a phase without labels.
         """
+        assert labels is not None
         return depth_weighted(exit_loss(torch.stack([each.logits for each in scores]), labels))
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The parts of a training run, one after the other."""
+        return (Phase(),)
+
+    def fixed(self) -> list[Tensor]:
+        """Views of parts of trained parameters that do not change in the present phase, such as those of one exit."""
+        return []
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates of parameters that have one of their own, by name. They are not decayed."""
+        return {}
+
+    def initialise(self, pooler: tuple[Tensor, Tensor]) -> None:
+        """Start from the pretrained encoder's own pooler, where it has one: weight [H, H] and bias [H] before tanh.
+
+        It is called once, before training. This class starts its poolers from random numbers.
+        """
+
+    def pass_on(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head reads of the hidden states after a layer, and what goes on to the next: [B, tokens, H] each."""
+        return hidden, hidden
+
+    def after_training(self, held_out: HeldOut) -> None:
+        """Fit what is fitted to rows that the model was not trained on, before the checkpoint is written."""
 
     def head(self) -> ExitHead:
         """The head over plain torch, made of the present parameters."""
@@ -156,11 +190,12 @@ class ExitModel(nn.Module):
         states: list[Tensor] | None = getattr(self._calls, "states", None)
         if states is None:  # the encoder alone was called
             return output
-        if self.training and self.freezing.detaches(len(states) + 1):
+        layer = len(states) + 1
+        if self.training and self.freezing.detaches(layer):
             hidden = hidden.detach()
-            output = (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-        states.append(self._read(hidden, self.reads[len(states)]))
-        return output
+        read, onward = self.pass_on(layer, hidden)
+        states.append(self._read(read, self.reads[layer - 1]))
+        return (onward, *output[1:]) if isinstance(output, tuple) else onward
 
     def _read(self, hidden: Tensor, reads: Reads) -> Tensor:
         """[B, tokens, H] -> [B, H], or [tokens without padding, H]."""

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from .. import checkpoint, data, families, reader, saving, tasks, weights
-from ..config import BackboneConfig, parse_backbone
-from ..convert.source import find
+from .. import checkpoint, data, saving, tasks
 from ..data import Example
-from ..errors import CheckpointError, ConfigError
-from ..folder import Folder
+from ..errors import ConfigError
 from ..manifest import Manifest
 from ..messages import warn
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
 from .criterion import add_calibration, check_criterion
-from .fit import Collator, Rows, encode, fit, remove_state
+from .fit import fit, remove_state
 from .freezing import Freezing
+from .model import ExitModel
+from .phases import held_out_scores
+from .pretrained import encoder_config, read_encoder
 from .resume import hash_files, hash_rows
+from .rows import Collator, Rows, encode
 from .systems import SYSTEMS
 
 
@@ -60,12 +58,12 @@ def train(config: TrainingConfig) -> Path:
         warn(f"no row with the label {labels[min(unseen)]!r} is left to train on")
 
     set_seed(config.seed)
-    backbone_config = _backbone_config(source, labels, config.layers)
-    backbone = _backbone(source, backbone_config)
+    backbone_config = encoder_config(source, labels, config.layers)
+    backbone, pooler = read_encoder(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler)
-    criterion = system.criterion if labels else "never"
+    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
+    criterion = system.criterion if labels else system.regression
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
@@ -75,10 +73,20 @@ def train(config: TrainingConfig) -> Path:
     if config.freezing == "layers" and backbone_config.family.shares_layers:
         raise ConfigError("freezing 'layers' needs layers with parameters of their own; ALBERT's share theirs")
     model = system.recipe(
-        backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=asdict(config)
+        backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=config.flat()
     )
-    inputs = {"data": hash_rows(kept, held_out, labels), "model": hash_files(source)}
-    fit(model, _rows(kept, labels, tokenizer), config, Collator(backbone_config), inputs)
+    more = _unlabelled(config, model)
+    inputs = {
+        "data": hash_rows(kept, held_out, labels, *([more] if more else [])),
+        "model": hash_files(*config.model_paths()),
+    }
+    collator = Collator(backbone_config)
+    further = encode([example.row for example in more], None, tokenizer)
+    if pooler is not None:
+        model.initialise(pooler)
+    fit(model, model, _rows(kept, labels, tokenizer), config, collator, inputs, further)
+    if type(model).after_training is not ExitModel.after_training:
+        model.after_training(held_out_scores(model, _rows(held_out, labels, tokenizer).rows, collator))
 
     manifest = Manifest(
         system=config.system,
@@ -91,34 +99,8 @@ def train(config: TrainingConfig) -> Path:
     with saving.replacing(config.output) as stage:
         saving.fill(stage, backbone_config.raw, manifest, model.checkpoint_tensors(), files)
         add_calibration(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
-    remove_state(config)
+    remove_state(config, model)
     return Path(config.output)
-
-
-def _backbone(source: Path, config: BackboneConfig) -> torch.nn.Module:
-    """transformers' encoder, fp32, with the weights of a pretrained one or of a checkpoint of ours."""
-    from transformers import AutoConfig, AutoModel
-
-    folder = Folder(source)
-    if folder.has(checkpoint.MANIFEST):
-        tensors: Mapping[str, torch.Tensor] = reader.read(folder).tensors
-    else:  # heads, poolers and layers above the k-th are not read
-        tensors = weights.match(folder, find(folder), config.encoder_shapes(), config, extra="ignore")
-    settings = {key: value for key, value in config.raw.items() if key != "auto_map"}
-    try:
-        with torch.random.fork_rng(devices=[]):  # so that it does not change how heads are initialised
-            backbone: torch.nn.Module = AutoModel.from_config(
-                AutoConfig.for_model(**settings), trust_remote_code=False, dtype=torch.float32
-            )
-    except Exception as error:  # transformers checks fields that pfengine does not read
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            source, [f"{checkpoint.CONFIG}: transformers cannot build an encoder from it: {reason}"]
-        ) from None
-    backbone.pooler = None  # type: ignore[assignment]  # heads have their own; not all families can do without it
-    backbone.load_state_dict({key: tensors[config.family.prefix + key] for key in backbone.state_dict()})
-    folder.check()
-    return backbone
 
 
 def _labels(examples: list[Example], source: str, file: str) -> tuple[str, ...]:
@@ -138,31 +120,18 @@ def label_values(examples: list[Example], labels: tuple[str, ...], file: str) ->
     return data.label_ids(examples, labels, file) if labels else data.scores(examples, file)
 
 
-def _backbone_config(source: Path, labels: tuple[str, ...], layers: int | None) -> BackboneConfig:
-    raw = checkpoint.read_config(Folder(source))
-    if not isinstance(raw, dict):
-        raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
-    family = families.find_family(raw.get("model_type"))
-    names = labels or ("LABEL_0",)
-    raw |= {
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
-        "problem_type": "single_label_classification" if labels else "regression",
-    }
-    for key in ("num_labels", "torch_dtype", "dtype", "_name_or_path", "architectures", "transformers_version"):
-        raw.pop(key, None)
-    if layers is not None and family is not None:
-        given = raw.get(key := family.key("num_hidden_layers"))
-        if isinstance(given, int) and layers > given:
-            raise ConfigError(f"layers is {layers}; {source} has {given}")
-        raw[key] = layers
-    faults: list[str] = []
-    config = parse_backbone(raw, faults)
-    if config is None or faults:
-        raise CheckpointError(source, faults)
-    return config
-
-
 def _rows(examples: list[Example], labels: tuple[str, ...], tokenizer: Tokenizer) -> Rows:
     values = label_values(examples, labels, "training data")
     return encode([example.row for example in examples], values, tokenizer)
+
+
+def _unlabelled(config: TrainingConfig, model: ExitModel) -> list[Example]:
+    """The rows of `config.unlabelled`. ConfigError where the system has no use for them."""
+    if config.unlabelled is None:
+        return []
+    if all(phase.labelled for phase in model.phases()):
+        raise ConfigError(
+            f"unlabelled is {config.unlabelled!r}; system {config.system!r} learns from labelled rows only"
+        )
+    columns: dict[str, Any] = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
+    return data.read(data.locate(config.unlabelled, "train"), **columns, labelled=False)

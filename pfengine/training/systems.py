@@ -10,24 +10,35 @@ it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import past_future
+from ..convert import deebert, elasticbert, elbert, pabee, past_future
 from ..convert.source import Cascaded, Converted
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..registry import Registry, origin
+from .deebert import DeeBERTModel
+from .elasticbert import OPTIONS as elasticbert_options
+from .elasticbert import ElasticBERTModel
+from .elbert import OPTIONS as elbert_options
+from .elbert import ELBERTModel
 from .model import ExitModel
+from .options import Option
 from .past_future import past_future_head, past_future_recipe
 from .plain import FullModel, LinearModel, linear_head
+from .pooled import PooledModel
+from .student import OPTIONS as student_options
+from .student import StudentModel
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
+_OPTION = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @runtime_checkable
@@ -54,7 +65,10 @@ class System:
     system takes replace entries. The function raises ConfigError for options that do not fit together.
     recipe: the `ExitModel` to train, or a function that makes one from the same arguments.
     options: the options of heads, such as "pooler", that it takes (`heads.past_future.CHOICES`).
-    criterion: the text that is written to checkpoints with labels; "never" is written for regression.
+    own: options that it declares itself, by name: `{"depth": Option("Layers of ...", COUNT, default=2)}`. A run gives
+    them as `TrainingConfig(..., options={"depth": 3})` or `--depth 3`; the head function and the recipe find them among
+    all options of the run.
+    criterion, regression: the text that is written to checkpoints with labels, and to those for regression.
     converter: None where no checkpoints of others are read.
 
     Raises TypeError or ValueError for what it cannot be made of.
@@ -66,7 +80,9 @@ class System:
     recipe: Callable[..., ExitModel] = ExitModel
     options: tuple[str, ...] = ()
     criterion: str = "never"
+    regression: str = "never"
     converter: Converter | None = None
+    own: Mapping[str, Option] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         which = f"system {self.name!r}"
@@ -80,10 +96,16 @@ class System:
             raise TypeError(f"{which}: its converter {origin(self.converter)} must define recognises and convert")
         if unknown := [option for option in self.options if option not in CHOICES]:
             raise ValueError(f"{which} takes {unknown[0]!r}, which is no option; there are {', '.join(CHOICES)}")
+        for name, option in self.own.items():
+            if not (isinstance(name, str) and _OPTION.fullmatch(name) and isinstance(option, Option)):
+                raise TypeError(f"{which}: its own option {name!r} must be a name of a-z, 0-9 and _, and an Option")
+            if option.default is not None:
+                option.read(f"{which}: the default of {name}", option.default)
 
     def __repr__(self) -> str:
         """Without addresses, so that one which is registered again is known to be the same."""
-        return f"System({', '.join(f'{field.name}={origin(getattr(self, field.name))}' for field in fields(self))})"
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"own": tuple(self.own)}
+        return f"System({', '.join(f'{name}={origin(value)}' for name, value in values.items())})"
 
     def head_config(self, options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
         """The `head` object of a training run with these options, checked.
@@ -141,6 +163,50 @@ for _system in (
         options=("pooler", "reads"),
         criterion="entropy",
     ),
+    System(
+        "deebert",
+        "exits added to a fine-tuned model",
+        {"type": "linear", "pooler": "per-layer"},
+        DeeBERTModel,
+        criterion="entropy",
+        converter=deebert,
+    ),
+    System(
+        "pabee",
+        "patience",
+        {"type": "linear", "pooler": "shared"},
+        PooledModel,
+        options=("pooler", "reads"),
+        criterion="patience",
+        converter=pabee,
+    ),
+    System(
+        "elbert",
+        "a confidence window over one shared classifier",
+        {"type": "linear", "pooler": "shared", "classifiers": "shared"},
+        ELBERTModel,
+        options=("pooler", "reads"),
+        own=elbert_options,
+        criterion="elbert",
+        converter=elbert,
+    ),
+    System(
+        "elasticbert",
+        "all exits' losses, balanced on their way back",
+        {"type": "linear", "pooler": "per-layer"},
+        ElasticBERTModel,
+        options=("pooler", "reads"),
+        own=elasticbert_options,
+        criterion="entropy",
+        converter=elasticbert,
+    ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
+    System(
+        "student",
+        "the same, distilled from a full model of more layers",
+        {"type": "classifier"},
+        StudentModel,
+        own=student_options,
+    ),
 ):
     register(_system)

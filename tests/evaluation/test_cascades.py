@@ -104,9 +104,7 @@ def test_a_guarantee(cascade: Path, data: Path, texts: list[str], tmp_path: Path
 
 def test_what_a_cascade_does_not_take(cascade: Path, data: Path, tmp_path: Path) -> None:
     for options in ({"choose_layers": True}, {"speedup": 1.0}):
-        with pytest.raises(
-            ConfigError, match="choose_layers is for one of its models, and at speed-up 1"
-        ):
+        with pytest.raises(ConfigError, match="choose_layers is for one of its models, and at speed-up 1"):
             pfengine.calibrate(cascade, data, out=tmp_path / "out", **options)
     with pytest.raises(ConfigError, match="needs a head that learns when to exit"):
         pfengine.calibrate(cascade, data, out=tmp_path / "out", criterion="learned")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import pfengine
-from pfengine.training.run import _backbone, _backbone_config
+from pfengine.training.pretrained import encoder_config, read_encoder
 
 NAME = "encoder.layer.1.output.dense.weight"
 
@@ -25,7 +25,7 @@ def source(encoder: Path, tmp_path: Path) -> Path:
 
 
 def backbone(source: Path, layers: int | None = None) -> Any:
-    return _backbone(source, _backbone_config(source, ("no", "yes"), layers))
+    return read_encoder(source, encoder_config(source, ("no", "yes"), layers)).backbone
 
 
 @pytest.mark.parametrize("form", ["as saved", "pickle", "with prefix and a head", "shards"])

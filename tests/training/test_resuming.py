@@ -18,8 +18,8 @@ import transformers
 import pfengine
 from pfengine import destination
 from pfengine.training import grid, states
-from pfengine.training.fit import Order
 from pfengine.training.resume import check_same_run
+from pfengine.training.rows import Order
 
 from .test_train import config
 

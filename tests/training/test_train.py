@@ -132,7 +132,7 @@ def test_same_seed_same_checkpoint(encoder: Path, rows: Path, tmp_path: Path) ->
         ({"storage": "int4"}, "storage"),
         ({"precision": "fp16"}, "precision"),
         ({"dropout": 1.0}, "dropout"),
-        ({"system": "deebert"}, "system"),
+        ({"system": "deberta"}, "system"),
     ],
 )
 def test_wrong_options_are_named(encoder: Path, rows: Path, tmp_path: Path, options: dict, message: str) -> None:

@@ -1,0 +1,36 @@
+"""DeeBERT (Xin et al., ACL 2020): an ordinary fine-tuned model, to which exits are added afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..heads import Scores
+from .losses import exit_loss
+from .phases import Phase, trains_exits
+from .pooled import PooledModel
+
+FINE_TUNING, EXITS = Phase("the encoder and its classifier"), Phase("the exits", trains_exits)
+
+
+class DeeBERTModel(PooledModel):
+    """First the loss of the last exit, then, all else frozen, the sum of those of the exits before it (section 3.2).
+
+    The last exit is the model's ordinary classifier. In the authors' second stage the loss runs back through the frozen
+    encoder as well, whose gradients count in the clipping to norm 1 and so shorten the exits' steps; here it does not.
+    """
+
+    def phases(self) -> tuple[Phase, ...]:
+        first = () if self.backbone is None else (FINE_TUNING,)  # exits are attached to a fine-tuned model
+        return (*first, EXITS) if len(self.exit_layers) > 1 else first
+
+    def fixed(self) -> list[Tensor]:
+        untouched = slice(-1, None) if self.phase is EXITS else slice(-1)
+        return [tensor[untouched] for tensor in self.head_tensors().values()]
+
+    def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        losses = exit_loss(torch.stack([each.logits for each in scores]), labels)
+        return losses[:-1].sum() if self.phase is EXITS else losses[-1]

@@ -1,0 +1,20 @@
+"""What recipes with poolers and linear classifiers have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..heads import PREFIX
+from .plain import LinearModel
+
+
+class PooledModel(LinearModel):
+    """As `ExitModel`, with poolers that start as copies of the pretrained encoder's own (PABEE and others)."""
+
+    def initialise(self, pooler: tuple[Tensor, Tensor]) -> None:
+        tensors = self.head_tensors()
+        with torch.no_grad():
+            for kind, value in zip(("weight", "bias"), pooler, strict=True):
+                if f"{PREFIX}poolers.{kind}" in tensors:
+                    tensors[f"{PREFIX}poolers.{kind}"].copy_(value)

@@ -1,0 +1,115 @@
+"""Losses and gradients are those of each system's authors: every golden case that lies in the folders.
+
+The authors' weights are converted, a recipe's loss is computed with what the converter makes of them, and gradients
+flow back through the converter to the authors' own tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from pfengine.config import parse_backbone
+from pfengine.training import SYSTEMS, ExitModel
+
+FOLDER = Path(__file__).parents[3] / "shared" / "goldens"
+TOLERANCE = 1e-4  # of losses: made by another implementation in fp32
+NORMS = 1e-3  # of gradient norms, relative
+NOISE = 1e-5  # the gradient of an attention key's bias is zero, and rounding in practice
+
+
+class Run(NamedTuple):
+    """A loss of a case: its name in expected.safetensors, in grad_norms.json, and where the recipe gives it."""
+
+    loss: str
+    norms: str
+    phase: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def runs(system: str, config: dict[str, Any]) -> list[Run]:
+    if system == "deebert":
+        last = config["num_hidden_layers"] > 1
+        stages = [
+            Run("stage1_final_head", "stage1_raw"),
+            Run("stage2_sum_highways_but_last", "stage2_train_highway", 1),
+        ]
+        return stages[: 1 + last]
+    if system == "elbert":
+        return [Run("total", "train", options=(("layer_weights", config["weight_name"]),))]
+    if system == "elasticbert":
+        return [Run("total.entropy_variant", "entropy_variant"), Run("total.patience_variant", "patience_variant")]
+    return [Run("total", "train")]
+
+
+def cases() -> Iterator[Any]:
+    for system in ("deebert", "pabee", "elbert", "elasticbert"):
+        for file in sorted((FOLDER / system).glob("*/config.json")):
+            for run in runs(system, json.loads(file.read_text())):
+                yield pytest.param(file.parent, run, id=f"{system}-{file.parent.name}-{run.loss}")
+
+
+CASES = list(cases())
+pytestmark = pytest.mark.skipif(not CASES, reason="the goldens are not beside the repository, in shared/goldens")
+
+
+def recipe_of(case: Path, options: dict[str, Any]) -> tuple[ExitModel, dict[str, Tensor], dict[str, Tensor]]:
+    """The recipe's model, the authors' tensors as leaves, and the tensors that the converter makes of them."""
+    system = SYSTEMS[case.parent.name]
+    original = load_file(case / "weights.safetensors")
+    leaves = {key: value.requires_grad_(value.is_floating_point()) for key, value in original.items()}
+    assert system.converter is not None
+    raw, manifest, tensors = system.converter.convert(case, json.loads((case / "config.json").read_text()), leaves)
+    faults: list[str] = []
+    config = parse_backbone(raw, faults)
+    assert config is not None
+    settings = AutoConfig.for_model(**{**raw, "attn_implementation": "eager"})
+    backbone = AutoModel.from_config(settings, dtype=torch.float32)
+    backbone.pooler = None
+    model = system.recipe(backbone, config, manifest.head, options=options)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.train(), leaves, tensors
+
+
+@pytest.mark.parametrize(("case", "run"), CASES)
+def test_loss_and_gradients(case: Path, run: Run) -> None:
+    model, leaves, tensors = recipe_of(case, dict(run.options))
+    model.phase = model.phases()[run.phase]
+    inputs, labels = load_file(case / "inputs.safetensors"), load_file(case / "labels.safetensors")
+    if "layer_weights" in dict(model.named_parameters()):
+        with torch.no_grad():
+            model.layer_weights.copy_(labels["W"])
+    prefix = model.backbone_config.family.prefix
+    values = {f"backbone.{key.removeprefix(prefix)}": value for key, value in tensors.items() if key.startswith(prefix)}
+    values |= {f"exit_head.{name}": tensors[key] for name, key in model._keys.items()}
+    if not model.backbone_config.type_vocab_size:
+        del inputs["token_type_ids"]
+    arguments = {"labels": labels["labels"], **inputs}
+    loss = torch.func.functional_call(model, values, (), arguments, strict=False)["loss"]
+    expected = load_file(case / "expected.safetensors")
+    torch.testing.assert_close(loss.detach(), expected[f"loss.{run.loss}"].reshape(()), atol=TOLERANCE, rtol=0)
+
+    names = [key for key, value in leaves.items() if value.requires_grad]
+    found = torch.autograd.grad(loss, [leaves[key] for key in names], allow_unused=True, retain_graph=True)
+    norms = {key: 0.0 if g is None else float(g.norm()) for key, g in zip(names, found, strict=True)}
+    theirs = json.loads((case / "grad_norms.json").read_text())[run.norms]
+    assert any(theirs.values())
+    for key, norm in theirs.items():
+        if norm is None or norm < NOISE:
+            assert norms[key] < NOISE * 10, key
+        else:
+            assert norms[key] == pytest.approx(norm, rel=NORMS), key
+    if "grad_W" in expected and "layer_weights" in dict(model.named_parameters()):
+        (own,) = torch.autograd.grad(loss, [model.layer_weights])
+        np.testing.assert_allclose(own.numpy(), expected["grad_W"].numpy(), atol=TOLERANCE)
