@@ -54,6 +54,8 @@ Clause make_clause(const std::string& signal, const std::string& comparison, con
   require(clause.memory != cpu::Memory::votes || clause.signal == cpu::Signal::label,
           "the memory 'votes' must have the signal 'label'");
   require(clause.temperature.slots == 1, "temperature must be float32 [1 or layers, 1]");
+  require(clause.memory != cpu::Memory::sum || clause.times.slots == 1,
+          "times must be float32 [1 or layers, 1] for the memory 'sum'");
   return {clause, {threshold, times, temperature}};
 }
 

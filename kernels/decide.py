@@ -268,6 +268,8 @@ def judged(
     THRESHOLD: tl.constexpr = (FORM >> 20 & 255) - 1
     TIMES: tl.constexpr = (FORM >> 28 & 255) - 1
     used = labels * 0
+    if MEMORY == SUM:
+        value = value * tl.load(numbers + 1)
     value = _remembered(value, best, scores, label, is_row, is_label, labels, at, state_in, state_out, MEMORY, SIZE)
     says = _compared(value, _number(numbers, by_slot, slot, slot_count, is_row, THRESHOLD), COMPARISON)
     if MEMORY == RUNNING:

@@ -34,6 +34,10 @@ def calibrate(
     accuracy_drop: Annotated[
         float | None, typer.Option(help="Guaranteed largest loss of accuracy; needs labels.")
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Regression: guaranteed largest distance from full depth, of 99% of rows."),
+    ] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the guarantee.")] = 0.95,
     choose_layers: Annotated[
         bool, typer.Option("--choose-layers", help="Test only the exits that save time, at equal agreement.")
@@ -47,14 +51,14 @@ def calibrate(
 ) -> None:
     """Find thresholds on held-out rows and write them into the checkpoint.
 
-    With --agreement or --accuracy-drop the threshold comes with a guarantee; if there are too few rows for it, the exit
-    code is 1.
+    With --agreement, --accuracy-drop or, for regression, --tolerance the threshold comes with a guarantee; if there are
+    too few rows for it, the exit code is 1.
     """
     from .evaluation import calibrate as run
 
     outcome = run(
         checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
-        confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,
+        tolerance=tolerance, confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,
         text_column=text_column, pair_column=pair_column, label_column=label_column,
         notify=lambda stage: console.say(f"calibrate: {stage}"),
     )  # fmt: skip
@@ -87,7 +91,10 @@ def evaluate(
     report: Annotated[str | None, typer.Option(help="Also write JSON, Markdown and pictures to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure quality, layer speed-up, wall-clock speed-up and exit layers, at full depth and at each threshold."""
+    """Measure quality, layer speed-up, wall-clock speed-up and exit layers, at full depth and at each threshold.
+
+    Each exit is also judged by itself: quality, agreement with full depth, Difficulty Inversion Score, calibration.
+    """
     from .evaluation import evaluate as run
 
     file, folder = out and Path(out), report and Path(report)
@@ -97,7 +104,7 @@ def evaluate(
         cli_io.check_folder(folder, "--report")
     found = run(
         checkpoint, data, thresholds=numbers(thresholds, "--thresholds"), speedups=numbers(speedups, "--speedups"),
-        compare=compare or (), metrics=metrics.split(",") if metrics else (), curves=bool(report or out or as_json),
+        compare=compare or (), metrics=metrics.split(",") if metrics else (),
         device=device, precision=precision, batch_tokens=batch_tokens, batch_size=batch_size, max_length=max_length,
         data_format=input_format, text_column=text_column, pair_column=pair_column, label_column=label_column,
         repeats=repeats,

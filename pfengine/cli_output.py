@@ -51,6 +51,7 @@ def print_table(table: Table) -> None:
 
 def print_report(report: Report) -> None:
     from .evaluation.machine import name_machine
+    from .evaluation.report import exit_table, remarks
 
     show(
         f"{report.checkpoint} on {report.data}: {report.rows} rows of {report.mean_tokens:.1f} tokens on average, "
@@ -77,14 +78,25 @@ def print_report(report: Report) -> None:
         histogram.add_row(str(layer), *(f"{100 * share:4.1f}% {bar * round(20 * share)}" for share in shares))
     if early:
         print_table(histogram)
+    for curve in report.curves:
+        columns, cells = exit_table(curve.exits)
+        show(f"each exit of {printable(Path(curve.checkpoint).name)} judged by itself:")
+        exits = Table(*columns)
+        for row in cells:
+            exits.add_row(*row)
+        print_table(exits)
+        for sentence in remarks(curve):
+            show(sentence)
 
 
 def print_calibration(outcome: Calibration) -> None:
-    table = Table("layer speed-up", "threshold", "agreement %", "accuracy %")
+    shares = [name for name in ("agreement", "accuracy", "pearson") if any(name in point for point in outcome.table)]
+    scores = ["deviation"] if any("deviation" in point for point in outcome.table) else []
+    table = Table("layer speed-up", "threshold", *scores, *(f"{name} %" for name in shares))
     for point in outcome.table:
         table.add_row(
-            f"{point['layer_speedup']:.2f}", f"{point['threshold']:.4f}", f"{100 * point['agreement']:.1f}",
-            f"{100 * point['accuracy']:.1f}" if "accuracy" in point else "",
+            f"{point['layer_speedup']:.2f}", f"{point['threshold']:.4f}", *(f"{point[name]:.4f}" for name in scores),
+            *(f"{100 * point[name]:.1f}" if name in point else "" for name in shares),
         )  # fmt: skip
     show(f"{outcome.checkpoint}: {outcome.criterion} on {outcome.rows} rows of {outcome.data}")
     print_table(table)
@@ -103,6 +115,8 @@ def print_calibration(outcome: Calibration) -> None:
         show(f"full depth: {1e6 * outcome.layers.measured_full_depth:.0f} us/row measured")
     if (promise := outcome.guarantee) is not None:
         what = "answered as at full depth" if promise.promise == "agreement" else "not made wrong by an early exit"
+        if promise.tolerance is not None:
+            what = f"scored within {promise.tolerance:g} of full depth"
         show(
             f"with confidence {promise.confidence:g} at least {1 - promise.limit:.4g} of rows are {what}: threshold "
             f"{promise.threshold:.4f}, layer speed-up {promise.layer_speedup:.2f} on these rows "

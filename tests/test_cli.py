@@ -314,7 +314,7 @@ def test_evaluate(run, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     result = run("evaluate", "sst2", str(file), *options, "--json", "--out", str(report), "--report", str(folder))
     assert {path.name for path in folder.iterdir()} == {
-        "report.json", "report.md", "curve.png", "curve.svg", "exits.png", "exits.svg"
+        "report.json", "report.md", "curve.png", "curve.svg", "exits.png", "exits.svg", "layers.png", "layers.svg",
     }  # fmt: skip
     assert result.code == 0, result.err
     written = json.loads(report.read_text())

@@ -141,7 +141,9 @@ void decide(const ExitRule& rule, const Scored& scored, const std::int64_t* slot
     if (rule.tokens) pool(*rule.tokens, scored, values, given + scored.count);
     for (std::int64_t unit = 0; unit < units; ++unit) {
       float* kept = state + unit * width + own;
-      const float value = remembered(clause, values[unit], given[unit], labels, kept);
+      const float signal =
+          clause.memory == Memory::sum ? values[unit] * clause.times.at(scored.layer, 0) : values[unit];
+      const float value = remembered(clause, signal, given[unit], labels, kept);
       bool leaves = holds(clause.comparison, value, clause.threshold.at(scored.layer, slots[unit]));
       if (clause.memory == Memory::running) {
         kept[0] = leaves ? (kept[0] > 0 ? kept[0] + 1 : 1.0f) : 0.0f;

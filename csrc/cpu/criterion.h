@@ -34,7 +34,7 @@ struct Clause {
   Comparison comparison;
   Values threshold;
   Memory memory;
-  Values times;       // Memory::running: at so many consecutive exits
+  Values times;       // Memory::running: at so many consecutive exits; Memory::sum: the weight of this exit's signal
   std::int64_t size;  // of a window
   Values temperature;
 

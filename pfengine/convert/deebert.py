@@ -13,7 +13,10 @@ from .source import Converted, Original, family_of
 
 
 def recognises(tensors: Collection[str]) -> bool:
-    return any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors)
+    """COSEE's keys are the same, without poolers of the highways' own."""
+    return any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors) and any(
+        ".highway." in key and ".pooler." in key for key in tensors
+    )
 
 
 def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from .calibrate_checkpoint import Calibration, calibrate
+from .judges import ExitQuality, calibration_error, difficulty_inversion, judge_exits
 from .machine import describe_machine
 from .report import Report
 from .results import Curve, Setting
 from .run import evaluate
 
-__all__ = ["Calibration", "Curve", "Report", "Setting", "calibrate", "describe_machine", "evaluate"]
+__all__ = [
+    "Calibration", "Curve", "ExitQuality", "Report", "Setting", "calibrate", "calibration_error", "describe_machine",
+    "difficulty_inversion", "evaluate", "judge_exits",
+]  # fmt: skip

@@ -21,12 +21,12 @@ from ..checkpoint import Checkpoint
 from ..engine import LayerScores
 from ..errors import ConfigError, shown
 from ..exits import Criterion, DataCriterion, Never, Numbers
-from ..exits.base import SINGLE, number
+from ..exits.base import MULTI, REGRESSION, number
 from ..exits.calibration import calibration_table, exits_taken
 from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import Placement, judge, place
 from ..exits.selection import choose
-from ..exits.text import lacks_threshold, parse_form
+from ..exits.text import check_fits, lacks_threshold, parse_form
 from ..heads import HEADS
 from ..messages import warn
 from ..per_row import own_exits
@@ -36,6 +36,7 @@ from .model_answers import answers_of_models
 from .precisions import check_precisions
 
 FEW_ROWS = 30
+AGREEMENT = 0.99  # promised where only a tolerance is given
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def calibrate(
     speedup: float | None = None,
     agreement: float | None = None,
     accuracy_drop: float | None = None,
+    tolerance: float | None = None,
     confidence: float = 0.95,
     choose_layers: bool = False,
     out: str | os.PathLike[str] | None = None,
@@ -95,10 +97,11 @@ def calibrate(
     whose second parameters stay; default: the checkpoint's own. The threshold it will run at is, by the first that is
     given: the one that keeps the promise (agreement 0.99: at least 99% of rows answered as at full depth; accuracy_drop
     0.01: accuracy falls by at most a point; both with `confidence`, see `exits.guarantee`), or the one for the layer
-    speed-up `speedup`; else the one it has. choose_layers: test only those layers whose exits save time, at equal
-    agreement with the full model. Thresholds are found in fp32; how bf16 and int8 compare is written beside them, for
-    `load(precision="auto")` to go by. out: write there, not to `path` (which a bundled checkpoint needs). notify: is
-    told what is being done, a line a stage.
+    speed-up `speedup`; else the one it has. tolerance: for regression, how far a score may be from the one at full
+    depth to agree with it; without `agreement` and `speedup` it promises that of 99% of rows. choose_layers: test only
+    those layers whose exits save time, at equal agreement with the full model. Thresholds are found in fp32; how bf16
+    and int8 compare is written beside them, for `load(precision="auto")` to go by. out: write there, not to `path`
+    (which a bundled checkpoint needs). notify: is told what is being done, a line a stage.
 
     Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
     promise cannot be proved on so few rows.
@@ -110,6 +113,8 @@ def calibrate(
     agreement = None if agreement is None else _share("agreement", agreement)
     accuracy_drop = None if accuracy_drop is None else _share("accuracy_drop", accuracy_drop)
     confidence = _share("confidence", confidence)
+    if tolerance is not None and (tolerance := number("tolerance", tolerance)) < 0:
+        raise ConfigError(f"tolerance is {tolerance!r}; it must be at least 0")
     if speedup is not None and (speedup := number("speedup", speedup)) < 1:
         raise ConfigError(f"speedup is {speedup!r}; it must be at least 1")
     engine = load(path, precision="fp32", criterion="never")
@@ -123,6 +128,10 @@ def calibrate(
         raise ConfigError(
             f"{path} is a cascade: choose_layers is for one of its models, and at speed-up 1 the last model runs alone"
         )
+    regression = engine.model.config.problem_type == REGRESSION
+    _check_promise(engine, tolerance, agreement, accuracy_drop, choose_layers)
+    if tolerance is not None and agreement is None and speedup is None:
+        agreement = AGREEMENT
     saving.check_writable(target, cascaded)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
@@ -131,7 +140,10 @@ def calibrate(
         raise ConfigError(
             f"{data.display_name(Path(source))} has no labels, which accuracy_drop needs; agreement does not"
         )
-    labels = np.array(data.label_ids(examples, engine.labels, data.display_name(Path(source)))) if labelled else None
+    labels = None
+    if labelled:
+        file = data.display_name(Path(source))
+        labels = np.array(data.scores(examples, file) if regression else data.label_ids(examples, engine.labels, file))
     texts = [example.row for example in examples]
     if len(texts) < FEW_ROWS:
         warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
@@ -151,19 +163,20 @@ def calibrate(
 
     choice, fresh = None, np.arange(len(texts))
     if choose_layers:
-        wanted = _agreement_at(own, scores, exit_layers, agreement, speedup)
+        wanted = _agreement_at(own, scores, exit_layers, agreement, speedup, tolerance)
         chosen_on = fresh
         if agreement is not None or accuracy_drop is not None:
             # A promise holds only for layers that its rows had no part in choosing.
             chosen_on, fresh = np.array_split(np.random.default_rng(0).permutation(len(texts)), 2)
-        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], _of_rows(scores, chosen_on), wanted, notify)
+        part = _of_rows(scores, chosen_on)
+        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], part, wanted, tolerance, notify)
         exit_layers = choice.chosen.exit_layers
         own = own.for_exits(engine.exit_layers, exit_layers)
         places = [engine.exit_layers.index(layer) for layer in exit_layers]
         learned = None if scores.learned is None else scores.learned[places]
         scores = LayerScores(scores.logits[places], learned)
     notify("thresholds")
-    table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned)
+    table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned, tolerance)
     if models is not None:
         table = models.recounted(table, own)
     promised: Guarantee | None = None
@@ -173,8 +186,9 @@ def calibrate(
         against = labels[fresh] if labels is not None and agreement is None else None
         part = _of_rows(scores, fresh)
         promised = guarantee(
-            own, part.logits, against, exit_layers, limit=limit, confidence=confidence, learned=part.learned
-        )
+            own, part.logits, against, exit_layers, limit=limit, confidence=confidence, learned=part.learned,
+            tolerance=tolerance,
+        )  # fmt: skip
         if models is not None:
             promised = models.recount_guarantee(promised, own)
         threshold = promised.threshold
@@ -249,17 +263,40 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     text = own if text is None else own_exits(engine.checkpoint).named(text)
     if text == "never" or (engine.cascade is None and len(every_exit(engine)) == 1):
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
+    if engine.model.head.tags:
+        raise ConfigError(f"calibrate compares one label or score per row, and {engine.checkpoint.path} tags tokens")
     rule = parse_form(text)
-    if reason := rule.misfit(own_exits(engine.checkpoint).outputs):
-        raise ConfigError(f"criterion {shown(rule)} {reason}")
+    check_fits(rule, own_exits(engine.checkpoint).outputs, text)
     if not isinstance(rule, DataCriterion) or rule.threshold is None:
         raise ConfigError(f"criterion {shown(rule)} has no threshold that its text could be written without")
-    if engine.model.config.problem_type != SINGLE:
+    if engine.model.config.problem_type == MULTI:
         raise ConfigError(
-            f"calibrate compares labels, and {engine.checkpoint.path} has problem_type "
-            f"{engine.model.config.problem_type!r}; give a threshold yourself"
+            f"calibrate compares one label or score per row, and {engine.checkpoint.path} has problem_type {MULTI!r}; "
+            "give a threshold yourself"
         )
     return rule
+
+
+def _check_promise(
+    engine: Engine,
+    tolerance: float | None,
+    agreement: float | None,
+    accuracy_drop: float | None,
+    choose_layers: bool,
+) -> None:
+    """Raise ConfigError where the options are for labels and the model gives scores, or the other way round."""
+    path = engine.checkpoint.path
+    if engine.model.config.problem_type != REGRESSION:
+        if tolerance is not None:
+            raise ConfigError(f"tolerance is for scores of regression, and {path} gives labels; give agreement alone")
+    elif accuracy_drop is not None:
+        raise ConfigError(f"accuracy_drop is for labels, and {path} gives scores of regression; give tolerance")
+    elif tolerance is None and (agreement is not None or choose_layers):
+        what = "agreement" if agreement is not None else "choose_layers"
+        raise ConfigError(
+            f"{path} gives scores of regression: {what} needs tolerance, how far a score may be from the one at full "
+            "depth"
+        )
 
 
 def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> Numbers | None:
@@ -285,16 +322,21 @@ def _slowest(own: DataCriterion, scores: LayerScores, exit_layers: tuple[int, ..
 
 
 def _agreement_at(
-    own: Criterion, scores: LayerScores, exit_layers: tuple[int, ...], agreement: float | None, speedup: float | None
+    own: Criterion,
+    scores: LayerScores,
+    exit_layers: tuple[int, ...],
+    agreement: float | None,
+    speedup: float | None,
+    tolerance: float | None,
 ) -> float:
     """The agreement that chosen layers must keep: the one asked for, or that of all exits at `speedup` (default 2)."""
     if agreement is not None:
         return agreement
-    table = calibration_table(own, scores.logits, None, exit_layers, scores.learned)
+    table = calibration_table(own, scores.logits, None, exit_layers, scores.learned, tolerance)
     if not table:
         raise ConfigError("none of these rows could leave early, so there is nothing to choose")
     nearest = min(table, key=lambda point: abs(point["layer_speedup"] - (speedup or 2.0)))
-    return nearest["agreement"]
+    return float(nearest["agreement"])
 
 
 def _choose_layers(
@@ -303,14 +345,15 @@ def _choose_layers(
     texts: list[Any],
     scores: LayerScores,
     agreement: float,
+    tolerance: float | None,
     notify: Callable[[str], None],
 ) -> LayerChoice:
     notify("costs of layers and heads")
     costs = measure_costs(engine, texts[:512], own)
     notify(f"which exits to test, at {agreement:.2%} agreement with full depth")
     logits, layers, learned = scores.logits, engine.exit_layers, scores.learned
-    chosen = place(own, logits, layers, costs, agreement, learned)
-    every = judge(own, logits, layers, layers, costs, agreement, learned)
+    chosen = place(own, logits, layers, costs, agreement, learned, tolerance)
+    every = judge(own, logits, layers, layers, costs, agreement, learned, tolerance)
     if chosen is None or every is None:
         raise ConfigError(f"no threshold agrees with full depth on {agreement:.2%} of rows and lets a row leave")
     part = replace(engine.model, exit_layers=chosen.exit_layers)

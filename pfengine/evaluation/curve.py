@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..exits import Criterion
-from ..exits.calibration import answers_at, candidates_of, exits_taken, layer_speedup
+from ..exits.calibration import Simulation, answers_at, candidates_of, layer_speedup
 from .metrics import measure
 
 POINTS = 40
@@ -34,18 +34,25 @@ def curve(
 ) -> list[dict[str, Any]]:
     """Points {threshold, layer_speedup, metrics} from full depth to the fastest, at most `points`, evenly spaced.
 
-    criterion: at any threshold. logits: [exits, rows, labels]; truth: label ids [rows]. learned: float32 [exits, rows],
-    the score that some heads add.
+    criterion: at any threshold. logits: [exits, rows, labels], with one label the scores of regression; truth: label
+    ids, or numbers for regression, [rows]. learned: float32 [exits, rows], the score that some heads add.
     """
     candidates = candidates_of(criterion, logits, exit_layers, learned)
+    simulation = Simulation(logits, exit_layers, learned)
     picked = np.unique(np.linspace(0, max(0, len(candidates) - 1), points).round().astype(int))
     out: list[dict[str, Any]] = []
     for i in picked[: len(candidates)]:
-        taken = exits_taken(criterion.with_threshold(candidates[i]), logits, exit_layers, learned=learned)
-        answers = answers_at(logits, exit_layers, taken).argmax(-1)
+        taken = simulation.exits(criterion.with_threshold(candidates[i]))
+        answers = answers_of(answers_at(logits, exit_layers, taken))
         speedup = layer_speedup(taken, exit_layers[-1])
         out.append({"threshold": candidates[i], "layer_speedup": speedup, "metrics": measure(metrics, answers, truth)})
     return out
+
+
+def answers_of(logits: np.ndarray) -> np.ndarray:
+    """What metrics compare with the truth: label ids, or for regression the scores. [rows, labels] -> [rows]."""
+    answers: np.ndarray = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(-1)
+    return answers
 
 
 def oracle(logits: np.ndarray, truth: np.ndarray, exit_layers: Sequence[int], metrics: tuple[str, ...]) -> Oracle:

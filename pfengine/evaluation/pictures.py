@@ -12,13 +12,18 @@ from .results import Curve, Setting
 MAX_SPEEDUP = 7.0  # beyond it a curve only tells how often the first layer guesses right
 
 
-def new_figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
-    """A figure (width, height in inches) and its axes; ConfigError where matplotlib is missing."""
+def new_figure(width: float = 6.4, height: float = 4.2, columns: int = 1) -> tuple[Any, Any]:
+    """A figure (width, height in inches) and its axes, of more than one column a list of them.
+
+    Raises ConfigError where matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("pictures need matplotlib: pip install 'pfengine[train]'") from None
     figure = Figure(figsize=(width, height), layout="constrained")
+    if columns > 1:
+        return figure, list(figure.subplots(1, columns))
     return figure, figure.add_subplot()
 
 
@@ -77,4 +82,41 @@ def draw_exits(settings: Sequence[Setting], rows: int, data: str, path: Path) ->
     axes.set(xlabel="exit layer", title=f"rows that leave there, % of {rows} of {data}")
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(names)), names)
+    save_figure(figure, path)
+
+
+PANELS = {  # of the picture of layers: the field of ExitQuality, what it is multiplied by, and how it is drawn
+    "agreement with full depth, %": [("agreement", 100, "-", "")],
+    "mean deviation from full depth": [("deviation", 1, "-", "")],
+    "difficulty inversion score": [("difficulty_inversion", 1, "-", ""), ("learned_inversion", 1, ":", ", learned")],
+    "expected calibration error, %": [
+        ("calibration_error", 100, "-", ""), ("calibration_error_tempered", 100, "--", ", tempered"),
+    ],
+}  # fmt: skip
+
+
+def draw_layers(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
+    """Each exit judged by itself: quality, agreement, order and calibration against its layer."""
+
+    def known(attribute: str) -> bool:
+        return any(getattr(exit, attribute) is not None for curve in curves for exit in curve.exits)
+
+    panels = {name: lines for name, lines in PANELS.items() if known(lines[0][0])}
+    figure, axes = new_figure(3.2 * (1 + len(panels)), 3.4, 1 + len(panels))
+    for i, curve in enumerate(curves):
+        layers, name = [exit.layer for exit in curve.exits], Path(curve.checkpoint).name
+        look: dict[str, Any] = {"color": f"C{i}", "marker": "."}
+        axes[0].plot(layers, [100 * exit.metrics[metric] for exit in curve.exits], label=name, **look)
+        for panel, lines in zip(axes[1:], panels.values(), strict=True):
+            for attribute, scale, style, suffix in lines:
+                if known(attribute):
+                    found = [getattr(exit, attribute) for exit in curve.exits]
+                    values = [float("nan") if value is None else scale * value for value in found]
+                    panel.plot(layers, values, style, label=name + suffix, **look)
+    for panel, label in zip(axes, (f"{metric}, %", *panels), strict=True):
+        panel.set(xlabel="exit after layer", ylabel=label)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="x-small")
+    figure.suptitle(title, fontsize="medium")
     save_figure(figure, path)

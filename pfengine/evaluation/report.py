@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..strict_json import dumps, finite
+from .judges import ExitQuality
 from .machine import name_machine
-from .pictures import draw_curves, draw_exits
+from .pictures import draw_curves, draw_exits, draw_layers
 from .results import Curve, Setting
+
+EXIT_COLUMNS = {  # of the table of exits: the field of ExitQuality, and what its value is multiplied by
+    "agreement %": ("agreement", 100), "deviation": ("deviation", 1),
+    "difficulty inversion": ("difficulty_inversion", 1), "of learned score": ("learned_inversion", 1),
+    "calibration error %": ("calibration_error", 100), "tempered %": ("calibration_error_tempered", 100),
+    "temperature": ("temperature", 1),
+}  # fmt: skip
+NOT_OF_SCORES = (
+    "Scores of regression have no confidence and are neither right nor wrong: oracle, difficulty inversion and "
+    "calibration error are not defined for them."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,9 @@ class Report:
         if any(len(setting.exit_layers) > 1 for setting in self.settings):
             draw_exits(self.settings, self.rows, self.data, directory / "exits")
             pictures.append("![share of rows that leave at each layer](exits.png)")
+        if any(len(curve.exits) > 1 for curve in self.curves):
+            draw_layers(self.curves, self.metric, f"{self.data}, {self.rows} rows", directory / "layers")
+            pictures.append("![each exit judged by itself](layers.png)")
         (directory / "report.md").write_text(self.markdown() + "".join(f"\n{line}\n" for line in pictures))
 
     def markdown(self) -> str:
@@ -76,9 +93,37 @@ class Report:
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
         for curve in self.curves:
-            if curve.oracle is not None:
-                name = f"{Path(curve.checkpoint).name}: " if several else ""
-                score = next(iter(curve.oracle.metrics.values()))
-                lines += ["", f"{name}the oracle, which leaves at the first exit that is right, would reach "
-                              f"{100 * score:.1f} at {curve.oracle.layer_speedup:.2f}x."]  # fmt: skip
+            name = Path(curve.checkpoint).name
+            columns, rows = exit_table(curve.exits)
+            lines += ["", f"Each exit of {name} judged by itself, on all rows:", ""]
+            lines += ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+            lines += [part for sentence in remarks(curve) for part in ("", sentence)]
         return "\n".join(lines) + "\n"
+
+
+def exit_table(exits: Sequence[ExitQuality]) -> tuple[list[str], list[list[str]]]:
+    """Each exit as a row of cells, and the columns' names; what is not defined for the model has no column."""
+    shown = {
+        name: field for name, field in EXIT_COLUMNS.items() if any(getattr(e, field[0]) is not None for e in exits)
+    }
+    cells = []
+    for exit in exits:
+        row = [str(exit.layer), *(f"{100 * value:.1f}" for value in exit.metrics.values())]
+        for attribute, scale in shown.values():
+            value = getattr(exit, attribute)
+            row.append("" if value is None or math.isnan(value) else f"{scale * value:.{1 if scale == 100 else 3}f}")
+        cells.append(row)
+    return ["exit", *(f"{name} %" for name in exits[0].metrics), *shown], cells
+
+
+def remarks(curve: Curve) -> list[str]:
+    """What is said below the table of exits."""
+    if curve.exits[0].deviation is not None:
+        return [NOT_OF_SCORES]
+    if curve.oracle is None:
+        return []
+    score = next(iter(curve.oracle.metrics.values()))
+    return [
+        f"The oracle, which leaves at the first exit that is right, would reach {100 * score:.1f} at "
+        f"{curve.oracle.layer_speedup:.2f}x."
+    ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .curve import Oracle
+from .judges import ExitQuality
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Curve:
-    """Quality of one checkpoint over all thresholds, and that of its oracle."""
+    """What the scores of every exit say of one checkpoint.
+
+    points: quality over all thresholds, empty where there is no exit before the last. oracle: None there and for
+    regression. exits: each judged by itself.
+    """
 
     checkpoint: str
     criterion: str
     points: list[dict[str, Any]]
     oracle: Oracle | None
+    exits: list[ExitQuality]

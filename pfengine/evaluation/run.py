@@ -21,7 +21,8 @@ from ..exits.text import parse_form
 from ..messages import warn
 from ..options import whole
 from ..tokenization import Row
-from .curve import curve, oracle
+from .curve import answers_of, curve, oracle
+from .judges import judge_exits
 from .machine import describe_machine
 from .metrics import METRICS, measure, standard_error
 from .model_answers import answers_of_models
@@ -56,12 +57,13 @@ def evaluate(
     """Evaluate a checkpoint on labelled rows.
 
     source: a file, a directory with a `dev` split, or a GLUE task's name. thresholds, speedups: settings beside full
-    depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same
-    run at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`.
-    metrics: of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and
-    spearman. curves: also quality over all thresholds, and the oracle. device, precision: as in `load`. repeats: timed
-    runs of each setting, interleaved; medians are reported. data_format, text_column, pair_column, label_column: as in
-    `data.stream`. progress: wraps the runs, given how many there are.
+    depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same run
+    at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`. metrics:
+    of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and spearman.
+    curves: also what the scores of every exit say, which takes one more run of each checkpoint: quality over all
+    thresholds, the oracle (not for regression), and each exit judged by itself (docs/judges.md). device, precision: as
+    in `load`. repeats: timed runs of each setting, interleaved; medians are reported. data_format, text_column,
+    pair_column, label_column: as in `data.stream`. progress: wraps the runs, given how many there are.
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
     """
@@ -120,7 +122,7 @@ def evaluate(
         machine=describe_machine(main.device),
         settings=settings,
         curves=[_curve(e, os.fspath(p), texts, truth, names) for e, p in zip(engines, paths, strict=True)]
-        if curves and not _regression(main)
+        if curves
         else [],
     )
 
@@ -179,8 +181,8 @@ def _setting(
     wall_clock: float,
     seconds: float,
 ) -> Setting:
-    engine, path, name, rule = choice
-    answers = result.logits[:, 0] if _regression(engine) else result.label_ids
+    _, path, name, rule = choice
+    answers = answers_of(result.logits)
     layers, counts = np.unique(result.exit_layers, return_counts=True)
     return Setting(
         checkpoint=path,
@@ -196,16 +198,21 @@ def _setting(
 
 
 def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: tuple[str, ...]) -> Curve:
-    criterion = engine.checkpoint.manifest.criterion or "never"
-    if len(engine.exit_layers) == 1 or criterion == "never":
-        return Curve(path, "never", [], None)
+    criterion, layers = engine.checkpoint.manifest.criterion or "never", engine.exit_layers
+    models = None if engine.cascade is None else answers_of_models(engine, texts)
+    if models is None:
+        logits, learned = engine.layer_scores(texts)
+    else:
+        logits, learned, layers = models.logits, None, models.ends
+    exits = judge_exits(logits, truth, layers, names, learned)
+    if len(layers) == 1:
+        return Curve(path, "never", [], None, exits)
+    best = None if _regression(engine) else oracle(logits, truth, layers, names)
+    if best is not None and models is not None:
+        best = models.recount_oracle(best, truth)
+    if criterion == "never":
+        return Curve(path, "never", [], best, exits)
     rule = parse_form(criterion)
-    form = rule.form if isinstance(rule, DataCriterion) else criterion
-    if engine.cascade is not None:
-        models = answers_of_models(engine, texts)
-        points = curve(rule, models.logits, truth, models.ends, names)
-        best = models.recount_oracle(oracle(models.logits, truth, models.ends, names), truth)
-        return Curve(path, form, models.recounted(points, rule), best)
-    logits, learned = engine.layer_scores(texts)
-    points = curve(rule, logits, truth, engine.exit_layers, names, learned=learned)
-    return Curve(path, form, points, oracle(logits, truth, engine.exit_layers, names))
+    points = curve(rule, logits, truth, layers, names, learned=learned)
+    points = points if models is None else models.recounted(points, rule)
+    return Curve(path, rule.form if isinstance(rule, DataCriterion) else criterion, points, best, exits)

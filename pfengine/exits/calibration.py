@@ -88,7 +88,7 @@ class Simulation:
 
     def _compared(self, clause: Clause, tokens: TokenRule | None, units: int) -> list[np.ndarray]:
         """What the clause compares after each exit except the last, float32 [rows or tokens] each."""
-        key = (clause.signal, clause.memory, clause.size, clause.temperature.tobytes(), tokens)
+        key = (clause.signal, clause.memory, clause.size, clause.temperature.tobytes(), clause.times.tobytes(), tokens)
         if clause.signal == "learned" and self._learned[0] is None:
             raise ConfigError("this criterion compares a learned score: give learned, float32 [exits, rows]")
         if tokens is not None and self._bounds is None:
@@ -137,6 +137,35 @@ def layer_speedup(taken: np.ndarray, num_layers: int) -> float:
 def answers_at(logits: np.ndarray, exit_layers: Sequence[int], taken: np.ndarray) -> np.ndarray:
     """Each row's logits at the exit it takes: [exits, rows, labels] and [rows] -> [rows, labels]."""
     return logits[np.searchsorted(exit_layers, taken), np.arange(len(taken))]
+
+
+def alike(answers: np.ndarray, full: np.ndarray, tolerance: float | None = None) -> np.ndarray:
+    """Which rows are answered as at full depth, bool [rows]: logits of their answers and of full depth [rows, labels].
+
+    They are where the label is the same. With one label, which is regression, they are where the score is within
+    `tolerance`, and ConfigError is raised without one.
+    """
+    same: np.ndarray
+    if full.shape[1] > 1:
+        same = answers.argmax(1) == full.argmax(1)
+    elif tolerance is None:
+        raise ConfigError("scores of regression agree within a tolerance: give tolerance, such as 0.1")
+    else:
+        same = deviations(answers, full) <= tolerance
+    return same
+
+
+def deviations(answers: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """How far each score of regression is from the one at full depth: [rows, 1] twice -> float64 [rows]."""
+    gaps: np.ndarray = np.abs(answers[:, 0].astype(np.float64) - full[:, 0])
+    return gaps
+
+
+def correlation(scores: np.ndarray, values: np.ndarray) -> float | None:
+    """Pearson's correlation of two [rows]; None where one of them is the same for all rows, so that there is none."""
+    if len(scores) < 2 or not np.ptp(scores) or not np.ptp(values):
+        return None
+    return float(np.corrcoef(scores, values)[0, 1])
 
 
 def threshold_for(
@@ -188,32 +217,38 @@ def calibration_table(
     labels: np.ndarray | None,
     exit_layers: Sequence[int],
     learned: np.ndarray | None = None,
+    tolerance: float | None = None,
 ) -> list[dict[str, Any]]:
     """Points {threshold, layer_speedup, agreement, [accuracy], rows} for each of SPEEDUPS that can be reached.
 
     logits: [exits, rows, labels] of held-out rows; labels: int64 [rows], None where they are unknown; learned: float32
     [exits, rows], the score that some heads add. agreement is the share of rows answered as at full depth. Thresholds
     that give the same speed-up are one point.
+
+    With one label, which is regression, points have deviation, the mean |score - score at full depth|; agreement where
+    there is a `tolerance`, see `alike`; and pearson, the correlation with `labels`, numbers [rows], where there is one.
     """
     table: list[dict[str, Any]] = []
-    rows, full = logits.shape[1], logits[-1].argmax(-1)
+    rows, full = logits.shape[1], logits[-1]
     if len(exit_layers) == 1 or not rows:
         return table
-    slowest = _search(criterion, logits, exit_layers, learned)
+    slowest, scores = _search(criterion, logits, exit_layers, learned), logits.shape[2] == 1
     for speedup in SPEEDUPS:
         threshold = slowest(speedup)
         if not np.isfinite(threshold):
             break
         taken = exits_taken(criterion.with_threshold(threshold), logits, exit_layers, learned=learned)
-        answers = answers_at(logits, exit_layers, taken).argmax(-1)
-        point = {
-            "threshold": threshold,
-            "layer_speedup": layer_speedup(taken, exit_layers[-1]),
-            "agreement": float((answers == full).mean()),
-            "rows": rows,
-        }
-        if labels is not None:
-            point["accuracy"] = float((answers == labels).mean())
+        answers = answers_at(logits, exit_layers, taken)
+        point = {"threshold": threshold, "layer_speedup": layer_speedup(taken, exit_layers[-1])}
+        if scores:
+            point["deviation"] = float(deviations(answers, full).mean())
+        if not scores or tolerance is not None:
+            point["agreement"] = float(alike(answers, full, tolerance).mean())
+        point["rows"] = rows
+        if labels is not None and not scores:
+            point["accuracy"] = float((answers.argmax(-1) == labels).mean())
+        elif labels is not None and (pearson := correlation(answers[:, 0], labels)) is not None:
+            point["pearson"] = pearson
         if not table or point["layer_speedup"] > table[-1]["layer_speedup"]:
             table.append(point)
     return table

@@ -112,7 +112,8 @@ def grid(at_knobs: AtKnobs, exits: int, labels: int) -> list[float]:
         low, high = {"side": (-0.5, 0.5), "trend": (0.0, 0.5), "range": (0.0, 1.0)}[clause.memory]
     elif clause.signal in RANGES:
         low, high = RANGES[clause.signal](labels)
-        high = high * exits if clause.memory == "sum" else high
+        if clause.memory == "sum":
+            high *= float(np.broadcast_to(clause.times[:, 0], exits).sum())
     else:
         raise ConfigError(
             f"a guarantee needs thresholds fixed beforehand, and the signal {clause.signal!r} has no known range; "

@@ -241,15 +241,22 @@ class PCEE(DataCriterion):
 class BEEM(DataCriterion):
     """Leave where the confidences of the latest consecutive exits that agree on the label add up to >= threshold.
 
-    BEEM (arXiv 2502.00745), with equal weights for all exits.
+    Each is multiplied by the weight of its exit (BEEM, arXiv 2502.00745): one for all exits, or one per exit, such as
+    its accuracy.
     """
 
     name = "beem"
     example = 1.8
     threshold: Numbers
+    weights: Numbers = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if np.min(self.weights) < 0:
+            raise ConfigError(f"a weight of beem is {np.min(self.weights)}; it must be at least 0")
 
     def clauses(self, at: Binding) -> Clauses:
-        return (Clause("confidence", ">=", at.threshold, "sum"),)
+        return (Clause("confidence", ">=", at.threshold, "sum", times=at(self.weights)),)
 
 
 def entropy(logits: Tensor) -> Tensor:

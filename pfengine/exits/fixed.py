@@ -23,7 +23,7 @@ class _Fixed(DataCriterion):
 
     problem_types = (SINGLE, MULTI, REGRESSION)
     min_labels = 1
-    tags = None
+    tags: bool | None = None
     with_threshold = Criterion.with_threshold  # type: ignore[assignment]
     candidates = Criterion.candidates
     grid = Criterion.grid
@@ -68,6 +68,7 @@ class Replay(_Fixed):
     """Leave after a layer given beforehand: row r after layers[r]. Every tested exit is still computed in full."""
 
     name = "replay"
+    tags = False  # a layer per row says nothing of its tokens
 
     def __init__(self, layers: Sequence[int] | np.ndarray | Tensor) -> None:
         """layers: exit layer of each row of the input, 1-based, [rows]."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import ConfigError, PFEngineError, shown
 from .base import Criterion
-from .calibration import Simulation, answers_at, layer_speedup
+from .calibration import Simulation, alike, answers_at, layer_speedup
 
 Promise = Literal["agreement", "accuracy"]
 
@@ -44,6 +44,7 @@ class Guarantee:
     faults: int  # rows at fault at that threshold
     rows: int
     p_value: float
+    tolerance: float | None = None  # of regression: how far a score may be from the one at full depth
 
 
 def binomial_tail(faults: int, rows: int, limit: float) -> float:
@@ -94,21 +95,25 @@ def guarantee(
     limit: float,
     confidence: float,
     learned: np.ndarray | None = None,
+    tolerance: float | None = None,
 ) -> Guarantee:
     """The fastest threshold of `criterion.grid` for which P(share of rows at fault <= limit) >= confidence.
 
     logits: [exits, rows, labels] of held-out rows; learned: float32 [exits, rows], the score that some heads add.
-    Without labels the promise is agreement: a row is at fault where its label is not that of the full model. With
-    labels, int64 [rows], it is accuracy: a row is at fault where the full model is right and the early answer is not.
-    Then accuracy falls by no more than `limit`; rows that only the early answer gets right do not count in its favour.
+    Without labels the promise is agreement: a row is at fault where its label is not that of the full model, or for
+    regression, which has one label, where |score - score of the full model| > tolerance. With labels, int64 [rows], it
+    is accuracy: a row is at fault where the full model is right and the early answer is not. Then accuracy falls by no
+    more than `limit`; rows that only the early answer gets right do not count in its favour.
 
-    Raises ConfigError for numbers outside (0, 1) and for labels to which the full model's answers are unrelated,
-    TooFewRows with the number that is needed, NotShown where no threshold keeps the promise.
+    Raises ConfigError for numbers outside (0, 1), for regression without a tolerance, and for labels to which the full
+    model's answers are unrelated, TooFewRows with the number that is needed, NotShown where no threshold keeps the
+    promise.
     """
     for name, value in (("the share of rows at fault", limit), ("confidence", confidence)):
         if not 0 < value < 1:
             raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
     rows, full = logits.shape[1], logits[-1].argmax(-1)
+    alike(logits[-1], logits[-1], tolerance)  # raises where there is none for scores
     needed = rows_needed(limit, confidence)
     if rows < needed:
         raise TooFewRows(
@@ -121,14 +126,17 @@ def guarantee(
     best, simulation = None, Simulation(logits, exit_layers, learned)
     for threshold in criterion.grid(len(exit_layers), logits.shape[2]):
         taken = simulation.exits(criterion.with_threshold(threshold))
-        answers = answers_at(logits, exit_layers, taken).argmax(-1)
-        at_fault = answers != full if labels is None else (full == labels) & (answers != labels)
+        answers = answers_at(logits, exit_layers, taken)
+        if labels is None:
+            at_fault = ~alike(answers, logits[-1], tolerance)
+        else:
+            at_fault = (full == labels) & (answers.argmax(-1) != labels)
         faults = int(at_fault.sum())
         p_value = binomial_tail(faults, rows, limit)
         if p_value > 1 - confidence:
             break
         speedup = layer_speedup(taken, exit_layers[-1])
-        best = Guarantee(promise, limit, confidence, threshold, speedup, faults, rows, p_value)
+        best = Guarantee(promise, limit, confidence, threshold, speedup, faults, rows, p_value, tolerance)
     if best is None:  # where rows leave at every threshold, as by the window of ELBERT
         raise NotShown(
             f"no threshold of criterion {shown(criterion)} keeps the promise: at the slowest, {faults} of {rows} rows "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .base import Criterion
-from .calibration import Simulation, answers_at, candidates_of, layer_speedup
+from .calibration import Simulation, alike, answers_at, candidates_of, layer_speedup
 from .data import DataCriterion
 
 EXHAUSTIVE = 7  # with up to so many exits before the last, every set is tried; with more, exits are dropped one by one
@@ -67,17 +67,18 @@ def place(
     costs: Costs,
     agreement: float,
     learned: np.ndarray | None = None,
+    tolerance: float | None = None,
 ) -> Placement | None:
     """The set of exits with the least predicted time that agrees with the full model on a share `agreement` of rows.
 
     criterion: at any threshold. logits: [exits, rows, labels] of all exits, `exit_layers` 1-based; learned: float32
     [exits, rows], the score that some heads add. Each set is judged at its fastest threshold that keeps the agreement.
-    None where no set keeps it.
+    tolerance: of scores of regression, as in `alike`. None where no set keeps the agreement.
     """
     early = list(exit_layers[:-1])
 
     def of(chosen: Sequence[int]) -> Placement | None:
-        return judge(criterion, logits, exit_layers, (*chosen, exit_layers[-1]), costs, agreement, learned)
+        return judge(criterion, logits, exit_layers, (*chosen, exit_layers[-1]), costs, agreement, learned, tolerance)
 
     if len(early) <= EXHAUSTIVE:
         sets = itertools.chain.from_iterable(itertools.combinations(early, k) for k in range(1, len(early) + 1))
@@ -100,6 +101,7 @@ def judge(
     costs: Costs,
     agreement: float,
     learned: np.ndarray | None = None,
+    tolerance: float | None = None,
 ) -> Placement | None:
     """The set `chosen` at its fastest threshold that keeps the agreement; None where none does.
 
@@ -110,12 +112,11 @@ def judge(
         criterion = criterion.for_exits(exit_layers, chosen)
     places = [exit_layers.index(layer) for layer in chosen]
     part, scores = logits[places], None if learned is None else learned[places]
-    full = logits[-1].argmax(-1)
     candidates, simulation = candidates_of(criterion, part, chosen, scores), Simulation(part, chosen, scores)
 
     def at(threshold: float) -> Placement | None:
         taken = simulation.exits(criterion.with_threshold(threshold))
-        share = float((answers_at(part, chosen, taken).argmax(-1) == full).mean())
+        share = float(alike(answers_at(part, chosen, taken), logits[-1], tolerance).mean())
         if share < agreement:
             return None
         return Placement(chosen, threshold, costs.seconds(chosen, taken), share, layer_speedup(taken, chosen[-1]))

@@ -20,7 +20,7 @@ from ..rows import MISSING, Row
 from .base import Criterion, Outputs, number
 from .data import Binding, DataCriterion, is_data
 from .fixed import Never, Replay
-from .text import has_knob, lacks_threshold, name_of, parse, parse_form
+from .text import check_fits, has_knob, lacks_threshold, name_of, parse, parse_form
 
 log = logging.getLogger("pfengine")
 
@@ -100,8 +100,8 @@ def _fitting(checkpoint: CheckpointExits, criterion: Any) -> Any:
         raise ConfigError(
             f"{checkpoint.path} has no exit before its last layer: it runs at full depth, with criterion 'never'"
         )
-    if isinstance(criterion, Criterion) and (reason := criterion.misfit(checkpoint.outputs)):
-        raise ConfigError(f"criterion {shown(criterion)} {reason}")
+    if isinstance(criterion, Criterion):
+        check_fits(criterion, checkpoint.outputs)
     if isinstance(criterion, DataCriterion) and not isinstance(criterion, Replay):
         # checks the count of numbers per exit
         exit_rule = criterion.exit_rule(checkpoint.exit_layers[-1], checkpoint.exit_layers)

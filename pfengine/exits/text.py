@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from ..errors import ConfigError, shown
-from .base import CRITERIA, Criterion
+from .base import CRITERIA, Criterion, Outputs
 from .data import DataCriterion
 
 
@@ -38,6 +40,28 @@ def parse_form(text: str) -> Criterion:
     kind = _find(name_of(text), text)
     example = kind.example if issubclass(kind, DataCriterion) else 1.0
     return parse(text, example if lacks_threshold(text) else None)
+
+
+def check_fits(criterion: Criterion, outputs: Outputs, text: str | None = None) -> None:
+    """Raise ConfigError where it cannot run on such outputs: it says why, and which criteria of the table can.
+
+    text: of the criterion where that is what the caller was given.
+    """
+    if reason := criterion.misfit(outputs):
+        what = shown(criterion if text is None else text)
+        raise ConfigError(f"criterion {what} {reason}; criteria that fit: {', '.join(fitting(outputs))}")
+
+
+def fitting(outputs: Outputs) -> list[str]:
+    """The names of the criteria that run on such outputs, at least with one choice of their parameters."""
+    found = []
+    for name in sorted(CRITERIA):
+        for text in (name, f"{name}:,0.1"):  # patience of scores has a tolerance
+            with contextlib.suppress(ConfigError):
+                if parse_form(text).misfit(outputs) is None:
+                    found.append(name)
+                    break
+    return found
 
 
 def faults(criterion: str | None, threshold: float | None) -> list[str]:

@@ -19,7 +19,7 @@ The value that a memory makes of the signal v; it is compared with the threshold
     none      v
     running   v; the comparison must hold at `times` consecutive exits, this one included
     votes     how often the most frequent label was given so far (v must be "label")
-    sum       the sum of v over the latest consecutive exits that gave the same label as this one
+    sum       the sum of `times` v over the latest consecutive exits that gave the same label as this one
     side      over the last `size` exits: max(min v - 1/2, 1/2 - max v), how far all are on one side of 1/2
     trend     over the last `size` exits: |first v - 1/2| where no later one moves back towards 1/2, else -1
     range     over the last `size` exits: max v - min v where all are on one side of 1/2, else inf
@@ -133,6 +133,10 @@ def _numbers(given: np.ndarray, layer: int, slots: Tensor) -> Tensor:
     return torch.from_numpy(number_at(given, layer, slots.numpy(force=True))).to(slots.device)
 
 
+def _of_all_slots(given: np.ndarray, layer: int) -> float:
+    return float(number_at(given, layer, np.zeros(1, np.int64))[0])
+
+
 def compared(
     clause: Clause,
     layer: int,
@@ -148,7 +152,7 @@ def compared(
     Arguments are those of `decide`; state is the clause's own part. What is kept excludes the count of "running".
     """
     units, labels = logits.shape
-    temperature = float(number_at(clause.temperature, layer, np.zeros(1, np.int64))[0])
+    temperature = _of_all_slots(clause.temperature, layer)
     label = signal("label", logits, 1.0)
     before: list[Tensor] = []
     match clause.signal:
@@ -171,6 +175,8 @@ def compared(
         v = pooled(tokens, v, bounds)
     if clause.memory == "running":
         state = state[:, :-1]
+    if clause.memory == "sum":
+        v = v * _of_all_slots(clause.times, layer)
     value, after = _remembered(clause, v, label, state)
     return value, torch.cat([*before, after], 1)
 

@@ -36,7 +36,8 @@ class Clause(NamedTuple):
     comparison: Comparison
     threshold: np.ndarray  # float32 [1 or n, 1 or P]
     memory: Memory = "none"
-    times: np.ndarray = values(1)  # "running": at so many consecutive exits; float32 [1 or n, 1 or P]
+    times: np.ndarray = values(1)  # "running": at so many consecutive exits; float32 [1 or n, 1 or P]. "sum": the
+    # weight of this exit's signal; float32 [1 or n, 1]
     size: int = 0  # "side", "trend", "range": how many exits the window holds
     temperature: np.ndarray = values(1)  # logits are divided by it before the signal is computed; float32 [1 or n, 1]
 

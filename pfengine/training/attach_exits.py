@@ -45,6 +45,7 @@ def attach(
     incorporate: str | None = None,
     states: str | None = None,
     gate: str | None = None,
+    criterion: str | None = None,
     data_format: str = "auto",
     text_column: str | None = None,
     pair_column: str | None = None,
@@ -69,11 +70,11 @@ def attach(
     source: what `pfengine classify --file` reads (plain text, one row per line; TSV, CSV, JSON lines, Parquet; `-` for
     standard input), or a directory with a `train` split; labels in it are not read. The encoder and the classifier are
     written as they are, so that the full depth answers as before, bit for bit. Every text runs through the model once;
-    the heads are then trained on its states: cross-entropy against the model's own probabilities, deeper exits
-    weighing more, plus the imitation loss. hold_out: rows the exits are not trained on; thresholds are calibrated on
-    them by agreement with the full model. max_length: default: the tokenizer's. max_rows: how many of the first rows
-    are used; the states of each take layers x hidden size x 4 bytes of memory. Other options are those of
-    `TrainingConfig`; the form is the authors' by default, as its poolers can bend what a frozen encoder gives.
+    the heads are then trained on its states: cross-entropy against the model's own probabilities, deeper exits weighing
+    more, plus the imitation loss. hold_out: rows the exits are not trained on; thresholds are calibrated on them by
+    agreement with the full model. max_length: default: the tokenizer's. max_rows: how many of the first rows are used;
+    the states of each take layers x hidden size x 4 bytes of memory. Other options are those of `TrainingConfig`,
+    criterion among them; the form is the authors' by default, as its poolers can bend what a frozen encoder gives.
     progress: wraps the pass over the texts, given how many there are.
 
     Raises ConfigError where data, model or options do not fit, CheckpointError for the directory, TrainingError where
@@ -84,7 +85,8 @@ def attach(
     limits: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     config = TrainingConfig(
         os.fspath(model), os.fspath(source), os.fspath(output), system=cast(Any, system), form=cast(Any, form),
-        pooler=pooler, learner=learner, incorporate=incorporate, states=states, gate=gate, data_format=data_format,
+        pooler=pooler, learner=learner, incorporate=incorporate, states=states, gate=gate, criterion=criterion,
+        data_format=data_format,
         text_column=text_column, pair_column=pair_column, label_column=label_column, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, dropout=dropout,
         hold_out=hold_out, max_rows=max_rows, seed=seed, save_every=save_every, speedup=speedup, precision="fp32",
@@ -113,7 +115,8 @@ def attach(
     torch.manual_seed(config.seed)
     chosen = SYSTEMS[config.system]
     exits = chosen.recipe(None, ckpt.backbone, head, dropout=config.dropout, options=config.flat())
-    check_criterion(chosen.criterion, head, ckpt.backbone)
+    written = config.criterion or chosen.criterion
+    check_criterion(written, head, ckpt.backbone)
     if type(exits).after_training is not ExitModel.after_training:
         raise ConfigError(
             f"system is {config.system!r}, which is fitted to labelled rows after training; attach has no labels"
@@ -132,7 +135,7 @@ def attach(
     manifest = Manifest(
         system="attached",
         head=attached,
-        criterion=chosen.criterion,
+        criterion=written,
         exit_layers=Attached.layers(ckpt.backbone, attached),
         training=record
         | {

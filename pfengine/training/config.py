@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from ..data import FORMATS
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
+from ..exits import DataCriterion
+from ..exits.text import has_knob, lacks_threshold, parse_form
 from ..heads.past_future import CHOICES
 from ..manifest import STORAGES
 from .freezing import FreezingKind
@@ -31,6 +33,9 @@ class TrainingConfig:
     form sets the head and the loss; pooler, learner, incorporate, states, gate and reads replace single options of the
     head (see `heads.past_future.Options`). With incorporate "ensemble" or "vote" plain classifiers are trained, and
     combined by that strategy.
+
+    criterion: as text whose threshold is left out, for it is calibrated on the held-out rows for the layer speed-up
+    `speedup`. Whether the head gives what it reads is checked before the training.
 
     labels: default: the GLUE task's, or those in the data as they are written, in numeric order where all are integers,
     else sorted; labels that are all numbers, at least one of them with a fraction, are scores: regression.
@@ -72,6 +77,10 @@ class TrainingConfig:
             "What the exits read after each layer: first (the first token) or mean (of all tokens).",
             choices=CHOICES["reads"],
         ),
+    ] = None
+    criterion: Annotated[
+        str | None,
+        Option("Criterion instead of the system's own, without a threshold: patience, or confidence:,1.2."),
     ] = None
     layers: Annotated[int | None, Option("Use only the first layers of the encoder.", COUNT)] = None
     labels: Annotated[
@@ -123,7 +132,7 @@ class TrainingConfig:
                 object.__setattr__(self, name, os.fspath(value))
             elif not isinstance(value, str) and not (value is None and DEFAULTS[name] is None):
                 raise ConfigError(f"{name} is {value!r}; it must be a path")
-        faults = self._value_faults() + self._label_faults()
+        faults = self._value_faults() + self._label_faults() + self._criterion_faults()
         if not faults:
             faults += self._misfits()
         if faults:
@@ -153,6 +162,26 @@ class TrainingConfig:
         if len(names) < 2:
             return [f"labels is {names!r}; a classifier needs at least two"]
         return [f"labels has {name!r} twice" for name in sorted(set(names)) if names.count(name) > 1]
+
+    def _criterion_faults(self) -> list[str]:
+        """What is wrong with the criterion's text, which is kept as checkpoints have it."""
+        if self.criterion is None:
+            return []
+        given: Any = self.criterion  # may be anything
+        if not isinstance(given, str):
+            return [f"criterion is {given!r}; it must be text such as 'patience'"]
+        try:
+            rule = parse_form(given)
+        except ConfigError as error:
+            return [str(error)]
+        if not isinstance(rule, DataCriterion):
+            return []
+        if has_knob(type(rule)) and not lacks_threshold(given):
+            return [
+                f"criterion is {shown(given)}; leave out its threshold, {rule.form!r}: that is calibrated for speedup"
+            ]
+        object.__setattr__(self, "criterion", rule.form)
+        return []
 
     def _misfits(self) -> list[str]:
         """Options that the system does not take, or that do not fit together."""

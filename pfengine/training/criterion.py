@@ -13,8 +13,8 @@ from ..api import load
 from ..config import BackboneConfig
 from ..errors import ConfigError, shown
 from ..exits.base import Outputs
-from ..exits.calibration import calibration_table
-from ..exits.text import parse_form
+from ..exits.calibration import calibration_table, correlation
+from ..exits.text import check_fits, parse_form
 from ..heads import HEADS
 from ..messages import warn
 
@@ -29,8 +29,8 @@ def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: fl
     logits, learned = trained.layer_scores(rows)
     if trained.model.config.problem_type != "regression":
         score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
-    elif np.ptp(logits[-1, :, 0]) > 0:
-        score = {"held_out_score": float(np.corrcoef(logits[-1, :, 0], values)[0, 1])}
+    elif (pearson := correlation(logits[-1, :, 0], values)) is not None:
+        score = {"held_out_score": pearson}
     else:  # JSON has no number for it
         warn("the model gives all held-out rows the same score, so there is no correlation")
         score = {}
@@ -53,8 +53,7 @@ def check_criterion(text: str, head: dict[str, Any], config: BackboneConfig) -> 
     outputs = Outputs(config.problem_type, config.num_labels, kind.learns(head), kind.tags)
     if len(layers) == 1:
         raise ConfigError(f"criterion {shown(text)} needs exits, and a head of type {head['type']!r} answers once")
-    if reason := criterion.misfit(outputs):
-        raise ConfigError(f"criterion {shown(text)} {reason}")
+    check_fits(criterion, outputs, text)
     # On any scores, so that a criterion that cannot be calibrated is found before the training.
     scores = np.zeros((len(layers), 2, config.num_labels), np.float32)
     calibration_table(criterion, scores, None, layers, scores[..., 0] if outputs.learned else None)

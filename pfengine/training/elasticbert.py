@@ -13,7 +13,6 @@ from .losses import exit_loss
 from .options import COUNT, Option
 from .pooled import PooledModel
 
-
 OPTIONS = {"groups": Option("Groups of exits that take turns, a step each; the last exit is in all.", COUNT, default=1)}
 
 

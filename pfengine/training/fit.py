@@ -117,6 +117,11 @@ def _fit_phase(
             _set_rates(optimizer, recipe)
             return optimizer
 
+        def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
+            inputs = self._prepare_inputs(inputs)
+            recipe.before_step(inputs)
+            return super().training_step(model, inputs, *arguments, **options)
+
     terminal, phase = sys.stderr.isatty(), recipe.phase
     directory = _directory(config, number)
     learning_rate = config.learning_rate if phase.learning_rate is None else phase.learning_rate

@@ -58,4 +58,4 @@ def score(path: Path, speedup: float) -> dict[str, Any]:
     if not manifest.calibration:
         return {"score": manifest.training.get("held_out_score", -1.0), "layer_speedup": 1.0}
     point = min(manifest.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))
-    return {"score": point["accuracy"], "layer_speedup": point["layer_speedup"]}
+    return {"score": point.get("accuracy", point.get("pearson", -1.0)), "layer_speedup": point["layer_speedup"]}

@@ -8,19 +8,21 @@ from torch import Tensor
 
 
 def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch for each exit: cross-entropy, squared error where there is one label. [e, B, C] -> [e].
+    """Mean over the batch for each exit of `row_losses`: [e, B, C] -> [e]."""
+    return row_losses(logits, labels).mean(1)
+
+
+def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every exit and row, squared error where there is one label: [e, B, C] -> [e, B].
 
     labels: ids [B], probabilities [B, C], or numbers [B].
     """
     exits, rows, width = logits.shape
     if width == 1:
-        return (logits[..., 0] - labels.to(logits.dtype)).square().mean(1)
+        return (logits[..., 0] - labels.to(logits.dtype)).square()
     flat = logits.reshape(exits * rows, width)
-    return (
-        F.cross_entropy(flat, labels.repeat(exits, *[1] * (labels.dim() - 1)), reduction="none")
-        .view(exits, rows)
-        .mean(1)
-    )
+    repeated = labels.repeat(exits, *[1] * (labels.dim() - 1))
+    return F.cross_entropy(flat, repeated, reduction="none").view(exits, rows)
 
 
 def depth_weighted(losses: Tensor) -> Tensor:

@@ -142,6 +142,13 @@ class ExitModel(nn.Module):
         """What the head reads of the hidden states after a layer, and what goes on to the next: [B, tokens, H] each."""
         return hidden, hidden
 
+    def before_step(self, inputs: Mapping[str, Tensor]) -> None:
+        """Prepare what the loss of this batch needs beyond its scores; called before every optimiser step.
+
+        inputs: what `forward` is to get, with labels, on its device. Where exits are attached to a finished model they
+        are "states" [B, n, H] and "labels". Parameters and gradients must stay as they are.
+        """
+
     def after_training(self, held_out: HeldOut) -> None:
         """Fit what is fitted to rows that the model was not trained on, before the checkpoint is written."""
 

@@ -63,7 +63,13 @@ def train(config: TrainingConfig) -> Path:
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
     system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
-    criterion = system.criterion if labels else system.regression
+    written = system.criterion if labels else system.regression
+    if written is None:
+        raise ConfigError(
+            f"system {config.system!r} cannot learn regression: its loss compares labels, and {name} has scores; "
+            "choose another, such as 'pabee'"
+        )
+    criterion = config.criterion or written
     check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(

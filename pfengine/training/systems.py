@@ -18,17 +18,21 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import deebert, elasticbert, elbert, pabee, past_future
+from ..convert import cosee, deebert, elasticbert, elbert, pabee, past_future
 from ..convert.source import Cascaded, Converted
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..registry import Registry, origin
+from .cosee import OPTIONS as cosee_options
+from .cosee import COSEEModel
 from .deebert import DeeBERTModel
 from .elasticbert import OPTIONS as elasticbert_options
 from .elasticbert import ElasticBERTModel
 from .elbert import OPTIONS as elbert_options
 from .elbert import ELBERTModel
+from .leebert import OPTIONS as leebert_options
+from .leebert import LeeBERTModel
 from .model import ExitModel
 from .options import Option
 from .past_future import past_future_head, past_future_recipe
@@ -36,6 +40,8 @@ from .plain import FullModel, LinearModel, linear_head
 from .pooled import PooledModel
 from .student import OPTIONS as student_options
 from .student import StudentModel
+from .voting import OPTIONS as voting_options
+from .voting import VotingModel
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 _OPTION = re.compile(r"[a-z][a-z0-9_]*")
@@ -68,7 +74,8 @@ class System:
     own: options that it declares itself, by name: `{"depth": Option("Layers of ...", COUNT, default=2)}`. A run gives
     them as `TrainingConfig(..., options={"depth": 3})` or `--depth 3`; the head function and the recipe find them among
     all options of the run.
-    criterion, regression: the text that is written to checkpoints with labels, and to those for regression.
+    criterion, regression: the text that is written to checkpoints with labels, and to those for regression; None where
+    the recipe cannot learn scores.
     converter: None where no checkpoints of others are read.
 
     Raises TypeError or ValueError for what it cannot be made of.
@@ -80,7 +87,7 @@ class System:
     recipe: Callable[..., ExitModel] = ExitModel
     options: tuple[str, ...] = ()
     criterion: str = "never"
-    regression: str = "never"
+    regression: str | None = "never"
     converter: Converter | None = None
     own: Mapping[str, Option] = field(default_factory=dict)
 
@@ -179,6 +186,52 @@ for _system in (
         options=("pooler", "reads"),
         criterion="patience",
         converter=pabee,
+    ),
+    System(
+        "pcee",
+        "patience with confidence",
+        {"type": "linear", "pooler": "shared"},
+        PooledModel,
+        options=("pooler", "reads"),
+        criterion="pcee",
+    ),
+    System(
+        "beem",
+        "confidences of exits that agree, added up",
+        {"type": "linear", "pooler": "shared"},
+        PooledModel,
+        options=("pooler", "reads"),
+        criterion="beem",
+    ),
+    System(
+        "voting",
+        "exits trained to differ, which vote; experimental",
+        {"type": "linear", "pooler": "shared"},
+        VotingModel,
+        options=("pooler", "reads"),
+        own=voting_options,
+        criterion="voting",
+        regression=None,
+    ),
+    System(
+        "leebert",
+        "exits that learn from each other, with learned weights; experimental",
+        {"type": "linear", "pooler": "shared"},
+        LeeBERTModel,
+        options=("pooler", "reads"),
+        own=leebert_options,
+        criterion="patience",
+    ),
+    System(
+        "cosee",
+        "each exit learns from the rows that would leave near it",
+        {"type": "linear", "pooler": "shared"},
+        COSEEModel,
+        options=("pooler", "reads"),
+        own=cosee_options,
+        criterion="energy",
+        regression=None,
+        converter=cosee,
     ),
     System(
         "elbert",

@@ -28,7 +28,7 @@ TEXTS = [
     "confidence:0.9,1.2", "confidence:0.9/0.8/0.7,1.2/1/0.7", "cascadebert:0.7", "margin:0.5", "energy:-3",
     "energy:-3,2", "patience:2", "elbert:0.2", "elbert:0.2,3", "elbert:0.2,3,0.1", "elbert-trend:0.2,3,0.05",
     "elbert-range:0.2,3,0.2", "voting:1.5", "voting:1.2,0.3", "learned:0.2", "learned:0.2/0.3/0.4", "pcee:0.5,3",
-    "pcee:0.5", "beem:1.8",
+    "pcee:0.5", "beem:1.8", "beem:1.2,0.3/0.6/0.9",
 ]  # fmt: skip
 TAGS = ["sentee-max:0.3", "sentee-avg:0.3", "token:0.3", "tokee-window:0.3,3", "tokee:0.3", "tokee:0.3,7"]
 FIXED = ["never", "replay:3,5,2"]
@@ -120,6 +120,7 @@ def test_any_text_is_a_criterion_or_an_error_of_ours(name: str, numbers: str) ->
         ("confidence:0.9,0", "the temperature of confidence is 0.0; it must be above 0"),
         ("confidence:0.9,1/-1", "above 0"),
         ("tokee:0.3,4", "must be odd"),
+        ("beem:1,0.5/-0.1", "a weight of beem is -0.1; it must be at least 0"),
         ("entropy:0.3,", "has 2 numbers"),
     ],
 )
@@ -167,6 +168,41 @@ def test_numbers_per_exit() -> None:
     assert isinstance(criterion, DataCriterion)
     assert repr(criterion.for_exits(LAYERS, (3, 6))) == "confidence:0.9,2/4"
     assert repr(criterion.for_exits(LAYERS, (2, 5))) == "confidence:0.9,1/3"
+
+
+def test_beem_adds_up_weighted_confidences() -> None:
+    logits, weights = drawn(6, 300, 2)[0], [0.3, 0.6, 1.5]
+    p = torch.from_numpy(logits).softmax(-1).numpy()
+    for threshold in (0.4, 0.9, 1.4):
+        taken = exits_taken(parse(f"beem:{threshold},0.3/0.6/1.5"), logits, LAYERS)
+        for row in range(300):
+            total, label, expected = 0.0, None, LAYERS[-1]
+            for i, layer in enumerate(LAYERS[:-1]):
+                said = int(p[i, row].argmax())
+                total = (total if said == label else 0.0) + weights[i] * float(p[i, row].max())
+                label = said
+                if total >= threshold:
+                    expected = layer
+                    break
+            assert taken[row] == expected
+        assert len(set(taken)) > 1
+
+
+@pytest.mark.parametrize("power", [0, 0.5, 1, 2])
+def test_a_row_that_leaves_by_votes_has_the_label_of_most_of_them(power: float) -> None:
+    """Its votes over l^power have just risen, so that the last vote was for the label with the most."""
+    logits = drawn(5, 2000, 4)[0]
+    votes = logits.argmax(-1)
+    early = 0
+    for threshold in (0.4, 0.6, 0.9, 1.0, 1.5):
+        taken = exits_taken(parse(f"voting:{threshold},{power}"), logits, LAYERS)
+        for row in np.flatnonzero(taken < LAYERS[-1]):
+            last = LAYERS.index(taken[row])
+            counts = np.bincount(votes[: last + 1, row], minlength=4)
+            assert (counts == counts.max()).sum() == 1
+            assert counts.argmax() == votes[last, row]
+            early += 1
+    assert early > 1000
 
 
 def test_called_by_hand() -> None:

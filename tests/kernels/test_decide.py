@@ -34,12 +34,15 @@ def clause_of(number: int, signal: Any, memory: Any) -> Clause:
     threshold = level + 0.3 * abs(level) * generator.standard_normal(shape[WHERE[(number * 3 // 4 + turn) % 4]])
     if signal in ("label", "layer", "label_repeats") and memory in ("none", "running"):
         threshold = np.round(threshold)  # equals are there
+    times = generator.integers(1, 3, shape[WHERE[(number + 2) % 4]]).astype(np.float32)
+    if memory == "sum":
+        times = times[:, :1] * np.float32(0.7)
     return Clause(
         signal,
         COMPARISONS[(number + turn) % 4],
         threshold.astype(np.float32),
         memory,
-        times=generator.integers(1, 3, shape[WHERE[(number + 2) % 4]]).astype(np.float32),
+        times=times,
         size=1 + number % 3,
         temperature=values(1) if number % 2 else generator.uniform(0.5, 2, (LAYERS, 1)).astype(np.float32),
     )

@@ -88,7 +88,7 @@ def clauses() -> list[tuple[Clause, int]]:
             COMPARISONS[(i + i // 7) % 4],
             numbers(i // 2, 0.0, high, ROWS),
             memory,
-            times=numbers(i // 3, 1.0, 3.9, ROWS),
+            times=numbers(i // 3, 1.0, 3.9, 1 if memory == "sum" else ROWS),
             size=2 + i % 3 if memory in WINDOWS else 0,
             temperature=numbers(i % 2, 0.5, 2.0, 1),
         )

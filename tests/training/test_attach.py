@@ -161,6 +161,8 @@ def test_refusals(bert: Path, texts: Path, tmp_path: Path) -> None:
         pfengine.attach(bert, texts, tmp_path / "ckpt", text_column="body")
     with pytest.raises(pfengine.ConfigError, match="no exits to attach"):
         pfengine.attach(bert, texts, tmp_path / "ckpt", system="full-model")
+    with pytest.raises(pfengine.ConfigError, match="needs a head that learns when to exit"):
+        pfengine.attach(bert, texts, tmp_path / "ckpt", criterion="learned")
     with pytest.raises(pfengine.ConfigError, match="has exits already"):
         pfengine.attach("sst2", texts, tmp_path / "ckpt")
     (tmp_path / "mine").mkdir()
@@ -174,10 +176,12 @@ def test_command_line(bert: Path, texts: Path, tmp_path: Path, capsys: pytest.Ca
     from pfengine import cli
 
     arguments = [str(bert), str(texts), str(tmp_path / "ckpt"), "--epochs", "1", "--hold-out", "100"]
+    arguments += ["--criterion", "margin"]
     with pytest.raises(SystemExit) as caught:
         cli.app(["attach", *arguments])
     assert caught.value.code == 0
     assert capsys.readouterr().out.strip().endswith("ckpt")
+    assert pfengine.load(tmp_path / "ckpt").checkpoint.manifest.criterion == "margin"
     assert pfengine.load(tmp_path / "ckpt").exit_layers == (1, 2, 3, 4)
 
 
