@@ -12,6 +12,7 @@ from .. import saving
 from ..api import load
 from ..config import BackboneConfig
 from ..errors import ConfigError, shown
+from ..evaluation.model_answers import answers_of_models
 from ..exits.base import Outputs
 from ..exits.calibration import calibration_table, correlation
 from ..exits.text import check_fits, parse_form
@@ -26,7 +27,11 @@ def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: fl
     """
     trained = load(path, precision="fp32", criterion="never", max_length=max_length)
     manifest = trained.checkpoint.manifest
-    logits, learned = trained.layer_scores(rows)
+    models = None if trained.cascade is None else answers_of_models(trained, rows)
+    if models is None:
+        (logits, learned), layers = trained.layer_scores(rows), trained.exit_layers
+    else:
+        logits, learned, layers = models.logits, None, models.ends
     if trained.model.config.problem_type != "regression":
         score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
     elif (pearson := correlation(logits[-1, :, 0], values)) is not None:
@@ -36,20 +41,27 @@ def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: fl
         score = {}
     manifest = replace(manifest, training=manifest.training | score)
     if manifest.criterion is not None and manifest.criterion != "never":
-        table = calibration_table(parse_form(manifest.criterion), logits, values, trained.exit_layers, learned)
+        criterion = parse_form(manifest.criterion)
+        table = calibration_table(criterion, logits, values, layers, learned)
+        table = table if models is None else models.recounted(table, criterion)
         nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
         manifest = replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
     return saving.write_manifest(path, manifest)
 
 
-def check_criterion(text: str, head: dict[str, Any], config: BackboneConfig) -> None:
-    """Raise ConfigError where the criterion does not run on this head, or no threshold for it can be searched for."""
+def check_criterion(
+    text: str, head: dict[str, Any], config: BackboneConfig, layers: tuple[int, ...] | None = None
+) -> None:
+    """Raise ConfigError where the criterion does not run on this head, or no threshold for it can be searched for.
+
+    layers: those after which it is asked, where they are not the head's: those of a cascade.
+    """
     kind = HEADS[head["type"]]
     if kind.tags:
         raise ConfigError(f"a head of type {head['type']!r} scores tokens, and training takes one label per row")
     if text == "never":
         return
-    criterion, layers = parse_form(text), kind.layers(config, head)
+    criterion, layers = parse_form(text), layers or kind.layers(config, head)
     outputs = Outputs(config.problem_type, config.num_labels, kind.learns(head), kind.tags)
     if len(layers) == 1:
         raise ConfigError(f"criterion {shown(text)} needs exits, and a head of type {head['type']!r} answers once")

@@ -18,12 +18,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import cosee, deebert, elasticbert, elbert, pabee, past_future
+from ..convert import cascadebert, cosee, deebert, elasticbert, elbert, pabee, past_future
 from ..convert.source import Cascaded, Converted
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..registry import Registry, origin
+from .cascadebert import OPTIONS as cascadebert_options
+from .cascadebert import CascadeModel
 from .cosee import OPTIONS as cosee_options
 from .cosee import COSEEModel
 from .deebert import DeeBERTModel
@@ -252,6 +254,16 @@ for _system in (
         own=elasticbert_options,
         criterion="entropy",
         converter=elasticbert,
+    ),
+    System(
+        "cascadebert",
+        "complete models of several depths in a cascade",
+        {"type": "classifier"},
+        CascadeModel,
+        own=cascadebert_options,
+        criterion="cascadebert",
+        regression=None,
+        converter=cascadebert,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
     System(
