@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "checks.h"
 #include "cpu/flight.h"
@@ -57,8 +59,9 @@ const Number* check_array(const char* name, const py::array_t<Number, py::array:
 }
 
 std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& model, const Ids& ids,
-                              const Ids& positions, const Ids& types, const Bounds& cu_seqlens, const Ids& slots,
-                              const Floats& logits, const Ids& layers, int threads) {
+                              const Ids& positions, const Ids& types, const Bounds& cu_seqlens,
+                              const std::optional<Bounds>& pieces, const Ids& slots, const Floats& logits,
+                              const Ids& layers, int threads) {
   check_threads(threads);
   if (!py::isinstance<cpu::Model>(model)) throw py::type_error("model must be a Model");
   const auto& parts = model.cast<const cpu::Model&>();
@@ -69,7 +72,8 @@ std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& mod
                           check_array("types", types, tokens)},
                          check_array("cu_seqlens", cu_seqlens, rows + 1),
                          rows,
-                         tokens};
+                         tokens,
+                         pieces ? check_array("pieces", *pieces, tokens) : nullptr};
   const auto* where = check_array("slots", slots, rows);
   check_array("layers", layers, all);
   if (logits.ndim() != 2 || logits.shape(0) != all || logits.shape(1) != parts.labels()) {
@@ -79,12 +83,14 @@ std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& mod
   memory<const float>("logits", reinterpret_cast<Address>(logits.data()), {logits.size()});
   cpu::check_ends(batch.cu_seqlens, rows, tokens);
   cpu::check_order(batch.cu_seqlens, rows, 1);
+  const bool by_token = parts.scores_tokens();
+  std::vector<std::int32_t> words;
+  if (by_token) words = cpu::word_bounds_of(batch);
   for (std::int64_t row = 0; row < rows; ++row) {
-    const bool by_token = parts.scores_tokens();
-    const std::int64_t count = by_token ? batch.cu_seqlens[row + 1] - batch.cu_seqlens[row] : 1;
+    const std::int64_t count = by_token ? words[row + 1] - words[row] : 1;
     if (where[row] >= 0 && where[row] <= all - count) continue;
     throw std::invalid_argument("row " + std::to_string(row) + " has the slot " + std::to_string(where[row]) +
-                                (by_token ? " and those of its tokens after it" : "") + ", expected 0 to " +
+                                (by_token ? " and those of its words after it" : "") + ", expected 0 to " +
                                 std::to_string(all - 1));
   }
   auto made = std::make_unique<Flight>(Flight{nullptr, model, logits, layers});
@@ -177,8 +183,8 @@ Floats states(Flight& self) {
 void bind_flights(py::module_& m) {
   py::class_<Flight>(m, "Flight")
       .def(py::init(&start), "kernels"_a, "model"_a, "ids"_a.noconvert(), "positions"_a.noconvert(),
-           "types"_a.noconvert(), "cu_seqlens"_a.noconvert(), "slots"_a.noconvert(), "logits"_a.noconvert(),
-           "layers"_a.noconvert(), "threads"_a)
+           "types"_a.noconvert(), "cu_seqlens"_a.noconvert(), "pieces"_a.noconvert(), "slots"_a.noconvert(),
+           "logits"_a.noconvert(), "layers"_a.noconvert(), "threads"_a)
       .def_property_readonly("layer", [](const Flight& self) { return self.flight->layer(); })
       .def("__len__", [](const Flight& self) { return self.flight->rows(); })
       .def("slots",

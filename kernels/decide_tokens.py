@@ -1,7 +1,8 @@
-"""Who leaves after an exit of a head that scores tokens: the tokens of each row are read together.
+"""Who leaves after an exit of a head that scores tokens: the words of each row are read together.
 
-`exit_head` gives logits and signals of all tokens. Then this kernel pools the signals and decides, one program per row.
-It marks the tokens that leave, and writes their answers. A caller's mask may take the place of the clauses.
+`exit_head` gives logits and signals of all tokens. Those of first pieces are the words'. Then this kernel pools the
+signals of words and decides, one program per row. It marks the words that leave, freezes their pieces, and writes their
+answers. A caller's mask may take the place of the clauses.
 """
 
 from __future__ import annotations
@@ -17,25 +18,31 @@ from .decide import CODE_BITS, NUMBERS, ExitTest, check_labels, judged
 from .functions import label_of
 from .launch import check, check_count, launch, power_of_two, rows_of
 
-BLOCK_T, BLOCK = 16, 2048  # tokens, and scores at most, that are read at a time
+BLOCK_T, BLOCK = 16, 2048  # words, and scores at most, that are read at a time
 Pool = Literal["window", "max", "mean"]
 
 
 @triton.jit
-def _pooled(signals, start, stop, POOL: tl.constexpr, BLOCK_T: tl.constexpr):
-    """The largest or the mean of a row's signals, fp32 [1]; nan where one is nan."""
+def _pooled(signals, places, length, POOL: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The largest or the mean signal of a row's words, fp32 [1]; nan where one is nan.
+
+    signals: of the row's tokens; places: of its words among them, -1 after the last one.
+    """
     one = tl.arange(0, 1)
     if POOL == "mean":
-        total = one.to(tl.float32)
-        for token in range(start, stop):
-            total += tl.load(signals + token + one)
-        value = tl.math.div_rn(total, total * 0 + (stop - start).to(tl.float32))  # `/` rounds as it likes
+        total, words = one.to(tl.float32), one.to(tl.float32)
+        for word in range(length):
+            place = tl.load(places + word + one)
+            total += tl.load(signals + place, mask=place >= 0, other=0.0)
+            words += (place >= 0).to(tl.float32)
+        value = tl.math.div_rn(total, words)  # `/` rounds as it likes
     else:
         most = tl.full((BLOCK_T,), float("-inf"), tl.float32)
         bad = tl.zeros((BLOCK_T,), tl.int32)
-        for begin in range(start, stop, BLOCK_T):
-            token = begin + tl.arange(0, BLOCK_T)
-            v = tl.load(signals + token, mask=token < stop, other=float("-inf"))
+        for begin in range(0, length, BLOCK_T):
+            word = begin + tl.arange(0, BLOCK_T)
+            place = tl.load(places + word, mask=word < length, other=-1)
+            v = tl.load(signals + place, mask=place >= 0, other=float("-inf"))
             bad = bad | (v != v).to(tl.int32)
             most = tl.maximum(most, v)
         value = tl.where(tl.max(bad, 0) > 0, float("nan"), tl.max(most, 0)) + one.to(tl.float32)
@@ -43,27 +50,29 @@ def _pooled(signals, start, stop, POOL: tl.constexpr, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def _in_window(signals, token, start, stop, half):
-    """The largest signal among those of the row that are at most `half` tokens away; nan where one is nan."""
-    most = (token * 0).to(tl.float32) + float("-inf")
+def _in_window(signals, places, word, length, half):
+    """The largest signal among those of words that are at most `half` words away; nan where one is nan."""
+    most = (word * 0).to(tl.float32) + float("-inf")
     for i in range(2 * half + 1):
-        near = token + i - half
-        v = tl.load(signals + near, mask=(near >= start) & (near < stop), other=float("-inf"))
+        near = word + i - half
+        place = tl.load(places + near, mask=(near >= 0) & (near < length), other=-1)
+        v = tl.load(signals + place, mask=place >= 0, other=float("-inf"))
         most = tl.maximum(most, v, propagate_nan=tl.PropagateNan.ALL)
     return most
 
 
 @triton.jit(do_not_specialize=["layer", "slot_count", "signal_rows", "width", "half"])
 def _decide_tokens_kernel(
-    logits, source_rows, signals, given, bounds, count, slots, to_logits, to_layers, frozen, numbers, by_slot, state_in,
-    state_out, leave, asking, labels, layer, slot_count, signal_rows, width, half,
+    logits, source_rows, signals, given, bounds, count, slots, places, pieces, to_logits, to_layers, frozen, numbers,
+    by_slot, state_in, state_out, leave, asking, labels, layer, slot_count, signal_rows, width, half,
     CLAUSES: tl.constexpr, CODES: tl.constexpr, POOL: tl.constexpr, LABELLED: tl.constexpr, FREEZES: tl.constexpr,
     ANSWERS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     if row >= tl.load(count):
         return
-    start, stop, first_slot = tl.load(bounds + row), tl.load(bounds + row + 1), tl.load(slots + row)
+    start, first_slot = tl.load(bounds + row), tl.load(slots + row)
+    length, places = tl.load(bounds + row + 1) - start, places + first_slot
     label = tl.arange(0, BLOCK_C)
     is_label = label < labels
     row_goes = 0
@@ -72,7 +81,7 @@ def _decide_tokens_kernel(
         says_row, row_slot = one < 0, first_slot + one
         row_at = row_slot * width
         for i in tl.static_range(CLAUSES):
-            pooled = _pooled(signals + i * signal_rows, start, stop, POOL, BLOCK_T)
+            pooled = _pooled(signals + i * signal_rows + start, places, length, POOL, BLOCK_T)
             _, says_one, row_used = judged(
                 pooled, pooled, pooled, label, one == 0, is_label, labels, row_slot, row_at, numbers + 3 * i, by_slot,
                 state_in, state_out, slot_count, CODES >> (i * 36),
@@ -80,36 +89,39 @@ def _decide_tokens_kernel(
             says_row = says_row | says_one
             row_at += row_used
         row_goes = tl.max(says_row.to(tl.int32), 0)
-    wait, ask = start * 0, start * 0
-    for begin in range(start, stop, BLOCK_T):
-        token = begin + tl.arange(0, BLOCK_T)
-        is_token = token < stop
-        slot = first_slot + (token - start)
-        goes = is_token & (token * 0 + row_goes > 0)
+    wait, cold_tokens = start * 0, start * 0
+    for begin in range(0, length, BLOCK_T):
+        word = begin + tl.arange(0, BLOCK_T)
+        place = tl.load(places + word, mask=word < length, other=-1)
+        is_word = place >= 0
+        token, slot = start + place, first_slot + place
+        goes = is_word & (word * 0 + row_goes > 0)
         if given is not None:
-            goes = is_token & (tl.load(given + token, mask=is_token, other=0) != 0)
+            goes = is_word & (tl.load(given + token, mask=is_word, other=0) != 0)
         if POOL == "window":
             scores = label.to(tl.float32)[None, :]
-            best = token.to(tl.float32)
+            best = word.to(tl.float32)
             if LABELLED:
-                is_score = is_token[:, None] & is_label[None, :]
+                is_score = is_word[:, None] & is_label[None, :]
                 scores = tl.load(logits + token.to(tl.int64)[:, None] * labels + label[None, :], mask=is_score, other=0)
                 best = label_of(scores, is_label[None, :])
             at = slot * width
             for i in tl.static_range(CLAUSES):
-                value = _in_window(signals + i * signal_rows, token, start, stop, half)
+                value = _in_window(signals + i * signal_rows + start, places, word, length, half)
                 _, says, used = judged(
-                    value, best, scores, label, is_token, is_label, labels, slot, at, numbers + 3 * i, by_slot,
+                    value, best, scores, label, is_word, is_label, labels, slot, at, numbers + 3 * i, by_slot,
                     state_in, state_out, slot_count, CODES >> (i * 36),
                 )  # fmt: skip
                 goes = goes | says
                 at += used
-        here = is_token & (tl.load(to_layers + slot, mask=is_token, other=1) == 0)
-        cold = tl.load(frozen + slot, mask=is_token, other=1) != 0
+        here = is_word & (tl.load(to_layers + slot, mask=is_word, other=1) == 0)
+        cold = is_word & (tl.load(frozen + slot, mask=is_word, other=0) != 0)
+        own_pieces = tl.load(pieces + slot, mask=is_word, other=0)
         tl.debug_barrier()  # all threads must have read both before one writes
         new = here & goes
         if FREEZES:
-            tl.store(frozen + slot, new.to(tl.uint8), mask=new)
+            for piece in range(tl.max(tl.where(new, own_pieces, 0), 0)):
+                tl.store(frozen + slot + piece, new.to(tl.uint8), mask=new & (piece < own_pieces))
             cold = cold | new
         if ANSWERS:
             source = token
@@ -126,9 +138,9 @@ def _decide_tokens_kernel(
         else:
             tl.store(to_layers + slot, (slot * 0 - 1).to(tl.int64), mask=new)
         wait += tl.sum((here & (new == 0)).to(tl.int32), 0)
-        ask += tl.sum((is_token & (cold == 0)).to(tl.int32), 0)
+        cold_tokens += tl.sum(tl.where(cold, own_pieces, 0), 0)
     tl.store(leave + row, (wait == 0).to(tl.uint8))
-    tl.store(asking + row, ask)
+    tl.store(asking + row, length - cold_tokens)
 
 
 def decide_tokens(
@@ -139,6 +151,8 @@ def decide_tokens(
     frozen: Tensor,
     leave: Tensor,
     asking: Tensor,
+    places: Tensor,
+    pieces: Tensor,
     *,
     signals: Tensor | None = None,
     pool: Pool = "window",
@@ -148,19 +162,21 @@ def decide_tokens(
     source_rows: Tensor | None = None,
     answers: bool = True,
 ) -> None:
-    """Decide which tokens of the first `count` rows leave, mark and answer them, and say which rows have none left.
+    """Decide which words of the first `count` rows leave, mark and answer them, and say which rows have none left.
 
-    R rows of T tokens, P slots of tokens, K clauses.
+    R rows of T tokens, P slots of tokens, K clauses. A word has the slot, scores and signals of its first piece.
     logits: fp32 [A, C]; source_rows: int32 [T], the row of logits that each token has, or None: A is T.
     bounds: int32 [R + 1]; count: int32 [1], at most R.
     signals: fp32 [K, T], of each clause, as `exit_head` gives them for `Form.signal_alone`. They are pooled as
     `ops.rule.TokenRule` says, "window" for unit "token".
-    given: bool [T], tokens that leave whatever the clauses say.
+    given: bool [T], words that leave whatever the clauses say.
+    places: int32 [P], at the slots of each row the numbers of the tokens within the row that words begin with, rising,
+    then -1. pieces: int32 [P], at the slot of a word's first piece, how many it has.
     test: clauses, their numbers and the state of their memories alone; slots: int64 [R], of each row's first token (the
-    slots of its other tokens follow); to_logits: fp32 [P, C]; to_layers: int64 [P], 0 where a token has not left.
-    answers: whether tokens that leave are answered. Those that are not get layer -1.
-    frozen: uint8 [P], set to 1 for a token that leaves, where it `freezes`.
-    Fills leave, bool [R]: have all of a row's tokens left? And asking, int32 [R]: how many are not frozen?
+    slots of its other tokens follow); to_logits: fp32 [P, C]; to_layers: int64 [P], 0 where a word has not left.
+    answers: whether words that leave are answered. Those that are not get layer -1.
+    frozen: uint8 [P], set to 1 for the pieces of a word that leaves, where it `freezes`.
+    Fills leave, bool [R]: have all of a row's words left? And asking, int32 [R]: how many tokens are not frozen?
     Raises ValueError for anything else.
     """
     rows, labels, clauses = bounds.shape[0] - 1, logits.shape[1], len(test.forms)
@@ -178,6 +194,8 @@ def decide_tokens(
     slots = test.to_layers.shape[0]
     check("to_logits", test.to_logits, torch.float32, slots, labels, like=logits)
     check("frozen", frozen, torch.uint8, slots, like=logits)
+    check("places", places, torch.int32, slots, like=logits)
+    check("pieces", pieces, torch.int32, slots, like=logits)
     check("leave", leave, torch.bool, rows, like=logits)
     check("asking", asking, torch.int32, rows, like=logits)
     width = sum(form.kept(labels) for form in test.forms)
@@ -211,9 +229,10 @@ def decide_tokens(
         {
             "logits": logits, "source_rows": source_rows, "signals": signals,
             "given": None if given is None else given.view(torch.uint8), "bounds": bounds, "count": count,
-            "slots": test.slots, "to_logits": test.to_logits, "to_layers": test.to_layers, "frozen": frozen,
-            "numbers": test.numbers, "by_slot": test.by_slot, "state_in": test.state_in, "state_out": test.state_out,
-            "leave": leave.view(torch.uint8), "asking": asking, "labels": labels, "layer": test.layer,
+            "slots": test.slots, "places": places, "pieces": pieces, "to_logits": test.to_logits,
+            "to_layers": test.to_layers, "frozen": frozen, "numbers": test.numbers, "by_slot": test.by_slot,
+            "state_in": test.state_in, "state_out": test.state_out, "leave": leave.view(torch.uint8), "asking": asking,
+            "labels": labels, "layer": test.layer,
             "slot_count": slots, "signal_rows": tokens, "width": width, "half": window // 2,
         },
         {

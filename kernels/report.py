@@ -201,7 +201,8 @@ def _tokens(rows: int = 256, tokens: int = 8192, size: int = 768) -> None:
             bounds, slots, leave, 512, count, Survivors.empty(rows, tokens, slots.device), frozen=frozen, asking=counts,
             tokens=TokenList.empty(rows, tokens, slots.device), **dict.fromkeys(names, counts),  # type: ignore[arg-type]
         )  # fmt: skip
-    of_rows = bounds, count, frozen, leave, counts
+    words = _empty(tokens, dtype=torch.int32)
+    of_rows = bounds, count, frozen, leave, counts, words, words
     for labels in (2, 17, 150, 1024):
         logits = _empty(tokens, labels)
         to = {"slots": slots, "to_logits": logits, "to_layers": to_layers}

@@ -235,6 +235,7 @@ class Flight:
         positions: np.ndarray,
         types: np.ndarray,
         cu_seqlens: np.ndarray,
+        pieces: np.ndarray | None,
         slots: np.ndarray,
         logits: np.ndarray,
         layers: np.ndarray,

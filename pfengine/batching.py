@@ -18,7 +18,8 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
         (row,), tokens = rows, len(rows[0].ids)
         types = np.zeros(tokens, np.int64) if row.types is None else row.types
         bounds = np.array([0, tokens], np.int32)
-        return Packed(row.ids, np.arange(tokens), types, bounds, np.array([row.row_id], np.int64))
+        pieces = None if row.first_pieces is None else _pieces(row)
+        return Packed(row.ids, np.arange(tokens), types, bounds, np.array([row.row_id], np.int64), pieces)
     lengths = [len(row.ids) for row in rows]
     cu_seqlens = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
     ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, dtype=np.int64)
@@ -34,7 +35,19 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
     else:
         positions = np.concatenate([np.arange(length) for length in lengths]) if rows else ids
     row_ids = np.array([row.row_id for row in rows], dtype=np.int64)
-    return Packed(ids, positions, types, cu_seqlens, row_ids)
+    pieces = None
+    if any(row.first_pieces is not None for row in rows):
+        pieces = np.concatenate([_pieces(row) for row in rows])
+    return Packed(ids, positions, types, cu_seqlens, row_ids, pieces)
+
+
+def _pieces(row: Row) -> np.ndarray:
+    """The row's part of `Packed.pieces`."""
+    if row.first_pieces is None or row.pieces is None:
+        return np.ones(len(row.ids), np.int32)
+    pieces = np.zeros(len(row.ids), np.int32)
+    pieces[row.first_pieces] = row.pieces
+    return pieces
 
 
 def batches(rows: Sequence[Row], batch_tokens: int, batch_size: int | None = None) -> Iterator[list[Row]]:

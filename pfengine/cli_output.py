@@ -90,7 +90,11 @@ def print_report(report: Report) -> None:
 
 
 def print_calibration(outcome: Calibration) -> None:
-    shares = [name for name in ("agreement", "accuracy", "pearson") if any(name in point for point in outcome.table)]
+    shares = [
+        name
+        for name in ("agreement", "span_f1", "accuracy", "pearson")
+        if any(name in point for point in outcome.table)
+    ]
     scores = ["deviation"] if any("deviation" in point for point in outcome.table) else []
     table = Table("layer speed-up", "threshold", *scores, *(f"{name} %" for name in shares))
     for point in outcome.table:

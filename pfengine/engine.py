@@ -51,7 +51,7 @@ def _call_after_every_exit(model: Model, flight: Flight, rule: CriterionFunction
         exit = flight.advance(nobody, until=layer)
         if exit is None:
             return
-        if tags and scored is not None:  # a token that has left is scored until its row has left
+        if tags and scored is not None:  # a word that has left is scored until its row has left
             state = select_rows(state, torch.isin(scored, exit.slots).nonzero().squeeze(1))
         leave, state = call(layer, exit.logits, state, exit.slots + base)
         scored = exit.slots
@@ -67,7 +67,7 @@ def warmup(model: Model, packed: Packed, rule: ExitRule | CriterionFunction) -> 
 
 
 class LayerScores(NamedTuple):
-    """What every exit says, no exits taken; of a tag head for tokens instead of rows."""
+    """What every exit says, no exits taken; of a tag head for words instead of rows."""
 
     logits: np.ndarray  # float32 [exits, R, C]
     learned: np.ndarray | None  # float32 [exits, R]: the score that some heads add; nan after the last layer
@@ -78,7 +78,8 @@ def layer_scores(model: Model, packed: Packed) -> LayerScores:
     """The scores of every exit. A score that the head adds is not read after the last layer, where all rows leave."""
     rows, slots = len(packed.row_ids), np.arange(len(packed.row_ids))
     if model.head.tags:
-        rows, slots = len(packed.ids), packed.cu_seqlens[:-1].astype(np.int64)
+        bounds = packed.words().bounds
+        rows, slots = int(bounds[-1]), bounds[:-1].astype(np.int64)
     answers = Answers(0, rows, model.config.num_labels)
     logits = np.full((len(model.exit_layers), *answers.logits.shape), np.nan, np.float32)
     learned = np.full(logits.shape[:2], np.nan, np.float32) if model.learned else None
@@ -100,7 +101,7 @@ def layer_scores(model: Model, packed: Packed) -> LayerScores:
 
 
 def layer_logits(model: Model, packed: Packed) -> np.ndarray:
-    """Logits of every exit, no exits taken: float32 [exits, R, C], of a tag head [exits, T, C]."""
+    """Logits of every exit, no exits taken: float32 [exits, R, C], of a tag head [exits, words, C]."""
     return layer_scores(model, packed).logits
 
 

@@ -46,11 +46,11 @@ class RowAnswers(Answers):
         return values
 
 
-class TokenAnswers(Answers):
-    """Answers of a tag head: the tokens of each row have slots one after the other."""
+class WordAnswers(Answers):
+    """Answers of a tag head: the words of each row have slots one after the other."""
 
     def __init__(self, base: int, lengths: Sequence[int], labels: int) -> None:
-        """lengths: tokens of each row; 0 for a bad row."""
+        """lengths: words of each row; 0 for a bad row."""
         self.lengths = np.array(lengths, np.int64)
         self.starts = np.cumsum([0, *lengths])
         super().__init__(base, int(self.starts[-1]), labels)
@@ -59,19 +59,19 @@ class TokenAnswers(Answers):
         return self.starts[packed.row_ids - self.base]
 
     def to_rows(self, values: np.ndarray, fill: float) -> np.ndarray:
-        """[tokens of all rows, ...] -> [rows, tokens of the longest row, ...], with `fill` beyond a row's tokens."""
+        """[words of all rows, ...] -> [rows, words of the longest row, ...], with `fill` beyond a row's words."""
         rows, most = len(self.lengths), int(self.lengths.max(initial=0))
         out = np.full((rows, most, *values.shape[1:]), fill, values.dtype)
         out[np.arange(most) < self.lengths[:, None]] = values
         return out
 
     def spread(self, rule: ExitRule) -> ExitRule:
-        """The rule with its numbers per token, from one whose numbers are per row."""
+        """The rule with its numbers per word, from one whose numbers are per row."""
 
-        def by_token(numbers: np.ndarray) -> np.ndarray:
+        def by_word(numbers: np.ndarray) -> np.ndarray:
             return numbers if numbers.shape[1] == 1 else np.repeat(numbers, self.lengths, axis=1)
 
-        clauses = [c._replace(threshold=by_token(c.threshold), times=by_token(c.times)) for c in rule.clauses]
+        clauses = [c._replace(threshold=by_word(c.threshold), times=by_word(c.times)) for c in rule.clauses]
         return rule._replace(clauses=tuple(clauses))
 
 
@@ -94,17 +94,17 @@ class Runner:
     def layer_scores(self, window: Sequence[Row]) -> tuple[Window, engine.LayerScores]:
         """The window, with errors for rows without an answer, and the scores of every exit, no exits taken.
 
-        Logits are float32 [exits, rows, labels]; for a tag head [exits, rows, tokens of the longest row, labels].
+        Logits are float32 [exits, rows, labels]; for a tag head [exits, rows, words of the longest row, labels].
         """
         answers, exits = self._room(window), len(self.model.exit_layers)
         out = np.empty((exits, *answers.logits.shape), np.float32)
         learned = np.empty((exits, len(window)), np.float32) if self.model.learned else None
-        for batch in batches(window, self.batch_tokens):
-            packed = pack(batch, self.model.config)
+        for batch in batches(self._to_run(window), self.batch_tokens):
+            packed = self._packed(batch)
             slots = answers.slots(packed)
             if self.model.head.tags:
-                tokens = np.arange(len(packed.ids))
-                slots = np.repeat(slots - packed.cu_seqlens[:-1], np.diff(packed.cu_seqlens)) + tokens
+                bounds = packed.words().bounds
+                slots = np.repeat(slots - bounds[:-1], np.diff(bounds)) + np.arange(bounds[-1])
             scores = engine.layer_scores(self.model, packed)
             out[:, slots] = scores.logits
             if learned is not None:
@@ -133,7 +133,7 @@ class Runner:
         exit_layers = self.join([part.exit_layers for part in parts], 0)
         return Answered([row for part in parts for row in part.window], logits, exit_layers)
 
-    def _marked(self, window: Window, answers: RowAnswers | TokenAnswers, answered: np.ndarray) -> Window:
+    def _marked(self, window: Window, answers: RowAnswers | WordAnswers, answered: np.ndarray) -> Window:
         """answered: bool by slot. A row has an answer where all its slots have one."""
         if np.logical_and.reduce(answered):
             return window
@@ -141,28 +141,39 @@ class Runner:
         rows = rows if rows.ndim == 1 else np.logical_and.reduce(rows, 1)
         return mark_unanswered(window, rows, self.precision)
 
-    def _room(self, window: Window) -> RowAnswers | TokenAnswers:
+    def _room(self, window: Window) -> RowAnswers | WordAnswers:
         first = 0 if not window else window[0].row_id if isinstance(window[0], Row) else window[0].row
         labels = self.model.config.num_labels
         if self.model.head.tags:
-            return TokenAnswers(first, [len(row.ids) if isinstance(row, Row) else 0 for row in window], labels)
+            return WordAnswers(first, [row.word_count if isinstance(row, Row) else 0 for row in window], labels)
         return RowAnswers(first, len(window), labels)
+
+    def _to_run(self, window: Window) -> list[Row]:
+        """The rows that go through the layers: not bad rows, nor those without words where words are scored."""
+        tags = self.model.head.tags
+        return [row for row in window if isinstance(row, Row) and not (tags and row.word_count == 0)]
+
+    def _packed(self, batch: Sequence[Row]) -> Packed:
+        packed = pack(batch, self.model.config)
+        if self.model.head.freezes_first_pieces and packed.pieces is not None:
+            packed = packed._replace(pieces=np.minimum(packed.pieces, 1))
+        return packed
 
     def _work(
         self, window: Window, selection: Selection
-    ) -> tuple[tuple[Window, RowAnswers | TokenAnswers], list[Callable[[], None]]]:
+    ) -> tuple[tuple[Window, RowAnswers | WordAnswers], list[Callable[[], None]]]:
         """A window with room for its answers, and one task per batch that fills it in."""
         answers = self._room(window)
         if not window:
             return (window, answers), []
         rule: Any = selection.rule(self.model.num_layers, self.model.exit_layers, answers.base, window)
-        if isinstance(answers, TokenAnswers) and isinstance(rule, ExitRule):
+        if isinstance(answers, WordAnswers) and isinstance(rule, ExitRule):
             rule = answers.spread(rule)
 
         def run(batch: list[Row]) -> None:
-            engine.run(self.model, pack(batch, self.model.config), rule, answers)
+            engine.run(self.model, self._packed(batch), rule, answers)
 
-        rows = [row for row in window if isinstance(row, Row)]
+        rows = self._to_run(window)
         most = min(self.model.carrier.max_rows, self.batch_size or self.model.carrier.max_rows)
         return (window, answers), [functools.partial(run, batch) for batch in batches(rows, self.batch_tokens, most)]
 

@@ -13,6 +13,7 @@ from .checkpoint import Checkpoint
 from .devices import find_dtype
 from .errors import ConfigError
 from .exits.selection import Selection, choose
+from .heads import HEADS
 from .model import Model, build
 from .ops import OpSet
 from .options import whole
@@ -55,7 +56,10 @@ def prepare(ckpt: Checkpoint | CascadeCheckpoint, how: Preparation) -> Prepared:
     """Prepare what answers, and what reads its rows. Raises CheckpointError or ConfigError as `load` does."""
     if not isinstance(ckpt, CascadeCheckpoint):
         longest = None if how.max_length is None else min(how.max_length, ckpt.backbone.max_tokens)
-        tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, longest, token_types=how.token_types, path=ckpt.path)
+        tags = HEADS[ckpt.manifest.head["type"]].tags
+        tokenizer = Tokenizer(
+            ckpt.tokenizer, ckpt.backbone, longest, token_types=how.token_types, tags=tags, path=ckpt.path
+        )
         tensors = SummedTensors(ckpt.tensors)
         model = build(replace(ckpt, tensors=tensors), how.ops, find_dtype(how.precision, how.device), how.device)
         return Prepared(model, tokenizer, tensors.sums)

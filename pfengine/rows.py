@@ -1,4 +1,4 @@
-"""The forms a row may have: text, pair, dict of text, and encoding as Hugging Face tokenizers give it.
+"""The forms a row may have: text, pair, words, dict of text, and encoding as Hugging Face tokenizers give it.
 
 Whatever a row is, and whatever its methods raise, no other row is affected.
 """
@@ -16,11 +16,12 @@ from .errors import ConfigError, InputError, InputTypeError
 
 MOST_IDS = 1 << 17  # items read from a sequence that may be endless; no model takes rows this long
 ROW_FORMS = (
-    "a string, a tuple of two strings, {'text', 'text_pair'} or {'input_ids', 'token_type_ids', 'attention_mask'}"
+    "a string, a tuple of two strings, {'text', 'text_pair'}, {'words'} or {'input_ids', 'token_type_ids', "
+    "'attention_mask'}"
 )
 _SECOND_TEXTS = ("pair", "textpair", "text_b", "text2", "text_2", "sentence2", "hypothesis", "second_text")
 _NOT_TAKEN = ("position_ids", "inputs_embeds")  # transformers uses these; we refuse them rather than ignore them
-_KINDS = {"input_ids": "iu", "token_type_ids": "iu", "attention_mask": "iub"}  # kinds of numpy dtype
+_KINDS = {"attention_mask": "iub"}  # kinds of numpy dtype; of all other arrays "iu"
 _INT = {int}
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -46,6 +47,7 @@ class Text(NamedTuple):
     text: str
     pair: str | None
     knob: Knob | None = None
+    words: tuple[str, ...] | None = None  # the words that `text` joins with single spaces; None: plain text
 
 
 class Unreadable(NamedTuple):
@@ -63,7 +65,15 @@ class Row(NamedTuple):
     truncated: bool
     knob: Knob | None = None
     threshold: float | None = None  # what the knob stands for, nan: full depth; see `exits.selection.Selection`
+    first_pieces: np.ndarray | None = None  # int32 [words], rising: the place in ids of each word's first piece
+    pieces: np.ndarray | None = None  # int32 [words]: how many pieces each word has, at least 1
+    spans: np.ndarray | None = None  # int32 [words, 2]: first character of each word in its text, and the one after it
     source: Text | Row | None = None  # the text, or the ids as they were given; None where the row is what was given
+
+    @property
+    def word_count(self) -> int:
+        """How many words it has, for a head that scores tokens: one per token where none are marked."""
+        return len(self.ids if self.first_pieces is None else self.first_pieces)
 
 
 def is_single(inputs: Any) -> bool:
@@ -107,6 +117,8 @@ def size(row: Any) -> int:
 
 def _length(part: Any) -> int:
     try:
+        if type(part) is list and part and type(part[0]) is str:
+            return sum(map(len, part)) + len(part)
         return len(part)
     except Exception:
         return 0
@@ -138,6 +150,8 @@ def _parse(row_id: int, value: Any) -> Text | Row:
         raise InputTypeError(row_id, f"is {_describe(value)}; a row is {ROW_FORMS}")
     if "input_ids" in value:
         return _encoding(row_id, value)
+    if "words" in value:
+        return _words(row_id, value)
     if "text" in value:
         return _record(row_id, value)
     keys = sorted(str(key) for key in itertools.islice(value, 10))
@@ -158,6 +172,20 @@ def _record(row_id: int, value: Mapping[str, Any]) -> Text:
     return Text(_clean(text), _clean(pair or "") or None, _knob(row_id, value))
 
 
+def _words(row_id: int, value: Mapping[str, Any]) -> Text:
+    """{"words"} and the row's knob; other keys, such as a data set's labels, are ignored."""
+    words = value["words"]
+    if "text" in value:
+        raise InputError(row_id, "has 'words' and 'text'; leave one of them out")
+    if not isinstance(words, (list, tuple)):
+        raise InputTypeError(row_id, f"'words' is {_describe(words)}; it must be a list of strings")
+    for i, word in enumerate(words):
+        if not isinstance(word, str):
+            raise InputTypeError(row_id, f"'words' has at {i} what is {_describe(word)}; it must be a list of strings")
+    clean = tuple(map(_clean, words))
+    return Text(" ".join(clean), None, _knob(row_id, value), clean)
+
+
 def _knob(row_id: int, value: Mapping[str, Any]) -> Knob | None:
     """The row's own "threshold" or "speedup", if any; a value of None counts as none."""
     given = [Knob(name, value[name]) for name in ("threshold", "speedup") if value.get(name) is not None]
@@ -167,8 +195,11 @@ def _knob(row_id: int, value: Mapping[str, Any]) -> Knob | None:
 
 
 def _encoding(row_id: int, value: Mapping[str, Any]) -> Row:
-    """{"input_ids", ["token_type_ids"], ["attention_mask"]} of one row; padding at its end is cut off."""
-    for key in ("text", *_NOT_TAKEN) if len(value) > 1 else ():
+    """{"input_ids", ["token_type_ids"], ["attention_mask"], ["first_pieces", "pieces"]} of one row.
+
+    Padding at its end is cut off.
+    """
+    for key in ("text", "words", *_NOT_TAKEN) if len(value) > 1 else ():
         if key in value:
             raise InputTypeError(row_id, f"has 'input_ids' and '{key}'; leave one of them out")
     ids = _integers(row_id, "input_ids", value["input_ids"])
@@ -181,7 +212,35 @@ def _encoding(row_id: int, value: Mapping[str, Any]) -> Row:
         if end == 0 or not (mask[:end] == 1).all():
             raise InputError(row_id, "'attention_mask' must be 1 for a row's tokens, and 0 only for padding after them")
         ids, types = ids[:end], None if types is None else types[:end]
-    return Row(row_id, ids, types, truncated=False, knob=_knob(row_id, value) if len(value) > 1 else None)
+    if len(value) == 1:
+        return Row(row_id, ids, types, truncated=False)
+    row = Row(row_id, ids, types, truncated=False, knob=_knob(row_id, value))
+    return _with_words(row, value) if "first_pieces" in value or "pieces" in value else row
+
+
+def _with_words(row: Row, value: Mapping[str, Any]) -> Row:
+    """The row with the words that "first_pieces" and "pieces" say. There may be none."""
+    row_id, first, pieces = row.row_id, value.get("first_pieces"), value.get("pieces")
+    if first is None or pieces is None:
+        missing, there = ("first_pieces", "pieces") if first is None else ("pieces", "first_pieces")
+        raise InputError(row_id, f"has '{there}' but no '{missing}'; give both, or neither")
+    first = _integers(row_id, "first_pieces", first, empty=True)
+    pieces = _integers(row_id, "pieces", pieces, empty=True)
+    if len(first) != len(pieces):
+        raise InputError(row_id, f"has {len(first)} first_pieces but {len(pieces)} pieces; give one of each per word")
+    if (pieces < 1).any():
+        word = int((pieces < 1).argmax())
+        raise InputError(row_id, f"'pieces' is {pieces[word]} for word {word}; every word has at least 1 piece")
+    ends = np.append(first[1:], len(row.ids))
+    wrong = (first < 0) | (first >= len(row.ids)) | (pieces > ends - first)
+    if wrong.any():
+        word = int(wrong.argmax())
+        raise InputError(
+            row_id,
+            f"word {word} is {pieces[word]} pieces from place {first[word]} on; words must follow one another within "
+            f"the {len(row.ids)} input_ids",
+        )
+    return row._replace(first_pieces=first.astype(np.int32), pieces=pieces.astype(np.int32))
 
 
 def _is_pair(value: Any) -> bool:
@@ -204,8 +263,11 @@ def _clean(text: str) -> str:
     return text
 
 
-def _integers(row_id: int, key: str, values: Any, length: int | None = None) -> np.ndarray:
-    """int64 [n], n > 0, of a sequence or array of integers, or of a batch of one such row. length: what n must be."""
+def _integers(row_id: int, key: str, values: Any, length: int | None = None, empty: bool = False) -> np.ndarray:
+    """int64 [n] of a sequence or array of integers, or of a batch of one such row.
+
+    length: what n must be. empty: may n be 0?
+    """
     try:
         found = _array(values)
     except Exception:  # its methods and items may raise anything
@@ -214,9 +276,9 @@ def _integers(row_id: int, key: str, values: Any, length: int | None = None) -> 
         raise InputTypeError(row_id, f"'{key}' holds {len(found)} rows; give a dict for each row")
     if found is not None and found.ndim == 2:
         found = found[0]
-    if found is None or found.ndim != 1 or (found.size and found.dtype.kind not in _KINDS[key]):
+    if found is None or found.ndim != 1 or (found.size and found.dtype.kind not in _KINDS.get(key, "iu")):
         raise InputTypeError(row_id, f"'{key}' must be a flat sequence of integers")
-    if found.size == 0:
+    if found.size == 0 and not empty:
         raise InputError(row_id, f"'{key}' is empty; give at least one token")
     if length is not None and len(found) != length:
         raise InputError(row_id, f"has {length} input_ids but {len(found)} {key}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from . import words
 from .batching import batches as batches
 from .batching import pack as pack
 from .config import BackboneConfig
@@ -32,6 +33,7 @@ class Tokenizer:
     files: contents of the tokenizer's files by name, as `checkpoint.tokenizer_files` reads them; None for none.
     max_length: longest row in tokens; longer texts are truncated (the longer part of a pair first).
     token_types: whether the second text of a pair has token type 1; None: as in transformers 5.
+    tags: whether the words of plain texts are found too, for a head that scores tokens; see `words`.
     path: named by a CheckpointError.
 
     Raises CheckpointError as `tokenizer_files.build` does, ConfigError for a max_length without room for a token, or
@@ -45,9 +47,10 @@ class Tokenizer:
         max_length: int | None = None,
         *,
         token_types: bool | None = None,
+        tags: bool = False,
         path: Any = "tokenizer",
     ) -> None:
-        self.config = config
+        self.config, self.tags = config, tags
         self.backend: tokenizers.Tokenizer | None = None
         self.max_length, self.side = max_length or config.max_tokens, "right"
         self.single_types = self.pair_types = self._warns = False  # whether they have types other than 0
@@ -146,30 +149,44 @@ class Tokenizer:
                 short[i] = text.text[:end]
         if self._warns and any(text.pair is not None for text in texts):
             self._warn()
-        encodings = self._try(short)
+        offsets = self.tags or any(text.words is not None for text in texts)
+        encodings = self._try(short, offsets)
         for i, encoding in enumerate(encodings):
             if short[i] is not whole[i] and (isinstance(encoding, Exception) or not encoding.overflowing):
-                encodings[i] = self._try([whole[i]])[0]  # what was cut off is needed after all
+                encodings[i] = self._try([whole[i]], offsets)[0]  # what was cut off is needed after all
         return encodings
 
-    def _try(self, texts: list[Any]) -> list[Any]:
+    def _try(self, texts: list[Any], offsets: bool = False) -> list[Any]:
         if self.backend is None or not texts:
             return []
         try:
-            return guarded(self.backend.encode_batch_fast, texts)
+            return guarded(self.backend.encode_batch if offsets else self.backend.encode_batch_fast, texts)
         except ValueError as error:  # one text fails the whole batch
-            return [error] if len(texts) == 1 else [self._try([text])[0] for text in texts]
+            return [error] if len(texts) == 1 else [self._try([text], offsets)[0] for text in texts]
 
     def _row(self, row_id: int, text: Text, encoding: Any) -> Row:
         if not encoding.ids:
             raise InputError(row_id, "gives no tokens, and this tokenizer adds none")
         if len(encoding.ids) > self.max_length:  # a pair has more special tokens than a single text
             raise InputError(row_id, f"is a pair, which max_length = {self.max_length} leaves no room for")
+        found = None
+        if self.tags or text.words is not None:
+            encoding, found = self._words(row_id, text, encoding)
         has_types = self.single_types if text.pair is None else self.pair_types
         types = np.array(encoding.type_ids, dtype=np.int64) if has_types else None
-        return Row(
-            row_id, np.array(encoding.ids, dtype=np.int64), types, bool(encoding.overflowing), text.knob, source=text
-        )
+        ids, truncated = np.array(encoding.ids, dtype=np.int64), bool(encoding.overflowing)
+        row = Row(row_id, ids, types, truncated, text.knob, source=text)
+        return row if found is None else found.put_on(row)
+
+    def _words(self, row_id: int, text: Text, encoding: Any) -> tuple[Any, words.Pieces]:
+        if text.pair is not None:
+            raise InputError(row_id, "is a pair of texts; a model that tags words takes one text, or {'words': [...]}")
+        backend = self.backend
+        assert backend is not None
+        try:
+            return words.find(text, encoding, backend, lambda other: guarded(backend.encode, other))
+        except ValueError as error:
+            raise InputError(row_id, f"cannot be tokenised: {error}") from None
 
     def _read_ids(self, given: Row) -> Row:
         row = given
@@ -183,7 +200,11 @@ class Tokenizer:
         if len(row.ids) <= limit:
             return row
         types = None if row.types is None else row.types[:limit]
-        return row._replace(ids=row.ids[:limit], types=types, truncated=True)
+        row = row._replace(ids=row.ids[:limit], types=types, truncated=True)
+        if row.first_pieces is None or row.pieces is None:
+            return row
+        first = row.first_pieces[row.first_pieces < limit]
+        return row._replace(first_pieces=first, pieces=np.minimum(row.pieces[: len(first)], limit - first))
 
     def _checked(self, row: Row) -> Row:
         for name, values, size in (("token", row.ids, self.config.vocab_size),

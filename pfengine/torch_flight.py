@@ -171,7 +171,7 @@ class TorchFlight(Flight):
         return self._read().float().clone()
 
     def _gone_before(self) -> Tensor:
-        """Rows that have left and are still carried, bool [R]: none. For tag heads, tokens, bool [T]."""
+        """Rows that have left and are still carried, bool [R]: none. For tag heads, words, bool [W]."""
         return torch.zeros(len(self), dtype=torch.bool, device=self.row_slots.device)
 
     def _exit(self) -> Exit:
@@ -215,7 +215,7 @@ class TorchFlight(Flight):
             if state is None:
                 some = self.rule_state if other.rule_state is None else other.rule_state
                 assert some is not None
-                state = some.new_full((len(flight) if by_row else len(flight.x), some.shape[1]), math.nan)
+                state = some.new_full((len(flight) if by_row else len(flight._gone_before()), some.shape[1]), math.nan)
             states.append(state)
         self.rule_state, self.rule_layout = torch.cat(states), layout
 

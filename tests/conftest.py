@@ -135,10 +135,11 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
             options: dict[str, Any] = head if isinstance(head, dict) else {"type": head}
             if options["type"] in ("past-future", "linear") and "pooler" not in options:
                 options = options | {"pooler": "shared" if backbone.family.shares_pooler else "per-layer"}
-            kind, n = options["type"], backbone.num_layers
-            defaults: dict[str, Any] = {"system": kind, "criterion": "entropy", "exit_layers": tuple(range(1, n + 1))}
+            kind = options["type"]
+            able = HEADS[kind].layers(backbone, options)
+            defaults: dict[str, Any] = {"system": kind, "criterion": "entropy", "exit_layers": able}
             if kind == "classifier":
-                defaults |= {"criterion": "never", "exit_layers": (n,)}
+                defaults |= {"criterion": "never"}
             shapes = backbone.encoder_shapes() | HEADS[kind].shapes(backbone, options)
             path = tmp_path_factory.mktemp("checkpoint") / family
             manifest = Manifest(head=options, **(defaults | fields))

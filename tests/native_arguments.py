@@ -93,8 +93,9 @@ def batch() -> Arguments:
 def flight_arguments() -> Arguments:
     return {
         "kernels": cpu.kernels(), "model": C.Model(**model_arguments()), "ids": np.arange(5), "positions": np.arange(5),
-        "types": np.zeros(5, np.int64), "cu_seqlens": np.array([0, 2, 5], np.int32), "slots": np.array([1, 0]),
-        "logits": np.zeros((2, LABELS), np.float32), "layers": np.zeros(2, np.int64), "threads": 2,
+        "types": np.zeros(5, np.int64), "cu_seqlens": np.array([0, 2, 5], np.int32), "pieces": None,
+        "slots": np.array([1, 0]), "logits": np.zeros((2, LABELS), np.float32), "layers": np.zeros(2, np.int64),
+        "threads": 2,
     }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "max": PAST_FUTURE | {"incorporate": "max", "gate": "row"},
     "attention": PAST_FUTURE | {"incorporate": "attention", "gate": "row"},
     "linear": {"type": "linear", "pooler": "per-layer"},
+    "mixed": {"type": "mixed", "layers": [1, 2, 3, 4, 5], "previous": True, "pooler": "shared"},
 }
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1", reason="there is no GPU"

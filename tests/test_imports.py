@@ -15,13 +15,14 @@ PACKAGE = Path(pfengine.__file__).parent
 # Modules of `pfengine`, from the lowest layer up; a package stands for all modules in it. A module may import from its
 # own line and from the lines before it.
 LAYERS = {
-    "basics": "_version cpu_count errors forking messages options prefetch registry row_thread strict_json torch_state",
+    "basics": "_version cpu_count entities errors forking messages options prefetch registry row_thread strict_json "
+    "torch_state",
     "extension": "_C extension batch",
     "kernels": "kernels",
     "ops": "ops",
     "checkpoint": "cascade_manifest checkpoint config destination families file_hashes folder json_fields manifest "
     "storage weights",
-    "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows",
+    "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows words",
     "parts": "encoder exits heads",
     "engine": "engine model token_flight torch_flight",
     "api": "answers api bundled cascade_model cascade_reader cascade_runner cascade_saving devices inference loading "

@@ -296,3 +296,53 @@ def test_what_cannot_be_measured_has_size_0() -> None:
     for error in (ValueError, TypeError, OverflowError):
         assert size(Bad(error, "__len__", "values").made()) == 0
     assert size("four") == size({"text": "four", "label": 1}) == size(("fo", "ur")) == size({"input_ids": [1] * 4}) == 4
+
+
+WRONG_WORDS = {
+    "'words' is of type str; it must be a list of strings": {"words": "the film"},
+    "'words' has at 1 what is of type int": {"words": ["a", 3]},
+    "has 'words' and 'text'": {"words": ["a"], "text": "a"},
+    "has 'input_ids' and 'words'": {"input_ids": IDS, "words": ["a"]},
+    "has 'first_pieces' but no 'pieces'": {"input_ids": IDS, "first_pieces": [0]},
+    "has 'pieces' but no 'first_pieces'": {"input_ids": IDS, "pieces": [1]},
+    "has 2 first_pieces but 1 pieces": {"input_ids": IDS, "first_pieces": [0, 1], "pieces": [1]},
+    "'pieces' is 0 for word 1; every word has at least 1": {
+        "input_ids": IDS, "first_pieces": [0, 1], "pieces": [1, 0],
+    },
+    "word 0 is 2 pieces from place 0 on": {"input_ids": IDS, "first_pieces": [0, 1], "pieces": [2, 1]},
+    "word 1 is 2 pieces from place 2 on": {"input_ids": IDS, "first_pieces": [0, 2], "pieces": [1, 2]},
+    "word 0 is 1 pieces from place -1 on": {"input_ids": IDS, "first_pieces": [-1], "pieces": [1]},
+    "word 0 is 9223372036854775807 pieces": {"input_ids": IDS, "first_pieces": [0], "pieces": [2**63 - 1]},
+    "word 0 is 1 pieces from place 2 on; words must follow one another within the 2": {
+        "input_ids": IDS, "attention_mask": [1, 1, 0], "first_pieces": [2], "pieces": [1],
+    },
+    "'pieces' must be a flat sequence of integers": {"input_ids": IDS, "first_pieces": [0], "pieces": [1.5]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", WRONG_WORDS)
+def test_wrong_words(said: str) -> None:
+    with pytest.raises(pfengine.InputError, match=said):
+        parse(3, WRONG_WORDS[said])
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_words_of_ids(kind: Any) -> None:
+    row = parse(0, {"input_ids": kind(IDS), "first_pieces": kind([0, 2]), "pieces": kind([2, 1])})
+    assert isinstance(row, Row)
+    assert row.first_pieces is not None
+    assert row.pieces is not None
+    assert (row.first_pieces.tolist(), row.pieces.tolist()) == ([0, 2], [2, 1])
+    assert (row.first_pieces.dtype, row.pieces.dtype) == (np.int32, np.int32)
+    none = parse(0, {"input_ids": IDS, "first_pieces": [], "pieces": []})
+    assert isinstance(none, Row)
+    assert none.first_pieces is not None
+    assert len(none.first_pieces) == 0
+
+
+def test_words_are_one_text() -> None:
+    assert parse(0, {"words": ["New York", "is"], "tags": [1, 0]}) == Text(
+        "New York is", None, None, ("New York", "is")
+    )
+    assert parse(0, {"words": ["a"], "threshold": 0.5}).knob == ("threshold", 0.5)
+    assert size({"words": ["New York", "is"]}) == 12

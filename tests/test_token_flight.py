@@ -1,4 +1,7 @@
-"""Tag heads in flights: tokens leave one by one or with their row, and those that have left stay as context."""
+"""Tag heads in flights: words leave one by one or with their row, and those that have left stay as context.
+
+Once every token is a word, and once words have several pieces, and there are tokens of no word.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,12 @@ from pfengine.ops.flight import Answers
 from pfengine.ops.rule import Clause, ExitRule, TokenRule, values
 from pfengine.tokenization import Row, pack
 from tests.conftest import OP_SETS, find_op_set
+from tests.rows_of_words import row_of_words
 
 Make = Callable[..., Path]
-LENGTHS = [1, 9, 3, 17, 1, 40, 6]
+LENGTHS = [1, 9, 3, 17, 1, 40, 6]  # words
 ROWS = range(len(LENGTHS))
-TOKENS, LAYERS, LABELS, ALL = sum(LENGTHS), 5, 4, bytes([1] * 5)
+WORDS, LAYERS, LABELS, ALL = sum(LENGTHS), 5, 4, bytes([1] * 5)
 STARTS = np.cumsum([0, *LENGTHS])
 RULES = {
     "row max": TokenRule("row", "max"),
@@ -34,9 +38,13 @@ RULES = {
 }
 
 
-@pytest.fixture(scope="module", params=["kept", "renormalised"])
+@pytest.fixture(scope="module", params=["kept, words", "renormalised, words", "renormalised, tokens"])
 def ckpt(request: pytest.FixtureRequest, make_checkpoint: Make) -> checkpoint.Checkpoint:
-    return reader.read(make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": request.param}))
+    frozen, MARKED[0] = request.param.split(",")[0], request.param.endswith("words")
+    return reader.read(make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": frozen}))
+
+
+MARKED = [False]  # are words marked in the rows, or is every token one?
 
 
 @pytest.fixture(params=[*OP_SETS, pytest.param("cuda", marks=pytest.mark.slow)])
@@ -52,33 +60,39 @@ def carrier_ops(request: pytest.FixtureRequest) -> Callable[[checkpoint.Checkpoi
 
 def packed_rows(ckpt: checkpoint.Checkpoint, which: Any = ROWS) -> Packed:
     draw = np.random.default_rng(5)
-    ids = [draw.integers(2, 90, length) for length in LENGTHS]
-    return pack([Row(i, ids[i], None, False) for i in which], ckpt.backbone)
+    if MARKED[0]:
+        rows = [row_of_words(i, length, draw) for i, length in enumerate(LENGTHS)]
+    else:
+        rows = [Row(i, draw.integers(2, 90, length), None, False) for i, length in enumerate(LENGTHS)]
+    return pack([rows[i] for i in which], ckpt.backbone)
 
 
 def slowly(model: engine.Model, packed: Packed, rule: ExitRule, to: Answers) -> None:
-    """One row, all tokens computed at every layer, those of frozen ones thrown away."""
+    """One row, all tokens computed at every layer, the states of frozen ones thrown away."""
     assert rule.tokens is not None
     inputs, ops = packed.to(), model.encoder.ops
     slots = torch.arange(STARTS[packed.row_ids[0]], STARTS[packed.row_ids[0] + 1])
+    first, pieces, _ = packed.words()
+    bounds = torch.tensor([0, len(first)], dtype=torch.int32)
     x, sums, state = encoder.embed(model.encoder, inputs), None, None
-    gone = frozen = torch.zeros(len(x), dtype=torch.bool)
+    gone, frozen = torch.zeros(len(first), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
     for layer in range(1, LAYERS + 1):
         (block,) = model.encoder.layers[layer - 1]
         out, fresh = ops.block_sums(x, inputs.cu_seqlens, block)
         sums = fresh if sums is None else torch.where(frozen[:, None], sums, fresh)
         stale = ops.output_norm(sums, block) if model.head.renormalises else x
         x = torch.where(frozen[:, None], stale, out)
-        scores, _ = model.head.step(layer, x, inputs.cu_seqlens, None, True)
+        scores, _ = model.head.step(layer, x[first], bounds, None, True)
         assert scores is not None
-        leave = torch.ones(len(x), dtype=torch.bool)
+        leave = torch.ones(len(first), dtype=torch.bool)
         if layer < LAYERS:
             units = slots if rule.tokens.unit == "token" else slots[:1]
-            leave, state = decide.decide(rule, layer, scores.logits, None, state, units, ops.signal, inputs.cu_seqlens)
-        new = leave.expand(len(x)) & ~gone
+            leave, state = decide.decide(rule, layer, scores.logits, None, state, units, ops.signal, bounds)
+        new = leave.expand(len(first)) & ~gone
         to.logits[slots[new]], to.exit_layers[slots[new]] = scores.logits[new].numpy(), layer
         gone = gone | new
-        frozen = gone if rule.tokens.freezes else frozen
+        for word in new.nonzero().flatten().tolist() if rule.tokens.freezes else ():
+            frozen[first[word] : first[word] + pieces[word]] = True
         if gone.all():
             return
 
@@ -86,11 +100,11 @@ def slowly(model: engine.Model, packed: Packed, rule: ExitRule, to: Answers) -> 
 def threshold_for(model: engine.Model, ckpt: Any, tokens: TokenRule) -> np.ndarray:
     """In the widest gap of the middle of all signals that the rule may read."""
     signals, packed = [], packed_rows(ckpt)
-    flight = model.carrier.start(packed, STARTS[packed.row_ids], Answers(0, TOKENS, LABELS))
+    flight = model.carrier.start(packed, STARTS[packed.row_ids], Answers(0, WORDS, LABELS))
     for layer in range(1, LAYERS):
         exit = flight.advance(ExitRule(bytes(5)), layer)
         entropies = decide.signal("entropy", exit.logits)
-        signals.append(decide.pooled(tokens, entropies, torch.from_numpy(packed.cu_seqlens)))
+        signals.append(decide.pooled(tokens, entropies, torch.from_numpy(packed.words().bounds)))
     own = np.sort(torch.cat(signals).numpy())
     own = own[len(own) // 3 : -(len(own) // 3)]
     widest = np.argmax(np.diff(own))
@@ -101,7 +115,7 @@ def threshold_for(model: engine.Model, ckpt: Any, tokens: TokenRule) -> np.ndarr
 def test_agrees_with_the_slow_way(ckpt: Any, carrier_ops: Any, name: str) -> None:
     model, oracle = carrier_ops(ckpt), build(ckpt, reference, torch.float32)
     rule = ExitRule(ALL, (Clause("entropy", "<", threshold_for(oracle, ckpt, RULES[name])),), RULES[name])
-    slow, ours = Answers(0, TOKENS, LABELS), Answers(0, TOKENS, LABELS)
+    slow, ours = Answers(0, WORDS, LABELS), Answers(0, WORDS, LABELS)
     with torch.inference_mode():
         for i in range(len(LENGTHS)):
             slowly(oracle, packed_rows(ckpt, [i]), rule, slow)
@@ -118,7 +132,7 @@ def test_the_same_bits_alone_joined_and_in_any_batch(ckpt: Any, cpu_ops: Any, na
     rule = ExitRule(ALL, (Clause("entropy", "<", threshold_for(model, ckpt, RULES[name])),), RULES[name])
 
     def run(parts: list[Any], stop: int = LAYERS) -> Answers:
-        answers, flights = Answers(0, TOKENS, LABELS), []
+        answers, flights = Answers(0, WORDS, LABELS), []
         for part in parts:
             packed = packed_rows(ckpt, part)
             flights.append(model.carrier.start(packed, STARTS[packed.row_ids], answers))
@@ -128,7 +142,7 @@ def test_the_same_bits_alone_joined_and_in_any_batch(ckpt: Any, cpu_ops: Any, na
         flights[0].advance(rule, LAYERS)
         return answers
 
-    alone = Answers(0, TOKENS, LABELS)
+    alone = Answers(0, WORDS, LABELS)
     for i in range(len(LENGTHS)):
         one, (start, stop) = run([[i]]), STARTS[i : i + 2]
         alone.logits[start:stop], alone.exit_layers[start:stop] = one.logits[start:stop], one.exit_layers[start:stop]
@@ -139,7 +153,7 @@ def test_the_same_bits_alone_joined_and_in_any_batch(ckpt: Any, cpu_ops: Any, na
 
 @pytest.mark.parametrize("name", ["row max", "frozen"])
 @pytest.mark.parametrize("first", [True, False])
-def test_tokens_that_carry_nothing_yet_join_as_before_the_first_exit(
+def test_words_that_carry_nothing_yet_join_as_before_the_first_exit(
     ckpt: Any, cpu_ops: Any, name: str, first: bool
 ) -> None:
     model, token_rule = build(ckpt, cpu_ops, torch.float32), RULES[name]
@@ -147,7 +161,7 @@ def test_tokens_that_carry_nothing_yet_join_as_before_the_first_exit(
     rule = ExitRule(ALL, (Clause("entropy", "<", threshold, "running", values(2)),), token_rule)
 
     def run(parts: list[tuple[ExitRule, Any]]) -> Answers:
-        answers, flights = Answers(0, TOKENS, LABELS), []
+        answers, flights = Answers(0, WORDS, LABELS), []
         for before, part in parts:
             packed = packed_rows(ckpt, part)
             flights.append(model.carrier.start(packed, STARTS[packed.row_ids], answers))
@@ -166,34 +180,34 @@ def test_tokens_that_carry_nothing_yet_join_as_before_the_first_exit(
 
 
 def test_a_caller_decides_who_leaves(ckpt: Any, carrier_ops: Any) -> None:
-    model, answers, packed = carrier_ops(ckpt), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
+    model, answers, packed = carrier_ops(ckpt), Answers(0, WORDS, LABELS), packed_rows(ckpt)
     flight = model.carrier.start(packed, STARTS[packed.row_ids], answers)
-    flight.leave(np.isin(range(TOKENS), [20, 71]), answered=False)  # before the first layer
+    flight.leave(np.isin(range(WORDS), [20, 71]), answered=False)  # before the first layer
     exit = flight.advance(ExitRule(bytes(5)), 2)
-    assert exit.slots.tolist() == list(range(TOKENS))
+    assert exit.slots.tolist() == list(range(WORDS))
     flight.leave(np.isin(exit.slots, [0, 1, 2, 3, 70]))
     flight.advance(ExitRule(bytes(5)), 3, scores=False)
-    flight.leave(np.isin(tokens_of(flight), [10, 11, 12]), answered=False)
+    flight.leave(np.isin(words_of(flight), [10, 11, 12]), answered=False)
     assert flight.slots().tolist() == [STARTS[i] for i in (1, 3, 4, 5, 6)]
     flight.advance(ExitRule(bytes(5)), LAYERS)
-    expected = np.full(TOKENS, LAYERS)
+    expected = np.full(WORDS, LAYERS)
     expected[[0, 1, 2, 3, 70]], expected[[10, 11, 12, 20, 71]] = 2, 0
     np.testing.assert_array_equal(answers.exit_layers, expected)
     assert (np.isnan(answers.logits).any(1) == (expected == 0)).all()
 
 
-def test_a_mask_is_of_tokens(ckpt: Any, carrier_ops: Any) -> None:
-    model, answers, packed = carrier_ops(ckpt), Answers(0, TOKENS, LABELS), packed_rows(ckpt)
+def test_a_mask_is_of_words(ckpt: Any, carrier_ops: Any) -> None:
+    model, answers, packed = carrier_ops(ckpt), Answers(0, WORDS, LABELS), packed_rows(ckpt)
     flight = model.carrier.start(packed, STARTS[packed.row_ids], answers)
     flight.advance(ExitRule(bytes(5)), 2)
-    for gone in (np.ones(len(flight), bool), np.ones(TOKENS)):
+    for gone in (np.ones(len(flight), bool), np.ones(WORDS)):
         with pytest.raises(ValueError, match=r"gone .* expected"):
             flight.leave(gone)
     assert flight.slots().tolist() == [STARTS[row] for row in packed.row_ids]
 
 
 def test_a_callable_keeps_its_state_and_its_error(ckpt: Any, carrier_ops: Any) -> None:
-    """Tokens that have left are shown to it until their whole row has left, and its state goes with them."""
+    """Words that have left are shown to it until their whole row has left, and its state goes with them."""
     model, packed, shown = carrier_ops(ckpt), packed_rows(ckpt), []
 
     def leaves(layer: int, logits: torch.Tensor, state: Any, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -204,16 +218,28 @@ def test_a_callable_keeps_its_state_and_its_error(ckpt: Any, carrier_ops: Any) -
     def fails(layer: int, logits: torch.Tensor, state: Any, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         raise KeyError("mine")
 
-    answers = Answers(0, TOKENS, LABELS)
+    answers = Answers(0, WORDS, LABELS)
     engine.run(model, packed._replace(row_ids=STARTS[packed.row_ids]), leaves, answers)
-    everyone = np.arange(TOKENS)
+    everyone = np.arange(WORDS)
     rows = [range(*bounds) for bounds in itertools.pairwise(STARTS)]
     left = [[i for row in rows if any(i % 3 and i >= least for i in row) for i in row] for least in (0, STARTS[2])]
     assert shown == [list(everyone), left[0], *[left[1]] * (LAYERS - 3)]
     expected = np.where(everyone % 3 == 0, 1, np.where(everyone < STARTS[2], 2, LAYERS))
     np.testing.assert_array_equal(answers.exit_layers, expected)
     with pytest.raises(KeyError, match="mine"):
-        engine.run(model, packed._replace(row_ids=STARTS[packed.row_ids]), fails, Answers(0, TOKENS, LABELS))
+        engine.run(model, packed._replace(row_ids=STARTS[packed.row_ids]), fails, Answers(0, WORDS, LABELS))
+
+
+@pytest.mark.parametrize(("pieces", "said"), [
+    ([0, 2, 0, 1, 0, 0, 0], "row 1 has no word"), ([0, 1, 0, 2, 1, 0, 1], "of which some are not"),
+    ([0, 4, 0, 0, 1, 0, 1], "of which some are not"), ([0, -1, 0, 1, 1, 0, 1], "of which some are not"),
+    ([0, 1, 1], "expected"),
+])  # fmt: skip
+def test_words_that_cannot_be_are_refused(ckpt: Any, carrier_ops: Any, pieces: list[int], said: str) -> None:
+    rows = [Row(i, np.arange(n), None, False) for i, n in enumerate((4, 3))]
+    packed = pack(rows, ckpt.backbone)._replace(pieces=np.array(pieces, np.int32))
+    with pytest.raises(ValueError, match=said):
+        carrier_ops(ckpt).carrier.start(packed, np.array([0, 4]), Answers(0, 7, LABELS))
 
 
 BELOW_1 = Clause("entropy", "<", values(1))
@@ -233,12 +259,12 @@ RULES_THAT_DO_NOT_FIT = {
 def test_rules_that_do_not_fit_are_refused(ckpt: Any, carrier_ops: Any, text: str) -> None:
     clause, tokens = RULES_THAT_DO_NOT_FIT[text]
     packed = packed_rows(ckpt)
-    flight = carrier_ops(ckpt).carrier.start(packed, STARTS[packed.row_ids], Answers(0, TOKENS, LABELS))
+    flight = carrier_ops(ckpt).carrier.start(packed, STARTS[packed.row_ids], Answers(0, WORDS, LABELS))
     with pytest.raises(ValueError, match=text):
         flight.advance(ExitRule(ALL, (clause,), tokens), LAYERS)
     assert (flight.layer, len(flight)) == (0, len(LENGTHS))
 
 
-def tokens_of(flight: Any) -> np.ndarray:
-    """Slots of all tokens of the rows that are left."""
+def words_of(flight: Any) -> np.ndarray:
+    """Slots of all words of the rows that are left."""
     return np.concatenate([np.arange(start, STARTS[np.searchsorted(STARTS, start) + 1]) for start in flight.slots()])

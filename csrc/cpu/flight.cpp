@@ -17,7 +17,36 @@ void move_down(T* data, std::int64_t width, std::int64_t from, std::int64_t to, 
   if (from != to) std::copy(data + from * width, data + (from + count) * width, data + to * width);
 }
 
+std::int64_t words_of(const Batch& batch, std::int64_t row) {
+  const std::int64_t end = batch.cu_seqlens[row + 1];
+  std::int64_t words = 0;
+  for (std::int64_t token = batch.cu_seqlens[row]; token < end;) {
+    const std::int64_t count = batch.pieces[token];
+    const bool fits = count >= 0 && count <= end - token;
+    const auto begins = [](std::int32_t pieces) { return pieces != 0; };
+    if (!fits || (count && std::any_of(batch.pieces + token + 1, batch.pieces + token + count, begins))) {
+      throw std::invalid_argument("token " + std::to_string(token) + " begins a word of " + std::to_string(count) +
+                                  " pieces, of which some are not row " + std::to_string(row) +
+                                  "'s or the next word's");
+    }
+    words += count > 0;
+    token += std::max<std::int64_t>(count, 1);
+  }
+  if (!words) throw std::invalid_argument("row " + std::to_string(row) + " has no word");
+  return words;
+}
+
 }  // namespace
+
+std::vector<std::int32_t> word_bounds_of(const Batch& batch) {
+  check_ends(batch.cu_seqlens, batch.rows, batch.tokens);
+  check_order(batch.cu_seqlens, batch.rows, 1);
+  std::vector<std::int32_t> bounds(batch.cu_seqlens, batch.cu_seqlens + batch.rows + 1);
+  for (std::int64_t row = 0; batch.pieces && row < batch.rows; ++row) {
+    bounds[row + 1] = bounds[row] + static_cast<std::int32_t>(words_of(batch, row));
+  }
+  return bounds;
+}
 
 Flight::Flight(const Kernels& kernels, const Model& model, const Batch& batch, const std::int64_t* slots,
                const Answers& answers, int threads)
@@ -29,7 +58,9 @@ Flight::Flight(const Kernels& kernels, const Model& model, const Batch& batch, c
       labels_(model.labels()) {
   check_ends(batch.cu_seqlens, batch.rows, batch.tokens);
   check_order(batch.cu_seqlens, batch.rows, 1);
-  reserve({batch.rows, batch.tokens});
+  std::vector<std::int32_t> words;
+  if (by_token_) words = word_bounds_of(batch);
+  reserve({batch.rows, batch.tokens, by_token_ ? words.back() : 0});
   rows_ = held_ = batch.rows;
   std::copy_n(batch.cu_seqlens, rows_ + 1, at_.bounds);
   std::copy_n(slots, rows_, at_.slots);
@@ -41,10 +72,17 @@ Flight::Flight(const Kernels& kernels, const Model& model, const Batch& batch, c
     std::swap(at_.x, at_.next_x);
   }
   if (!by_token_) return;
-  std::fill_n(at_.gone, batch.tokens, 0);
+  std::copy(words.begin(), words.end(), at_.word_bounds);
+  std::fill_n(at_.gone, units(), 0);
   std::fill_n(at_.frozen, batch.tokens, 0);
   for (std::int64_t row = 0; row < rows_; ++row) {
-    std::iota(at_.unit_slots + at_.bounds[row], at_.unit_slots + at_.bounds[row + 1], slots[row]);
+    std::iota(at_.unit_slots + words[row], at_.unit_slots + words[row + 1], slots[row]);
+  }
+  for (std::int32_t token = 0, word = 0; token < batch.tokens; ++token) {
+    const std::int32_t count = batch.pieces ? batch.pieces[token] : 1;
+    if (!count) continue;
+    at_.first[word] = token;
+    at_.pieces[word++] = count;
   }
   if (model.renormalises) std::copy_n(at_.x, batch.tokens * hidden_, at_.sums);
 }
@@ -54,8 +92,8 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   const auto take = [&](auto*& to, std::int64_t count) {
     to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(layout.take(1, sizeof(*to) * count).data);
   };
-  const auto [rows, tokens] = size;
-  const std::int64_t units = by_token_ ? tokens : rows, of_tokens = by_token_ ? tokens : 0;
+  const auto [rows, tokens, words] = size;
+  const std::int64_t units = by_token_ ? words : rows, of_tokens = by_token_ ? tokens : 0;
   std::int64_t width = 1, stride = 0;
   for (const Layer& layer : model_.layers) {
     if (layer.exit) width = std::max(width, layer.exit->past.outputs);
@@ -74,36 +112,41 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   take(at_.bounds, rows + 1);
   take(at_.next_bounds, rows + 1);
   take(at_.slots, rows);
-  take(at_.unit_slots, of_tokens);
+  take(at_.unit_slots, words);
   take(at_.held, rows);
   take(at_.ids, rows);
   take(at_.leave, units);
   take(at_.stay, rows);
-  take(at_.gone, of_tokens);
+  take(at_.word_bounds, by_token_ ? rows + 1 : 0);
+  take(at_.first, words);
+  take(at_.pieces, words);
+  take(at_.gone, words);
   take(at_.frozen, of_tokens);
   take(at_.sums, model_.renormalises ? tokens * hidden_ : 0);
   take(at_.queries, of_tokens);
   take(at_.ends, by_token_ ? rows + 1 : 0);
+  take(at_.waiting, words);
   return layout.used();
 }
 
 void Flight::reserve(const Size& size) {
-  if (size.rows <= size_.rows && size.tokens <= size_.tokens && size_.rows) return;
+  if (size.rows <= size_.rows && size.tokens <= size_.tokens && size.words <= size_.words && size_.rows) return;
   const Arrays before = at_;
-  const Size held{held_, held_ ? before.bounds[held_] : 0};
+  const Size held{held_, held_ ? before.bounds[held_] : 0, held_ && by_token_ ? before.word_bounds[held_] : 0};
   const Scratch old = std::move(memory_);
   memory_ = Scratch();
   lay_out(memory_.reserve(lay_out(nullptr, size)), size);
   size_ = size;
   at_.bounds[0] = 0;
+  if (by_token_) at_.word_bounds[0] = 0;
   rows_ = held_ = 0;
   append(before, held);
 }
 
 // Appends rows of another flight. Neither flight may have a half-done layer, or hold rows that have left.
 void Flight::append(const Arrays& from, const Size& size) {
-  const std::int64_t tokens = at_.bounds[rows_], first = by_token_ ? tokens : rows_;
-  const std::int64_t units = by_token_ ? size.tokens : size.rows;
+  const std::int64_t tokens = at_.bounds[rows_], first = units();
+  const std::int64_t units = by_token_ ? size.words : size.rows;
   const auto copy = [](const auto* source, std::int64_t width, std::int64_t count, auto* to, std::int64_t place) {
     std::copy_n(source, count * width, to + place * width);
   };
@@ -115,10 +158,15 @@ void Flight::append(const Arrays& from, const Size& size) {
   if (by_token_) {
     copy(from.unit_slots, 1, units, at_.unit_slots, first);
     copy(from.gone, 1, units, at_.gone, first);
-    copy(from.frozen, 1, units, at_.frozen, first);
-    if (model_.renormalises) copy(from.sums, hidden_, units, at_.sums, first);
+    copy(from.pieces, 1, units, at_.pieces, first);
+    for (std::int64_t word = 0; word < units; ++word) {
+      at_.first[first + word] = static_cast<std::int32_t>(tokens + from.first[word]);
+    }
+    copy(from.frozen, 1, size.tokens, at_.frozen, tokens);
+    if (model_.renormalises) copy(from.sums, hidden_, size.tokens, at_.sums, tokens);
   }
   for (std::int64_t row = 0; row < size.rows; ++row) {
+    if (by_token_) at_.word_bounds[rows_ + row + 1] = static_cast<std::int32_t>(first + from.word_bounds[row + 1]);
     at_.held[rows_ + row] = rows_ + row;
     at_.bounds[rows_ + row + 1] = static_cast<std::int32_t>(tokens + from.bounds[row + 1]);
   }
@@ -139,13 +187,13 @@ void Flight::release(const std::uint8_t* gone, bool answered, bool freezes, int 
   }
   for (std::int64_t row = 0; row < rows_; ++row) {
     bool all = true;
-    for (std::int64_t token = at_.bounds[row]; token < at_.bounds[row + 1]; ++token) {
-      if (gone[token] && !at_.gone[token]) {
-        if (answered) write_answer(token, at_.unit_slots[token]);
-        at_.gone[token] = 1;
-        at_.frozen[token] = freezes;
+    for (std::int64_t word = at_.word_bounds[row]; word < at_.word_bounds[row + 1]; ++word) {
+      if (gone[word] && !at_.gone[word]) {
+        if (answered) write_answer(word, at_.unit_slots[word]);
+        at_.gone[word] = 1;
+        std::fill_n(at_.frozen + at_.first[word], at_.pieces[word], freezes);
       }
-      all = all && at_.gone[token];
+      all = all && at_.gone[word];
     }
     at_.stay[row] = all;
   }
@@ -158,26 +206,32 @@ void Flight::write_answer(std::int64_t scored, std::int64_t slot) {
   answers_.layers[slot] = layer_;
 }
 
-// Removes rows from what is carried per row or unit. `finish_layer` does so for states, which are not read before the
-// next layer.
+// Removes rows from what is carried per row, unit or token. `finish_layer` does so for states, which are not read
+// before the next layer.
 void Flight::compact_state(const std::uint8_t* gone) {
   const std::int64_t width = state_layout_.width;
   const bool state_per_row = !by_token_ || state_layout_.per_row;
-  std::int64_t kept = 0, kept_units = 0;
-  for (std::int64_t row = 0; row < rows_; ++row) {
+  std::int64_t kept = 0, kept_units = 0, kept_tokens = 0, unit = 0;
+  for (std::int64_t row = 0, count; row < rows_; ++row, unit += count) {
+    count = by_token_ ? at_.word_bounds[row + 1] - unit : 1;
     if (gone[row]) continue;
-    const std::int64_t unit = by_token_ ? at_.bounds[row] : row;
-    const std::int64_t count = by_token_ ? at_.bounds[row + 1] - at_.bounds[row] : 1;
     move_down(at_.past, past_width_, unit, kept_units, count);
     move_down(at_.logits, scored_ ? labels_ : 0, unit, kept_units, count);
     move_down(at_.learned, scored_, unit, kept_units, count);
     if (!state_.empty() && state_per_row) move_down(state_.data(), width, row, kept, 1);
     if (!state_.empty() && !state_per_row) move_down(state_.data(), width, unit, kept_units, count);
     if (by_token_) {
+      const std::int64_t token = at_.bounds[row], tokens = at_.bounds[row + 1] - token;
       move_down(at_.unit_slots, 1, unit, kept_units, count);
       move_down(at_.gone, 1, unit, kept_units, count);
-      move_down(at_.frozen, 1, unit, kept_units, count);
-      move_down(at_.sums, model_.renormalises ? hidden_ : 0, unit, kept_units, count);
+      move_down(at_.pieces, 1, unit, kept_units, count);
+      for (std::int64_t i = 0; i < count; ++i) {
+        at_.first[kept_units + i] = static_cast<std::int32_t>(at_.first[unit + i] - token + kept_tokens);
+      }
+      move_down(at_.frozen, 1, token, kept_tokens, tokens);
+      move_down(at_.sums, model_.renormalises ? hidden_ : 0, token, kept_tokens, tokens);
+      at_.word_bounds[kept + 1] = static_cast<std::int32_t>(kept_units + count);
+      kept_tokens += tokens;
     }
     move_down(at_.slots, 1, row, kept, 1);
     move_down(at_.held, 1, row, kept, 1);
@@ -201,9 +255,9 @@ void Flight::join(Flight& other, int threads) {
     scored_ = other.scored_;
   }
   scored_ = scored_ && other.scored_;
-  const std::int64_t tokens = at_.bounds[rows_], more = other.at_.bounds[other.rows_];
-  reserve({rows_ + other.rows_, tokens + more});
-  append(other.at_, {other.rows_, more});
+  const Size more{other.rows_, other.at_.bounds[other.rows_], by_token_ ? other.units() : 0};
+  reserve({rows_ + more.rows, at_.bounds[rows_] + more.tokens, by_token_ ? units() + more.words : 0});
+  append(other.at_, more);
   other.clear();
 }
 
@@ -235,8 +289,9 @@ void Flight::states(float* out) const {
   for (std::int64_t row = 0; row < rows_; ++row) {
     const std::int64_t held = at_.held[row], start = at_.bounds[held];
     if (by_token_) {
-      const std::int64_t count = at_.bounds[held + 1] - start;
-      out = std::copy_n(at_.x + start * hidden_, count * hidden_, out);
+      for (std::int64_t word = at_.word_bounds[row]; word < at_.word_bounds[row + 1]; ++word) {
+        out = std::copy_n(at_.x + at_.first[word] * hidden_, hidden_, out);
+      }
     } else if (model_.reads(layer_) == Reads::mean) {
       run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
       out += hidden_;

@@ -1,6 +1,7 @@
 // A batch under way: rows at one layer with all they carry. pfengine/ops/flight.py says what it offers.
 //
-// Units are what is scored and may leave: rows, or tokens where the head reads all tokens.
+// Units are what is scored and may leave: rows, or words where the head scores tokens. A word is scored by its first
+// piece, and leaves with all its pieces.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +19,15 @@ struct Answers {
   std::int64_t* layers;
 };
 
+// The bounds of the rows' words [rows + 1]. Throws std::invalid_argument where cu_seqlens or pieces say what cannot be,
+// or a row has no word.
+std::vector<std::int32_t> word_bounds_of(const Batch& batch);
+
 class Flight {
  public:
-  // The rows of a batch before layer 1. slots [rows]: the slots of rows, or of their first tokens; the slots of the
-  // other tokens follow. Throws std::out_of_range for an id outside its table, std::invalid_argument for a wrong
-  // cu_seqlens.
+  // The rows of a batch before layer 1. slots [rows]: the slots of rows, or of their first words; the slots of the
+  // other words follow. Throws std::out_of_range for an id outside its table, std::invalid_argument for a wrong
+  // cu_seqlens or pieces.
   Flight(const Kernels& kernels, const Model& model, const Batch& batch, const std::int64_t* slots,
          const Answers& answers, int threads);
 
@@ -42,7 +47,7 @@ class Flight {
 
   std::int64_t layer() const { return layer_; }
   std::int64_t rows() const { return rows_; }
-  std::int64_t units() const { return by_token_ ? bounds()[rows_] : rows_; }
+  std::int64_t units() const { return by_token_ ? at_.word_bounds[rows_] : rows_; }
   const Model& model() const { return model_; }
 
   const std::int64_t* slots() const { return at_.slots; }  // of rows
@@ -58,7 +63,7 @@ class Flight {
   static constexpr std::int64_t kMinRowsToHalve = 3;
 
   struct Size {
-    std::int64_t rows, tokens;
+    std::int64_t rows, tokens, words;  // words: 0 where rows are scored
   };
 
   // What is computed anew goes to `next_...`, and then the two are swapped.
@@ -70,13 +75,16 @@ class Flight {
     float *logits, *learned;             // [units, labels], [units]
     float* decide_scratch;               // for `decide`
     std::int32_t *bounds, *next_bounds;  // [rows + 1]
-    std::int64_t *slots, *unit_slots;    // [rows]; [tokens]
+    std::int64_t *slots, *unit_slots;    // [rows]; [words]
     std::int64_t* held;                  // [rows]: the number of each row among the rows that x holds
     std::int64_t* ids;                   // [rows]: for `compact`
     std::uint8_t *leave, *stay;          // [units]; [rows]
-    std::uint8_t *gone, *frozen;         // [tokens]: has the token left? is it frozen?
+    std::int32_t* word_bounds;           // [rows + 1]
+    std::int32_t *first, *pieces;        // [words]: the token that is the first piece; how many pieces there are
+    std::uint8_t *gone, *frozen;         // [words]: has it left? [tokens]: is it frozen?
     float* sums;                         // [tokens, H]: the input of each token's last output norm
     std::int32_t *queries, *ends;        // [tokens]; [rows + 1]
+    std::int32_t* waiting;               // [words]: those that have not left
   };
 
   std::int64_t lay_out(char* memory, const Size& size);
@@ -96,10 +104,11 @@ class Flight {
   void run_tokens(bool answer, bool freezes, int threads);
   // Is the exit after this layer computed, for its scores or for a past that a later exit adds to?
   bool needs_exit(bool answer) const { return current().exit && (answer || model_.carries(layer_)); }
-  void score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
-             int threads);
+  void score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count,
+             const std::int32_t* units, bool answer, int threads);
   void decide_leaving(const ExitRule& rule, int threads);
-  std::int64_t list_tokens(const std::uint8_t* marks, std::uint8_t mark);
+  std::int64_t list_tokens(std::uint8_t frozen);
+  std::int64_t list_waiting();
   float* state_of(const ExitRule& rule);
   void write_answer(std::int64_t scored, std::int64_t slot);
   // Units where gone [units] is set leave, as in `leave`. freezes: are tokens that leave frozen?

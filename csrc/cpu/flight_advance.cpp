@@ -101,62 +101,81 @@ void Flight::run_rows(bool answer, int threads) {
   if (firsts) std::iota(at_.bounds, at_.bounds + rows_ + 1, 0);  // x has one token per row now
   if (!needs_exit(answer)) return;
   if (half_done_) {
-    score(at_.read, rows_, nullptr, rows_, answer, threads);
+    score(at_.read, rows_, nullptr, rows_, nullptr, answer, threads);
   } else if (firsts) {
-    score(at_.x, rows_, nullptr, rows_, answer, threads);
+    score(at_.x, rows_, nullptr, rows_, nullptr, answer, threads);
   } else if (reads == Reads::first) {
-    score(at_.x, at_.bounds[rows_], at_.bounds, rows_, answer, threads);
+    score(at_.x, at_.bounds[rows_], at_.bounds, rows_, nullptr, answer, threads);
   } else {
     run_mean(at_.x, at_.bounds, rows_, hidden_, at_.read);
-    score(at_.read, rows_, nullptr, rows_, answer, threads);
+    score(at_.read, rows_, nullptr, rows_, nullptr, answer, threads);
   }
   for (std::int64_t row = 0; last() && answer && row < rows_; ++row) write_answer(row, at_.slots[row]);
 }
 
 // A layer of a model that scores tokens. All tokens are keys and values. Frozen tokens are no queries, and in the last
-// layer no token that has left is one. freezes: may tokens be frozen after this layer?
+// layer only the first pieces of words that have not left are. freezes: may tokens be frozen after this layer?
 void Flight::run_tokens(bool answer, bool freezes, int threads) {
-  const std::int64_t tokens = units();
-  std::int64_t count = tokens;
+  const std::int64_t tokens = at_.bounds[rows_], words = units();
+  std::int64_t count = words;
   for (const Block& block : current().blocks) {
-    const bool final = &block == &current().blocks.back();
-    count = list_tokens(last() && final ? at_.gone : at_.frozen, 0);
+    const bool final = &block == &current().blocks.back(), ends = last() && final;
+    const std::int64_t asking = ends ? count = list_waiting() : list_tokens(0);
     const Queries listed{Queries::list, at_.queries, at_.ends, at_.queries};
     float* sums = final && freezes && model_.renormalises ? at_.sums : nullptr;
     // in place, so that the other tokens keep their states
-    run_block(kernels_, block, context(), count < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
-    if (!model_.renormalises || count == tokens || (last() && final)) continue;
-    const std::int64_t frozen = list_tokens(at_.frozen, 1);
+    run_block(kernels_, block, context(), asking < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
+    if (!model_.renormalises || asking == tokens || ends) continue;
+    const std::int64_t frozen = list_tokens(1);
     output_norm(kernels_, block, at_.sums, at_.queries, frozen, at_.x, threads);
   }
   if (!needs_exit(answer)) return;
-  if (!last()) count = tokens;
-  const std::int32_t* only = count < tokens ? at_.queries : nullptr;
-  score(at_.x, tokens, only, count, answer, threads);
-  for (std::int64_t i = 0; last() && answer && i < count; ++i) write_answer(i, at_.unit_slots[only ? only[i] : i]);
+  if (!last()) {
+    score(at_.x, tokens, words < tokens ? at_.first : nullptr, words, nullptr, answer, threads);
+    return;
+  }
+  score(at_.x, tokens, at_.queries, count, at_.waiting, answer, threads);
+  for (std::int64_t i = 0; answer && i < count; ++i) write_answer(i, at_.unit_slots[at_.waiting[i]]);
 }
 
-// Lists the tokens whose mark is `mark` in `queries`, and where those of each row end in `ends`. Returns their number.
-std::int64_t Flight::list_tokens(const std::uint8_t* marks, std::uint8_t mark) {
+// Lists the tokens that are frozen, or are not, in `queries`, and where those of each row end in `ends`. Returns their
+// number.
+std::int64_t Flight::list_tokens(std::uint8_t frozen) {
   std::int32_t count = 0;
   at_.ends[0] = 0;
   for (std::int64_t row = 0; row < rows_; ++row) {
     for (std::int32_t token = at_.bounds[row]; token < at_.bounds[row + 1]; ++token) {
-      if (marks[token] == mark) at_.queries[count++] = token;
+      if (at_.frozen[token] == frozen) at_.queries[count++] = token;
     }
     at_.ends[row + 1] = count;
   }
   return count;
 }
 
-// Runs the exit after this layer on `count` rows of x [tokens, H]. starts: as in run_exit; for a tag head, tokens.
-void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count, bool answer,
-                   int threads) {
+// Lists the words that have not left in `waiting`, and as `list_tokens` their first pieces. Returns their number.
+std::int64_t Flight::list_waiting() {
+  std::int32_t count = 0;
+  at_.ends[0] = 0;
+  for (std::int64_t row = 0; row < rows_; ++row) {
+    for (std::int32_t word = at_.word_bounds[row]; word < at_.word_bounds[row + 1]; ++word) {
+      if (at_.gone[word]) continue;
+      at_.queries[count] = at_.first[word];
+      at_.waiting[count++] = word;
+    }
+    at_.ends[row + 1] = count;
+  }
+  return count;
+}
+
+// Runs the exit after this layer on `count` rows of x [tokens, H]. starts: as in run_exit. units [count]: the unit that
+// each of them is; null: unit i is the i-th.
+void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count,
+                   const std::int32_t* units, bool answer, int threads) {
   const Exit& exit = *current().exit;
   const std::int64_t width = exit.past.outputs, from = current().adds_from;
   const bool adds = past_width_ && from >= 0;
   for (std::int64_t i = 0; adds && i < count; ++i) {
-    const std::int64_t unit = by_token_ && starts ? starts[i] : i;
+    const std::int64_t unit = units ? units[i] : i;
     std::copy_n(at_.past + unit * past_width_ + from, width, at_.add + i * width);
   }
   run_exit(kernels_, exit, x, tokens, starts, count, adds ? at_.add : nullptr, at_.next_past,
@@ -166,12 +185,12 @@ void Flight::score(const float* x, std::int64_t tokens, const std::int32_t* star
 }
 
 void Flight::decide_leaving(const ExitRule& rule, int threads) {
-  const Scored scored{layer_, at_.logits, learned(), units(), labels_, by_token_ ? at_.bounds : nullptr, rows_};
+  const Scored scored{layer_, at_.logits, learned(), units(), labels_, by_token_ ? at_.word_bounds : nullptr, rows_};
   decide(rule, scored, rule.reads_rows() ? at_.slots : unit_slots(), state_of(rule), at_.leave, at_.decide_scratch);
-  if (rule.reads_rows()) {  // spreads rows to their tokens, the last row first
+  if (rule.reads_rows()) {  // spreads rows to their words, the last row first
     for (std::int64_t row = rows_; row-- > 0;) {
       const std::uint8_t leaves = at_.leave[row];
-      std::fill(at_.leave + at_.bounds[row], at_.leave + at_.bounds[row + 1], leaves);
+      std::fill(at_.leave + at_.word_bounds[row], at_.leave + at_.word_bounds[row + 1], leaves);
     }
   }
   release(at_.leave, true, rule.tokens && rule.tokens->freezes, threads);

@@ -49,11 +49,13 @@ struct Model {
   }
 };
 
-// Row r is tokens cu_seqlens[r] to cu_seqlens[r + 1].
+// Row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]. pieces [tokens]: of models that score tokens; how many pieces the
+// word has that begins with each token, 0 where no word begins; null: every token is a word.
 struct Batch {
   Ids ids;
   const std::int32_t* cu_seqlens;
   std::int64_t rows, tokens;
+  const std::int32_t* pieces = nullptr;
 };
 
 }  // namespace pfengine::cpu

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .linear import linear_checkpoint, numbered
-from .source import Converted, Original, family_of
+from . import berxit
+from .linear import Converted, highways, linear_checkpoint
+from .source import Original, family_of
 
 
 def recognises(tensors: Collection[str]) -> bool:
-    """COSEE's keys are the same, without poolers of the highways' own."""
-    return any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors) and any(
-        ".highway." in key and ".pooler." in key for key in tensors
-    )
+    """COSEE's keys are the same, without poolers of the highways' own; BERxiT's have more."""
+    exits = any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors)
+    poolers = any(".highway." in key and ".pooler." in key for key in tensors)
+    return exits and poolers and not berxit.recognises(tensors)
 
 
 def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:
@@ -26,17 +27,13 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Conv
     authors' code has a highway there too, which its own recipe never trains; it is left out.
     """
     family = family_of(path, tensors)
-    prefix = family.prefix
-    highways = [
-        key.removesuffix(".classifier")
-        for key in numbered(path, tensors, f"{prefix}encoder.highway.{{}}.classifier", "DeeBERT")
-    ][:-1]
+    poolers, classifiers = highways(path, tensors, family, "DeeBERT")
     return linear_checkpoint(
         Original(path, tensors, "DeeBERT"),
         raw,
         family,
-        poolers=[*(f"{key}.pooler.dense" for key in highways), f"{prefix}pooler.dense"],
-        classifiers=[*(f"{key}.classifier" for key in highways), "classifier"],
-        layers=len(highways) + 1,
+        poolers=poolers,
+        classifiers=classifiers,
+        layers=len(classifiers),
         manifest={"system": "deebert", "criterion": "entropy"},
     )

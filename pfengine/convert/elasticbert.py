@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .linear import linear_checkpoint, numbered
-from .source import Converted, Original, family_of
+from .linear import Converted, linear_checkpoint, numbered
+from .source import Original, family_of
 
 PREFIX = "elasticbert."
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .linear import linear_checkpoint, numbered
-from .source import Converted, Original, family_of
+from .linear import Converted, linear_checkpoint, numbered
+from .source import Original, family_of
 
 ONE, SEVERAL = "albert.encoder.exit_out_layer.classifier", "albert.encoder.exit_out_layers.{}.classifier"
 WINDOWS = {"bias_1": "elbert", "bias_2": "elbert-trend", "bias_3": "elbert-range"}  # criteria, by the authors' name

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..families import Family
 from ..heads import PREFIX
 from ..manifest import Manifest
-from .source import Converted, Original, encoder_tensors, with_shapes
+from .source import Converted as Converted
+from .source import Original, encoder_tensors, with_shapes
 
 
 def linear_checkpoint(
@@ -22,22 +23,30 @@ def linear_checkpoint(
     classifiers: Sequence[str],
     layers: int,
     manifest: Mapping[str, Any],
+    learned: str | None = None,
 ) -> Converted:
     """config.json, pfengine.json and tensors of a checkpoint with a pooler and a linear classifier per layer.
 
     poolers, classifiers: keys without .weight and .bias, one for all layers or one per layer, where a key may stand
-    several times. manifest: further fields of pfengine.json, `system` and `criterion` among them.
+    several times. learned: the key of a learned score that all layers share, None where there is none. manifest:
+    further fields of pfengine.json, `system` and `criterion` among them.
     """
     head = {
         f"{PREFIX}{name}.{kind}": original.stack([f"{key}.{kind}" for key in keys], dims)
         for name, keys in (("poolers", poolers), ("classifiers", classifiers))
         for kind, dims in (("weight", 2), ("bias", 1))
     }
+    if learned is not None:
+        head |= {
+            f"{PREFIX}learned.{kind}": original.get(f"{learned}.{kind}", dims)
+            for kind, dims in (("weight", 2), ("bias", 1))
+        }
     original.check()
     labels = len(original.tensors[f"{classifiers[-1]}.bias"])
     config = with_shapes(raw, family, original.tensors, layers, labels)
     made = Manifest(
-        head={"type": "linear", "pooler": _per_layer(poolers), "classifiers": _per_layer(classifiers)},
+        head={"type": "linear", "pooler": _per_layer(poolers), "classifiers": _per_layer(classifiers)}
+        | ({} if learned is None else {"learned": True}),
         exit_layers=tuple(range(1, layers + 1)),
         **manifest,
     )
@@ -66,3 +75,16 @@ def numbered(path: Path, tensors: Mapping[str, Tensor], pattern: str, system: st
         original.get(f"{pattern.format(min(absent))}.weight", 2)
         original.check()
     return [pattern.format(number) for number in sorted(there)]
+
+
+def highways(path: Path, tensors: Mapping[str, Tensor], family: Family, system: str) -> tuple[list[str], list[str]]:
+    """Keys of poolers and classifiers: of the highway after each layer i < n, then the ordinary ones.
+
+    The highway after the last layer is left out. DeeBERT's and BERxiT's code has one, and neither answers by it.
+    """
+    pattern = f"{family.prefix}encoder.highway.{{}}.classifier"
+    found = [key.removesuffix(".classifier") for key in numbered(path, tensors, pattern, system)][:-1]
+    pooler = f"{family.prefix}pooler"
+    own = pooler if f"{pooler}.weight" in tensors else f"{pooler}.dense"  # ALBERT's is a linear layer alone
+    poolers = [*(f"{key}.pooler.dense" for key in found), own]
+    return poolers, [*(f"{key}.classifier" for key in found), "classifier"]

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .linear import linear_checkpoint, numbered
-from .source import Converted, Original, family_of
+from .linear import Converted, linear_checkpoint, numbered
+from .source import Original, family_of
 
 POOLERS = ("bert.pooler.dense", "albert.pooler")  # one for all layers
 

@@ -94,7 +94,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def family_of(path: Path, tensors: dict[str, Tensor]) -> Family:
+def family_of(path: Path, tensors: Mapping[str, Tensor]) -> Family:
     """The family by the prefix of its keys."""
     for family in FAMILIES.values():
         if f"{family.prefix}embeddings.word_embeddings.weight" in tensors:

@@ -1,7 +1,7 @@
-"""Rows from files: plain text, TSV, CSV, JSON lines and Parquet, compressed or not; splits are found by name.
+"""Rows from files: plain text, TSV, CSV, JSON lines, Parquet and CoNLL's columns; splits are found by name.
 
-One reader for all commands: `stream` gives rows to classify, lazily, with an Unreadable for a bad one; `read` gives a
-data set, complete or not at all.
+One reader for all commands: `stream` gives rows to answer, lazily, with an Unreadable for a bad one; `read` gives a
+data set, complete or not at all, and `read_tagged` one for taggers. Files may be compressed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from typing import Any
 from .. import tasks
 from ..errors import ConfigError
 from ..tokenization import Unreadable
-from .columns import LABELS, PAIRS, TEXTS, Columns, clipped, text_columns
-from .examples import Example
+from .columns import LABELS, PAIRS, TAGS, TEXTS, WORDS, Columns, clipped, text_columns
+from .examples import Example, TaggedExample
 from .labels import as_text, label_ids, names_of, number, read_as, scores
 from .lines import COMPRESSED, STDIN, display_name
-from .records import BLANK, FORMATS, SUFFIXES, read_records
+from .records import BLANK, FORMATS, SUFFIXES, checked, read_records
 from .split import hold_out, split_off
+from .tagged import read_tagged, tag_ids, tag_names
 
 __all__ = [
     "FORMATS",
     "LABELS",
     "PAIRS",
     "STDIN",
+    "TAGS",
     "TEXTS",
+    "WORDS",
     "Example",
+    "TaggedExample",
     "display_name",
     "find_split",
     "hold_out",
@@ -36,13 +40,16 @@ __all__ = [
     "number",
     "read",
     "read_as",
+    "read_tagged",
     "scores",
     "split_off",
     "stream",
+    "tag_ids",
+    "tag_names",
     "text_columns",
 ]  # fmt: skip
 
-SPLITS = {"dev": ("dev", "validation", "dev_matched")}  # the names a split goes by
+SPLITS = {"dev": ("dev", "validation", "dev_matched", "valid")}  # the names a split goes by
 
 
 def locate(source: str | Path, split: str) -> Path:
@@ -88,10 +95,10 @@ def stream(
     source: a file, a pipe, or `-` for standard input. kind: of FORMATS; "auto" goes by the name's suffix, and
     is text where that is not known. text, pair, label: columns, as in `read`. Plain text has one row per line; empty
     lines count, except at the end. A TSV has no quoting, as in GLUE, and need not name its columns: it then has text,
-    or text and second text. Raises ConfigError at once for a source that cannot be read, at the first row for columns
-    that do not fit.
+    or text and second text. A list of words, in JSON lines or in CoNLL's columns, is a row {"words"}. Raises
+    ConfigError at once for a source that cannot be read, at the first row for columns that do not fit.
     """
-    path = _checked(source, kind)
+    path = checked(source, kind)
     records = read_records(path, kind, Columns(text, pair, label), headed=False)
     return (record.row for record in records)
 
@@ -118,7 +125,7 @@ def read(
     unit = "row" if file.suffix.lower() == ".parquet" else "line"
     examples: list[Example] = []
     bare, labels = "", False  # the fault of the first row without a label; whether a row has one
-    for record in read_records(_checked(file, kind), kind, Columns(text, pair, label), headed=bool(labelled)):
+    for record in read_records(checked(file, kind), kind, Columns(text, pair, label), headed=bool(labelled)):
         if record.row is BLANK:
             continue
         try:
@@ -146,21 +153,11 @@ def _texts(row: Any, like: Example | None) -> tuple[str, str | None]:
     if isinstance(row, Unreadable):
         raise ConfigError(row.reason)
     if not isinstance(row, (str, tuple)):
-        raise ConfigError("is neither text nor an object with text")
+        words = isinstance(row, dict) and "words" in row
+        raise ConfigError("is a list of words, not a text" if words else "is neither text nor an object with text")
     text, pair = (row, None) if isinstance(row, str) else row
     if like is not None and (pair is None) != (like.pair is None):
         raise ConfigError(
             "has one text, the first row has two" if pair is None else "has two texts, the first row has one"
         )
     return text, pair
-
-
-def _checked(source: str | Path, kind: str) -> Path:
-    path = Path(source)
-    if kind not in FORMATS:
-        raise ConfigError(f"format is {kind!r}; it must be one of {', '.join(FORMATS)}")
-    if path != STDIN and not path.exists():
-        raise ConfigError(f"{path} does not exist")
-    if path.is_dir():
-        raise ConfigError(f"{path} is a directory; give a file")
-    return path

@@ -18,6 +18,8 @@ PAIRS = (  # columns of the two texts of a pair: plain names first, then GLUE's 
 )
 TEXTS = tuple(dict.fromkeys(("text", "sentence", *(text for text, _ in PAIRS))))
 LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score")
+WORDS = ("words", "tokens")  # columns of rows that are lists of words
+TAGS = ("tags", "ner_tags", "labels")  # and of the words' tags
 
 
 class Columns(NamedTuple):
@@ -27,8 +29,11 @@ class Columns(NamedTuple):
     pair: str | None = None
     label: str | None = None
 
-    def choose(self, names: Sequence[str]) -> Columns:
-        """The columns to read; ConfigError, to follow the name of a file, where one is missing or ambiguous."""
+    def choose(self, names: Sequence[str], tagged: bool = False) -> Columns:
+        """The columns to read; ConfigError, to follow the name of a file, where one is missing or ambiguous.
+
+        tagged: rows are lists of words with a list of tags each.
+        """
         for column in self:
             if column is not None and column not in names:
                 raise ConfigError(f"has no column {clipped(column)!r}; it has {listed(names)}")
@@ -37,13 +42,16 @@ class Columns(NamedTuple):
             raise ConfigError(f"cannot have {clipped(given[0])!r} as two columns at once")
         text, pair = self.text, self.pair
         if text is None:
-            text, usual = text_columns(name for name in names if name not in given)
+            free = [name for name in names if name not in given]
+            text, usual = (_find(WORDS, free), None) if tagged else text_columns(free)
             pair = usual if pair is None else pair
         if text is None:
+            what, known = ("words", WORDS) if tagged else ("text", TEXTS)
             raise ConfigError(
-                f"has the columns {listed(names)}; the text must be in one named {' or '.join(TEXTS)}, or name it"
+                f"has the columns {listed(names)}; the {what} must be in one named {' or '.join(known)}, or name it"
             )
-        chosen = Columns(text, pair, self.label or _find(LABELS, [name for name in names if name not in (text, pair)]))
+        labels = TAGS if tagged else LABELS
+        chosen = Columns(text, pair, self.label or _find(labels, [name for name in names if name not in (text, pair)]))
         for column in chosen:
             if names.count(column) > 1:
                 raise ConfigError(

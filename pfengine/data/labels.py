@@ -83,10 +83,16 @@ def label_ids(examples: Sequence[Example], labels: tuple[str, ...], file: str) -
         if example.label is None:
             raise ConfigError(f"{file} has no column with labels; name it, or give one of {', '.join(LABELS)}")
         found.setdefault(example.label, row)
+    ids = fitted(found, labels, file)
+    return [ids[example.label] for example in examples if example.label is not None]
+
+
+def fitted(found: dict[str, int], labels: tuple[str, ...], file: str) -> dict[str, int]:
+    """The id of each label, as `read_as` reads them; found: label -> first row. ConfigError names one that is wrong."""
     ids = read_as(list(found), labels)
     if ids is None:
         raise ConfigError(f"{file}, {_misfit(found, labels)}")
-    return [ids[example.label] for example in examples if example.label is not None]
+    return ids
 
 
 def _misfit(found: dict[str, int], labels: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The records of a file, one at a time: plain text, TSV, CSV, JSON lines or Parquet."""
+"""The records of a file, one at a time: plain text, TSV, CSV, JSON lines, Parquet or the columns of CoNLL."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..tokenization import Unreadable
-from .columns import Columns, clipped, is_header
+from .columns import WORDS, Columns, clipped, is_header, text_columns
+from .conll import read_conll
 from .labels import number
 from .lines import MAX_BYTES, STDIN, Line, bare_name, display_name, read_lines
 
 SUFFIXES = {
     ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet",
+    ".conll": "conll",
 }  # fmt: skip
-FORMATS = ("auto", "text", "tsv", "csv", "jsonl", "parquet")
+FORMATS = ("auto", "text", "tsv", "csv", "jsonl", "parquet", "conll")
+ROW_KEYS = ("input_ids", "token_type_ids", "attention_mask", "first_pieces", "pieces")
 BLANK = Unreadable("is a blank line")
 _LONE_CR = "\udc0d"  # replaces a CR inside a line, which the csv module would take for a line end
 
@@ -36,25 +39,45 @@ class Record(NamedTuple):
     label_column: str | None = None
 
 
-def read_records(source: Path, kind: str, columns: Columns, headed: bool) -> Iterator[Record]:
+def checked(source: str | Path, kind: str) -> Path:
+    """The source as a path; ConfigError where it is no file, or `kind` is none of FORMATS."""
+    path = Path(source)
+    if kind not in FORMATS:
+        raise ConfigError(f"format is {kind!r}; it must be one of {', '.join(FORMATS)}")
+    if path != STDIN and not path.exists():
+        raise ConfigError(f"{path} does not exist")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory; give a file")
+    return path
+
+
+def read_records(source: Path, kind: str, columns: Columns, headed: bool, tagged: bool = False) -> Iterator[Record]:
     """Records, read lazily; a bad one is Unreadable, and the others are not lost.
 
     kind: of FORMATS; "auto" goes by the name's suffix, and is text where that is not known. headed: a TSV names its
-    columns; otherwise one without usual names in its first line has no header: text, or text and pair. Raises
-    ConfigError where the columns do not fit or nothing can be read.
+    columns; otherwise one without usual names in its first line has no header: text, or text and pair. tagged: rows are
+    words with tags; what is neither JSON lines nor Parquet then has the columns of CoNLL. Raises ConfigError where the
+    columns do not fit or nothing can be read.
     """
     if kind == "auto":
         name = bare_name(source)
         kind = next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), "text")
     if kind == "parquet":
-        return _parquet(source, columns)
+        return _parquet(source, columns, tagged)
+    if kind == "conll" or (tagged and kind != "jsonl"):
+        if any(columns):
+            raise ConfigError(f"{display_name(source)} has the columns of CoNLL, which have no names; do not name any")
+        return (
+            Record(line, words if isinstance(words, Unreadable) else {"words": words}, tags)
+            for line, words, tags in read_conll(read_lines(source))
+        )
     if kind == "text" and any(columns):
         raise ConfigError(f"{display_name(source)} is read as plain text, which has no columns; say its format")
     lines = _without_last_blanks(read_lines(source))
     if kind == "text":
         return (Record(line.number, line.fault or line.text) for line in lines)
     if kind == "jsonl":
-        return _json_lines(lines, columns)
+        return _json_lines(lines, columns, tagged)
     cells = _cells_of_tsv(lines) if kind == "tsv" else _cells_of_csv(lines)
     return _table(cells, columns, kind == "csv" or headed or any(columns), display_name(source))
 
@@ -72,8 +95,8 @@ def _without_last_blanks(lines: Iterator[Line]) -> Iterator[Line]:
         yield line
 
 
-def _json_lines(lines: Iterator[Line], columns: Columns) -> Iterator[Record]:
-    """A string, or an object with texts in columns or with "input_ids"; other keys are ignored."""
+def _json_lines(lines: Iterator[Line], columns: Columns, tagged: bool) -> Iterator[Record]:
+    """A string, or an object with texts or words in columns or with "input_ids"; other keys are ignored."""
     known: dict[tuple[str, ...], Columns] = {}  # by the keys of a record
     for line in lines:
         if line.fault is not None:
@@ -88,20 +111,25 @@ def _json_lines(lines: Iterator[Line], columns: Columns) -> Iterator[Record]:
                 yield Record(line.number, Unreadable(f"is not JSON: {error}{array}"))
                 continue
             yield (
-                _of_object(line.number, value, columns, known)
+                _of_object(line.number, value, columns, known, tagged)
                 if isinstance(value, dict)
                 else Record(line.number, value)
             )
 
 
-def _of_object(number: int, value: dict[str, Any], columns: Columns, known: dict[tuple[str, ...], Columns]) -> Record:
-    if "input_ids" in value and columns.text is None:
-        ids = {key: value[key] for key in ("input_ids", "token_type_ids", "attention_mask") if key in value}
+def _of_object(
+    number: int, value: dict[str, Any], columns: Columns, known: dict[tuple[str, ...], Columns], tagged: bool
+) -> Record:
+    if "input_ids" in value and columns.text is None and not tagged:
+        ids = {key: value[key] for key in ROW_KEYS if key in value}
         return Record(number, ids)
     keys = tuple(value)
+    words = next((name for name in WORDS if isinstance(value.get(name), list)), None)
+    if words is not None and columns.text is None and not tagged and text_columns(keys)[0] is None:
+        return Record(number, {"words": value[words]})
     if keys not in known:
         try:
-            chosen = columns.choose(keys)
+            chosen = columns.choose(keys, tagged)
         except ConfigError as error:
             return Record(number, Unreadable(str(error)))
         if len(known) < 1000 and sum(map(len, keys)) < 10_000:  # more is not worth the memory
@@ -113,7 +141,9 @@ def _of_object(number: int, value: dict[str, Any], columns: Columns, known: dict
 
 
 def _row(record: dict[str, Any], chosen: Columns, null_pair: bool = False) -> Any:
-    """Text, or text and second text; Unreadable names a column without text."""
+    """Text, text and second text, or words; Unreadable names a column without text."""
+    if chosen.pair is None and chosen.text is not None and isinstance(record[chosen.text], list):
+        return {"words": record[chosen.text]}
     texts = []
     for column in (chosen.text, chosen.pair):
         value = None if column is None else record[column]
@@ -234,7 +264,7 @@ def _headless(
             yield Record(at, cells[0] if len(cells) == 1 else tuple(cells))
 
 
-def _parquet(file: Path, columns: Columns) -> Iterator[Record]:
+def _parquet(file: Path, columns: Columns, tagged: bool) -> Iterator[Record]:
     try:
         import pyarrow.parquet
     except ImportError:
@@ -247,7 +277,7 @@ def _parquet(file: Path, columns: Columns) -> Iterator[Record]:
     except Exception as error:  # pyarrow raises errors of many types for a damaged file
         raise ConfigError(f"{file} cannot be read: {_first_line(error)}") from None
     try:
-        chosen = columns.choose(names)
+        chosen = columns.choose(names, tagged)
     except ConfigError as error:
         raise ConfigError(f"{file} {error}") from None
     return _parquet_rows(table, chosen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .calibrate_checkpoint import Calibration, calibrate
+from .calibrate_checkpoint import calibrate
+from .calibrated import Calibration
 from .judges import ExitQuality, calibration_error, difficulty_inversion, judge_exits
 from .machine import describe_machine
 from .report import Report

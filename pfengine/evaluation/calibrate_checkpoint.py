@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ import numpy as np
 from .. import data, saving
 from ..api import Engine, load
 from ..bundled import BUNDLED
-from ..cascade_manifest import CascadeManifest
-from ..cascade_reader import CascadeCheckpoint, read_cascade
-from ..cascade_saving import fill_again
+from ..cascade_reader import CascadeCheckpoint
 from ..checkpoint import Checkpoint
 from ..engine import LayerScores
 from ..errors import ConfigError, shown
@@ -24,49 +22,18 @@ from ..exits import Criterion, DataCriterion, Never, Numbers
 from ..exits.base import MULTI, REGRESSION, number
 from ..exits.calibration import calibration_table, exits_taken
 from ..exits.guarantee import Guarantee, guarantee
-from ..exits.placement import Placement, judge, place
+from ..exits.placement import judge, place
 from ..exits.selection import choose
 from ..exits.text import check_fits, lacks_threshold, parse_form
 from ..heads import HEADS
-from ..messages import warn
 from ..per_row import own_exits
 from ..reader import read
+from .calibrated import Calibration, LayerChoice, outcome, warn_of_few, write
 from .costs import measure_costs
 from .model_answers import answers_of_models
-from .precisions import check_precisions
+from .tagged import Words, tag_table
 
-FEW_ROWS = 30
 AGREEMENT = 0.99  # promised where only a tolerance is given
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """Exits chosen by time: predicted and measured seconds per row, beside those of all exits at equal agreement."""
-
-    chosen: Placement
-    every: Placement
-    measured_seconds: float
-    measured_every: float
-    measured_full_depth: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What `calibrate` found and wrote."""
-
-    checkpoint: str
-    data: str
-    rows: int
-    criterion: str
-    threshold: float | None
-    exit_layers: tuple[int, ...]
-    table: list[dict[str, Any]]
-    guarantee: Guarantee | None
-    layers: LayerChoice | None
-    precisions: dict[str, dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def calibrate(
@@ -101,7 +68,8 @@ def calibrate(
     depth to agree with it; without `agreement` and `speedup` it promises that of 99% of rows. choose_layers: test only
     those layers whose exits save time, at equal agreement with the full model. Thresholds are found in fp32; how bf16
     and int8 compare is written beside them, for `load(precision="auto")` to go by. out: write there, not to `path`
-    (which a bundled checkpoint needs). notify: is told what is being done, a line a stage.
+    (which a bundled checkpoint needs). notify: is told what is being done, a line a stage. A tagger has no promise and
+    no choice of layers; its table counts words.
 
     Raises ConfigError for options and data that do not fit, CheckpointError for the checkpoint, TooFewRows where the
     promise cannot be proved on so few rows.
@@ -118,7 +86,12 @@ def calibrate(
     if speedup is not None and (speedup := number("speedup", speedup)) < 1:
         raise ConfigError(f"speedup is {speedup!r}; it must be at least 1")
     engine = load(path, precision="fp32", criterion="never")
-    directory = engine.checkpoint.path
+    directory, tags = engine.checkpoint.path, engine.model.head.tags
+    if tags and (choose_layers or agreement is not None or accuracy_drop is not None):
+        raise ConfigError(
+            f"{path} tags words, and those of a row are not independent: no promise can be proved on them, nor layers "
+            "chosen by it; give speedup"
+        )
     if out is None and BUNDLED in directory.parents:
         raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
@@ -134,6 +107,9 @@ def calibrate(
         agreement = AGREEMENT
     saving.check_writable(target, cascaded)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
+    if tags:
+        tagged = data.read_tagged(data.locate(source, "dev"), **columns, kind=data_format)
+        return _calibrate_tags(engine, own, tagged, source, criterion, speedup, target, notify)
     examples = data.read(data.locate(source, "dev"), **columns, kind=data_format)
     labelled = any(example.label is not None for example in examples)
     if accuracy_drop is not None and not labelled:
@@ -145,8 +121,7 @@ def calibrate(
         file = data.display_name(Path(source))
         labels = np.array(data.scores(examples, file) if regression else data.label_ids(examples, engine.labels, file))
     texts = [example.row for example in examples]
-    if len(texts) < FEW_ROWS:
-        warn(f"{source} has {len(texts)} rows; thresholds from fewer than {FEW_ROWS} are unreliable")
+    warn_of_few(texts, source)
     if choose_layers and engine.exit_layers != every_exit(engine):
         whole = read(directory)
         every = replace(whole.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
@@ -201,40 +176,43 @@ def calibrate(
     before = engine.checkpoint.manifest
     manifest = replace(before, **(found if cascaded else found | {"exit_layers": exit_layers}))
     if speedup is not None and choice is None:
-        now = own_exits(engine.checkpoint)._replace(criterion=own.form, threshold=None, calibration=table)
-        rule = choose(now, None, None, speedup)
+        rule = _at_speedup(engine, own, table, speedup)
         reached = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
         manifest = replace(manifest, threshold=reached)
-    notify("bf16 and int8 beside fp32")
-    if target == directory:
-        with saving.trial(directory, manifest) as stage:
-            precisions = check_precisions(stage, texts)
-        saving.write_manifest(directory, replace(manifest, precisions=precisions))
-    else:
-        with saving.replacing(target, cascaded) as stage:
-            written = _fill(stage, directory, manifest)
-            precisions = check_precisions(stage, texts)
-            saving.write_manifest(stage, replace(written, precisions=precisions))
-    return Calibration(
-        checkpoint=os.fspath(target),
-        data=data.display_name(Path(source)) if Path(source) == data.STDIN else Path(source).name,
-        rows=len(examples),
-        criterion=manifest.criterion or "",
-        threshold=manifest.threshold,
-        exit_layers=exit_layers,
-        table=table,
-        guarantee=promised,
-        layers=choice,
-        precisions=precisions,
+    precisions = write(engine, manifest, target, texts, notify)
+    return outcome(manifest, target, source, len(examples), exit_layers, promised, choice, precisions)
+
+
+def _calibrate_tags(
+    engine: Engine,
+    own: DataCriterion,
+    examples: list[data.TaggedExample],
+    source: str | Path,
+    text: str | None,
+    speedup: float | None,
+    target: Path,
+    notify: Callable[[str], None],
+) -> Calibration:
+    """`calibrate` of a tagger, whose table counts words and, in span F1, entities."""
+    rows: list[Any] = [example.row for example in examples]
+    warn_of_few(rows, source)
+    notify(f"thresholds on {len(rows)} rows")
+    words = Words.of(examples, engine.labels, data.display_name(Path(source)), engine.tokenizer.side)
+    table = tag_table(engine, own, rows, words)
+    threshold = _threshold(engine, own, text)
+    manifest = replace(
+        engine.checkpoint.manifest,
+        criterion=repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
+        threshold=None if isinstance(threshold, tuple) else threshold,
+        calibration=tuple(table),
+        guarantee=None,
     )
-
-
-def _fill(stage: Path, source: Path, manifest: saving.AnyManifest) -> saving.AnyManifest:
-    """A copy of the checkpoint at `source`, with another manifest; returns what it says then."""
-    if isinstance(manifest, CascadeManifest):
-        return fill_again(stage, read_cascade(source), manifest)
-    ckpt = read(source)
-    return saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
+    if speedup is not None:
+        rule = _at_speedup(engine, own, table, speedup)
+        slowest = own.grid(len(engine.exit_layers), len(engine.labels))[0]  # no word leaves early
+        manifest = replace(manifest, threshold=slowest if isinstance(rule, Never) else float(rule.threshold))
+    precisions = write(engine, manifest, target, rows, notify)
+    return outcome(manifest, target, source, len(rows), engine.exit_layers, None, None, precisions)
 
 
 def _share(name: str, value: Any) -> float:
@@ -310,6 +288,12 @@ def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> Numbers 
     if before.threshold is not None or lacks_threshold(before.criterion or "never"):
         return before.threshold
     return was.threshold
+
+
+def _at_speedup(engine: Engine, own: DataCriterion, table: list[dict[str, Any]], speedup: float) -> Any:
+    """The criterion at the threshold that the new table has for a layer speed-up."""
+    now = own_exits(engine.checkpoint)._replace(criterion=own.form, threshold=None, calibration=table)
+    return choose(now, None, None, speedup)
 
 
 def _slowest(own: DataCriterion, scores: LayerScores, exit_layers: tuple[int, ...]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..exits import Criterion
 from ..exits.calibration import Simulation, answers_at, candidates_of, layer_speedup
-from .metrics import measure
+from .metrics import Metrics, measure
 
 POINTS = 40
 
@@ -28,21 +28,23 @@ def curve(
     logits: np.ndarray,
     truth: np.ndarray,
     exit_layers: Sequence[int],
-    metrics: tuple[str, ...],
+    metrics: Metrics,
     points: int = POINTS,
     learned: np.ndarray | None = None,
+    bounds: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Points {threshold, layer_speedup, metrics} from full depth to the fastest, at most `points`, evenly spaced.
 
     criterion: at any threshold. logits: [exits, rows, labels], with one label the scores of regression; truth: label
-    ids, or numbers for regression, [rows]. learned: float32 [exits, rows], the score that some heads add.
+    ids, or numbers for regression, [rows]. learned: float32 [exits, rows], the score that some heads add. bounds: for a
+    tag head, as in `exits_taken`; "rows" are then words.
     """
-    candidates = candidates_of(criterion, logits, exit_layers, learned)
-    simulation = Simulation(logits, exit_layers, learned)
+    candidates = candidates_of(criterion, logits, exit_layers, learned, bounds)
+    simulation = Simulation(logits, exit_layers, learned, bounds)
     picked = np.unique(np.linspace(0, max(0, len(candidates) - 1), points).round().astype(int))
     out: list[dict[str, Any]] = []
     for i in picked[: len(candidates)]:
-        taken = simulation.exits(criterion.with_threshold(candidates[i]))
+        taken = simulation.exits_of_all(criterion.with_threshold(candidates[i]))
         answers = answers_of(answers_at(logits, exit_layers, taken))
         speedup = layer_speedup(taken, exit_layers[-1])
         out.append({"threshold": candidates[i], "layer_speedup": speedup, "metrics": measure(metrics, answers, truth)})
@@ -55,7 +57,7 @@ def answers_of(logits: np.ndarray) -> np.ndarray:
     return answers
 
 
-def oracle(logits: np.ndarray, truth: np.ndarray, exit_layers: Sequence[int], metrics: tuple[str, ...]) -> Oracle:
+def oracle(logits: np.ndarray, truth: np.ndarray, exit_layers: Sequence[int], metrics: Metrics) -> Oracle:
     """The upper bound of all criteria: logits [exits, rows, labels], truth: label ids [rows]."""
     right = logits.argmax(-1) == truth
     first = right.argmax(0)  # 0 where no exit is right

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..exits.temperature import fit_temperature
-from .metrics import measure
+from .metrics import Metrics, measure
 
 BINS = 15
 
@@ -35,7 +35,7 @@ def judge_exits(
     logits: np.ndarray,
     truth: np.ndarray,
     exit_layers: Sequence[int],
-    metrics: tuple[str, ...],
+    metrics: Metrics,
     learned: np.ndarray | None = None,
 ) -> list[ExitQuality]:
     """Every exit judged by its scores on labelled rows.

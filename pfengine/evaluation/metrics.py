@@ -1,13 +1,14 @@
-"""The metrics of GLUE, by scikit-learn and scipy."""
+"""The metrics of GLUE, by scikit-learn and scipy; those of taggers are in `tagged`."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ..errors import ConfigError
+from .tagged import TagMetric
 
 RESAMPLES = 200
 
@@ -43,19 +44,31 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def measure(metrics: tuple[str, ...], answers: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+Metrics = tuple[str, ...] | Mapping[str, TagMetric]
+"""The leading one first: names of METRICS, or a tagger's, which know the rows that words are of."""
+
+
+def measure(metrics: Metrics, answers: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Each metric of answers against the truth, both [rows]: label ids, or numbers for regression."""
+    known = metrics if isinstance(metrics, Mapping) else METRICS
     try:
-        return {name: METRICS[name](answers, truth) for name in metrics}
+        return {name: known[name](answers, truth) for name in metrics}
     except ImportError:
         raise ConfigError("metrics need scikit-learn and scipy: pip install 'pfengine[train]'") from None
 
 
-def standard_error(metric: str, answers: np.ndarray, truth: np.ndarray) -> float:
-    """The standard error of one metric over randomly drawn rows: exact for accuracy, else from 200 bootstrap samples.
+def leading(metrics: Metrics) -> str | TagMetric:
+    return next(iter(metrics.values())) if isinstance(metrics, Mapping) else metrics[0]
 
-    nan where no sample has a value, such as the correlation of equal answers.
+
+def standard_error(metric: str | TagMetric, answers: np.ndarray, truth: np.ndarray) -> float:
+    """The standard error of one metric over randomly drawn rows.
+
+    It is exact for accuracy of rows, else from 200 bootstrap samples; nan where no sample has a value, such as the
+    correlation of equal answers.
     """
+    if not isinstance(metric, str):
+        return metric.standard_error(answers)
     if metric == "accuracy":
         share = float(np.mean(answers == truth))
         return float(np.sqrt(share * (1 - share) / len(truth)))

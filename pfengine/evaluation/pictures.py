@@ -62,11 +62,11 @@ def draw_curves(curves: Sequence[Curve], settings: Sequence[Setting], metric: st
     save_figure(figure, path)
 
 
-def draw_exits(settings: Sequence[Setting], rows: int, data: str, path: Path) -> None:
-    """Share of rows that leave at each layer, one line of the map per setting (the paper's Fig. 4)."""
+def draw_exits(settings: Sequence[Setting], rows: int, unit: str, data: str, path: Path) -> None:
+    """Share of rows, or of words, that leave at each layer, one line of the map per setting (the paper's Fig. 4)."""
     shown = [s for s in settings if len(s.exit_layers) > 1]
     layers = range(1, 1 + max(max(s.exit_layers) for s in shown))
-    shares = [[100 * s.exit_layers.get(layer, 0) / rows for layer in layers] for s in shown]
+    shares = [[100 * s.exit_layers.get(layer, 0) / sum(s.exit_layers.values()) for layer in layers] for s in shown]
     several = len({s.checkpoint for s in shown}) > 1
     names = [f"{Path(s.checkpoint).name}, " * several + f"{s.name}: {s.layer_speedup:.2f}x" for s in shown]
     figure, axes = new_figure(2.8 + 0.45 * len(layers), 1.3 + 0.3 * len(shown))
@@ -79,7 +79,7 @@ def draw_exits(settings: Sequence[Setting], rows: int, data: str, path: Path) ->
                 axes.text(
                     x, y, text, ha="center", va="center", fontsize="small", color="w" if share > most / 2 else "k"
                 )
-    axes.set(xlabel="exit layer", title=f"rows that leave there, % of {rows} of {data}")
+    axes.set(xlabel="exit layer", title=f"{unit}s that leave there, %; {rows} rows of {data}")
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(names)), names)
     save_figure(figure, path)

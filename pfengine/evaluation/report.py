@@ -39,6 +39,7 @@ class Report:
     machine: dict[str, Any]
     settings: list[Setting]
     curves: list[Curve] = field(default_factory=list)
+    unit: str = "row"  # what leaves early and is counted: "word" for a tagger
 
     @property
     def metric(self) -> str:
@@ -59,8 +60,8 @@ class Report:
             draw_curves(self.curves, self.settings, self.metric, f"{self.data}, {self.rows} rows", directory / "curve")
             pictures.append("![quality against layer speed-up](curve.png)")
         if any(len(setting.exit_layers) > 1 for setting in self.settings):
-            draw_exits(self.settings, self.rows, self.data, directory / "exits")
-            pictures.append("![share of rows that leave at each layer](exits.png)")
+            draw_exits(self.settings, self.rows, self.unit, self.data, directory / "exits")
+            pictures.append(f"![share of {self.unit}s that leave at each layer](exits.png)")
         if any(len(curve.exits) > 1 for curve in self.curves):
             draw_layers(self.curves, self.metric, f"{self.data}, {self.rows} rows", directory / "layers")
             pictures.append("![each exit judged by itself](layers.png)")
@@ -70,7 +71,8 @@ class Report:
         """The table, and the conditions under which it was measured."""
         several = len({setting.checkpoint for setting in self.settings}) > 1
         metrics = list(self.settings[0].metrics)
-        head = [*(["checkpoint"] if several else []), "setting", "threshold", *metrics, "layer speed-up",
+        head = [*(["checkpoint"] if several else []), "setting", "threshold", *metrics,
+                "layer speed-up" if self.unit == "row" else f"layer speed-up of {self.unit}s",
                 "wall-clock speed-up", "rows/s"]  # fmt: skip
         lines = [
             f"# {Path(self.checkpoint).name} on {self.data}",

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import data, tasks
 from ..api import BATCH_TOKENS, Engine, Predictions, load
-from ..data import Example
+from ..data import Example, TaggedExample
 from ..errors import ConfigError
 from ..exits import Criterion, DataCriterion, Never
 from ..exits.calibration import layer_speedup
@@ -24,10 +24,11 @@ from ..tokenization import Row
 from .curve import answers_of, curve, oracle
 from .judges import judge_exits
 from .machine import describe_machine
-from .metrics import METRICS, measure, standard_error
+from .metrics import METRICS, Metrics, leading, measure, standard_error
 from .model_answers import answers_of_models
 from .report import Report
 from .results import Curve, Setting
+from .tagged import UNANSWERED, Words
 
 ROWS_TO_DOUBT = 50  # with fewer, right answers can look like chance
 Choice = tuple[Engine, str, str, Any]  # engine, checkpoint, name of the setting, criterion
@@ -59,7 +60,9 @@ def evaluate(
     source: a file, a directory with a `dev` split, or a GLUE task's name. thresholds, speedups: settings beside full
     depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same run
     at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`. metrics:
-    of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and spearman.
+    of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and spearman. For a
+    tagger they are of TAG_METRICS, by default span F1 and accuracy of words; layer speed-ups and exits count words, and
+    quality over all thresholds is left out where words that leave are frozen.
     curves: also what the scores of every exit say, which takes one more run of each checkpoint: quality over all
     thresholds, the oracle (not for regression), and each exit judged by itself (docs/judges.md). device, precision: as
     in `load`. repeats: timed runs of each setting, interleaved; medians are reported. data_format, text_column,
@@ -70,20 +73,29 @@ def evaluate(
     repeats = whole("repeats", repeats)
     paths = (path, *compare)
     engines = [load(p, device=device, precision=precision, criterion="never", max_length=max_length) for p in paths]
-    main = engines[0]
+    main, tags = engines[0], engines[0].model.head.tags
     for engine, other in zip(engines[1:], compare, strict=True):
+        if engine.model.head.tags != tags:
+            raise ConfigError(f"{path if tags else other} tags words, and {other if tags else path} classifies rows")
         if engine.labels != main.labels or _regression(engine) != _regression(main):
             raise ConfigError(f"{other} has the labels {', '.join(engine.labels)}; {path} {', '.join(main.labels)}")
     file = data.locate(source, "dev")
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
-    examples = data.read(file, **columns, kind=data_format, labelled=True)
-    if _regression(main):
-        truth = np.array(data.scores(examples, data.display_name(Path(source))))
-        if len(set(truth)) < 2:
-            raise ConfigError(f"{source}: all {len(truth)} rows have the same score, so there is no correlation")
+    examples: Sequence[Example | TaggedExample]
+    words: Words | None = None
+    if tags:
+        examples = tagged = data.read_tagged(file, **columns, kind=data_format, labelled=True)
+        words = Words.of(tagged, main.labels, data.display_name(Path(source)), main.tokenizer.side)
+        assert words.truth is not None
+        truth = words.truth
     else:
-        truth = np.array(data.label_ids(examples, main.labels, data.display_name(Path(source))))
-    names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
+        examples = plain = data.read(file, **columns, kind=data_format, labelled=True)
+        truth = _truth(main, plain, source)
+    names: Metrics
+    if words is not None:
+        names = words.metrics(metrics)
+    else:
+        names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
     measure(names, truth, truth)  # an error about a missing library comes before anything runs
 
     choices = _choices(main, os.fspath(path), thresholds, speedups)
@@ -98,13 +110,14 @@ def evaluate(
         start = time.perf_counter()
         results[index] = _run(choices[index][0], choices[index][3], examples, batch_tokens, batch_size)
         seconds[index].append(time.perf_counter() - start)
-    if not _regression(main) and len(truth) >= ROWS_TO_DOUBT and len(set(truth)) > 1 and results[0] is not None:
+    doubtful = not tags and not _regression(main) and len(truth) >= ROWS_TO_DOUBT and len(set(truth)) > 1
+    if doubtful and results[0] is not None:
         doubt = unrelated(results[0].label_ids, truth)
         if doubt is not None:
             warn(f"{source}: {doubt}")
     medians = [float(np.median(times)) for times in seconds]
     settings = [
-        _setting(choice, result, truth, names, main.num_layers, medians[0] / median, median)
+        _setting(choice, result, truth, names, words, main.num_layers, medians[0] / median, median)
         for choice, result, median in zip(choices, results, medians, strict=True)
         if result is not None
     ]
@@ -114,6 +127,7 @@ def evaluate(
         checkpoint=os.fspath(path),
         data=f"{file.parent.name}/{file.name}" if file.parent.name else data.display_name(file),
         rows=len(examples),
+        unit="word" if tags else "row",
         mean_tokens=tokens / len(examples),
         precision=" and ".join(dict.fromkeys(engine.precision for engine in engines)),
         batch_tokens=batch_tokens,
@@ -121,7 +135,7 @@ def evaluate(
         repeats=repeats,
         machine=describe_machine(main.device),
         settings=settings,
-        curves=[_curve(e, os.fspath(p), texts, truth, names) for e, p in zip(engines, paths, strict=True)]
+        curves=[_curve(e, os.fspath(p), texts, truth, names, words) for e, p in zip(engines, paths, strict=True)]
         if curves
         else [],
     )
@@ -129,6 +143,17 @@ def evaluate(
 
 def _regression(engine: Engine) -> bool:
     return engine.model.config.problem_type == "regression"
+
+
+def _truth(engine: Engine, examples: Sequence[Example], source: str | Path) -> np.ndarray:
+    """Label ids, or numbers for regression, of labelled rows."""
+    file = data.display_name(Path(source))
+    if not _regression(engine):
+        return np.array(data.label_ids(examples, engine.labels, file))
+    truth = np.array(data.scores(examples, file))
+    if len(set(truth)) < 2:
+        raise ConfigError(f"{source}: all {len(truth)} rows have the same score, so there is no correlation")
+    return truth
 
 
 def _metrics(engine: Engine, source: str | Path, asked: Sequence[str]) -> tuple[str, ...]:
@@ -166,7 +191,7 @@ def _beside(engine: Engine, path: str, speedups: Sequence[float]) -> list[Choice
 
 
 def _run(
-    engine: Engine, rule: Any, examples: Sequence[Example], batch_tokens: int, batch_size: int | None
+    engine: Engine, rule: Any, examples: Sequence[Example | TaggedExample], batch_tokens: int, batch_size: int | None
 ) -> Predictions:
     rows = (example.row for example in examples)
     return engine.predict(rows, criterion=rule, batch_tokens=batch_tokens, batch_size=batch_size)
@@ -176,34 +201,48 @@ def _setting(
     choice: Choice,
     result: Predictions,
     truth: np.ndarray,
-    names: tuple[str, ...],
+    names: Metrics,
+    words: Words | None,
     num_layers: int,
     wall_clock: float,
     seconds: float,
 ) -> Setting:
     _, path, name, rule = choice
-    answers = answers_of(result.logits)
-    layers, counts = np.unique(result.exit_layers, return_counts=True)
+    taken = result.exit_layers[result.exit_layers > 0]  # those of words are padded
+    if words is None:
+        answers = answers_of(result.logits)
+    else:
+        answers = words.flat(result.label_ids, result.exit_layers > 0, UNANSWERED)
+    layers, counts = np.unique(taken, return_counts=True)
     return Setting(
         checkpoint=path,
         name=name,
         threshold=rule.threshold if isinstance(rule, Criterion) and not isinstance(rule.threshold, tuple) else None,
         metrics=measure(names, answers, truth),
-        standard_error=standard_error(names[0], answers, truth),
-        layer_speedup=layer_speedup(result.exit_layers, num_layers),
+        standard_error=standard_error(leading(names), answers, truth),
+        layer_speedup=layer_speedup(taken, num_layers),
         wall_clock_speedup=wall_clock,
         seconds=seconds,
         exit_layers={int(layer): int(count) for layer, count in zip(layers, counts, strict=True)},
     )
 
 
-def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: tuple[str, ...]) -> Curve:
+def _curve(
+    engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: Metrics, words: Words | None
+) -> Curve:
     criterion, layers = engine.checkpoint.manifest.criterion or "never", engine.exit_layers
     models = None if engine.cascade is None else answers_of_models(engine, texts)
     if models is None:
         logits, learned = engine.layer_scores(texts)
     else:
         logits, learned, layers = models.logits, None, models.ends
+    bounds = None
+    if words is not None:  # from here on every word is a row
+        answered = ~np.isnan(logits[-1, ..., 0])
+        words = words.kept(answered)
+        assert words.truth is not None
+        truth, names, bounds = words.truth, words.metrics(tuple(names)), words.bounds.astype(np.int32)
+        logits = np.stack([each[answered] for each in logits])
     exits = judge_exits(logits, truth, layers, names, learned)
     if len(layers) == 1:
         return Curve(path, "never", [], None, exits)
@@ -213,6 +252,10 @@ def _curve(engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names
     if criterion == "never":
         return Curve(path, "never", [], best, exits)
     rule = parse_form(criterion)
-    points = curve(rule, logits, truth, layers, names, learned=learned)
+    form = rule.form if isinstance(rule, DataCriterion) else criterion
+    tokens = rule.tokens() if isinstance(rule, DataCriterion) else None
+    if tokens is not None and tokens.freezes:  # the exits do not follow from these logits
+        return Curve(path, form, [], best, exits)
+    points = curve(rule, logits, truth, layers, names, learned=learned, bounds=bounds)
     points = points if models is None else models.recounted(points, rule)
-    return Curve(path, rule.form if isinstance(rule, DataCriterion) else criterion, points, best, exits)
+    return Curve(path, form, points, best, exits)

@@ -19,6 +19,7 @@ from .data import DataCriterion, is_data
 from .signals import signal
 from .user_criterion import checked
 
+Score = Callable[[np.ndarray], dict[str, float]]  # of the answers' logits, [rows, labels]
 SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
@@ -86,6 +87,13 @@ class Simulation:
                 taken[says & (layer < taken)] = layer
         return taken
 
+    def exits_of_all(self, criterion: Criterion) -> np.ndarray:
+        """`exits`, with one number per row of the logits: of a tag head per token, also where rows leave as a whole."""
+        taken = self.exits(criterion)
+        if self._bounds is not None and len(taken) < len(self._logits[0]):
+            taken = taken.repeat(self._bounds.diff().numpy())
+        return taken
+
     def _compared(self, clause: Clause, tokens: TokenRule | None, units: int) -> list[np.ndarray]:
         """What the clause compares after each exit except the last, float32 [rows or tokens] each."""
         key = (clause.signal, clause.memory, clause.size, clause.temperature.tobytes(), clause.times.tobytes(), tokens)
@@ -116,14 +124,19 @@ class Simulation:
 
 
 def candidates_of(
-    criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], learned: np.ndarray | None = None
+    criterion: Criterion,
+    logits: np.ndarray,
+    exit_layers: Sequence[int],
+    learned: np.ndarray | None = None,
+    bounds: np.ndarray | None = None,
 ) -> list[float]:
-    """`Criterion.candidates` for exits after these layers: logits [exits, rows, labels], learned [exits, rows]."""
+    """`Criterion.candidates` for exits after these layers; the arrays as in `exits_taken`."""
     values = torch.from_numpy(logits)
     if type(criterion).candidates is not DataCriterion.candidates:
         return criterion.candidates(values)
     assert isinstance(criterion, DataCriterion)
-    return criterion.candidates_at(values, exit_layers, None if learned is None else torch.from_numpy(learned))
+    scores, rows = (None if array is None else torch.from_numpy(array) for array in (learned, bounds))
+    return criterion.candidates_at(values, exit_layers, scores, rows)
 
 
 def layer_speedup(taken: np.ndarray, num_layers: int) -> float:
@@ -180,35 +193,26 @@ def threshold_for(
     criterion: at any threshold; its `candidates` are searched. Where it is `monotone`, which means that no row leaves
     later at a faster threshold, the search is a bisection. Otherwise every candidate is tried.
     """
-    return _search(criterion, logits, exit_layers, learned)(speedup)
+    candidates = candidates_of(criterion, logits, exit_layers, learned)
+    simulation = Simulation(logits, exit_layers, learned)
+
+    def reached(threshold: float) -> float:
+        return layer_speedup(simulation.exits(criterion.with_threshold(threshold)), exit_layers[-1])
+
+    return _slowest(candidates, reached, criterion.monotone, speedup)
 
 
-def _search(
-    criterion: Criterion, logits: np.ndarray, exit_layers: Sequence[int], learned: np.ndarray | None
-) -> Callable[[float], float]:
-    """`threshold_for`, for several speed-ups on the same rows."""
-    candidates, simulation = (
-        candidates_of(criterion, logits, exit_layers, learned),
-        Simulation(logits, exit_layers, learned),
-    )
-
-    @functools.cache
-    def reached(index: int) -> float:
-        taken = simulation.exits(criterion.with_threshold(candidates[index]))
-        return layer_speedup(taken, exit_layers[-1])
-
-    def slowest(speedup: float) -> float:
-        if not criterion.monotone:
-            return next((each for i, each in enumerate(candidates) if reached(i) >= speedup), math.inf)
-        low, high = 0, len(candidates) - 1
-        if not candidates or reached(high) < speedup:
-            return math.inf
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if reached(middle) >= speedup else (middle + 1, high)
-        return candidates[low]
-
-    return slowest
+def _slowest(candidates: Sequence[float], reached: Callable[[float], float], monotone: bool, speedup: float) -> float:
+    """The first of the candidates at which `reached` gives the speed-up, inf where none does."""
+    if not monotone:
+        return next((each for each in candidates if reached(each) >= speedup), math.inf)
+    low, high = 0, len(candidates) - 1
+    if not candidates or reached(candidates[high]) < speedup:
+        return math.inf
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(candidates[middle]) >= speedup else (middle + 1, high)
+    return candidates[low]
 
 
 def calibration_table(
@@ -218,37 +222,67 @@ def calibration_table(
     exit_layers: Sequence[int],
     learned: np.ndarray | None = None,
     tolerance: float | None = None,
+    *,
+    bounds: np.ndarray | None = None,
+    score: Score | None = None,
 ) -> list[dict[str, Any]]:
     """Points {threshold, layer_speedup, agreement, [accuracy], rows} for each of SPEEDUPS that can be reached.
 
     logits: [exits, rows, labels] of held-out rows; labels: int64 [rows], None where they are unknown; learned: float32
     [exits, rows], the score that some heads add. agreement is the share of rows answered as at full depth. Thresholds
-    that give the same speed-up are one point.
+    that give the same speed-up are one point. bounds: for a tag head, as in `exits_taken`; "rows" are then words, for
+    which it answers, in the counts too. score: further entries of a point, of the answers' logits [rows, labels].
 
     With one label, which is regression, points have deviation, the mean |score - score at full depth|; agreement where
     there is a `tolerance`, see `alike`; and pearson, the correlation with `labels`, numbers [rows], where there is one.
     """
+    if len(exit_layers) == 1 or not logits.shape[1]:
+        return []
+    simulation, scores, full = Simulation(logits, exit_layers, learned, bounds), logits.shape[2] == 1, logits[-1]
+
+    def run(threshold: float) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        taken = simulation.exits_of_all(criterion.with_threshold(threshold))
+        return taken, lambda: answers_at(logits, exit_layers, taken)
+
+    def judged(answers: np.ndarray) -> dict[str, float]:
+        found = {"deviation": float(deviations(answers, full).mean())} if scores else {}
+        if not scores or tolerance is not None:
+            found["agreement"] = float(alike(answers, full, tolerance).mean())
+        found["rows"] = len(full)
+        if labels is not None and not scores:
+            found["accuracy"] = float((answers.argmax(-1) == labels).mean())
+        elif labels is not None and (pearson := correlation(answers[:, 0], labels)) is not None:
+            found["pearson"] = pearson
+        return found | ({} if score is None else score(answers))
+
+    candidates = candidates_of(criterion, logits, exit_layers, learned, bounds)
+    return table_of(run, candidates, criterion.monotone, exit_layers[-1], judged)
+
+
+def table_of(
+    run: Callable[[float], tuple[np.ndarray, Callable[[], np.ndarray]]],
+    candidates: Sequence[float],
+    monotone: bool,
+    num_layers: int,
+    judged: Score,
+) -> list[dict[str, Any]]:
+    """`calibration_table`, of what `run` gives at a threshold: exit layers [rows], and a function for the answers.
+
+    candidates: thresholds to search, slowest first; monotone: by bisection. judged: of the answers, for the points.
+    """
+    run = functools.lru_cache(64)(run)
     table: list[dict[str, Any]] = []
-    rows, full = logits.shape[1], logits[-1]
-    if len(exit_layers) == 1 or not rows:
-        return table
-    slowest, scores = _search(criterion, logits, exit_layers, learned), logits.shape[2] == 1
+
+    @functools.cache
+    def reached(threshold: float) -> float:
+        return layer_speedup(run(threshold)[0], num_layers)
+
     for speedup in SPEEDUPS:
-        threshold = slowest(speedup)
+        threshold = _slowest(candidates, reached, monotone, speedup)
         if not np.isfinite(threshold):
             break
-        taken = exits_taken(criterion.with_threshold(threshold), logits, exit_layers, learned=learned)
-        answers = answers_at(logits, exit_layers, taken)
-        point = {"threshold": threshold, "layer_speedup": layer_speedup(taken, exit_layers[-1])}
-        if scores:
-            point["deviation"] = float(deviations(answers, full).mean())
-        if not scores or tolerance is not None:
-            point["agreement"] = float(alike(answers, full, tolerance).mean())
-        point["rows"] = rows
-        if labels is not None and not scores:
-            point["accuracy"] = float((answers.argmax(-1) == labels).mean())
-        elif labels is not None and (pearson := correlation(answers[:, 0], labels)) is not None:
-            point["pearson"] = pearson
-        if not table or point["layer_speedup"] > table[-1]["layer_speedup"]:
-            table.append(point)
+        taken, answers = run(threshold)
+        if not table or layer_speedup(taken, num_layers) > table[-1]["layer_speedup"]:
+            point = {"threshold": threshold, "layer_speedup": layer_speedup(taken, num_layers)}
+            table.append(point | judged(answers()))
     return table

@@ -6,10 +6,11 @@ from .attached import Attached
 from .base import HEADS, PREFIX, ExitHead, HeadState, OwnTensors, PreparedHead, Scores, register
 from .classifier import Classifier
 from .linear import Linear
+from .mixed import Mixed
 from .past_future import PastFuture
 from .tagger import Tagger
 
 __all__ = [
-    "HEADS", "PREFIX", "Attached", "Classifier", "ExitHead", "HeadState", "Linear", "OwnTensors", "PastFuture",
+    "HEADS", "PREFIX", "Attached", "Classifier", "ExitHead", "HeadState", "Linear", "Mixed", "OwnTensors", "PastFuture",
     "PreparedHead", "Scores", "Tagger", "register",
 ]  # fmt: skip

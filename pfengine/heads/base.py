@@ -38,7 +38,7 @@ class OwnTensors(Mapping[str, Tensor]):
 class Scores(NamedTuple):
     """The scores of a head after a layer."""
 
-    logits: Tensor  # float32 [rows, labels]; of a tag head [tokens, labels]
+    logits: Tensor  # float32 [rows, labels]; of a tag head [words, labels]
     learned: Tensor | None = None  # float32 [rows]: an additional score, for criteria that read one
 
 
@@ -46,13 +46,15 @@ class ExitHead(ABC):
     """Reads the states of layer after layer, and gives scores where it is asked for them.
 
     name: the `type` of the `head` object in pfengine.json, once `register` has put the class into the table.
-    tags: does it score every token rather than every row? renormalises: for a tag head, does each later layer's output
-    norm apply to tokens that have left?
+    tags: does it score every word, by its first piece, rather than every row? Of a tag head, for words that have left:
+    renormalises: does each later layer's output norm apply to their frozen states? freezes_first_pieces: is only the
+    first piece of each frozen, and not all of them?
     """
 
     name: ClassVar[str]
     tags: ClassVar[bool] = False
     renormalises: bool = False
+    freezes_first_pieces: bool = False
 
     def reads(self, layer: int) -> Reads:
         """What it reads after layer `layer`: each row's first token, the mean of its tokens, or all tokens."""
@@ -99,35 +101,47 @@ class ExitHead(ABC):
     ) -> tuple[Scores | None, HeadState]:
         """Read the states after layer `layer` (1-based) of all rows that are left.
 
-        x: what `reads(layer)` says, [rows, H], or [tokens, H] for all tokens; cu_seqlens: int32 [rows + 1], row r has
-        cu_seqlens[r] to cu_seqlens[r + 1] of x. state: what the previous layer's call returned, None before layer 1.
+        x: what `reads(layer)` says, [rows, H], or [tokens, H] for all tokens, of which a tag head gets the first piece
+        of each word; cu_seqlens: int32 [rows + 1], row r has cu_seqlens[r] to cu_seqlens[r + 1] of x. state: what the
+        previous layer's call returned, None before layer 1.
         Returns the scores where `answer`, else None, and the new state. Must be called for each layer in turn.
         """
 
 
 class PreparedHead(ExitHead):
-    """A head whose exits are one op `exit` each and leave each other nothing. It runs in every carrier.
+    """A head whose exits are one op `exit` each. It runs in every carrier.
 
     A subclass sets `ops` and `exits` in `__init__`: one that `OpSet.prepare_exit` made per layer, None where it has
     none. They read what `reads` says.
+
+    adds_from: per layer, the column of the past of the exit before it from which on that is added to the past of this
+    one; -1 for nothing. Left out, exits leave each other nothing.
     """
 
     ops: OpSet
     exits: Sequence[Any]
+    adds_from: Sequence[int] = ()
 
     def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
-        return [None if exit is None else (exit, -1) for exit in self.exits]
+        columns = self.adds_from or [-1] * len(self.exits)
+        return [None if exit is None else (exit, column) for exit, column in zip(self.exits, columns, strict=True)]
 
     def step(
         self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
     ) -> tuple[Scores | None, HeadState]:
-        if not answer:
-            return None, ()
-        if self.exits[layer - 1] is None:
+        exit = self.exits[layer - 1]
+        if exit is None and answer:
             raise ValueError(f"{type(self).__name__} has no exit after layer {layer}")
-        logits, _, learned = self.ops.exit(x, self.exits[layer - 1], None, answer=True)
-        assert logits is not None
-        return Scores(logits, learned), ()
+        column = self._read_from(layer)
+        if exit is None or not (answer or column >= 0):
+            return None, (state or ()) if column >= 0 else ()
+        logits, past, learned = self.ops.exit(x, exit, state[0] if state else None, answer)
+        return None if logits is None else Scores(logits, learned), (past[:, column:],) if column >= 0 else ()
+
+    def _read_from(self, layer: int) -> int:
+        """The column from which on the next exit after `layer` reads the past of the one before it, or -1."""
+        later = zip(self.exits[layer:], self.adds_from[layer:], strict=False)
+        return next((column for exit, column in later if exit is not None), -1)
 
 
 HEADS: Registry[type[ExitHead]] = Registry("head")

@@ -28,7 +28,11 @@ class Linear(PreparedHead):
 
     Option `classifiers`: "per-layer", or "shared", one W and w for all layers.
 
-    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n or 1, C, H], each with its bias.
+    Option `learned`: does the head add sigmoid(u . s_i + v), with one u for all layers, which learns how likely the
+    answer after layer i is wrong (BERxiT, Xin et al., EACL 2021, section 3.3)?
+
+    Tensors (n layers, hidden size H, C labels): poolers [n or 1, H, H], classifiers [n or 1, C, H], each with its bias;
+    where the head learns, learned [1, H] with its bias.
     """
 
     name = "linear"
@@ -40,20 +44,32 @@ class Linear(PreparedHead):
             "reads": ("first", "mean"),
         }  # fmt: skip
         defaults = {"classifiers": "per-layer", "combine": "none", "reads": "first"}
-        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", *choices})]
-        for key, known in choices.items():
-            if head.get(key, defaults.get(key)) not in known:
-                faults.append(f"'head.{key}' is {head.get(key)!r}; it must be one of {', '.join(known)}")
+        known = {"type", "learned", *choices}
+        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - known)]
+        for key, values in choices.items():
+            if head.get(key, defaults.get(key)) not in values:
+                faults.append(f"'head.{key}' is {head.get(key)!r}; it must be one of {', '.join(values)}")
+        if type(head.get("learned", False)) is not bool:
+            faults.append(f"'head.learned' is {head['learned']!r}; it must be true or false")
+        elif head.get("learned") and head.get("combine", "none") != "none":
+            faults.append("'head.learned' is true; it must be false where 'head.combine' is not 'none'")
         return faults
+
+    @staticmethod
+    def learns(head: dict[str, Any]) -> bool:
+        return bool(head.get("learned"))
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
         n, hidden, labels = config.num_layers, config.hidden_size, config.num_labels
         count = 1 if head.get("classifiers") == "shared" else n
-        return pooler_shapes(head["pooler"], n, hidden) | {
+        shapes = pooler_shapes(head["pooler"], n, hidden) | {
             f"{PREFIX}classifiers.weight": (count, labels, hidden),
             f"{PREFIX}classifiers.bias": (count, labels),
         }
+        if head.get("learned"):
+            shapes |= {f"{PREFIX}learned.weight": (1, hidden), f"{PREFIX}learned.bias": (1,)}
+        return shapes
 
     def __init__(
         self,
@@ -70,10 +86,14 @@ class Linear(PreparedHead):
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
         classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
         classifiers *= config.num_layers // len(classifiers)
+        learned = None
+        if head.get("learned"):
+            learned = ops.prepare_linear(t["learned.weight"], t["learned.bias"], torch.float32)
         self.exits = []
         for i, past in enumerate(classifiers):
             pooler = self.pooler.weights[i] if self.pooler.weights else None
-            self.exits.append(ops.prepare_exit(Exit(config.num_labels, past, pooler, reads=self.own_reads)))
+            exit = Exit(config.num_labels, past, pooler, reads=self.own_reads, learned=learned)
+            self.exits.append(ops.prepare_exit(exit))
 
     def reads(self, layer: int) -> Reads:
         return self.own_reads

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, ExitHead, HeadState, OwnTensors, Scores, register
+from .base import PREFIX, HeadState, OwnTensors, PreparedHead, Scores, register
 from .incorporate import INCORPORATIONS, Incorporate
 from .past import LinearPast
 from .poolers import Pooler, PoolerKind, pooler_shapes
@@ -65,7 +65,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 @register
-class PastFuture(ExitHead):
+class PastFuture(PreparedHead):
     """Past states, imitated future states, and a gate between them.
 
     With s_j the state of layer j and s~_j = L_j s_i + l_j (or its tanh) the imitation of layer j > i from layer i, the
@@ -136,6 +136,7 @@ class PastFuture(ExitHead):
         self.exits = [ops.prepare_exit(self._exit(i, past)) for i in range(1, config.num_layers + 1)] if isinstance(
             past, LinearPast
         ) else []  # fmt: skip
+        self.adds_from = [past.kept_from for _ in self.exits] if isinstance(past, LinearPast) else []
 
     def _has_future(self, layer: int) -> bool:
         return self.options.future and layer < self.num_layers
@@ -163,17 +164,13 @@ class PastFuture(ExitHead):
         return self.options.reads
 
     def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
-        past = self.past
-        if not isinstance(past, LinearPast):
-            return None
-        return [(exit, past.kept_from) for exit in self.exits]
+        return super().prepared_exits() if isinstance(self.past, LinearPast) else None
 
     def step(
         self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
     ) -> tuple[Scores | None, HeadState]:
         if isinstance(self.past, LinearPast):
-            logits, past, _ = self.ops.exit(x, self.exits[layer - 1], state[0] if state else None, answer)
-            return None if logits is None else Scores(logits), self.past.keep(past)
+            return super().step(layer, x, cu_seqlens, state, answer)
         current = self.pooler(layer, x)
         numbers, memory = self.past.read(layer, current, state, answer)
         if numbers is None:

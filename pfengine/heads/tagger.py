@@ -1,4 +1,4 @@
-"""The head of a tagger: a linear classifier of every token after each layer."""
+"""The head of a tagger: a linear classifier of every word after each layer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
 from .base import PREFIX, OwnTensors, PreparedHead, register
 
+CHOICES = {"frozen": ("kept", "renormalised"), "freezes": ("words", "first-pieces")}
+
 
 @register
 class Tagger(PreparedHead):
-    """logits_i = W_i h_i + w_i for the hidden state h_i of each token after layer i (SENTEE and TOKEE, Li et al. 2021).
+    """logits_i = W_i h_i + w_i for the hidden state h_i of each word after layer i (SENTEE and TOKEE, Li et al. 2021).
 
-    Option `frozen`, the state of a token that has left: "kept", or "renormalised" by each later layer's output norm.
+    The state of a word is that of its first piece. Option `frozen`, the state of a token that has left: "kept", or
+    "renormalised" by each later layer's output norm. Option `freezes`, which tokens leave with a word: "words", all its
+    pieces, or "first-pieces", the first one alone (`copy_wordpiece` of the authors' code, "all" or "first").
 
     Tensors (n layers, hidden size H, C labels): classifiers [n, C, H] and [n, C].
     """
@@ -28,9 +32,10 @@ class Tagger(PreparedHead):
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
-        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", "frozen"})]
-        if head.get("frozen", "kept") not in ("kept", "renormalised"):
-            faults.append(f"'head.frozen' is {head['frozen']!r}; it must be one of kept, renormalised")
+        faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", *CHOICES})]
+        for key, known in CHOICES.items():
+            if head.get(key, known[0]) not in known:
+                faults.append(f"'head.{key}' is {head[key]!r}; it must be one of {', '.join(known)}")
         return faults
 
     @staticmethod
@@ -50,6 +55,7 @@ class Tagger(PreparedHead):
         dtype: torch.dtype,
     ) -> None:
         self.ops, self.renormalises = ops, head.get("frozen") == "renormalised"
+        self.freezes_first_pieces = head.get("freezes") == "first-pieces"
         t = OwnTensors(tensors)
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
         classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]

@@ -42,6 +42,7 @@ class CpuModel(Carrier):
             packed.positions,
             packed.types,
             packed.cu_seqlens,
+            packed.pieces if self.native.scores_tokens else None,
             slots,
             answers.logits,
             answers.exit_layers,
@@ -52,8 +53,8 @@ class CpuModel(Carrier):
     def warmup(self, packed: Packed, rule: ExitRule) -> None:
         """As `Carrier.warmup`."""
         by_token = self.native.scores_tokens
-        answers = Answers(0, len(packed.ids if by_token else packed.row_ids), self.native.labels)
-        slots = packed.cu_seqlens[:-1].astype(np.int64) if by_token else np.arange(len(packed.row_ids))
+        bounds = packed.words().bounds if by_token else np.arange(len(packed.row_ids) + 1)
+        answers, slots = Answers(0, int(bounds[-1]), self.native.labels), bounds[:-1].astype(np.int64)
         self.start(packed, slots, answers).advance(ExitRule(rule.tested), self.native.num_layers)
 
     def native_rule(self, rule: ExitRule) -> _C.ExitRule:

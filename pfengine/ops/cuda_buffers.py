@@ -121,8 +121,10 @@ class TokenBuffers:
     def __init__(self, weights: PreparedModel, sizes: Sizes) -> None:
         device, rows, tokens = weights.embedding.tables[0].device, sizes.rows, sizes.tokens
         self.frozen = torch.empty(tokens, dtype=torch.uint8, device=device)  # by slot
+        # by slot: the places of a row's words among its tokens, then -1; and how many pieces the word has that begins
+        self.places, self.pieces = (torch.empty(tokens, dtype=torch.int32, device=device) for _ in range(2))
         self.asking = torch.empty(rows, dtype=torch.int32, device=device)  # of each row: tokens that are not frozen
-        self.leave = torch.empty(rows, dtype=torch.bool, device=device)  # have all tokens of the row left?
+        self.leave = torch.empty(rows, dtype=torch.bool, device=device)  # have all words of the row left?
         self.slots = torch.arange(tokens, dtype=torch.int64, device=device)  # of tokens in the inbox
         self.lists = [TokenList.empty(rows, tokens, device) for _ in range(2)]  # of the two `Survivors`
         dtype, hidden = weights.embedding.tables[0].dtype, weights.hidden

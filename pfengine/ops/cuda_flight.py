@@ -18,7 +18,7 @@ from ..kernels.survivors import MAX_ROWS, survivors
 from .cuda_buffers import Bucket, PreparedModel, RuleForm
 from .cuda_joining import concatenated, without
 from .cuda_lanes import Lane
-from .cuda_rows import Carried, CudaRows, wait
+from .cuda_rows import Carried, CudaRows, Units, wait
 from .cuda_rule import by_slot_shape, forms_of
 from .cuda_segment import segments
 from .flight import Exit, Flight
@@ -89,17 +89,19 @@ class CudaFlight(CudaRows, Flight):
         """The rows at a stop. This waits for the GPU."""
         self._count(lane)
         self._collect(lane)
-        units, parts = self._units(lane), lane.weights.exits[self.layer - 1]
+        units, parts = self._shown(lane), lane.weights.exits[self.layer - 1]
         slots = torch.from_numpy(self._slots[units.slots.numpy(force=True)]).to(lane.device)
         if parts is None or not self._scored:
             return Exit(self.layer, None, slots)
-        rows_of = (
-            units.sources
-            if self._position.past_moved
-            else torch.arange(len(slots), dtype=torch.int64, device=lane.device)
-        )
-        learned = None if parts[0].learned is None else lane.buffers.learned.index_select(0, rows_of)
-        return Exit(self.layer, lane.buffers.scores.index_select(0, rows_of), slots, learned)
+        learned = None if parts[0].learned is None else lane.buffers.learned.index_select(0, units.sources)
+        return Exit(self.layer, lane.buffers.scores.index_select(0, units.sources), slots, learned)
+
+    def _shown(self, lane: Lane) -> Units:
+        """What a caller sees of a stop; sources: the rows of the scores."""
+        units = self._units(lane)
+        if self._position.past_moved:
+            return units
+        return units._replace(sources=torch.arange(len(units.slots), dtype=torch.int64, device=lane.device))
 
     def leave(self, gone: Tensor | np.ndarray, answered: bool = True) -> None:
         if not self._settled():
@@ -108,7 +110,7 @@ class CudaFlight(CudaRows, Flight):
         with self._working() as lane:
             given = gone if isinstance(gone, Tensor) else torch.from_numpy(gone)
             lane.take_over(given, stream)
-            units, one = self._unit_count()
+            units, one = self._unit_count(lane)
             if given.dtype != torch.bool or given.shape != (units,):
                 raise ValueError(f"gone is {given.dtype} {list(given.shape)}; expected bool [{units}], one per {one}")
             if answered and not self._scored:

@@ -55,6 +55,8 @@ class CudaModel(Carrier):
         if not 1 <= rows <= self.max_rows:
             raise ValueError(f"there are {rows} rows; expected 1 to {self.max_rows} in a flight")
         self._check_ids(packed)
+        if self.weights.tags:
+            packed.words()  # checks them
         return self.flight(self.take(), self.free.put, packed, slots, answers)
 
     def _check_ids(self, packed: Packed) -> None:

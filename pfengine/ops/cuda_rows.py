@@ -100,7 +100,7 @@ class CudaRows:
     def _here(self, lane: Lane) -> Survivors:
         return lane.buffers.batch(self._position.batch, self._bucket())
 
-    def _unit_count(self) -> tuple[int, str]:
+    def _unit_count(self, lane: Lane) -> tuple[int, str]:
         """How many are scored, and what one of them is."""
         return self._rows, "row"
 

@@ -12,7 +12,7 @@ from ..batch import Packed
 from ..kernels.decide import Decided, ExitTest
 from .cuda_buffers import Bucket, TokenBuffers
 from .cuda_flight import CudaFlight
-from .cuda_joining import Contents, without
+from .cuda_joining import Contents, pieces_of, without
 from .cuda_lanes import Lane
 from .cuda_rows import Units
 from .cuda_segment import Position
@@ -20,19 +20,48 @@ from .cuda_tokens import let_tokens_go
 
 
 class CudaTokenFlight(CudaFlight):
-    """A `Flight` of rows whose tokens are scored. In the lane the slot of a token is its number in the inbox."""
+    """A `Flight` of rows whose words are scored. In the lane every token has a slot, its number in the inbox.
 
-    _dropped = np.empty(0, bool)  # [T]: tokens that were dropped before the first layer
+    A word is its first piece there; a caller sees words alone.
+    """
+
+    _dropped = np.empty(0, bool)  # [T]: words that were dropped before the first layer
+    _pieces = _places = np.empty(0, np.int32)  # [T] by slot, as in `cuda_buffers.TokenBuffers`
 
     def _start(self, slots: np.ndarray, bounds: np.ndarray, position: Position | None = None) -> None:
         super()._start(slots, bounds, position)
-        self._slots = np.repeat(slots - bounds[:-1], np.diff(bounds)) + np.arange(self._tokens)
+        if self._packed is not None:
+            self._pieces = pieces_of(self._packed)
+        first = self._pieces.nonzero()[0]
+        counts = np.diff(np.searchsorted(first, bounds))  # words of each row
+        number = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each word in its row
+        self._slots = np.repeat(slots, np.diff(bounds))
+        self._slots[first] += number
+        start = np.repeat(bounds[:-1], counts)
+        self._places = np.full(self._tokens, -1, np.int32)
+        self._places[start + number] = first - start
 
     def _may_overlap(self, bucket: Bucket) -> bool:
         return False  # the next layer must know which tokens are frozen
 
-    def _unit_count(self) -> tuple[int, str]:
-        return self._tokens, "token"
+    def _unit_count(self, lane: Lane) -> tuple[int, str]:
+        return len(self._words(lane)), "word"
+
+    def _token_slots(self, lane: Lane) -> np.ndarray:
+        """int64 [T]: the slots of the tokens that are there. This waits for the GPU."""
+        if self._packed is not None:
+            return np.arange(self._tokens)
+        here = self._here(lane)
+        bounds, slots = (part.numpy(force=True) for part in (here.bounds[: self._rows + 1], here.slots[: self._rows]))
+        return np.repeat(slots - bounds[:-1], np.diff(bounds)) + np.arange(self._tokens)
+
+    def _words(self, lane: Lane) -> np.ndarray:
+        """int64 [W]: the numbers of the tokens that words begin with, among those that are there."""
+        return self._pieces[self._token_slots(lane)].nonzero()[0]
+
+    def _shown(self, lane: Lane) -> Units:
+        units, words = super()._shown(lane), torch.from_numpy(self._words(lane)).to(lane.device)
+        return Units(units.slots[words], units.sources[words])
 
     def _units(self, lane: Lane) -> Units:
         here, tokens = self._here(lane), _of(lane).listed(self._position.batch, self._bucket())
@@ -42,13 +71,14 @@ class CudaTokenFlight(CudaFlight):
         self._rows, self._tokens, self._queries = rows, tokens, queries
 
     def _read_states(self, lane: Lane) -> Tensor:
-        return self._packed_states(lane).float()
+        return self._packed_states(lane).float()[torch.from_numpy(self._words(lane)).to(lane.device)]
 
     def _leave_unsent(self, packed: Packed, gone: np.ndarray) -> None:
-        gone = gone | self._dropped_of(packed)
-        left = np.add.reduceat(~gone, packed.cu_seqlens[:-1]) > 0
+        dropped, words = self._dropped_of(packed).copy(), self._pieces > 0
+        dropped[words] |= gone
+        left = np.add.reduceat(words & ~dropped, packed.cu_seqlens[:-1]) > 0
         self._packed = without(packed, ~left)
-        self._dropped = gone[np.repeat(left, np.diff(packed.cu_seqlens))]
+        self._dropped = dropped[np.repeat(left, np.diff(packed.cu_seqlens))]
         self._start(self._row_slots[left], self._packed.cu_seqlens)
 
     def _dropped_of(self, packed: Packed) -> np.ndarray:
@@ -67,7 +97,9 @@ class CudaTokenFlight(CudaFlight):
         to: dict[str, Any] = {"slots": here.slots, "to_logits": buffers.logits, "to_layers": buffers.exit_layers}
         leave = buffers.leave[: bucket.tokens]
         if given is not None:
-            leave[: self._tokens].copy_(given, non_blocking=True)
+            words = torch.from_numpy(self._words(lane)).to(lane.device)
+            leave[: self._tokens].zero_()
+            leave[words] = given.to(lane.device)
         moved = position.past_moved
         self._position = position._replace(
             batch=1 - max(position.batch, 0), states_moved=True, past_moved=True, frozen=True
@@ -88,18 +120,29 @@ class CudaTokenFlight(CudaFlight):
             moved = self._position.states_moved
             sums = sums.index_select(0, units.sources) if moved else sums[: self._tokens].clone()
         gone = lane.buffers.exit_layers.index_select(0, units.slots) != 0
-        return contents._replace(gone=gone, frozen=tokens.frozen.index_select(0, units.slots), sums=sums)
+        frozen, pieces = tokens.frozen.index_select(0, units.slots), self._pieces[self._token_slots(lane)]
+        return contents._replace(gone=gone, frozen=frozen, sums=sums, pieces=pieces)
+
+    def _load(self, lane: Lane, contents: Contents) -> None:
+        assert contents.pieces is not None
+        self._pieces = contents.pieces
+        super()._load(lane, contents)
 
     def _sent(self, lane: Lane, contents: Contents | None = None) -> None:
-        """Mark the tokens that have left."""
+        """Say where words are, and mark those that have left."""
         tokens, gone, frozen = _of(lane), None, None
+        tokens.places[: self._tokens].copy_(torch.from_numpy(self._places))
+        tokens.pieces[: self._tokens].copy_(torch.from_numpy(self._pieces))
         if contents is not None:
             gone, frozen = contents.gone, contents.frozen
             if contents.sums is not None:
                 tokens.sums[self.layer % 2][: self._tokens].copy_(contents.sums)
-        elif self._dropped.any():
-            gone = torch.from_numpy(self._dropped).to(lane.device)
-            frozen = gone.to(torch.uint8)
+        elif self._dropped.any() or not self._pieces.all():
+            dropped = self._dropped if len(self._dropped) else np.zeros(self._tokens, bool)
+            cold = np.zeros(self._tokens, np.uint8)
+            for token in dropped.nonzero()[0]:
+                cold[token : token + self._pieces[token]] = 1
+            gone, frozen = (torch.from_numpy(part).to(lane.device) for part in (dropped | (self._pieces == 0), cold))
         if gone is None or frozen is None:
             return
         lane.buffers.exit_layers[: self._tokens].copy_(-gone.to(torch.int64))

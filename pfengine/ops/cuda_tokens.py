@@ -1,4 +1,8 @@
-"""What a segment launches for heads that score tokens: those that are frozen are no queries, and rows leave empty."""
+"""What a segment launches for heads that score words: tokens that are frozen are no queries, and rows leave empty.
+
+All tokens are scored, and what stands at a word's first piece is the word's. Other tokens have layer -1 from the
+beginning, as if they had been dropped, but are not frozen before their word is.
+"""
 
 from __future__ import annotations
 
@@ -64,17 +68,19 @@ def let_tokens_go(
     earlier_rows: Tensor | None = None,
     earlier_firsts: Tensor | None = None,
 ) -> None:
-    """Tokens leave as the rule says, or those that are `given`; then `to`, a `Position.batch`, lists what is left.
+    """Words leave as the rule says, or those that are `given`; then `to`, a `Position.batch`, lists what is left.
 
-    Tokens that leave are frozen unless the rule does not freeze. source_tokens: where the scores are read from.
+    The pieces of words that leave are frozen unless the rule does not freeze. source_tokens: where the scores are read
+    from.
     """
     tokens = buffers.tokens
     assert tokens is not None
     leave, asking = tokens.leave[: bucket.rows], tokens.asking[: bucket.rows]
     decide_tokens(
-        test, decided.logits, here.bounds, here.counts[:1], tokens.frozen, leave, asking, signals=decided.signals,
-        pool="window" if rule is None or rule.unit == "token" else rule.pool, window=1 if rule is None else rule.window,
-        freezes=rule is None or rule.freezes, given=given, answers=answers, source_rows=source_tokens,
+        test, decided.logits, here.bounds, here.counts[:1], tokens.frozen, leave, asking, tokens.places, tokens.pieces,
+        signals=decided.signals, pool="window" if rule is None or rule.unit == "token" else rule.pool,
+        window=1 if rule is None else rule.window, freezes=rule is None or rule.freezes, given=given, answers=answers,
+        source_rows=source_tokens,
     )  # fmt: skip
     survivors(
         here.bounds, here.slots, leave, bucket.longest, here.counts[:1], buffers.batch(to, bucket),

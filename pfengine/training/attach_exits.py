@@ -115,7 +115,8 @@ def attach(
     torch.manual_seed(config.seed)
     chosen = SYSTEMS[config.system]
     exits = chosen.recipe(None, ckpt.backbone, head, dropout=config.dropout, options=config.flat())
-    written = config.criterion or chosen.criterion
+    written = config.criterion or chosen.criterion_of(head)
+    assert written is not None  # the criterion of labels
     check_criterion(written, head, ckpt.backbone)
     if type(exits).after_training is not ExitModel.after_training:
         raise ConfigError(

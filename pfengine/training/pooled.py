@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 
 from ..heads import PREFIX
+from .model import ExitModel
 from .plain import LinearModel
+
+
+def copy_pooler(model: ExitModel, pooler: tuple[Tensor, Tensor]) -> None:
+    """Make all poolers of a model's head copies of one."""
+    tensors = model.head_tensors()
+    with torch.no_grad():
+        for kind, value in zip(("weight", "bias"), pooler, strict=True):
+            if f"{PREFIX}poolers.{kind}" in tensors:
+                tensors[f"{PREFIX}poolers.{kind}"].copy_(value)
 
 
 class PooledModel(LinearModel):
     """As `ExitModel`, with poolers that start as copies of the pretrained encoder's own (PABEE and others)."""
 
     def initialise(self, pooler: tuple[Tensor, Tensor]) -> None:
-        tensors = self.head_tensors()
-        with torch.no_grad():
-            for kind, value in zip(("weight", "bias"), pooler, strict=True):
-                if f"{PREFIX}poolers.{kind}" in tensors:
-                    tensors[f"{PREFIX}poolers.{kind}"].copy_(value)
+        copy_pooler(self, pooler)

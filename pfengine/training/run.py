@@ -10,6 +10,7 @@ import numpy as np
 from .. import checkpoint, data, saving, tasks
 from ..data import Example
 from ..errors import ConfigError
+from ..heads import HEADS
 from ..manifest import Manifest
 from ..messages import warn
 from ..tokenization import Tokenizer
@@ -59,11 +60,14 @@ def train(config: TrainingConfig) -> Path:
 
     set_seed(config.seed)
     backbone_config = encoder_config(source, labels, config.layers)
+    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
+    last = HEADS[head["type"]].layers(backbone_config, head)[-1]
+    if last < backbone_config.num_layers:  # no layer above the last exit is ever run
+        backbone_config = encoder_config(source, labels, last)
     backbone, pooler = read_encoder(source, backbone_config)
     files = checkpoint.tokenizer_files(source)
     tokenizer = Tokenizer(files, backbone_config, min(config.max_length, backbone_config.max_tokens), path=source)
-    system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
-    written = system.criterion if labels else system.regression
+    written = system.criterion_of(head, regression=not labels)
     if written is None:
         raise ConfigError(
             f"system {config.system!r} cannot learn regression: its loss compares labels, and {name} has scores; "

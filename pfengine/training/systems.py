@@ -18,12 +18,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import cascadebert, cosee, deebert, elasticbert, elbert, pabee, past_future
+from ..convert import berxit, cascadebert, cosee, deebert, elasticbert, elbert, pabee, past_future, righttool
 from ..convert.source import Cascaded, Converted
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..registry import Registry, origin
+from .berxit import OPTIONS as berxit_options
+from .berxit import BERxiTModel, berxit_head
 from .cascadebert import OPTIONS as cascadebert_options
 from .cascadebert import CascadeModel
 from .cosee import OPTIONS as cosee_options
@@ -40,6 +42,8 @@ from .options import Option
 from .past_future import past_future_head, past_future_recipe
 from .plain import FullModel, LinearModel, linear_head
 from .pooled import PooledModel
+from .righttool import OPTIONS as righttool_options
+from .righttool import RightToolModel, righttool_head
 from .student import OPTIONS as student_options
 from .student import StudentModel
 from .voting import OPTIONS as voting_options
@@ -77,7 +81,7 @@ class System:
     them as `TrainingConfig(..., options={"depth": 3})` or `--depth 3`; the head function and the recipe find them among
     all options of the run.
     criterion, regression: the text that is written to checkpoints with labels, and to those for regression; None where
-    the recipe cannot learn scores.
+    the recipe cannot learn scores. Either may be a function of the `head` object.
     converter: None where no checkpoints of others are read.
 
     Raises TypeError or ValueError for what it cannot be made of.
@@ -88,8 +92,8 @@ class System:
     head: HeadOf | Mapping[str, Any]
     recipe: Callable[..., ExitModel] = ExitModel
     options: tuple[str, ...] = ()
-    criterion: str = "never"
-    regression: str | None = "never"
+    criterion: str | Callable[[Mapping[str, Any]], str] = "never"
+    regression: str | Callable[[Mapping[str, Any]], str] | None = "never"
     converter: Converter | None = None
     own: Mapping[str, Option] = field(default_factory=dict)
 
@@ -136,6 +140,11 @@ class System:
         if faults:
             raise ConfigError("; ".join(faults))
         return head
+
+    def criterion_of(self, head: Mapping[str, Any], regression: bool = False) -> str | None:
+        """The criterion's text for a checkpoint with this `head` object; None where it cannot learn regression."""
+        criterion = self.regression if regression else self.criterion
+        return criterion(head) if callable(criterion) else criterion
 
 
 SYSTEMS: Registry[System] = Registry("system")
@@ -264,6 +273,27 @@ for _system in (
         criterion="cascadebert",
         regression=None,
         converter=cascadebert,
+    ),
+    System(
+        "righttool",
+        "calibrated classifiers at chosen layers",
+        righttool_head,
+        RightToolModel,
+        options=("pooler",),
+        criterion="confidence",
+        converter=righttool,
+        own=righttool_options,
+    ),
+    System(
+        "berxit",
+        "classifiers that learn when to exit",
+        berxit_head,
+        BERxiTModel,
+        options=("pooler", "reads"),
+        criterion=lambda head: "learned" if head.get("learned") else "entropy",
+        regression=lambda head: "learned" if head.get("learned") else "never",
+        converter=berxit,
+        own=berxit_options,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
     System(

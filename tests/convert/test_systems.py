@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import pfengine
 
 FOLDER = Path(__file__).parents[3] / "shared" / "goldens"
-SYSTEMS = ("deebert", "pabee", "elbert", "elasticbert")
+SYSTEMS = ("berxit", "deebert", "pabee", "elbert", "elasticbert", "righttool")
 CASES = sorted(case.parent for system in SYSTEMS for case in (FOLDER / system).glob("*/config.json"))
 # the goldens were made by another implementation in fp32, on other kernels
 TOLERANCE = 1e-4
@@ -59,34 +59,41 @@ def expected(case: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def runs(case: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(criterion, end of the names of its exits and answers) of each run that a case has."""
+def runs(case: Path, config: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(criterion, begin and end of the names of its exits and answers) of each run that a case has."""
     system = case.parent.name
     for k, run in enumerate(config["runs"] if system == "elbert" else ()):
         rule, more = WINDOWS[run["thres_name"]], run["range_tmp"] if run["thres_name"] == "bias_3" else run["margin"]
         window = "" if rule == "normalised-entropy" else f",{run['cnt_thres']},{more}"
-        yield f"{rule}:{run['exit_thres']}{window}", f".{k}"
+        yield f"{rule}:{run['exit_thres']}{window}", "", f".{k}"
     for k, threshold in enumerate(config.get("thresholds", ())):
-        yield f"entropy:{threshold}", f".{k}"
+        yield f"{'confidence' if system == 'righttool' else 'entropy'}:{threshold}", "", f".{k}"
+    for k, threshold in enumerate(config.get("lte_thresholds", ())):
+        yield f"learned:{threshold}", "lte_", f".{k}"
     for patience in config.get("patience", ()):
         if not patience:  # the authors' name for full depth
             continue
+        before = "patience_" if system == "elasticbert" else ""
         if config["num_labels"] > 1:
-            yield f"patience:{patience}", f".p{patience}"
+            yield f"patience:{patience}", before, f".p{patience}"
         else:
             for k, tolerance in enumerate(config["regression_thresholds"]):
-                yield f"patience:{patience},{tolerance}", f".p{patience}.t{k}"
+                yield f"patience:{patience},{tolerance}", before, f".p{patience}.t{k}"
 
 
-def test_logits_at_every_layer(engine, rows, expected) -> None:
-    np.testing.assert_allclose(engine.layer_logits(rows), expected["logits_per_layer"], atol=TOLERANCE, rtol=0)
+def test_scores_at_every_layer(engine, rows, expected) -> None:
+    """The last layer's learned score is not tested, and not computed."""
+    logits, learned = engine.layer_scores(rows)
+    np.testing.assert_allclose(logits, expected["logits_per_layer"], atol=TOLERANCE, rtol=0)
+    assert (learned is not None) == ("lte_per_layer" in expected)
+    if learned is not None:
+        np.testing.assert_allclose(learned[:-1], expected["lte_per_layer"][:-1], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_exit_layers_and_answers(case, engine, rows, expected, batch_size: int | None) -> None:
     checked = 0
-    for criterion, end in runs(case, json.loads((case / "config.json").read_text())):
-        before = "patience_" if case.parent.name == "elasticbert" and criterion.startswith("patience") else ""
+    for criterion, before, end in runs(case, json.loads((case / "config.json").read_text())):
         out = engine.predict(rows, criterion=criterion, batch_size=batch_size)
         np.testing.assert_array_equal(out.exit_layers, expected[f"{before}exit_layer{end}"], err_msg=criterion)
         np.testing.assert_allclose(out.logits, expected[f"{before}final_logits{end}"], atol=TOLERANCE, rtol=0)

@@ -290,7 +290,7 @@ def test_a_checkpoint_that_was_saved_anew_meanwhile(
         saving.write(path, other.backbone.raw, other.manifest, other.tensors, other.tokenizer)
         return {}
 
-    monkeypatch.setattr("pfengine.evaluation.calibrate_checkpoint.check_precisions", save_another)
+    monkeypatch.setattr("pfengine.evaluation.calibrated.check_precisions", save_another)
     with pytest.raises(pfengine.CheckpointError, match="another checkpoint was saved there in the meantime"):
         pfengine.calibrate(path, rows, speedup=1.2)
     monkeypatch.undo()

@@ -120,7 +120,10 @@ def test_faults_of_a_checkpoint_are_said(make_text_checkpoint: Callable[..., Pat
     for change, message in [
         ({"head": {"type": "peak", "every": 3}}, "'head.every' is 3; it must be 1 or 2"),
         ({"exit_layers": [2, 5]}, "'exit_layers' has 2, but this head answers after 1, 3, 5 only"),
-        ({"head": {"type": "peek"}}, "'head.type' is 'peek'; it must be one of attached, classifier, linear, past-f"),
+        (
+            {"head": {"type": "peek"}},
+            "'head.type' is 'peek'; it must be one of attached, classifier, linear, mixed, ",
+        ),
     ]:
         (path / "pfengine.json").write_text(json.dumps(written | change))
         with pytest.raises(pfengine.CheckpointError, match=re.escape(message)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from pfengine.ops import reference
 
 from ..conftest import OP_SETS, find_op_set
 from .test_past_future import ROWS, config_of, step
-from .variants import PAST_FUTURE, forms
+from .variants import LINEAR, MIXED, PAST_FUTURE, forms
 
-LAYERS, HIDDEN, LABELS = 4, 13, 3
+LAYERS, HIDDEN, LABELS = 5, 13, 3
 Tensors = dict[str, torch.Tensor]
 
 
@@ -115,7 +116,7 @@ def linear_by_hand(head: dict[str, Any], tensors: Tensors, first: np.ndarray) ->
     p = np.array([softmax(row) for row in logits])
     out = []
     for i in range(len(first)):
-        if head["combine"] == "none":
+        if head.get("combine", "none") == "none":
             out.append(logits[i])
         elif head["combine"] == "ensemble":
             out.append(np.log(p[: i + 1].mean(0)))
@@ -125,16 +126,37 @@ def linear_by_hand(head: dict[str, Any], tensors: Tensors, first: np.ndarray) ->
     return np.array(out)
 
 
-def step_through(head: Any, states: torch.Tensor) -> np.ndarray:
+def mixed_by_hand(head: dict[str, Any], tensors: Tensors, first: np.ndarray) -> np.ndarray:
+    t = {key.removeprefix(PREFIX): value.double().numpy() for key, value in tensors.items()}
+    states = [state_of(head, t, j, first[j]) for j in range(len(first))]
+    out: list[np.ndarray] = []
+    for c, layer in enumerate(head["layers"]):
+        mixed = sum(t["mix.weight"][c, j] * states[j] for j in range(layer))
+        logits = t["classifiers.weight"][c] @ mixed + t["classifiers.bias"][c]
+        if head["previous"] and c:
+            logits = logits + t["previous.weight"][c][:, : c * LABELS] @ np.concatenate(out)
+        out.append(logits / np.exp(t["log_temperatures"][c]))
+    return np.array(out)
+
+
+BY_HAND = {"past-future": past_future_by_hand, "linear": linear_by_hand, "mixed": mixed_by_hand}
+
+
+def step_through(head: Any, states: torch.Tensor, layers: Sequence[int] | None = None) -> np.ndarray:
+    """The logits after some layers, or after all."""
     state, out = None, []
     for layer in range(1, len(states) + 1):
-        logits, state = step(head, layer, states[layer - 1], state, answer=True)
+        answer = layers is None or layer in layers
+        logits, state = step(head, layer, states[layer - 1], state, answer)
+        if not answer:
+            assert logits is None
+            continue
         assert (logits.dtype, logits.shape) == (torch.float32, (ROWS, LABELS))
         out.append(logits.numpy())
     return np.array(out)
 
 
-@pytest.mark.parametrize(("head", "ops"), forms(ops=OP_SETS))
+@pytest.mark.parametrize(("head", "ops"), forms(PAST_FUTURE + LINEAR + MIXED, ops=OP_SETS))
 def test_every_form_follows_its_equations(head: dict[str, Any], ops: str) -> None:
     op_set = find_op_set(ops)
     config = config_of(LAYERS, HIDDEN, LABELS)
@@ -142,10 +164,9 @@ def test_every_form_follows_its_equations(head: dict[str, Any], ops: str) -> Non
     assert not kind.config_faults(head)
     tensors = random_tensors(head, config)
     states = torch.randn(LAYERS, ROWS, HIDDEN)
-    by_hand = past_future_by_hand if head["type"] == "past-future" else linear_by_hand
-    rows = [by_hand(head, tensors, states[:, row].double().numpy()) for row in range(ROWS)]
+    rows = [BY_HAND[head["type"]](head, tensors, states[:, row].double().numpy()) for row in range(ROWS)]
     expected = np.stack(rows, axis=1)
-    ours = step_through(kind(op_set, config, head, tensors, torch.float32), states)
+    ours = step_through(kind(op_set, config, head, tensors, torch.float32), states, kind.layers(config, head))
     np.testing.assert_allclose(ours, expected, atol=2e-5, rtol=2e-5)
 
 
@@ -187,22 +208,54 @@ def test_a_folded_head_does_not_keep_its_learners() -> None:
     assert not hasattr(folded.future, "learners")
 
 
+@pytest.mark.parametrize("pooler", ["per-layer", "shared", "none"])
+def test_a_learned_score_is_of_the_state(op_set: Any, pooler: str) -> None:
+    head = {"type": "linear", "pooler": pooler, "learned": True}
+    config = config_of(LAYERS, HIDDEN, LABELS)
+    tensors, states = random_tensors(head, config), torch.randn(LAYERS, ROWS, HIDDEN)
+    t = {key.removeprefix(PREFIX): value.double().numpy() for key, value in tensors.items()}
+    linear = Linear(op_set, config, head, tensors, torch.float32)
+    bounds = torch.arange(ROWS + 1, dtype=torch.int32)
+    for j in range(LAYERS):
+        scores, _ = linear.step(j + 1, states[j], bounds, None, True)
+        pooled = np.stack([state_of(head, t, j, first) for first in states[j].double().numpy()])
+        expected = sigmoid(pooled @ t["learned.weight"][0] + t["learned.bias"])
+        np.testing.assert_allclose(scores.learned, expected, atol=1e-5, rtol=1e-5)
+
+
+PLAIN = {"type": "linear", "pooler": "none"}
+MIX = {"type": "mixed", "layers": [1, 3], "pooler": "none"}
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ({"learner": "relu"}, "'head.learner' is 'relu'; it must be one of tanh, linear"),
-        ({"incorporate": "vote"}, "'head.incorporate' is 'vote'"),
-        ({"states": "all"}, "'head.states' is 'all'"),
-        ({"gate": 1}, "'head.gate' is 1"),
-        ({"states": "past"}, "'head.gate' must be 'none' where 'head.states' is 'past'"),
+        (PAST_FUTURE[0] | {"learner": "relu"}, "'head.learner' is 'relu'; it must be one of tanh, linear"),
+        (PAST_FUTURE[0] | {"incorporate": "vote"}, "'head.incorporate' is 'vote'"),
+        (PAST_FUTURE[0] | {"states": "all"}, "'head.states' is 'all'"),
+        (PAST_FUTURE[0] | {"gate": 1}, "'head.gate' is 1"),
+        (PAST_FUTURE[0] | {"states": "past"}, "'head.gate' must be 'none' where 'head.states' is 'past'"),
+        (PLAIN | {"combine": "sum"}, "'head.combine' is 'sum'; it must be one of none, ensemble, vote"),
+        (PLAIN | {"pooler": None}, "'head.pooler' is None"),
+        (PLAIN | {"learned": 1}, "'head.learned' is 1; it must be true or false"),
+        (PLAIN | {"learned": True, "combine": "vote"}, "'head.learned' is true; it must be false where"),
+        (MIX | {"layers": []}, "'head.layers' is []; it must be a list of layers"),
+        (MIX | {"layers": [0, 2]}, "'head.layers' is [0, 2]; it must be a list of layers"),
+        (MIX | {"layers": [3, 3]}, "'head.layers' is [3, 3]; each layer must be larger than the one before"),
+        (MIX | {"layers": 3}, "'head.layers' is 3"),
+        (MIX | {"previous": "yes"}, "'head.previous' is 'yes'; it must be true or false"),
+        (MIX | {"pooler": "mean"}, "'head.pooler' is 'mean'; it must be one of per-layer, shared, none"),
+        (MIX | {"gate": "row"}, "'head.gate' is not an option of this head"),
     ],
 )
 def test_options_are_checked(head: dict[str, Any], message: str) -> None:
-    faults = PastFuture.config_faults({"type": "past-future", "pooler": "none"} | head)
-    assert any(message in fault for fault in faults)
-    assert Linear.config_faults({"type": "linear", "pooler": "none", "combine": "sum"})
-    assert Linear.config_faults({"type": "linear"})
-    assert not Linear.config_faults({"type": "linear", "pooler": "none"})
+    (fault,) = HEADS[head["type"]].config_faults(head)
+    assert message in fault
+
+
+@pytest.mark.parametrize("head", [PLAIN, MIX], ids=["linear", "mixed"])
+def test_options_that_fit(head: dict[str, Any]) -> None:
+    assert not HEADS[head["type"]].config_faults(head)
 
 
 def test_a_vote_is_a_majority_and_ties_go_to_the_present_layer() -> None:

@@ -1,4 +1,4 @@
-"""Every form a Past-Future or linear head can have."""
+"""Every form a Past-Future, linear or mixed head can have; those of mixed heads are for five layers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ PAST_FUTURE: list[dict[str, Any]] = [
 LINEAR: list[dict[str, Any]] = [
     {"type": "linear", "pooler": pooler, "combine": combine}
     for pooler, combine in product(CHOICES["pooler"], ("none", "ensemble", "vote"))
+]
+
+LINEAR += [{"type": "linear", "pooler": pooler, "learned": True} for pooler in ("per-layer", "none")]
+MIXED: list[dict[str, Any]] = [
+    {"type": "mixed", "layers": layers, "previous": previous, "pooler": pooler}
+    for layers, previous, pooler in product(([1, 3, 5], [2, 5], [5]), (False, True), CHOICES["pooler"])
 ]
 
 

@@ -71,7 +71,7 @@ def make(reads: Any, n: int = N) -> Made:
         pooler = cuda.prepare_linear(*linear(HIDDEN, HIDDEN), fp32)
         exits.append(None if layer == 3 else Exit(LABELS, past, pooler, reads=reads, learned=learned))
     packed = packed_of(range(len(LENGTHS)))
-    ids, positions, types, bounds, _ = (torch.from_numpy(part).to(device) for part in packed)
+    ids, positions, types, bounds, _ = (torch.from_numpy(part).to(device) for part in packed[:5])
     x, past, scores, scored, states = cuda.embed(ids, positions, types, embedding), None, {}, {}, {}
     for layer, ((block,), exit) in enumerate(zip(layers, exits, strict=True), start=1):
         x = cuda.block(x, bounds, block)

@@ -12,7 +12,7 @@ import torch
 
 import pfengine
 from pfengine import reader
-from pfengine.exits import Entropy, Never, Replay
+from pfengine.exits import Entropy, Learned, Never, Replay
 from pfengine.model import build
 from pfengine.ops import cuda, cuda_flight, cuda_segment, reference
 from pfengine.ops.cuda_model import MAX_FLIGHTS, CudaModel
@@ -30,9 +30,11 @@ HEADS: dict[str, dict[str, Any]] = {
     "past only": PAST_FUTURE | {"states": "past", "gate": "none"},
     "linear": {"type": "linear", "pooler": "per-layer"},
     "classifier": {"type": "classifier"},
+    "mixed": {"type": "mixed", "layers": [2, 3], "previous": True, "pooler": "shared"},
+    "learned": {"type": "linear", "pooler": "none", "learned": True},
 }
 
-QUICK = ("authors", "paper", "linear", "classifier")
+QUICK = ("authors", "paper", "linear", "classifier", "mixed")
 
 
 def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine.Engine]:
@@ -68,7 +70,9 @@ def test_every_head(
     monkeypatch.setattr(cuda_flight, "OVERLAP_TOKENS", 0)
     ours, plain = engines(make_checkpoint("bert", head=head, config=SHALLOW), device)
     rows = random_rows([1, 2, 9, 19, 5, 14])
-    for criterion in [*([Entropy(0.9), Replay([3, 1, 2, 2, 1, 3])] if head["type"] != "classifier" else [Never()])]:
+    replay = Replay([max(ours.exit_layers[0], layer) for layer in (3, 1, 2, 2, 1, 3)])
+    exiting = [Entropy(0.9), replay, *([Learned(0.5)] if head.get("learned") else [])]
+    for criterion in [Never()] if head["type"] == "classifier" else exiting:
         check(ours, plain, rows, criterion)
 
 

@@ -23,16 +23,17 @@ from pfengine.ops.rule import Clause, ExitRule, TokenRule, values
 from pfengine.token_flight import TokenFlight
 from pfengine.tokenization import Row, pack
 from pfengine.torch_flight import TorchCarrier
+from tests.rows_of_words import row_of_words
 
 Make = Callable[..., Path]
-LENGTHS, LAYERS, LABELS = [1, 9, 3, 17, 1, 6], 4, 3
+LENGTHS, LAYERS, LABELS = [1, 9, 3, 17, 1, 6], 4, 3  # words of each row
 ROWS = range(len(LENGTHS))
-TOKENS, STARTS, ALL = sum(LENGTHS), np.cumsum([0, *LENGTHS]), bytes([1, 1, 1, 0])
+WORDS, STARTS, ALL = sum(LENGTHS), np.cumsum([0, *LENGTHS]), bytes([1, 1, 1, 0])
 SMALL = {
     "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": LAYERS,
 }  # fmt: skip
 HALF = Clause("normalised_entropy", "<", values(0.6))
-BY_SLOT = np.random.default_rng(4).uniform(0.3, 0.9, (LAYERS, TOKENS)).astype(np.float32)
+BY_SLOT = np.random.default_rng(4).uniform(0.3, 0.9, (LAYERS, WORDS)).astype(np.float32)
 FROZEN = TokenRule("token", freezes=True)
 RULES = {
     "row max": ExitRule(ALL, (HALF._replace(threshold=values(0.8)),), TokenRule("row", "max")),
@@ -56,11 +57,16 @@ each_rule = pytest.mark.parametrize("name", [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RULES
 ])  # fmt: skip
 Pair = tuple[CudaModel, TorchCarrier]
+KINDS, MARKED = ("words", "tokens"), [False]  # are words marked in the rows, or is every token one?
 
 
-@pytest.fixture(scope="module", params=["renormalised", pytest.param("kept", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["renormalised, words", *(pytest.param(f"kept, {of}", marks=pytest.mark.slow) for of in KINDS)],
+)
 def path(request: pytest.FixtureRequest, make_checkpoint: Make) -> Path:
-    return make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": request.param}, config=SMALL)
+    frozen, MARKED[0] = request.param.split(",")[0], request.param.endswith("words")
+    return make_checkpoint("bert", labels=LABELS, head={"type": "tagger", "frozen": frozen}, config=SMALL)
 
 
 @pytest.fixture
@@ -77,8 +83,11 @@ def carriers(path: Path, device: torch.device, dtype: torch.dtype) -> Pair:
 
 
 def started(carrier: Carrier, rows: Any, answers: Answers) -> Flight:
-    ids = [np.random.default_rng(row).integers(2, 90, LENGTHS[row]) for row in rows]
-    packed = pack([Row(int(row), own, None, False) for row, own in zip(rows, ids, strict=True)], CONFIG[0])
+    draws = [(int(row), LENGTHS[row], np.random.default_rng(row)) for row in rows]
+    if MARKED[0]:
+        packed = pack([row_of_words(*each) for each in draws], CONFIG[0])
+    else:
+        packed = pack([Row(row, draw.integers(2, 90, n), None, False) for row, n, draw in draws], CONFIG[0])
     return carrier.start(packed, STARTS[list(rows)], answers)
 
 
@@ -91,7 +100,7 @@ def _config(path: Path) -> None:
 
 
 def answers_of(carrier: Carrier, rule: ExitRule, rows: Any = ROWS) -> Answers:
-    answers = Answers(0, TOKENS, LABELS)
+    answers = Answers(0, WORDS, LABELS)
     assert started(carrier, rows, answers).advance(rule, LAYERS) is None
     return answers
 
@@ -125,7 +134,7 @@ def test_alone_as_in_a_batch(pair: Pair, name: str) -> None:
 
 def drive(carrier: Carrier, name: str, seed: int) -> tuple[Answers, list[Any]]:
     """Stops, masks of the caller's and joins, drawn at random, and all that is seen on the way."""
-    draw, rule, answers, seen = np.random.default_rng(seed), RULES[name], Answers(0, TOKENS, LABELS), []
+    draw, rule, answers, seen = np.random.default_rng(seed), RULES[name], Answers(0, WORDS, LABELS), []
     parts = np.split(draw.permutation(len(LENGTHS)), [3])
     flights = [started(carrier, part, answers) for part in parts]
     joins = draw.integers(0, LAYERS)
@@ -137,8 +146,8 @@ def drive(carrier: Carrier, name: str, seed: int) -> tuple[Answers, list[Any]]:
                 if exit is not None:
                     seen += [len(flight), flight.slots(), flight.states(), exit.slots, exit.logits]
             if len(flight) and draw.integers(3):
-                tokens = sum(LENGTHS[np.searchsorted(STARTS, slot)] for slot in flight.slots())
-                gone = draw.random(tokens) < draw.choice([0.1, 0.4])
+                words = sum(LENGTHS[np.searchsorted(STARTS, slot)] for slot in flight.slots())
+                gone = draw.random(words) < draw.choice([0.1, 0.4])
                 answered = bool(layer) and exit is not None and exit.logits is not None and bool(draw.integers(2))
                 flight.leave(torch.from_numpy(gone) if draw.integers(2) else gone, answered)
         if layer == joins and all(len(flight.slots()) for flight in flights):
@@ -165,11 +174,11 @@ def test_driven_at_random(pair: Pair, seed: int) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param("row running", marks=pytest.mark.slow), "frozen votes or change"])
 @pytest.mark.parametrize("first", [True, False])
-def test_tokens_that_carry_nothing_yet_join(pair: Pair, name: str, first: bool) -> None:
+def test_words_that_carry_nothing_yet_join(pair: Pair, name: str, first: bool) -> None:
     """Those of the flight that has waited are as before the first exit, whichever joins the other."""
     found = []
     for carrier in pair:
-        answers = Answers(0, TOKENS, LABELS)
+        answers = Answers(0, WORDS, LABELS)
         carries, waits, empty = (started(carrier, rows, answers) for rows in ([0, 3], [1, 2, 5], [4]))
         empty.leave(np.ones(1, bool), answered=False)
         carries.advance(RULES[name], 1)
@@ -185,14 +194,14 @@ def test_tokens_that_carry_nothing_yet_join(pair: Pair, name: str, first: bool) 
 
 
 def test_what_does_not_fit_is_refused(pair: Pair) -> None:
-    answers = Answers(0, TOKENS, LABELS)
+    answers = Answers(0, WORDS, LABELS)
     flight = started(pair[0], [1, 2], answers)
     assert isinstance(flight, CudaTokenFlight)
     with pytest.raises(ValueError, match="the head scores every token, and the rule does not say how they are read"):
         flight.advance(ExitRule(ALL, (HALF,)), LAYERS)
     with pytest.raises(ValueError, match="there is no label of the row"):
         flight.advance(ExitRule(ALL, (Clause("change", "<", values(1)),), TokenRule("row")), LAYERS)
-    with pytest.raises(ValueError, match=r"gone is torch.bool \[2\]; expected bool \[12\], one per token"):
+    with pytest.raises(ValueError, match=r"gone is torch.bool \[2\]; expected bool \[12\], one per word"):
         flight.leave(np.array([True, False]))
     flight.advance(ExitRule(bytes(LAYERS)), LAYERS)
     assert set(answers.exit_layers[STARTS[1] : STARTS[3]]) == {LAYERS}

@@ -119,7 +119,7 @@ class Alone:
 
     def __init__(self, model: Model, row: np.ndarray, slot: int) -> None:
         ops, packed = model.ops, pack([row])
-        ids, positions, types, self.bounds, _ = (torch.from_numpy(array) for array in packed)
+        ids, positions, types, self.bounds, _ = (torch.from_numpy(array) for array in packed[:5])
         x = ops.embed(ids, positions, types, model.embedding)
         self.x = x if model.projection is None else ops.linear(x, model.projection, "none")
         self.sums = self.x

@@ -296,6 +296,9 @@ OURS: dict[str, dict[str, Any]] = {
     "past only": PAST_FUTURE | {"states": "past", "gate": "none"}, "future only": PAST_FUTURE | {"states": "future"},
     "linear": {"type": "linear", "pooler": "per-layer"}, "classifier": {"type": "classifier"},
     "attached": {"type": "attached", "exits": PAST_FUTURE},
+    "learned": {"type": "linear", "pooler": "per-layer", "learned": True},
+    "mixed": {"type": "mixed", "layers": [1, 3, LAYERS], "previous": True, "pooler": "shared"},
+    "attached, mixed": {"type": "attached", "exits": {"type": "mixed", "layers": [2], "pooler": "none"}},
 }  # fmt: skip
 
 
@@ -305,14 +308,19 @@ OURS: dict[str, dict[str, Any]] = {
 )
 def test_every_head_that_is_data(make_checkpoint: Make, head: str, family: str, precision: str) -> None:
     path = make_checkpoint(family, **({"head": OURS[head]} if head else {}))
-    carrier = pfengine.load(path, precision=precision, criterion="never").model.carrier
+    engine = pfengine.load(path, precision=precision, criterion="never")
+    carrier = engine.model.carrier
     assert isinstance(carrier, CpuModel)
     model = Model(cpu, *carrier.parts, "first", False)
     for number in range(1, 6):
         rows, answers = random_rows(LENGTHS), (Answers(0, 8, LABELS), Answers(0, 8, LABELS))
         rule = rules("first", 8, number)[number]
-        if number == 3:
-            rule = rule._replace(clauses=rule.clauses[1:])  # none of these heads has a learned score
+        tested = bytearray(LAYERS)
+        for layer in engine.exit_layers[:-1]:
+            tested[layer - 1] = 1
+        rule = rule._replace(tested=bytes(tested))
+        if number == 3 and head != "learned":
+            rule = rule._replace(clauses=rule.clauses[1:])
         flight = Both(model, carrier, rows, np.arange(8)[::-1].copy(), answers)
         flight.advance(rule, 2)
         flight.advance(rule, LAYERS)

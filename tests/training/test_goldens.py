@@ -34,6 +34,7 @@ class Run(NamedTuple):
     norms: str
     phase: int = 0
     options: tuple[tuple[str, Any], ...] = ()
+    step: int = 0  # within an epoch
 
 
 def runs(system: str, config: dict[str, Any]) -> list[Run]:
@@ -48,14 +49,32 @@ def runs(system: str, config: dict[str, Any]) -> list[Run]:
         return [Run("total", "train", options=(("layer_weights", config["weight_name"]),))]
     if system == "elasticbert":
         return [Run("total.entropy_variant", "entropy_variant"), Run("total.patience_variant", "patience_variant")]
+    if system == "righttool":
+        return [Run("total", "train", options=(("mixing", "fixed"),))]
+    if system == "berxit":
+        return list(of_berxit(config))
     return [Run("total", "train")]
 
 
+def of_berxit(config: dict[str, Any]) -> Iterator[Run]:
+    """The loss of each strategy. Theirs counts layers from 0, and has learned scores of some families."""
+    for name in ("raw", "only-highway", "all", "weight-linear"):
+        yield Run(name.replace("only-", "only_"), name.replace("only-", "only_"), options=(("strategy", name),))
+    yield Run("limit2", "limit2", options=(("strategy", "limit"), ("limit", 3)))
+    for phase, name in enumerate(("raw", "only_highway")):
+        yield Run(name, name, phase, (("strategy", "two-stage"),))
+    if config["num_labels"] > 1:
+        yield Run("self_distil", "self_distil", options=(("strategy", "self-distil"),))
+    for strategy in ("alternate", *(["alternate-lte"] if "lte_thresholds" in config else [])):
+        for name, step in (("even", 0), ("odd", 1), ("even", 4), ("odd", 7)):
+            yield Run(f"{strategy}.{name}", f"{strategy}.{name}", options=(("strategy", strategy),), step=step)
+
+
 def cases() -> Iterator[Any]:
-    for system in ("deebert", "pabee", "elbert", "elasticbert"):
+    for system in ("berxit", "deebert", "pabee", "elbert", "elasticbert", "righttool"):
         for file in sorted((FOLDER / system).glob("*/config.json")):
             for run in runs(system, json.loads(file.read_text())):
-                yield pytest.param(file.parent, run, id=f"{system}-{file.parent.name}-{run.loss}")
+                yield pytest.param(file.parent, run, id=f"{system}-{file.parent.name}-{run.loss}-{run.step}")
 
 
 CASES = list(cases())
@@ -85,7 +104,7 @@ def recipe_of(case: Path, options: dict[str, Any]) -> tuple[ExitModel, dict[str,
 @pytest.mark.parametrize(("case", "run"), CASES)
 def test_loss_and_gradients(case: Path, run: Run) -> None:
     model, leaves, tensors = recipe_of(case, dict(run.options))
-    model.phase = model.phases()[run.phase]
+    model.phase, model.epoch_step = model.phases()[run.phase], run.step
     inputs, labels = load_file(case / "inputs.safetensors"), load_file(case / "labels.safetensors")
     if "layer_weights" in dict(model.named_parameters()):
         with torch.no_grad():
@@ -93,6 +112,9 @@ def test_loss_and_gradients(case: Path, run: Run) -> None:
     prefix = model.backbone_config.family.prefix
     values = {f"backbone.{key.removeprefix(prefix)}": value for key, value in tensors.items() if key.startswith(prefix)}
     values |= {f"exit_head.{name}": tensors[key] for name, key in model._keys.items()}
+    if getattr(model, "last_pooler", None) is not None:  # BERxiT's: it is trained, and not converted
+        theirs = f"{prefix}encoder.highway.{model.backbone_config.num_layers - 1}.pooler.dense"
+        values |= {f"last_pooler.{part}": leaves[f"{theirs}.{part}"] for part in ("weight", "bias")}
     if not model.backbone_config.type_vocab_size:
         del inputs["token_type_ids"]
     arguments = {"labels": labels["labels"], **inputs}
@@ -103,9 +125,9 @@ def test_loss_and_gradients(case: Path, run: Run) -> None:
     names = [key for key, value in leaves.items() if value.requires_grad]
     found = torch.autograd.grad(loss, [leaves[key] for key in names], allow_unused=True, retain_graph=True)
     norms = {key: 0.0 if g is None else float(g.norm()) for key, g in zip(names, found, strict=True)}
-    theirs = json.loads((case / "grad_norms.json").read_text())[run.norms]
-    assert any(theirs.values())
-    for key, norm in theirs.items():
+    expected_norms = json.loads((case / "grad_norms.json").read_text())[run.norms]
+    assert any(expected_norms.values())
+    for key, norm in expected_norms.items():
         if norm is None or norm < NOISE:
             assert norms[key] < NOISE * 10, key
         else:

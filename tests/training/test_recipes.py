@@ -40,7 +40,7 @@ def test_trains_and_answers_batched_as_alone(
     engine = pfengine.load(out)
     manifest = engine.checkpoint.manifest
     assert manifest.system == system
-    assert manifest.criterion == SYSTEMS[system].criterion
+    assert manifest.criterion == SYSTEMS[system].criterion_of(manifest.head)
     assert manifest.training["held_out_score"] > 0.8, "one word of a row says which label it has"
     batched = engine.predict(TEXTS)
     alone = [engine.predict([text]) for text in TEXTS]
@@ -79,7 +79,7 @@ def test_deebert_adds_exits_to_a_model_that_stays_as_it_is(
         assert not torch.equal(between[key][:-1], end[key][:-1]), key
 
 
-@pytest.mark.parametrize("system", ["deebert", "pabee", "elbert", "elasticbert"])
+@pytest.mark.parametrize("system", ["berxit", "deebert", "pabee", "elbert", "elasticbert", "righttool"])
 def test_poolers_start_from_the_encoders_own(
     encoder: Path, rows: Path, tmp_path: Path, phases: list[Any], system: str
 ) -> None:
