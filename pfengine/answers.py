@@ -63,12 +63,16 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
 
 def result(labels: Sequence[str], scores: np.ndarray, exit_layer: int, model: int | None, top_k: int | None) -> Any:
     """The answer to a row as `Engine.classify` gives it. scores: float32 [labels]; model: of a cascade, else None."""
-    where = {"exit_layer": exit_layer} if model is None else {"exit_layer": exit_layer, "model": model}
-    if top_k == 1:
-        best = int(scores.argmax())
-        return {"label": labels[best], "score": float(scores[best]), **where}
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [{"label": labels[i], "score": float(scores[i]), **where} for i in order]
+    if top_k != 1:
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [_answer(labels[i], float(scores[i]), exit_layer, model) for i in order]
+    best = int(scores.argmax())
+    return _answer(labels[best], float(scores[best]), exit_layer, model)
+
+
+def _answer(label: str, score: float, exit_layer: int, model: int | None) -> dict[str, Any]:
+    found = {"label": label, "score": score, "exit_layer": exit_layer}
+    return found if model is None else found | {"model": model}
 
 
 def has_answer(logits: np.ndarray) -> np.ndarray:

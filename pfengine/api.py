@@ -18,7 +18,7 @@ from .answers import probabilities, raise_first, result
 from .bundled import BUNDLED, find
 from .cascade_model import Cascade, Member
 from .cascade_reader import CascadeCheckpoint, open_checkpoint
-from .cascade_runner import CascadeRunner, runner_of
+from .cascade_runner import CascadeRunner
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
 from .devices import auto_precision, check_process, find_device, find_dtype, find_op_set
@@ -141,15 +141,20 @@ class Engine:
     @property
     def _workers(self) -> Executor | None:
         """One thread for each batch that may be under way; a forked process makes its own."""
-        if self._answering.worker_threads == 1:
+        threads = max(each.model.worker_threads for each in self._members)
+        if threads == 1:
             return None
         if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(self._answering.worker_threads, "pfengine")
+            self._pool = os.getpid(), ThreadPoolExecutor(threads, "pfengine")
         return self._pool[1]
 
-    @property
-    def _answering(self) -> Model | Cascade:
-        return self.model if self.cascade is None else self.cascade
+    def _runner(
+        self, batch_tokens: int, batch_size: int | None, truncation: Truncation = "truncate"
+    ) -> Runner | CascadeRunner:
+        most = sizes(batch_tokens, batch_size)
+        if self.cascade is None:
+            return Runner(self.model, self.precision, *most)
+        return CascadeRunner(self.cascade, self.precision, *most, truncation)
 
     @property
     def _members(self) -> Sequence[Member | Engine]:
@@ -184,7 +189,7 @@ class Engine:
         In a cascade those of all models, whose layers are counted on: the last layers of models of 2 and 12 layers are
         2 and 14.
         """
-        return self._answering.exit_layers
+        return self.model.exit_layers if self.cascade is None else self.cascade.exit_layers
 
     @property
     def max_length(self) -> int:
@@ -266,8 +271,8 @@ class Engine:
         selection, rows = self._selected(inputs, criterion, threshold, speedup)
         if self.model.head.tags:
             raise ConfigError(f"{self.checkpoint.path} tags tokens and does not classify rows; use predict")
-        runner = runner_of(self._answering, self.precision, *sizes(batch_tokens, batch_size), truncation)
-        windows = map(selection.resolved, self._windows(rows, truncation, runner, selection, flush_when_slow=True))
+        runner = self._runner(batch_tokens, batch_size, truncation)
+        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, selection, True))
 
         def results() -> Iterator[Any]:
             for window, logits, exit_layers, models in self._answered(inputs, windows, selection, runner):
@@ -300,8 +305,8 @@ class Engine:
         the options do not fit the model or each other.
         """
         selection, given = self._selected(inputs, criterion, threshold, speedup)
-        runner = runner_of(self._answering, self.precision, *sizes(batch_tokens, batch_size), truncation)
-        read = self._windows(given, truncation, runner, selection)
+        runner = self._runner(batch_tokens, batch_size, truncation)
+        read = self._windows(given, truncation, runner.batch_tokens, selection)
         windows = (raise_first(selection.resolved(window)) for window in read)
         parts = []
         for part in self._answered(inputs, windows, selection, runner):
@@ -323,9 +328,9 @@ class Engine:
 
         learned: float32 [exits, rows], nan after the last layer; None where the head adds none.
         """
-        runner = runner_of(self._answering, self.precision, *sizes(batch_tokens, None))
+        runner = self._runner(batch_tokens, None)
         parts = [runner.layer_scores([])[1]]
-        for window in self._windows(inputs, "truncate", runner):
+        for window in self._windows(inputs, "truncate", runner.batch_tokens):
             marked, scores = runner.layer_scores(raise_first(window))
             raise_first(marked)
             parts.append(scores)
@@ -360,26 +365,22 @@ class Engine:
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
 
     def _selected(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]:
-        if self._checkpoint_exits is None or self._checkpoint_exits.exit_layers is not self.exit_layers:
-            self._checkpoint_exits = own_exits(self.checkpoint, self.exit_layers)
-        return select_rows(self._checkpoint_exits, self.criterion, inputs, criterion, threshold, speedup)
+        own = self._checkpoint_exits
+        if own is None or (self.cascade is None and own.exit_layers is not self.model.exit_layers):
+            own = self._checkpoint_exits = own_exits(self.checkpoint, self.model.exit_layers)
+        return select_rows(own, self.criterion, inputs, criterion, threshold, speedup)
 
     def _windows(
-        self,
-        inputs: Any,
-        truncation: str,
-        runner: Runner | CascadeRunner,
-        selection: Selection | None = None,
-        flush_when_slow: bool = False,
+        self, inputs: Any, truncation: str, tokens: int, selection: Selection | None = None, when_slow: bool = False
     ) -> Iterator[list[Row | InputError]]:
-        """Rows a few token budgets at a time; `truncation` is checked at once. flush_when_slow: see `read_windows`."""
+        """Rows a few token budgets at a time; `truncation` is checked at once. when_slow: as flush_when_slow of `read_windows`."""
         check_process(self.device, self._process)
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
         tokenizer = self.tokenizer
         if self.cascade is not None and selection is not None:
             tokenizer = self.cascade.members[self.cascade.reader(selection.criterion)].tokenizer
-        return read_windows(tokenizer, rows_of(inputs), truncation, runner.batch_tokens, flush_when_slow)
+        return read_windows(tokenizer, rows_of(inputs), truncation, tokens, when_slow)
 
     def _answered(
         self,

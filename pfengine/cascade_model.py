@@ -69,10 +69,6 @@ class Cascade:
             for layer in member.model.exit_layers
         )
 
-    @property
-    def worker_threads(self) -> int:
-        return max(member.model.worker_threads for member in self.members)
-
     @functools.cached_property
     def takes_ids(self) -> bool:
         """Do ids mean the same to all models?"""

@@ -26,21 +26,11 @@ from .exits.signals import signal
 from .exits.user_criterion import checked
 from .inference import Answered, Runner, Window
 from .messages import warn
-from .model import Model
 from .ops.decide import decide
 from .ops.rule import ExitRule
 from .rows import Row, Text
 from .torch_flight import select_rows
 from .torch_state import isolated
-
-
-def runner_of(
-    model: Model | Cascade, precision: str, batch_tokens: int, batch_size: int | None, truncation: str = "truncate"
-) -> Runner | CascadeRunner:
-    """What takes windows through a model, or through those of a cascade. truncation: as in `Engine.classify`."""
-    if isinstance(model, Cascade):
-        return CascadeRunner(model, precision, batch_tokens, batch_size, truncation)
-    return Runner(model, precision, batch_tokens, batch_size)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import saving
 from .bundled import find
 from .cascade_manifest import MANIFEST, MOST_MODELS, CascadeManifest, model_path
-from .cascade_reader import CascadeCheckpoint, misfits, read_cascade
+from .cascade_reader import CascadeCheckpoint, misfits, open_checkpoint, read_cascade
 from .checkpoint import Checkpoint
 from .errors import CheckpointError, ConfigError
 from .exits.base import number
@@ -95,6 +95,18 @@ def fill_cascade(stage: Path, manifest: CascadeManifest, parts: Sequence[Part]) 
     return read_cascade(stage)
 
 
-def fill_again(stage: Path, ckpt: CascadeCheckpoint, manifest: CascadeManifest) -> CascadeManifest:
-    """Write a cascade that was read, with another manifest. Returns what its pfengine.json says now."""
-    return fill_cascade(stage, manifest, [part_of(each) for each in ckpt.models]).manifest
+def copy(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Write a checkpoint or a cascade once more, somewhere else."""
+    ckpt = open_checkpoint(source).checked()
+    with saving.replacing(out, isinstance(ckpt, CascadeCheckpoint)) as stage:
+        refill(stage, ckpt, ckpt.manifest)
+    return Path(out)
+
+
+def refill(stage: Path, ckpt: Checkpoint | CascadeCheckpoint, manifest: saving.AnyManifest) -> saving.AnyManifest:
+    """Write what was read into an empty directory, with another manifest. Returns what its pfengine.json says now."""
+    if isinstance(ckpt, CascadeCheckpoint):
+        assert isinstance(manifest, CascadeManifest)
+        return fill_cascade(stage, manifest, [part_of(each) for each in ckpt.models]).manifest
+    assert isinstance(manifest, Manifest)
+    return saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)

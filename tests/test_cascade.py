@@ -6,7 +6,9 @@ import copy
 import functools
 import pickle
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ import torch
 
 import pfengine
 from pfengine import extension
+from pfengine.cascade_runner import CascadeRunner
 from pfengine.errors import ConfigError, InputError
 from pfengine.tokenization import Tokenizer
+
+from .test_overflow import last_layer, spoil
 
 Make = Callable[..., Path]
 LENGTHS = [1, 3, 9, 20, 40, 7, 5, 2, 33, 64, 12, 1]
@@ -248,6 +253,51 @@ def test_no_rows(make_cascade: Callable[..., Path]) -> None:
     assert (out.logits.shape, out.exit_layers.shape, out.models.shape) == ((0, 3), (0,), (0,))
     assert out.models.dtype == np.int64
     assert np.isnan(out.layer_speedup)
+
+
+def test_batches_of_a_model_in_several_threads(make_cascade: Callable[..., Path], rows: list[Any]) -> None:
+    """As on a GPU, where each window's batches are computed at the same time."""
+    engine = pfengine.load(make_cascade("own exits"), criterion="cascadebert:0.8,1/0.3")
+    assert engine.cascade is not None
+    wanted = engine.predict(rows)
+    runner = CascadeRunner(engine.cascade, engine.precision, 50, 2)
+    selection, _ = engine._selected(rows, None, None, None)
+    windows = [engine.tokenizer.encode(enumerate(rows[:5])), [], engine.tokenizer.encode(enumerate(rows[5:], 5))]
+    with ThreadPoolExecutor(3) as workers:
+        parts = list(runner.answer(windows, selection, workers))
+    assert [len(part.window) for part in parts] == [5, 0, len(rows) - 5]
+    joined = runner.join_answers(parts)
+    np.testing.assert_array_equal(joined.logits, wanted.logits)
+    np.testing.assert_array_equal(joined.exit_layers, wanted.exit_layers)
+    np.testing.assert_array_equal(joined.models, wanted.models)
+
+
+def test_a_slow_source_is_answered_as_it_goes(make_cascade: Callable[..., Path], rows: list[Any]) -> None:
+    engine = pfengine.load(make_cascade("plain"), criterion="cascadebert:0.6")
+    given: list[int] = []
+
+    def slowly() -> Iterator[Any]:
+        for i, row in enumerate(rows[:4]):
+            time.sleep(0.15)
+            given.append(i)
+            yield row
+
+    seen = []
+    for answer in engine.stream(slowly()):
+        seen.append((answer["label"], len(given)))
+    assert [label for label, _ in seen] == [answer["label"] for answer in engine.classify(rows[:4])]
+    assert seen[0][1] < 4, "not all rows were read before the first was answered"
+
+
+def test_a_row_that_overflows_in_one_model(make_checkpoint: Make, tmp_path: Path, rows: list[Any]) -> None:
+    broken = spoil(make_checkpoint(**PLAIN[1]), tmp_path / "broken", last_layer)
+    engine = pfengine.load(pfengine.cascade([make_checkpoint(**PLAIN[0]), broken], tmp_path / "out"))
+    out = engine.classify(rows, on_error="return", criterion="cascadebert:0.6")
+    first = pfengine.load(make_checkpoint(**PLAIN[0])).predict(rows)
+    sure = [confidence(logits) > 0.6 for logits in first.logits]
+    assert 0 < sum(sure) < len(rows)
+    assert ["error" in answer for answer in out] == [not each for each in sure]
+    assert all("the model's numbers overflow" in answer["error"] for answer in out if "error" in answer)
 
 
 def test_it_pickles_copies_and_warms_up(make_cascade: Callable[..., Path], rows: list[Any]) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 from .. import data, saving
 from ..api import Engine
 from ..cascade_manifest import CascadeManifest
-from ..cascade_reader import read_cascade
-from ..cascade_saving import fill_again
+from ..cascade_reader import open_checkpoint
+from ..cascade_saving import refill
 from ..exits.guarantee import Guarantee
 from ..exits.placement import Placement
 from ..messages import warn
-from ..reader import read
 from .precisions import check_precisions
 
 FEW_ROWS = 30
@@ -88,18 +87,10 @@ def write(
         saving.write_manifest(directory, replace(manifest, precisions=precisions))
     else:
         with saving.replacing(target, isinstance(manifest, CascadeManifest)) as stage:
-            written = _fill(stage, directory, manifest)
+            written = refill(stage, open_checkpoint(directory).checked(), manifest)
             precisions = check_precisions(stage, texts)
             saving.write_manifest(stage, replace(written, precisions=precisions))
     return precisions
-
-
-def _fill(stage: Path, source: Path, manifest: saving.AnyManifest) -> saving.AnyManifest:
-    """A copy of the checkpoint at `source`, with another manifest; returns what it says then."""
-    if isinstance(manifest, CascadeManifest):
-        return fill_again(stage, read_cascade(source), manifest)
-    ckpt = read(source)
-    return saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
 
 
 def warn_of_few(rows: list[Any], source: str | Path) -> None:

@@ -59,8 +59,7 @@ class CascadeModel(FullModel):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         options = {name: option.default for name, option in OPTIONS.items()} | dict(options or {})
-        if backbone is None:
-            raise ConfigError("system 'cascadebert' trains whole models; exits are attached by another system")
+        assert backbone is not None  # it has no exits to attach
         if freezing is not None and freezing.kind != "none":
             raise ConfigError(f"freezing is {freezing.kind!r}; system 'cascadebert' trains whole models, give 'none'")
         depths = _depths(options["depths"], config.num_layers)

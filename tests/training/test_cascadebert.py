@@ -18,6 +18,7 @@ from pfengine.errors import CheckpointError, ConfigError
 from pfengine.heads import PREFIX
 from pfengine.training import SYSTEMS
 from pfengine.training.cascadebert import JUDGES, MODELS, CascadeModel
+from pfengine.training.grid import search
 from pfengine.training.pretrained import encoder_config, read_encoder
 
 FOLDER = Path(__file__).parents[3] / "shared" / "goldens" / "cascadebert"
@@ -157,6 +158,23 @@ def test_a_run(encoder: Path, rows: Path, tmp_path: Path, options: dict[str, Any
         assert pfengine.load(path / "models" / str(number)).num_layers == depth
     for name in ("pfengine.json", "models/1/pfengine.json"):
         assert "judge" not in (path / name).read_text()
+
+
+@pytest.mark.slow
+def test_the_best_cell_of_a_grid(encoder: Path, rows: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(
+        str(encoder), str(rows), str(tmp_path / "out"), system="cascadebert", epochs=2, hold_out=80, precision="fp32",
+        options={"depths": (1, 2)},
+    )  # fmt: skip
+    path, (cell,) = search(config, (16,), (2e-3,))
+    engine = pfengine.load(path)
+    assert engine.exit_layers == (1, 3)
+    assert cell["score"] in [point["accuracy"] for point in engine.checkpoint.manifest.calibration]
+
+
+def test_exits_are_not_attached_by_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="system is 'cascadebert', which has no exits to attach"):
+        pfengine.attach("model", "data", tmp_path / "out", system="cascadebert")
 
 
 @pytest.mark.parametrize(
