@@ -373,7 +373,7 @@ class Engine:
     def _windows(
         self, inputs: Any, truncation: str, tokens: int, selection: Selection | None = None, when_slow: bool = False
     ) -> Iterator[list[Row | InputError]]:
-        """Rows a few token budgets at a time; `truncation` is checked at once. when_slow: as flush_when_slow of `read_windows`."""
+        """Rows a few token budgets at a time; `truncation` is checked at once. when_slow: see `read_windows`."""
         check_process(self.device, self._process)
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
