@@ -18,8 +18,9 @@ from .tokenization import Row
 class Predictions:
     """Answers for all rows of the input, as arrays.
 
-    For a model that tags tokens there is one more axis after the rows, as long as the longest row. Beyond a row's own
-    tokens logits are nan and exit layers 0.
+    For a model that tags words there is an axis of words after the rows, as long as the row with most of them. Beyond a
+    row's own words logits are nan and exit layers 0. Where no words are marked in a row of ids, every token is one,
+    [CLS] and [SEP] too.
     """
 
     logits: np.ndarray  # float32 [rows, labels]
@@ -40,7 +41,7 @@ class Predictions:
 
     @property
     def layer_speedup(self) -> float:
-        """sum(n m_i) / sum(i m_i) over the m_i rows (or tokens) that left after layer i; nan without rows.
+        """sum(n m_i) / sum(i m_i) over the m_i rows (or words) that left after layer i; nan without rows.
 
         Eq. 15 of the Past-Future paper.
         """

@@ -33,6 +33,7 @@ from .options import sizes, whole, wholes
 from .per_row import Number, own_exits, select_rows
 from .reload import Source, mark, reload
 from .rows import Row, is_single, rows_of
+from .tagging import Tagging
 from .tokenization import Tokenizer
 from .torch_state import isolated
 from .windows import read_windows
@@ -56,8 +57,8 @@ def load(
 ) -> Engine:
     """Load a checkpoint or a cascade and prepare it for one device and precision.
 
-    path: a pfengine checkpoint directory, that of a `cascade`, a plain Hugging Face sequence-classification directory
-    (runs at full depth), or the name of a bundled checkpoint ("sst2"); also a checkpoint that was read.
+    path: a pfengine checkpoint directory, that of a `cascade`, a plain Hugging Face sequence- or token-classification
+    directory (runs at full depth), or the name of a bundled checkpoint ("sst2"); also a checkpoint that was read.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
     for and that answered as fp32 does when the checkpoint was calibrated. It is fp32 where that was never measured, or
@@ -89,7 +90,7 @@ def load(
     return engine
 
 
-class Engine:
+class Engine(Tagging):
     """A loaded model, or a cascade of models. Safe to use from several threads; a bad row never makes it unusable.
 
     It pickles as the path and the options it was loaded with, its precision and its criterion, and is loaded again from
@@ -165,12 +166,9 @@ class Engine:
         labels = ", ".join(map(repr, self.labels[:6])) + (f", ... ({len(self.labels)})" if len(self.labels) > 6 else "")
         criterion = repr(self.criterion)
         criterion = criterion if len(criterion) <= 60 else criterion[:57] + "..."
-        parts = [each.model for each in self._members]
-        what = ", then ".join(f"{each.config.family.name}, {each.num_layers} layers" for each in parts)
-        return (
-            f"<Engine {str(self.checkpoint.path)!r}: {what}, "
-            f"labels {labels}, {self.precision} on {self.device}, criterion {criterion}>"
-        )
+        parts = (f"{each.model.config.family.name}, {each.model.num_layers} layers" for each in self._members)
+        what = f"{', then '.join(parts)}, labels {labels}, {self.precision} on {self.device}"
+        return f"<Engine {str(self.checkpoint.path)!r}: {what}, criterion {criterion}>"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -270,9 +268,9 @@ class Engine:
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
         selection, rows = self._selected(inputs, criterion, threshold, speedup)
         if self.model.head.tags:
-            raise ConfigError(f"{self.checkpoint.path} tags tokens and does not classify rows; use predict")
+            raise ConfigError(f"{self.checkpoint.path} tags words and does not classify rows; use tag, or predict")
         runner = self._runner(batch_tokens, batch_size, truncation)
-        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, selection, True))
+        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, True, selection))
 
         def results() -> Iterator[Any]:
             for window, logits, exit_layers, models in self._answered(inputs, windows, selection, runner):
@@ -306,7 +304,7 @@ class Engine:
         """
         selection, given = self._selected(inputs, criterion, threshold, speedup)
         runner = self._runner(batch_tokens, batch_size, truncation)
-        read = self._windows(given, truncation, runner.batch_tokens, selection)
+        read = self._windows(given, truncation, runner.batch_tokens, False, selection)
         windows = (raise_first(selection.resolved(window)) for window in read)
         parts = []
         for part in self._answered(inputs, windows, selection, runner):
@@ -318,8 +316,9 @@ class Engine:
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`.
 
-        In a cascade of models without exits of their own that is [models, rows, labels]. A model that tags tokens has
-        one more axis after the rows. Raises InputError for the first bad row; a row with a nan at any exit is one.
+        In a cascade of models without exits of their own that is [models, rows, labels]. A model that tags words has an
+        axis of words after the rows, nan beyond a row's own. Raises InputError for the first bad row; a row with a nan
+        at any exit is one.
         """
         return self.layer_scores(inputs, batch_tokens=batch_tokens).logits
 
@@ -371,16 +370,16 @@ class Engine:
         return select_rows(own, self.criterion, inputs, criterion, threshold, speedup)
 
     def _windows(
-        self, inputs: Any, truncation: str, tokens: int, selection: Selection | None = None, when_slow: bool = False
+        self, inputs: Any, truncation: str, batch_tokens: int, flush_when_slow: bool = False, selection: Any = None
     ) -> Iterator[list[Row | InputError]]:
-        """Rows a few token budgets at a time; `truncation` is checked at once. when_slow: see `read_windows`."""
+        """Rows a few token budgets at a time; `truncation` is checked at once. flush_when_slow: see `read_windows`."""
         check_process(self.device, self._process)
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
         tokenizer = self.tokenizer
         if self.cascade is not None and selection is not None:
             tokenizer = self.cascade.members[self.cascade.reader(selection.criterion)].tokenizer
-        return read_windows(tokenizer, rows_of(inputs), truncation, tokens, when_slow)
+        return read_windows(tokenizer, rows_of(inputs), truncation, batch_tokens, flush_when_slow)
 
     def _answered(
         self,

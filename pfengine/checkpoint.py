@@ -35,6 +35,7 @@ TOKENIZER_FILES = (
 # (without the file's name), and the shapes of the head's tensors, {} where something is.
 ModelCheck = Callable[[BackboneConfig, Manifest], tuple[list[str], Shapes]]
 PLAIN = Manifest(system="full-model", head={"type": "classifier"}, criterion="never")
+PLAIN_TAGGER = replace(PLAIN, head={"type": "token-classifier"})
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.ind
 def read_files(
     path: str | os.PathLike[str] | Folder, check: ModelCheck, tensors: Mapping[str, Stored] | None = None
 ) -> Checkpoint:
-    """Read and check a directory of ours, or a plain Hugging Face sequence-classification directory.
+    """Read and check a directory of ours, or a plain Hugging Face sequence- or token-classification directory.
 
     All files are those that were there when the directory was opened. check: see `ModelCheck`; `reader` has the one
     for the heads and criteria there are. tensors: stored ones in place of model.safetensors and its shards.
@@ -85,11 +86,12 @@ def read_files(
     if backbone is None:
         raise CheckpointError(folder.path, faults)
     ours = folder.has(MANIFEST)
-    manifest: Manifest | None = PLAIN
+    plain = PLAIN_TAGGER if _is_tagger(backbone) else PLAIN
+    manifest: Manifest | None = plain
     if ours:
         manifest = parse_manifest(folder.json(MANIFEST), backbone.num_layers, faults)
     elif not faults:
-        manifest = replace(PLAIN, exit_layers=(backbone.num_layers,))
+        manifest = replace(plain, exit_layers=(backbone.num_layers,))
     mixed, hashes = _compare(folder, manifest)
     if manifest is None or faults:
         raise CheckpointError(folder.path, faults + mixed)
@@ -103,6 +105,12 @@ def read_files(
     ckpt = Checkpoint(folder.path, backbone, manifest, fitting, tokenizer_files(folder), hashes)
     folder.check()
     return ckpt
+
+
+def _is_tagger(backbone: BackboneConfig) -> bool:
+    """Was a plain directory saved by a token-classification model?"""
+    names = backbone.raw.get("architectures")
+    return isinstance(names, list) and any(isinstance(n, str) and n.endswith("ForTokenClassification") for n in names)
 
 
 def _compare(folder: Folder, manifest: Manifest | None) -> tuple[list[str], file_hashes.HashCheck | None]:

@@ -1,13 +1,10 @@
-"""The command line: `pfengine classify | train | attach | convert | cascade | calibrate | evaluate | info | demo`."""
+"""The command line: `pfengine classify`, `pfengine tag` and so on, as `COMMANDS` lists them."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -33,6 +30,7 @@ from .cli_options import (
     Threshold,
     UnusedLabelColumn,
 )
+from .cli_tagging import tag
 from .cli_training import TrainingCommand, attach, train
 from .convert import convert as convert_checkpoint
 from .convert import converters
@@ -63,7 +61,7 @@ def options(
         typer.Option("--import", metavar="MODULE", help="Python module with heads, criteria or systems of your own."),
     ] = None,
 ) -> None:
-    """Early-exit text classification."""
+    """Early-exit text classification and tagging."""
     for module in modules or ():
         try:
             importlib.import_module(module)
@@ -98,19 +96,9 @@ def classify(
 
     A row that cannot be classified gets an error in its place, and the exit code is 1.
     """
-    if texts == ["-"] and file is None:
-        texts, file = None, "-"
-    given = [file, text_column, pair_column, label_column]
-    if texts and (input_format != "auto" or any(option is not None for option in given)):
-        raise ConfigError("give texts, or --file with its format and columns, not both")
+    source, file = cli_io.source_of(texts, file, input_format, text_column, pair_column, label_column)
     if top_k < 0:
         raise ConfigError(f"--top-k is {top_k}; it must be at least 0")
-    waiting: deque[Any] = deque()  # rows read, but not yet answered: a few token budgets at most
-    source: contextlib.AbstractContextManager[Iterable[Any]]
-    if texts:
-        source = contextlib.nullcontext([cli_io.argument(text) for text in texts])
-    else:
-        source = cli_io.open_rows(file, input_format, text_column, pair_column, label_column)
     engine = load(
         checkpoint,
         device=device,
@@ -120,16 +108,14 @@ def classify(
         speedup=speedup,
         max_length=max_length,
     )
-    failed = total = 0
-    with cli_io.reading(source, file, waiting) as rows:
-        results = engine.stream(rows, top_k=top_k or None, on_error="return", batch_tokens=batch_tokens)
-        for result in cli_io.progress(results, None, "classify", quiet=sys.stdout.isatty()):
-            total += 1
-            failed += isinstance(result, dict) and "error" in result
-            cli_output.print_result(waiting.popleft(), result, as_json)
-    if failed:
-        console.say(f"error: {failed} of {total} rows could not be classified")
-        raise typer.Exit(1)
+
+    def answers(rows: Any) -> Any:
+        return engine.stream(rows, top_k=top_k or None, on_error="return", batch_tokens=batch_tokens)
+
+    def show(row: Any, result: Any) -> None:
+        cli_output.print_result(row, result, as_json)
+
+    cli_io.print_answers(source, file, answers, show, "classify", "classified")
 
 
 def convert(
@@ -186,6 +172,7 @@ def demo(
 
 COMMANDS: dict[Callable[..., None], str] = {  # with an example each, in the order of `pfengine --help`
     classify: "pfengine classify sst2 'a charming journey' --speedup 2",
+    tag: "pfengine tag ckpt/ 'Angela Merkel visited Paris.' --json",
     convert: "pfengine convert official/ ckpt/; or pfengine convert ckpt/ small/ --precision int8",
     train: "pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows",
     attach: "pfengine attach my-model/ texts.jsonl ckpt/",

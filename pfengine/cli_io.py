@@ -9,9 +9,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+import typer
 
 from . import data
 from .console import say
@@ -28,6 +30,49 @@ def open_rows(
     """Rows of a file or of standard input, read lazily; see `data.stream`."""
     rows = data.stream(data.STDIN if file is None else file, kind, text=text, pair=pair, label=label)
     return contextlib.closing(rows)
+
+
+Source = contextlib.AbstractContextManager[Iterable[Any]]
+
+
+def source_of(
+    texts: list[str] | None, file: str | None, kind: str, text: str | None, pair: str | None, label: str | None
+) -> tuple[Source, str | None]:
+    """The rows of a command, and the file they are read from: the texts that were given, or those of a file.
+
+    A text of "-" alone, like no text and no file, is standard input. ConfigError where both are given.
+    """
+    if texts == ["-"] and file is None:
+        texts, file = None, "-"
+    if texts and (kind != "auto" or any(option is not None for option in (file, text, pair, label))):
+        raise ConfigError("give texts, or --file with its format and columns, not both")
+    if texts:
+        return contextlib.nullcontext([argument(each) for each in texts]), file
+    return open_rows(file, kind, text, pair, label), file
+
+
+def print_answers(
+    source: Source,
+    file: str | None,
+    answers: Callable[[Iterator[Any]], Iterable[Any]],
+    show: Callable[[Any, Any], None],
+    verb: str,
+    done: str,
+) -> None:
+    """Print each row's answer as it comes. Exit code 1 where one is an error.
+
+    answers: of the rows, in order; show: prints a row's. verb, done: what is done with rows, such as "tag", "tagged".
+    """
+    waiting: deque[Any] = deque()  # rows read, but not yet answered: a few token budgets at most
+    failed = total = 0
+    with reading(source, file, waiting) as rows:
+        for answer in progress(answers(rows), None, verb, quiet=sys.stdout.isatty()):
+            total += 1
+            failed += isinstance(answer, dict) and "error" in answer
+            show(waiting.popleft(), answer)
+    if failed:
+        say(f"error: {failed} of {total} rows could not be {done}")
+        raise typer.Exit(1)
 
 
 def read_names(text: str) -> tuple[str, ...]:

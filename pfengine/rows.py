@@ -67,7 +67,9 @@ class Row(NamedTuple):
     threshold: float | None = None  # what the knob stands for, nan: full depth; see `exits.selection.Selection`
     first_pieces: np.ndarray | None = None  # int32 [words], rising: the place in ids of each word's first piece
     pieces: np.ndarray | None = None  # int32 [words]: how many pieces each word has, at least 1
-    spans: np.ndarray | None = None  # int32 [words, 2]: first character of each word in its text, and the one after it
+    spans: np.ndarray | None = None  # int32 [words, 2]: first character of each word in `text`, and the one after it
+    text: str | None = None
+    first_word: int = 0  # how many of the words that were given come before these, where truncation has cut them off
     source: Text | Row | None = None  # the text, or the ids as they were given; None where the row is what was given
 
     @property
@@ -124,11 +126,16 @@ def _length(part: Any) -> int:
         return 0
 
 
-def parse(row_id: int, value: Any) -> Text | Row:
-    """One row of the input, in any of its forms. Raises InputTypeError or InputError, which name the row."""
+def parse(row_id: int, value: Any, lists: bool = False) -> Text | Row:
+    """One row of the input, in any of its forms. Raises InputTypeError or InputError, which name the row.
+
+    lists: may a row be a list of words?
+    """
     if type(value) is Given:
-        parsed = parse(row_id, value.row)
+        parsed = parse(row_id, value.row, lists)
         return parsed if parsed.knob is not None else parsed._replace(knob=value.knob)
+    if lists and isinstance(value, list):
+        value = {"words": value}
     try:
         return Text(_clean(value), None) if isinstance(value, str) else _parse(row_id, value)
     except InputError:

@@ -33,7 +33,8 @@ class Tokenizer:
     files: contents of the tokenizer's files by name, as `checkpoint.tokenizer_files` reads them; None for none.
     max_length: longest row in tokens; longer texts are truncated (the longer part of a pair first).
     token_types: whether the second text of a pair has token type 1; None: as in transformers 5.
-    tags: whether the words of plain texts are found too, for a head that scores tokens; see `words`.
+    tags: whether the words of plain texts are found too, and a list of strings is a row of words, for a head that
+    scores tokens; see `words`.
     path: named by a CheckpointError.
 
     Raises CheckpointError as `tokenizer_files.build` does, ConfigError for a max_length without room for a token, or
@@ -97,7 +98,7 @@ class Tokenizer:
         texts: list[tuple[int, int, Text]] = []
         for row_id, value in rows:
             try:
-                parsed = parse(row_id, value)
+                parsed = parse(row_id, value, self.tags)
                 if isinstance(parsed, Text):
                     if self.backend is None:
                         raise InputError(
@@ -176,7 +177,7 @@ class Tokenizer:
         types = np.array(encoding.type_ids, dtype=np.int64) if has_types else None
         ids, truncated = np.array(encoding.ids, dtype=np.int64), bool(encoding.overflowing)
         row = Row(row_id, ids, types, truncated, text.knob, source=text)
-        return row if found is None else found.put_on(row)
+        return row if found is None else found.put_on(row, text.text)
 
     def _words(self, row_id: int, text: Text, encoding: Any) -> tuple[Any, words.Pieces]:
         if text.pair is not None:

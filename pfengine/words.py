@@ -4,9 +4,11 @@ A head that scores tokens answers once per word, from the word's first piece. Th
 
     {"words": [...]}   the strings themselves, as in CoNLL's files. They are joined with single spaces and tokenised as
                        that text, so that a word has the same pieces as in running text.
-    plain text         as transformers' token-classification pipeline has them: where pieces that continue a word are
+    plain text         as transformers' token-classification pipeline means them: where pieces that continue a word are
                        marked (WordPiece, "##"), the parts that the pre-tokenizer splits the text into, so that "Paris,"
-                       is two words; for all other tokenizers, what whitespace separates.
+                       is two words; for all other tokenizers, what whitespace separates. There the pipeline guesses
+                       which pieces begin words. Here it is the piece of the word's first character, or the mark of the
+                       space before it, as in training with transformers' `is_split_into_words`.
 
 A word that the tokenizer makes no piece of, such as a lone control character among {"words"}, stands for the
 tokenizer's unknown token, so that there are as many answers as words. Special tokens belong to no word.
@@ -32,13 +34,16 @@ class Pieces(NamedTuple):
     first: list[int]  # the place of each word's first piece
     counts: list[int]  # how many pieces it has
     spans: list[tuple[int, int]]  # its first character and the one after its last
-    numbers: list[int]  # the number of the word among all words of the text
+    numbers: list[int]  # of words that were given, the number among all of them; of others among these
 
-    def put_on(self, row: Row) -> Row:
-        """The row with these words."""
-        spans = np.array(self.spans, np.int32).reshape(-1, 2)
+    def put_on(self, row: Row, text: str) -> Row:
+        """The row with these words of `text`."""
         return row._replace(
-            first_pieces=np.array(self.first, np.int32), pieces=np.array(self.counts, np.int32), spans=spans
+            first_pieces=np.array(self.first, np.int32),
+            pieces=np.array(self.counts, np.int32),
+            spans=np.array(self.spans, np.int32).reshape(-1, 2),
+            text=text,
+            first_word=self.numbers[0] if self.numbers else 0,
         )
 
 
@@ -52,7 +57,8 @@ def find(text: Text, encoding: Any, backend: tokenizers.Tokenizer, encode: Calla
     if text.words is None:
         continues = getattr(backend.model, "continuing_subword_prefix", None)
         spans = None if continues else [found.span() for found in re.finditer(r"\S+", text.text)]
-        return encoding, _locate(encoding, text.text, spans)
+        found = _locate(encoding, text.text, spans)
+        return encoding, found._replace(numbers=list(range(len(found.first))))
     spans = _joined_spans(text.words)
     found = _locate(encoding, text.text, spans)
     empty = _without_pieces(found, encoding, len(spans), backend)

@@ -138,7 +138,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
             kind = options["type"]
             able = HEADS[kind].layers(backbone, options)
             defaults: dict[str, Any] = {"system": kind, "criterion": "entropy", "exit_layers": able}
-            if kind == "classifier":
+            if kind in ("classifier", "token-classifier"):
                 defaults |= {"criterion": "never"}
             shapes = backbone.encoder_shapes() | HEADS[kind].shapes(backbone, options)
             path = tmp_path_factory.mktemp("checkpoint") / family

@@ -199,7 +199,9 @@ def test_every_command_that_reads_rows_is_told_their_columns(run, command: str) 
     assert all(f"--{option}" in shown for option in ("format", "text-column", "pair-column", "label-column"))
 
 
-@pytest.mark.parametrize("command", ["classify", "convert", "train", "attach", "calibrate", "evaluate", "info", "demo"])
+@pytest.mark.parametrize(
+    "command", ["classify", "tag", "convert", "train", "attach", "calibrate", "evaluate", "info", "demo"]
+)
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_shows_an_example(run, command: str, option: str) -> None:
     result = run(command, option)

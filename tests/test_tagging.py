@@ -1,4 +1,4 @@
-"""A model that tags tokens, by the engine's public calls: answers per token, whatever shares the batch."""
+"""A model that tags words, by the engine's public calls: answers per word, whatever shares the batch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 
 import pfengine
 from pfengine.engine import run_reference
+from tests.rows_of_words import row_of_words
 
 Make = Callable[..., Path]
-LENGTHS = [4, 1, 9, 17, 3, 12]
+LENGTHS = [4, 1, 9, 17, 3, 12]  # words
 LABELS = 4
 CRITERIA = ["sentee-max:0.85", "sentee-avg:0.8", "token:0.7", "tokee-window:0.8,3", "tokee:0.8,3"]
 
@@ -23,9 +24,14 @@ def path(make_checkpoint: Make) -> Path:
     return make_checkpoint("bert", labels=LABELS, head={"type": "tagger"}, criterion="tokee:0.8,3")
 
 
-@pytest.fixture(scope="module")
-def rows(random_rows: Any) -> list[dict[str, Any]]:
-    return random_rows(LENGTHS)
+@pytest.fixture(scope="module", params=["words", "tokens"])
+def rows(request: pytest.FixtureRequest, random_rows: Any) -> list[dict[str, Any]]:
+    """Once words are marked, and once every token is one."""
+    if request.param == "tokens":
+        return random_rows(LENGTHS)
+    draw = np.random.default_rng(2)
+    marked = [row_of_words(0, length, draw) for length in LENGTHS]
+    return [{"input_ids": row.ids, "first_pieces": row.first_pieces, "pieces": row.pieces} for row in marked]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -68,7 +74,7 @@ def test_rows_have_thresholds_of_their_own(path: Path, rows: list) -> None:
 
 def test_what_a_tagger_cannot_do_is_said(path: Path, rows: list, make_checkpoint: Make) -> None:
     engine = pfengine.load(path)
-    with pytest.raises(pfengine.ConfigError, match="use predict"):
+    with pytest.raises(pfengine.ConfigError, match="use tag, or predict"):
         engine.classify(rows)
     with pytest.raises(pfengine.ConfigError, match="scores every token"):
         engine.predict(rows, criterion="entropy:0.5")
@@ -77,3 +83,26 @@ def test_what_a_tagger_cannot_do_is_said(path: Path, rows: list, make_checkpoint
     assert engine.predict([]).logits.shape[0] == 0
     with pytest.raises(ValueError, match="the head scores tokens"):
         run_reference(engine.model, [], engine.model.full_depth)
+
+
+def test_rows_without_words(path: Path, rows: list) -> None:
+    none = {"input_ids": [3, 4, 5], "first_pieces": [], "pieces": []}
+    engine = pfengine.load(path, precision="fp32")
+    found, expected = engine.predict([none, *rows[:2], none]), engine.predict(rows[:2])
+    np.testing.assert_array_equal(found.logits[1:3], expected.logits)
+    assert not found.exit_layers[[0, 3]].any()
+    assert engine.predict([none]).logits.shape == (1, 0, LABELS)
+    assert engine.layer_logits([none, rows[0]]).shape == (5, 2, LENGTHS[0], LABELS)
+
+
+def test_a_callable_is_shown_words(path: Path, rows: list) -> None:
+    engine, shown = pfengine.load(path, precision="fp32"), []
+
+    def odd(layer: int, logits: Any, state: Any, words: Any) -> Any:
+        shown.append(words.tolist())
+        return words % 2 == 1, None
+
+    out = engine.predict(rows[2:5], criterion=odd)
+    assert sorted(shown[0]) == list(range(sum(LENGTHS[2:5])))
+    flat = out.exit_layers[out.exit_layers > 0]
+    assert flat.tolist() == [1 if i % 2 else engine.num_layers for i in sorted(shown[0])]

@@ -27,13 +27,14 @@ def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Casc
     """Original config and tensors -> the manifest of a cascade, and a checkpoint per model. Each is a BERT.
 
     Depths come from the tensors: config.json describes the last model only. The threshold is an option of the authors'
-    scripts, and is in none of their files.
+    scripts, and is in none of their files. For regression no criterion is written, because a score has no confidence.
     """
     count = len(numbered(path, tensors, CLASSIFIER, "CascadeBERT"))
     if count < 2:
         raise CheckpointError(path, ["has one classifier; a cascade has two models or more"])
     models = tuple(_model(path, raw, tensors, number) for number in range(count))
-    return Cascaded(CascadeManifest(count, "cascadebert", "cascadebert"), models)
+    scores = len(tensors[f"{CLASSIFIER.format(0)}.weight"]) == 1
+    return Cascaded(CascadeManifest(count, "cascadebert", None if scores else "cascadebert"), models)
 
 
 def _model(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor], number: int) -> Converted:

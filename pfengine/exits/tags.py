@@ -1,4 +1,7 @@
-"""Criteria for heads that score every token (Li et al., ACL 2021). A token's uncertainty is u = H(p) / ln C."""
+"""Criteria for heads that score words, by their first pieces (Li et al., ACL 2021). Uncertainty is u = H(p) / ln C.
+
+Where a row of ids marks no words, every token is one.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class _Tags(DataCriterion):
 @register
 @dataclass(frozen=True)
 class SENTEEMax(_Tags):
-    """SENTEE: a row leaves where the largest u of its tokens is < threshold."""
+    """SENTEE: a row leaves where the largest u of its words is < threshold."""
 
     name = "sentee-max"
 
@@ -37,7 +40,7 @@ class SENTEEMax(_Tags):
 @register
 @dataclass(frozen=True)
 class SENTEEAverage(_Tags):
-    """SENTEE: a row leaves where the mean u of its tokens is < threshold."""
+    """SENTEE: a row leaves where the mean u of its words is < threshold."""
 
     name = "sentee-avg"
 
@@ -51,7 +54,7 @@ class SENTEEAverage(_Tags):
 @register
 @dataclass(frozen=True)
 class Token(_Tags):
-    """A token leaves where its own u is < threshold. It is updated like all others for as long as its row goes on."""
+    """A word leaves where its own u is < threshold. It is updated like all others for as long as its row goes on."""
 
     name = "token"
 
@@ -71,7 +74,7 @@ class _Windowed(_Tags):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size % 2 == 0:
-            raise ConfigError(f"the size of {self.name} is {self.size}; it must be odd, with the token in the middle")
+            raise ConfigError(f"the size of {self.name} is {self.size}; it must be odd, with the word in the middle")
 
     def clauses(self, at: Binding) -> Clauses:
         upper = at.layers > at.num_layers // 2
@@ -81,7 +84,7 @@ class _Windowed(_Tags):
 @register
 @dataclass(frozen=True)
 class TOKEEWindow(_Windowed):
-    """A token leaves where the largest u in the window of `size` tokens around it is < threshold; none is frozen."""
+    """A word leaves where the largest u in the window of `size` words around it is < threshold; none is frozen."""
 
     name = "tokee-window"
 
@@ -92,7 +95,7 @@ class TOKEEWindow(_Windowed):
 @register
 @dataclass(frozen=True)
 class TOKEE(_Windowed):
-    """The published TOKEE: `TOKEEWindow`, and a token that has left is frozen."""
+    """The published TOKEE: `TOKEEWindow`, and the pieces of a word that has left are frozen."""
 
     name = "tokee"
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from .attached import Attached
+from .attentive import Attentive
 from .base import HEADS, PREFIX, ExitHead, HeadState, OwnTensors, PreparedHead, Scores, register
 from .classifier import Classifier
 from .linear import Linear
 from .mixed import Mixed
 from .past_future import PastFuture
-from .tagger import Tagger
+from .tagger import Tagger, TokenClassifier
 
 __all__ = [
-    "HEADS", "PREFIX", "Attached", "Classifier", "ExitHead", "HeadState", "Linear", "Mixed", "OwnTensors", "PastFuture",
-    "PreparedHead", "Scores", "Tagger", "register",
+    "HEADS", "PREFIX", "Attached", "Attentive", "Classifier", "ExitHead", "HeadState", "Linear", "Mixed", "OwnTensors",
+    "PastFuture", "PreparedHead", "Scores", "Tagger", "TokenClassifier", "register",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The head of a tagger: a linear classifier of every word after each layer."""
+"""The heads of taggers: a linear classifier of every word after each layer, or after the last one."""
 
 from __future__ import annotations
 
@@ -60,6 +60,38 @@ class Tagger(PreparedHead):
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
         classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
         self.exits = [ops.prepare_exit(Exit(config.num_labels, past=own, reads="all")) for own in classifiers]
+
+    def reads(self, layer: int) -> Reads:
+        return "all"
+
+
+@register
+class TokenClassifier(PreparedHead):
+    """logits = W h + w after the last layer: the head of a plain Hugging Face token-classification model."""
+
+    name = "token-classifier"
+    tags = True
+
+    @staticmethod
+    def layers(config: BackboneConfig, head: dict[str, Any]) -> tuple[int, ...]:
+        return (config.num_layers,)
+
+    @staticmethod
+    def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
+        return {"classifier.weight": (config.num_labels, config.hidden_size), "classifier.bias": (config.num_labels,)}
+
+    def __init__(
+        self,
+        ops: OpSet,
+        config: BackboneConfig,
+        head: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        self.ops = ops
+        past = ops.prepare_linear(tensors["classifier.weight"], tensors["classifier.bias"], torch.float32)
+        exit = ops.prepare_exit(Exit(config.num_labels, past=past, reads="all"))
+        self.exits = [*[None] * (config.num_layers - 1), exit]
 
     def reads(self, layer: int) -> Reads:
         return "all"

@@ -41,12 +41,12 @@ class Answers:
 class Exit(NamedTuple):
     """The rows of a flight after a layer, for a caller who decides which of them leave.
 
-    R rows; tag heads score all T tokens. Tensors are copies, on the flight's device.
+    R rows; of tag heads their W words, as `Packed.words` has them. Tensors are copies, on the flight's device.
     """
 
     layer: int
-    logits: Tensor | None  # float32 [R, C], for a tag head [T, C]; None where the layer has no exit
-    slots: Tensor  # int64 [R], for a tag head [T]
+    logits: Tensor | None  # float32 [R, C], for a tag head [W, C]; None where the layer has no exit
+    slots: Tensor  # int64 [R], for a tag head [W]
     learned: Tensor | None = None  # float32 [R]: the score that some heads add
 
 
@@ -78,8 +78,9 @@ class Flight(Protocol):
         """Rows where `gone`, bool [R], is true leave, after the layer where the last `advance` stopped.
 
         answered: with that exit's scores, which must have been computed. Otherwise the rows are dropped, and their
-        slots stay as they are. For a tag head gone is bool [T]: a token that leaves is frozen, and a row leaves with
-        its last token. Raises ValueError where there are no scores to answer with, or gone has another dtype or size.
+        slots stay as they are. For a tag head gone is bool [W]: the pieces of a word that leaves are frozen, and a row
+        leaves with its last word. Raises ValueError where there are no scores to answer with, or gone has another dtype
+        or size.
         """
 
     def join(self, other: Flight) -> None:
@@ -91,13 +92,13 @@ class Flight(Protocol):
         """
 
     def states(self) -> Tensor:
-        """What the head reads of the layer that the rows have passed: float32 [R, H], or [T, H]; a copy."""
+        """What the head reads of the layer that the rows have passed: float32 [R, H], for a tag head [W, H]; a copy."""
 
 
 def check_mask(gone: Tensor | np.ndarray, units: int | None) -> None:
     """Raise ValueError where the mask for `Flight.leave` is not bool [units], TypeError where it is no array at all.
 
-    units: rows, or tokens of a tag head; None: of any size.
+    units: rows, or words of a tag head; None: of any size.
     """
     if not isinstance(gone, (Tensor, np.ndarray)):
         raise TypeError(f"gone is of type {type(gone).__name__}; expected a tensor or an array of bool")
@@ -124,7 +125,7 @@ class Carrier(Protocol):
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> Flight:
         """A flight of a batch's rows before layer 1. Row r answers to slots[r], int64 [R].
 
-        For a tag head slots[r] is the slot of the row's first token; the slots of its other tokens follow.
+        For a tag head slots[r] is the slot of the row's first word; the slots of its other words follow.
         Raises IndexError for an id outside its table, ValueError for sizes that do not fit.
         """
 

@@ -48,7 +48,10 @@ class Clause(NamedTuple):
 
 
 class TokenRule(NamedTuple):
-    """How the signals of a row's tokens are read, where the head scores every token."""
+    """How the signals of a row's tokens are read, where the head scores every token, or those that words begin with.
+
+    With words, a token here is a word: tokens of no word play no part, and a word is frozen with all its pieces.
+    """
 
     unit: Literal["row", "token"]  # what leaves: whole rows, or each token by itself
     pool: Literal["max", "mean"] = "max"  # unit "row": the largest signal of the row's tokens, or their mean

@@ -70,6 +70,18 @@ def test_what_it_is(case: Path, engine: pfengine.Engine) -> None:
     assert engine.exit_layers == tuple(np.cumsum(config["cascade_model_layers"]))
 
 
+def test_scores_of_regression(tmp_path: Path) -> None:
+    tensors = load_file(CASES[0] / "weights.safetensors")
+    for key in [key for key in tensors if key.startswith("cascade_classifiers.")]:
+        tensors[key] = tensors[key][:1]
+    (tmp_path / "config.json").write_text((CASES[0] / "config.json").read_text())
+    save_file(tensors, tmp_path / "weights.safetensors")
+    engine = pfengine.load(pfengine.convert(tmp_path, tmp_path / "out"))
+    assert engine.checkpoint.manifest.criterion is None
+    assert engine.predict({"input_ids": [5, 6]}).models.tolist() == [2]
+    assert engine.predict({"input_ids": [5, 6]}, criterion="patience:1,9").models.tolist() == [2]
+
+
 CHANGES = {
     "classifier": (lambda t: t.pop("cascade_classifiers.0.bias"), r"'cascade_classifiers\.0\.bias' is missing"),
     "pooler": (lambda t: t.pop("cascade_models.1.pooler.dense.weight"), r"1\.pooler\.dense\.weight' is missing"),

@@ -44,8 +44,12 @@ class Knowing(PreparedHead):
 
 
 def examples() -> dict[str, dict[str, Any]]:
-    """Heads by name: that of every system, and of each other type in the table one with few options."""
-    found = {name: TrainingConfig("", "", "", system=name).head(shared_pooler=False) for name in SYSTEMS}
+    """Heads by name: those of the systems, each once, and of each other type in the table one with few options."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in SYSTEMS:
+        head = TrainingConfig("", "", "", system=name).head(shared_pooler=False)
+        if head not in found.values():
+            found[name] = head
     covered = {head["type"] for head in found.values()}
     for kind in HEADS:
         if kind in covered:

@@ -122,7 +122,7 @@ def test_faults_of_a_checkpoint_are_said(make_text_checkpoint: Callable[..., Pat
         ({"exit_layers": [2, 5]}, "'exit_layers' has 2, but this head answers after 1, 3, 5 only"),
         (
             {"head": {"type": "peek"}},
-            "'head.type' is 'peek'; it must be one of attached, classifier, linear, mixed, ",
+            "'head.type' is 'peek'; it must be one of attached, attentive, classifier, linear, mixed, ",
         ),
     ]:
         (path / "pfengine.json").write_text(json.dumps(written | change))
@@ -130,7 +130,7 @@ def test_faults_of_a_checkpoint_are_said(make_text_checkpoint: Callable[..., Pat
             pfengine.load(path)
     (path / "pfengine.json").write_text(json.dumps(written))
     del HEADS["peak"]
-    with pytest.raises(pfengine.CheckpointError, match=r"tagger, or one of your own, whose module must be imported"):
+    with pytest.raises(pfengine.CheckpointError, match=r"token-classifier, or one of your own, whose module"):
         pfengine.load(path)
     register(Peak)
 
