@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/attentive.h"
 #include "cpu/block.h"
 #include "cpu/compact.h"
 #include "cpu/exit.h"
@@ -184,6 +185,16 @@ void run_mean(Address x, std::int64_t tokens, Address cu_seqlens, std::int64_t r
                 memory<float>("out", out, {rows, size}));
 }
 
+void run_attentive(const cpu::Kernels& kernels, const cpu::Attentive& attentive, Address x, std::int64_t tokens,
+                   Address cu_seqlens, std::int64_t rows, Address out, int threads) {
+  check_threads(threads);
+  check_rows("tokens", tokens);
+  const auto* borders = bounds(cu_seqlens, rows);
+  cpu::run_attentive(kernels, attentive,
+                     {memory<const float>("x", x, {tokens, attentive.narrow.inputs}), borders, rows, tokens},
+                     memory<float>("out", out, {rows, attentive.output.outputs}), threads);
+}
+
 void run_merge(const cpu::Kernels& kernels, const cpu::Merge& merge, Address past, Address gates, Address future,
                std::int64_t rows, Address out) {
   check_rows("rows", rows);
@@ -255,6 +266,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_exit", &run_exit, "kernels"_a, "exit"_a, "x"_a, "add"_a, "rows"_a, "past"_a, "logits"_a, "learned"_a,
         "threads"_a, NoGil());
   m.def("run_mean", &run_mean, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "size"_a, "out"_a, NoGil());
+  m.def("run_attentive", &run_attentive, "kernels"_a, "attentive"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a,
+        "out"_a, "threads"_a, NoGil());
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_embed", &run_embed, "kernels"_a, "embedding"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a, "out"_a,
         "threads"_a, NoGil());

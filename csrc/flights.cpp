@@ -173,7 +173,7 @@ void join(Flight& self, Flight& other, int threads) {
 Floats states(Flight& self) {
   const Use use(self);
   const cpu::Flight& flight = *self.flight;
-  Floats out({flight.units(), flight.model().hidden()});
+  Floats out({flight.state_count(), flight.model().hidden()});
   flight.states(out.mutable_data());
   return out;
 }

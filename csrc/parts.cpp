@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/attentive.h"
 #include "cpu/block.h"
 #include "cpu/exit.h"
 #include "cpu/linear.h"
@@ -75,15 +76,19 @@ cpu::Embedding make_embedding(Address word, Address position, Address token_type
           norm};
 }
 
-cpu::Block make_block(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
-                      float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
-                      const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
-                      const cpu::Norm& output_norm) {
-  require(precision != Precision::int4, "precision of a block must be fp32, bf16 or int8");
+void check_heads(Precision precision, std::int64_t heads, std::int64_t head_size, float scale) {
+  require(precision != Precision::int4, "precision of attention must be fp32, bf16 or int8");
   check("heads", heads, 1, kWidest);
   check("head_size", head_size, 1, kWidest / heads);
   require(precision == Precision::fp32 || head_size % 2 == 0, "head_size must be even: bf16 numbers come in pairs");
   require(std::isfinite(scale), "scale must be a number");
+}
+
+cpu::Block make_block(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
+                      float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
+                      const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
+                      const cpu::Norm& output_norm) {
+  check_heads(precision, heads, head_size, scale);
   check_linear("qkv", qkv, precision);
   check_linear("attention_output", attention_output, precision);
   check_linear("intermediate", intermediate, precision);
@@ -97,6 +102,20 @@ cpu::Block make_block(Precision precision, cpu::Activation activation, std::int6
   check_same("inputs of output", output.inputs, intermediate.outputs);
   return {precision,        activation,   heads,  head_size,      scale,      qkv,
           attention_output, intermediate, output, attention_norm, output_norm};
+}
+
+cpu::Attentive make_attentive(Precision precision, std::int64_t heads, std::int64_t head_size, float scale,
+                              const cpu::Linear& narrow, const cpu::Linear& qkv, const cpu::Linear& output,
+                              cpu::TokenPooling pooling) {
+  check_heads(precision, heads, head_size, scale);
+  check_linear("narrow", narrow, precision);
+  check_linear("qkv", qkv, precision);
+  check_linear("output", output, precision);
+  check_same("inputs of qkv", qkv.inputs, narrow.outputs);
+  check_same("outputs of qkv", qkv.outputs, 3 * heads * head_size);
+  check_same("inputs of output", output.inputs, heads * head_size);
+  check_same("outputs of output", output.outputs, narrow.outputs);
+  return {precision, heads, head_size, scale, narrow, qkv, output, pooling};
 }
 
 cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, const MaybeLinear& gate,
@@ -117,7 +136,8 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
 cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_precision, const MaybeLinear& pooler,
                     cpu::Activation pooler_activation, const cpu::Linear& past, const MaybeLinear& folded,
                     const MaybeLinear& learners, cpu::Activation activation, const MaybeLinear& projection,
-                    const MaybeLinear& learned, const cpu::Merge& merge) {
+                    const MaybeLinear& learned, const cpu::Merge& merge,
+                    const std::optional<cpu::Attentive>& attentive) {
   const std::int64_t size = past.inputs;
   check_linear("past", past, Precision::fp32, true);
   check("outputs of past", past.outputs, merge.labels + (merge.kind == cpu::Gate::none ? 0 : merge.width), kWidest);
@@ -146,8 +166,12 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
     check_same("inputs of learned", learned->inputs, size);
     check_same("outputs of learned", learned->outputs, 1);
   }
-  return {reads,  precision, learner_precision, pooler,     pooler_activation, past,
-          folded, learners,  activation,        projection, learned,           merge};
+  if (attentive) {
+    require(reads == cpu::Reads::all, "reads must be 'all' where attentive is given");
+    check_same("outputs of attentive", attentive->output.outputs, size);
+  }
+  return {reads,      precision,  learner_precision, pooler, pooler_activation, past, folded, learners,
+          activation, projection, learned,           merge,  attentive};
 }
 
 cpu::Layer make_layer(const std::vector<cpu::Block>& blocks, const std::optional<cpu::Exit>& exit,
@@ -174,16 +198,16 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projec
   for (const cpu::Layer& layer : layers) {
     for (const cpu::Block& block : layer.blocks) check_same("hidden size of a block", block.output.outputs, hidden);
     if (!layer.exit) continue;
-    check_same("inputs of an exit", layer.exit->past.inputs, hidden);
+    check_same("inputs of an exit", layer.exit->hidden(), hidden);
     check_same("labels of an exit", layer.exit->merge.labels, labels);
-    require((layer.exit->reads == cpu::Reads::all) == (layers.back().exit->reads == cpu::Reads::all),
+    require(layer.exit->scores_tokens() == layers.back().exit->scores_tokens(),
             "either all exits of a model must score tokens, or none");
     if (width && layer.adds_from >= 0) {
       check("adds_from", layer.adds_from, 0, width - layer.exit->past.outputs);
     }
     width = layer.exit->past.outputs;
   }
-  require(!renormalises || layers.back().exit->reads == cpu::Reads::all,
+  require(!renormalises || layers.back().exit->scores_tokens(),
           "renormalises must be false unless the exits score tokens");
   return {embedding, projection, precision, layers, renormalises};
 }
@@ -251,9 +275,16 @@ void bind_parts(py::module_& m) {
       .value("list", cpu::Queries::list);
   py::class_<cpu::Merge>(m, "Merge")
       .def(py::init(&make_merge), py::kw_only(), "kind"_a, "labels"_a, "width"_a, "gate"_a, "gate_states"_a);
+  py::enum_<cpu::TokenPooling>(m, "TokenPooling")
+      .value("first", cpu::TokenPooling::first)
+      .value("max", cpu::TokenPooling::max);
+  py::class_<cpu::Attentive>(m, "Attentive")
+      .def(py::init(&make_attentive), py::kw_only(), "precision"_a, "heads"_a, "head_size"_a, "scale"_a, "narrow"_a,
+           "qkv"_a, "output"_a, "pooling"_a);
   py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "reads"_a, "precision"_a,
                                        "learner_precision"_a, "pooler"_a, "pooler_activation"_a, "past"_a, "folded"_a,
-                                       "learners"_a, "activation"_a, "projection"_a, "learned"_a, "merge"_a);
+                                       "learners"_a, "activation"_a, "projection"_a, "learned"_a, "merge"_a,
+                                       "attentive"_a);
   py::class_<cpu::Layer>(m, "Layer").def(py::init(&make_layer), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::class_<cpu::Model>(m, "Model")
       .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "layers"_a,

@@ -38,7 +38,7 @@ from .imitation_pooled import imitation_pooled
 from .launch import FLOATS, Launch, recording
 from .layer_norm import Others, add_layer_norm
 from .linear import linear
-from .mean import mean
+from .mean import maximum, mean
 from .signals import NAMES, signals
 from .survivors import Survivors, remaining, survivors
 from .thin_linear import thin_linear
@@ -129,12 +129,30 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
         attention(listed[0], bounds, size // head_size, 1.0, longest, count, listed[1])
     for out_dtype in {torch.float32, dtype}:
         mean(x, bounds, count, out_dtype)
+    _attentive(x, bounds, count)
     if rows <= 4096:
         leave, out = _empty(rows, dtype=torch.bool), Survivors.empty(rows, 8192, ids.device)
         survivors(bounds, ids, leave, 512, count, out)
         survivors(bounds, ids, leave, 512, count, out, earlier_rows=out.source_rows, earlier_firsts=out.source_firsts)
         survivors(bounds, ids, leave, 512, count, out, earlier_rows=out.source_rows)
         remaining(ids, _empty(2, dtype=torch.int32))
+
+
+def _attentive(x: Tensor, bounds: Tensor, count: Tensor, width: int = 128, heads: int = 2) -> None:
+    """FastBERT's classifiers up to what their exits read."""
+    size, dtype = x.shape[1], x.dtype
+
+    def weights(columns: int, inner: int) -> tuple[Tensor, Tensor]:
+        return _empty(columns, inner, dtype=dtype), _empty(columns)
+
+    narrow = linear(x, *weights(width, size), "tanh", count)
+    qkv = linear(narrow, *weights(3 * width, width), "none", count)
+    for longest in (16, 512):
+        first = attention(qkv, bounds, heads, 1.0, longest, count, "first")
+        every = attention(qkv, bounds, heads, 1.0, longest, count)
+    pooled = linear(first, *weights(width, width), "none", count)
+    maximum(linear(every, *weights(width, width), "none", count), bounds, count, dtype)
+    linear(pooled, *weights(width, width), "tanh", count, out_dtype=torch.float32)
 
 
 def _exits(size: int, rows: int, dtype: torch.dtype) -> None:

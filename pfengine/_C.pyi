@@ -164,6 +164,24 @@ class Reads(enum.Enum):
     mean = 1
     all = 2
 
+class TokenPooling(enum.Enum):
+    first = 0
+    max = 1
+
+class Attentive:
+    def __init__(
+        self,
+        *,
+        precision: Precision,
+        heads: int,
+        head_size: int,
+        scale: float,
+        narrow: Linear,
+        qkv: Linear,
+        output: Linear,
+        pooling: TokenPooling,
+    ) -> None: ...
+
 class Exit:
     def __init__(
         self,
@@ -180,6 +198,7 @@ class Exit:
         projection: Linear | None,
         learned: Linear | None,
         merge: Merge,
+        attentive: Attentive | None,
     ) -> None: ...
 
 class Layer:
@@ -206,6 +225,9 @@ def run_exit(
     kernels: Kernels, exit: Exit, x: int, add: int, rows: int, past: int, logits: int, learned: int, threads: int
 ) -> None: ...
 def run_mean(x: int, tokens: int, cu_seqlens: int, rows: int, size: int, out: int) -> None: ...
+def run_attentive(
+    kernels: Kernels, attentive: Attentive, x: int, tokens: int, cu_seqlens: int, rows: int, out: int, threads: int
+) -> None: ...
 
 class Clause:
     def __init__(

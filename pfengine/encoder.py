@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import RaggedInputs
 from .config import BackboneConfig
 from .families import PARTS
 from .ops import AnyQueries, Block, Norm, OpSet
+from .ops.padding import pad_inputs, pad_outputs
 from .storage import trim_heap
 
 
@@ -39,9 +39,9 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
 
     def block(key: str) -> Any:
         part = {name: key + config.family.block_parts[name] for name in PARTS}
-        qkv = _joined(_pad_heads(tensors, part[name], config, ops.HEAD_ALIGNMENT) for name in ("query", "key", "value"))
-        output = tensors[f"{part['attention_output']}.weight"].unflatten(1, (config.num_heads, config.head_size))
-        output = F.pad(output, (0, -config.head_size % ops.HEAD_ALIGNMENT)).flatten(1)
+        heads, alignment = config.num_heads, ops.HEAD_ALIGNMENT
+        qkv = _joined(pad_outputs(*linear(part[name]), heads, alignment) for name in ("query", "key", "value"))
+        output = pad_inputs(tensors[f"{part['attention_output']}.weight"], heads, alignment)
         return ops.prepare_block(
             Block(
                 qkv=qkv,
@@ -83,16 +83,6 @@ def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Several linear layers as one, their outputs side by side. The tensors of the parts are released."""
     weights, biases = zip(*parts, strict=True)
     return torch.cat(weights), torch.cat(biases)
-
-
-def _pad_heads(
-    tensors: Mapping[str, Tensor], key: str, config: BackboneConfig, alignment: int
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a projection to heads, each head padded with zeros to a multiple of `alignment`."""
-    pad = -config.head_size % alignment
-    weight = tensors[f"{key}.weight"].unflatten(0, (config.num_heads, config.head_size))
-    bias = tensors[f"{key}.bias"].unflatten(0, (config.num_heads, config.head_size))
-    return F.pad(weight, (0, 0, 0, pad)).flatten(0, 1), F.pad(bias, (0, pad)).flatten()
 
 
 def embed(encoder: Encoder, inputs: RaggedInputs) -> Tensor:

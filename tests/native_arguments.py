@@ -49,9 +49,16 @@ def merge(**changes: Any) -> Any:
     return C.Merge(**(good | {"gate_states": 2} | changes))
 
 
+def attentive_arguments() -> Arguments:
+    return {
+        "precision": C.Precision.fp32, "heads": HEADS, "head_size": 4, "scale": 0.5, "narrow": linear(HIDDEN, 9),
+        "qkv": linear(9, 3 * 4 * HEADS), "output": linear(4 * HEADS, 9), "pooling": C.TokenPooling.max,
+    }  # fmt: skip
+
+
 def exit_arguments() -> Arguments:
     return {
-        "reads": C.Reads.first, "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32,
+        "attentive": None, "reads": C.Reads.first, "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32,
         "pooler": linear(HIDDEN, HIDDEN), "pooler_activation": C.Activation.relu,
         "learned": linear(HIDDEN, 1, row_major=True),
         "past": linear(HIDDEN, 2 * LABELS, row_major=True), "folded": None, "learners": linear(HIDDEN, 64),
@@ -133,6 +140,7 @@ GOOD: dict[str, Callable[[], Arguments]] = {
     "Block": block_arguments,
     "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "gate_states": 2.0},
     "Exit": exit_arguments,
+    "Attentive": attentive_arguments,
     "Layer": lambda: {"blocks": [block()], "exit": C.Exit(**exit_arguments()), "adds_from": -1},
     "Model": model_arguments,
     "columns_of": lambda: with_kernels(linear=linear(8, 128), precision=C.Precision.fp32, first=64),
@@ -154,6 +162,8 @@ GOOD: dict[str, Callable[[], Arguments]] = {
     "run_exit": lambda: with_kernels(exit=C.Exit(**exit_arguments()), x=room(2, HIDDEN), add=room(2, 2 * LABELS),
                                      rows=2, past=room(2, 2 * LABELS), logits=room(2, LABELS), learned=room(2),
                                      threads=2),
+    "run_attentive": lambda: with_kernels(attentive=C.Attentive(**attentive_arguments()), x=room(5, HIDDEN), **batch(),
+                                          out=room(2, 9), threads=2),
     "run_mean": lambda: {"x": room(5, HIDDEN), "tokens": 5, "cu_seqlens": at(BORDERS), "rows": 2, "size": HIDDEN,
                          "out": room(2, HIDDEN)},
     "Clause": clause_arguments,

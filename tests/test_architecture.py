@@ -112,7 +112,9 @@ def test_every_name_in_cpp_is_defined_in_its_file(file: str, name: str) -> None:
     """Defined: at the start of a line with what it returns or as a class, and not as a call within a function."""
     source = (ROOT / file).read_text()
     outside = r"^(?:template.*\n)?(?:(?:class|struct) |\w[\w:<>*& ]* [*&]?)"
-    assert re.search(rf"{outside}{re.escape(name)}\b *[({{=]", source, re.MULTILINE), f"{file} defines no {name}"
+    assert re.search(rf"{outside}{re.escape(name)}\b *(?:: public \w+ )?[({{=]", source, re.MULTILINE), (
+        f"{file} defines no {name}"
+    )
 
 
 def test_the_walk_reaches_the_kernels_of_every_carrier() -> None:

@@ -51,23 +51,15 @@ void check(const Context& context, const Queries& queries) {
   }
 }
 
-std::int64_t longest(const Context& context) {
-  std::int64_t most = 0;
-  for (std::int64_t row = 0; row < context.rows; ++row) {
-    most = std::max<std::int64_t>(most, context.cu_seqlens[row + 1] - context.cu_seqlens[row]);
-  }
-  return most;
-}
-
 // All tokens are queries, and their keys and values are not kept: one product makes all three.
 void run_whole(const Kernels& kernels, const Block& block, const Context& context, const Output& out, int threads) {
   const std::int32_t* starts = context.cu_seqlens;
   const std::int64_t hidden = block.output.outputs;
-  const Workload work{starts, nullptr, context.rows, longest(context)};
-  run_chunks(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
+  const Workload work{starts, nullptr, context.rows, longest_row(starts, context.rows)};
+  run_chunks<ChunkRun>(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
     const std::int64_t start = starts[chunk.first_row], count = starts[chunk.last_row] - start;
     const float* x = context.x + start * hidden;
-    const Space& space = run.space();
+    const ChunkRun::Space& space = run.space();
     run.project(x, hidden, count, space.qkv, run.all_panels());
     run.attend(chunk.last_row - chunk.first_row, space.qkv, space.qkv, [&](std::int64_t i) {
       const std::int64_t first = starts[chunk.first_row + i] - start;
@@ -92,11 +84,11 @@ void run_queries(const Kernels& kernels, const Block& block, const Context& cont
     bounds = ones.data();
     tokens = starts;
   }
-  const Workload work{bounds, starts, context.rows, longest(context)};
-  run_chunks(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
+  const Workload work{bounds, starts, context.rows, longest_row(starts, context.rows)};
+  run_chunks<ChunkRun>(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
     const std::int64_t first = bounds[chunk.first_row], count = bounds[chunk.last_row] - first;
     if (!count) return;
-    const Space& space = run.space();
+    const ChunkRun::Space& space = run.space();
     const float* x = context.x + first * hidden;
     std::int64_t stride = hidden;
     if (queries.kind != Queries::all) {
@@ -123,7 +115,7 @@ void keys_values(const Kernels& kernels, const Block& block, const Context& cont
   check(context);
   const std::int64_t hidden = block.output.outputs, stride = kept_stride(block);
   const Workload work{context.cu_seqlens, nullptr, context.rows, 0};
-  run_chunks(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
+  run_chunks<ChunkRun>(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
     const std::int64_t start = context.cu_seqlens[chunk.first_row];
     run.project(context.x + start * hidden, hidden, context.cu_seqlens[chunk.last_row] - start,
                 {kept + start * stride, stride}, run.key_value_panels());

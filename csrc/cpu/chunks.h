@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "block.h"
-#include "linear.h"
+#include "chunk_products.h"
 #include "scratch.h"
 #include "team.h"
 
@@ -22,47 +22,9 @@ struct Chunk {
   std::int64_t first_row, last_row;
 };
 
-// A chunk's intermediates.
-struct Space {
-  Buffer words;        // what the next product reads
-  Buffer qkv;          // fp32 or bf16
-  Buffer sums;         // float32: a product with its residual; int8: attention before it is quantised
-  Buffer hidden;       // float32: between attention and feed-forward network
-  Buffer inner;        // fp32 or bf16
-  Buffer inner_words;  // int8
-  Buffer residual;     // float32: the gathered tokens
-  Buffer attention;    // one row per member of the team
-  Buffer factors;      // int8: scales and zero points of the rows of `words` or `inner_words`
-};
-
 // The most that a chunk has. row_tokens: keys of a row.
 struct Most {
   std::int64_t tokens, row_tokens, members;
-};
-
-// Returns the number of bytes. Sets the buffers if there is memory for them.
-inline std::int64_t lay_out(char* memory, const Kernels& kernels, const Block& block, const Most& most, Space& space) {
-  const std::int64_t number = block.precision == Precision::fp32 ? 4 : 2;
-  const std::int64_t word_number = block.precision == Precision::int8 ? 1 : number;
-  const std::int64_t hidden = block.output.outputs, inner = block.intermediate.outputs;
-  const std::int64_t widest = std::max(hidden, block.heads * block.head_size);
-  Layout layout(memory);
-  space.words = layout.take(most.tokens, word_number * widest + 4);
-  space.qkv = layout.take(most.tokens, number * block.qkv.outputs);
-  space.sums = layout.take(most.tokens, 4 * widest);
-  space.hidden = layout.take(most.tokens, 4 * hidden);
-  space.inner = layout.take(most.tokens, number * inner + 4);
-  space.inner_words = layout.take(block.precision == Precision::int8 ? most.tokens : 0, inner + 4);
-  space.residual = layout.take(most.tokens, 4 * hidden);
-  space.attention = layout.take(most.members, kernels.attention_scratch(most.row_tokens, block.head_size));
-  space.factors = layout.take(2, 4 * most.tokens);
-  return layout.used();
-}
-
-// A row of a chunk: its tokens among the keys and values, and its queries among those of the chunk.
-struct Span {
-  std::int64_t first, tokens;   // the first token and their number
-  std::int64_t query, queries;  // the first query and their number
 };
 
 // Where results go: query i to row targets[i], or to row i where targets is null.
@@ -75,71 +37,85 @@ struct Output {
 };
 
 // A block's work on one chunk, by all members of a team.
-class ChunkRun {
+class ChunkRun : public ChunkProducts {
  public:
+  using Part = Block;
+
+  // A chunk's intermediates.
+  struct Space {
+    Buffer words;        // what the next product reads
+    Buffer qkv;          // fp32 or bf16
+    Buffer sums;         // float32: a product with its residual; int8: attention before it is quantised
+    Buffer hidden;       // float32: between attention and feed-forward network
+    Buffer inner;        // fp32 or bf16
+    Buffer inner_words;  // int8
+    Buffer residual;     // float32: the gathered tokens
+    Buffer attention;    // one row per member of the team
+    Buffer factors;      // int8: scales and zero points of the rows of `words` or `inner_words`
+  };
+
+  // Returns the number of bytes. Sets the buffers if there is memory for them.
+  static std::int64_t lay_out(char* memory, const Kernels& kernels, const Block& block, const Most& most,
+                              Space& space) {
+    const std::int64_t number = block.precision == Precision::fp32 ? 4 : 2;
+    const std::int64_t word_number = block.precision == Precision::int8 ? 1 : number;
+    const std::int64_t hidden = block.output.outputs, inner = block.intermediate.outputs;
+    const std::int64_t widest = std::max(hidden, block.heads * block.head_size);
+    Layout layout(memory);
+    space.words = layout.take(most.tokens, word_number * widest + 4);
+    space.qkv = layout.take(most.tokens, number * block.qkv.outputs);
+    space.sums = layout.take(most.tokens, 4 * widest);
+    space.hidden = layout.take(most.tokens, 4 * hidden);
+    space.inner = layout.take(most.tokens, number * inner + 4);
+    space.inner_words = layout.take(block.precision == Precision::int8 ? most.tokens : 0, inner + 4);
+    space.residual = layout.take(most.tokens, 4 * hidden);
+    space.attention = layout.take(most.members, kernels.attention_scratch(most.row_tokens, block.head_size));
+    space.factors = layout.take(2, 4 * most.tokens);
+    return layout.used();
+  }
+
   ChunkRun(const Kernels& kernels, const Block& block, const Space& space, const Member& member)
-      : kernels_(kernels), block_(block), space_(space), member_(member), hidden_(block.output.outputs) {}
+      : ChunkProducts(kernels, {block.precision, block.heads, block.head_size, block.scale}, space.words, space.factors,
+                      space.attention, member),
+        block_(block),
+        space_(space),
+        hidden_(block.output.outputs) {}
+
+  using ChunkProducts::key_value_panels;
+  using ChunkProducts::query_panels;
 
   const Space& space() const { return space_; }
 
   // Computes these panels of queries, keys and values for `count` tokens.
   void project(const float* x, std::int64_t stride, std::int64_t count, const Buffer& qkv, Range panels) const {
-    multiply(to_words(x, stride, count, hidden_), block_.qkv, plain(qkv, block_.precision != Precision::fp32), panels);
+    multiply(to_words(x, stride, count, hidden_), block_.qkv, plain(qkv, bf16()), panels);
   }
 
   Range all_panels() const { return panels_of(block_.qkv.outputs); }
-  Range query_panels() const { return panels_of(block_.heads * block_.head_size); }
-  // Where the columns of the queries end within a panel, that panel is in both ranges.
-  Range key_value_panels() const { return {block_.heads * block_.head_size / kernels_.panel, all_panels().end}; }
 
   // Attention of all heads of `rows` rows; span_of(row) says where each is. qkv: holds their keys and values.
   template <typename SpanOf>
   void attend(std::int64_t rows, const Buffer& queries, const Buffer& qkv, SpanOf span_of) const {
-    const bool bf16 = block_.precision != Precision::fp32, bf16_out = block_.precision == Precision::bf16;
-    const std::int64_t number = bf16 ? 2 : 4, out_number = bf16_out ? 2 : 4;
-    const std::int64_t size = block_.head_size, width = block_.heads * size;
-    const Buffer& out = attended();
-    // a team shares out heads, because they are equal work and rows are not; a single thread stays with a row while it
-    // is in the cache
-    const bool shared = member_.size > 1;
-    member_.each(rows * block_.heads, [&](std::int64_t i) {
-      const Span span = span_of(shared ? i % rows : i / block_.heads);
-      if (!span.queries) return;
-      const std::int64_t column = (shared ? i / rows : i % block_.heads) * size;
-      const char* key = qkv.row<char>(span.first) + (width + column) * number;
-      kernels_.attend[bf16]({queries.row<char>(span.query) + column * number, key, key + width * number,
-                             qkv.stride / number, span.tokens, span.queries, size, block_.scale,
-                             out.row<char>(span.query) + column * out_number, out.stride / out_number, bf16_out,
-                             space_.attention.row<char>(member_.index)});
-    });
-    member_.wait();
+    ChunkProducts::attend(rows, queries, qkv, attended(), span_of);
   }
 
   // Copies rows of x, by number, side by side.
   void gather(const float* x, const std::int32_t* numbers, std::int64_t count) const {
-    member_.each(count, [&](std::int64_t i) {
-      const float* from = x + numbers[i] * hidden_;
-      std::copy(from, from + hidden_, space_.residual.row<float>(i));
-    });
-    member_.wait();
+    ChunkProducts::gather(x, hidden_, numbers, 0, count, hidden_, space_.residual);
   }
 
   // Everything after attention, for the `count` queries of the chunk, from query `first` on.
   void finish(std::int64_t count, const float* residual, std::int64_t residual_stride, const Output& out,
               std::int64_t first) const {
-    const Buffer& from = attended();
-    const Rows words = block_.precision == Precision::int8
-                           ? to_words(from.row<float>(0), from.stride / 4, count, block_.heads * block_.head_size)
-                           : Rows{from.row<std::uint32_t>(0), from.stride / 4, nullptr, nullptr, count};
     Target target = plain(space_.sums, false);
     target.residual = residual;
     target.residual_stride = residual_stride;
-    multiply(words, block_.attention_output, target);
+    multiply(attended_words(attended(), count), block_.attention_output, target);
     member_.each(count, [&](std::int64_t i) {
       kernels_.layer_norm(space_.sums.row<float>(i), block_.attention_norm, hidden_, space_.hidden.row<float>(i));
     });
     member_.wait();
-    Target inner = plain(space_.inner, block_.precision != Precision::fp32);
+    Target inner = plain(space_.inner, bf16());
     inner.activation = block_.activation;
     multiply(to_words(space_.hidden.row<float>(0), space_.hidden.stride / 4, count, hidden_), block_.intermediate,
              inner);
@@ -158,37 +134,6 @@ class ChunkRun {
  private:
   // Where attention writes its results. int8 quantises them into words afterwards.
   const Buffer& attended() const { return block_.precision == Precision::int8 ? space_.sums : space_.words; }
-  float* scale() const { return space_.factors.row<float>(0); }
-  float* zero_point() const { return space_.factors.row<float>(1); }
-
-  static Target plain(const Buffer& buffer, bool bf16) {
-    return {buffer.data, buffer.stride / (bf16 ? 2 : 4), bf16, Activation::none, nullptr, 0};
-  }
-
-  Range panels_of(std::int64_t columns) const { return {0, kernels_.panels(columns)}; }
-
-  void multiply(const Rows& rows, const Linear& linear, const Target& target) const {
-    multiply(rows, linear, target, panels_of(linear.outputs));
-  }
-
-  void multiply(const Rows& rows, const Linear& linear, const Target& target, Range panels) const {
-    const Range mine = member_.share(panels.end - panels.begin);
-    kernels_.multiply[static_cast<int>(block_.precision)](rows, linear, target, panels.begin + mine.begin,
-                                                          panels.begin + mine.end);
-    member_.wait();
-  }
-
-  Rows to_words(const float* x, std::int64_t stride, std::int64_t count, std::int64_t size) const {
-    if (block_.precision == Precision::fp32 && stride % 512) {
-      return {reinterpret_cast<const std::uint32_t*>(x), stride, nullptr, nullptr, count};
-    }
-    member_.each(count, [&](std::int64_t i) {
-      cpu::to_words(kernels_, block_.precision, x + i * stride, size, space_.words.row<std::uint32_t>(i), scale() + i,
-                    zero_point() + i);
-    });
-    member_.wait();
-    return {space_.words.row<std::uint32_t>(0), space_.words.stride / 4, scale(), zero_point(), count};
-  }
 
   Rows inner_words(std::int64_t count) const {
     const Buffer& from = space_.inner;
@@ -208,10 +153,8 @@ class ChunkRun {
     return {words.row<std::uint32_t>(0), words.stride / 4, scale(), zero_point(), count};
   }
 
-  const Kernels& kernels_;
   const Block& block_;
   const Space space_;
-  const Member& member_;
   const std::int64_t hidden_;
 };
 
@@ -254,9 +197,12 @@ inline Scratch& chunk_memory() {
   return memory;
 }
 
-// Cuts the rows into chunks and calls body(run, chunk) for each, by all members of a team of threads.
-template <typename Body>
-void run_chunks(const Kernels& kernels, const Block& block, const Workload& work, int threads, const Body& body) {
+// Cuts the rows into chunks and calls body(run, chunk) for each, by all members of a team of threads. Run: what
+// computes a chunk with the weights `part`, such as a ChunkRun.
+template <typename Run, typename Body>
+void run_chunks(const Kernels& kernels, const typename Run::Part& part, const Workload& work, int threads,
+                const Body& body) {
+  using Space = typename Run::Space;
   constexpr std::int64_t kQuery = 6;  // a query is as much work as the keys and values of this many tokens
   std::vector<std::int64_t> before(work.rows + 1);
   std::int64_t busy = 0;  // rows with queries
@@ -277,11 +223,11 @@ void run_chunks(const Kernels& kernels, const Block& block, const Workload& work
     most.tokens = std::max<std::int64_t>(most.tokens, work.bounds[chunk.last_row] - work.bounds[chunk.first_row]);
   }
   Space space;
-  const std::int64_t bytes = lay_out(nullptr, kernels, block, most, space);
+  const std::int64_t bytes = Run::lay_out(nullptr, kernels, part, most, space);
   char* memory = chunk_memory().reserve(bytes * teams);
   const auto space_of = [&](int team) {
     Space space;
-    lay_out(memory + team * bytes, kernels, block, most, space);
+    Run::lay_out(memory + team * bytes, kernels, part, most, space);
     return space;
   };
   std::vector<Barrier> barriers(teams);
@@ -290,7 +236,7 @@ void run_chunks(const Kernels& kernels, const Block& block, const Workload& work
   const auto run_thread = [&](int thread) {
     const int team = thread / members;
     const Member member{thread % members, members, &barriers[team]};
-    const ChunkRun run(kernels, block, space_of(team), member);
+    const Run run(kernels, part, space_of(team), member);
     if (members == 1) {
       for (std::int64_t i;
            (i = next.fetch_add(1, std::memory_order_relaxed)) < static_cast<std::int64_t>(chunks.size());) {
@@ -304,7 +250,7 @@ void run_chunks(const Kernels& kernels, const Block& block, const Workload& work
   if (used == 1 || !run_threads(used, run_thread)) {
     const Member member{0, 1, &barriers[0]};
     barriers[0].set_size(1);
-    const ChunkRun run(kernels, block, space_of(0), member);
+    const Run run(kernels, part, space_of(0), member);
     for (const Chunk& chunk : chunks) body(run, chunk);
   }
 }

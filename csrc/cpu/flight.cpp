@@ -94,14 +94,15 @@ std::int64_t Flight::lay_out(char* memory, const Size& size) {
   };
   const auto [rows, tokens, words] = size;
   const std::int64_t units = by_token_ ? words : rows, of_tokens = by_token_ ? tokens : 0;
-  std::int64_t width = 1, stride = 0;
+  std::int64_t width = 1, stride = 0, read = hidden_;
   for (const Layer& layer : model_.layers) {
     if (layer.exit) width = std::max(width, layer.exit->past.outputs);
+    if (layer.exit) read = std::max(read, layer.exit->past.inputs);
     stride = std::max(stride, kept_stride(layer.blocks.back()));
   }
   take(at_.x, tokens * std::max(hidden_, model_.embedding.size));
   take(at_.next_x, tokens * hidden_);
-  take(at_.read, by_token_ ? 0 : rows * hidden_);
+  take(at_.read, by_token_ ? 0 : rows * read);
   take(at_.kept, !by_token_ && rows >= kMinRowsToHalve ? tokens * stride : 0);
   take(at_.past, units * width);
   take(at_.next_past, units * width);
@@ -285,14 +286,24 @@ float* Flight::state_of(const ExitRule& rule) {
   return state_.data();
 }
 
+std::int64_t Flight::state_count() const {
+  if (by_token_ || model_.reads(layer_) != Reads::all) return units();
+  std::int64_t tokens = 0;
+  for (std::int64_t row = 0; row < rows_; ++row) tokens += at_.bounds[at_.held[row] + 1] - at_.bounds[at_.held[row]];
+  return tokens;
+}
+
 void Flight::states(float* out) const {
   for (std::int64_t row = 0; row < rows_; ++row) {
     const std::int64_t held = at_.held[row], start = at_.bounds[held];
+    const Reads reads = model_.reads(layer_);
     if (by_token_) {
       for (std::int64_t word = at_.word_bounds[row]; word < at_.word_bounds[row + 1]; ++word) {
         out = std::copy_n(at_.x + at_.first[word] * hidden_, hidden_, out);
       }
-    } else if (model_.reads(layer_) == Reads::mean) {
+    } else if (reads == Reads::all) {
+      out = std::copy_n(at_.x + start * hidden_, (at_.bounds[held + 1] - start) * hidden_, out);
+    } else if (reads == Reads::mean) {
       run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
       out += hidden_;
     } else {

@@ -55,7 +55,8 @@ class Flight {
   bool scored() const { return scored_; }
   const float* logits() const { return at_.logits; }                                   // [units, labels]
   const float* learned() const { return exit_has_learned() ? at_.learned : nullptr; }  // [units]
-  void states(float* out) const;                                                       // [units, H]
+  std::int64_t state_count() const;  // rows, or tokens where the head reads all of them
+  void states(float* out) const;     // [state_count, H]
 
  private:
   // With fewer rows layers are computed in one piece: reading the weights twice costs more than a row that leaves
@@ -68,9 +69,9 @@ class Flight {
 
   // What is computed anew goes to `next_...`, and then the two are swapped.
   struct Arrays {
-    float *x, *next_x;                   // [tokens, H]
-    float* read;                         // [rows, H]: first tokens of a half-done layer, or means
-    char* kept;                          // [tokens, kept_stride]: keys and values of a half-done layer
+    float *x, *next_x;  // [tokens, H]
+    float* read;        // [rows, H or w]: first tokens of a half-done layer, means, or what attentive exits read
+    char* kept;         // [tokens, kept_stride]: keys and values of a half-done layer
     float *past, *next_past, *add;       // [units, width of the past]
     float *logits, *learned;             // [units, labels], [units]
     float* decide_scratch;               // for `decide`

@@ -34,7 +34,7 @@ struct Model {
   std::int64_t num_layers() const { return layers.size(); }
   std::int64_t hidden() const { return layers.front().blocks.front().output.outputs; }
   std::int64_t labels() const { return layers.back().exit->merge.labels; }
-  bool scores_tokens() const { return layers.back().exit->reads == Reads::all; }
+  bool scores_tokens() const { return layers.back().exit->scores_tokens(); }
   // What the first exit at or after `layer` reads. layer: 1-based, or 0 before the first.
   Reads reads(std::int64_t layer) const {
     std::int64_t at = layer > 0 ? layer - 1 : 0;

@@ -1,6 +1,7 @@
-// Checks of a ragged batch.
+// Checks and sizes of a ragged batch.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -27,6 +28,14 @@ inline void check_order(const std::int32_t* cu_seqlens, std::int64_t rows, std::
                                 std::to_string(from) + " to " + std::to_string(to) +
                                 (least ? "; a row has a token or more" : ""));
   }
+}
+
+inline std::int64_t longest_row(const std::int32_t* cu_seqlens, std::int64_t rows) {
+  std::int64_t most = 0;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    most = std::max<std::int64_t>(most, cu_seqlens[row + 1] - cu_seqlens[row]);
+  }
+  return most;
 }
 
 }  // namespace pfengine::cpu

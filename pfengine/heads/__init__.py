@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .attached import Attached
+from .attentive import Attentive
 from .base import HEADS, PREFIX, ExitHead, HeadState, OwnTensors, PreparedHead, Scores, register
 from .classifier import Classifier
 from .linear import Linear
@@ -11,6 +12,6 @@ from .past_future import PastFuture
 from .tagger import Tagger, TokenClassifier
 
 __all__ = [
-    "HEADS", "PREFIX", "Attached", "Classifier", "ExitHead", "HeadState", "Linear", "Mixed", "OwnTensors", "PastFuture",
-    "PreparedHead", "Scores", "Tagger", "TokenClassifier", "register",
+    "HEADS", "PREFIX", "Attached", "Attentive", "Classifier", "ExitHead", "HeadState", "Linear", "Mixed", "OwnTensors",
+    "PastFuture", "PreparedHead", "Scores", "Tagger", "TokenClassifier", "register",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from .rule import Signal
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "tanh"]
 Pooling = Literal["max", "attention"]
+TokenPooling = Literal["first", "max"]
 
 Tables = tuple[Tensor, Tensor, Tensor | None]
 """Embeddings of words, positions and token types, [rows, H] each; None for a model without token types."""
@@ -56,10 +57,26 @@ Reads = Literal["first", "mean", "all"]
 """What a head reads of a layer: each row's first token, the mean of its tokens, or all tokens."""
 
 
+class Attentive(NamedTuple):
+    """Narrow self-attention over all tokens of a row, pooled, as float32 tensors, not prepared. w: its width.
+
+    For the tokens x of a row: h = tanh(narrow(x)), then attention of `num_heads` heads, h' = output(attention(qkv(h))).
+    The result is h' of the first token, or of each number the greatest that h' has among the row's tokens.
+    """
+
+    narrow: tuple[Tensor, Tensor]  # [w, H], [w]
+    qkv: tuple[Tensor, Tensor]  # [3 heads d, w] and [3 heads d]: queries, keys and values side by side
+    output: tuple[Tensor, Tensor]  # [w, heads d], [w]
+    num_heads: int
+    scale: float  # of the attention scores
+    pooling: TokenPooling
+
+
 class Exit(NamedTuple):
     """One exit, made of parts that an op set prepared: how what it reads of a layer becomes logits.
 
-    x: the first token of a row, the mean of its tokens, or each token, as `reads` says.
+    x: the first token of a row, the mean of its tokens, or each token, as `reads` says. With `attentive`, which reads
+    all tokens, it is what that gives for a row.
     State: s = pooler_activation(pooler(x)), or x where there is no pooler.
     Past: `past` applied to s, plus the sum that earlier exits pass on. Its first `labels` numbers are scores, the next
     `width` numbers are gates.
@@ -81,6 +98,12 @@ class Exit(NamedTuple):
     states: int = 1  # how many states the gates are summed over
     reads: Reads = "first"
     learned: Any | None = None  # what prepare_linear made of a [1, H] matrix in float32
+    attentive: Any | None = None  # what prepare_attentive returned; then the exit scores rows
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Does it score each token, rather than each row?"""
+        return self.reads == "all" and self.attentive is None
 
 
 class OpSet(Protocol):
@@ -207,6 +230,12 @@ class OpSet(Protocol):
 
     def mean(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The mean of each row's tokens: [T, H] -> float32 [R, H]. Summed in order, so the same bits in every batch."""
+
+    def prepare_attentive(self, parts: Attentive, dtype: torch.dtype) -> Any:
+        """Prepare narrow self-attention for `attentive`."""
+
+    def attentive(self, x: Tensor, cu_seqlens: Tensor, weights: Any) -> Tensor:
+        """What `Attentive` gives for each row: [T, H] -> float32 [R, w]. A row has the same bits in every batch."""
 
     def signal(self, name: Signal, logits: Tensor, temperature: float) -> Tensor:
         """`decide.signal`: float32 [R, C] -> float32 [R], with the same bits as in the carrier's own loop."""

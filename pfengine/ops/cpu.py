@@ -17,9 +17,16 @@ from torch import Tensor
 
 from .. import extension
 from ..extension import address, in_rows, new_output
-from . import Activation, Block, Exit, Norm, Pooling, Queries, Tables
+from . import Activation, Block, Norm, Pooling, Queries, Tables
+from .cpu_exit import attentive as attentive
+from .cpu_exit import contiguous
+from .cpu_exit import exit as exit
+from .cpu_exit import gate_merge as gate_merge
+from .cpu_exit import mean as mean
+from .cpu_exit import prepare_attentive as prepare_attentive
+from .cpu_exit import prepare_exit as prepare_exit
 from .cpu_model import prepare_model as prepare_model
-from .packing import Embedding, Imitation, Linear, PreparedBlock, PreparedExit, pack_linear
+from .packing import Embedding, Imitation, Linear, PreparedBlock, pack_linear
 from .packing import fast_precisions as fast_precisions
 from .packing import kernels as kernels
 from .packing import prepare_linear as prepare_linear
@@ -28,7 +35,7 @@ from .reference import composed_pooled
 from .rule import Signal
 
 if TYPE_CHECKING:
-    from .. import _C
+    pass
 
 HEAD_ALIGNMENT = 2  # bf16 numbers come in pairs
 OWN_THREADS = True
@@ -38,12 +45,6 @@ def _rows(x: Tensor) -> Tensor:
     """x as float32 [rows, columns], between whose rows there may be gaps."""
     x = x if x.dtype is torch.float32 else x.float()
     return x if x.is_contiguous() or in_rows(x) else x.contiguous()
-
-
-def _contiguous(x: Tensor) -> Tensor:
-    """x as contiguous float32. Asking first is faster than converting."""
-    x = x if x.dtype is torch.float32 else x.float()
-    return x if x.is_contiguous() else x.contiguous()
 
 
 def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
@@ -217,7 +218,7 @@ def _block(
 
 
 def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
-    sums, rows = _contiguous(sums), sums.shape[0]
+    sums, rows = contiguous(sums), sums.shape[0]
     out, to = new_output((rows, weights.hidden), torch.float32)
     extension._C.output_norm(
         kernels=kernels(),
@@ -275,99 +276,6 @@ def project(guesses: Tensor, weights: Imitation, layer: int) -> Tensor:
 
 def pooled(states: Tensor, weights: Imitation, layer: int, pooling: Pooling, projection: Linear) -> Tensor:
     return composed_pooled(states, weights, layer, pooling, projection, sys.modules[__name__])
-
-
-def gate_merge(past: Tensor, gates: Tensor, future: Tensor | None, gate: Linear | None, count: int) -> Tensor:
-    rows, labels = past.shape
-    if gates.shape[1] not in (1, labels) or (gate is None and future is None):
-        raise ValueError(f"gates is {list(gates.shape)}, expected [{rows}, 1 or {labels}], and without gate a future")
-    past, gates = _contiguous(past), _contiguous(gates)
-    future = future if future is None else _contiguous(future)
-    out, to = new_output(shape := (rows, labels), torch.float32)
-    extension._C.run_merge(
-        kernels=kernels(),
-        merge=_merge("paper" if gate is None else "authors", labels, gates.shape[1], gate, count),
-        past=address("past", past, torch.float32, shape),
-        gates=address("gates", gates, torch.float32, (rows, gates.shape[1])),
-        future=address("future", future, torch.float32, shape),
-        rows=rows,
-        out=to,
-    )
-    return out
-
-
-def _merge(kind: str, labels: int, width: int, gate: Linear | None, gate_states: int) -> _C.Merge:
-    C, native = extension._C, None if gate is None else gate.native
-    return C.Merge(kind=getattr(C.Gate, kind), labels=labels, width=width, gate=native, gate_states=gate_states)
-
-
-def prepare_exit(parts: Exit) -> PreparedExit:
-    C = extension._C
-    merge = _merge(parts.gate_kind, parts.labels, parts.width, parts.gate, parts.states)
-    learners = projection = None
-    activation, precision, learner_precision = C.Activation.none, C.Precision.fp32, C.Precision.fp32
-    if parts.pooler is not None:
-        precision = parts.pooler.precision
-    if parts.imitation is not None:
-        imitation, layer = parts.imitation
-        activation, learner_precision = getattr(C.Activation, imitation.activation), imitation.learners.precision
-        first = (layer - 1) * imitation.width
-        learners = C.columns_of(kernels(), imitation.learners.native, learner_precision, first)
-        projection = imitation.projections[layer - 1].native
-    native = C.Exit(
-        reads=getattr(C.Reads, parts.reads),
-        precision=precision,
-        learner_precision=learner_precision,
-        pooler=None if parts.pooler is None else parts.pooler.native,
-        pooler_activation=getattr(C.Activation, parts.pooler_activation),
-        past=parts.past.native,
-        folded=None if parts.folded is None else parts.folded.native,
-        learners=learners,
-        activation=activation,
-        projection=projection,
-        learned=None if parts.learned is None else parts.learned.native,
-        merge=merge,
-    )
-    return PreparedExit(
-        native, parts.past.inputs, parts.past.outputs, parts.labels, parts.learned is not None, (parts, learners)
-    )
-
-
-def exit(
-    x: Tensor, weights: PreparedExit, add: Tensor | None, answer: bool
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    x, rows, width, labels = _contiguous(x), x.shape[0], weights.width, weights.labels
-    if add is not None:
-        add = _contiguous(add)
-    past, past_to = new_output((rows, width), torch.float32)
-    logits, logits_to = new_output((rows, labels), torch.float32) if answer else (None, 0)
-    learned, learned_to = new_output((rows,), torch.float32) if answer and weights.learned else (None, 0)
-    extension._C.run_exit(
-        kernels(),
-        weights.native,
-        address("x", x, torch.float32, (rows, weights.hidden)),
-        address("add", add, torch.float32, (rows, width)),
-        rows,
-        past_to,
-        logits_to,
-        learned_to,
-        extension.threads(),
-    )
-    return logits, past, learned
-
-
-def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    x, rows = _contiguous(x), len(cu_seqlens) - 1
-    out, to = new_output((rows, x.shape[1]), torch.float32)
-    extension._C.run_mean(
-        address("x", x, torch.float32, x.shape),
-        len(x),
-        address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
-        rows,
-        x.shape[1],
-        to,
-    )
-    return out
 
 
 def signal(name: Signal, logits: Tensor, temperature: float) -> Tensor:

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, AnyQueries, Block, Exit, Pooling, Queries, reference
+from . import Activation, AnyQueries, Attentive, Block, Exit, Pooling, Queries, reference
 from .reference import (
+    PreparedAttentive,
     PreparedBlock,
     embed,
     mean,
@@ -33,6 +34,7 @@ from .reference import (
 __all__ = [
     "HEAD_ALIGNMENT",
     "OWN_THREADS",
+    "attentive",
     "block",
     "block_sums",
     "embed",
@@ -44,6 +46,7 @@ __all__ = [
     "mean",
     "output_norm",
     "pooled",
+    "prepare_attentive",
     "prepare_block",
     "prepare_embedding",
     "prepare_exit",
@@ -187,6 +190,14 @@ def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
         q, k, v = (torch.cat([x, x]) for x in (q, k, v))
     q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[:rows, :, :queries]
+
+
+def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive:
+    return reference.prepared_attentive(parts, dtype, prepare_linear)
+
+
+def attentive(x: Tensor, cu_seqlens: Tensor, weights: PreparedAttentive) -> Tensor:
+    return reference.composed_attentive(x, cu_seqlens, weights, linear, attention)
 
 
 def prepare_imitation(

@@ -6,6 +6,7 @@ from .cuda_model import prepare_model
 from .cuda_ops import (
     HEAD_ALIGNMENT,
     OWN_THREADS,
+    attentive,
     block,
     block_sums,
     embed,
@@ -17,6 +18,7 @@ from .cuda_ops import (
     mean,
     output_norm,
     pooled,
+    prepare_attentive,
     prepare_block,
     prepare_embedding,
     prepare_exit,
@@ -27,7 +29,7 @@ from .cuda_ops import (
 )  # fmt: skip
 
 __all__ = [
-    "HEAD_ALIGNMENT", "OWN_THREADS", "block", "block_sums", "embed", "exit", "gate_merge", "guesses", "keys_values",
-    "linear", "mean", "output_norm", "pooled", "prepare_block", "prepare_embedding", "prepare_exit",
-    "prepare_imitation", "prepare_linear", "prepare_model", "project", "signal",
+    "HEAD_ALIGNMENT", "OWN_THREADS", "attentive", "block", "block_sums", "embed", "exit", "gate_merge", "guesses",
+    "keys_values", "linear", "mean", "output_norm", "pooled", "prepare_attentive", "prepare_block",
+    "prepare_embedding", "prepare_exit", "prepare_imitation", "prepare_linear", "prepare_model", "project", "signal",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from ..kernels.decide import NUMBERS, Form
 from ..kernels.launch import power_of_two
 from ..kernels.survivors import Survivors
 from ..kernels.token_list import TokenList
-from . import Exit
+from . import Exit, Reads
 from .cuda_ops import Embedding, Linear
 from .reference import PreparedBlock
 from .rule import TokenRule
@@ -30,6 +30,10 @@ class PreparedModel(NamedTuple):
         after = self.exits[layer - 1]
         assert after is not None
         return after
+
+    def reads(self, layer: int) -> Reads:
+        """What the first exit at or after `layer` reads."""
+        return next(after[0].reads for after in self.exits[layer - 1 :] if after is not None)
 
     def exit_before(self, layer: int) -> int:
         """The last layer before this one that has an exit; 0: there is none."""
@@ -51,7 +55,7 @@ class PreparedModel(NamedTuple):
     @property
     def tags(self) -> bool:
         """Does the head score tokens?"""
-        return self.exit(len(self.layers))[0].reads == "all"
+        return self.exit(len(self.layers))[0].scores_tokens
 
     @property
     def learned(self) -> bool:

@@ -202,10 +202,12 @@ class CudaFlight(CudaRows, Flight):
         return found
 
     def _read_states(self, lane: Lane) -> Tensor:
-        exit, here = lane.weights.exits[self.layer - 1], self._here(lane)
-        if exit is None or exit[0].reads == "first":
+        reads, here = lane.weights.reads(self.layer), self._here(lane)
+        if reads == "first":
             firsts = here.source_firsts if self._position.states_moved else here.bounds
             return lane.buffers.states[self.layer % 2].index_select(0, firsts[: self._rows]).float()
+        if reads == "all":
+            return self._packed_states(lane).float()
         count = torch.full((1,), self._rows, dtype=torch.int32, device=lane.device)
         return mean(self._packed_states(lane), here.bounds[: self._rows + 1].contiguous(), count)
 

@@ -18,10 +18,11 @@ from ..kernels.embedding import embed as embed_kernel
 from ..kernels.imitation_pooled import imitation_pooled
 from ..kernels.layer_norm import Others, add_layer_norm
 from ..kernels.linear import linear as linear_kernel
+from ..kernels.mean import maximum as maximum_kernel
 from ..kernels.mean import mean as mean_kernel
 from ..kernels.signals import signals
-from . import Activation, Block, Exit, Norm, Pooling, Queries, Tables, reference
-from .reference import PreparedBlock
+from . import Activation, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, reference
+from .reference import PreparedAttentive, PreparedBlock
 from .rule import Signal
 
 HEAD_ALIGNMENT = 8  # in 16-bit numbers 16 bytes, which a thread loads at once
@@ -289,6 +290,36 @@ def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Te
 
 def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     return mean_kernel(x, cu_seqlens, full(len(cu_seqlens) - 1, x.device))
+
+
+def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive:
+    return reference.prepared_attentive(parts, dtype, prepare_linear)
+
+
+def attentive(x: Tensor, cu_seqlens: Tensor, weights: PreparedAttentive) -> Tensor:
+    rows = len(cu_seqlens) - 1
+    longest = int(cu_seqlens.diff().max()) if rows else 1  # waits for the GPU; `cuda_segment` knows it already
+    counts = full(rows, x.device), full(len(x), x.device)
+    return run_attentive(x.to(weights.narrow.weight.dtype).contiguous(), cu_seqlens, weights, longest, counts)
+
+
+def run_attentive(
+    x: Tensor,
+    bounds: Tensor,
+    weights: PreparedAttentive,
+    longest: int,
+    counts: tuple[Tensor, Tensor],
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`attentive` of the first rows and tokens, as many as `counts`, int32 [1] each on the device, say."""
+    rows, tokens = counts
+    narrow = run_linear(x, weights.narrow, "tanh", tokens)
+    qkv = run_linear(narrow, weights.qkv, "none", tokens)
+    if weights.pooling == "first":
+        attended = attention(qkv, bounds, weights.num_heads, weights.scale, longest, rows, "first")
+        return run_linear(attended, weights.output, "none", rows, out_dtype=out_dtype)
+    attended = attention(qkv, bounds, weights.num_heads, weights.scale, longest, rows)
+    return maximum_kernel(run_linear(attended, weights.output, "none", tokens), bounds, rows, out_dtype)
 
 
 def signal(name: Signal, logits: Tensor, temperature: float) -> Tensor:

@@ -20,7 +20,7 @@ from ..kernels.mean import mean
 from ..kernels.survivors import Survivors, remaining, survivors
 from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
 from .cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm
-from .cuda_ops import Linear, run_block, run_embed, run_linear
+from .cuda_ops import Linear, run_attentive, run_block, run_embed, run_linear
 from .cuda_tokens import frozen_of, let_tokens_go, sums_of, units_of
 
 
@@ -106,7 +106,7 @@ def run_segment(
 
         def decide() -> None:
             x = buffers.states[(first - 1) % 2][: bucket.tokens]
-            _run_exit(weights, buffers, segment, first - 1, x, units, tests=True, past_moved=False)
+            _run_exit(weights, buffers, segment, first - 1, x, units, bucket.longest, tests=True, past_moved=False)
             remaining(buffers.exit_layers[: bucket.rows], here.counts)
 
         _fork(side, decide)
@@ -119,7 +119,7 @@ def run_segment(
         if weights.exits[layer - 1] is None or later or (layer == n and not segment.ends):
             continue
         tests = segment.tested and layer == last
-        decided = _run_exit(weights, buffers, segment, layer, x, units, tests, past_moved)
+        decided = _run_exit(weights, buffers, segment, layer, x, units, bucket.longest, tests, past_moved)
         past_moved = False
         if not tests or decided is None:
             continue
@@ -198,6 +198,7 @@ def _run_exit(
     layer: int,
     x: Tensor,
     here: Survivors,
+    longest: int,
     tests: bool,
     past_moved: bool,
 ) -> Decided | None:
@@ -212,9 +213,13 @@ def _run_exit(
         return None
     rows, count, labels = len(here.slots), here.counts[:1], parts.labels
     state, source_rows = x, None if final or parts.reads == "all" else here.bounds[:-1]
+    dtype = (
+        torch.float32 if parts.pooler is None else parts.pooler.weight.dtype
+    )  # of what is read, where it is made here
     if parts.reads == "mean":
-        exact = torch.float32 if parts.pooler is None else parts.pooler.weight.dtype
-        state, source_rows = mean(x, here.bounds, count, exact), None
+        state, source_rows = mean(x, here.bounds, count, dtype), None
+    if parts.attentive is not None:
+        state = run_attentive(x, here.bounds, parts.attentive, longest, (count, here.counts[1:]), dtype)
     if parts.pooler is not None:
         state = run_linear(
             state, parts.pooler, parts.pooler_activation, count, source_rows=source_rows, out_dtype=torch.float32

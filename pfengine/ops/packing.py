@@ -62,6 +62,13 @@ class PreparedBlock(NamedTuple):
     tensors: tuple[Tensor, ...]
 
 
+class PreparedAttentive(NamedTuple):
+    native: _C.Attentive
+    hidden: int
+    width: int
+    tensors: tuple[Tensor, ...]
+
+
 class Imitation(NamedTuple):
     learners: Linear  # of layers 2..n side by side, each beginning with a panel
     hidden: int

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, AnyQueries, Block, Exit, Norm, Pooling, Queries, Tables
+from . import Activation, AnyQueries, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, TokenPooling
 from .decide import signal as signal
 from .flight import Carrier
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
@@ -51,6 +51,17 @@ class Imitation(NamedTuple):
     activation: Activation
     projections: Sequence[tuple[Tensor, Tensor]]  # after layer i: [C, (n - i) H], [C]
     int8: bool
+
+
+class PreparedAttentive(NamedTuple):
+    """`Attentive`, its linear layers prepared."""
+
+    narrow: Any
+    qkv: Any
+    output: Any
+    num_heads: int
+    scale: float
+    pooling: TokenPooling
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -191,6 +202,41 @@ def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     row_of = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int64, device=x.device), lengths)
     total = torch.zeros(len(lengths), x.shape[1], dtype=torch.float32, device=x.device)
     return total.index_add_(0, row_of, x.float()) / lengths[:, None]
+
+
+def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive:
+    return prepared_attentive(parts, dtype, prepare_linear)
+
+
+def prepared_attentive(
+    parts: Attentive, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor, torch.dtype], Any]
+) -> PreparedAttentive:
+    """Prepare the linear layers of narrow self-attention by `prepare`."""
+    narrow, qkv, output = (prepare(*pair, dtype) for pair in (parts.narrow, parts.qkv, parts.output))
+    return PreparedAttentive(narrow, qkv, output, parts.num_heads, parts.scale, parts.pooling)
+
+
+def attentive(x: Tensor, cu_seqlens: Tensor, weights: PreparedAttentive) -> Tensor:
+    return composed_attentive(x, cu_seqlens, weights, linear, attention)
+
+
+def composed_attentive(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: PreparedAttentive,
+    linear: Callable[[Tensor, Any, Activation], Tensor],
+    attention: Callable[[Tensor, Tensor, int, float, Queries | None], Tensor],
+) -> Tensor:
+    """`attentive` for an op set with this `linear` and `attention`."""
+    rows = len(cu_seqlens) - 1
+    every = torch.arange(rows + 1, dtype=torch.int32, device=cu_seqlens.device)
+    asked = Queries(cu_seqlens[:-1], every) if weights.pooling == "first" else None
+    qkv = linear(linear(x, weights.narrow, "tanh"), weights.qkv, "none")
+    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, asked)
+    y = linear(attended, weights.output, "none").float()
+    if asked is not None or not rows:
+        return y[:rows]
+    return torch.stack([row.amax(0) for row in y.split(cu_seqlens.diff().tolist())])
 
 
 def prepare_imitation(

@@ -12,10 +12,13 @@ from .. import saving
 from ..api import load
 from ..config import BackboneConfig
 from ..errors import ConfigError, shown
+from ..evaluation.tagged import UNANSWERED, Words, tag_table
+from ..exits import DataCriterion
 from ..exits.base import Outputs
 from ..exits.calibration import calibration_table, correlation
 from ..exits.text import check_fits, parse_form
 from ..heads import HEADS
+from ..manifest import Manifest
 from ..messages import warn
 
 
@@ -37,16 +40,38 @@ def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: fl
     manifest = replace(manifest, training=manifest.training | score)
     if manifest.criterion is not None and manifest.criterion != "never":
         table = calibration_table(parse_form(manifest.criterion), logits, values, trained.exit_layers, learned)
-        nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
-        manifest = replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
+        manifest = _with_table(manifest, table, speedup)
     return saving.write_manifest(path, manifest)
+
+
+def add_tag_calibration(path: Path, rows: list[Any], values: list[list[int]], speedup: float, max_length: int) -> Path:
+    """`add_calibration` for a tagger; values: the label ids of each row's words.
+
+    The score on held-out rows is span F1 where the labels mark entities, else accuracy of words.
+    """
+    trained = load(path, precision="fp32", criterion="never", max_length=max_length)
+    manifest, side = trained.checkpoint.manifest, trained.tokenizer.side
+    words = Words(np.cumsum([0, *map(len, values)]), np.concatenate(values), trained.labels, side)
+    full = trained.predict(rows)
+    answers = words.flat(full.label_ids, full.exit_layers > 0, UNANSWERED)
+    score = next(iter(words.metrics().values()))(answers, answers)
+    manifest = replace(manifest, training=manifest.training | {"held_out_score": score})
+    if manifest.criterion is not None and manifest.criterion != "never":
+        criterion = parse_form(manifest.criterion)
+        assert isinstance(criterion, DataCriterion)  # as `check_criterion` has seen
+        manifest = _with_table(manifest, tag_table(trained, criterion, rows, words), speedup)
+    return saving.write_manifest(path, manifest)
+
+
+def _with_table(manifest: Manifest, table: list[dict[str, Any]], speedup: float) -> Manifest:
+    """With this calibration table, to run at the threshold whose layer speed-up is the nearest."""
+    nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
+    return replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
 
 
 def check_criterion(text: str, head: dict[str, Any], config: BackboneConfig) -> None:
     """Raise ConfigError where the criterion does not run on this head, or no threshold for it can be searched for."""
     kind = HEADS[head["type"]]
-    if kind.tags:
-        raise ConfigError(f"a head of type {head['type']!r} scores tokens, and training takes one label per row")
     if text == "never":
         return
     criterion, layers = parse_form(text), kind.layers(config, head)
@@ -55,5 +80,10 @@ def check_criterion(text: str, head: dict[str, Any], config: BackboneConfig) -> 
         raise ConfigError(f"criterion {shown(text)} needs exits, and a head of type {head['type']!r} answers once")
     check_fits(criterion, outputs, text)
     # On any scores, so that a criterion that cannot be calibrated is found before the training.
+    if kind.tags:
+        if not isinstance(criterion, DataCriterion):
+            raise ConfigError(f"criterion {shown(text)} is no data, which taggers are calibrated with")
+        criterion.grid(len(layers), config.num_labels)
+        return
     scores = np.zeros((len(layers), 2, config.num_labels), np.float32)
     calibration_table(criterion, scores, None, layers, scores[..., 0] if outputs.learned else None)

@@ -155,6 +155,8 @@ def _fit_phase(
         if last is not None and states.is_last(last):
             model.load_state_dict(StoredTensors(last, read_header(Folder(last).open("model.safetensors"))))
         else:
+            if last is None:
+                recipe.begin_phase()
             trainer = OrderedTrainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[watch])
             trainer.remove_callback(PrinterCallback)  # it prints to standard output, which is for results
             try:

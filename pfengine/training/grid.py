@@ -13,6 +13,7 @@ from .resume import check_same_run, hash_files
 from .run import train
 
 BATCH_SIZES = (16, 32, 128)  # the paper's
+METRICS = ("span_f1", "accuracy", "pearson")  # of a point; the first that it has is its score
 LEARNING_RATES = (1e-5, 2e-5, 3e-5, 5e-5)
 
 log = logging.getLogger("pfengine")
@@ -58,4 +59,5 @@ def score(path: Path, speedup: float) -> dict[str, Any]:
     if not manifest.calibration:
         return {"score": manifest.training.get("held_out_score", -1.0), "layer_speedup": 1.0}
     point = min(manifest.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))
-    return {"score": point.get("accuracy", point.get("pearson", -1.0)), "layer_speedup": point["layer_speedup"]}
+    found = next((point[name] for name in METRICS if name in point), -1.0)
+    return {"score": found, "layer_speedup": point["layer_speedup"]}

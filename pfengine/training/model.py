@@ -128,6 +128,9 @@ class ExitModel(nn.Module):
         """Views of parts of trained parameters that do not change in the present phase, such as those of one exit."""
         return []
 
+    def begin_phase(self) -> None:
+        """Called before the first step of each phase, and not where a phase is resumed."""
+
     def rates(self) -> dict[str, float]:
         """Learning rates of parameters that have one of their own, by name. They are not decayed."""
         return {}
@@ -149,8 +152,12 @@ class ExitModel(nn.Module):
         are "states" [B, n, H] and "labels". Parameters and gradients must stay as they are.
         """
 
-    def after_training(self, held_out: HeldOut) -> None:
-        """Fit what is fitted to rows that the model was not trained on, before the checkpoint is written."""
+    def after_training(self, held_out: HeldOut) -> str | None:
+        """Fit what is fitted to rows that the model was not trained on, before the checkpoint is written.
+
+        Returns the criterion where its numbers are fitted, as text without a threshold: "beem:,0.7/0.8/0.9".
+        """
+        return None
 
     def head(self) -> ExitHead:
         """The head over plain torch, made of the present parameters."""

@@ -15,10 +15,12 @@ from ..config import BackboneConfig
 from ..errors import ConfigError, InputError
 from ..tokenization import Tokenizer
 
+WORD_KEYS = {"first_pieces": 0, "pieces": 0, "labels": -100}  # what rows of words have per word, and its padding
+
 
 @dataclass(frozen=True)
 class Rows(Dataset[dict[str, Any]]):
-    """Tokenised rows: {"input_ids", "types", "length", ["labels"]}."""
+    """Tokenised rows: {"input_ids", "types", "length", ["labels"]}, of words also "first_pieces" and "pieces"."""
 
     rows: list[dict[str, Any]]
 
@@ -35,7 +37,10 @@ class Rows(Dataset[dict[str, Any]]):
 
 
 def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokenizer) -> Rows:
-    """texts: rows as `Engine.classify` takes them; labels: one id or float per row. ConfigError names a bad row."""
+    """texts: rows as `Engine.classify` takes them; labels: one id or float per row, a list of ids for rows of words.
+
+    Words that truncation cuts off lose their labels. ConfigError names a bad row.
+    """
     rows = []
     for i, row in enumerate(tokenizer.encode(enumerate(texts))):
         if isinstance(row, InputError):
@@ -43,11 +48,18 @@ def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokeni
         rows.append({"input_ids": row.ids, "types": row.types, "length": len(row.ids)})
         if labels is not None:
             rows[-1]["labels"] = labels[i]
+        if row.first_pieces is not None:
+            rows[-1] |= {"first_pieces": row.first_pieces, "pieces": row.pieces}
+            if labels is not None:
+                rows[-1]["labels"] = labels[i][row.first_word : row.first_word + row.word_count]
     return Rows(rows)
 
 
 class Collator:
-    """Rows to padded tensors, as transformers' encoders take them; token types where the model has them."""
+    """Rows to padded tensors, as transformers' encoders take them; token types where the model has them.
+
+    Rows of words also give first_pieces, pieces and labels, int64 [rows, words], with 0, 0 and -100 for padding.
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         self.pad, self.has_types = config.pad_token_id, config.type_vocab_size > 0
@@ -64,11 +76,23 @@ class Collator:
         batch = {"input_ids": ids, "attention_mask": mask}
         if self.has_types:
             batch["token_type_ids"] = types
-        if "labels" in rows[0]:
+        if "first_pieces" in rows[0]:
+            for key, padding in WORD_KEYS.items():
+                if key in rows[0]:
+                    batch[key] = _padded([row[key] for row in rows], padding)
+        elif "labels" in rows[0]:
             labels = [row["labels"] for row in rows]
             kind = torch.float32 if isinstance(labels[0], float) else torch.int64
             batch["labels"] = torch.tensor(labels, dtype=kind, device="cpu")
         return batch
+
+
+def _padded(rows: list[Any], padding: int) -> Tensor:
+    """int64 [rows, the longest]."""
+    out = torch.full((len(rows), max(map(len, rows))), padding, dtype=torch.int64, device="cpu")
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.from_numpy(np.asarray(row))
+    return out
 
 
 class Order(Sampler[int]):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import checkpoint, data, saving, tasks
-from ..data import Example
+from ..data import Example, TaggedExample
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..manifest import Manifest
 from ..messages import warn
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
-from .criterion import add_calibration, check_criterion
+from .criterion import add_calibration, add_tag_calibration, check_criterion
 from .fit import fit, remove_state
 from .freezing import Freezing
 from .model import ExitModel
@@ -24,6 +25,7 @@ from .pretrained import encoder_config, read_encoder
 from .resume import hash_files, hash_rows
 from .rows import Collator, Rows, encode
 from .systems import SYSTEMS
+from .tagging import TagModel
 
 
 def train(config: TrainingConfig) -> Path:
@@ -42,19 +44,25 @@ def train(config: TrainingConfig) -> Path:
     file = data.locate(config.data, "train")
     name = data.display_name(file)
     columns: dict[str, Any] = {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
-    examples = data.read(file, **columns, kind=config.data_format, labelled=True, max_rows=config.max_rows)
+    tags = HEADS[config.head(shared_pooler=False)["type"]].tags
+    if tags and isinstance(recipe := SYSTEMS[config.system].recipe, type) and not issubclass(recipe, TagModel):
+        raise ConfigError(
+            f"system {config.system!r} has a head that tags words; its recipe {recipe.__name__} must be a TagModel"
+        )
+    read: Callable[..., list[Any]] = data.read_tagged if tags else data.read
+    examples = read(file, **columns, kind=config.data_format, labelled=True, max_rows=config.max_rows)
     labels = config.labels or _labels(examples, config.data, name)
     label_values(examples, labels, name)  # so that an error names the row of a wrong one
     if config.held_out is not None:
-        kept, held_out = examples, data.read(config.held_out, **columns, labelled=True)
+        kept, held_out = examples, read(config.held_out, **columns, labelled=True)
     else:
         kept, held_out = data.split_off(examples, config.hold_out, config.seed, name)
-    values = np.array(label_values(held_out, labels, config.held_out or name))
+    values = label_values(held_out, labels, config.held_out or name)
     if not labels and len(set(values)) < 2:
         raise ConfigError(
             f"all {len(held_out)} held-out rows have the same score, so there is no correlation; hold out more rows"
         )
-    unseen = set(values) - set(label_values(kept, labels, name)) if labels else set()
+    unseen = _ids(values) - _ids(label_values(kept, labels, name)) if labels else set()
     if unseen:
         warn(f"no row with the label {labels[min(unseen)]!r} is left to train on")
 
@@ -96,7 +104,8 @@ def train(config: TrainingConfig) -> Path:
         model.initialise(pooler)
     fit(model, model, _rows(kept, labels, tokenizer), config, collator, inputs, further)
     if type(model).after_training is not ExitModel.after_training:
-        model.after_training(held_out_scores(model, _rows(held_out, labels, tokenizer).rows, collator))
+        fitted = model.after_training(held_out_scores(model, _rows(held_out, labels, tokenizer).rows, collator))
+        criterion = config.criterion or fitted or written
 
     manifest = Manifest(
         system=config.system,
@@ -108,13 +117,19 @@ def train(config: TrainingConfig) -> Path:
     )
     with saving.replacing(config.output) as stage:
         saving.fill(stage, backbone_config.raw, manifest, model.checkpoint_tensors(), files)
-        add_calibration(stage, [e.row for e in held_out], values, config.speedup, tokenizer.max_length)
+        rows = [example.row for example in held_out]
+        if tags:
+            add_tag_calibration(stage, rows, values, config.speedup, tokenizer.max_length)
+        else:
+            add_calibration(stage, rows, np.array(values), config.speedup, tokenizer.max_length)
     remove_state(config, model)
     return Path(config.output)
 
 
-def _labels(examples: list[Example], source: str, file: str) -> tuple[str, ...]:
+def _labels(examples: list[Any], source: str, file: str) -> tuple[str, ...]:
     """Label names in id order: the GLUE task's where they fit, else those in the data; none for regression."""
+    if isinstance(examples[0], TaggedExample):
+        return data.tag_names(examples, file)
     found = sorted({example.label for example in examples if example.label is not None})
     task = tasks.find(source)
     if task is not None and (task.regression or data.read_as(found, task.labels) is not None):
@@ -125,12 +140,19 @@ def _labels(examples: list[Example], source: str, file: str) -> tuple[str, ...]:
     return names
 
 
-def label_values(examples: list[Example], labels: tuple[str, ...], file: str) -> list[Any]:
-    """The targets of the loss: label ids, or numbers for regression."""
+def label_values(examples: list[Any], labels: tuple[str, ...], file: str) -> list[Any]:
+    """The targets of the loss: label ids, numbers for regression, or for rows of words a list of ids each."""
+    if isinstance(examples[0], TaggedExample):
+        return data.tag_ids(examples, labels, file)
     return data.label_ids(examples, labels, file) if labels else data.scores(examples, file)
 
 
-def _rows(examples: list[Example], labels: tuple[str, ...], tokenizer: Tokenizer) -> Rows:
+def _ids(values: list[Any]) -> set[int]:
+    """All label ids among the targets."""
+    return {label for value in values for label in (value if isinstance(value, list) else [value])}
+
+
+def _rows(examples: list[Any], labels: tuple[str, ...], tokenizer: Tokenizer) -> Rows:
     values = label_values(examples, labels, "training data")
     return encode([example.row for example in examples], values, tokenizer)
 

@@ -18,12 +18,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import berxit, cosee, deebert, elasticbert, elbert, pabee, past_future, righttool, seqlab
+from ..convert import berxit, cosee, deebert, elasticbert, elbert, fastbert, pabee, past_future, righttool, seqlab
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..manifest import Manifest
 from ..registry import Registry, origin
+from .beem import OPTIONS as beem_options
+from .beem import BEEMModel
 from .berxit import OPTIONS as berxit_options
 from .berxit import BERxiTModel, berxit_head
 from .cosee import OPTIONS as cosee_options
@@ -33,6 +35,7 @@ from .elasticbert import OPTIONS as elasticbert_options
 from .elasticbert import ElasticBERTModel
 from .elbert import OPTIONS as elbert_options
 from .elbert import ELBERTModel
+from .fastbert import FastBERTModel
 from .leebert import OPTIONS as leebert_options
 from .leebert import LeeBERTModel
 from .model import ExitModel
@@ -44,6 +47,9 @@ from .righttool import OPTIONS as righttool_options
 from .righttool import RightToolModel, righttool_head
 from .student import OPTIONS as student_options
 from .student import StudentModel
+from .tagging import AUTHORS_OPTIONS as authors_options
+from .tagging import OPTIONS as tokee_options
+from .tagging import TagModel, TOKEEModel, tokee_head
 from .voting import OPTIONS as voting_options
 from .voting import VotingModel
 
@@ -190,6 +196,14 @@ for _system in (
         converter=deebert,
     ),
     System(
+        "fastbert",
+        "self-distillation of classifiers with attention of their own",
+        {"type": "attentive", "width": 128, "heads": 2, "pooling": "first"},
+        FastBERTModel,
+        criterion="fastbert",
+        converter=fastbert,
+    ),
+    System(
         "pabee",
         "patience",
         {"type": "linear", "pooler": "shared"},
@@ -210,8 +224,9 @@ for _system in (
         "beem",
         "confidences of exits that agree, added up",
         {"type": "linear", "pooler": "shared"},
-        PooledModel,
+        BEEMModel,
         options=("pooler", "reads"),
+        own=beem_options,
         criterion="beem",
     ),
     System(
@@ -265,13 +280,6 @@ for _system in (
         converter=elasticbert,
     ),
     System(
-        "seqlab-early-exit",
-        "words are tagged, and leave one by one",
-        {"type": "tagger"},
-        criterion="tokee",
-        converter=seqlab,
-    ),
-    System(
         "righttool",
         "calibrated classifiers at chosen layers",
         righttool_head,
@@ -291,6 +299,30 @@ for _system in (
         regression=lambda head: "learned" if head.get("learned") else "never",
         converter=berxit,
         own=berxit_options,
+    ),
+    System(
+        "sentee",
+        "tags words, and a row leaves with all of them",
+        {"type": "tagger"},
+        TagModel,
+        criterion="sentee-max",
+    ),
+    System(
+        "tokee",
+        "tags words, and each leaves by itself",
+        tokee_head,
+        TOKEEModel,
+        own=tokee_options,
+        criterion="tokee",
+    ),
+    System(
+        "seqlab-early-exit",
+        "the same, as its authors' code trains it",
+        tokee_head,
+        TOKEEModel,
+        own=authors_options,
+        criterion="tokee",
+        converter=seqlab,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
     System(

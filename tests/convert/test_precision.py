@@ -15,7 +15,7 @@ Make = Callable[..., Path]
 ROWS = [{"input_ids": [3 + (7 * n + i * i) % 45 for i in range(n)]} for n in range(1, 41)]
 
 
-@pytest.mark.parametrize("head", ["past-future", "linear", "classifier"])
+@pytest.mark.parametrize("head", ["past-future", "linear", "attentive", "classifier"])
 def test_int8_is_smaller_and_says_the_same_at_int8(make_checkpoint: Make, tmp_path: Path, head: str) -> None:
     path = make_checkpoint("bert", head=head)
     small = pfengine.convert(path, tmp_path / "small", precision="int8")

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 import pfengine
 
 FOLDER = Path(__file__).parents[3] / "shared" / "goldens"
-SYSTEMS = ("berxit", "deebert", "pabee", "elbert", "elasticbert", "righttool")
+SYSTEMS = ("berxit", "deebert", "fastbert", "pabee", "elbert", "elasticbert", "righttool")
 CASES = sorted(case.parent for system in SYSTEMS for case in (FOLDER / system).glob("*/config.json"))
 # the goldens were made by another implementation in fp32, on other kernels
 TOLERANCE = 1e-4
+OF_THRESHOLDS = {"righttool": "confidence", "fastbert": "fastbert"}  # the criterion, where it is not entropy
 WINDOWS = {"entropy": "normalised-entropy", "bias_1": "elbert", "bias_2": "elbert-trend", "bias_3": "elbert-range"}
 
 pytestmark = pytest.mark.skipif(not CASES, reason="the goldens are not beside the repository, in shared/goldens")
@@ -67,7 +68,7 @@ def runs(case: Path, config: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         window = "" if rule == "normalised-entropy" else f",{run['cnt_thres']},{more}"
         yield f"{rule}:{run['exit_thres']}{window}", "", f".{k}"
     for k, threshold in enumerate(config.get("thresholds", ())):
-        yield f"{'confidence' if system == 'righttool' else 'entropy'}:{threshold}", "", f".{k}"
+        yield f"{OF_THRESHOLDS.get(system, 'entropy')}:{threshold}", "", f".{k}"
     for k, threshold in enumerate(config.get("lte_thresholds", ())):
         yield f"learned:{threshold}", "lte_", f".{k}"
     for patience in config.get("patience", ()):

@@ -122,7 +122,7 @@ def test_faults_of_a_checkpoint_are_said(make_text_checkpoint: Callable[..., Pat
         ({"exit_layers": [2, 5]}, "'exit_layers' has 2, but this head answers after 1, 3, 5 only"),
         (
             {"head": {"type": "peek"}},
-            "'head.type' is 'peek'; it must be one of attached, classifier, linear, mixed, ",
+            "'head.type' is 'peek'; it must be one of attached, attentive, classifier, linear, mixed, ",
         ),
     ]:
         (path / "pfengine.json").write_text(json.dumps(written | change))

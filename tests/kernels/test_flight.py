@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pfengine.batch import Packed
-from pfengine.ops import Block, Exit, Norm, cuda, cuda_flight
+from pfengine.ops import Attentive, Block, Exit, Norm, cuda, cuda_flight
 from pfengine.ops.cuda_model import MAX_FLIGHTS, CudaModel
 from pfengine.ops.decide import decide, signal
 from pfengine.ops.flight import Answers
@@ -38,7 +38,7 @@ class Made(NamedTuple):
     packed: Packed
     scores: dict[int, Tensor]  # after each layer with an exit, of all rows, none of which left: fp32 [R, C]
     learned: dict[int, Tensor]
-    states: dict[int, Tensor]  # what the head reads of each layer: fp32 [R, H]
+    states: dict[int, list[Tensor]]  # what the head reads of each row after each layer, fp32 [1 or its tokens, H]
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +67,24 @@ def make(reads: Any, n: int = N) -> Made:
         block = Block(linear(3 * HIDDEN, HIDDEN), linear(HIDDEN, HIDDEN), norm(), linear(48, HIDDEN),
                       linear(HIDDEN, 48), norm(), 2, 0.25, "gelu")  # fmt: skip
         layers.append([cuda.prepare_block(block, fp32)])
-        past, learned = (cuda.prepare_linear(*linear(outputs, HIDDEN), fp32) for outputs in (LABELS, 1))
-        pooler = cuda.prepare_linear(*linear(HIDDEN, HIDDEN), fp32)
-        exits.append(None if layer == 3 else Exit(LABELS, past, pooler, reads=reads, learned=learned))
+        width, attentive = HIDDEN, None
+        if reads.endswith("of all"):
+            width, parts = 24, (linear(24, HIDDEN), linear(3 * 32, 24), linear(24, 32))
+            attentive = cuda.prepare_attentive(Attentive(*parts, 2, 0.25, reads.split()[0]), fp32)
+        past, learned = (cuda.prepare_linear(*linear(outputs, width), fp32) for outputs in (LABELS, 1))
+        pooler = cuda.prepare_linear(*linear(width, width), fp32)
+        made = Exit(LABELS, past, pooler, reads="all" if attentive else reads, learned=learned, attentive=attentive)
+        exits.append(None if layer == 3 else made)
     packed = packed_of(range(len(LENGTHS)))
     ids, positions, types, bounds, _ = (torch.from_numpy(part).to(device) for part in packed[:5])
     x, past, scores, scored, states = cuda.embed(ids, positions, types, embedding), None, {}, {}, {}
     for layer, ((block,), exit) in enumerate(zip(layers, exits, strict=True), start=1):
         x = cuda.block(x, bounds, block)
-        states[layer] = cuda.mean(x, bounds) if reads == "mean" else x[bounds[:-1]]
+        read = x if reads.endswith("of all") else cuda.mean(x, bounds) if reads == "mean" else x[bounds[:-1]]
+        states[layer] = list(read.split(LENGTHS if read is x else 1))
         if exit is not None:
-            scores[layer], past, score = cuda.exit(states[layer], exit, past, True)
+            read = read if exit.attentive is None else cuda.attentive(read, bounds, exit.attentive)
+            scores[layer], past, score = cuda.exit(read, exit, past, True)
             scored[layer] = score
     carrier = cuda.prepare_model(embedding, None, layers, [None if exit is None else (exit, 0) for exit in exits])
     assert isinstance(carrier, CudaModel)
@@ -135,7 +142,14 @@ def test_rules(made: Made, monkeypatch: pytest.MonkeyPatch, name: str, overlap: 
     assert name != "entropy" or layers.count(1) == 2
 
 
-@pytest.mark.parametrize(("name", "reads"), [("layers", "first"), ("window or learned", "mean"), ("patience", "first")])
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("layers", "first"), ("window or learned", "mean"), ("patience", "first"),
+        pytest.param("layers", "first of all", marks=pytest.mark.slow),
+        pytest.param("window or learned", "max of all", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_stops_change_nothing(made: Made, name: str, reads: str) -> None:
     made = made if reads == "first" else make(reads)
     rule, answers, layers = ExitRule(TESTED, RULES[name]), Answers(0, 7, LABELS), expected(made, RULES[name])
@@ -149,7 +163,8 @@ def test_stops_change_nothing(made: Made, name: str, reads: str) -> None:
         assert exit is not None
         assert (exit.layer, flight.layer, len(flight)) == (layer, layer, len(there))
         assert exit.slots.tolist() == flight.slots().tolist() == SLOTS[there].tolist()
-        torch.testing.assert_close(flight.states(), made.states[layer][there], atol=2e-6, rtol=1e-5)
+        states = torch.cat([made.states[layer][row] for row in there])
+        torch.testing.assert_close(flight.states(), states, atol=2e-6, rtol=1e-5)
         if layer == 3:
             assert exit.logits is None
         else:

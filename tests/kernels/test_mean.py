@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from pfengine.kernels.mean import mean
+from pfengine.kernels.mean import maximum, mean
 
 
 @pytest.mark.parametrize(("lengths", "used"), [([1], 1), ([5, 1, 33, 2], 3), ([3, 3], 0)])
@@ -25,6 +25,21 @@ def test_mean(
             total = total + token
         assert torch.equal(ours[row], total / torch.full_like(total, len(tokens)))  # a number would be inverted first
     assert torch.equal(mean(x, bounds, count(used), torch.float16)[:used], ours[:used].half())
+
+
+def test_maximum(draw: Any, count: Any, device: torch.device, dtype: torch.dtype) -> None:
+    lengths, used = [5, 1, 33, 2], 3
+    x = draw(sum(lengths), 140, dtype=dtype)
+    x[7, 3] = x[sum(lengths[:used]) :] = float("nan")
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    ours = maximum(x, bounds, count(used))
+    assert (ours.dtype, ours.shape) == (torch.float32, (len(lengths), 140))
+    for row in range(used):
+        torch.testing.assert_close(
+            ours[row], x[bounds[row] : bounds[row + 1]].float().amax(0), rtol=0, atol=0, equal_nan=True
+        )
+    assert ours[2].isnan().sum() == 1
+    assert torch.equal(maximum(x, bounds, count(2), torch.float16)[:2], ours[:2].half())
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -32,9 +32,11 @@ HEADS: dict[str, dict[str, Any]] = {
     "classifier": {"type": "classifier"},
     "mixed": {"type": "mixed", "layers": [2, 3], "previous": True, "pooler": "shared"},
     "learned": {"type": "linear", "pooler": "none", "learned": True},
+    "attentive": {"type": "attentive", "width": 24},
+    "attentive, max": {"type": "attentive", "width": 15, "heads": 3, "pooling": "max"},
 }
 
-QUICK = ("authors", "paper", "linear", "classifier", "mixed")
+QUICK = ("authors", "paper", "linear", "classifier", "mixed", "attentive")
 
 
 def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine.Engine]:
@@ -100,7 +102,7 @@ def test_rows_leave_everywhere(
     check(ours, plain, random_rows([3, 20, 1, 7, 64]), Replay(layers))
 
 
-@pytest.mark.parametrize("head", ["authors", "linear"])
+@pytest.mark.parametrize("head", ["authors", "linear", pytest.param("attentive", marks=pytest.mark.slow)])
 def test_an_exit_beside_a_layer_may_run_as_late_as_that_layer_ends(
     make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
@@ -121,11 +123,14 @@ def test_an_exit_beside_a_layer_may_run_as_late_as_that_layer_ends(
     assert not waiting
 
 
+@pytest.mark.parametrize(
+    "head", ["authors", *(pytest.param(f"attentive{kind}", marks=pytest.mark.slow) for kind in ("", ", max"))]
+)
 def test_a_row_is_the_same_bits_alone_and_in_batches(
-    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
     monkeypatch.setattr(cuda_flight, "OVERLAP_TOKENS", 32)  # so that both kinds of batches are there
-    ours, _ = engines(make_checkpoint("bert", head=PAST_FUTURE, config=SHALLOW), device)
+    ours, _ = engines(make_checkpoint("bert", head=HEADS[head], config=SHALLOW), device)
     rows = random_rows([3, 20, 40])
     together = ours.predict(rows, criterion=Entropy(0.9))
     for i, row in enumerate(rows):

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pfengine import extension
 from pfengine.batch import Packed
-from pfengine.ops import Block, Exit, Norm, decide, reference
+from pfengine.ops import Attentive, Block, Exit, Norm, decide, reference
 from pfengine.ops.flight import Answers
 from pfengine.ops.rule import ExitRule
 
 LAYERS, LABELS, HIDDEN, VOCABULARY = 5, 3, 24, 50
+WIDTH = 10  # of attentive exits
 
 
 class Model(NamedTuple):
@@ -26,7 +27,7 @@ class Model(NamedTuple):
     projection: Any
     layers: list[list[Any]]
     exits: list[tuple[Any, int] | None]
-    reads: str
+    reads: str  # as in `Exit`; "first of all" and "max of all" where attentive exits pool all tokens
     renormalises: bool
 
     def carrier(self) -> Any:
@@ -69,13 +70,19 @@ def make(
     projection = ops.prepare_linear(*linear(hidden, hidden - 4), dtype)
     exits: list[tuple[Any, int] | None] = []
     for layer in range(1, layers + 1):
-        past, pooler, score = linear(LABELS, hidden), linear(hidden, hidden), linear(1, hidden)
+        size = WIDTH if reads.endswith("of all") else hidden
+        past, pooler, score = linear(LABELS, size), linear(size, size), linear(1, size)
+        attentive = None
+        if size == WIDTH:
+            parts = (linear(size, hidden), linear(3 * 2 * 4, size), linear(size, 2 * 4))
+            attentive = ops.prepare_attentive(Attentive(*parts, 2, 0.5, pooling=reads.split()[0]), dtype)  # type: ignore[arg-type]
         parts = Exit(
             LABELS,
             past=ops.prepare_linear(*past, torch.float32),
             pooler=ops.prepare_linear(*pooler, dtype),
             learned=ops.prepare_linear(*score, torch.float32) if learned else None,
-            reads=reads,  # type: ignore[arg-type]
+            reads=reads if attentive is None else "all",  # type: ignore[arg-type]
+            attentive=attentive,
         )
         exits.append(None if layer in without else (ops.prepare_exit(parts), adds_from))
     return Model(
@@ -129,9 +136,9 @@ class Alone:
         self.slots = torch.arange(slot, slot + (len(row) if self.by_token else 1))
         self.gone, self.frozen = (torch.zeros(len(self.slots), dtype=torch.bool) for _ in range(2))
 
-    def states(self) -> Tensor:
-        """What the exit reads."""
-        match self.model.reads:
+    def states(self, reads: str = "") -> Tensor:
+        """What exits read, by default those of the model."""
+        match reads or self.model.reads:
             case "first":
                 return self.x[:1]
             case "mean":
@@ -156,7 +163,11 @@ class Alone:
             exit, adds_from = after
             width = len(exit.past.bias) if ops is reference else exit.width
             add = None if self.past is None or adds_from < 0 else self.past[:, adds_from : adds_from + width]
-            self.logits, self.past, self.learned = ops.exit(self.states(), exit, add, True)
+            parts = exit if isinstance(exit, Exit) else exit.parts[0]
+            read = self.states(parts.reads)
+            if parts.attentive is not None:
+                read = ops.attentive(read, self.bounds, parts.attentive)
+            self.logits, self.past, self.learned = ops.exit(read, exit, add, True)
 
     def decide(self, rule: ExitRule, answers: Answers) -> None:
         """Leave where the rule says so."""

@@ -95,10 +95,17 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
             learned=linear(hidden, 1, torch.float32, row_major=True),
             learners=linear(hidden, 2 * hidden, dtype, bits=4), activation=C.Activation.tanh,
             projection=linear(2 * hidden, 3, torch.float32, row_major=True),
-            merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, gate_states=2),
+            merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, gate_states=2), attentive=None,
         )  # fmt: skip
         add, past, logits = room(rows, 6), room(rows, 6), room(rows, 3)
         C.run_exit(cpu.kernels(), exit, x, add, rows, past, logits, room(rows), threads)
+        for pooling in (C.TokenPooling.first, C.TokenPooling.max):
+            attentive = C.Attentive(
+                precision=precision, heads=heads, head_size=head_size, scale=0.2, narrow=linear(hidden, 9, dtype),
+                qkv=linear(9, 3 * heads * head_size, dtype), output=linear(heads * head_size, 9, dtype),
+                pooling=pooling,
+            )  # fmt: skip
+            C.run_attentive(cpu.kernels(), attentive, x, tokens, borders, rows, room(rows, 9), threads)
         C.run_signal("energy", logits, rows, 3, 2.0, room(rows))
         C.run_mean(x, tokens, borders, rows, hidden, room(rows, hidden))
         numbers = np.ones((1, 1), np.float32)

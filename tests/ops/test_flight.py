@@ -33,6 +33,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "mean, past, two blocks": {"reads": "mean", "adds_from": 0, "blocks": 2},
     "all, past": {"reads": "all", "adds_from": 0}, "first, two blocks": {"blocks": 2},
     "first, some exits": {"without": (1, 3), "adds_from": 0},
+    "first of all": {"reads": "first of all", "without": (2,)},
+    "max of all, past, two blocks": {"reads": "max of all", "adds_from": 0, "blocks": 2},
     "all, frozen and normed": {"reads": "all", "renormalises": True},
     "all, frozen and normed, two blocks": {"reads": "all", "renormalises": True, "blocks": 2, "without": (2,)},
 }  # fmt: skip
@@ -230,7 +232,7 @@ def test_scores_outlive_a_join() -> None:
 
 
 def test_rows_cancelled_leave_their_slots_as_they_are() -> None:
-    for reads in ("first", "mean", "all"):
+    for reads in ("first", "mean", "all", "max of all"):
         (flight,) = started(make(cpu, reads), [[3, 4, 5, 6]])
         flight.advance(NEVER, 2)
         flight.leave(np.ones(flight.units, bool), answered=False)
@@ -252,7 +254,7 @@ def test_an_empty_flight_takes_over_another() -> None:
 def test_any_number_of_threads() -> None:
     before = torch.get_num_threads()
     try:
-        for head in ("past", "mean", "all, frozen and normed"):
+        for head in ("past", "mean", "max of all, past, two blocks", "all, frozen and normed"):
             for threads in (1, 2, 5):
                 torch.set_num_threads(threads)
                 model = make(cpu, **HEADS[head])
@@ -299,6 +301,8 @@ OURS: dict[str, dict[str, Any]] = {
     "learned": {"type": "linear", "pooler": "per-layer", "learned": True},
     "mixed": {"type": "mixed", "layers": [1, 3, LAYERS], "previous": True, "pooler": "shared"},
     "attached, mixed": {"type": "attached", "exits": {"type": "mixed", "layers": [2], "pooler": "none"}},
+    "attentive": {"type": "attentive", "width": 15, "heads": 3},
+    "attached attentive": {"type": "attached", "exits": {"type": "attentive", "pooling": "max"}},
 }  # fmt: skip
 
 
@@ -311,7 +315,7 @@ def test_every_head_that_is_data(make_checkpoint: Make, head: str, family: str, 
     engine = pfengine.load(path, precision=precision, criterion="never")
     carrier = engine.model.carrier
     assert isinstance(carrier, CpuModel)
-    model = Model(cpu, *carrier.parts, "first", False)
+    model = Model(cpu, *carrier.parts, "first of all" if "attentive" in head else "first", False)
     for number in range(1, 6):
         rows, answers = random_rows(LENGTHS), (Answers(0, 8, LABELS), Answers(0, 8, LABELS))
         rule = rules("first", 8, number)[number]

@@ -64,6 +64,23 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences in CoNLL's columns: "good" or "bad", and opinions of the same kind after it, are an entity."""
+    path = tmp_path_factory.mktemp("tagged")
+    draw, lines = random.Random(0), ["-DOCSTART- O", ""]
+    for _ in range(300):
+        for _ in range(draw.randint(1, 4)):
+            lines += [f"{word} O" for word in draw.choices(("film", "plot", "a", "the", "is"), k=draw.randint(0, 2))]
+            kind, (first, *more) = draw.choice((("GOOD", GOOD), ("BAD", BAD)))
+            first += draw.choice(("", "-plot"))  # one or three pieces
+            words = [first, *draw.choices(more, k=draw.randint(0, 2))]
+            lines += [f"{word} {'I' if i else 'B'}-{kind}" for i, word in enumerate(words)]
+        lines.append("")
+    (path / "train.conll").write_text("\n".join(lines))
+    return path
+
+
 @pytest.fixture
 def steps_from_now(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
     """steps_from_now() -> a list that the numbers of all optimiser steps go into, from then on."""

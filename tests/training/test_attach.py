@@ -162,7 +162,7 @@ def test_refusals(bert: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(pfengine.ConfigError, match="no exits to attach"):
         pfengine.attach(bert, texts, tmp_path / "ckpt", system="full-model")
     with pytest.raises(pfengine.ConfigError, match="needs a head that learns when to exit"):
-        pfengine.attach(bert, texts, tmp_path / "ckpt", criterion="learned")
+        pfengine.attach(bert, texts, tmp_path / "ckpt", criterion="learned", hold_out=100)
     with pytest.raises(pfengine.ConfigError, match="has exits already"):
         pfengine.attach("sst2", texts, tmp_path / "ckpt")
     (tmp_path / "mine").mkdir()

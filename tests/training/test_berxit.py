@@ -66,6 +66,17 @@ def test_regression_leaves_by_the_learned_score(encoder: Path, rated: Path, tmp_
     np.testing.assert_array_equal(taken.logits, np.concatenate([each.logits for each in alone]))
 
 
+@pytest.mark.parametrize("strategy", ["alternate-lte", "two-stage"])
+def test_exits_attached_to_a_finished_model(encoder: Path, rows: Path, tmp_path: Path, strategy: str) -> None:
+    """Of two stages the first is the finished model's."""
+    full = pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=4))
+    options = {"strategy": strategy}
+    out = pfengine.attach(full, rows / "train.tsv", tmp_path / "out", system="berxit", hold_out=40, options=options)
+    engine = pfengine.load(out)
+    assert engine.checkpoint.manifest.criterion == ("learned" if strategy == "alternate-lte" else "entropy")
+    assert engine.predict("the film is good").exit_layers < 3
+
+
 def test_what_a_score_learns() -> None:
     """1 where the exit's label is wrong, else 0; labels may be the full model's probabilities."""
     scores = [Scores(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0.25, 0.5]))]

@@ -1,4 +1,4 @@
-"""The criterion that a training run is told to write: any that the outputs allow, checked before the training."""
+"""The criterion that a training run is told to write: any that the outputs allow, checked beforehand."""
 
 from __future__ import annotations
 
@@ -41,22 +41,11 @@ def test_it_is_written_calibrated_and_runs(
 def test_that_of_scores(encoder: Path, tmp_path: Path) -> None:
     """For regression a table is written too."""
     draw, file = random.Random(0), tmp_path / "rows.jsonl"
-    lines = [
-        {"text": " ".join(["good"] * (i % 5) + ["film"] * draw.randint(1, 4)), "score": i % 5 / 2} for i in range(300)
-    ]
+    fill = [" ".join(draw.choices(["film", "plot", "a", "the", "is"], k=6)) for _ in range(300)]
+    lines = [{"text": f"{text} {'good ' * (i % 5)}", "score": i % 5 / 2} for i, text in enumerate(fill)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path = pfengine.train(
-        config(
-            encoder,
-            file,
-            tmp_path / "out",
-            system="linear",
-            criterion="patience:,0.5",
-            epochs=2,
-            hold_out=100,
-            labels=None,
-        )
-    )
+    options: dict[str, Any] = {"system": "linear", "criterion": "patience:,0.5", "epochs": 2, "hold_out": 100}
+    path = pfengine.train(config(encoder, file, tmp_path / "out", labels=None, **options))
     manifest = json.loads((path / "pfengine.json").read_text())
     assert manifest["criterion"] == "patience:,0.5"
     assert manifest["threshold"] >= 1

@@ -79,6 +79,29 @@ def test_deebert_adds_exits_to_a_model_that_stays_as_it_is(
         assert not torch.equal(between[key][:-1], end[key][:-1]), key
 
 
+def test_fastbert_distils_without_labels_from_what_stays_as_it_is(
+    encoder: Path, rows: Path, tmp_path: Path, phases: list[Any]
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("good plot\nbad\n" * 20)
+    out = pfengine.train(config(encoder, rows, tmp_path / "out", system="fastbert", epochs=3, unlabelled=str(more)))
+    said = pfengine.load(out).layer_logits(TEXTS).argmax(-1)
+    assert (said == said[-1]).mean() > 0.9, "students say what their teacher says"
+    (_, start, between, first), (_, _, end, second) = phases
+    assert len(second) == len(first) + 40
+    assert not any("labels" in row for row in second.rows)
+    for key in start:
+        if not key.startswith("exit_head."):
+            assert not torch.equal(start[key], between[key]) or start[key].numel() < 100, key
+            assert torch.equal(between[key], end[key]), key
+            continue
+        assert torch.equal(start[key][:-1], between[key][:-1]), key
+        assert torch.equal(between[key][-1], end[key][-1]), key
+        if "key.bias" not in key:  # its gradient is zero
+            assert not torch.equal(start[key][-1], between[key][-1]), key
+            assert not torch.equal(between[key][:-1], end[key][:-1]), key
+
+
 @pytest.mark.parametrize("system", ["berxit", "deebert", "pabee", "elbert", "elasticbert", "righttool"])
 def test_poolers_start_from_the_encoders_own(
     encoder: Path, rows: Path, tmp_path: Path, phases: list[Any], system: str

@@ -212,11 +212,15 @@ def test_a_head_that_reads_all_tokens_is_trained(
         ({"criterion": "learned"}, {}, "criterion 'learned' needs a head that learns when to exit"),
         ({"criterion": "unheard"}, {}, "criterion 'unheard' is unknown"),
         ({"head": {"type": "classifier"}, "criterion": "entropy"}, {}, "needs exits, and a head of type 'classifier'"),
-        ({"head": {"type": "tagger"}}, {}, "a head of type 'tagger' scores tokens"),
+        (
+            {"head": {"type": "tagger"}},
+            {},
+            "has a head that tags words; its recipe ExitModel must be a TagModel",
+        ),
         ({"own": {"seed": Option("")}}, {}, "system 'mine' declares an option 'seed', and every run has one of that"),
         ({}, {"options": {"deep": 1}}, "deep is 1, an option that system 'mine' does not take; it has none of its own"),
         ({}, {"options": [1]}, "options is [1]; it must be a dict of options by name"),
-        ({"criterion": "never"}, {"system": "mone"}, "system is 'mone'; it must be one of beem, cosee,"),
+        ({"criterion": "never"}, {"system": "mone"}, "system is 'mone'; it must be one of beem, berxit,"),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(
