@@ -58,13 +58,13 @@ def print_report(report: Report) -> None:
     )
     several = len({s.checkpoint for s in report.settings}) > 1
     metrics = report.settings[0].metrics
-    table = Table("setting", "threshold", *(f"{name} %" for name in metrics), "+-", "layer speed-up",
-                  "wall-clock speed-up", "rows/s")  # fmt: skip
+    table = Table("setting", "threshold", *(f"{name} %" for name in metrics), "+-",
+                  *report.speedup_columns, "wall-clock speed-up", "rows/s")  # fmt: skip
     for s in report.settings:
         table.add_row(
             printable(f"{Path(s.checkpoint).name}, {s.name}" if several else s.name),
             "" if s.threshold is None else f"{s.threshold:.4f}", *(f"{100 * v:.1f}" for v in s.metrics.values()),
-            f"{100 * s.standard_error:.1f}", f"{s.layer_speedup:.2f}", f"{s.wall_clock_speedup:.2f}",
+            f"{100 * s.standard_error:.1f}", *report.speedups(s), f"{s.wall_clock_speedup:.2f}",
             f"{report.rows / s.seconds:.0f}",
         )  # fmt: skip
     print_table(table)
@@ -72,7 +72,7 @@ def print_report(report: Report) -> None:
     histogram = Table("exit layer", *(s.name for s in early))
     bar = "#" if _console().options.ascii_only else "█"
     for layer in sorted({layer for s in early for layer in s.exit_layers}):
-        shares = [s.exit_layers.get(layer, 0) / report.rows for s in early]
+        shares = [s.exit_layers.get(layer, 0) / sum(s.exit_layers.values()) for s in early]
         histogram.add_row(str(layer), *(f"{100 * share:4.1f}% {bar * round(20 * share)}" for share in shares))
     if early:
         print_table(histogram)

@@ -218,8 +218,6 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     text = own if text is None else own_exits(engine.checkpoint).named(text)
     if text == "never" or len(every_exit(engine)) == 1:
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
-    if engine.model.head.tags:
-        raise ConfigError(f"calibrate compares one label or score per row, and {engine.checkpoint.path} tags tokens")
     rule = parse_form(text)
     check_fits(rule, own_exits(engine.checkpoint).outputs, text)
     if not isinstance(rule, DataCriterion) or rule.threshold is None:

@@ -27,7 +27,7 @@ from .machine import describe_machine
 from .metrics import METRICS, Metrics, leading, measure, standard_error
 from .report import Report
 from .results import Curve, Setting
-from .tagged import UNANSWERED, Words
+from .tagged import UNANSWERED, Words, token_speedup
 
 ROWS_TO_DOUBT = 50  # with fewer, right answers can look like chance
 Choice = tuple[Engine, str, str, Any]  # engine, checkpoint, name of the setting, criterion
@@ -117,7 +117,7 @@ def evaluate(
             warn(f"{source}: {doubt}")
     medians = [float(np.median(times)) for times in seconds]
     settings = [
-        _setting(choice, result, truth, names, words, main.num_layers, medians[0] / median, median)
+        _setting(choice, result, examples, truth, names, words, main.num_layers, medians[0] / median, median)
         for choice, result, median in zip(choices, results, medians, strict=True)
         if result is not None
     ]
@@ -200,6 +200,7 @@ def _run(
 def _setting(
     choice: Choice,
     result: Predictions,
+    examples: Sequence[Example | TaggedExample],
     truth: np.ndarray,
     names: Metrics,
     words: Words | None,
@@ -207,12 +208,16 @@ def _setting(
     wall_clock: float,
     seconds: float,
 ) -> Setting:
-    _, path, name, rule = choice
+    engine, path, name, rule = choice
+    of_tokens: float | None = None
     taken = result.exit_layers[result.exit_layers > 0]  # those of words are padded
     if words is None:
         answers = answers_of(result.logits)
     else:
         answers = words.flat(result.label_ids, result.exit_layers > 0, UNANSWERED)
+        freezes = isinstance(rule, DataCriterion) and (token_rule := rule.tokens()) is not None and token_rule.freezes
+        rows = [example.row for example in examples]
+        of_tokens = token_speedup(engine, rows, result.exit_layers, freezes) * num_layers / engine.num_layers
     layers, counts = np.unique(taken, return_counts=True)
     return Setting(
         checkpoint=path,
@@ -224,6 +229,7 @@ def _setting(
         wall_clock_speedup=wall_clock,
         seconds=seconds,
         exit_layers={int(layer): int(count) for layer, count in zip(layers, counts, strict=True)},
+        token_speedup=of_tokens,
     )
 
 

@@ -89,9 +89,10 @@ def test_evaluated_and_calibrated_again(trained: Path, tagged: Path, tmp_path: P
     assert report.unit == "word"
     assert list(report.settings[0].metrics) == ["span_f1", "accuracy"]
     full, faster = report.settings
-    assert full.layer_speedup == 1.0
+    assert full.layer_speedup == full.token_speedup == 1.0
     assert full.score > 0.9
     assert faster.layer_speedup == pytest.approx(fastest, rel=0.2)
+    assert 1 < faster.token_speedup <= faster.layer_speedup * 1.1, "special tokens stay for as long as their row"
     assert sum(faster.exit_layers.values()) == sum(len(row.words) for row in data.read_tagged(file))
     (curve,) = report.curves
     assert curve.oracle is not None
