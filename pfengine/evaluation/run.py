@@ -59,14 +59,14 @@ def evaluate(
 
     source: a file, a directory with a `dev` split, or a GLUE task's name. thresholds, speedups: settings beside full
     depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same run
-    at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`. metrics:
-    of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and spearman. For a
-    tagger they are of TAG_METRICS, by default span F1 and accuracy of words; layer speed-ups and exits count words, and
-    quality over all thresholds is left out where words that leave are frozen.
-    curves: also what the scores of every exit say, which takes one more run of each checkpoint: quality over all
-    thresholds, the oracle (not for regression), and each exit judged by itself (docs/judges.md). device, precision: as
-    in `load`. repeats: timed runs of each setting, interleaved; medians are reported. data_format, text_column,
-    pair_column, label_column: as in `data.stream`. progress: wraps the runs, given how many there are.
+    at the same speed-ups (one without exits at full depth, `path` too); their layer speed-up counts the layers of
+    `path`. metrics: of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson
+    and spearman. For a tagger they are of TAG_METRICS, by default span F1 and accuracy of words; layer speed-ups and
+    exits count words, and quality over all thresholds is left out where words that leave are frozen. curves: also what
+    the scores of every exit say, which takes one more run of each checkpoint: quality over all thresholds, the oracle
+    (not for regression), and each exit judged by itself (docs/judges.md). device, precision: as in `load`. repeats:
+    timed runs of each setting, interleaved; medians are reported. data_format, text_column, pair_column, label_column:
+    as in `data.stream`. progress: wraps the runs, given how many there are.
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
     """
@@ -98,7 +98,8 @@ def evaluate(
         names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
     measure(names, truth, truth)  # an error about a missing library comes before anything runs
 
-    choices = _choices(main, os.fspath(path), thresholds, speedups)
+    alone = len(main.exit_layers) == 1 and compare  # the speed-ups are for those beside it
+    choices = _choices(main, os.fspath(path), thresholds, () if alone else speedups)
     for engine, other in zip(engines[1:], compare, strict=True):
         choices += _beside(engine, os.fspath(other), speedups)
     results: list[Predictions | None] = [None] * len(choices)
