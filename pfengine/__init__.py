@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from . import exits
     from .api import Engine, Predictions, load
     from .cascade_saving import cascade
-    from .convert import convert
+    from .convert.run import convert
     from .evaluation import calibrate, evaluate
     from .training import TrainingConfig, attach, train
 
@@ -74,7 +74,7 @@ class _Package(ModuleType):
 
     @property
     def convert(self) -> Any:
-        from .convert import convert
+        from .convert.run import convert
 
         return convert
 

@@ -32,8 +32,8 @@ from .cli_options import (
 )
 from .cli_tagging import tag
 from .cli_training import TrainingCommand, attach, train
-from .convert import convert as convert_checkpoint
-from .convert import converters
+from .convert.run import convert as convert_checkpoint
+from .convert.run import converters
 from .errors import ConfigError
 
 app = typer.Typer(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..cascade_manifest import CascadeManifest
 from ..cascade_saving import Part, fill_cascade
 from ..config import BackboneConfig
+from ..convert import cascadebert
 from ..errors import ConfigError
 from ..manifest import Manifest
 from .freezing import Freezing
@@ -22,6 +23,7 @@ from .options import COUNT, NOT_NEGATIVE, Limits, Option
 from .phases import Phase
 from .plain import FullModel
 from .pretrained import encoder_config, read_encoder
+from .system import System
 
 FOLDS = Limits("an integer from 2 to 16", lambda v: 2 <= v <= 16, whole=True)
 OPTIONS = {
@@ -185,3 +187,17 @@ def _encoder(
     source = Path(options["model"])
     own = encoder_config(source, config.labels, depth)
     return read_encoder(source, own).backbone, own
+
+
+SYSTEMS = (
+    System(
+        "cascadebert",
+        "complete models of several depths in a cascade",
+        {"type": "classifier"},
+        CascadeModel,
+        own=OPTIONS,
+        criterion="cascadebert",
+        regression=None,
+        converter=cascadebert,
+    ),
+)
