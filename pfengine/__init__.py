@@ -12,6 +12,7 @@ from .errors import CheckpointError, ConfigError, InputError, InputTypeError, PF
 if TYPE_CHECKING:
     from . import exits
     from .api import Engine, Predictions, load
+    from .cascade_saving import cascade
     from .convert import convert
     from .evaluation import calibrate, evaluate
     from .training import TrainingConfig, attach, train
@@ -28,6 +29,7 @@ __all__ = [
     "TrainingError",
     "attach",
     "calibrate",
+    "cascade",
     "convert",
     "evaluate",
     "exits",
@@ -39,6 +41,7 @@ _LAZY = {  # name -> module
     "load": "api",
     "Engine": "api",
     "Predictions": "api",
+    "cascade": "cascade_saving",
     "attach": "training",
     "TrainingConfig": "training",
     "train": "training",

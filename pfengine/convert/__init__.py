@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import checkpoint, reader, saving
+from ..cascade_manifest import CascadeManifest, is_cascade
+from ..cascade_reader import begin_cascade
+from ..cascade_saving import Part, fill_cascade, part_of
 from ..errors import CheckpointError, ConfigError
 from ..families import FAMILIES
 from ..folder import Folder
 from ..storage import StoredTensors
 from ..training import systems  # the module, because it imports the formats of this package
 from ..weights import FLOATS
-from .source import find
+from .source import Cascaded, find
 
 STORAGE = {"fp32": "float", "int8": "int8-rows"}  # how weights are stored, by precision
 CLASSIFIERS = tuple(sorted({f"{family.classifier}.weight" for family in FAMILIES.values()}))
@@ -40,7 +43,8 @@ def convert(
     precision: how the weights are stored, "fp32" | "int8": 8-bit numbers with a scale per row, a quarter of the size,
     and exactly what runs at precision "int8".
 
-    Raises ConfigError for an unknown system or precision, CheckpointError with every fault of the source.
+    A cascade, of ours or of its authors, becomes a cascade. Raises ConfigError for an unknown system or precision,
+    CheckpointError with every fault of the source.
     """
     if precision not in STORAGE:
         raise ConfigError(f"precision is {precision!r}; weights are stored in {' or '.join(STORAGE)}")
@@ -50,6 +54,10 @@ def convert(
         raise ConfigError(f"system is {system!r}; it must be one of auto, {', '.join(sorted(known))}, {own}")
     saving.check_writable(out)
     folder = Folder(source, own_files=True)
+    if is_cascade(folder):
+        if system != "auto":
+            raise ConfigError(f"{os.fspath(source)} is a cascade of ours; leave system at 'auto'")
+        return _write_cascade(out, *_read_cascade(folder), STORAGE[precision])
     tensors = find(folder)
     ours = folder.has(checkpoint.MANIFEST)
     names = [name for name in known if known[name].recognises(tensors)] if system == "auto" else [system]
@@ -70,7 +78,26 @@ def convert(
             raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
         floats = {key: stored for key, stored in tensors.items() if stored.dtype in FLOATS}
         numbers = dict(StoredTensors(folder.path, floats))
-        config, manifest, converted = known[names[0]].convert(folder.path, raw, numbers)
+        made = known[names[0]].convert(folder.path, raw, numbers)
         tokenizer = checkpoint.tokenizer_files(folder)
         folder.check()
+        if isinstance(made, Cascaded):
+            return _write_cascade(
+                out, made.manifest, [Part(*each, tokenizer) for each in made.models], STORAGE[precision]
+            )
+        config, manifest, converted = made
     return saving.write(out, config, replace(manifest, storage=STORAGE[precision]), converted, tokenizer)
+
+
+def _read_cascade(folder: Folder) -> tuple[CascadeManifest, list[Part]]:
+    ckpt = begin_cascade(folder).checked()
+    return ckpt.manifest, [part_of(each) for each in ckpt.models]
+
+
+def _write_cascade(out: str | os.PathLike[str], manifest: CascadeManifest, parts: list[Part], storage: str) -> Path:
+    saving.check_writable(out, cascade=True)
+    with saving.replacing(out, cascade=True) as stage:
+        fill_cascade(
+            stage, manifest, [replace(part, manifest=replace(part.manifest, storage=storage)) for part in parts]
+        )
+    return Path(out)

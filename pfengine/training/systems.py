@@ -18,16 +18,30 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..convert import berxit, cosee, deebert, elasticbert, elbert, fastbert, pabee, past_future, righttool, seqlab
+from ..convert import (
+    berxit,
+    cascadebert,
+    cosee,
+    deebert,
+    elasticbert,
+    elbert,
+    fastbert,
+    pabee,
+    past_future,
+    righttool,
+    seqlab,
+)
+from ..convert.source import Cascaded, Converted
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..heads.past_future import CHOICES
-from ..manifest import Manifest
 from ..registry import Registry, origin
 from .beem import OPTIONS as beem_options
 from .beem import BEEMModel
 from .berxit import OPTIONS as berxit_options
 from .berxit import BERxiTModel, berxit_head
+from .cascadebert import OPTIONS as cascadebert_options
+from .cascadebert import CascadeModel
 from .cosee import OPTIONS as cosee_options
 from .cosee import COSEEModel
 from .deebert import DeeBERTModel
@@ -64,10 +78,8 @@ class Converter(Protocol):
     def recognises(self, tensors: Collection[str]) -> bool:
         """Are these the keys of such a checkpoint?"""
 
-    def convert(
-        self, path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], Manifest, dict[str, Tensor]]:
-        """Their config.json and tensors to our config.json, pfengine.json and tensors.
+    def convert(self, path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted | Cascaded:
+        """Their config.json and tensors to our config.json, pfengine.json and tensors; of several models, to a cascade.
 
         path: of the directory, for the CheckpointError with everything that is wrong.
         """
@@ -278,6 +290,16 @@ for _system in (
         own=elasticbert_options,
         criterion="entropy",
         converter=elasticbert,
+    ),
+    System(
+        "cascadebert",
+        "complete models of several depths in a cascade",
+        {"type": "classifier"},
+        CascadeModel,
+        own=cascadebert_options,
+        criterion="cascadebert",
+        regression=None,
+        converter=cascadebert,
     ),
     System(
         "righttool",
