@@ -3,9 +3,9 @@
     python -m bench.systems ENCODER DATA WORK REPORT
 
 DATA has a train split, whose first rows are trained on and calibrated on, and a dev split, which is read only at the
-end (another file: --test). Everything made stays in WORK, one checkpoint and one JSON file per system: started again,
-the script makes only what is missing, and an interrupted training resumes. --only NAME makes one system. REPORT is the
-Markdown file with all that is in WORK.
+end (another file: --test). For words with tags, as CoNLL-2003 has, --tags takes the systems that tag. Everything made
+stays in WORK, one checkpoint and one JSON file per system: started again, the script makes only what is missing, and an
+interrupted training resumes. --only NAME makes one system. REPORT is the Markdown file with all that is in WORK.
 """
 
 from __future__ import annotations
@@ -13,29 +13,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 import pfengine
-from pfengine import checkpoint, data, tasks
-from pfengine.api import Engine
-from pfengine.evaluation.curve import oracle
-from pfengine.evaluation.judges import judge_exits
-from pfengine.evaluation.machine import describe_machine
-from pfengine.evaluation.metrics import measure, standard_error
-from pfengine.exits import Never
-from pfengine.exits.calibration import layer_speedup
+from pfengine import checkpoint, data
+from pfengine.evaluation import evaluate
 from pfengine.heads import HEADS
-from pfengine.strict_json import dumps, finite
+from pfengine.strict_json import dumps
 from pfengine.training.resume import check_same_run, hash_files
 from pfengine.training.systems import SYSTEMS
 
-from .interleave import interleave
 from .systems_report import FULL, SPEEDS, markdown
 
 
@@ -55,16 +46,6 @@ class Method:
     beside: str | None = None
 
 
-def methods() -> dict[str, Method]:
-    """All systems of the table whose heads score rows, and static models of fewer layers."""
-    found = {}
-    for name in SYSTEMS:
-        head = pfengine.TrainingConfig("", "", "", system=name).head(shared_pooler=False)
-        if not HEADS[head["type"]].tags:
-            found[name] = SPECIAL.get(name, Method({"system": name}))
-    return found | BASELINES
-
-
 SPECIAL = {"student": Method({"system": "student"}, share=2, start=FULL, teacher=FULL, beside=FULL)}
 BASELINES = {
     "full-model, half": Method({"system": FULL}, share=2, beside=FULL),
@@ -73,12 +54,20 @@ BASELINES = {
 }
 
 
+def methods(layers: int, tags: bool = False) -> dict[str, Method]:
+    """All systems of the table whose heads score rows, and static models of fewer layers; or those that tag words."""
+    heads = {name: pfengine.TrainingConfig("", "", "", system=name).head(False, layers) for name in SYSTEMS}
+    fitting = [name for name, head in heads.items() if HEADS[head["type"]].tags == tags]
+    return {name: SPECIAL.get(name, Method({"system": name})) for name in fitting} | ({} if tags else BASELINES)
+
+
 def main(
     encoder: Path,
     source: Path,
     work: Path,
     report: Path,
     only: Annotated[list[str] | None, typer.Option(help="Make only this one; may be repeated.")] = None,
+    tags: Annotated[bool, typer.Option("--tags", help="Systems that tag words.")] = False,
     test: Annotated[Path | None, typer.Option(help="Rows that are reported; default: the dev split of DATA.")] = None,
     rows: Annotated[int, typer.Option(help="How many of the first training rows are used.")] = 24_000,
     hold_out: Annotated[int, typer.Option(help="Of these: rows that thresholds are chosen on.")] = 1000,
@@ -90,62 +79,42 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Rows per batch in the measurement.")] = 32,
     rounds: Annotated[int, typer.Option(help="Interleaved timed rounds; medians are reported.")] = 5,
 ) -> None:
-    every = methods()
+    layers = int(json.loads((encoder / "config.json").read_text())["num_hidden_layers"])
+    train = data.locate(source, "train")
+    every = methods(layers, tags)
     if unknown := [name for name in only or () if name not in every]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {'; '.join(every)}")
     test = data.locate(source, "dev") if test is None else test
-    work.mkdir(parents=True, exist_ok=True)
-    split(source, work, rows, hold_out)
-    task = tasks.find(str(source))
     base = pfengine.TrainingConfig(
-        model=str(encoder), data=str(work / "train.tsv"), output="", held_out=str(work / "held.tsv"), epochs=epochs,
+        model=str(encoder), data=str(source), output="", max_rows=rows, hold_out=hold_out, epochs=epochs,
         learning_rate=learning_rate, max_length=max_length, precision=training_precision,
-        labels=task.labels if task is not None and task.labels else None,
     )  # fmt: skip
-    measured = {"precision": precision, "batch_size": batch_size, "rounds": rounds, "test": test.name}
-    described = {key: value for key, value in base.record().items() if key != "system"} | {"rows": rows} | measured
-    inputs = {"data": hash_files(work / "train.tsv", work / "held.tsv", test), "model": hash_files(encoder)}
+    work.mkdir(parents=True, exist_ok=True)
+    measured = {"measured_in": precision, "measured_rows_per_batch": batch_size, "rounds": rounds, "test": test.name}
+    described = {key: value for key, value in base.record().items() if key != "system"} | measured
+    inputs = {"data": hash_files(train, test), "model": hash_files(encoder)}
     check_same_run(work, described, inputs, "systems trained")
-    bench = Bench(base, work, test, source, layers_of(encoder), precision, batch_size, rounds)
+    bench = Bench(base, work, test, layers, every, precision, batch_size, rounds)
     for name in only or every:
         note = bench.note(name)
         if not note.exists():
-            made = finite(bench.judged(name))
-            note.with_suffix(".part").write_text(dumps(made, indent=2) + "\n")
+            note.with_suffix(".part").write_text(dumps(bench.judged(name), indent=2) + "\n")
             note.with_suffix(".part").replace(note)
-        print(f"{name}: {100 * json.loads(note.read_text())['full depth']['score']:.1f}", file=sys.stderr)
+            print(f"made {name}", file=sys.stderr)
     results = [json.loads(bench.note(name).read_text()) for name in every if bench.note(name).exists()]
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(markdown(results))
 
 
-def split(source: Path, work: Path, rows: int, hold_out: int) -> None:
-    """Write the rows to train on and those held out, the same for every system, unless they are there."""
-    if (work / "held.tsv").exists():
-        return
-    file = data.locate(source, "train")
-    examples = data.read(file, labelled=True, max_rows=rows)
-    for name, part in zip(("train", "held"), data.split_off(examples, hold_out, 0, file.name), strict=True):
-        pair = part[0].pair is not None
-        lines = [[e.text, *([e.pair or ""] if pair else []), str(e.label)] for e in part]
-        head = ["sentence1", "sentence2", "label"] if pair else ["sentence", "label"]
-        (work / f"{name}.part").write_text("".join("\t".join(line) + "\n" for line in [head, *lines]))
-        (work / f"{name}.part").replace(work / f"{name}.tsv")
-
-
-def layers_of(encoder: Path) -> int:
-    return int(json.loads((encoder / "config.json").read_text())["num_hidden_layers"])
-
-
 @dataclass(frozen=True)
 class Bench:
-    """Where things are, and how they are trained and measured. layers: of the encoder."""
+    """Where things are, and how they are trained and measured. layers: of the encoder. methods: all, by name."""
 
     base: pfengine.TrainingConfig
     work: Path
     test: Path
-    source: Path
     layers: int
+    methods: dict[str, Method]
     precision: str
     batch_size: int
     rounds: int
@@ -158,7 +127,7 @@ class Bench:
 
     def config(self, name: str) -> pfengine.TrainingConfig:
         """The training run of a method; those that it needs are made first."""
-        method = methods()[name]
+        method = self.methods[name]
         options = dict(method.options)
         if method.share > 1:
             options["layers"] = self.layers // method.share
@@ -180,85 +149,62 @@ class Bench:
         return path
 
     def judged(self, name: str) -> dict[str, Any]:
-        """Quality, layer and wall-clock speed-up at full depth and at each speed, and each exit by itself."""
-        method, path = methods()[name], self.trained(name)
-        engine = pfengine.load(path, precision=self.precision, criterion="never")
-        beside = engine
-        if method.beside is not None:
-            beside = pfengine.load(self.trained(method.beside), precision=self.precision, criterion="never")
-        rows = data.read(self.test, labelled=True)
-        truth = np.array(data.label_ids(rows, engine.labels, self.test.name))
-        task = tasks.find(str(self.source))
-        metrics = task.metrics if task is not None and not task.regression else ("accuracy",)
-        texts = [row.row for row in rows]
-        rules: dict[str, Any] = {"full depth": Never()} | self.rules(engine)
+        """The report of `pfengine evaluate` at full depth and at each speed, times interleaved; how it was trained.
 
-        def run(own: Engine, rule: Any) -> Callable[[], Any]:
-            return lambda: own.predict(texts, criterion=rule, batch_size=self.batch_size)
-
-        calls = {key: run(engine, rule) for key, rule in rules.items()}
-        if beside is not engine:
-            calls["beside"] = run(beside, Never())
-        timed = interleave(calls, lambda answers: None, self.rounds)
-        against = "beside" if beside is not engine else "full depth"
-        trained = engine.checkpoint.manifest.training
-        found: dict[str, Any] = {
-            "system": name, "criterion": engine.checkpoint.manifest.criterion, "layers": self.layers,
-            "data": f"{self.test.parent.name}/{self.test.name}", "rows": len(rows), "metric": metrics[0],
-            "trained_rows": trained.get("rows"), "held_out_rows": trained.get("held_out_rows"),
-            "epochs": self.base.epochs, "training_seconds": self.seconds(name), "command": self.command(name),
-            "precision": engine.precision, "batch_size": self.batch_size, "rounds": self.rounds,
-            "beside": method.beside, "machine": describe_machine(engine.device),
-        }  # fmt: skip
-        for key, rule in rules.items():
-            out = timed.answers[key]
-            scores = measure(metrics, out.label_ids, truth)
-            layer, count = np.unique(out.exit_layers, return_counts=True)
-            found[key] = {
-                "score": scores[metrics[0]], "metrics": scores,
-                "standard_error": standard_error(metrics[0], out.label_ids, truth),
-                "layer_speedup": layer_speedup(out.exit_layers, self.layers),
-                "wall_clock_speedup": timed.speedup(key, against), "seconds": timed.seconds[key],
-                "criterion": repr(rule), "exit_layers": dict(zip(layer.tolist(), count.tolist(), strict=True)),
-            }  # fmt: skip
-        logits, learned = engine.layer_scores(texts)
-        found["exits"] = [asdict(exit) for exit in judge_exits(logits, truth, engine.exit_layers, metrics, learned)]
-        if len(engine.exit_layers) > 1:
-            best = oracle(logits, truth, engine.exit_layers, metrics)
-            own = self.layers / engine.exit_layers[-1]  # a student's speed is counted from the encoder's layers
-            found["oracle"] = {"metrics": best.metrics, "layer_speedup": best.layer_speedup * own}
-        return found
-
-    def rules(self, engine: Engine) -> dict[str, Any]:
-        """The system's criterion at each speed, by the table that training calibrated on the held-out rows.
-
-        Where the table does not reach a speed, it is the fastest there is.
+        "full depth" and each speed, such as "2x", are settings of the report; what does not exist is left out.
         """
-        reached = [point["layer_speedup"] for point in engine.checkpoint.manifest.calibration]
+        method, path = self.methods[name], self.trained(name)
+        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+        wanted = self.wanted(manifest)
+        paths = [path] if method.beside is None else [self.trained(method.beside), path]
+        own = list(wanted.values())
+        found = evaluate(
+            paths[0], self.test, speedups=own if method.beside is None else [1.0, *own], compare=paths[1:],
+            precision=self.precision, batch_size=self.batch_size, repeats=self.rounds,
+        )  # fmt: skip
+        settings = [setting for setting in found.settings if setting.checkpoint == str(path)]
+        report = found.to_json() | {"checkpoint": paths[0].name}
+        for part in (*report["settings"], *report["curves"]):
+            part["checkpoint"] = Path(part["checkpoint"]).name
+        seconds = self.work / f"{path.name}.seconds"
+        return {
+            "system": name,
+            "criterion": manifest["criterion"],
+            "layers": self.layers,
+            "trained_rows": manifest["training"]["rows"],
+            "held_out_rows": manifest["training"]["held_out_rows"],
+            "epochs": self.base.epochs,
+            "training_seconds": float(seconds.read_text()) if seconds.exists() else None,
+            "command": self.command(name),
+            "places": {
+                key: found.settings.index(setting)
+                for key, setting in zip(("full depth", *wanted), settings, strict=True)
+            },
+            "report": report,
+        }
+
+    def wanted(self, manifest: dict[str, Any]) -> dict[str, float]:
+        """For each speed, the layer speed-up to ask the checkpoint for, of its own depth.
+
+        Thresholds are those that training calibrated on the held-out rows. Where its table does not reach a speed, it
+        is the fastest there is; a speed that the model has at full depth is left out.
+        """
+        reached = [point["layer_speedup"] for point in manifest["calibration"]]
         if max(reached, default=1) <= 1:
             return {}
-        own = {speed: speed * engine.num_layers / self.layers for speed in SPEEDS}  # of its own depth
-        return {
-            f"{speed:g}x": engine.choose(speedup=float(np.clip(wanted, min(reached), max(reached))))
-            for speed, wanted in own.items()
-            if wanted > 1
-        }
+        own = {f"{speed:g}x": speed * manifest["exit_layers"][-1] / self.layers for speed in SPEEDS}
+        return {key: min(max(value, min(reached)), max(reached)) for key, value in own.items() if value > 1}
 
     def command(self, name: str) -> str:
         """How its checkpoint is made, with names in the place of paths."""
-        config, told = self.config(name), ["--held-out", "held.tsv"]
-        defaults = pfengine.TrainingConfig("", "", "")
-        for key in ("system", "labels", "layers", "epochs", "learning_rate", "max_length", "precision"):
-            value = getattr(config, key)
-            if key == "system" or value != getattr(defaults, key):
-                told += [f"--{key.replace('_', '-')}", ",".join(value) if key == "labels" else f"{value}"]
+        config, defaults, told = self.config(name), pfengine.TrainingConfig("", "", ""), []
+        for key in ("system", "layers", "max_rows", "hold_out", "epochs", "learning_rate", "max_length", "precision"):
+            if key == "system" or getattr(config, key) != getattr(defaults, key):
+                told += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
         if config.options.get("teacher") is not None:
             told += ["--teacher", Path(config.options["teacher"]).name]
-        return " ".join(["pfengine train", Path(config.model).name, "train.tsv", self.path(name).name, *told])
-
-    def seconds(self, name: str) -> float | None:
-        file = self.work / f"{self.path(name).name}.seconds"
-        return float(file.read_text()) if file.exists() else None
+        names = [Path(config.model).name, f"{Path(config.data).name}/", f"{self.path(name).name}/"]
+        return " ".join(["pfengine train", *names, *told])
 
 
 if __name__ == "__main__":

@@ -76,7 +76,10 @@ def evaluate(
     compare: Annotated[
         list[str] | None, typer.Option(help="Another checkpoint in the same run; may be repeated.")
     ] = None,
-    metrics: Annotated[str | None, typer.Option(help="accuracy, f1, pearson, spearman; separated by commas.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Separated by commas: accuracy, f1, pearson, spearman; for taggers span_f1 and others."),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_tokens: BatchTokens = BATCH_TOKENS,

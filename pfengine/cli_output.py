@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from . import extension
+from .cascade_reader import CascadeCheckpoint
+from .checkpoint import Checkpoint
 from .console import printable, show, write, writing
 from .strict_json import dumps
 
@@ -58,13 +60,13 @@ def print_report(report: Report) -> None:
     )
     several = len({s.checkpoint for s in report.settings}) > 1
     metrics = report.settings[0].metrics
-    table = Table("setting", "threshold", *(f"{name} %" for name in metrics), "+-", "layer speed-up",
-                  "wall-clock speed-up", "rows/s")  # fmt: skip
+    table = Table("setting", "threshold", *(f"{name} %" for name in metrics), "+-",
+                  *report.speedup_columns, "wall-clock speed-up", "rows/s")  # fmt: skip
     for s in report.settings:
         table.add_row(
             printable(f"{Path(s.checkpoint).name}, {s.name}" if several else s.name),
             "" if s.threshold is None else f"{s.threshold:.4f}", *(f"{100 * v:.1f}" for v in s.metrics.values()),
-            f"{100 * s.standard_error:.1f}", f"{s.layer_speedup:.2f}", f"{s.wall_clock_speedup:.2f}",
+            f"{100 * s.standard_error:.1f}", *report.speedups(s), f"{s.wall_clock_speedup:.2f}",
             f"{report.rows / s.seconds:.0f}",
         )  # fmt: skip
     print_table(table)
@@ -72,7 +74,7 @@ def print_report(report: Report) -> None:
     histogram = Table("exit layer", *(s.name for s in early))
     bar = "#" if _console().options.ascii_only else "█"
     for layer in sorted({layer for s in early for layer in s.exit_layers}):
-        shares = [s.exit_layers.get(layer, 0) / report.rows for s in early]
+        shares = [s.exit_layers.get(layer, 0) / sum(s.exit_layers.values()) for s in early]
         histogram.add_row(str(layer), *(f"{100 * share:4.1f}% {bar * round(20 * share)}" for share in shares))
     if early:
         print_table(histogram)
@@ -129,29 +131,50 @@ def print_calibration(outcome: Calibration) -> None:
 
 def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
     """What `pfengine info` shows. seconds: how long loading took."""
-    ckpt = engine.checkpoint
+    ckpt, manifest = engine.checkpoint, engine.checkpoint.manifest
+    models = ckpt.models if isinstance(ckpt, CascadeCheckpoint) else (ckpt,)
+    folders = {ckpt.path, *(each.path for each in models)}
+    own: dict[str, Any] = {
+        "head": models[0].manifest.head["type"],
+        "family": models[0].backbone.family.name,
+        "layers": engine.num_layers,
+        "hidden_size": models[0].backbone.hidden_size,
+    }
+    if len(models) > 1:
+        own = {"models": [_model_facts(each) for each in models]}
     return {
         "path": str(ckpt.path),
-        "system": ckpt.manifest.system,
-        "head": ckpt.manifest.head["type"],
-        "family": ckpt.backbone.family.name,
-        "layers": engine.num_layers,
-        "hidden_size": ckpt.backbone.hidden_size,
+        "system": manifest.system,
+        **own,
         "labels": list(engine.labels),
         "problem_type": ckpt.backbone.problem_type,
         "max_length": engine.max_length,
-        "tokenizer": ckpt.tokenizer is not None,
+        "tokenizer": models[0].tokenizer is not None,
         "exit_layers": list(engine.exit_layers),
-        "criterion": ckpt.manifest.criterion,
-        "threshold": ckpt.manifest.threshold,
-        "calibration": list(ckpt.manifest.calibration),
-        "storage": ckpt.manifest.storage,
-        "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
+        "criterion": manifest.criterion,
+        "threshold": manifest.threshold,
+        "calibration": list(manifest.calibration),
+        "storage": ", ".join(dict.fromkeys(each.manifest.storage for each in models)),
+        "megabytes": round(sum(f.stat().st_size for each in folders for f in each.iterdir() if f.is_file()) / 1e6, 1),
         "load_seconds": round(seconds, 2),
-        "training": ckpt.manifest.training,
-        "precisions": ckpt.manifest.precisions,
+        "training": manifest.training,
+        "precisions": manifest.precisions,
         "precision": engine.precision,  # the one that "auto" chose
         "extension": extension.status(),
+    }
+
+
+def _model_facts(ckpt: Checkpoint) -> dict[str, Any]:
+    """What is shown of one model of a cascade."""
+    return {
+        "system": ckpt.manifest.system,
+        "head": ckpt.manifest.head["type"],
+        "family": ckpt.backbone.family.name,
+        "layers": ckpt.backbone.num_layers,
+        "hidden_size": ckpt.backbone.hidden_size,
+        "exit_layers": list(ckpt.manifest.exit_layers),
+        "criterion": ckpt.manifest.criterion,
+        "threshold": ckpt.manifest.threshold,
     }
 
 
@@ -161,6 +184,9 @@ def print_facts(facts: dict[str, Any]) -> None:
             show("calibration:")
             for point in value:
                 show("  " + ", ".join(f"{name} {number:.4g}" for name, number in point.items()))
+        elif key == "models":
+            for number, model in enumerate(value, 1):
+                show(f"model {number}: " + ", ".join(f"{name} {item}" for name, item in model.items()))
         elif isinstance(value, dict):
             show(f"{key}: " + ", ".join(f"{name} {item}" for name, item in value.items()))
         else:

@@ -32,6 +32,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "attention": PAST_FUTURE | {"incorporate": "attention", "gate": "row"},
     "linear": {"type": "linear", "pooler": "per-layer"},
     "mixed": {"type": "mixed", "layers": [1, 2, 3, 4, 5], "previous": True, "pooler": "shared"},
+    "attentive": {"type": "attentive"},
+    "attentive, max": {"type": "attentive", "pooling": "max"},
 }
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1", reason="there is no GPU"
@@ -86,11 +88,12 @@ def test_families(make_checkpoint: Make, random_rows: Any, family: str) -> None:
 
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("criterion", [Entropy(0.9), Never()], ids=repr)
+@pytest.mark.parametrize("head", ["authors", "attentive", "attentive, max"])
 def test_the_same_bits_alone_and_in_batches(
-    make_checkpoint: Make, random_rows: Any, precision: str, hidden: int, criterion: Any
+    make_checkpoint: Make, random_rows: Any, precision: str, hidden: int, criterion: Any, head: str
 ) -> None:
     engine = pfengine.load(
-        make_checkpoint("bert", head=PAST_FUTURE, config=HIDDEN[hidden]), device="cuda", precision=precision
+        make_checkpoint("bert", head=HEADS[head], config=HIDDEN[hidden]), device="cuda", precision=precision
     )
     rows = random_rows(lengths(512))
     together = engine.predict(rows, criterion=criterion, batch_size=512, batch_tokens=1 << 20)

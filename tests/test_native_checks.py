@@ -16,11 +16,13 @@ if not extension.has_cpu():
 
 from .native_arguments import (
     GOOD,
+    HEADS,
     HIDDEN,
     LABELS,
     LAYERS,
     Arguments,
     at,
+    attentive_arguments,
     block,
     clause_arguments,
     embedding_arguments,
@@ -211,6 +213,16 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "exits that read what others do not": ("Model", lambda: {"layers": [
         C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments() | {"reads": C.Reads.all}), adds_from=-1),
         *model_arguments()["layers"]]}),
+    "attention in int4": ("Attentive", lambda: {"precision": C.Precision.int4}),
+    "attention of another precision": ("Attentive", lambda: {"precision": C.Precision.int8}),
+    "attention of other heads": ("Attentive", lambda: {"heads": 4}),
+    "attention that is not as narrow": ("Attentive", lambda: {"narrow": linear(HIDDEN, 10)}),
+    "attention that gives more than it reads": ("Attentive", lambda: {"output": linear(4 * HEADS, 10)}),
+    "an attentive exit that reads first tokens": ("Exit", lambda: {
+        "attentive": C.Attentive(**attentive_arguments() | {"qkv": linear(HIDDEN, 24), "narrow": linear(HIDDEN, HIDDEN),
+                                                            "output": linear(8, HIDDEN)})}),
+    "an exit of another size than it attends in": ("Exit", lambda: {
+        "reads": C.Reads.all, "attentive": C.Attentive(**attentive_arguments())}),
     "tokens renormalised that nobody reads": ("Model", lambda: {"renormalises": True}),
     "a slot that is not there": ("Flight", lambda: {"slots": np.array([0, 2])}),
     "rows without a token": ("Flight", lambda: {"cu_seqlens": np.array([0, 5, 5], np.int32)}),

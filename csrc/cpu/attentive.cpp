@@ -102,7 +102,12 @@ void run_attentive(const Kernels& kernels, const Attentive& attentive, const Con
   check_ends(starts, context.rows, context.tokens);
   check_order(starts, context.rows, 1);
   const std::int64_t size = attentive.narrow.inputs, width = attentive.output.outputs;
-  const int used = threads_for(1.0 * context.tokens * width * (size + attentive.qkv.outputs), kSumsPerThread, threads);
+  // a team shares the panels of the narrow states, so that it has no use for more members than there are of these
+  const std::int64_t teams =
+      std::clamp<std::int64_t>(context.tokens / kTeamTokens, 1, std::max<std::int64_t>(1, context.rows));
+  const std::int64_t most = std::min<std::int64_t>(threads, teams * kernels.panels(width));
+  const int used = threads_for(1.0 * context.tokens * width * (size + attentive.qkv.outputs), kSumsPerThread,
+                               static_cast<int>(most));
   const Workload work{starts, nullptr, context.rows, longest_row(starts, context.rows)};
   run_chunks<AttentiveRun>(kernels, attentive, work, used, [&](const AttentiveRun& run, const Chunk& chunk) {
     run.run(context.x + starts[chunk.first_row] * size, starts + chunk.first_row, chunk.last_row - chunk.first_row,

@@ -42,6 +42,16 @@ class Report:
     unit: str = "row"  # what leaves early and is counted: "word" for a tagger
 
     @property
+    def speedup_columns(self) -> list[str]:
+        """Names of the columns of `speedups`."""
+        return ["layer speed-up"] if self.unit == "row" else ["layer speed-up of words", "of tokens"]
+
+    def speedups(self, setting: Setting) -> list[str]:
+        """The layer speed-up of a setting; of a tagger counted over words, and over tokens."""
+        values = [setting.layer_speedup, setting.token_speedup]
+        return [f"{value:.2f}" for value in values if value is not None]
+
+    @property
     def metric(self) -> str:
         """The leading metric's name."""
         return next(iter(self.settings[0].metrics))
@@ -72,7 +82,7 @@ class Report:
         several = len({setting.checkpoint for setting in self.settings}) > 1
         metrics = list(self.settings[0].metrics)
         head = [*(["checkpoint"] if several else []), "setting", "threshold", *metrics,
-                "layer speed-up" if self.unit == "row" else f"layer speed-up of {self.unit}s",
+                *self.speedup_columns,
                 "wall-clock speed-up", "rows/s"]  # fmt: skip
         lines = [
             f"# {Path(self.checkpoint).name} on {self.data}",
@@ -91,7 +101,7 @@ class Report:
             cells = [
                 *([Path(s.checkpoint).name] if several else []), s.name,
                 "" if s.threshold is None else f"{s.threshold:.4f}", *scores,
-                f"{s.layer_speedup:.2f}", f"{s.wall_clock_speedup:.2f}", f"{self.rows / s.seconds:.0f}",
+                *self.speedups(s), f"{s.wall_clock_speedup:.2f}", f"{self.rows / s.seconds:.0f}",
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
         for curve in self.curves:

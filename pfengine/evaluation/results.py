@@ -21,7 +21,8 @@ class Setting:
     layer_speedup: float  # against the layers of the checkpoint that is evaluated, for those beside it too
     wall_clock_speedup: float  # its median seconds at full depth / median seconds here, runs interleaved
     seconds: float  # median for all rows, tokenisation included
-    exit_layers: dict[int, int]  # layer -> rows that left there
+    exit_layers: dict[int, int]  # layer -> rows that left there; words of a tagger
+    token_speedup: float | None = None  # of a tagger: the layer speed-up counted over all tokens that go through layers
 
     @property
     def score(self) -> float:

@@ -25,9 +25,10 @@ from .curve import answers_of, curve, oracle
 from .judges import judge_exits
 from .machine import describe_machine
 from .metrics import METRICS, Metrics, leading, measure, standard_error
+from .model_answers import answers_of_models
 from .report import Report
 from .results import Curve, Setting
-from .tagged import UNANSWERED, Words
+from .tagged import UNANSWERED, Words, token_speedup
 
 ROWS_TO_DOUBT = 50  # with fewer, right answers can look like chance
 Choice = tuple[Engine, str, str, Any]  # engine, checkpoint, name of the setting, criterion
@@ -58,14 +59,14 @@ def evaluate(
 
     source: a file, a directory with a `dev` split, or a GLUE task's name. thresholds, speedups: settings beside full
     depth; neither: every point of the checkpoint's calibration table. compare: other checkpoints, timed in the same run
-    at the same speed-ups (one without exits at full depth); their layer speed-up counts the layers of `path`. metrics:
-    of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson and spearman. For a
-    tagger they are of TAG_METRICS, by default span F1 and accuracy of words; layer speed-ups and exits count words, and
-    quality over all thresholds is left out where words that leave are frozen.
-    curves: also what the scores of every exit say, which takes one more run of each checkpoint: quality over all
-    thresholds, the oracle (not for regression), and each exit judged by itself (docs/judges.md). device, precision: as
-    in `load`. repeats: timed runs of each setting, interleaved; medians are reported. data_format, text_column,
-    pair_column, label_column: as in `data.stream`. progress: wraps the runs, given how many there are.
+    at the same speed-ups (one without exits at full depth, `path` too); their layer speed-up counts the layers of
+    `path`. metrics: of METRICS, the leading one first; default: the GLUE task's, accuracy, or for regression pearson
+    and spearman. For a tagger they are of TAG_METRICS, by default span F1 and accuracy of words; layer speed-ups and
+    exits count words, and quality over all thresholds is left out where words that leave are frozen. curves: also what
+    the scores of every exit say, which takes one more run of each checkpoint: quality over all thresholds, the oracle
+    (not for regression), and each exit judged by itself (docs/judges.md). device, precision: as in `load`. repeats:
+    timed runs of each setting, interleaved; medians are reported. data_format, text_column, pair_column, label_column:
+    as in `data.stream`. progress: wraps the runs, given how many there are.
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
     """
@@ -97,7 +98,8 @@ def evaluate(
         names = _metrics(main, source if tasks.find(str(source)) else file.parent, metrics)
     measure(names, truth, truth)  # an error about a missing library comes before anything runs
 
-    choices = _choices(main, os.fspath(path), thresholds, speedups)
+    alone = len(main.exit_layers) == 1 and compare  # the speed-ups are for those beside it
+    choices = _choices(main, os.fspath(path), thresholds, () if alone else speedups)
     for engine, other in zip(engines[1:], compare, strict=True):
         choices += _beside(engine, os.fspath(other), speedups)
     results: list[Predictions | None] = [None] * len(choices)
@@ -116,7 +118,7 @@ def evaluate(
             warn(f"{source}: {doubt}")
     medians = [float(np.median(times)) for times in seconds]
     settings = [
-        _setting(choice, result, truth, names, words, main.num_layers, medians[0] / median, median)
+        _setting(choice, result, examples, truth, names, words, main.num_layers, medians[0] / median, median)
         for choice, result, median in zip(choices, results, medians, strict=True)
         if result is not None
     ]
@@ -199,6 +201,7 @@ def _run(
 def _setting(
     choice: Choice,
     result: Predictions,
+    examples: Sequence[Example | TaggedExample],
     truth: np.ndarray,
     names: Metrics,
     words: Words | None,
@@ -206,12 +209,16 @@ def _setting(
     wall_clock: float,
     seconds: float,
 ) -> Setting:
-    _, path, name, rule = choice
+    engine, path, name, rule = choice
+    of_tokens: float | None = None
     taken = result.exit_layers[result.exit_layers > 0]  # those of words are padded
     if words is None:
         answers = answers_of(result.logits)
     else:
         answers = words.flat(result.label_ids, result.exit_layers > 0, UNANSWERED)
+        freezes = isinstance(rule, DataCriterion) and (token_rule := rule.tokens()) is not None and token_rule.freezes
+        rows = [example.row for example in examples]
+        of_tokens = token_speedup(engine, rows, result.exit_layers, freezes) * num_layers / engine.num_layers
     layers, counts = np.unique(taken, return_counts=True)
     return Setting(
         checkpoint=path,
@@ -223,6 +230,7 @@ def _setting(
         wall_clock_speedup=wall_clock,
         seconds=seconds,
         exit_layers={int(layer): int(count) for layer, count in zip(layers, counts, strict=True)},
+        token_speedup=of_tokens,
     )
 
 
@@ -230,7 +238,11 @@ def _curve(
     engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: Metrics, words: Words | None
 ) -> Curve:
     criterion, layers = engine.checkpoint.manifest.criterion or "never", engine.exit_layers
-    logits, learned = engine.layer_scores(texts)
+    models = None if engine.cascade is None else answers_of_models(engine, texts)
+    if models is None:
+        logits, learned = engine.layer_scores(texts)
+    else:
+        logits, learned, layers = models.logits, None, models.ends
     bounds = None
     if words is not None:  # from here on every word is a row
         answered = ~np.isnan(logits[-1, ..., 0])
@@ -242,6 +254,8 @@ def _curve(
     if len(layers) == 1:
         return Curve(path, "never", [], None, exits)
     best = None if _regression(engine) else oracle(logits, truth, layers, names)
+    if best is not None and models is not None:
+        best = models.recount_oracle(best, truth)
     if criterion == "never":
         return Curve(path, "never", [], best, exits)
     rule = parse_form(criterion)
@@ -250,4 +264,5 @@ def _curve(
     if tokens is not None and tokens.freezes:  # the exits do not follow from these logits
         return Curve(path, form, [], best, exits)
     points = curve(rule, logits, truth, layers, names, learned=learned, bounds=bounds)
+    points = points if models is None else models.recounted(points, rule)
     return Curve(path, form, points, best, exits)

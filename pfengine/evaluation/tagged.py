@@ -14,6 +14,7 @@ from ..entities import entities, names_entities
 from ..errors import ConfigError
 from ..exits import DataCriterion
 from ..exits.calibration import alike, calibration_table, table_of
+from ..rows import Row
 
 TAG_METRICS = ("span_f1", "span_precision", "span_recall", "accuracy")
 RESAMPLES = 200
@@ -112,6 +113,25 @@ def tag_table(engine: Engine, criterion: DataCriterion, rows: Sequence[Any], wor
 
     grid = criterion.grid(len(engine.exit_layers), len(engine.labels))
     return table_of(run, grid, True, engine.num_layers, judged)
+
+
+def token_speedup(engine: Engine, rows: Sequence[Any], exit_layers: np.ndarray, freezes: bool) -> float:
+    """n times the number of tokens / the layers that are computed of them, special tokens among them.
+
+    exit_layers: of words, int64 [rows, words of the longest row]. freezes: are the pieces of a word that has left
+    computed no more? Otherwise all tokens are, until their row has left.
+    """
+    whole = spent = 0
+    for row, layers in zip(engine.tokenizer.encode(enumerate(rows)), exit_layers, strict=True):
+        if not isinstance(row, Row) or not row.word_count:  # `predict` raises for a bad row
+            continue
+        own, last = layers[: row.word_count], int(layers.max())
+        pieces = np.ones(row.word_count, np.int64) if row.pieces is None else row.pieces
+        if engine.model.head.freezes_first_pieces:
+            pieces = np.minimum(pieces, 1)
+        saved = int((pieces * (last - own)).sum()) if freezes else 0
+        whole, spent = whole + len(row.ids), spent + last * len(row.ids) - saved
+    return engine.num_layers * whole / spent if spent else float("nan")
 
 
 @dataclass

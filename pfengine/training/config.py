@@ -89,7 +89,7 @@ class TrainingConfig:
     ] = None
     data_format: Annotated[
         str,
-        Option("auto (by the file's name; else text), text, tsv, csv, jsonl or parquet.", choices=FORMATS),
+        Option("auto (by the file's name; else text), text, tsv, csv, jsonl, parquet or conll.", choices=FORMATS),
     ] = "auto"
     text_column: Annotated[str | None, Option("Column of the text.")] = None
     pair_column: Annotated[str | None, Option("Column of the second text.")] = None

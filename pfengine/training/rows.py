@@ -50,9 +50,8 @@ def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokeni
             rows[-1]["labels"] = labels[i]
         if row.first_pieces is not None:
             rows[-1] |= {"first_pieces": row.first_pieces, "pieces": row.pieces}
-            if labels is not None and len(row.first_pieces) < len(labels[i]):
-                kept = len(row.first_pieces)
-                rows[-1]["labels"] = labels[i][-kept:] if tokenizer.side == "left" else labels[i][:kept]
+            if labels is not None:
+                rows[-1]["labels"] = labels[i][row.first_word : row.first_word + row.word_count]
     return Rows(rows)
 
 

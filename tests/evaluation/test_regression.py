@@ -17,7 +17,7 @@ from pfengine.exits.calibration import calibration_table, exits_taken
 from pfengine.exits.guarantee import guarantee
 from pfengine.heads import HEADS, register
 
-from ..heads.examples import Knowing, examples
+from ..heads.examples import Knowing, examples, exit_layers
 
 WORDS = ["good", "bad", "great", "bleak", "film", "movie", "very", "slow", "charming", "journey"]
 TEXTS = [" ".join(np.random.default_rng(i).choice(WORDS, 1 + i % 9)) for i in range(400)]
@@ -47,7 +47,8 @@ Make = Callable[..., Path]
 
 
 def made(make: Make, head: dict[str, Any], criterion: str) -> Path:
-    return make(labels=1, head=head, config={"problem_type": "regression"}, criterion=criterion, system="linear")
+    config, layers = {"problem_type": "regression"}, exit_layers(head)
+    return make(labels=1, head=head, config=config, criterion=criterion, system="any", exit_layers=layers)
 
 
 @pytest.mark.parametrize("name", HEADS_WITH_EXITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from pfengine.heads.attached import has_exits
 from pfengine.ops import Exit, OpSet
 from pfengine.training import TrainingConfig
 from pfengine.training.systems import SYSTEMS
+
+LAYERS = 5  # of the encoders that tests make
 
 
 class Knowing(PreparedHead):
@@ -47,7 +50,7 @@ def examples() -> dict[str, dict[str, Any]]:
     """Heads by name: those of the systems, each once, and of each other type in the table one with few options."""
     found: dict[str, dict[str, Any]] = {}
     for name in SYSTEMS:
-        head = TrainingConfig("", "", "", system=name).head(shared_pooler=False)
+        head = TrainingConfig("", "", "", system=name).head(False, LAYERS)
         if head not in found.values():
             found[name] = head
     covered = {head["type"] for head in found.values()}
@@ -62,3 +65,9 @@ def examples() -> dict[str, dict[str, Any]]:
         faults = HEADS[kind].config_faults(found[kind])
         assert not faults, f"give the head {kind!r} options of its own here, or a system: {faults}"
     return found
+
+
+def exit_layers(head: dict[str, Any]) -> tuple[int, ...]:
+    """The layers after which such a head can answer."""
+    encoder: Any = SimpleNamespace(num_layers=LAYERS)
+    return HEADS[head["type"]].layers(encoder, head)

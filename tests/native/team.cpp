@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/attentive.h"
 #include "cpu/block.h"
 #include "cpu/compact.h"
 #include "cpu/exit.h"
@@ -89,7 +90,19 @@ class Parts {
             Activation::tanh,
             linear(imitated, labels, Precision::fp32, true),
             linear(hidden, 1, Precision::fp32, true),
-            {Gate::authors, labels, labels, linear(labels, labels, Precision::fp32, true), 2}};
+            {Gate::authors, labels, labels, linear(labels, labels, Precision::fp32, true), 2},
+            std::nullopt};
+  }
+
+  Attentive attentive(TokenPooling pooling, Precision precision, std::int64_t hidden) {
+    return {precision,
+            2,
+            8,
+            0.3f,
+            linear(hidden, 21, precision),
+            linear(21, 3 * 2 * 8, precision),
+            linear(2 * 8, 21, precision),
+            pooling};
   }
 
  private:
@@ -113,6 +126,9 @@ class Case {
     const std::int64_t lengths[] = {3, 40, 1, 17, 90, 2, 33, 8};
     for (const std::int64_t length : lengths) bounds_.push_back(bounds_.back() + static_cast<std::int32_t>(length));
     block_ = parts_.block(precision, heads, size, hidden, 2 * hidden + 2);
+    for (const TokenPooling pooling : {TokenPooling::first, TokenPooling::max}) {
+      attentive_.push_back(parts_.attentive(pooling, precision, hidden));
+    }
     const float* const words = parts_.floats(50 * hidden);
     for (Model* model : {&rows_, &all_}) {
       const Reads reads = model == &rows_ ? Reads::first : Reads::all;
@@ -145,6 +161,11 @@ class Case {
     run_linear(kernels_, precision_, block_.intermediate, {0, block_.intermediate.outputs}, Activation::relu,
                {x.data(), hidden_}, tokens, {}, wide.data(), threads);
     append(all, wide);
+    for (const Attentive& attentive : attentive_) {
+      std::vector<float> read(rows * attentive.output.outputs);
+      run_attentive(kernels_, attentive, {x.data(), bounds_.data(), rows, tokens}, read.data(), threads);
+      append(all, read);
+    }
     halves(x, rows, threads, all);
     moved(x, rows, threads, all);
     answers(rows_, rows, threads, all);
@@ -244,6 +265,7 @@ class Case {
   std::vector<std::int32_t> bounds_{0};
   std::vector<std::int64_t> ids_;
   Block block_;
+  std::vector<Attentive> attentive_;
   Model rows_, all_;
 };
 

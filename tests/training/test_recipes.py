@@ -84,7 +84,9 @@ def test_fastbert_distils_without_labels_from_what_stays_as_it_is(
 ) -> None:
     more = tmp_path / "more.txt"
     more.write_text("good plot\nbad\n" * 20)
-    pfengine.train(config(encoder, rows, tmp_path / "out", system="fastbert", epochs=1, unlabelled=str(more)))
+    out = pfengine.train(config(encoder, rows, tmp_path / "out", system="fastbert", epochs=3, unlabelled=str(more)))
+    said = pfengine.load(out).layer_logits(TEXTS).argmax(-1)
+    assert (said == said[-1]).mean() > 0.9, "students say what their teacher says"
     (_, start, between, first), (_, _, end, second) = phases
     assert len(second) == len(first) + 40
     assert not any("labels" in row for row in second.rows)

@@ -25,7 +25,7 @@ def quoted(cell: str) -> list[str]:
 def test_a_system_is_in_the_table_with_its_head_and_criterion(name: str) -> None:
     (row,) = [row for row in TABLE if name in quoted(row[0]) + quoted(row[3])]
     head, criterion = (quoted(cell) for cell in row[1:3])
-    own = TrainingConfig("", "", "", system=name).head(shared_pooler=False)
+    own = TrainingConfig("", "", "", system=name).head(False, 12)
     assert not head or own["type"] in head
     assert not criterion or name_of(SYSTEMS[name].criterion_of(own) or "") in criterion
     assert f"--system {name}" in PAGE.replace("\n", " ") or name in ("linear", "seqlab-early-exit")
