@@ -171,8 +171,8 @@ class Bench:
             "system": name,
             "criterion": manifest["criterion"],
             "layers": self.layers,
-            "trained_rows": manifest["training"]["rows"],
-            "held_out_rows": manifest["training"]["held_out_rows"],
+            "trained_rows": manifest["training"].get("rows"),
+            "held_out_rows": manifest["training"].get("held_out_rows"),
             "epochs": self.base.epochs,
             "training_seconds": float(seconds.read_text()) if seconds.exists() else None,
             "command": self.command(name),
@@ -192,7 +192,8 @@ class Bench:
         reached = [point["layer_speedup"] for point in manifest["calibration"]]
         if max(reached, default=1) <= 1:
             return {}
-        own = {f"{speed:g}x": speed * manifest["exit_layers"][-1] / self.layers for speed in SPEEDS}
+        depth = manifest.get("exit_layers", [self.layers])[-1]  # a cascade is as deep as its last model, which has all
+        own = {f"{speed:g}x": speed * depth / self.layers for speed in SPEEDS}
         return {key: min(max(value, min(reached)), max(reached)) for key, value in own.items() if value > 1}
 
     def command(self, name: str) -> str:

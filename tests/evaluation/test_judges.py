@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from pfengine import cli_output
 from pfengine.evaluation import calibration_error, difficulty_inversion, evaluate, judge_exits
 from pfengine.evaluation.judges import BINS, confidence, log_odds
 from pfengine.exits.temperature import fit_temperature
+from pfengine.heads import HEADS
+
+from ..heads.examples import Knowing
 
 CONFIDENCES = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])  # few, so that many are equal
 
@@ -195,6 +199,19 @@ def test_a_report_has_them_as_json_text_and_picture(
     printed = capsys.readouterr().out
     assert "difficulty inversion" in printed
     assert "The oracle, which leaves at the first exit that is right" in printed
+
+
+def test_a_report_of_a_head_that_learns_when_to_exit(
+    make_text_checkpoint: Callable[..., Path], rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(HEADS, "knowing", Knowing)
+    path = make_text_checkpoint(labels=2, head={"type": "knowing"}, criterion="learned")
+    report = evaluate(path, rows, thresholds=[0.3], repeats=1)
+    scores = [exit.learned_inversion for exit in report.curves[0].exits]
+    assert all(0 <= (score or -1) <= 1 for score in scores[:-1])
+    assert scores[-1] is None, "the last exit's score is never read"
+    cli_output.print_report(report)
+    assert "of learned score" in capsys.readouterr().out
 
 
 def test_a_report_of_regression_says_what_it_leaves_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import pfengine
-from pfengine import cli_output
+from pfengine import cli, cli_output
 from pfengine.exits import parse
 from pfengine.exits.calibration import calibration_table, exits_taken
 from pfengine.exits.guarantee import guarantee
@@ -99,6 +100,18 @@ def test_99_percent_without_more_words(make_text_checkpoint: Make, rows: Path, c
     again = pfengine.calibrate(path, rows, speedup=1.2)
     assert again.guarantee is None
     assert "agreement" not in again.table[0], "there is no tolerance to say when scores agree"
+
+
+def test_on_the_command_line(make_text_checkpoint: Make, rows: Path, monkeypatch: Any, capsys: Any) -> None:
+    path = made(make_text_checkpoint, {"type": "linear"}, "patience:,0.3")
+    for options, code in ((["--tolerance", "50", "--json"], 0), (["--agreement", "0.9"], 2)):
+        monkeypatch.setattr(sys, "argv", ["pfengine", "calibrate", str(path), str(rows), *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == code
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["guarantee"]["tolerance"] == 50
+    assert "agreement needs tolerance, how far a score may be" in printed.err
 
 
 def test_layers_are_chosen_by_agreement_within_the_tolerance(make_text_checkpoint: Make, rows: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -35,3 +36,19 @@ def test_heads_and_criteria_are_those_of_the_tables() -> None:
     known = {*HEADS, "attentive"}  # FastBERT's comes with its system
     assert {head for row in TABLE for head in quoted(row[1])} <= known
     assert {criterion for row in TABLE for criterion in quoted(row[2])} <= set(CRITERIA)
+
+
+def test_what_it_names_exists() -> None:
+    """Modules and classes, in the sections of systems that are in the table."""
+    found = 0
+    for section in PAGE.split("\n## ")[1:]:
+        systems = re.findall(r"--system\s+([a-z-]+)", section)
+        if not systems or not set(systems) <= set(SYSTEMS):
+            continue
+        for name in re.findall(r"`((?:training|heads|exits)\.[\w.]+)`", section):
+            module, *rest = name.split(".")
+            thing = importlib.import_module(f"pfengine.{module}")
+            for part in rest:
+                thing = getattr(thing, part)
+            found += 1
+    assert found > 10
