@@ -50,6 +50,7 @@ def _of_model(name: str) -> bool:
 
 
 JOINT, SELF_SAMPLING = Phase(trains=_of_model), Phase("self-sampling", trains=_of_model)
+HEAD_RATE = 10
 # The authors' choices. Of ten rows of a batch they let the words of three go through all layers, and take the smallest
 # window or the largest threshold for two.
 WINDOWS = tuple(range(3, 16, 2))
@@ -60,7 +61,7 @@ FULL_DEPTH, EXTREME = 0.3, 0.2
 class TagModel(ExitModel):
     """sum_i i CE_i / sum_i i over the exits i, where CE_i is the mean over all words of the batch.
 
-    A word is read at its first piece.
+    A word is read at its first piece. As in the authors' code classifiers learn at HEAD_RATE times the encoder's rate.
 
     `forward` takes, beside the encoder's inputs, `first_pieces` and `pieces` as `rows.Collator` gives them: int64
     [B, words], the place of each word's first piece and the number of its pieces, which is 0 for padding; labels are
@@ -72,6 +73,10 @@ class TagModel(ExitModel):
     ) -> dict[str, Tensor]:
         self._calls.words = first_pieces, pieces
         return super().forward(None if labels is None else labels[pieces > 0], **inputs)
+
+    def rates(self) -> dict[str, float]:
+        rate = self.phase.learning_rate or self.options["learning_rate"]
+        return {name: HEAD_RATE * rate for name, _ in self.named_parameters() if name.startswith("exit_head.")}
 
     def read_layers(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None]:
         """The hidden state of each word's first piece after every layer, [W, H], and the bounds of the rows' words."""

@@ -221,6 +221,14 @@ def test_the_second_phase_begins_with_a_copy_of_the_first(model_of: Callable[...
     assert not any(key.startswith("stage") for key in model.checkpoint_tensors())
 
 
+def test_classifiers_learn_at_ten_times_the_rate(model_of: Callable[..., Any]) -> None:
+    model, _ = model_of("bert", "kept")
+    model.options = {"learning_rate": 1e-3}
+    names = {name for name, _ in model.named_parameters() if name.startswith("exit_head")}
+    assert model.rates() == dict.fromkeys(names, 1e-2)
+    assert names
+
+
 def test_samples_are_tokees_exits() -> None:
     draw = np.random.default_rng(0)
     lengths = draw.integers(1, 12, 200)
