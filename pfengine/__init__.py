@@ -12,7 +12,8 @@ from .errors import CheckpointError, ConfigError, InputError, InputTypeError, PF
 if TYPE_CHECKING:
     from . import exits
     from .api import Engine, Predictions, load
-    from .convert import convert
+    from .cascade_saving import cascade
+    from .convert.run import convert
     from .evaluation import calibrate, evaluate
     from .training import TrainingConfig, attach, train
 
@@ -28,6 +29,7 @@ __all__ = [
     "TrainingError",
     "attach",
     "calibrate",
+    "cascade",
     "convert",
     "evaluate",
     "exits",
@@ -39,6 +41,7 @@ _LAZY = {  # name -> module
     "load": "api",
     "Engine": "api",
     "Predictions": "api",
+    "cascade": "cascade_saving",
     "attach": "training",
     "TrainingConfig": "training",
     "train": "training",
@@ -71,7 +74,7 @@ class _Package(ModuleType):
 
     @property
     def convert(self) -> Any:
-        from .convert import convert
+        from .convert.run import convert
 
         return convert
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,10 @@ class Predictions:
     """
 
     logits: np.ndarray  # float32 [rows, labels]
-    exit_layers: np.ndarray  # int64 [rows], 1-based
-    num_layers: int
+    exit_layers: np.ndarray  # int64 [rows], 1-based; in a cascade how many layers a row went through in all models
+    num_layers: int  # of the model; in a cascade of its last one, which alone takes full depth
     problem_type: str
+    models: np.ndarray | None = None  # int64 [rows], 1-based: which model of a cascade answered; None for one model
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
@@ -58,6 +60,20 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
         powers = np.exp(logits - np.maximum.reduce(logits, -1, keepdims=True))
         powers /= np.add.reduce(powers, -1, keepdims=True)
         return powers
+
+
+def result(labels: Sequence[str], scores: np.ndarray, exit_layer: int, model: int | None, top_k: int | None) -> Any:
+    """The answer to a row as `Engine.classify` gives it. scores: float32 [labels]; model: of a cascade, else None."""
+    if top_k != 1:
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [_answer(labels[i], float(scores[i]), exit_layer, model) for i in order]
+    best = int(scores.argmax())
+    return _answer(labels[best], float(scores[best]), exit_layer, model)
+
+
+def _answer(label: str, score: float, exit_layer: int, model: int | None) -> dict[str, Any]:
+    found = {"label": label, "score": score, "exit_layer": exit_layer}
+    return found if model is None else found | {"model": model}
 
 
 def has_answer(logits: np.ndarray) -> np.ndarray:

@@ -7,33 +7,34 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from . import engine, extension, reader
+from . import engine, extension
 from .answers import Predictions as Predictions
-from .answers import probabilities, raise_first
+from .answers import probabilities, raise_first, result
 from .bundled import BUNDLED, find
+from .cascade_model import Cascade, Member
+from .cascade_reader import CascadeCheckpoint, open_checkpoint
+from .cascade_runner import CascadeRunner
 from .checkpoint import Checkpoint
 from .devices import DTYPES as DTYPES
-from .devices import auto_precision, find_device, find_dtype, find_op_set
+from .devices import auto_precision, check_process, find_device, find_dtype, find_op_set
 from .engine import CriterionFunction
 from .errors import ConfigError, InputError
 from .exits import Criterion
-from .exits.data import is_data
 from .exits.selection import CheckpointExits, Selection, choose
-from .heads import HEADS
-from .inference import Runner
-from .model import Model, build
+from .inference import Answered, Runner, warm_up
+from .loading import Preparation, check_max_length, prepare
+from .model import Model
 from .options import sizes, whole, wholes
 from .per_row import Number, own_exits, select_rows
-from .reload import Source, SummedTensors, mark, reload
+from .reload import Source, mark, reload
 from .rows import Row, is_single, rows_of
 from .tagging import Tagging
-from .tokenization import Tokenizer, pack
+from .tokenization import Tokenizer
 from .torch_state import isolated
 from .windows import read_windows
 
@@ -44,7 +45,7 @@ Truncation = Literal["truncate", "error"]
 
 
 def load(
-    path: str | os.PathLike[str] | Checkpoint,
+    path: str | os.PathLike[str] | Checkpoint | CascadeCheckpoint,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -54,17 +55,19 @@ def load(
     max_length: int | None = None,
     token_types: bool | None = None,
 ) -> Engine:
-    """Load a checkpoint and prepare it for one device and precision.
+    """Load a checkpoint or a cascade and prepare it for one device and precision.
 
-    path: a pfengine checkpoint directory, a plain Hugging Face sequence- or token-classification directory (runs at
-    full depth), or the name of a bundled checkpoint ("sst2"); also a checkpoint that `reader.read` returned.
+    path: a pfengine checkpoint directory, that of a `cascade`, a plain Hugging Face sequence- or token-classification
+    directory (runs at full depth), or the name of a bundled checkpoint ("sst2"); also a checkpoint that was read.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
     for and that answered as fp32 does when the checkpoint was calibrated. It is fp32 where that was never measured, or
     where a guarantee was given.
     criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3"; default: the
     checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the checkpoint's
-    calibration table. max_length: longest row in tokens, at most what the model allows.
+    calibration table. In a cascade the three are about what runs between its models; within each model runs the
+    criterion of the model's own checkpoint. max_length: longest row in tokens, at most what the model allows; in a
+    cascade each model takes at most what it allows itself.
     token_types: does the second text of a pair have token type 1? None: as transformers 5 decides. For ALBERT it gives
     type 0, while version 4 trained with type 1. A checkpoint saved by version 4 warns at its first pair; give True.
 
@@ -72,28 +75,23 @@ def load(
     """
     target = find_device(device)
     with isolated():
-        ckpt = path if isinstance(path, Checkpoint) else reader.begin_reading(find(path))
+        ckpt = path if isinstance(path, (Checkpoint, CascadeCheckpoint)) else open_checkpoint(find(path))
     directory = ckpt.path
-    precision = auto_precision(ckpt, target) if precision == "auto" else precision
-    dtype = find_dtype(precision, target)
-    if max_length is not None:
-        max_length = whole("max_length", max_length, f", at most {ckpt.backbone.max_tokens} for this model")
-        if max_length > ckpt.backbone.max_tokens:
-            raise ConfigError(f"max_length is {max_length}; this model takes 1 to {ckpt.backbone.max_tokens} tokens")
+    precision = auto_precision(ckpt.manifest, target) if precision == "auto" else precision
+    find_dtype(precision, target)
+    max_length = check_max_length(ckpt, max_length)
     rule = choose(own_exits(ckpt), criterion, threshold, speedup)
-    tags = HEADS[ckpt.manifest.head["type"]].tags
-    tokenizer = Tokenizer(ckpt.tokenizer, ckpt.backbone, max_length, token_types=token_types, tags=tags, path=directory)
     extension.warn_once()
-    tensors = SummedTensors(ckpt.tensors)
-    model = build(replace(ckpt, tensors=tensors), find_op_set(target), dtype, target)
+    how = Preparation(find_op_set(target), target, precision, max_length, token_types)
+    model, tokenizer, sums = prepare(ckpt, how)
     engine = Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
     where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
-    engine.source = Source(where, {"max_length": max_length, "token_types": token_types}, tensors.sums)
+    engine.source = Source(where, {"max_length": max_length, "token_types": token_types}, sums)
     return engine
 
 
 class Engine(Tagging):
-    """A loaded model. Safe to use from several threads; a bad row never makes it unusable.
+    """A loaded model, or a cascade of models. Safe to use from several threads; a bad row never makes it unusable.
 
     It pickles as the path and the options it was loaded with, its precision and its criterion, and is loaded again from
     there. So it can be handed to other processes that see the same files. Copies share its weights.
@@ -103,15 +101,17 @@ class Engine(Tagging):
 
     def __init__(
         self,
-        ckpt: Checkpoint,
-        model: Model,
+        ckpt: Checkpoint | CascadeCheckpoint,
+        model: Model | Cascade,
         tokenizer: Tokenizer,
         criterion: CriterionFunction,
         device: torch.device,
         precision: str,
     ) -> None:
-        self.checkpoint = replace(ckpt, tensors={})  # the model holds its tensors, prepared
-        self.model, self.tokenizer, self.criterion, self.device = model, tokenizer, criterion, device
+        self.checkpoint = ckpt.without_tensors()  # the model holds its tensors, prepared
+        self.cascade = model if isinstance(model, Cascade) else None
+        self.model = model.last if isinstance(model, Cascade) else model  # of a cascade the one that takes full depth
+        self.tokenizer, self.criterion, self.device = tokenizer, criterion, device
         self.precision = precision  # fp32, bf16, fp16 or int8: what "auto" became
         self._process = os.getpid()
         self._pool: tuple[int, Executor] | None = None
@@ -120,7 +120,8 @@ class Engine(Tagging):
     @property
     def mark(self) -> str:
         """Identifies the checkpoint, wherever it is stored: another training or tokenizer gives another mark."""
-        return mark(self.checkpoint, self.tokenizer.backend, self.source.sums if self.source is not None else {})
+        backends = [each.tokenizer.backend for each in self._members]
+        return mark(self.checkpoint, backends, self.source.sums if self.source is not None else {})
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is None:
@@ -141,20 +142,33 @@ class Engine(Tagging):
     @property
     def _workers(self) -> Executor | None:
         """One thread for each batch that may be under way; a forked process makes its own."""
-        if self.model.carrier.worker_threads == 1:
+        threads = max(each.model.worker_threads for each in self._members)
+        if threads == 1:
             return None
         if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(self.model.carrier.worker_threads, "pfengine")
+            self._pool = os.getpid(), ThreadPoolExecutor(threads, "pfengine")
         return self._pool[1]
+
+    def _runner(
+        self, batch_tokens: int, batch_size: int | None, truncation: Truncation = "truncate"
+    ) -> Runner | CascadeRunner:
+        most = sizes(batch_tokens, batch_size)
+        if self.cascade is None:
+            return Runner(self.model, self.precision, *most)
+        return CascadeRunner(self.cascade, self.precision, *most, truncation)
+
+    @property
+    def _members(self) -> Sequence[Member | Engine]:
+        """Models with their tokenizers."""
+        return (self,) if self.cascade is None else self.cascade.members
 
     def __repr__(self) -> str:
         labels = ", ".join(map(repr, self.labels[:6])) + (f", ... ({len(self.labels)})" if len(self.labels) > 6 else "")
         criterion = repr(self.criterion)
         criterion = criterion if len(criterion) <= 60 else criterion[:57] + "..."
-        return (
-            f"<Engine {str(self.checkpoint.path)!r}: {self.model.config.family.name}, {self.num_layers} layers, "
-            f"labels {labels}, {self.precision} on {self.device}, criterion {criterion}>"
-        )
+        parts = (f"{each.model.config.family.name}, {each.model.num_layers} layers" for each in self._members)
+        what = f"{', then '.join(parts)}, labels {labels}, {self.precision} on {self.device}"
+        return f"<Engine {str(self.checkpoint.path)!r}: {what}, criterion {criterion}>"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -163,18 +177,23 @@ class Engine(Tagging):
 
     @property
     def num_layers(self) -> int:
-        """How many layers the encoder has."""
+        """How many layers the encoder has; in a cascade the last model's, as full depth goes through that one only."""
         return self.model.num_layers
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
-        """Layers whose exits are tested, 1-based; the last is the full model's."""
-        return self.model.exit_layers
+        """Layers whose exits are tested, 1-based; the last is the full model's.
+
+        In a cascade those of all models, whose layers are counted on: the last layers of models of 2 and 12 layers are
+        2 and 14.
+        """
+        return self.model.exit_layers if self.cascade is None else self.cascade.exit_layers
 
     @property
     def max_length(self) -> int:
-        """The longest row that the engine takes, in tokens; longer ones are truncated."""
-        return self.tokenizer.max_length
+        """The longest row that the engine takes, in tokens; longer ones are truncated. In a cascade the longest that
+        no model truncates."""
+        return min(each.tokenizer.max_length for each in self._members)
 
     def classify(
         self,
@@ -192,7 +211,8 @@ class Engine(Tagging):
         """One dict per row, in input order: {"label", "score", "exit_layer"}.
 
         "label" is the label with the largest score, "score" its probability (for regression the score itself), and
-        "exit_layer" the layer after which the row left, 1-based.
+        "exit_layer" the layer after which the row left, 1-based. In a cascade that is the number of layers that the row
+        went through in all models, and there is a fourth key, "model": which one answered, 1-based.
 
         inputs: one row or an iterable of rows. A row is a string, a tuple of two strings (a pair), {"text",
         ["text_pair"]} or {"input_ids", ["token_type_ids"], ["attention_mask"]} (taken verbatim, up to the padding).
@@ -249,15 +269,16 @@ class Engine(Tagging):
         selection, rows = self._selected(inputs, criterion, threshold, speedup)
         if self.model.head.tags:
             raise ConfigError(f"{self.checkpoint.path} tags words and does not classify rows; use tag, or predict")
-        runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
-        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, flush_when_slow=True))
+        runner = self._runner(batch_tokens, batch_size, truncation)
+        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, True, selection))
 
         def results() -> Iterator[Any]:
-            for window, logits, exit_layers in self._answered(inputs, windows, selection, runner):
+            for window, logits, exit_layers, models in self._answered(inputs, windows, selection, runner):
                 scores = probabilities(logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
-                        yield self._result(scores[i], int(exit_layers[i]), top)
+                        model = None if models is None else int(models[i])
+                        yield result(self.labels, scores[i], int(exit_layers[i]), model, top)
                     elif on_error == "raise":
                         raise row
                     else:
@@ -282,22 +303,22 @@ class Engine(Tagging):
         the options do not fit the model or each other.
         """
         selection, given = self._selected(inputs, criterion, threshold, speedup)
-        runner = Runner(self.model, self.precision, *sizes(batch_tokens, batch_size))
-        read = self._windows(given, truncation, runner.batch_tokens)
+        runner = self._runner(batch_tokens, batch_size, truncation)
+        read = self._windows(given, truncation, runner.batch_tokens, False, selection)
         windows = (raise_first(selection.resolved(window)) for window in read)
-        all_logits, all_layers = [], []
-        for window, logits, exit_layers in self._answered(inputs, windows, selection, runner):
-            raise_first(window)
-            all_logits.append(logits)
-            all_layers.append(exit_layers)
-        logits, exit_layers = runner.join_answers(all_logits, all_layers)
-        return Predictions(logits, exit_layers, self.num_layers, self.model.config.problem_type)
+        parts = []
+        for part in self._answered(inputs, windows, selection, runner):
+            raise_first(part.window)
+            parts.append(part)
+        _, logits, exit_layers, models = runner.join_answers(parts)
+        return Predictions(logits, exit_layers, self.num_layers, self.model.config.problem_type, models)
 
     def layer_logits(self, inputs: Any, *, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Logits of every exit head, no exits taken: float32 [exits, rows, labels], exits as in `exit_layers`.
 
-        A model that tags words has an axis of words after the rows, nan beyond a row's own. Raises InputError for the
-        first bad row; a row with a nan at any exit is one.
+        In a cascade of models without exits of their own that is [models, rows, labels]. A model that tags words has an
+        axis of words after the rows, nan beyond a row's own. Raises InputError for the first bad row; a row with a nan
+        at any exit is one.
         """
         return self.layer_scores(inputs, batch_tokens=batch_tokens).logits
 
@@ -306,7 +327,7 @@ class Engine(Tagging):
 
         learned: float32 [exits, rows], nan after the last layer; None where the head adds none.
         """
-        runner = Runner(self.model, self.precision, *sizes(batch_tokens, None))
+        runner = self._runner(batch_tokens, None)
         parts = [runner.layer_scores([])[1]]
         for window in self._windows(inputs, "truncate", runner.batch_tokens):
             marked, scores = runner.layer_scores(raise_first(window))
@@ -323,14 +344,10 @@ class Engine(Tagging):
         compiled and their launches recorded as CUDA graphs, for the engine's own criterion, through all layers. Raises
         ConfigError for sizes that are not positive integers.
         """
-        self._check_process()
-        own = self.criterion
-        rule = own.exit_rule(self.num_layers, self.exit_layers) if is_data(own) else own
+        check_process(self.device, self._process)
         lengths = sorted({min(size, self.max_length) for size in wholes("tokens", tokens)})
-        for count in wholes("rows", rows):
-            for length in lengths:
-                batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
-                engine.warmup(self.model, pack(batch, self.model.config), rule)
+        for each in self._members:
+            warm_up(each.model, each.criterion, wholes("rows", rows), lengths)
 
     def choose(
         self,
@@ -347,30 +364,30 @@ class Engine(Tagging):
         return choose(own_exits(self.checkpoint, self.exit_layers), criterion, threshold, speedup, self.criterion)
 
     def _selected(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]:
-        if self._checkpoint_exits is None or self._checkpoint_exits.exit_layers is not self.exit_layers:
-            self._checkpoint_exits = own_exits(self.checkpoint, self.exit_layers)
-        return select_rows(self._checkpoint_exits, self.criterion, inputs, criterion, threshold, speedup)
-
-    def _check_process(self) -> None:
-        """Raise ConfigError in a forked child where the engine is on a GPU, whose memory the child cannot use."""
-        if self.device.type != "cpu" and self._process != os.getpid():
-            raise ConfigError(
-                f"this engine was loaded on {self.device} before this process was forked, and CUDA cannot be used "
-                "after a fork; load it in the child, or start processes with the method 'spawn'"
-            )
+        own = self._checkpoint_exits
+        if own is None or (self.cascade is None and own.exit_layers is not self.model.exit_layers):
+            own = self._checkpoint_exits = own_exits(self.checkpoint, self.model.exit_layers)
+        return select_rows(own, self.criterion, inputs, criterion, threshold, speedup)
 
     def _windows(
-        self, inputs: Any, truncation: str, batch_tokens: int, flush_when_slow: bool = False
+        self, inputs: Any, truncation: str, batch_tokens: int, flush_when_slow: bool = False, selection: Any = None
     ) -> Iterator[list[Row | InputError]]:
         """Rows a few token budgets at a time; `truncation` is checked at once. flush_when_slow: see `read_windows`."""
-        self._check_process()
+        check_process(self.device, self._process)
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
-        return read_windows(self.tokenizer, rows_of(inputs), truncation, batch_tokens, flush_when_slow)
+        tokenizer = self.tokenizer
+        if self.cascade is not None and selection is not None:
+            tokenizer = self.cascade.members[self.cascade.reader(selection.criterion)].tokenizer
+        return read_windows(tokenizer, rows_of(inputs), truncation, batch_tokens, flush_when_slow)
 
     def _answered(
-        self, inputs: Any, windows: Iterable[Sequence[Row | InputError]], selection: Selection, runner: Runner
-    ) -> Iterator[tuple[Sequence[Row | InputError], np.ndarray, np.ndarray]]:
+        self,
+        inputs: Any,
+        windows: Iterable[Sequence[Row | InputError]],
+        selection: Selection,
+        runner: Runner | CascadeRunner,
+    ) -> Iterator[Answered]:
         """`Runner.answer`; on a GPU with worker threads, so that the next window is read meanwhile.
 
         Without threads where there is only one batch, which does not need them, and with a user's callable, which may
@@ -379,10 +396,3 @@ class Engine(Tagging):
         one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (runner.batch_size or 1))
         workers = None if one_batch or not isinstance(selection.criterion, Criterion) else self._workers
         return runner.answer(windows, selection, workers)
-
-    def _result(self, scores: np.ndarray, exit_layer: int, top_k: int | None) -> Any:
-        if top_k == 1:
-            best = int(scores.argmax())
-            return {"label": self.labels[best], "score": float(scores[best]), "exit_layer": exit_layer}
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return [{"label": self.labels[i], "score": float(scores[i]), "exit_layer": exit_layer} for i in order]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from . import file_hashes, weights
+from .cascade_manifest import is_cascade, model_path
 from .config import BackboneConfig, parse_backbone
 from .errors import CheckpointError
 from .families import Shapes
@@ -53,6 +54,9 @@ class Checkpoint:
         if self.weights is not None and (faults := self.weights.faults()):
             raise CheckpointError(self.path, faults)
         return replace(self, weights=None)
+
+    def without_tensors(self) -> Checkpoint:
+        return replace(self, tensors={})
 
 
 def is_checkpoint_file(name: str) -> bool:
@@ -121,7 +125,10 @@ def _compare(folder: Folder, manifest: Manifest | None) -> tuple[list[str], file
 
 
 def read_config(folder: Folder) -> Any:
-    """The contents of config.json."""
+    """The contents of config.json. CheckpointError where there is none, as in a cascade."""
+    if is_cascade(folder):
+        example = os.path.join(folder.path, model_path(1))
+        raise CheckpointError(folder.path, [f"is a cascade; one of its models is needed here, such as {example}"])
     if not folder.has(CONFIG) and (hint := weights.foreign(folder)):
         raise CheckpointError(folder.path, [f"{CONFIG} is missing{hint}"])
     return folder.json(CONFIG)

@@ -1,4 +1,4 @@
-"""The command line: `pfengine classify | tag | train | attach | convert | calibrate | evaluate | info | demo`."""
+"""The command line: `pfengine classify`, `pfengine tag` and so on, as `COMMANDS` lists them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from . import cli_io, cli_output, console
 from ._version import __version__
 from .api import BATCH_TOKENS, load
+from .cascade_saving import cascade as make_cascade
 from .cli_evaluation import calibrate, evaluate
 from .cli_options import (
     BatchTokens,
@@ -31,8 +32,8 @@ from .cli_options import (
 )
 from .cli_tagging import tag
 from .cli_training import TrainingCommand, attach, train
-from .convert import convert as convert_checkpoint
-from .convert import converters
+from .convert.run import convert as convert_checkpoint
+from .convert.run import converters
 from .errors import ConfigError
 
 app = typer.Typer(
@@ -127,6 +128,21 @@ def convert(
     console.show(convert_checkpoint(source, out, system=system, precision=precision))
 
 
+def cascade(
+    checkpoints: Annotated[list[str], typer.Argument(help="Two or more checkpoints, the fastest first.")],
+    out: Annotated[str, typer.Argument(help="Directory to write.")],
+    criterion: Annotated[
+        str, typer.Option(help="When a row is answered and does not enter the next model.")
+    ] = "cascadebert",
+    threshold: Annotated[float | None, typer.Option(help="Its threshold; none: calibrate the cascade.")] = None,
+) -> None:
+    """Put finished models with the same labels in a cascade: rows that one is not sure of enter the next.
+
+    Without a threshold the last model answers all rows, until `pfengine calibrate` has found one.
+    """
+    console.show(make_cascade(checkpoints, out, criterion=criterion, threshold=threshold))
+
+
 def info(checkpoint: Checkpoint, as_json: Json = False) -> None:
     """Show what a checkpoint holds, and what this installation runs it with."""
     started = time.perf_counter()
@@ -162,6 +178,7 @@ COMMANDS: dict[Callable[..., None], str] = {  # with an example each, in the ord
     attach: "pfengine attach my-model/ texts.jsonl ckpt/",
     calibrate: "pfengine calibrate ckpt/ held-out.tsv --agreement 0.99 --confidence 0.95",
     evaluate: "pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3",
+    cascade: "pfengine cascade small/ large/ out/; then pfengine calibrate out/ held-out.tsv --speedup 2",
     info: "pfengine info sst2",
     demo: "pfengine demo",
 }

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from . import extension
+from .cascade_reader import CascadeCheckpoint
+from .checkpoint import Checkpoint
 from .console import printable, show, write, writing
 from .strict_json import dumps
 
@@ -129,29 +131,50 @@ def print_calibration(outcome: Calibration) -> None:
 
 def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
     """What `pfengine info` shows. seconds: how long loading took."""
-    ckpt = engine.checkpoint
+    ckpt, manifest = engine.checkpoint, engine.checkpoint.manifest
+    models = ckpt.models if isinstance(ckpt, CascadeCheckpoint) else (ckpt,)
+    folders = {ckpt.path, *(each.path for each in models)}
+    own: dict[str, Any] = {
+        "head": models[0].manifest.head["type"],
+        "family": models[0].backbone.family.name,
+        "layers": engine.num_layers,
+        "hidden_size": models[0].backbone.hidden_size,
+    }
+    if len(models) > 1:
+        own = {"models": [_model_facts(each) for each in models]}
     return {
         "path": str(ckpt.path),
-        "system": ckpt.manifest.system,
-        "head": ckpt.manifest.head["type"],
-        "family": ckpt.backbone.family.name,
-        "layers": engine.num_layers,
-        "hidden_size": ckpt.backbone.hidden_size,
+        "system": manifest.system,
+        **own,
         "labels": list(engine.labels),
         "problem_type": ckpt.backbone.problem_type,
         "max_length": engine.max_length,
-        "tokenizer": ckpt.tokenizer is not None,
+        "tokenizer": models[0].tokenizer is not None,
         "exit_layers": list(engine.exit_layers),
-        "criterion": ckpt.manifest.criterion,
-        "threshold": ckpt.manifest.threshold,
-        "calibration": list(ckpt.manifest.calibration),
-        "storage": ckpt.manifest.storage,
-        "megabytes": round(sum(f.stat().st_size for f in ckpt.path.iterdir() if f.is_file()) / 1e6, 1),
+        "criterion": manifest.criterion,
+        "threshold": manifest.threshold,
+        "calibration": list(manifest.calibration),
+        "storage": ", ".join(dict.fromkeys(each.manifest.storage for each in models)),
+        "megabytes": round(sum(f.stat().st_size for each in folders for f in each.iterdir() if f.is_file()) / 1e6, 1),
         "load_seconds": round(seconds, 2),
-        "training": ckpt.manifest.training,
-        "precisions": ckpt.manifest.precisions,
+        "training": manifest.training,
+        "precisions": manifest.precisions,
         "precision": engine.precision,  # the one that "auto" chose
         "extension": extension.status(),
+    }
+
+
+def _model_facts(ckpt: Checkpoint) -> dict[str, Any]:
+    """What is shown of one model of a cascade."""
+    return {
+        "system": ckpt.manifest.system,
+        "head": ckpt.manifest.head["type"],
+        "family": ckpt.backbone.family.name,
+        "layers": ckpt.backbone.num_layers,
+        "hidden_size": ckpt.backbone.hidden_size,
+        "exit_layers": list(ckpt.manifest.exit_layers),
+        "criterion": ckpt.manifest.criterion,
+        "threshold": ckpt.manifest.threshold,
     }
 
 
@@ -161,6 +184,9 @@ def print_facts(facts: dict[str, Any]) -> None:
             show("calibration:")
             for point in value:
                 show("  " + ", ".join(f"{name} {number:.4g}" for name, number in point.items()))
+        elif key == "models":
+            for number, model in enumerate(value, 1):
+                show(f"model {number}: " + ", ".join(f"{name} {item}" for name, item in model.items()))
         elif isinstance(value, dict):
             show(f"{key}: " + ", ".join(f"{name} {item}" for name, item in value.items()))
         else:

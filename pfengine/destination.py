@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .cascade_manifest import MODELS, is_cascade, model_folders
 from .checkpoint import MANIFEST, is_checkpoint_file
 
 NEW, OLD = "new", "old"
@@ -48,6 +49,12 @@ def foreign(directory: Path) -> list[str]:
     """Names in `directory` that are not our own work for it."""
     return [name for name in os.listdir(directory)
             if name != "lost+found" and not name.startswith(stem(directory))]  # fmt: skip
+
+
+def belonging(directory: Path) -> set[str]:
+    """Names in `directory` that belong to the checkpoint there, and are replaced with it."""
+    models = {MODELS} if is_cascade(directory) else set()
+    return {name for name in os.listdir(directory) if is_checkpoint_file(name) or name in models}
 
 
 def check_writable(directory: Path) -> None:
@@ -200,6 +207,12 @@ def discard(stage: Path, directory: Path) -> None:
     old = stage / OLD
     if not old.is_dir():
         return
+    if is_cascade(old):
+        for folder in (*model_folders(old), old / MODELS):  # what is not a checkpoint's stays, and so does its folder
+            with contextlib.suppress(OSError):
+                for name in filter(is_checkpoint_file, os.listdir(folder)):
+                    (folder / name).unlink()
+                folder.rmdir()
     for name in os.listdir(old):
         file, kept = old / name, directory / name
         with contextlib.suppress(OSError):
@@ -232,7 +245,7 @@ def _exchange(stage: Path, directory: Path) -> bool:
     with contextlib.suppress(OSError):
         if os.path.samefile(directory, os.curdir):  # our working directory would become the old one
             return False
-    new, moved = stage / OLD, []
+    new, moved, ours = stage / OLD, [], belonging(directory)
     try:
         status, built = directory.stat(), (stage / NEW).stat()
         if (status.st_uid, status.st_gid) != (built.st_uid, built.st_gid):
@@ -243,13 +256,13 @@ def _exchange(stage: Path, directory: Path) -> bool:
         return False
     try:
         for name in os.listdir(directory):
-            if not is_checkpoint_file(name):
+            if name not in ours:
                 with contextlib.suppress(OSError):  # a directory, or a file system without hard links: moved below
                     os.link(directory / name, new / name, follow_symlinks=False)
         swap(new, directory)
         try:
             for name in os.listdir(new):
-                if not is_checkpoint_file(name) and not os.path.lexists(directory / name):
+                if name not in ours and not os.path.lexists(directory / name):
                     os.rename(new / name, directory / name)
                     moved.append(name)
         except OSError:  # something is mounted there
@@ -263,7 +276,7 @@ def _exchange(stage: Path, directory: Path) -> bool:
         return True
     except OSError:
         for name in os.listdir(new):
-            if not is_checkpoint_file(name):  # the extra links
+            if not is_checkpoint_file(name) and name != MODELS:  # the extra links
                 os.unlink(new / name)
         os.rename(new, stage / NEW)
         return False
@@ -276,7 +289,7 @@ def _one_by_one(stage: Path, directory: Path) -> None:
     """
     new, old = stage / NEW, stage / OLD
     names = sorted(os.listdir(new), key=lambda name: name == MANIFEST)
-    stale = [name for name in os.listdir(directory) if is_checkpoint_file(name) and name not in names]
+    stale = [name for name in belonging(directory) if name not in names]
     if not _lists_files(directory):
         names = names[-1:] + names[:-1]
         names, stale = names[:1] + stale + names[1:], []
@@ -297,7 +310,9 @@ def _one_by_one(stage: Path, directory: Path) -> None:
                 (directory / name).unlink(missing_ok=True)
     except BaseException:
         for name in moved:
-            if name not in kept:
+            if (directory / name).is_dir():
+                os.replace(directory / name, new / name)
+            elif name not in kept:
                 (directory / name).unlink(missing_ok=True)
         for name in reversed(kept):
             os.replace(old / name, directory / name)
@@ -317,7 +332,7 @@ def _keep(file: Path, kept: Path) -> None:
     try:
         os.link(file, kept, follow_symlinks=False)
     except OSError:
-        if file.is_dir():
+        if file.is_dir() and file.name != MODELS:
             raise
         os.replace(file, kept)
 
@@ -338,9 +353,11 @@ with contextlib.suppress(AttributeError, OSError, TypeError):
 
 
 def flush(directory: Path) -> None:
-    """Write all files of a directory to the disk."""
+    """Write all files of a directory to the disk, and those in it."""
     for file in directory.iterdir():
-        if file.is_file():
+        if file.is_dir():
+            flush(file)
+        elif file.is_file():
             _sync(file)
     _sync(directory)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from . import extension
-from .checkpoint import Checkpoint
+from .cascade_manifest import CascadeManifest
 from .errors import ConfigError
+from .manifest import Manifest
 from .ops import OpSet, cpu, cpu_torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
@@ -42,6 +45,15 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def check_process(device: torch.device, process: int) -> None:
+    """Raise ConfigError in a forked child of `process` where the device is a GPU, whose memory the child cannot use."""
+    if device.type != "cpu" and process != os.getpid():
+        raise ConfigError(
+            f"this engine was loaded on {device} before this process was forked, and CUDA cannot be used "
+            "after a fork; load it in the child, or start processes with the method 'spawn'"
+        )
+
+
 def find_op_set(device: torch.device) -> OpSet:
     """The fastest op set for a device. Raises ConfigError where the GPU is too old or triton is missing."""
     if device.type == "cpu":
@@ -59,12 +71,12 @@ def find_op_set(device: torch.device) -> OpSet:
     return cuda
 
 
-def auto_precision(ckpt: Checkpoint, device: torch.device) -> str:
+def auto_precision(manifest: Manifest | CascadeManifest, device: torch.device) -> str:
     """The fastest precision known to answer as fp32 does; fp32 where there is a guarantee, which is for fp32 alone."""
-    if device.type != "cpu" or not extension.has_cpu() or ckpt.manifest.guarantee is not None:
+    if device.type != "cpu" or not extension.has_cpu() or manifest.guarantee is not None:
         return "fp32"
     for name in cpu.fast_precisions():
-        check = ckpt.manifest.precisions.get(name)
+        check = manifest.precisions.get(name)
         if check is None:
             continue
         agreement = min(check["agreement"], check["full_depth_agreement"])

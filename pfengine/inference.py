@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from . import engine
 from .answers import has_answer, mark_unanswered
 from .batch import Packed
 from .errors import InputError
+from .exits.data import is_data
 from .exits.selection import Selection
 from .model import Model
 from .ops.flight import Answers
@@ -23,6 +24,19 @@ from .rows import Row
 from .tokenization import batches, pack
 
 Window = Sequence[Row | InputError]
+
+
+class Answered(NamedTuple):
+    """A window of rows, with an error in the place of each row without an answer, and the answers.
+
+    For a tag head logits are [rows, tokens of the longest row, labels] and exit layers [rows, tokens of the longest
+    row]; beyond a row's own tokens they are nan and 0.
+    """
+
+    window: Window
+    logits: np.ndarray  # float32 [rows, labels]
+    exit_layers: np.ndarray  # int64 [rows]
+    models: np.ndarray | None = None  # int64 [rows], 1-based: which model of a cascade answered
 
 
 class RowAnswers(Answers):
@@ -70,18 +84,12 @@ class Runner:
     batch_tokens: int
     batch_size: int | None = None
 
-    def answer(
-        self, windows: Iterable[Window], selection: Selection, workers: Executor | None
-    ) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
-        """Each window, with errors for rows without an answer; float32 logits [rows, labels]; int64 exit layers [rows].
-
-        For a tag head logits are [rows, words of the longest row, labels] and exit layers [rows, words of the longest
-        row]; beyond a row's own words they are nan and 0. With workers the next window is read while one is computed.
-        """
+    def answer(self, windows: Iterable[Window], selection: Selection, workers: Executor | None) -> Iterator[Answered]:
+        """The answers of each window. With workers the next window is read while one is computed."""
         work = (self._work(window, selection) for window in windows)
         for window, answers in run_ahead(work, workers):
             logits, exit_layers = answers.to_rows(answers.logits, np.nan), answers.to_rows(answers.exit_layers, 0)
-            yield self._marked(window, answers, has_answer(answers.logits)), logits, exit_layers
+            yield Answered(self._marked(window, answers, has_answer(answers.logits)), logits, exit_layers)
 
     def layer_scores(self, window: Sequence[Row]) -> tuple[Window, engine.LayerScores]:
         """The window, with errors for rows without an answer, and the scores of every exit, no exits taken.
@@ -116,12 +124,14 @@ class Runner:
             parts = [np.pad(part, lack, constant_values=fill) for part, lack in zip(parts, lacks, strict=True)]
         return np.concatenate(parts, axis=axis)
 
-    def join_answers(self, logits: list[np.ndarray], exit_layers: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and exit layers of several windows joined, as `answer` gives those of each; without rows of none."""
-        if not logits:
+    def join_answers(self, parts: Sequence[Answered]) -> Answered:
+        """The answers of several windows joined; those of no rows where there is none."""
+        if not parts:
             none = self._room([])
-            return none.to_rows(none.logits, np.nan), none.to_rows(none.exit_layers, 0)
-        return self.join(logits, np.nan), self.join(exit_layers, 0)
+            return Answered([], none.to_rows(none.logits, np.nan), none.to_rows(none.exit_layers, 0))
+        logits = self.join([part.logits for part in parts], np.nan)
+        exit_layers = self.join([part.exit_layers for part in parts], 0)
+        return Answered([row for part in parts for row in part.window], logits, exit_layers)
 
     def _marked(self, window: Window, answers: RowAnswers | WordAnswers, answered: np.ndarray) -> Window:
         """answered: bool by slot. A row has an answer where all its slots have one."""
@@ -166,3 +176,12 @@ class Runner:
         rows = self._to_run(window)
         most = min(self.model.carrier.max_rows, self.batch_size or self.model.carrier.max_rows)
         return (window, answers), [functools.partial(run, batch) for batch in batches(rows, self.batch_tokens, most)]
+
+
+def warm_up(model: Model, criterion: Any, counts: Sequence[int], lengths: Sequence[int]) -> None:
+    """Do in advance what the first batches of so many rows of such lengths would wait for."""
+    rule = criterion.exit_rule(model.num_layers, model.exit_layers) if is_data(criterion) else criterion
+    for count in counts:
+        for length in lengths:
+            batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
+            engine.warmup(model, pack(batch, model.config), rule)

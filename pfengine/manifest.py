@@ -48,15 +48,7 @@ def parse_manifest(raw: Any, num_layers: int, faults: list[str], file: str = "pf
         faults.append(f"{file}: is not a JSON object")
         return None
     fields = Fields(raw, file, faults)
-    version = fields.get("format_version", f"{FORMAT_VERSION}", is_int, None)
-    if version is None:
-        return None
-    if version != FORMAT_VERSION:
-        fields.fault(
-            "format_version",
-            f"is {version}; this pfengine reads version {FORMAT_VERSION}: "
-            + ("install a newer pfengine" if version > FORMAT_VERSION else "convert the checkpoint again"),
-        )
+    if not read_version(fields):
         return None
     known = set(Manifest.__dataclass_fields__) | {"format_version"}
     for key in sorted(set(raw) - known):
@@ -80,18 +72,43 @@ def parse_manifest(raw: Any, num_layers: int, faults: list[str], file: str = "pf
             lambda v: isinstance(v, dict) and isinstance(v.get("type"), str),
             {},
         ),
-        criterion=fields.get("criterion", "a string such as 'entropy'", lambda v: isinstance(v, str), None, None),
-        threshold=fields.get("threshold", "a finite number", is_number, None, None),
         exit_layers=tuple(layers),
-        calibration=tuple(
+        storage=fields.get("storage", f"one of {', '.join(STORAGES)}", lambda v: v in STORAGES, "float", "float"),
+        files=fields.get(
+            "files",
+            "an object of file names with 'size' and 'sha256'",
+            lambda v: is_files(v) and not any(set(name) & set("/\\\0") or name in ("", ".", "..") for name in v),
+            {},
+            {},
+        ),
+        **judged_fields(fields),
+    )
+
+
+def read_version(fields: Fields) -> bool:
+    """Is the format the one that is read here? A fault where it is not."""
+    version = fields.get("format_version", f"{FORMAT_VERSION}", is_int, None)
+    if version is not None and version != FORMAT_VERSION:
+        fields.fault(
+            "format_version",
+            f"is {version}; this pfengine reads version {FORMAT_VERSION}: "
+            + ("install a newer pfengine" if version > FORMAT_VERSION else "convert the checkpoint again"),
+        )
+    return version == FORMAT_VERSION
+
+
+def judged_fields(fields: Fields) -> dict[str, Any]:
+    """The criterion, what was measured of it, and how the checkpoint was trained."""
+    return {
+        "criterion": fields.get("criterion", "a string such as 'entropy'", lambda v: isinstance(v, str), None, None),
+        "threshold": fields.get("threshold", "a finite number", is_number, None, None),
+        "calibration": tuple(
             fields.get("calibration", "a list of objects with 'threshold' and 'layer_speedup'", _is_calibration, [], [])
         ),
-        guarantee=fields.get("guarantee", "an object", lambda v: isinstance(v, dict), None, None),
-        precisions=fields.get("precisions", PRECISION_FIELDS, _is_precisions, {}, {}),
-        storage=fields.get("storage", f"one of {', '.join(STORAGES)}", lambda v: v in STORAGES, "float", "float"),
-        training=fields.get("training", "an object", lambda v: isinstance(v, dict), {}, {}),
-        files=fields.get("files", "an object of file names with 'size' and 'sha256'", _is_files, {}, {}),
-    )
+        "guarantee": fields.get("guarantee", "an object", lambda v: isinstance(v, dict), None, None),
+        "precisions": fields.get("precisions", PRECISION_FIELDS, _is_precisions, {}, {}),
+        "training": fields.get("training", "an object", lambda v: isinstance(v, dict), {}, {}),
+    }
 
 
 PRECISION_FIELDS = "an object of precisions with 'agreement', 'full_depth_agreement' and 'layer_speedup_ratio'"
@@ -104,14 +121,11 @@ def _is_precisions(value: Any) -> bool:
     )
 
 
-def _is_files(value: Any) -> bool:
+def is_files(value: Any) -> bool:
+    """Is it an object of files with their sizes and hashes, see `file_hashes`?"""
     return isinstance(value, dict) and all(
-        not set(name) & set("/\\\0")
-        and name not in ("", ".", "..")
-        and isinstance(file, dict)
-        and is_int(file.get("size"))
-        and isinstance(file.get("sha256"), str)
-        for name, file in value.items()
+        isinstance(file, dict) and is_int(file.get("size")) and isinstance(file.get("sha256"), str)
+        for file in value.values()
     )
 
 

@@ -34,6 +34,11 @@ class Model:
         return self.config.num_layers
 
     @property
+    def worker_threads(self) -> int:
+        """How many threads take batches through the layers, for the best throughput."""
+        return self.carrier.worker_threads
+
+    @property
     def full_depth(self) -> ExitRule:
         """The rule under which nobody leaves before the last layer."""
         return ExitRule(bytes(self.num_layers))

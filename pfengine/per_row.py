@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+from .cascade_reader import CascadeCheckpoint
 from .checkpoint import Checkpoint
 from .errors import ConfigError
 from .exits import Outputs
@@ -46,9 +48,19 @@ def with_numbers(rows: Iterator[Any], name: str, values: Iterable[Any]) -> Itera
         raise ConfigError(f"{name} has more values than the {count} rows there are; give one per row")
 
 
-def own_exits(ckpt: Checkpoint, exit_layers: tuple[int, ...] | None = None) -> CheckpointExits:
-    """What `exits.selection` reads of a checkpoint. exit_layers: those in use, None for the checkpoint's own."""
-    written, backbone = ckpt.manifest, ckpt.backbone
+def own_exits(ckpt: Checkpoint | CascadeCheckpoint, exit_layers: tuple[int, ...] | None = None) -> CheckpointExits:
+    """What `exits.selection` reads of a checkpoint. exit_layers: those in use, None for the checkpoint's own.
+
+    The exits of a cascade are the last layers of its models, whose layers are counted on.
+    """
+    backbone = ckpt.backbone
+    if isinstance(ckpt, CascadeCheckpoint):
+        ends = tuple(itertools.accumulate(each.backbone.num_layers for each in ckpt.models))
+        outputs, own = Outputs(backbone.problem_type, backbone.num_labels), ckpt.manifest
+        return CheckpointExits(
+            ckpt.path, (own.criterion or "never").strip(), own.threshold, ends, own.calibration, outputs
+        )
+    written = ckpt.manifest
     head = HEADS[written.head["type"]]
     outputs = Outputs(backbone.problem_type, backbone.num_labels, head.learns(written.head), head.tags)
     used, criterion = exit_layers or written.exit_layers, (written.criterion or "never").strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from .cascade_reader import CascadeCheckpoint
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 
@@ -47,10 +48,12 @@ class SummedTensors(Mapping[str, Tensor]):
         return len(self.tensors)
 
 
-def mark(ckpt: Checkpoint, backend: Tokenizer | None, sums: Mapping[str, int]) -> str:
-    """A hash of configs, tokenizer and small tensors: the same for the same checkpoint, wherever it is."""
-    parts = (ckpt.backbone, ckpt.manifest, sorted(sums.items()))
-    text = f"{parts!r} {'' if backend is None else backend.to_str()}"
+def mark(ckpt: Checkpoint | CascadeCheckpoint, backends: Sequence[Tokenizer | None], sums: Mapping[str, int]) -> str:
+    """A hash of configs, tokenizers and small tensors: the same for the same checkpoint, wherever it is."""
+    parts: tuple[Any, ...] = (ckpt.backbone, ckpt.manifest, sorted(sums.items()))
+    if isinstance(ckpt, CascadeCheckpoint):
+        parts += tuple((each.backbone, each.manifest) for each in ckpt.models)
+    text = " ".join([repr(parts), *("" if backend is None else backend.to_str() for backend in backends)])
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 

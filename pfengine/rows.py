@@ -70,6 +70,7 @@ class Row(NamedTuple):
     spans: np.ndarray | None = None  # int32 [words, 2]: first character of each word in `text`, and the one after it
     text: str | None = None
     first_word: int = 0  # how many of the words that were given come before these, where truncation has cut them off
+    source: Text | Row | None = None  # the text, or the ids as they were given; None where the row is what was given
 
     @property
     def word_count(self) -> int:
@@ -150,6 +151,8 @@ def _parse(row_id: int, value: Any) -> Text | Row:
         raise InputError(row_id, value.reason)
     if isinstance(value, _BYTES):
         raise InputTypeError(row_id, f"is {_describe(value)}; decode it to a string first")
+    if isinstance(value, (Text, Row)):  # `Row.source`, which another model reads again
+        return value
     if not isinstance(value, Mapping):
         raise InputTypeError(row_id, f"is {_describe(value)}; a row is {ROW_FORMS}")
     if "input_ids" in value:

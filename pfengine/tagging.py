@@ -8,13 +8,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .answers import probabilities
+from .cascade_reader import CascadeCheckpoint
 from .checkpoint import Checkpoint
 from .engine import CriterionFunction
 from .entities import entities, split_tag
 from .errors import ConfigError, InputError
 from .exits import Criterion
 from .exits.selection import Selection
-from .inference import Runner
+from .inference import Answered, Runner
 from .model import Model
 from .options import sizes
 from .per_row import Number
@@ -72,7 +73,7 @@ class _Host(Protocol):
 
     model: Model
     precision: str
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | CascadeCheckpoint
 
     @property
     def labels(self) -> tuple[str, ...]: ...
@@ -85,7 +86,7 @@ class _Host(Protocol):
 
     def _answered(
         self, inputs: Any, windows: Iterable[Window], selection: Selection, runner: Runner
-    ) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]: ...
+    ) -> Iterator[Answered]: ...
 
 
 class Tagging:
@@ -160,7 +161,7 @@ class Tagging:
         windows = (selection.resolved(_with_text(window)) for window in read)
 
         def results() -> Iterator[Any]:
-            for window, logits, exit_layers in self._answered(texts, windows, selection, runner):
+            for window, logits, exit_layers, _ in self._answered(texts, windows, selection, runner):
                 scores = probabilities(logits, self.model.config.problem_type)
                 for row, own, layers in zip(window, scores, exit_layers, strict=True):
                     if not isinstance(row, InputError):

@@ -5,7 +5,7 @@ Uses only the `tokenizers` library; transformers is imported for directories who
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,9 +107,7 @@ class Tokenizer:
                     texts.append((len(out), row_id, parsed))
                     out.append(InputError(row_id, "was not tokenised"))
                 else:
-                    if not self.config.type_vocab_size:  # as in transformers, whose tokenizers may give them
-                        parsed = parsed._replace(types=None)
-                    out.append(self._checked(self._cut_ids(parsed)))
+                    out.append(self._read_ids(parsed))
             except InputError as error:
                 out.append(error)
         for (slot, row_id, text), encoding in zip(texts, self._encode_texts([t for *_, t in texts]), strict=True):
@@ -119,6 +117,27 @@ class Tokenizer:
                 out[slot] = self._checked(self._row(row_id, text, encoding))
             except InputError as error:
                 out[slot] = error
+        return out
+
+    def again(self, rows: Sequence[Row], before: Tokenizer, alike: bool) -> list[Row | InputError]:
+        """Rows that another model's tokenizer made, as this one makes them. A bad row gives an error in its place.
+
+        alike: do both differ in nothing but the longest row? Then only rows that they cut otherwise are read again.
+        """
+        out: list[Row | InputError] = [*rows]
+        anew = []
+        for i, row in enumerate(rows):
+            uncut = not row.truncated and len(row.ids) <= self.max_length
+            if not (alike and (uncut or self.max_length == before.max_length)):
+                anew.append(i)
+                continue
+            try:
+                self._checked(row)
+            except InputError as error:
+                out[i] = error
+        found = self.encode((rows[i].row_id, rows[i] if rows[i].source is None else rows[i].source) for i in anew)
+        for i, row_or_error in zip(anew, found, strict=True):
+            out[i] = row_or_error
         return out
 
     def _encode_texts(self, texts: list[Text]) -> list[Any]:
@@ -156,7 +175,8 @@ class Tokenizer:
             encoding, found = self._words(row_id, text, encoding)
         has_types = self.single_types if text.pair is None else self.pair_types
         types = np.array(encoding.type_ids, dtype=np.int64) if has_types else None
-        row = Row(row_id, np.array(encoding.ids, dtype=np.int64), types, bool(encoding.overflowing), text.knob)
+        ids, truncated = np.array(encoding.ids, dtype=np.int64), bool(encoding.overflowing)
+        row = Row(row_id, ids, types, truncated, text.knob, source=text)
         return row if found is None else found.put_on(row, text.text)
 
     def _words(self, row_id: int, text: Text, encoding: Any) -> tuple[Any, words.Pieces]:
@@ -168,6 +188,13 @@ class Tokenizer:
             return words.find(text, encoding, backend, lambda other: guarded(backend.encode, other))
         except ValueError as error:
             raise InputError(row_id, f"cannot be tokenised: {error}") from None
+
+    def _read_ids(self, given: Row) -> Row:
+        row = given
+        if not self.config.type_vocab_size and row.types is not None:  # as in transformers, whose tokenizers give them
+            row = row._replace(types=None)
+        row = self._checked(self._cut_ids(row))
+        return row if row is given else row._replace(source=given)
 
     def _cut_ids(self, row: Row) -> Row:
         limit = self.max_length

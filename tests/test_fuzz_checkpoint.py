@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 import pfengine
 from pfengine import folder
 
+from .conftest import accept_edits
+
 Make = Callable[..., Path]
 CASES = int(os.environ.get("PFENGINE_FUZZ_CASES", "300"))
 ROWS = [{"input_ids": [3, 4, 5, 6]}, {"input_ids": [7]}]
@@ -113,13 +115,17 @@ def changed_weights(draw: np.random.Generator, content: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def sources(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Ours with heads of both kinds, float and int8; plain: whole, in shards, and as a pickle; the authors' format."""
+    """Ours with heads of both kinds, float and int8, a cascade; plain: whole, in shards, and as a pickle; the authors'
+    format."""
     small: dict[str, Any] = {"config": {"max_position_embeddings": 16, "num_hidden_layers": 2}}
     found = [
         make_checkpoint("bert", **small),
         make_checkpoint("albert", head="linear", storage="int8-rows", **small),
         make_checkpoint("roberta", calibration=({"threshold": 0.3, "layer_speedup": 2.0},), threshold=0.3, **small),
     ]
+    cascade = pfengine.cascade(found[:2], tmp_path_factory.mktemp("cascade") / "out", threshold=0.5)
+    for part in (cascade, *(cascade / "models").iterdir()):
+        accept_edits(part)
     plain = tmp_path_factory.mktemp("plain")
     for name in ("config.json", "model.safetensors"):
         shutil.copy(make_checkpoint("bert", head="classifier", **small) / name, plain)
@@ -137,14 +143,14 @@ def sources(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> 
     original = tmp_path_factory.mktemp("original")
     for name in ("config.json", "weights.safetensors"):
         shutil.copy(Path(__file__).parent / "golden" / "past-future" / "bert_n2" / name, original)
-    return [*found, plain, shards, pickled, original]
+    return [*found, cascade, plain, shards, pickled, original]
 
 
 def spoiled(draw: np.random.Generator, source: Path, path: Path) -> list[str]:
     """A copy of `source` with one or two of its files changed; their names."""
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(source, path)
-    names = sorted(file.name for file in path.iterdir())
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
     chosen = [pick(draw, names) for _ in range(pick(draw, [1, 1, 1, 2]))]
     for name in chosen:
         content = (path / name).read_bytes()

@@ -20,11 +20,13 @@ LAYERS = {
     "extension": "_C extension batch",
     "kernels": "kernels",
     "ops": "ops",
-    "checkpoint": "checkpoint config destination families file_hashes folder json_fields manifest storage weights",
+    "checkpoint": "cascade_manifest checkpoint config destination families file_hashes folder json_fields manifest "
+    "storage weights",
     "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows words",
     "parts": "encoder exits heads",
     "engine": "engine model token_flight torch_flight",
-    "api": "answers api bundled devices inference per_row reader reload saving tagging",
+    "api": "answers api bundled cascade_model cascade_reader cascade_runner cascade_saving devices inference loading "
+    "per_row reader reload saving tagging",
     "whole runs": "convert evaluation training",
     "faces": "__init__ __main__ cli cli_evaluation cli_io cli_options cli_output cli_tagging cli_training console demo",
 }

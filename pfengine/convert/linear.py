@@ -11,9 +11,8 @@ from torch import Tensor
 from ..families import Family
 from ..heads import PREFIX
 from ..manifest import Manifest
+from .source import Converted as Converted
 from .source import Original, encoder_tensors, with_shapes
-
-Converted = tuple[dict[str, Any], Manifest, dict[str, Tensor]]
 
 
 def linear_checkpoint(

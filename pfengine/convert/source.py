@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,28 @@ import torch
 from torch import Tensor
 
 from .. import weights
+from ..cascade_manifest import CascadeManifest
 from ..errors import CheckpointError
 from ..families import FAMILIES, Family
 from ..folder import Folder
+from ..manifest import Manifest
 from ..storage import Stored, read_header
 from ..weights import CONVERTED, INDEX, WEIGHTS
 
 SINGLE = "single_label_classification"
 FILES = (CONVERTED[0], WEIGHTS, INDEX, *CONVERTED[1:])
+
+
+Converted = tuple[dict[str, Any], Manifest, dict[str, Tensor]]
+"""config.json, pfengine.json and tensors of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Cascaded:
+    """A cascade made of one checkpoint of others: its manifest, and its models in order."""
+
+    manifest: CascadeManifest
+    models: tuple[Converted, ...]
 
 
 def find(folder: Folder) -> dict[str, Stored]:

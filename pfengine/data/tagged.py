@@ -14,6 +14,8 @@ from .labels import fitted, names_of
 from .lines import display_name
 from .records import BLANK, checked, read_records
 
+LONGEST = 1000  # words; a file with one longer sentence has none at all, but rows of something else
+
 
 def read_tagged(
     file: str | Path,
@@ -55,6 +57,10 @@ def read_tagged(
             break
     if not examples:
         raise ConfigError(f"{display_name(file)} has no rows")
+    if len(examples) == 1 and len(examples[0].words) > LONGEST:
+        raise ConfigError(
+            f"{display_name(file)} is one sentence of {len(examples[0].words)} words; a blank line ends each"
+        )
     return examples
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from .. import data, saving
 from ..api import Engine, load
 from ..bundled import BUNDLED
+from ..cascade_reader import CascadeCheckpoint
+from ..checkpoint import Checkpoint
 from ..engine import LayerScores
 from ..errors import ConfigError, shown
 from ..exits import Criterion, DataCriterion, Never, Numbers
@@ -28,6 +30,7 @@ from ..per_row import own_exits
 from ..reader import read
 from .calibrated import Calibration, LayerChoice, outcome, warn_of_few, write
 from .costs import measure_costs
+from .model_answers import answers_of_models
 from .tagged import Words, tag_table
 
 AGREEMENT = 0.99  # promised where only a tolerance is given
@@ -52,6 +55,9 @@ def calibrate(
     notify: Callable[[str], None] = lambda stage: None,
 ) -> Calibration:
     """Calibrate a checkpoint on rows it was not trained on, and write the result into it.
+
+    Of a cascade the criterion between its models is calibrated. There agreement is with what the last model answers,
+    and a layer speed-up is against the layers of the last model.
 
     source: a file or a directory with a `dev` split; labels are used where there are any. data_format, text_column,
     pair_column, label_column: as in `data.stream`. criterion: a new one as text, such as "patience" or "elbert:,8,0.1",
@@ -90,11 +96,16 @@ def calibrate(
         raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
     own = _criterion(engine, criterion)
+    cascaded = isinstance(engine.checkpoint, CascadeCheckpoint)
+    if cascaded and (choose_layers or speedup == 1):
+        raise ConfigError(
+            f"{path} is a cascade: choose_layers is for one of its models, and at speed-up 1 the last model runs alone"
+        )
     regression = engine.model.config.problem_type == REGRESSION
     _check_promise(engine, tolerance, agreement, accuracy_drop, choose_layers)
     if tolerance is not None and agreement is None and speedup is None:
         agreement = AGREEMENT
-    saving.check_writable(target)
+    saving.check_writable(target, cascaded)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     if tags:
         tagged = data.read_tagged(data.locate(source, "dev"), **columns, kind=data_format)
@@ -112,11 +123,18 @@ def calibrate(
     texts = [example.row for example in examples]
     warn_of_few(texts, source)
     if choose_layers and engine.exit_layers != every_exit(engine):
-        every = replace(engine.checkpoint.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
-        engine = load(replace(read(directory), manifest=every), precision="fp32", criterion="never")
-    exit_layers = engine.exit_layers
-    notify(f"logits of {len(texts)} rows at {len(exit_layers)} exits")
-    scores = engine.layer_scores(texts)
+        whole = read(directory)
+        every = replace(whole.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
+        engine = load(replace(whole, manifest=every), precision="fp32", criterion="never")
+    models = None
+    if cascaded:
+        notify(f"answers of each model to {len(texts)} rows")
+        models = answers_of_models(engine, texts)
+        exit_layers, scores = models.ends, LayerScores(models.logits, None)
+    else:
+        exit_layers = engine.exit_layers
+        notify(f"logits of {len(texts)} rows at {len(exit_layers)} exits")
+        scores = engine.layer_scores(texts)
 
     choice, fresh = None, np.arange(len(texts))
     if choose_layers:
@@ -134,6 +152,8 @@ def calibrate(
         scores = LayerScores(scores.logits[places], learned)
     notify("thresholds")
     table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned, tolerance)
+    if models is not None:
+        table = models.recounted(table, own)
     promised: Guarantee | None = None
     threshold = choice.chosen.threshold if choice else _threshold(engine, own, criterion)
     if agreement is not None or accuracy_drop is not None:
@@ -144,21 +164,23 @@ def calibrate(
             own, part.logits, against, exit_layers, limit=limit, confidence=confidence, learned=part.learned,
             tolerance=tolerance,
         )  # fmt: skip
+        if models is not None:
+            promised = models.recount_guarantee(promised, own)
         threshold = promised.threshold
-    manifest = replace(
-        engine.checkpoint.manifest,
-        criterion=repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
-        threshold=None if isinstance(threshold, tuple) else threshold,
-        exit_layers=exit_layers,
-        calibration=tuple(table),
-        guarantee=None if promised is None else asdict(promised),
-    )
+    found: dict[str, Any] = {
+        "criterion": repr(own.with_threshold(threshold)) if isinstance(threshold, tuple) else own.form,
+        "threshold": None if isinstance(threshold, tuple) else threshold,
+        "calibration": tuple(table),
+        "guarantee": None if promised is None else asdict(promised),
+    }
+    before = engine.checkpoint.manifest
+    manifest = replace(before, **(found if cascaded else found | {"exit_layers": exit_layers}))
     if speedup is not None and choice is None:
-        rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
-        found = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
-        manifest = replace(manifest, threshold=found)
+        rule = _at_speedup(engine, own, table, speedup)
+        reached = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
+        manifest = replace(manifest, threshold=reached)
     precisions = write(engine, manifest, target, texts, notify)
-    return outcome(manifest, target, source, len(examples), promised, choice, precisions)
+    return outcome(manifest, target, source, len(examples), exit_layers, promised, choice, precisions)
 
 
 def _calibrate_tags(
@@ -186,11 +208,11 @@ def _calibrate_tags(
         guarantee=None,
     )
     if speedup is not None:
-        rule = choose(own_exits(replace(engine.checkpoint, manifest=manifest)), None, None, speedup)
+        rule = _at_speedup(engine, own, table, speedup)
         slowest = own.grid(len(engine.exit_layers), len(engine.labels))[0]  # no word leaves early
         manifest = replace(manifest, threshold=slowest if isinstance(rule, Never) else float(rule.threshold))
     precisions = write(engine, manifest, target, rows, notify)
-    return outcome(manifest, target, source, len(rows), None, None, precisions)
+    return outcome(manifest, target, source, len(rows), engine.exit_layers, None, None, precisions)
 
 
 def _share(name: str, value: Any) -> float:
@@ -203,6 +225,7 @@ def _share(name: str, value: Any) -> float:
 
 def every_exit(engine: Engine) -> tuple[int, ...]:
     """All layers that could answer; a plain classifier answers at the last layer only."""
+    assert isinstance(engine.checkpoint, Checkpoint)
     head = engine.checkpoint.manifest.head
     return HEADS[head["type"]].layers(engine.model.config, head)
 
@@ -216,7 +239,7 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     """The one to calibrate, at any threshold; its other parameters are those of the text, or the checkpoint's."""
     own = engine.checkpoint.manifest.criterion or "never"
     text = own if text is None else own_exits(engine.checkpoint).named(text)
-    if text == "never" or len(every_exit(engine)) == 1:
+    if text == "never" or (engine.cascade is None and len(every_exit(engine)) == 1):
         raise ConfigError(f"{engine.checkpoint.path} has no criterion, or no exit before its last layer, to calibrate")
     rule = parse_form(text)
     check_fits(rule, own_exits(engine.checkpoint).outputs, text)
@@ -263,6 +286,12 @@ def _threshold(engine: Engine, own: DataCriterion, text: str | None) -> Numbers 
     if before.threshold is not None or lacks_threshold(before.criterion or "never"):
         return before.threshold
     return was.threshold
+
+
+def _at_speedup(engine: Engine, own: DataCriterion, table: list[dict[str, Any]], speedup: float) -> Any:
+    """The criterion at the threshold that the new table has for a layer speed-up."""
+    now = own_exits(engine.checkpoint)._replace(criterion=own.form, threshold=None, calibration=table)
+    return choose(now, None, None, speedup)
 
 
 def _slowest(own: DataCriterion, scores: LayerScores, exit_layers: tuple[int, ...]) -> float:

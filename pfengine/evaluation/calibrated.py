@@ -10,11 +10,12 @@ from typing import Any
 
 from .. import data, saving
 from ..api import Engine
+from ..cascade_manifest import CascadeManifest
+from ..cascade_reader import open_checkpoint
+from ..cascade_saving import refill
 from ..exits.guarantee import Guarantee
 from ..exits.placement import Placement
-from ..manifest import Manifest
 from ..messages import warn
-from ..reader import read
 from .precisions import check_precisions
 
 FEW_ROWS = 30
@@ -51,10 +52,11 @@ class Calibration:
 
 
 def outcome(
-    manifest: Manifest,
+    manifest: saving.AnyManifest,
     target: Path,
     source: str | Path,
     rows: int,
+    exit_layers: tuple[int, ...],
     promised: Guarantee | None,
     choice: LayerChoice | None,
     precisions: dict[str, dict[str, Any]],
@@ -65,7 +67,7 @@ def outcome(
         rows=rows,
         criterion=manifest.criterion or "",
         threshold=manifest.threshold,
-        exit_layers=manifest.exit_layers,
+        exit_layers=exit_layers,
         table=list(manifest.calibration),
         guarantee=promised,
         layers=choice,
@@ -74,7 +76,7 @@ def outcome(
 
 
 def write(
-    engine: Engine, manifest: Manifest, target: Path, texts: list[Any], notify: Callable[[str], None]
+    engine: Engine, manifest: saving.AnyManifest, target: Path, texts: list[Any], notify: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """Write the checkpoint with this manifest, and in it how other precisions answer, which is returned."""
     directory = engine.checkpoint.path
@@ -84,9 +86,8 @@ def write(
             precisions = check_precisions(stage, texts)
         saving.write_manifest(directory, replace(manifest, precisions=precisions))
     else:
-        ckpt = read(directory)
-        with saving.replacing(target) as stage:
-            written = saving.fill(stage, ckpt.backbone.raw, manifest, ckpt.tensors, ckpt.tokenizer)
+        with saving.replacing(target, isinstance(manifest, CascadeManifest)) as stage:
+            written = refill(stage, open_checkpoint(directory).checked(), manifest)
             precisions = check_precisions(stage, texts)
             saving.write_manifest(stage, replace(written, precisions=precisions))
     return precisions

@@ -25,6 +25,7 @@ from .curve import answers_of, curve, oracle
 from .judges import judge_exits
 from .machine import describe_machine
 from .metrics import METRICS, Metrics, leading, measure, standard_error
+from .model_answers import answers_of_models
 from .report import Report
 from .results import Curve, Setting
 from .tagged import UNANSWERED, Words, token_speedup
@@ -237,7 +238,11 @@ def _curve(
     engine: Engine, path: str, texts: list[Any], truth: np.ndarray, names: Metrics, words: Words | None
 ) -> Curve:
     criterion, layers = engine.checkpoint.manifest.criterion or "never", engine.exit_layers
-    logits, learned = engine.layer_scores(texts)
+    models = None if engine.cascade is None else answers_of_models(engine, texts)
+    if models is None:
+        logits, learned = engine.layer_scores(texts)
+    else:
+        logits, learned, layers = models.logits, None, models.ends
     bounds = None
     if words is not None:  # from here on every word is a row
         answered = ~np.isnan(logits[-1, ..., 0])
@@ -249,6 +254,8 @@ def _curve(
     if len(layers) == 1:
         return Curve(path, "never", [], None, exits)
     best = None if _regression(engine) else oracle(logits, truth, layers, names)
+    if best is not None and models is not None:
+        best = models.recount_oracle(best, truth)
     if criterion == "never":
         return Curve(path, "never", [], best, exits)
     rule = parse_form(criterion)
@@ -257,4 +264,5 @@ def _curve(
     if tokens is not None and tokens.freezes:  # the exits do not follow from these logits
         return Curve(path, form, [], best, exits)
     points = curve(rule, logits, truth, layers, names, learned=learned, bounds=bounds)
+    points = points if models is None else models.recounted(points, rule)
     return Curve(path, form, points, best, exits)

@@ -7,6 +7,7 @@ import numpy as np
 from .options import Option
 from .phases import HeldOut
 from .pooled import PooledModel
+from .system import System
 
 OPTIONS = {
     "exit_weights": Option(
@@ -32,3 +33,16 @@ class BEEMModel(PooledModel):
         else:
             weights = np.array(self.exit_layers) / 10
         return f"beem:,{'/'.join(f'{weight:.4g}' for weight in weights)}"
+
+
+SYSTEMS = (
+    System(
+        "beem",
+        "confidences of exits that agree, added up",
+        {"type": "linear", "pooler": "shared"},
+        BEEMModel,
+        options=("pooler", "reads"),
+        own=OPTIONS,
+        criterion="beem",
+    ),
+)

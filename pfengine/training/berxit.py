@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..convert import berxit
 from ..errors import ConfigError
 from ..heads import PREFIX, Scores
 from ..ops import reference
@@ -16,6 +17,7 @@ from .losses import depth_weighted, exit_loss
 from .options import COUNT, Option
 from .phases import Phase, trains_exits
 from .pooled import PooledModel
+from .system import System
 
 STRATEGIES = (
     "alternate-lte", "alternate", "all", "weight-linear", "two-stage", "self-distil", "only-highway", "raw", "limit",
@@ -142,3 +144,18 @@ def berxit_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, An
     head = {"type": "linear", "pooler": options.get("pooler") or "per-layer", "combine": "none"}
     head |= {"reads": options["reads"]} if options.get("reads") is not None else {}
     return head | ({"learned": True} if strategy == "alternate-lte" else {})
+
+
+SYSTEMS = (
+    System(
+        "berxit",
+        "classifiers that learn when to exit",
+        berxit_head,
+        BERxiTModel,
+        options=("pooler", "reads"),
+        criterion=lambda head: "learned" if head.get("learned") else "entropy",
+        regression=lambda head: "learned" if head.get("learned") else "never",
+        converter=berxit,
+        own=OPTIONS,
+    ),
+)

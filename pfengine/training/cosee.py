@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..convert import cosee
 from ..heads import Scores
 from .losses import row_losses
 from .options import COUNT, NOT_NEGATIVE, Option
 from .pooled import PooledModel
+from .system import System
 
 OPTIONS = {  # with the defaults of the authors' script
     "thresholds": Option("How many random thresholds each batch is weighted for.", COUNT, default=5),
@@ -106,3 +108,18 @@ class COSEEModel(PooledModel):
             self.next_range[0], self.next_range[1] = 1.0, 0.0
         self.next_range[0] = torch.minimum(self.next_range[0], signals.amin())
         self.next_range[1] = torch.maximum(self.next_range[1], signals.amax())
+
+
+SYSTEMS = (
+    System(
+        "cosee",
+        "each exit learns from the rows that would leave near it",
+        {"type": "linear", "pooler": "shared"},
+        COSEEModel,
+        options=("pooler", "reads"),
+        own=OPTIONS,
+        criterion="energy",
+        regression=None,
+        converter=cosee,
+    ),
+)

@@ -12,13 +12,13 @@ from .. import saving
 from ..api import load
 from ..config import BackboneConfig
 from ..errors import ConfigError, shown
+from ..evaluation.model_answers import answers_of_models
 from ..evaluation.tagged import UNANSWERED, Words, tag_table
 from ..exits import DataCriterion
 from ..exits.base import Outputs
 from ..exits.calibration import calibration_table, correlation
 from ..exits.text import check_fits, parse_form
 from ..heads import HEADS
-from ..manifest import Manifest
 from ..messages import warn
 
 
@@ -29,7 +29,11 @@ def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: fl
     """
     trained = load(path, precision="fp32", criterion="never", max_length=max_length)
     manifest = trained.checkpoint.manifest
-    logits, learned = trained.layer_scores(rows)
+    models = None if trained.cascade is None else answers_of_models(trained, rows)
+    if models is None:
+        (logits, learned), layers = trained.layer_scores(rows), trained.exit_layers
+    else:
+        logits, learned, layers = models.logits, None, models.ends
     if trained.model.config.problem_type != "regression":
         score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
     elif (pearson := correlation(logits[-1, :, 0], values)) is not None:
@@ -39,8 +43,9 @@ def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: fl
         score = {}
     manifest = replace(manifest, training=manifest.training | score)
     if manifest.criterion is not None and manifest.criterion != "never":
-        table = calibration_table(parse_form(manifest.criterion), logits, values, trained.exit_layers, learned)
-        manifest = _with_table(manifest, table, speedup)
+        criterion = parse_form(manifest.criterion)
+        table = calibration_table(criterion, logits, values, layers, learned)
+        manifest = _with_table(manifest, table if models is None else models.recounted(table, criterion), speedup)
     return saving.write_manifest(path, manifest)
 
 
@@ -63,18 +68,23 @@ def add_tag_calibration(path: Path, rows: list[Any], values: list[list[int]], sp
     return saving.write_manifest(path, manifest)
 
 
-def _with_table(manifest: Manifest, table: list[dict[str, Any]], speedup: float) -> Manifest:
+def _with_table(manifest: saving.AnyManifest, table: list[dict[str, Any]], speedup: float) -> saving.AnyManifest:
     """With this calibration table, to run at the threshold whose layer speed-up is the nearest."""
     nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
     return replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
 
 
-def check_criterion(text: str, head: dict[str, Any], config: BackboneConfig) -> None:
-    """Raise ConfigError where the criterion does not run on this head, or no threshold for it can be searched for."""
+def check_criterion(
+    text: str, head: dict[str, Any], config: BackboneConfig, layers: tuple[int, ...] | None = None
+) -> None:
+    """Raise ConfigError where the criterion does not run on this head, or no threshold for it can be searched for.
+
+    layers: those after which it is asked, where they are not the head's: those of a cascade.
+    """
     kind = HEADS[head["type"]]
     if text == "never":
         return
-    criterion, layers = parse_form(text), kind.layers(config, head)
+    criterion, layers = parse_form(text), layers or kind.layers(config, head)
     outputs = Outputs(config.problem_type, config.num_labels, kind.learns(head), kind.tags)
     if len(layers) == 1:
         raise ConfigError(f"criterion {shown(text)} needs exits, and a head of type {head['type']!r} answers once")

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..convert import deebert
 from ..heads import Scores
 from .losses import exit_loss
 from .phases import Phase, trains_exits
 from .pooled import PooledModel
+from .system import System
 
 FINE_TUNING, EXITS = Phase("the encoder and its classifier"), Phase("the exits", trains_exits)
 
@@ -34,3 +36,15 @@ class DeeBERTModel(PooledModel):
         assert labels is not None
         losses = exit_loss(torch.stack([each.logits for each in scores]), labels)
         return losses[:-1].sum() if self.phase is EXITS else losses[-1]
+
+
+SYSTEMS = (
+    System(
+        "deebert",
+        "exits added to a fine-tuned model",
+        {"type": "linear", "pooler": "per-layer"},
+        DeeBERTModel,
+        criterion="entropy",
+        converter=deebert,
+    ),
+)

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..convert import elasticbert
 from ..heads import Scores
 from .losses import exit_loss
 from .options import COUNT, Option
 from .pooled import PooledModel
+from .system import System
 
 OPTIONS = {"groups": Option("Groups of exits that take turns, a step each; the last exit is in all.", COUNT, default=1)}
 
@@ -53,3 +55,17 @@ class Scaled(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * context.factor, None
+
+
+SYSTEMS = (
+    System(
+        "elasticbert",
+        "all exits' losses, balanced on their way back",
+        {"type": "linear", "pooler": "per-layer"},
+        ElasticBERTModel,
+        options=("pooler", "reads"),
+        own=OPTIONS,
+        criterion="entropy",
+        converter=elasticbert,
+    ),
+)

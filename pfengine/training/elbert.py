@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..convert import elbert
 from ..heads import Scores
 from .losses import exit_loss
 from .options import Option
 from .pooled import PooledModel
+from .system import System
 
 OPTIONS = {
     "layer_weights": Option(
@@ -45,3 +47,17 @@ class ELBERTModel(PooledModel):
             return losses.sum()
         weights = torch.sigmoid(self.layer_weights)
         return (weights * losses[:-1]).sum() + (len(losses) - weights.sum()) * losses[-1]
+
+
+SYSTEMS = (
+    System(
+        "elbert",
+        "a confidence window over one shared classifier",
+        {"type": "linear", "pooler": "shared", "classifiers": "shared"},
+        ELBERTModel,
+        options=("pooler", "reads"),
+        own=OPTIONS,
+        criterion="elbert",
+        converter=elbert,
+    ),
+)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..convert import fastbert
 from ..heads import Attentive, Scores
 from ..ops import Queries, reference
 from .losses import exit_loss
 from .model import ExitModel
 from .phases import Phase, trains_exits
+from .system import System
 
 FASTER = 10  # times the learning rate, for the students (the authors' code)
 
@@ -82,3 +84,15 @@ class FastBERTModel(ExitModel):
             return exit_loss(students, teacher[:, 0]).sum()
         wanted = torch.softmax(teacher, -1).expand_as(students)
         return F.kl_div(torch.log_softmax(students, -1), wanted, reduction="sum") / len(teacher)
+
+
+SYSTEMS = (
+    System(
+        "fastbert",
+        "self-distillation of classifiers with attention of their own",
+        {"type": "attentive", "width": 128, "heads": 2, "pooling": "first"},
+        FastBERTModel,
+        criterion="fastbert",
+        converter=fastbert,
+    ),
+)

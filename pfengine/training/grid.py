@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, data, destination, reader, saving
+from .. import checkpoint, data, destination, saving
+from ..cascade_reader import open_checkpoint
+from ..cascade_saving import copy
 from .config import TrainingConfig
 from .resume import check_same_run, hash_files
 from .run import train
@@ -48,14 +50,12 @@ def search(
             cells.append({"batch_size": batch_size, "learning_rate": rate, **score(path, config.speedup)})
     best = max(cells, key=lambda cell: cell["score"])
     winner = directory / f"batch{best['batch_size']}-lr{best['learning_rate']:g}"
-    ckpt = reader.read(winner)
-    saving.write(output, ckpt.backbone.raw, ckpt.manifest, ckpt.tensors, ckpt.tokenizer)
-    return output, cells
+    return copy(winner, output), cells
 
 
 def score(path: Path, speedup: float) -> dict[str, Any]:
     """Held-out quality of a trained checkpoint at the calibrated layer speed-up nearest to `speedup`."""
-    manifest = reader.read(path).manifest
+    manifest = open_checkpoint(path).checked().manifest
     if not manifest.calibration:
         return {"score": manifest.training.get("held_out_score", -1.0), "layer_speedup": 1.0}
     point = min(manifest.calibration, key=lambda p: abs(p["layer_speedup"] - speedup))

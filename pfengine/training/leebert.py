@@ -13,6 +13,7 @@ from .cross_level import weight_gradients
 from .losses import exit_loss
 from .options import POSITIVE, Option
 from .pooled import PooledModel
+from .system import System
 
 OPTIONS = {"weight_rate": Option("Learning rate of the losses' weights.", POSITIVE, default=3e-3)}
 
@@ -119,3 +120,16 @@ class _Logits(nn.Module):
         else:
             states, bounds = self.model.read_layers(inputs)
         return self.model.outputs(states, None, bounds)["logits"].transpose(0, 1)
+
+
+SYSTEMS = (
+    System(
+        "leebert",
+        "exits that learn from each other, with learned weights; experimental",
+        {"type": "linear", "pooler": "shared"},
+        LeeBERTModel,
+        options=("pooler", "reads"),
+        own=OPTIONS,
+        criterion="patience",
+    ),
+)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import saving
 from ..config import BackboneConfig
 from ..heads import HEADS, PREFIX, ExitHead, Scores
+from ..manifest import Manifest
 from ..ops import Reads, reference
 from .freezing import Freezing
 from .losses import depth_weighted, exit_loss
@@ -30,8 +33,10 @@ class ExitModel(nn.Module):
     backbone: transformers' encoder without pooler, fp32; None where `outputs` alone is called. head: the `head` object
     of pfengine.json. options: those of the training run by name, as in `TrainingConfig`. `checkpoint_tensors` is what
     `pfengine.load` reads. phase, step, epoch_step: where the run is, for the loss; optimiser steps count from 0 in each
-    phase, and in each epoch.
+    phase, and in each epoch. cascade: does `fill` write a cascade?
     """
+
+    cascade: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -83,6 +88,10 @@ class ExitModel(nn.Module):
         wanted = self.backbone_config.encoder_shapes().keys()
         tensors = {key: value for key, value in tensors.items() if key in wanted} | self.head_tensors()
         return {key: value.detach().float().cpu().clone() for key, value in tensors.items()}
+
+    def fill(self, stage: Path, manifest: Manifest, tokenizer: Mapping[str, bytes] | None) -> None:
+        """Write the checkpoint into an empty directory; arguments as in `saving.fill`."""
+        saving.fill(stage, self.backbone_config.raw, manifest, self.checkpoint_tensors(), tokenizer)
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
         """inputs: as transformers' encoders take them, [B, tokens]; labels: [B], ids or, for regression, floats.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..convert import past_future
 from ..errors import ConfigError
 from ..heads import PastFuture
 from ..heads.past_future import CHOICES
@@ -16,6 +17,7 @@ from ..ops import reference
 from .losses import depth_weighted, exit_loss
 from .model import ExitModel
 from .plain import LinearModel, linear_head
+from .system import System
 
 Objective = Literal["paper", "authors"]
 NAIVE = ("ensemble", "vote")  # strategies over the labels or probabilities of plain classifiers
@@ -113,3 +115,16 @@ FORMS: dict[str, dict[str, Any]] = {
         "gate": "label",
     },
 }  # fmt: skip
+
+
+SYSTEMS = (
+    System(
+        "past-future",
+        "learners imitate the states to come",
+        past_future_head,
+        past_future_recipe,
+        options=tuple(CHOICES),
+        criterion="entropy",
+        converter=past_future,
+    ),
+)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..heads import Classifier, ExitHead, Linear, Scores
 from ..ops import reference
 from .model import ExitModel
+from .system import System
 
 
 class LinearModel(ExitModel):
@@ -39,3 +40,16 @@ def linear_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, An
     pooler = options.get("pooler") or ("shared" if shared_pooler else "per-layer")
     head = {"type": "linear", "pooler": pooler, "combine": "none"}
     return head if options.get("reads") is None else head | {"reads": options["reads"]}
+
+
+SYSTEMS = (
+    System(
+        "linear",
+        "a classifier after every layer",
+        linear_head,
+        LinearModel,
+        options=("pooler", "reads"),
+        criterion="entropy",
+    ),
+    System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
+)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..convert import righttool
 from ..errors import ConfigError
 from ..exits.temperature import fit_temperature
 from ..heads import PREFIX, ExitHead, Mixed, Scores
@@ -18,6 +19,7 @@ from .model import ExitModel
 from .options import COUNT, Option
 from .phases import HeldOut, Phase
 from .pooled import copy_pooler
+from .system import System
 
 EXITS = 4  # as many as in the paper
 OPTIONS = {
@@ -96,3 +98,17 @@ def righttool_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str,
     elif layers is not None and exits[-1] > layers:
         raise ConfigError(f"exits is {exits!r}; the encoder has {layers} layers")
     return {"type": "mixed", "layers": list(exits), "pooler": options.get("pooler") or "shared"}
+
+
+SYSTEMS = (
+    System(
+        "righttool",
+        "calibrated classifiers at chosen layers",
+        righttool_head,
+        RightToolModel,
+        options=("pooler",),
+        criterion="confidence",
+        converter=righttool,
+        own=OPTIONS,
+    ),
+)

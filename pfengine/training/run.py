@@ -82,7 +82,6 @@ def train(config: TrainingConfig) -> Path:
             "choose another, such as 'pabee'"
         )
     criterion = config.criterion or written
-    check_criterion(criterion, head, backbone_config)
     if config.freezing == "lower" and config.frozen_layers > backbone_config.num_layers:
         raise ConfigError(
             f"frozen_layers is {config.frozen_layers}; the encoder has {backbone_config.num_layers} layers"
@@ -93,6 +92,8 @@ def train(config: TrainingConfig) -> Path:
     model = system.recipe(
         backbone, backbone_config, head, dropout=config.dropout, freezing=freezing, options=config.flat()
     )
+    check_criterion(criterion, head, backbone_config, model.exit_layers)
+    saving.check_writable(config.output, model.cascade)
     more = _unlabelled(config, model)
     inputs = {
         "data": hash_rows(kept, held_out, labels, *([more] if more else [])),
@@ -115,8 +116,8 @@ def train(config: TrainingConfig) -> Path:
         storage=config.storage,
         training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out)},
     )
-    with saving.replacing(config.output) as stage:
-        saving.fill(stage, backbone_config.raw, manifest, model.checkpoint_tensors(), files)
+    with saving.replacing(config.output, model.cascade) as stage:
+        model.fill(stage, manifest, files)
         rows = [example.row for example in held_out]
         if tags:
             add_tag_calibration(stage, rows, values, config.speedup, tokenizer.max_length)

@@ -18,6 +18,7 @@ from .model import ExitModel
 from .options import NOT_NEGATIVE, POSITIVE, SHARE, Option
 from .plain import FullModel
 from .pretrained import encoder_config, read_encoder
+from .system import System
 
 OPTIONS = {
     "teacher": Option("Checkpoint of the full model to learn from.", path=True),
@@ -109,3 +110,14 @@ def _teacher(path: str | None, student: BackboneConfig) -> Teacher:
     teacher.load_head({key: found.tensors[key] for key in teacher.head_tensors()})
     teacher.exit_layers = (config.num_layers,)
     return teacher.eval().requires_grad_(False)
+
+
+SYSTEMS = (
+    System(
+        "student",
+        "the same, distilled from a full model of more layers",
+        {"type": "classifier"},
+        StudentModel,
+        own=OPTIONS,
+    ),
+)

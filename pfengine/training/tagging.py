@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..convert import seqlab
 from ..exits import TOKEEWindow
 from ..exits.calibration import exits_taken
 from ..heads import Scores
@@ -20,6 +21,7 @@ from .losses import depth_weighted
 from .model import ExitModel
 from .options import Option
 from .phases import Phase
+from .system import System
 
 STAGE_1 = "stage_1."  # begins the names of the copy that decides who leaves
 OPTIONS = {
@@ -223,3 +225,31 @@ def sample_exits(logits: np.ndarray, bounds: Sequence[int], exit_layers: Sequenc
 def tokee_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
     """The `head` object of a run with these options."""
     return {"type": "tagger", "frozen": options["frozen"], "freezes": options["freezes"]}
+
+
+SYSTEMS = (
+    System(
+        "sentee",
+        "tags words, and a row leaves with all of them",
+        {"type": "tagger"},
+        TagModel,
+        criterion="sentee-max",
+    ),
+    System(
+        "tokee",
+        "tags words, and each leaves by itself",
+        tokee_head,
+        TOKEEModel,
+        own=OPTIONS,
+        criterion="tokee",
+    ),
+    System(
+        "seqlab-early-exit",
+        "the same, as its authors' code trains it",
+        tokee_head,
+        TOKEEModel,
+        own=AUTHORS_OPTIONS,
+        criterion="tokee",
+        converter=seqlab,
+    ),
+)

@@ -11,6 +11,7 @@ from ..heads import Scores
 from .losses import exit_loss
 from .options import SHARE, Option
 from .pooled import PooledModel
+from .system import System
 
 OPTIONS = {"diversity": Option("How much it counts that exits differ from those before them.", SHARE, default=0.1)}
 
@@ -41,3 +42,17 @@ class VotingModel(PooledModel):
         logits = torch.stack([each.logits for each in scores])
         apart = diversity(logits).mean(1).sum()
         return (exit_loss(logits, labels).sum() - self.options["diversity"] * apart) / len(logits)
+
+
+SYSTEMS = (
+    System(
+        "voting",
+        "exits trained to differ, which vote; experimental",
+        {"type": "linear", "pooler": "shared"},
+        VotingModel,
+        options=("pooler", "reads"),
+        own=OPTIONS,
+        criterion="voting",
+        regression=None,
+    ),
+)

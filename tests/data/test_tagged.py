@@ -97,6 +97,7 @@ def test_rows_to_tag_are_read_one_by_one(tmp_path: Path) -> None:
         ("x.jsonl", '{"tokens": [], "tags": []}\n', "line 1: has no words"),
         ("x.jsonl", '{"text": "a b", "label": 1}\n', "line 1: has the columns text, label; the words must be in"),
         ("x.jsonl", '{"tokens": "a b", "tags": ["O"]}\n', "line 1: is not a list of words"),
+        ("x.tsv", "sentence\tlabel\n" + "good film\t1\n" * 1000, r"x\.tsv is one sentence of 1001 words; a blank line"),
         ("x.jsonl", '{"tokens": ["a"]}\n', "line 1: has no tags; give them in"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import transformers
 
 import pfengine
-from pfengine import data, reader
+from pfengine import cli, cli_output, data, reader
 from pfengine.config import parse_backbone
 from pfengine.entities import entities
 from pfengine.evaluation import calibrate, evaluate
@@ -33,15 +34,21 @@ SENTENCES = [
     ["the", "film", "is", "good", "fine"], ["bad-plot"], ["a", "bad", "awful", "good", "film"], ["bad", "good"],
     ["the", "the", "plot", "is", "good-plot", "great", "bad", "a"],
 ]  # fmt: skip
+SYSTEMS_TRAINED = ["sentee", "tokee", pytest.param("tokee renormalised", marks=pytest.mark.slow)]
 ROWS: list[Any] = [{"words": words} for words in SENTENCES]
 
 
-@pytest.fixture(scope="module", params=["sentee", "tokee", "tokee renormalised"])
+@pytest.fixture(scope="module", params=SYSTEMS_TRAINED)
 def trained(encoder: Path, tagged: Path, tmp_path_factory: pytest.TempPathFactory, request: Any) -> Path:
     system, _, frozen = request.param.partition(" ")
-    own = {"frozen": frozen, "flooding": "on"} if frozen else {}
     out = tmp_path_factory.mktemp("trained") / system
-    return pfengine.train(config(encoder, tagged, out, system=system, labels=None, epochs=6, options=own))
+    if not frozen:
+        return pfengine.train(config(encoder, tagged, out, system=system, labels=None, epochs=6))
+    options = f"--frozen {frozen} --flooding on --epochs 6 --learning-rate 3e-3 --hold-out 40 --precision fp32"
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["train", str(encoder), str(tagged), str(out), "--system", system, *options.split()])
+    assert caught.value.code == 0
+    return out
 
 
 def test_trains_saves_and_answers_batched_as_alone(trained: Path) -> None:
@@ -82,7 +89,9 @@ def test_its_table_is_what_the_engine_does(trained: Path, tagged: Path) -> None:
         assert {"span_f1", "accuracy"} <= set(point)
 
 
-def test_evaluated_and_calibrated_again(trained: Path, tagged: Path, tmp_path: Path) -> None:
+def test_evaluated_and_calibrated_again(
+    trained: Path, tagged: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     file = tagged / "train.conll"
     fastest = reader.read(trained).manifest.calibration[-1]["layer_speedup"]
     report = evaluate(trained, file, speedups=(fastest,), repeats=1)
@@ -99,7 +108,12 @@ def test_evaluated_and_calibrated_again(trained: Path, tagged: Path, tmp_path: P
     assert curve.oracle.metrics["accuracy"] >= full.metrics["accuracy"]
     assert [exit.layer for exit in curve.exits] == [1, 2, 3]
     assert bool(curve.points) == (curve.criterion != "tokee")
-    assert "layer speed-up of words" in report.markdown()
+    assert "layer speed-up of words | of tokens" in report.markdown()
+    cli_output.print_report(report)
+    printed = capsys.readouterr().out
+    assert "of tokens" in printed
+    shares = [float(share) for share in re.findall(r"([0-9.]+)% [█#]", printed)]
+    assert 50 < max(shares) <= 100, "of words, of which there are more than rows"
     report.write(tmp_path / "report")
 
     out = calibrate(trained, file, criterion="sentee-avg", speedup=1.5, out=tmp_path / "again")
@@ -112,6 +126,7 @@ def test_evaluated_and_calibrated_again(trained: Path, tagged: Path, tmp_path: P
         evaluate(trained, file, metrics=("f1",))
 
 
+@pytest.mark.slow
 def test_a_run_of_two_phases_resumes(
     encoder: Path,
     tagged: Path,
