@@ -127,7 +127,7 @@ class Flight {
   bool half_done_ = false;       // are only the first tokens of this layer computed?
   bool scored_ = false;          // are the logits of this layer?
   std::int64_t past_width_ = 0;  // 0: there is no past
-  Size size_{0, 0};              // of what is laid out
+  Size size_{0, 0, 0};           // of what is laid out
   Scratch memory_;
   Arrays at_{};
   std::vector<float> state_;  // what the criterion carries, by row or by unit

@@ -22,8 +22,8 @@ def weight_gradients(
     """d objective(p') / d w_k for p' = p - rate * d(sum_k w_k terms_k(outputs(p))) / dp, of the shape of `weights`.
 
     The training loss is linear in w, so that this is -rate <d terms_k / dp, v> with v = d objective(p') / dp'. All k
-    are found at once and without a gradient of a gradient: the change of the outputs along v is a central difference,
-    and that of the terms along it is exact, parts that terms detach included.
+    are found at once and without a second gradient of the model: the change of the outputs along v is a central
+    difference, and that of the terms along it is exact, parts that terms detach included.
 
     outputs, objective: functions of parameters by name, with gradients, which give the same for the same parameters.
     terms: losses, of the shape of `weights`, from outputs. rate: of the step.
@@ -47,5 +47,13 @@ def weight_gradients(
 
         by = STEP / norm
         change = (moved(by) - moved(-by)) / (2 * by)
-        along = torch.func.jvp(terms, (found.detach(),), (change,))[1]
-        return -rate * along
+    return -rate * _along(terms, found.detach(), change)
+
+
+def _along(terms: Callable[[Tensor], Tensor], at: Tensor, change: Tensor) -> Tensor:
+    """How fast each of `terms` changes as its argument, now `at`, changes by `change`."""
+    at = at.requires_grad_()
+    losses = terms(at)
+    scale = torch.zeros_like(losses, requires_grad=True)  # the gradient is linear in it, and read off by another one
+    (slope,) = torch.autograd.grad((scale * losses).sum(), at, create_graph=True)
+    return torch.autograd.grad((slope * change).sum(), scale)[0]

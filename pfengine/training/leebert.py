@@ -15,7 +15,7 @@ from .options import POSITIVE, Option
 from .pooled import PooledModel
 from .system import System
 
-OPTIONS = {"weight_rate": Option("Learning rate of the losses' weights.", POSITIVE, default=3e-3)}
+OPTIONS = {"weight_rate": Option("Learning rate of the losses' weights.", POSITIVE, default=1e-2)}
 
 
 def loss_terms(logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,8 +16,10 @@ from .test_train import config
 
 JOINT = {"voting": "voting", "cosee": "energy", "leebert": "patience", "pcee": "pcee", "beem": "beem"}
 
+OTHERS = ("voting", "cosee", "pcee")
 
-@pytest.mark.parametrize("system", JOINT)
+
+@pytest.mark.parametrize("system", [pytest.param("pcee", marks=pytest.mark.slow), "voting", "cosee", "leebert", "beem"])
 def test_trained_saved_loaded_and_batched_as_alone(encoder: Path, rows: Path, tmp_path: Path, system: str) -> None:
     out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", system=system, epochs=4))
     engine = pfengine.load(out, precision="fp32")
@@ -40,7 +42,7 @@ def test_trained_saved_loaded_and_batched_as_alone(encoder: Path, rows: Path, tm
     assert np.mean(engine.predict(texts, criterion="never").label_ids == truth) > 0.95
 
 
-@pytest.mark.parametrize("system", ["cosee", "leebert"])
+@pytest.mark.parametrize("system", [pytest.param("cosee", marks=pytest.mark.slow), "leebert"])
 def test_killed_and_started_again(encoder: Path, rows: Path, tmp_path: Path, system: str) -> None:
     """What they remember beside the model (ranges of signals, weights of losses) is part of the saved state."""
     settings: dict[str, Any] = {"system": system, "epochs": 2.5, "save_every": 4, "dropout": 0.2}
@@ -51,7 +53,7 @@ def test_killed_and_started_again(encoder: Path, rows: Path, tmp_path: Path, sys
     assert bytes_of(pfengine.train(asked)) == whole
 
 
-@pytest.mark.parametrize("system", [system for system in JOINT if system != "beem"])
+@pytest.mark.parametrize("system", ["leebert", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)])
 def test_attached_to_a_finished_model(encoder: Path, rows: Path, tmp_path: Path, system: str) -> None:
     full = pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=4))
     out = pfengine.attach(full, rows / "train.tsv", tmp_path / "attached", system=system, epochs=3, hold_out=40)
