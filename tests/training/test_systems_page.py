@@ -24,7 +24,8 @@ def quoted(cell: str) -> list[str]:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_is_in_the_table_with_its_head_and_criterion(name: str) -> None:
-    (row,) = [row for row in TABLE if name in quoted(row[0]) + quoted(row[3])]
+    own_row = [row for row in TABLE if name in quoted(row[0])]
+    (row,) = own_row or [row for row in TABLE if name in quoted(row[3])]  # the form that its authors' code trains
     head, criterion = (quoted(cell) for cell in row[1:3])
     own = TrainingConfig("", "", "", system=name).head(False, 12)
     assert not head or own["type"] in head
