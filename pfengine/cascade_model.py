@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +15,21 @@ from .tokenization import Tokenizer
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a cascade, what makes rows for it, and when rows leave it: by its checkpoint's own criterion."""
+    """One model of a cascade, what makes rows for it, and when rows leave it: by its checkpoint's own criterion.
+
+    reading: a hash of what ids mean to it.
+    """
 
     model: Model
     tokenizer: Tokenizer
     selection: Selection
+    reading: str
 
-    @functools.cached_property
-    def reading(self) -> str:
-        """What rows of ids mean to it. Members of the same reading take each other's, as long as none was cut."""
-        backend = self.tokenizer.backend
-        return "" if backend is None else json.dumps(json.loads(backend.to_str()) | {"truncation": None})
+    def reads_like(self, other: Member) -> bool:
+        """Do both make the same row of a text that neither cuts?"""
+        return self._read() == other._read()
 
-    @functools.cached_property
-    def shape(self) -> tuple[Any, ...]:
-        """What the rows of a text depend on, apart from the longest row."""
+    def _read(self) -> tuple[Any, ...]:
         own = self.tokenizer
         return self.reading, own.side, own.single_types, own.pair_types, own.config.type_vocab_size > 0
 

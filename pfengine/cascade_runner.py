@@ -104,7 +104,7 @@ class CascadeRunner:
         member, before = self.model.members[place], self.model.members[read_by]
         found: list[Row | InputError] = [*rows]
         if place != read_by:
-            found = member.tokenizer.again(rows, before.tokenizer, member.shape == before.shape)
+            found = member.tokenizer.again(rows, before.tokenizer, member.reads_like(before))
         for i, row in enumerate(found):
             if not self.model.takes_ids and isinstance(row, Row) and not isinstance(row.source, Text):
                 reason = "gives input_ids, but the models of this cascade have different tokenizers; give text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -69,7 +70,8 @@ def prepare(ckpt: Checkpoint | CascadeCheckpoint, how: Preparation) -> Prepared:
         rule = choose(exits, None, None, None)
         one = prepare(each, how)
         assert isinstance(one.model, Model)
-        members.append(Member(one.model, one.tokenizer, Selection(exits, rule, rule)))
+        reading = hashlib.sha256(one.tokenizer.described().encode(errors="surrogatepass")).hexdigest()
+        members.append(Member(one.model, one.tokenizer, Selection(exits, rule, rule), reading))
         sums |= {f"{number}/{key}": value for key, value in one.sums.items()}
     cascade = Cascade(tuple(members))
     return Prepared(cascade, members[0].tokenizer, sums)

@@ -119,6 +119,15 @@ class Tokenizer:
                 out[slot] = error
         return out
 
+    def described(self) -> str:
+        """All of the tokenizer but where it cuts texts, "" where there is none. Not while another thread uses it."""
+        if self.backend is None:
+            return ""
+        self.backend.no_truncation()
+        text = self.backend.to_str()
+        self.backend.enable_truncation(self.max_length, direction=self.side)
+        return text
+
     def again(self, rows: Sequence[Row], before: Tokenizer, alike: bool) -> list[Row | InputError]:
         """Rows that another model's tokenizer made, as this one makes them. A bad row gives an error in its place.
 

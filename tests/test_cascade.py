@@ -17,10 +17,11 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import extension
+from pfengine import api, extension
 from pfengine.cascade_runner import CascadeRunner
 from pfengine.errors import InputError
 from pfengine.exits import Replay
+from pfengine.ops import cpu_torch
 
 from .test_overflow import last_layer, spoil
 
@@ -117,6 +118,17 @@ def test_answers_are_those_of_its_models_alone(
         singly = [engine.predict(row, threshold=threshold).logits for row in rows]
         np.testing.assert_array_equal(np.concatenate(singly), wanted[0])
     assert seen == set(range(1, len(KINDS[kind]) + 1)), "every model answers some row at some threshold"
+
+
+def test_without_the_extension(make_cascade: Callable[..., Path], rows: list[Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(api, "find_op_set", lambda device: cpu_torch)
+    engine = pfengine.load(make_cascade("own exits"), criterion="cascadebert:0.8,1/0.3")
+    out = engine.predict(rows)
+    assert len(set(out.models)) > 1
+    for i, row in enumerate(rows):
+        single = engine.predict(row)
+        np.testing.assert_array_equal(single.logits[0], out.logits[i])
+        assert (single.exit_layers[0], single.models[0]) == (out.exit_layers[i], out.models[i])
 
 
 def test_what_it_says(make_cascade: Callable[..., Path], rows: list[Any]) -> None:

@@ -60,6 +60,7 @@ def test_what_is_written(path: Path, parts: list[Path]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_bundled_models(tmp_path: Path) -> None:
     path = pfengine.cascade(["sst2", "sst2"], tmp_path / "out", criterion="margin", threshold=0.9)
     answers, alone = (
@@ -227,6 +228,19 @@ def test_a_failure_leaves_what_was_there(
             before = contents(path)
     assert failed == (3 if place == "no exchange" else 0)
     assert not hidden(tmp_path)
+
+
+def test_what_a_killed_save_has_left_is_removed(path: Path, parts: list[Path], tmp_path: Path) -> None:
+    """The cascade that was replaced, still in the stage of its save; but no file of the user."""
+    for mine in ("", "notes.txt"):
+        stage = tmp_path / f".out.pfengine-{'1' if mine else '0'}"
+        shutil.copytree(path, stage / "old")
+        if mine:
+            (stage / "old" / "models" / "1" / mine).write_text("mine")
+        pfengine.cascade(parts, path, threshold=0.5)
+        assert stage.exists() == bool(mine)
+    assert contents(stage) == {"old/models/1/notes.txt": b"mine"}
+    assert pfengine.load(path).num_layers == 5
 
 
 def test_files_of_the_user_are_never_taken(path: Path, parts: list[Path], save: Save, tmp_path: Path) -> None:

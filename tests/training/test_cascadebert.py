@@ -132,7 +132,11 @@ def test_regularisation_of_one_kind_of_rows_is_nothing(encoder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"depths": (1, 3)}, {"depths": (1, 2, 3), "margin_weight": 0.0}], ids=["dar", "plain"]
+    "options",
+    [
+        pytest.param({"depths": (1, 3)}, id="dar"),
+        pytest.param({"depths": (1, 2, 3), "margin_weight": 0.0}, id="plain", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run(encoder: Path, rows: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     """It learns, saves, loads, and answers batched as alone."""
