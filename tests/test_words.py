@@ -122,3 +122,10 @@ def test_ids_with_words_are_cut_with_their_row(tokenizer_directories) -> None:
     row = encoded(tokenizer_directories["bert"], ids)
     assert (len(row.ids), row.truncated) == (64, True)
     assert words_of(row) == [(1, 3), (4, 58), (62, 2)]
+
+
+def test_words_are_classified_as_their_text(sst2: pfengine.Engine) -> None:
+    words = "a charming and often affecting journey".split()  # noqa: SIM905
+    assert sst2.classify([{"words": words}]) == sst2.classify([" ".join(words)])
+    with pytest.raises(pfengine.InputTypeError, match="is of type list"):
+        sst2.classify([words])
