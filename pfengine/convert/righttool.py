@@ -65,7 +65,7 @@ def convert(path: Path, raw: dict[str, Any], tensors: Mapping[str, Tensor]) -> C
         f"{PREFIX}mix.weight": torch.stack([F.pad(mix, (0, layers[-1] - len(mix))) for mix in mixes]),
         f"{PREFIX}classifiers.weight": torch.stack([weight[:, :hidden] for weight in weights]),
         f"{PREFIX}classifiers.bias": bias,
-        f"{PREFIX}log_temperatures": torch.tensor(temperatures, dtype=torch.float64).log().float(),
+        f"{PREFIX}log_temperatures": torch.tensor(temperatures, dtype=torch.float64, device="cpu").log().float(),
     }
     if previous:
         width = (exits - 1) * labels

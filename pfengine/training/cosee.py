@@ -94,7 +94,8 @@ class COSEEModel(PooledModel):
         if self.training and len(logits) > 1:
             self._follow(signals[:-1].detach())
         low, high = self.signal_range
-        thresholds = low + (high - low) * torch.rand(self.options["thresholds"], device=logits.device)
+        drawn = torch.rand(self.options["thresholds"], dtype=torch.float32, device=logits.device)
+        thresholds = low + (high - low) * drawn
         by_exit = sample_weights(len(logits), self.options["beta"] * self.freezing.progress).to(logits.device)
         weights = by_exit[exits_taken(signals.detach(), thresholds)].mean(0).T
         weighted = (weights * row_losses(logits, labels)).sum(0).mean()

@@ -64,7 +64,8 @@ class FastBERTModel(ExitModel):
     ) -> Tensor:
         """`reference.attention` with dropout, for all rows at once; queries: first tokens, or None for all tokens."""
         lengths = bounds.diff()
-        there = torch.arange(int(lengths.max()), device=bounds.device) < lengths[:, None]  # [B, longest]
+        places = torch.arange(int(lengths.max()), dtype=lengths.dtype, device=bounds.device)
+        there = places < lengths[:, None]  # [B, longest]
         padded = qkv.new_zeros(*there.shape, qkv.shape[1])
         padded[there] = qkv
         q, k, v = padded.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, longest, d]

@@ -51,7 +51,8 @@ class RightToolModel(ExitModel):
         tensors = self.head_tensors()
         with torch.no_grad():
             for layer, weights in zip(self.head_config["layers"], tensors[MIX], strict=True):
-                read = torch.ones(layer) if self.learns_mix else torch.randn(layer)
+                start = torch.ones if self.learns_mix else torch.randn
+                read = start(layer, dtype=torch.float32, device="cpu")
                 weights.zero_()[:layer] = read / read.norm()
             tensors[TEMPERATURES].zero_()
 
@@ -81,7 +82,7 @@ class RightToolModel(ExitModel):
             return
         found = [math.log(fit_temperature(logits, held_out.labels)) for logits in held_out.logits]
         with torch.no_grad():
-            self.head_tensors()[TEMPERATURES].copy_(torch.tensor(found, dtype=torch.float32))
+            self.head_tensors()[TEMPERATURES].copy_(torch.tensor(found, dtype=torch.float32, device="cpu"))
 
 
 def righttool_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
