@@ -141,6 +141,10 @@ def _mean(launch: Launch, use: Use) -> Cost:
     return Cost((sum(use.lengths) + rows) * size, _bytes(launch))
 
 
+def _maximum(launch: Launch, use: Use) -> Cost:
+    return Cost(sum(use.lengths) * _shape(launch, "out")[1], _bytes(launch))
+
+
 def _answer(launch: Launch, use: Use) -> Cost:
     """All of its rows are gone."""
     rows, labels = _shape(launch, "gone")[0], _shape(launch, "logits")[1]
@@ -164,6 +168,7 @@ COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "imitation_weigh": _imitation_weigh,
     "gate_merge": _gate_merge,
     "mean": _mean,
+    "maximum": _maximum,
     "answer": _answer,
     "signals": _no_products,
     "survivors": _no_products,

@@ -63,7 +63,7 @@ def test_starting(case: str) -> None:
 def test_slots_of_tokens() -> None:
     packed, carrier = pack(random_rows([2, 3])), make(cpu, "all").carrier()
     carrier.start(packed, np.array([3, 0]), Answers(0, 5, LABELS))
-    with pytest.raises(ValueError, match="row 0 has the slot 4 and those of its tokens after it, expected 0 to 4"):
+    with pytest.raises(ValueError, match="row 0 has the slot 4 and those of its words after it, expected 0 to 4"):
         carrier.start(packed, np.array([4, 0]), Answers(0, 5, LABELS))
 
 
