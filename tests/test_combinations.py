@@ -170,7 +170,10 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("name", "criterion", "outputs"), CASES)
+@pytest.mark.parametrize(
+    ("name", "criterion", "outputs"),
+    [case if i % 3 == 0 else pytest.param(*case.values, marks=pytest.mark.slow) for i, case in enumerate(CASES)],
+)
 def test_it_is_calibrated_and_trained_or_refused(
     make_text_checkpoint: Make,
     held_out: Path,

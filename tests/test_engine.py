@@ -77,7 +77,7 @@ def test_any_batch_composition_gives_the_same_answers(alone: tuple, data: st.Dat
     np.testing.assert_array_equal(out.logits, logits[expected - 1, order])
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_threads(alone: tuple, threads: int) -> None:
     engine, rows, _, entropies = alone
     before = torch.get_num_threads()

@@ -249,6 +249,7 @@ def test_graphs_that_hold_too_much_memory_are_dropped(
     engine.predict(random_rows([5, 6]), criterion="never")
 
 
+@pytest.mark.slow
 def test_buffers_grow_to_the_largest_batch(
     make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,12 +118,14 @@ def test_rules(pair: Pair, name: str) -> None:
     assert set(ours.exit_layers) == expected if expected else len(set(ours.exit_layers)) > 1
 
 
+@pytest.mark.slow
 def test_half_precision(path: Path, device: torch.device, dtype: torch.dtype) -> None:
     ours, slow = (answers_of(carrier, RULES["frozen"]) for carrier in carriers(path, device, dtype))
     check(ours, slow)
 
 
-@pytest.mark.parametrize("name", ["row max", pytest.param("frozen votes or change", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["row max", "frozen votes or change"])
 def test_alone_as_in_a_batch(pair: Pair, name: str) -> None:
     together = answers_of(pair[0], RULES[name])
     for row, (start, stop) in enumerate(zip(STARTS, STARTS[1:], strict=False)):
@@ -157,7 +159,7 @@ def drive(carrier: Carrier, name: str, seed: int) -> tuple[Answers, list[Any]]:
     return answers, seen
 
 
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(i, marks=pytest.mark.slow) for i in range(3, 24))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 24))])
 def test_driven_at_random(pair: Pair, seed: int) -> None:
     name = list(RULES)[seed % len(RULES)]
     (ours, seen), (slow, expected) = (drive(carrier, name, seed) for carrier in pair)
@@ -173,7 +175,7 @@ def test_driven_at_random(pair: Pair, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param("row running", marks=pytest.mark.slow), "frozen votes or change"])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_words_that_carry_nothing_yet_join(pair: Pair, name: str, first: bool) -> None:
     """Those of the flight that has waited are as before the first exit, whichever joins the other."""
     found = []

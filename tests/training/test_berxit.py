@@ -27,7 +27,7 @@ def rated(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-QUICK = ("alternate-lte", "two-stage")
+QUICK = ("alternate-lte",)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_regression_leaves_by_the_learned_score(encoder: Path, rated: Path, tmp_
     np.testing.assert_array_equal(taken.logits, np.concatenate([each.logits for each in alone]))
 
 
-@pytest.mark.parametrize("strategy", ["alternate-lte", "two-stage"])
+@pytest.mark.parametrize("strategy", ["alternate-lte", pytest.param("two-stage", marks=pytest.mark.slow)])
 def test_exits_attached_to_a_finished_model(encoder: Path, rows: Path, tmp_path: Path, strategy: str) -> None:
     """Of two stages the first is the finished model's."""
     full = pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=4))

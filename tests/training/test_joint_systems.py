@@ -19,7 +19,8 @@ JOINT = {"voting": "voting", "cosee": "energy", "leebert": "patience", "pcee": "
 OTHERS = ("voting", "cosee", "pcee")
 
 
-@pytest.mark.parametrize("system", [pytest.param("pcee", marks=pytest.mark.slow), "voting", "cosee", "leebert", "beem"])
+@pytest.mark.slow  # `test_recipes` has a shorter one
+@pytest.mark.parametrize("system", ["pcee", "voting", "cosee", "leebert", "beem"])
 def test_trained_saved_loaded_and_batched_as_alone(encoder: Path, rows: Path, tmp_path: Path, system: str) -> None:
     out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", system=system, epochs=4))
     engine = pfengine.load(out, precision="fp32")
@@ -42,7 +43,8 @@ def test_trained_saved_loaded_and_batched_as_alone(encoder: Path, rows: Path, tm
     assert np.mean(engine.predict(texts, criterion="never").label_ids == truth) > 0.95
 
 
-@pytest.mark.parametrize("system", [pytest.param("cosee", marks=pytest.mark.slow), "leebert"])
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["cosee", "leebert"])
 def test_killed_and_started_again(encoder: Path, rows: Path, tmp_path: Path, system: str) -> None:
     """What they remember beside the model (ranges of signals, weights of losses) is part of the saved state."""
     settings: dict[str, Any] = {"system": system, "epochs": 2.5, "save_every": 4, "dropout": 0.2}

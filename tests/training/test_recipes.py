@@ -23,6 +23,7 @@ from .test_train import config
 
 TEXTS = ["good film", "bad", "the plot is very awful", "great great fine", "a", "poor the a film is bad"]
 OF_ROWS = [name for name in SYSTEMS if not HEADS[pfengine.TrainingConfig("", "", "", name).head(False)["type"]].tags]
+LONG = ("cascadebert", "leebert", "past-future", "linear")  # other tests train them too
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,9 @@ def full(encoder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return pfengine.train(config(encoder, rows, out, system="full-model", epochs=5))
 
 
-@pytest.mark.parametrize("system", OF_ROWS)
+@pytest.mark.parametrize(
+    "system", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in OF_ROWS]
+)
 def test_trains_and_answers_batched_as_alone(
     encoder: Path, rows: Path, full: Path, tmp_path: Path, system: str
 ) -> None:
@@ -187,7 +190,7 @@ def test_phases_and_what_is_fitted_afterwards(
     assert load_file(tmp_path / "out" / "model.safetensors")["exit_head.classifiers.bias"].eq(2).all()
 
 
-@pytest.mark.parametrize(("phase", "step"), [(0, 3), (1, 2)])
+@pytest.mark.parametrize(("phase", "step"), [pytest.param(0, 3, marks=pytest.mark.slow), (1, 2)])
 def test_a_run_that_was_killed_in_a_phase_goes_on(
     encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases: list[Any], phase: int, step: int
 ) -> None:

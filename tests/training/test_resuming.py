@@ -307,7 +307,9 @@ def test_a_grid_goes_on_too(encoder: Path, rows: Path, tmp_path: Path) -> None:
     assert search("ckpt") == whole
 
 
-@pytest.mark.parametrize("place", ["mount point", "here", "link", "old"])
+@pytest.mark.parametrize(
+    "place", ["mount point", *(pytest.param(place, marks=pytest.mark.slow) for place in ("here", "link", "old"))]
+)
 def test_wherever_it_goes(
     place: str,
     whole: dict[str, bytes],

@@ -45,7 +45,10 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(transformers.Trainer, "training_step", stop)
 
 
-@pytest.mark.parametrize("options", [{}, {"freezing": "lower", "form": "authors"}, {"freezing": "layers"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"freezing": "lower", "form": "authors"}, pytest.param({"freezing": "layers"}, marks=pytest.mark.slow)],
+)
 def test_an_interrupted_run_goes_on_to_the_same_weights(
     encoder: Path,
     rows: Path,
