@@ -172,7 +172,10 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "criterion", "outputs"),
-    [case if i % 3 == 0 else pytest.param(*case.values, marks=pytest.mark.slow) for i, case in enumerate(CASES)],
+    [
+        case if i % 9 == 0 else pytest.param(*case.values, marks=[*case.marks, pytest.mark.slow])
+        for i, case in enumerate(CASES)
+    ],
 )
 def test_it_is_calibrated_and_trained_or_refused(
     make_text_checkpoint: Make,

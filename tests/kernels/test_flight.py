@@ -286,6 +286,7 @@ def test_a_flight_without_rows_takes_in_those_of_any_layer(made: Made) -> None:
     assert made.carrier.free.qsize() == free + 2
 
 
+@pytest.mark.slow
 def test_a_rule_that_carries_nothing_leaves_alone_what_is_carried() -> None:
     """Between two exits of a rule lies another rule's, for whose numbers by slot the lane must grow."""
     made, answers = make("first", 5), Answers(0, 7, LABELS)

@@ -121,8 +121,10 @@ def test_where_rows_are_after_a_segment() -> None:
     ("criterion", "overlap_tokens"),
     [
         (Entropy(0.9), 0),
-        (Replay([3, 1, 3, 2]), 512),
-        *(pytest.param(each, 0, marks=pytest.mark.slow) for each in (Never(), Patience(1))),
+        *(
+            pytest.param(each, overlap, marks=pytest.mark.slow)
+            for each, overlap in ((Never(), 0), (Patience(1), 0), (Replay([3, 1, 3, 2]), 512))
+        ),
     ],
     ids=repr,
 )

@@ -52,7 +52,7 @@ RULES = {
     "everybody": ExitRule(ALL, (Clause("layer", ">=", values(1)),), FROZEN),
     "nobody": ExitRule(ALL, (Clause("layer", ">", values(9)),), FROZEN),
 }  # fmt: skip
-QUICK = ("row mean or margin", "frozen", "frozen votes or change")
+QUICK = ("frozen votes or change",)
 each_rule = pytest.mark.parametrize("name", [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RULES
 ])  # fmt: skip
@@ -174,8 +174,9 @@ def test_driven_at_random(pair: Pair, seed: int) -> None:
     check(ours, slow)
 
 
-@pytest.mark.parametrize("name", [pytest.param("row running", marks=pytest.mark.slow), "frozen votes or change"])
-@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["row running", "frozen votes or change"])
+@pytest.mark.parametrize("first", [True, False])
 def test_words_that_carry_nothing_yet_join(pair: Pair, name: str, first: bool) -> None:
     """Those of the flight that has waited are as before the first exit, whichever joins the other."""
     found = []

@@ -23,7 +23,7 @@ from .test_train import config
 
 TEXTS = ["good film", "bad", "the plot is very awful", "great great fine", "a", "poor the a film is bad"]
 OF_ROWS = [name for name in SYSTEMS if not HEADS[pfengine.TrainingConfig("", "", "", name).head(False)["type"]].tags]
-LONG = ("cascadebert", "leebert", "past-future", "linear")  # other tests train them too
+QUICK = ("deebert", "fastbert", "righttool", "berxit", "elbert", "student")
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def full(encoder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize(
-    "system", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in OF_ROWS]
+    "system", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in OF_ROWS]
 )
 def test_trains_and_answers_batched_as_alone(
     encoder: Path, rows: Path, full: Path, tmp_path: Path, system: str

@@ -92,7 +92,7 @@ def whole(encoder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
 MOMENTS = [
     pytest.param([(6, 0)], marks=pytest.mark.slow),  # first epoch
     [(17, 0)],  # second epoch
-    [(15, 9), (15, 30), (19, 21)],  # inside saves, and again
+    pytest.param([(15, 9), (15, 30), (19, 21)], marks=pytest.mark.slow),  # inside saves, and again
     pytest.param([(25, 60)], marks=pytest.mark.slow),  # when all steps are done
     [(27, 95)],  # while the checkpoint is written
 ]

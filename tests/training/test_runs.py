@@ -47,7 +47,10 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"freezing": "lower", "form": "authors"}, pytest.param({"freezing": "layers"}, marks=pytest.mark.slow)],
+    [
+        {"freezing": "lower", "form": "authors"},
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({}, {"freezing": "layers"})),
+    ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_weights(
     encoder: Path,
