@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,4 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except pfengine.PFEngineError as error:
+        sys.exit(str(error))
