@@ -8,15 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .linear import Converted, linear_checkpoint, numbered
+from .linear import Converted, has_highways, linear_checkpoint, numbered
 from .source import Original, family_of
 
 
 def recognises(tensors: Collection[str]) -> bool:
     """DeeBERT's keys are the same, with a pooler of each highway's own."""
-    return any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors) and not any(
-        ".highway." in key and ".pooler." in key for key in tensors
-    )
+    return has_highways(tensors, poolers=False)
 
 
 def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:

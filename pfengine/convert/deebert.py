@@ -9,15 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from . import berxit
-from .linear import Converted, highways, linear_checkpoint
+from .linear import Converted, has_highways, highways, linear_checkpoint
 from .source import Original, family_of
 
 
 def recognises(tensors: Collection[str]) -> bool:
     """COSEE's keys are the same, without poolers of the highways' own; BERxiT's have more."""
-    exits = any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors)
-    poolers = any(".highway." in key and ".pooler." in key for key in tensors)
-    return exits and poolers and not berxit.recognises(tensors)
+    return has_highways(tensors, poolers=True) and not berxit.recognises(tensors)
 
 
 def convert(path: Path, raw: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:

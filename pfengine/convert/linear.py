@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,12 @@ def numbered(path: Path, tensors: Mapping[str, Tensor], pattern: str, system: st
         original.get(f"{pattern.format(min(absent))}.weight", 2)
         original.check()
     return [pattern.format(number) for number in sorted(there)]
+
+
+def has_highways(tensors: Collection[str], poolers: bool) -> bool:
+    """Are these keys of an encoder with a highway after each layer, and have the highways poolers of their own?"""
+    own = any(".highway." in key and ".pooler." in key for key in tensors)
+    return own == poolers and any(key.endswith(".encoder.highway.0.classifier.weight") for key in tensors)
 
 
 def highways(path: Path, tensors: Mapping[str, Tensor], family: Family, system: str) -> tuple[list[str], list[str]]:

@@ -13,16 +13,15 @@ from ..convert import berxit
 from ..errors import ConfigError
 from ..heads import PREFIX, Scores
 from ..ops import reference
+from .deebert import DeeBERTModel
 from .losses import depth_weighted, exit_loss
 from .options import COUNT, Option
-from .phases import Phase, trains_exits
-from .pooled import PooledModel
+from .phases import Phase
 from .system import System
 
 STRATEGIES = (
     "alternate-lte", "alternate", "all", "weight-linear", "two-stage", "self-distil", "only-highway", "raw", "limit",
 )  # fmt: skip
-RAW, HIGHWAYS = Phase("the encoder and its classifier"), Phase("the exits", trains_exits)
 OPTIONS = {
     "strategy": Option(
         "What is trained when: alternate-lte (published), alternate, all (joint), weight-linear, two-stage, "
@@ -34,7 +33,7 @@ OPTIONS = {
 }
 
 
-class BERxiTModel(PooledModel):
+class BERxiTModel(DeeBERTModel):
     """With L the loss of the last exit and h_i that of exit i < n (Xin et al., EACL 2021, and their code):
 
         raw            L
@@ -75,15 +74,10 @@ class BERxiTModel(PooledModel):
                 self.last_pooler.bias.copy_(pooler[1])
 
     def phases(self) -> tuple[Phase, ...]:
-        if self.strategy != "two-stage":
-            return super().phases()
-        return (HIGHWAYS,) if self.backbone is None else (RAW, HIGHWAYS)  # exits are attached to a fine-tuned model
+        return super().phases() if self.strategy == "two-stage" else (Phase(),)
 
     def fixed(self) -> list[Tensor]:
-        if self.strategy != "two-stage":
-            return []
-        untouched = slice(-1, None) if self.phase is HIGHWAYS else slice(-1)
-        return [tensor[untouched] for tensor in self.head_tensors().values()]
+        return super().fixed() if self.strategy == "two-stage" else []
 
     def scores(self, states: Sequence[Tensor], bounds: Tensor | None) -> list[Scores]:
         found = super().scores(states, bounds)
@@ -107,7 +101,7 @@ class BERxiTModel(PooledModel):
         if self.strategy == "alternate":
             return last if even else highways + last
         if self.strategy == "two-stage":
-            return highways if self.phase is HIGHWAYS else last
+            return super().loss(scores, labels)
         if self.strategy == "self-distil":
             taught = -torch.softmax(logits[-1].detach(), -1) * torch.log_softmax(logits[:-1], -1)
             return highways + last + taught.sum()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..convert import deebert
 from ..heads import Scores
-from .losses import exit_loss
+from .losses import losses_of
 from .phases import Phase, trains_exits
 from .pooled import PooledModel
 from .system import System
@@ -33,8 +32,7 @@ class DeeBERTModel(PooledModel):
         return [tensor[untouched] for tensor in self.head_tensors().values()]
 
     def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
-        assert labels is not None
-        losses = exit_loss(torch.stack([each.logits for each in scores]), labels)
+        losses = losses_of(scores, labels)
         return losses[:-1].sum() if self.phase is EXITS else losses[-1]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..convert import elasticbert
 from ..heads import Scores
-from .losses import exit_loss
+from .losses import losses_of
 from .options import COUNT, Option
 from .pooled import PooledModel
 from .system import System
@@ -39,9 +39,8 @@ class ElasticBERTModel(PooledModel):
         return scaled, Scaled.apply(scaled, float(above)) if above else scaled
 
     def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
-        assert labels is not None
-        trained = [each.logits for layer, each in enumerate(scores, 1) if self.trained(layer)]
-        return exit_loss(torch.stack(trained), labels).sum()
+        trained = [each for layer, each in enumerate(scores, 1) if self.trained(layer)]
+        return losses_of(trained, labels).sum()
 
 
 class Scaled(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..convert import elbert
 from ..heads import Scores
-from .losses import exit_loss
+from .losses import losses_of
 from .options import Option
 from .pooled import PooledModel
 from .system import System
@@ -41,8 +41,7 @@ class ELBERTModel(PooledModel):
         return {} if self.equal else {"layer_weights": RATE}
 
     def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
-        assert labels is not None
-        losses = exit_loss(torch.stack([each.logits for each in scores]), labels)
+        losses = losses_of(scores, labels)
         if self.equal:
             return losses.sum()
         weights = torch.sigmoid(self.layer_weights)

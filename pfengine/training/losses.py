@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..heads import Scores
+
+
+def losses_of(scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
+    """`exit_loss` of the scores of every exit, in a phase with labels."""
+    assert labels is not None
+    return exit_loss(torch.stack([each.logits for each in scores]), labels)
 
 
 def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..heads import HEADS, PREFIX, ExitHead, Scores
 from ..manifest import Manifest
 from ..ops import Reads, reference
 from .freezing import Freezing
-from .losses import depth_weighted, exit_loss
+from .losses import depth_weighted, losses_of
 from .phases import HeldOut, Phase
 
 
@@ -126,8 +126,7 @@ class ExitModel(nn.Module):
         labels: ids [B], probabilities [B, C] where exits are attached to a finished model, or numbers [B] for
         regression; None in a phase without labels.
         """
-        assert labels is not None
-        return depth_weighted(exit_loss(torch.stack([each.logits for each in scores]), labels))
+        return depth_weighted(losses_of(scores, labels))
 
     def phases(self) -> tuple[Phase, ...]:
         """The parts of a training run, one after the other."""

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..exits.temperature import fit_temperature
 from ..heads import PREFIX, ExitHead, Mixed, Scores
 from ..ops import reference
-from .losses import exit_loss
+from .losses import losses_of
 from .model import ExitModel
 from .options import COUNT, Option
 from .phases import HeldOut, Phase
@@ -70,8 +70,7 @@ class RightToolModel(ExitModel):
         return (Phase(trains=lambda name: self._keys.get(name.removeprefix("exit_head.")) not in still),)
 
     def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
-        assert labels is not None
-        return exit_loss(torch.stack([each.logits for each in scores]), labels).sum()
+        return losses_of(scores, labels).sum()
 
     def after_training(self, held_out: HeldOut) -> None:
         """Calibrate each exit (section 3.2). For regression there is nothing to calibrate.
