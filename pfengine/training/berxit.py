@@ -70,8 +70,8 @@ class BERxiTModel(DeeBERTModel):
         super().initialise(pooler)
         if self.last_pooler is not None:
             with torch.no_grad():
-                self.last_pooler.weight.copy_(pooler[0])
-                self.last_pooler.bias.copy_(pooler[1])
+                self.last_pooler.weight.copy_(pooler[0][-1])
+                self.last_pooler.bias.copy_(pooler[1][-1])
 
     def phases(self) -> tuple[Phase, ...]:
         return super().phases() if self.strategy == "two-stage" else (Phase(),)

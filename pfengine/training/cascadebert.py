@@ -90,7 +90,7 @@ class CascadeModel(FullModel):
             if family.pooler.startswith(family.prefix):
                 with torch.no_grad():
                     for kind, value in zip(("weight", "bias"), pooler, strict=True):
-                        model.head_tensors()[f"{family.pooler}.{kind}"].copy_(value)
+                        model.head_tensors()[f"{family.pooler}.{kind}"].copy_(value[-1])
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
         """Logits of every model, [B, models, C], and with labels the loss of the present phase."""

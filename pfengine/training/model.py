@@ -144,8 +144,9 @@ class ExitModel(nn.Module):
         return {}
 
     def initialise(self, pooler: tuple[Tensor, Tensor]) -> None:
-        """Start from the pretrained encoder's own pooler, where it has one: weight [H, H] and bias [H] before tanh.
+        """Start from the pretrained encoder's own pooler, where it has one.
 
+        pooler: weight [n, H, H] and bias [n, H] before tanh, after each layer; n times the same for most encoders.
         It is called once, before training. This class starts its poolers from random numbers.
         """
 

@@ -11,12 +11,13 @@ from .plain import LinearModel
 
 
 def copy_pooler(model: ExitModel, pooler: tuple[Tensor, Tensor]) -> None:
-    """Make all poolers of a model's head copies of one."""
+    """Make the poolers of a model's head copies of the encoder's, as `initialise` gets it; a shared one of the last."""
     tensors = model.head_tensors()
     with torch.no_grad():
         for kind, value in zip(("weight", "bias"), pooler, strict=True):
             if f"{PREFIX}poolers.{kind}" in tensors:
-                tensors[f"{PREFIX}poolers.{kind}"].copy_(value)
+                own = tensors[f"{PREFIX}poolers.{kind}"]
+                own.copy_(value[-len(own) :])
 
 
 class PooledModel(LinearModel):

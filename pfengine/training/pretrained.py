@@ -11,10 +11,14 @@ from torch import Tensor
 
 from .. import checkpoint, families, reader, weights
 from ..config import BackboneConfig, parse_backbone
+from ..convert import elasticbert
 from ..convert.source import find
 from ..errors import CheckpointError, ConfigError
 from ..folder import Folder
 from ..storage import Stored
+
+# BERTs under a model type of their own: the prefix of their keys
+_RENAMED = {"elasticbert": elasticbert.PREFIX}
 
 
 def encoder_config(source: Path, labels: tuple[str, ...], layers: int | None) -> BackboneConfig:
@@ -22,6 +26,8 @@ def encoder_config(source: Path, labels: tuple[str, ...], layers: int | None) ->
     raw = checkpoint.read_config(Folder(source))
     if not isinstance(raw, dict):
         raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
+    if raw.get("model_type") in _RENAMED:
+        raw["model_type"] = "bert"
     family = families.find_family(raw.get("model_type"))
     names = labels or ("LABEL_0",)
     raw |= {
@@ -47,7 +53,7 @@ class Pretrained(NamedTuple):
     """An encoder to start from."""
 
     backbone: torch.nn.Module  # transformers' encoder, fp32, without its pooler
-    pooler: tuple[Tensor, Tensor] | None  # its pooler's weight [H, H] and bias [H], where it has one
+    pooler: tuple[Tensor, Tensor] | None  # where it has one: weight [n, H, H] and bias [n, H] after each layer
 
 
 def read_encoder(source: Path, config: BackboneConfig) -> Pretrained:
@@ -59,7 +65,7 @@ def read_encoder(source: Path, config: BackboneConfig) -> Pretrained:
         tensors: Mapping[str, Tensor] = reader.read(folder).tensors
         pooler = None
     else:  # heads and layers above the k-th are not read
-        stored = find(folder)
+        stored = _renamed(find(folder))
         tensors = weights.match(folder, stored, config.encoder_shapes(), config, extra="ignore")
         pooler = _pooler(folder, stored, config)
     settings = {key: value for key, value in config.raw.items() if key != "auto_map"}
@@ -79,11 +85,23 @@ def read_encoder(source: Path, config: BackboneConfig) -> Pretrained:
     return Pretrained(backbone, pooler)
 
 
+def _renamed(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Under the names of BERT, where they have a prefix of their own."""
+    prefixes = tuple(_RENAMED.values())
+    return {
+        f"bert.{key.split('.', 1)[1]}" if key.startswith(prefixes) else key: tensor for key, tensor in stored.items()
+    }
+
+
 def _pooler(folder: Folder, stored: Mapping[str, Stored], config: BackboneConfig) -> tuple[Tensor, Tensor] | None:
-    hidden, prefix = config.hidden_size, config.family.prefix
-    for name in ("pooler.dense", "pooler"):
-        shapes = {f"{prefix}{name}.weight": (hidden, hidden), f"{prefix}{name}.bias": (hidden,)}
+    """One pooler stands for all layers; ElasticBERT has one per layer."""
+    hidden, prefix, layers = config.hidden_size, config.family.prefix, config.num_layers
+    per_layer = [f"encoder.pooler.{i}.dense" for i in range(layers)]
+    for names in (["pooler.dense"], ["pooler"], per_layer):
+        shapes: families.Shapes = {f"{prefix}{name}.weight": (hidden, hidden) for name in names}
+        shapes |= {f"{prefix}{name}.bias": (hidden,) for name in names}
         if all(key in stored or key.removeprefix(prefix) in stored for key in shapes):
-            weight, bias = weights.match(folder, stored, shapes, config, extra="ignore").values()
-            return weight, bias
+            tensors = list(weights.match(folder, stored, shapes, config, extra="ignore").values())
+            weight, bias = torch.stack(tensors[: len(names)]), torch.stack(tensors[len(names) :])
+            return weight.expand(layers, -1, -1), bias.expand(layers, -1)
     return None

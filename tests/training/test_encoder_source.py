@@ -56,6 +56,34 @@ def test_weights_are_those_transformers_reads(source: Path, form: str, layers: i
         assert torch.equal(value, expected[key]), key
 
 
+@pytest.mark.parametrize("pooler", ["per-layer", "shared"])
+def test_pretrained_elasticbert(source: Path, pooler: str, tmp_path: Path) -> None:
+    """The encoder that its authors publish has a model type, a prefix, and a pooler per layer, where exits start."""
+    raw = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(raw | {"model_type": "elasticbert", "num_output_layers": 3}))
+    plain = load_file(source / "model.safetensors")
+    poolers = torch.randn(3, 48, 49, generator=torch.Generator().manual_seed(0)) / 10
+    own = {f"encoder.pooler.{i}.dense.weight": poolers[i, :, 1:].contiguous() for i in range(3)}
+    own |= {f"encoder.pooler.{i}.dense.bias": poolers[i, :, 0].contiguous() for i in range(3)}
+    named = {f"elasticbert.{key}": value for key, value in (plain | own).items() if not key.startswith("pooler.")}
+    save_file(named, source / "model.safetensors")
+    assert all(torch.equal(value, plain[key]) for key, value in backbone(source, 2).state_dict().items())
+
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "".join(f"a {i}\t{i % 2}\n" for i in range(20)))
+    pfengine.train(
+        pfengine.TrainingConfig(
+            model=str(source), data=str(tmp_path / "train.tsv"), output=str(tmp_path / "out"), system="elasticbert",
+            pooler=pooler, epochs=0.1, learning_rate=1e-9, hold_out=4, precision="fp32",
+        )
+    )  # fmt: skip
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "bert"
+    found = load_file(tmp_path / "out" / "model.safetensors")["exit_head.poolers.weight"]
+    torch.testing.assert_close(
+        found, poolers[:, :, 1:] if pooler == "per-layer" else poolers[2:, :, 1:], atol=1e-6, rtol=0
+    )
+    assert len(pfengine.load(tmp_path / "out").classify(["a 1", "a 2"])) == 2
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.mkdir, ("was-run",)
