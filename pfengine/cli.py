@@ -30,6 +30,7 @@ from .cli_options import (
     Threshold,
     UnusedLabelColumn,
 )
+from .cli_serving import serve
 from .cli_tagging import tag
 from .cli_training import TrainingCommand, attach, train
 from .convert.run import convert as convert_checkpoint
@@ -179,6 +180,7 @@ COMMANDS: dict[Callable[..., None], str] = {  # with an example each, in the ord
     calibrate: "pfengine calibrate ckpt/ held-out.tsv --agreement 0.99 --confidence 0.95",
     evaluate: "pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3",
     cascade: "pfengine cascade small/ large/ out/; then pfengine calibrate out/ held-out.tsv --speedup 2",
+    serve: "pfengine serve sst2 --port 3000",
     info: "pfengine info sst2",
     demo: "pfengine demo",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from .exits import Criterion
 from .exits.user_criterion import checked
 from .model import Model
 from .ops.decide import decide
-from .ops.flight import Answers, Flight
+from .ops.flight import Answers, Exit, Flight
 from .ops.rule import ExitRule
 from .torch_flight import select_rows
 from .torch_state import isolated
@@ -35,30 +35,53 @@ def run(model: Model, packed: Packed, rule: ExitRule | CriterionFunction, answer
         flight.advance(rule, until=model.num_layers)
         return
     try:
-        with isolated():
-            _call_after_every_exit(model, flight, rule, answers.base)
+        for _ in exits(model, flight, rule, answers.base, every=False):
+            pass
     except BaseException:
         units = len(flight.states()) if model.head.tags else len(flight)
         flight.leave(np.ones(units, bool), answered=False)  # frees at once what they hold of a GPU
         raise
 
 
-def _call_after_every_exit(model: Model, flight: Flight, rule: CriterionFunction, base: int) -> None:
-    call, state, nobody, tags, scored = checked(rule), None, model.full_depth, model.head.tags, None
+def exits(
+    model: Model, flight: Flight, rule: ExitRule | CriterionFunction, base: int, every: bool = True
+) -> Iterator[Exit]:
+    """Take a flight to the last layer, stopping after exits before it for a caller who watches.
+
+    Yields the rows (of tag heads the words) that the rule lets stay; those that it lets go have left. Until the next
+    exit is asked for, the caller may let more of them leave. base: as in `Answers`. every: stop after exits that the
+    rule does not test too.
+    """
+    decided, call = (rule, None) if isinstance(rule, ExitRule) else (model.full_depth, checked(rule))
+    state, scored = None, None  # of a callable: what rows carry from exit to exit, and their slots
     for layer in model.exit_layers[:-1]:
-        if isinstance(rule, Criterion) and not rule.tests(layer):
+        tested = not isinstance(rule, Criterion) or rule.tests(layer)  # by a callable
+        if not every and not tested:
             continue
-        exit = flight.advance(nobody, until=layer)
+        exit = flight.advance(decided, until=layer)
         if exit is None:
             return
-        if tags and scored is not None:  # a word that has left is scored until its row has left
-            state = select_rows(state, torch.isin(scored, exit.slots).nonzero().squeeze(1))
-        leave, state = call(layer, exit.logits, state, exit.slots + base)
-        scored = exit.slots
-        if leave.any():
-            flight.leave(leave)
-            state = state if tags else select_rows(state, (~leave).nonzero().squeeze(1))
-    flight.advance(nobody, until=model.num_layers)
+        if call is not None and tested:
+            with isolated():
+                if scored is not None and len(scored) > len(exit.slots):  # rows have left meanwhile
+                    state = select_rows(state, torch.isin(scored, exit.slots).nonzero().squeeze(1))
+                leave, state = call(layer, exit.logits, state, exit.slots + base)
+                if leave.any():
+                    flight.leave(leave)
+                    if not model.head.tags:  # a word that has left is scored until its row has left
+                        staying = (~leave).nonzero().squeeze(1)
+                        state, exit = select_rows(state, staying), _of(exit, staying)
+                scored = exit.slots
+        if not len(flight):
+            return
+        yield exit
+    flight.advance(decided, until=model.num_layers)
+
+
+def _of(exit: Exit, rows: Tensor) -> Exit:
+    """The exit of these rows only."""
+    logits, learned = (None if scores is None else scores[rows] for scores in (exit.logits, exit.learned))
+    return Exit(exit.layer, logits, exit.slots[rows], learned)
 
 
 def warmup(model: Model, packed: Packed, rule: ExitRule | CriterionFunction) -> None:

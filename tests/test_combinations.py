@@ -143,7 +143,7 @@ def test_it_runs_or_is_refused(
     alone = [loaded.predict([row], criterion=text) for row in rows] if criterion != "replay" else []
     carrier = Counting(loaded.model.carrier)
     monkeypatch.setattr(loaded, "model", dataclasses.replace(loaded.model, carrier=carrier))  # type: ignore[arg-type]
-    monkeypatch.setattr(engine, "_call_after_every_exit", pytest.fail)
+    monkeypatch.setattr(engine, "exits", pytest.fail)
     out = loaded.predict(rows, criterion=text)
     assert carrier.returns == carrier.flights == 1, "one call per batch, whatever the criterion"
     if extension.has_cpu() and loaded.model.head.prepared_exits() is not None:

@@ -1,0 +1,181 @@
+"""From an HTTP request to a handler of a wire format and back: bodies, failures, headers, and what is counted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .bodies import ClientGone, parse_json, read_body
+from .failures import Failure
+from .limits import Limits
+from .metrics import Metrics
+from .served import Answer, Knobs, Served
+
+
+@dataclass
+class State:
+    """What all endpoints of a server share. ready: may requests be sent here?"""
+
+    models: Mapping[str, Served]  # the first one answers where a request names none
+    limits: Limits
+    metrics: Metrics
+    ready: bool = False
+    stopping: bool = False
+    active: int = 0  # requests under way
+
+    async def check(self) -> None:
+        """Raise Failure where a model does not answer."""
+        for model in self.models.values():
+            await model.check()
+
+    def model(self, name: str | None = None) -> Served:
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise Failure("unknown_model", f"there is no model {name[:100]!r}; there are {', '.join(self.models)}")
+        return self.models[name]
+
+
+@dataclass
+class Call:
+    """One request. method: its name in the metrics. headers: what the answer says beside its body."""
+
+    state: State
+    request: Request
+    method: str
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    arrived: float = field(default_factory=time.perf_counter)
+
+    async def gone(self) -> None:
+        """Returns when the client has hung up."""
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
+    async def answer(self, model: Served, rows: list[Any], knobs: Knobs, *, one: bool = False) -> Answer:
+        """The answers of a model. one: a row that fails fails the request, as do too many rows.
+
+        Sets the headers that say where rows left and what took how long.
+        """
+        limit = self.state.limits.max_client_batch_size
+        if len(rows) > limit:
+            raise Failure("validation", f"batch size {len(rows)} > maximum allowed batch size {limit}")
+        if not rows:
+            raise Failure("empty", "`inputs` cannot be empty")
+        answer = await model.answer(rows, knobs, self.gone)
+        if one and answer.failures:
+            raise next(iter(answer.failures.values()))
+        self.state.metrics.answered(self.method, answer)
+        layers = answer.exit_layers[answer.exit_layers > 0]
+        self.headers |= {
+            "x-exit-layers": ",".join(map(str, answer.exit_layers.tolist())),
+            "x-compute-type": str(model.engine.device.type),
+            "x-compute-tokens": str(sum(answer.tokens)),
+            "x-tokenization-time": _milliseconds(answer.tokenisation),
+            "x-queue-time": _milliseconds(answer.queue),
+            "x-inference-time": _milliseconds(answer.inference),
+        }
+        if len(layers):
+            self.headers["x-layer-speedup"] = f"{model.engine.num_layers / layers.mean():.3f}"
+        return answer
+
+
+Handler = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address of a wire format.
+
+    body: checks the request, which its handler gets as second argument; None: the handler reads what it needs. errors:
+    status and body of a failure in this format. method: of te_request_count.
+    """
+
+    paths: tuple[str, ...]
+    handler: Handler
+    errors: Callable[[Failure], tuple[int, Any]]
+    body: type[BaseModel] | None = None
+    verb: str = "POST"
+    method: str = "single"
+    summary: str = ""
+
+    async def run(self, state: State, request: Request) -> Response:
+        """The response to a request, whatever happens."""
+        call = Call(state, request, self.method)
+        counted = self.verb == "POST"
+        try:
+            if counted:
+                self._enter(state)
+            try:
+                arguments = await self._arguments(call)
+                found = await self.handler(call, *arguments)
+            finally:
+                if counted:
+                    state.active -= 1
+            if counted and not (isinstance(found, Response) and found.status_code >= 400):
+                state.metrics.succeeded(self.method, time.perf_counter() - call.arrived)
+                call.headers["x-total-time"] = _milliseconds(time.perf_counter() - call.arrived)
+            return found if isinstance(found, Response) else json_response(found, 200, call.headers)
+        except Failure as failure:
+            return self.failed(state, failure)
+        except ClientGone:
+            state.metrics.failed("dropped")
+            return Response(status_code=499)
+
+    def failed(self, state: State, failure: Failure) -> Response:
+        state.metrics.failed(failure.kind)
+        status, body = self.errors(failure)
+        headers = {} if failure.retry_after is None else {"retry-after": str(max(1, round(failure.retry_after)))}
+        return json_response(body, status, headers)
+
+    def _enter(self, state: State) -> None:
+        if state.stopping:
+            state.active += 1
+            raise Failure("unhealthy", "the server is shutting down", retry_after=1.0)
+        state.active += 1
+        if state.active > state.limits.max_concurrent_requests:
+            raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
+
+    async def _arguments(self, call: Call) -> list[Any]:
+        if self.verb != "POST":
+            return []
+        limits = call.state.limits
+        call.body = await read_body(
+            call.request.receive, call.request.headers, limits.payload_limit, limits.request_timeout
+        )
+        return [] if self.body is None else [validated(self.body, parse_json(call.body))]
+
+
+def validated(kind: type[BaseModel], value: Any) -> Any:
+    """The value as a request. Raises Failure, which names the first field that does not fit."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:200] or "the body"
+        raise Failure("validation", f"{where}: {first['msg'][:200]}") from None
+    except RecursionError:
+        raise Failure("validation", "the body is nested too deeply") from None
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain, allow_nan=False)
+    return Response(text.encode("utf-8", "replace"), status, headers, "application/json")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(type(value).__name__)
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(1000 * seconds))

@@ -1,0 +1,134 @@
+"""Requests that wait for the engine: bounded, in order of deadline and then of age."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .failures import Failure
+from .job import Job
+from .limits import Limits
+
+
+class Place(NamedTuple):
+    """A row of a job."""
+
+    job: Job
+    row: int
+
+
+class Queue:
+    """Jobs whose rows are handed out in batches. A job of many rows may be spread over several batches.
+
+    rows, tokens, bytes: how much waits; `put` refuses what would be beyond the limits.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.rows = self.tokens = self.bytes = 0
+        self._heaps: dict[Any, list[tuple[tuple[float, int], Job]]] = {}  # jobs with rows to hand out, by key
+        self._waiting: dict[int, tuple[Job, int]] = {}  # id of such a job: the job, its bytes
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, job: Job, size: int) -> None:
+        """Take in a job whose request has `size` bytes. Raises Failure where there is no room for it."""
+        limits, rows = self.limits, len(job.rows)
+        with self._changed:
+            if self._closed:
+                raise Failure("unhealthy", "the server is shutting down", retry_after=1.0)
+            full = (
+                self.rows + rows > limits.max_queue_rows
+                or self.tokens + job.tokens > limits.max_queue_tokens
+                or self.bytes + size > limits.max_queue_bytes
+            )
+            if full and self._waiting:
+                raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
+            if full:
+                raise Failure("validation", "the request is larger than the whole queue; send fewer or shorter texts")
+            heapq.heappush(self._heaps.setdefault(job.key, []), (job.order, job))
+            self._waiting[id(job)] = job, size
+            self.rows, self.tokens, self.bytes = self.rows + rows, self.tokens + job.tokens, self.bytes + size
+            self._changed.notify()
+
+    def take(self, tokens: int, rows: int | None, wait: bool = True) -> list[Place] | None:
+        """The next rows, which share a key: at most so many tokens and rows, but always one.
+
+        Waits until there are some; where it must not wait, an empty list. None where the queue has been closed and
+        nothing is left in it.
+        """
+        with self._changed:
+            while not (heap := self._first()):
+                if self._closed:
+                    return None
+                if not wait:
+                    return []
+                self._changed.wait()
+            return self._handed_out(heap, tokens, rows)
+
+    def drop(self, job: Job) -> None:
+        """Forget a job whose answers nobody waits for any more."""
+        with self._changed:
+            job.cancelled = True
+            self._forget(job)
+
+    def fail_all(self, failure: Callable[[], Failure]) -> None:
+        """Nothing that waits is answered."""
+        with self._changed:
+            jobs = [job for job, _ in self._waiting.values()]
+            for job in jobs:
+                self._forget(job)
+            self._heaps.clear()
+        for job in jobs:
+            job.fail(failure())
+
+    def close(self) -> None:
+        """Take in nothing more; what is there is still handed out."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _first(self) -> list[tuple[tuple[float, int], Job]] | None:
+        """The heap whose first job comes before those of all others; jobs that are over are thrown away."""
+        now, late = time.monotonic(), []
+        for key, heap in list(self._heaps.items()):
+            while heap and (heap[0][1].over or (heap[0][1].deadline or now) < now):
+                late.append(heapq.heappop(heap)[1])
+            if not heap:
+                del self._heaps[key]
+        for job in late:
+            self._forget(job)
+            job.fail(Failure("deadline", "the deadline passed while the request waited for the model"))
+        return min(self._heaps.values(), default=None)
+
+    def _handed_out(self, heap: list[tuple[tuple[float, int], Job]], tokens: int, rows: int | None) -> list[Place]:
+        found: list[Place] = []
+        room = tokens
+        while heap and (rows is None or len(found) < rows):
+            job = heap[0][1]
+            if job.over:
+                heapq.heappop(heap)
+                self._forget(job)
+                continue
+            length = len(job.rows[job.taken].ids)
+            if found and length > room:
+                break
+            if not job.taken:
+                job.started = time.monotonic()
+            found.append(Place(job, job.taken))
+            job.taken += 1
+            room -= length
+            if job.taken == len(job.rows):
+                heapq.heappop(heap)
+                self._forget(job)
+        return found
+
+    def _forget(self, job: Job) -> None:
+        """Count it no more among those that wait."""
+        if (entry := self._waiting.pop(id(job), None)) is not None:
+            self.rows -= len(job.rows)
+            self.tokens -= job.tokens
+            self.bytes -= entry[1]

@@ -1,0 +1,251 @@
+"""A model under a name: tokenises the rows of a request, hands them to the scheduler, and waits for the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..answers import probabilities
+from ..api import Engine
+from ..errors import ConfigError, InputError
+from ..exits.selection import Selection, select
+from ..per_row import own_exits
+from ..rows import Row, size
+from .failures import Failure
+from .job import Job
+from .limits import Limits
+from .scheduler import Scheduler
+
+INLINE_CHARACTERS = 4096  # requests up to this size are tokenised in the event loop, which a thread would only delay
+WATCH_AFTER_SECONDS = 0.02  # a request that is answered sooner is not watched for a client that hangs up
+FRESH_SECONDS = 1.0  # an answer that old says that the model answers
+PROBE, PROBE_IDS = "health", {"input_ids": [0]}
+CRITERIA_KEPT = 64  # of those that requests bring
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a request may say beside its rows; None where it says nothing.
+
+    deadline_ms: from its arrival; the best answer there is by then is sent.
+    """
+
+    threshold: float | None = None
+    speedup: float | None = None
+    criterion: str | None = None
+    deadline_ms: float | None = None
+    truncate: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answers to the rows of a request, in order.
+
+    failures: by row. tokens: of each row.
+    """
+
+    logits: np.ndarray  # float32 [rows, labels]; nan for a row that failed
+    exit_layers: np.ndarray  # int64 [rows]; 0 for a row that failed
+    models: np.ndarray | None
+    failures: dict[int, Failure]
+    tokens: list[int]
+    tokenisation: float  # seconds
+    queue: float
+    inference: float
+
+
+class Served:
+    """A model that a server answers with."""
+
+    def __init__(self, name: str, engine: Engine, limits: Limits, scheduler: Scheduler) -> None:
+        self.name, self.engine, self.limits, self.scheduler = name, engine, limits, scheduler
+        self.created = int(time.time())
+        self._exits = own_exits(engine.checkpoint, engine.model.exit_layers)
+        self.selection = self._with_criterion(None, None, None)
+        self._by_text = functools.lru_cache(CRITERIA_KEPT)(self._with_criterion)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.engine.labels
+
+    @property
+    def max_length(self) -> int:
+        """The longest row in tokens."""
+        return self.engine.max_length
+
+    async def answer(
+        self, rows: Sequence[Any], knobs: Knobs, gone: Callable[[], Awaitable[None]] | None = None
+    ) -> Answer:
+        """Answers to rows, in the forms that `Engine.classify` takes.
+
+        gone: returns when nobody waits for the answers any more, which are then not computed. Raises Failure where the
+        request as a whole is not answered; rows that fail alone are in `Answer.failures`.
+        """
+        arrived = time.monotonic()
+        length = sum(map(size, rows))
+        self._check_room(len(rows))
+        read = functools.partial(self._read, rows, knobs)
+        loop = asyncio.get_running_loop()
+        selection, found = read() if length <= INLINE_CHARACTERS else await loop.run_in_executor(None, read)
+        failures = {i: _failure(row) for i, row in enumerate(found) if isinstance(row, InputError)}
+        places = [i for i, row in enumerate(found) if isinstance(row, Row)]
+        good = [row for row in found if isinstance(row, Row)]
+        read_at = time.monotonic()
+        future: asyncio.Future[None] = loop.create_future()
+        deadline = None if knobs.deadline_ms is None else arrived + knobs.deadline_ms / 1000
+        job = Job(good, selection, deadline, functools.partial(_done, loop, future))
+        if good:
+            self.scheduler.submit(job, length)
+            await self._wait(job, future, gone)
+        if job.failure is not None:
+            raise job.failure
+        failures |= {places[i]: _at(failure, places[i]) for i, failure in job.failures.items()}
+        logits = np.full((len(rows), len(self.labels)), np.nan, np.float32)
+        exit_layers = np.zeros(len(rows), np.int64)
+        models = None if self.engine.cascade is None else np.zeros(len(rows), np.int64)
+        if job.logits is not None:
+            logits[places], exit_layers[places] = job.logits, job.exit_layers
+            if models is not None and job.models is not None:
+                models[places] = job.models
+        tokens = [len(row.ids) if isinstance(row, Row) else 0 for row in found]
+        started = job.started or read_at
+        waited, computed = started - read_at, max(0.0, job.finished - started)
+        return Answer(logits, exit_layers, models, failures, tokens, read_at - arrived, waited, computed)
+
+    def probabilities(self, answer: Answer, problem_type: str | None = None) -> np.ndarray:
+        """float32 [rows, labels]; problem_type: None for the model's own."""
+        return probabilities(answer.logits, problem_type or self.engine.model.config.problem_type)
+
+    async def check(self) -> None:
+        """Raise Failure where the model does not answer: what it answered a moment ago counts, else a row is tried."""
+        scheduler = self.scheduler
+        busy, now = scheduler.busy_since, time.monotonic()
+        if busy is not None and now - busy > self.limits.request_timeout:
+            raise Failure("unhealthy", "the engine has been at one batch for too long")
+        if scheduler.running and now - scheduler.totals.last_answer < FRESH_SECONDS:
+            return
+        try:
+            answer = await self.answer([PROBE if self.engine.tokenizer.backend is not None else PROBE_IDS], Knobs())
+        except Failure as failure:
+            if failure.kind != "overloaded":
+                raise Failure("unhealthy", "unhealthy") from None
+        else:
+            if answer.failures:
+                raise Failure("unhealthy", "unhealthy")
+
+    def tokens(self, text: str, special: bool) -> list[dict[str, Any]]:
+        """The tokens of a text, as Text Embeddings Inference describes them."""
+        backend = self.engine.tokenizer.backend
+        if backend is None:
+            raise Failure("unsupported", "the model has no tokenizer; it takes token ids")
+        found = backend.encode(text, add_special_tokens=special)
+        parts = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
+        return [
+            {"id": i, "text": token if is_special else text[start:stop], "special": bool(is_special)}
+            | ({"start": None, "stop": None} if is_special else {"start": start, "stop": stop})
+            for i, token, is_special, (start, stop) in parts
+        ]
+
+    def _check_room(self, rows: int) -> None:
+        """Refuse before any work what would be refused after it."""
+        queue = self.scheduler.queue
+        if queue.rows and queue.rows + rows > self.limits.max_queue_rows:
+            raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
+
+    def _read(self, rows: Sequence[Any], knobs: Knobs) -> tuple[Selection, list[Row | InputError]]:
+        """The rows tokenised, with their thresholds. Raises Failure for knobs that make no sense."""
+        for name in ("threshold", "speedup", "deadline_ms"):
+            value = getattr(knobs, name)
+            if value is not None and not math.isfinite(value):
+                raise Failure("validation", f"{name} is {value}; it must be a finite number")
+        if knobs.deadline_ms is not None and knobs.deadline_ms <= 0:
+            raise Failure("validation", f"deadline_ms is {knobs.deadline_ms:g}; it must be positive")
+        if knobs.deadline_ms is not None and self.engine.cascade is not None:
+            raise Failure("unsupported", "this model is a cascade, which takes no deadline_ms")
+        selection = self.selection
+        try:
+            if knobs.criterion is not None or knobs.threshold is not None or knobs.speedup is not None:
+                selection = self._by_text(knobs.criterion, knobs.threshold, knobs.speedup)
+        except ConfigError as error:
+            raise Failure("validation", _public(str(error), self.engine)) from None
+        tokenizer = self.engine.tokenizer
+        if self.engine.cascade is not None:
+            tokenizer = self.engine.cascade.members[self.engine.cascade.reader(selection.criterion)].tokenizer
+        found = selection.resolved(tokenizer.encode(enumerate(rows)))
+        truncate = self.limits.auto_truncate if knobs.truncate is None else knobs.truncate
+        if not truncate:
+            found = [self._uncut(row) for row in found]
+        return selection, list(found)
+
+    def _uncut(self, row: Row | InputError) -> Row | InputError:
+        if isinstance(row, Row) and row.truncated:
+            return InputError(row.row_id, f"must have at most {self.max_length} tokens; it has more")
+        return row
+
+    def _with_criterion(self, criterion: str | None, threshold: float | None, speedup: float | None) -> Selection:
+        return select(self._exits, criterion, threshold, speedup, self.engine.criterion, None)
+
+    async def _wait(self, job: Job, future: asyncio.Future[None], gone: Callable[[], Awaitable[None]] | None) -> None:
+        """Until the job is over. Raises Failure where that takes too long."""
+        loop, watch = asyncio.get_running_loop(), None
+
+        def look() -> None:
+            nonlocal watch
+            if gone is not None:
+                watch = loop.create_task(_cancel_when(gone, future))
+
+        timers = (
+            loop.call_later(self.limits.request_timeout, _expire, future),
+            loop.call_later(WATCH_AFTER_SECONDS, look),
+        )
+        try:
+            await future
+        except TimeoutError:
+            raise Failure("deadline", f"no answer within {self.limits.request_timeout:g} seconds") from None
+        finally:
+            for timer in timers:
+                timer.cancel()
+            if watch is not None:
+                watch.cancel()
+            if not job.over:
+                self.scheduler.cancel(job)
+
+
+def _done(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], job: Job) -> None:
+    """Called in the engine's thread."""
+    loop.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _expire(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
+
+
+async def _cancel_when(gone: Callable[[], Awaitable[None]], future: asyncio.Future[None]) -> None:
+    await gone()
+    future.cancel()
+
+
+def _failure(error: InputError) -> Failure:
+    return Failure("tokenizer" if "tokenised" in error.reason else "validation", error.reason, row=error.row)
+
+
+def _at(failure: Failure, row: int) -> Failure:
+    return Failure(failure.kind, failure.message, row=row, retry_after=failure.retry_after)
+
+
+def _public(message: str, engine: Engine) -> str:
+    """A message of the engine without where its checkpoint lies."""
+    return message.replace(str(engine.checkpoint.path), "the checkpoint")

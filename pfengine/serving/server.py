@@ -1,0 +1,113 @@
+"""A server process: models loaded and warmed up, HTTP in front of them, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from .. import console
+from ..api import Engine, load
+from ..errors import ConfigError
+from .app import create_app
+from .limits import Limits
+from .scheduler import Scheduler
+from .served import Served
+
+log = logging.getLogger("pfengine.serving")
+
+HEADER_BYTES = 16_384  # of a request's first line and headers
+KEEP_ALIVE_SECONDS = 75
+BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # what goes through the layers together by default
+
+
+def names_of(checkpoints: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Under which name each checkpoint is served: the one that was given, or that of its folder."""
+    if names and len(names) != len(checkpoints):
+        raise ConfigError(f"--served-model-name is given {len(names)} times for {len(checkpoints)} checkpoints")
+    found = list(names) or [Path(os.path.abspath(each)).name for each in checkpoints]
+    if len(set(found)) < len(found):
+        raise ConfigError(
+            f"two checkpoints would be served as {max(found, key=found.count)!r}; give --served-model-name"
+        )
+    return found
+
+
+def served(name: str, engine: Engine, limits: Limits, batch_tokens: int | None = None) -> Served:
+    """An engine ready to serve. Raises ConfigError for a model that does not classify rows."""
+    if engine.model.head.tags:
+        raise ConfigError(f"{name} tags words and does not classify rows; `pfengine tag` runs it")
+    tokens = batch_tokens or min(BATCH_TOKENS[engine.device.type], limits.max_batch_tokens)
+    scheduler = Scheduler(engine, limits, tokens, limits.max_batch_requests)
+    return Served(name, engine, limits, scheduler)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which answers what it has taken in before it ends, and says first that it is no longer ready."""
+
+    def __init__(self, config: uvicorn.Config, models: Sequence[Served], grace: float) -> None:
+        super().__init__(config)
+        self.models, self.grace = models, grace
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.should_exit:
+            return
+        state = self.config.app.state.serving  # type: ignore[union-attr]
+        for model in self.models:
+            model.scheduler.start()
+        await state.check()
+        state.ready = True
+        for server in self.servers:
+            for socket in server.sockets:
+                host, port = socket.getsockname()[:2]
+                console.show(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}")
+        sys.stdout.flush()
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        state = self.config.app.state.serving  # type: ignore[union-attr]
+        state.ready, state.stopping = False, True
+        end = time.monotonic() + self.grace
+        while state.active and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+        for model in self.models:
+            model.scheduler.close(max(0.0, end - time.monotonic()))
+
+
+def serve(
+    checkpoints: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 3000,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    grace: float = 30.0,
+    batch_tokens: int | None = None,
+    **options: Any,
+) -> None:
+    """Serve checkpoints until SIGTERM or SIGINT. options: those of `pfengine.load`.
+
+    grace: seconds that requests under way have to finish after the signal.
+    """
+    limits = limits or Limits()
+    found = {}
+    for name, path in zip(names_of(checkpoints, names), checkpoints, strict=True):
+        engine = load(path, **options)
+        engine.warmup(rows=(1, 8), tokens=(16, 64))
+        found[name] = served(name, engine, limits, batch_tokens)
+    app = create_app(found, limits, api_key)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        h11_max_incomplete_event_size=HEADER_BYTES, lifespan="off", server_header=False,
+        timeout_graceful_shutdown=max(1, round(grace)),
+    )  # fmt: skip
+    Server(config, list(found.values()), grace).run()
