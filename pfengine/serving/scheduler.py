@@ -1,8 +1,7 @@
 """The scheduler: the only place that batches. It takes rows of many requests through a model together.
 
-A thread of its own takes rows from the queue, packs them into one flight, and stops after every exit: answers go out
-as rows leave, rows of requests that were cancelled are dropped, and rows whose deadline comes before the next exit
-would be reached leave with the scores of this one.
+A thread of its own takes rows from the queue and runs them (`serving.passage`). Where that fails it tries the rows one
+by one; where the thread itself ends it is started again.
 """
 
 from __future__ import annotations
@@ -12,20 +11,12 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
-from .. import engine
-from ..answers import has_answer
 from ..api import Engine
-from ..batching import pack
-from ..cascade_runner import CascadeRunner
-from ..errors import InputError
-from ..inference import RowAnswers
 from .failures import Failure
 from .job import Job
 from .limits import Limits
+from .passage import run
 from .queue import Place, Queue
 from .totals import Totals
 
@@ -118,7 +109,7 @@ class Scheduler:
     def run_isolated(self, places: Sequence[Place]) -> None:
         """Answer rows. Where that fails, each is tried alone, so that one of them cannot take the others with it."""
         try:
-            self._run(places)
+            run(self.engine, places, self.totals)
         except Exception as error:
             left = [place for place in places if not place.job.over and not place.job.exit_layers[place.row]]
             if len(places) == 1:
@@ -130,69 +121,6 @@ class Scheduler:
             log.warning("a batch of %d rows failed (%s); its rows are tried alone", len(places), type(error).__name__)
             for place in left:
                 self.run_isolated([place])
-
-    def _run(self, places: Sequence[Place]) -> None:
-        selection = places[0].job.selection
-        rows = [place.job.rows[place.row]._replace(row_id=i) for i, place in enumerate(places)]
-        model, cascade = self.engine.model, self.engine.cascade
-        if cascade is not None:
-            runner = CascadeRunner(cascade, self.engine.precision, self.batch_tokens, self.batch_rows)
-            (found,) = runner.answer([rows], selection, None)
-            fine = np.array([not isinstance(row, InputError) for row in found.window])
-            self._deliver(places, np.arange(len(rows)), found.logits, found.exit_layers, fine, found.models)
-            return
-        answers = RowAnswers(0, len(rows), model.config.num_labels)
-        rule: Any = selection.rule(model.num_layers, model.exit_layers, 0, rows)
-        packed = pack(rows, model.config)
-        flight = model.carrier.start(packed, answers.slots(packed), answers)
-        open_rows, last = np.ones(len(rows), bool), time.monotonic()
-        for exit in engine.exits(model, flight, rule, answers.base):
-            left = np.flatnonzero(open_rows & (answers.exit_layers > 0))
-            if len(left):
-                open_rows[left] = False
-                self._deliver(places, left, answers.logits, answers.exit_layers)
-            now = time.monotonic()
-            next_exit, last = now + (now - last), now  # layers take about as long as the ones before
-            slots = exit.slots.tolist()
-            gone = np.array([places[slot].job.cancelled or places[slot].job.failure is not None for slot in slots])
-            if gone.any():
-                open_rows[[slot for slot, leaves in zip(slots, gone, strict=True) if leaves]] = False
-                flight.leave(gone, answered=False)
-                slots = [slot for slot, leaves in zip(slots, gone, strict=True) if not leaves]
-            due = np.array([(places[slot].job.deadline or next_exit) < next_exit for slot in slots], bool)
-            if due.any():
-                self.totals.hurried += int(due.sum())
-                flight.leave(due)
-        left = np.flatnonzero(open_rows)
-        self._deliver(places, left, answers.logits, answers.exit_layers)
-        self.totals.add_batch(rows)
-
-    def _deliver(
-        self,
-        places: Sequence[Place],
-        which: np.ndarray,
-        logits: np.ndarray,
-        layers: np.ndarray,
-        fine: np.ndarray | None = None,
-        models: np.ndarray | None = None,
-    ) -> None:
-        """Hand answers to the jobs of the rows `which`. A row whose numbers overflow has none."""
-        fine = has_answer(logits) if fine is None else fine
-        by_job: dict[int, list[int]] = {}
-        for i in which.tolist():
-            by_job.setdefault(id(places[i].job), []).append(i)
-        self.totals.add_answers(layers[which], [len(places[i].job.rows[places[i].row].ids) for i in which.tolist()])
-        for members in by_job.values():
-            job = places[members[0]].job
-            for i in members:
-                if not fine[i]:
-                    text = f"the model's numbers overflow in {self.engine.precision}; there is no answer"
-                    job.fail_row(places[i].row, Failure("backend", text, row=places[i].row))
-            good = [i for i in members if fine[i]]
-            if good:
-                job.answer(
-                    [places[i].row for i in good], logits[good], layers[good], None if models is None else models[good]
-                )
 
 
 class _Crashed:
