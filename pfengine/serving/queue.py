@@ -32,13 +32,13 @@ class Queue:
         self._heaps: dict[Any, list[tuple[tuple[float, int], Job]]] = {}  # jobs with rows to hand out, by key
         self._waiting: dict[int, tuple[Job, int]] = {}  # id of such a job: the job, its bytes
         self._changed = threading.Condition()
-        self._closed = False
+        self.closed = False
 
     def put(self, job: Job, size: int) -> None:
         """Take in a job whose request has `size` bytes. Raises Failure where there is no room for it."""
         limits, rows = self.limits, len(job.rows)
         with self._changed:
-            if self._closed:
+            if self.closed:
                 raise Failure("unhealthy", "the server is shutting down", retry_after=1.0)
             full = (
                 self.rows + rows > limits.max_queue_rows
@@ -62,7 +62,7 @@ class Queue:
         """
         with self._changed:
             while not (heap := self._first()):
-                if self._closed:
+                if self.closed:
                     return None
                 if not wait:
                     return []
@@ -88,7 +88,7 @@ class Queue:
     def close(self) -> None:
         """Take in nothing more; what is there is still handed out."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
 
     def _first(self) -> list[tuple[tuple[float, int], Job]] | None:

@@ -58,7 +58,7 @@ class Scheduler:
     def submit(self, job: Job, size: int) -> None:
         """Queue a job whose request has `size` bytes. Raises Failure where there is no room, or the engine is down."""
         self.start()
-        if not self.running:
+        if not self.running and not self.queue.closed:
             raise Failure("unhealthy", "the engine is being started again; try again soon", retry_after=1.0)
         if not job.rows:
             job.done(job)
