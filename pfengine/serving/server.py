@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +70,23 @@ class Server(uvicorn.Server):
         await state.check()
         state.ready = True
         for server in self.servers:
-            for socket in server.sockets:
-                host, port = socket.getsockname()[:2]
+            for each in server.sockets:
+                host, port = each.getsockname()[:2]
                 console.show(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}")
         sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the server, and the process ends with 0; uvicorn would raise them again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     async def shutdown(self, sockets: Any = None) -> None:
         state = self.config.app.state.serving  # type: ignore[union-attr]
@@ -99,7 +116,7 @@ def serve(
     grace: seconds that requests under way have to finish after the signal.
     """
     limits = limits or Limits()
-    found = {}
+    found, listening = {}, bound(host, port)
     for name, path in zip(names_of(checkpoints, names), checkpoints, strict=True):
         engine = load(path, **options)
         engine.warmup(rows=(1, 8), tokens=(16, 64))
@@ -110,4 +127,17 @@ def serve(
         h11_max_incomplete_event_size=HEADER_BYTES, lifespan="off", server_header=False,
         timeout_graceful_shutdown=max(1, round(grace)),
     )  # fmt: skip
-    Server(config, list(found.values()), grace).run()
+    Server(config, list(found.values()), grace).run([listening])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at the address. Raises ConfigError where it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"cannot listen on {host}, port {port}: {reason}; choose another --host or --port") from None
+    return found

@@ -1,0 +1,112 @@
+"""`pfengine serve` as a process: it says when it is ready and where, and ends in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .conftest import WAIT, Client
+
+
+class Process:
+    def __init__(self, *options: str, **environment: str) -> None:
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pfengine", "serve", "sst2", "--port", "0", *options],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        self.seconds = time.monotonic() - self.started
+        found = re.fullmatch(r"ready: http://127\.0\.0\.1:(\d+)\n", line)
+        assert found, (line, self.process.stderr.read() if self.process.stderr and self.process.poll() else "")
+        self.client = Client(int(found[1]))
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(WAIT)
+
+
+@contextlib.contextmanager
+def serving(*options: str, **environment: str) -> Iterator[Process]:
+    made = Process(*options, **environment)
+    try:
+        yield made
+    finally:
+        made.process.kill()
+        made.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_answers_and_ends(number: int) -> None:
+    with serving() as server:
+        assert server.client.ask("/predict", {"inputs": "a charming journey"})[0] == 200
+        assert server.client.ask("/health")[0] == 200
+        assert server.stop(number) == 0
+        assert server.process.stderr is not None
+        assert server.process.stderr.read() == ""
+
+
+def test_limits_from_the_environment() -> None:
+    with serving(MAX_CLIENT_BATCH_SIZE="2", PAYLOAD_LIMIT="300", API_KEY="k", AUTO_TRUNCATE="false") as server:
+        ask = server.client.ask
+        assert ask("/predict", {"inputs": "a"})[0] == 401
+        assert ask("/predict", {"inputs": [["a"]] * 3}, authorization="Bearer k")[0] == 422
+        assert ask("/predict", {"inputs": "a" * 400}, authorization="Bearer k")[0] == 413
+        info = ask("/info", authorization="Bearer k")[1]
+        assert (info["max_client_batch_size"], info["auto_truncate"]) == (2, False)
+
+
+def test_work_under_way_is_finished_after_sigterm() -> None:
+    """Readiness goes false first; what has been taken in is answered; then the process ends with 0."""
+    with serving("--criterion", "never", "--precision", "fp32") as server:
+        found: list[Any] = []
+        texts = [["word " * 500]] * 32
+        threads = [
+            threading.Thread(target=lambda: found.append(server.client.ask("/predict", {"inputs": texts})[0]))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + WAIT
+        while time.monotonic() < end:
+            text = server.client.ask("/metrics")[1].decode()
+            if float(re.search(r"te_queue_size\{.*\} (\S+)", text)[1]) > 0:  # type: ignore[index]
+                break
+        assert server.stop() == 0
+        for thread in threads:
+            thread.join(WAIT)
+        assert found == [200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["no-such-folder"], "no-such-folder"),
+        (["sst2", "--max-batch-tokens", "0"], "max_batch_tokens is 0"),
+        (["sst2", "sst2"], "--served-model-name"),
+        (["sst2", "--served-model-name", "a", "--served-model-name", "b"], "2 times for 1"),
+        (["sst2", "--speedup", "99"], "calibration table"),
+        (["sst2", "--host", "256.1.1.1"], "256.1.1.1"),
+    ],
+)
+def test_what_cannot_be_served(arguments: list[str], text: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "pfengine", "serve", *arguments, "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+    )
+    assert found.returncode in (1, 2)
+    assert text in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1, found.stderr
