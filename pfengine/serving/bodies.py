@@ -22,32 +22,24 @@ async def read_body(receive: Receive, headers: Any, limit: int, seconds: float) 
     declared = headers.get("content-length", "")
     if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
         raise _too_large(limit)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):  # the usual case
-        body = message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        return bytes(body)
     try:
         async with asyncio.timeout(seconds):
-            return await _rest(message, receive, limit)
+            return await _whole(receive, limit)
     except TimeoutError:
         raise Failure("validation", f"the body did not arrive within {seconds:g} seconds") from None
 
 
-async def _rest(message: MutableMapping[str, Any], receive: Receive, limit: int) -> bytes:
-    parts, total = bytearray(), 0
+async def _whole(receive: Receive, limit: int) -> bytes:
+    parts = bytearray()
     while True:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        part = message.get("body", b"")
-        total += len(part)
-        if total > limit:
+        parts += message.get("body", b"")
+        if len(parts) > limit:
             raise _too_large(limit)
-        parts += part
         if not message.get("more_body"):
             return bytes(parts)
-        message = await receive()
 
 
 def _too_large(limit: int) -> Failure:

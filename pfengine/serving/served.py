@@ -18,6 +18,7 @@ from ..errors import ConfigError, InputError
 from ..exits.selection import Selection, select
 from ..per_row import own_exits
 from ..rows import Row, size
+from .bodies import ClientGone
 from .failures import Failure
 from .job import Job
 from .limits import Limits
@@ -235,7 +236,8 @@ def _expire(future: asyncio.Future[None]) -> None:
 
 async def _cancel_when(gone: Callable[[], Awaitable[None]], future: asyncio.Future[None]) -> None:
     await gone()
-    future.cancel()
+    if not future.done():
+        future.set_exception(ClientGone())
 
 
 def _failure(error: InputError) -> Failure:

@@ -19,15 +19,16 @@ import uvicorn
 
 from .. import console
 from ..api import Engine, load
-from ..errors import ConfigError
+from ..errors import ConfigError, PFEngineError
 from .app import create_app
+from .connection import Connection
+from .failures import Failure
 from .limits import Limits
 from .scheduler import Scheduler
 from .served import Served
 
 log = logging.getLogger("pfengine.serving")
 
-HEADER_BYTES = 16_384  # of a request's first line and headers
 KEEP_ALIVE_SECONDS = 75
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # what goes through the layers together by default
 
@@ -67,7 +68,10 @@ class Server(uvicorn.Server):
         state = self.config.app.state.serving  # type: ignore[union-attr]
         for model in self.models:
             model.scheduler.start()
-        await state.check()
+        try:
+            await state.check()
+        except Failure as failure:
+            raise PFEngineError(f"the model does not answer: {failure.message}") from None
         state.ready = True
         for server in self.servers:
             for each in server.sockets:
@@ -124,7 +128,7 @@ def serve(
     app = create_app(found, limits, api_key)
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        h11_max_incomplete_event_size=HEADER_BYTES, lifespan="off", server_header=False,
+        http=Connection, lifespan="off", server_header=False,
         timeout_graceful_shutdown=max(1, round(grace)),
     )  # fmt: skip
     Server(config, list(found.values()), grace).run([listening])

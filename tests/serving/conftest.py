@@ -19,6 +19,7 @@ import pfengine
 from pfengine.exits.selection import Selection
 from pfengine.rows import Row
 from pfengine.serving.app import create_app
+from pfengine.serving.connection import Connection
 from pfengine.serving.job import Job
 from pfengine.serving.limits import Limits
 from pfengine.serving.scheduler import Scheduler
@@ -96,7 +97,8 @@ def running(models: dict[str, Served], limits: Limits, **options: Any) -> Iterat
     """A server in a thread, on a port of its own."""
     import uvicorn
 
-    config = uvicorn.Config(create_app(models, limits, **options), port=0, log_level="warning", lifespan="off")
+    app = create_app(models, limits, **options)
+    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off", http=Connection)
     server = Server(config, list(models.values()), grace=5.0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
