@@ -13,6 +13,7 @@ def serve(
     checkpoints: Annotated[list[str], typer.Argument(help="Checkpoints, or bundled ones by name.")],
     host: Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="PORT", help="0: any free one.")] = 3000,
+    grpc_port: Annotated[int, typer.Option(envvar="GRPC_PORT", help="0: any free one; -1: no gRPC.")] = 8001,
     served_model_name: Annotated[
         list[str] | None, typer.Option(envvar="SERVED_MODEL_NAME", help="Its name; once per checkpoint.")
     ] = None,
@@ -62,6 +63,7 @@ def serve(
         names=served_model_name or (),
         host=host,
         port=port,
+        grpc_port=None if grpc_port < 0 else grpc_port,
         limits=limits,
         api_key=api_key,
         grace=grace,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,29 @@ class State:
     stopping: bool = False
     active: int = 0  # requests under way
 
+    @contextlib.contextmanager
+    def entered(self, method: str) -> Iterator[Callable[[], float]]:
+        """A request under way. Raises Failure where there are too many.
+
+        What it gives counts the request as answered, and returns the seconds that it took.
+        """
+        started = time.perf_counter()
+
+        def succeeded() -> float:
+            seconds = time.perf_counter() - started
+            self.metrics.succeeded(method, seconds)
+            return seconds
+
+        if self.stopping:
+            raise Failure("unhealthy", "the server is shutting down", retry_after=1.0)
+        if self.active >= self.limits.max_concurrent_requests:
+            raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
+        self.active += 1
+        try:
+            yield succeeded
+        finally:
+            self.active -= 1
+
     async def check(self) -> None:
         """Raise Failure where a model does not answer."""
         for model in self.models.values():
@@ -49,14 +73,14 @@ class Call:
     """One request. method: its name in the metrics. headers: what the answer says beside its body."""
 
     state: State
-    request: Request
+    request: Request | None  # None where it did not come by HTTP
     method: str
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
-    arrived: float = field(default_factory=time.perf_counter)
 
     async def gone(self) -> None:
         """Returns when the client has hung up."""
+        assert self.request is not None
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
 
@@ -70,7 +94,7 @@ class Call:
             raise Failure("validation", f"batch size {len(rows)} > maximum allowed batch size {limit}")
         if not rows:
             raise Failure("empty", "`inputs` cannot be empty")
-        answer = await model.answer(rows, knobs, self.gone)
+        answer = await model.answer(rows, knobs, None if self.request is None else self.gone)
         if one and answer.failures:
             raise next(iter(answer.failures.values()))
         self.state.metrics.answered(self.method, answer)
@@ -110,19 +134,14 @@ class Endpoint:
     async def run(self, state: State, request: Request) -> Response:
         """The response to a request, whatever happens."""
         call = Call(state, request, self.method)
-        counted = self.verb == "POST"
         try:
-            if counted:
-                self._enter(state)
-            try:
-                arguments = await self._arguments(call)
-                found = await self.handler(call, *arguments)
-            finally:
-                if counted:
-                    state.active -= 1
-            if counted and not (isinstance(found, Response) and found.status_code >= 400):
-                state.metrics.succeeded(self.method, time.perf_counter() - call.arrived)
-                call.headers["x-total-time"] = _milliseconds(time.perf_counter() - call.arrived)
+            if self.verb == "POST":
+                with state.entered(self.method) as succeeded:
+                    found = await self.handler(call, *await self._arguments(call))
+                    if not (isinstance(found, Response) and found.status_code >= 400):
+                        call.headers["x-total-time"] = _milliseconds(succeeded())
+            else:
+                found = await self.handler(call)
             return found if isinstance(found, Response) else json_response(found, 200, call.headers)
         except Failure as failure:
             return self.failed(state, failure)
@@ -136,18 +155,9 @@ class Endpoint:
         headers = {} if failure.retry_after is None else {"retry-after": str(max(1, round(failure.retry_after)))}
         return json_response(body, status, headers)
 
-    def _enter(self, state: State) -> None:
-        if state.stopping:
-            state.active += 1
-            raise Failure("unhealthy", "the server is shutting down", retry_after=1.0)
-        state.active += 1
-        if state.active > state.limits.max_concurrent_requests:
-            raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
-
     async def _arguments(self, call: Call) -> list[Any]:
-        if self.verb != "POST":
-            return []
         limits = call.state.limits
+        assert call.request is not None
         call.body = await read_body(
             call.request.receive, call.request.headers, limits.payload_limit, limits.request_timeout
         )

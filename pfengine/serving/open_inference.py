@@ -9,6 +9,7 @@ FP32 [rows], "probabilities" FP32 [rows, labels], "logits" FP32 [rows, labels] (
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -61,6 +62,7 @@ def errors(failure: Failure) -> tuple[int, Any]:
 async def infer(call: Call) -> Any:
     """Answers to the rows of a request."""
     model = _model(call)
+    assert call.request is not None
     header = call.request.headers.get(HEADER)
     length = len(call.body) if header is None else int(header) if header.isdigit() and len(header) < 12 else -1
     if not 0 <= length <= len(call.body):
@@ -159,22 +161,24 @@ def classified(model: Served, scores: np.ndarray, top: int) -> np.ndarray:
     return np.array([[f"{row[i]:f}:{i}:{model.labels[i]}" for i in best_first(row, top)] for row in scores], object)
 
 
-def response(model: Served, answer: Answer, body: InferRequest, headers: dict[str, str], binary: bool) -> Any:
+def answered(model: Served, answer: Answer, body: InferRequest) -> Iterator[tuple[str, str, np.ndarray, Parameters]]:
+    """The outputs that a request asks for: name, datatype, values, parameters of the output."""
     requested = [OutputRequest(name=name) for name in USUAL] if body.outputs is None else body.outputs
     values = outputs_of(model, answer, [output.name for output in requested])
-    described, blobs = [], []
     for output in requested:
         value, parameters = values[output.name], output.parameters or {}
         kind, top = TYPES[output.name], parameters.get("classification")
         if type(top) is int and top > 0 and output.name in ("probabilities", "logits"):
             value, kind = classified(model, value, min(top, len(model.labels))), "BYTES"
-        entry: dict[str, Any] = {"name": output.name, "datatype": kind, "shape": list(value.shape)}
+        yield output.name, kind, value, parameters
+
+
+def response(model: Served, answer: Answer, body: InferRequest, headers: dict[str, str], binary: bool) -> Any:
+    described, blobs = [], []
+    for name, kind, value, parameters in answered(model, answer, body):
+        entry: dict[str, Any] = {"name": name, "datatype": kind, "shape": list(value.shape)}
         if parameters.get("binary_data", binary) is True:
-            blob = (
-                tensors.texts_to_binary(value.ravel().tolist())
-                if kind == "BYTES"
-                else np.ascontiguousarray(value).tobytes()
-            )
+            blob = tensors.to_binary(kind, value)
             entry["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
@@ -211,12 +215,19 @@ async def model_ready(call: Call) -> Any:
 
 async def server(call: Call) -> Any:
     """The server's name, version and extensions."""
+    return server_metadata()
+
+
+def server_metadata() -> dict[str, Any]:
     return {"name": "pfengine", "version": __version__, "extensions": ["classification", "binary_tensor_data"]}
 
 
 async def model_metadata(call: Call) -> Any:
     """The inputs and outputs of a model."""
-    model = _model(call)
+    return metadata_of(_model(call))
+
+
+def metadata_of(model: Served) -> dict[str, Any]:
     labels = len(model.labels)
     shapes = {"label": [-1], "score": [-1], "probabilities": [-1, labels], "logits": [-1, labels], "exit_layer": [-1]}
     return {
@@ -229,10 +240,14 @@ async def model_metadata(call: Call) -> Any:
 
 
 def _model(call: Call) -> Served:
-    version = call.request.path_params.get("version", "1")
+    assert call.request is not None
+    check_version(call.request.path_params.get("version", "1"))
+    return call.state.model(call.request.path_params["model"])
+
+
+def check_version(version: str) -> None:
     if version != "1":
         raise Failure("unknown_model", f"there is no version {version[:20]!r}; there is 1")
-    return call.state.model(call.request.path_params["model"])
 
 
 def _of_model(suffix: str = "") -> tuple[str, str]:

@@ -22,6 +22,7 @@ from ..api import Engine, load
 from ..errors import ConfigError, PFEngineError
 from .app import create_app
 from .connection import Connection
+from .endpoint import State
 from .failures import Failure
 from .limits import Limits
 from .scheduler import Scheduler
@@ -57,9 +58,18 @@ def served(name: str, engine: Engine, limits: Limits, batch_tokens: int | None =
 class Server(uvicorn.Server):
     """uvicorn, which answers what it has taken in before it ends, and says first that it is no longer ready."""
 
-    def __init__(self, config: uvicorn.Config, models: Sequence[Served], grace: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        models: Sequence[Served],
+        grace: float,
+        grpc_address: tuple[str, int] | None = None,
+        api_key: str | None = None,
+    ) -> None:
         super().__init__(config)
-        self.models, self.grace = models, grace
+        self.models, self.grace, self.grpc_address, self.api_key = models, grace, grpc_address, api_key
+        self.grpc_port: int | None = None
+        self._grpc: Any = None
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -72,12 +82,25 @@ class Server(uvicorn.Server):
             await state.check()
         except Failure as failure:
             raise PFEngineError(f"the model does not answer: {failure.message}") from None
+        if self.grpc_address is not None:
+            await self._start_grpc(state, *self.grpc_address)
         state.ready = True
         for server in self.servers:
             for each in server.sockets:
                 host, port = each.getsockname()[:2]
                 console.show(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}")
         sys.stdout.flush()
+
+    async def _start_grpc(self, state: State, host: str, port: int) -> None:
+        from .grpc_server import create_server
+
+        self._grpc = create_server(state, self.api_key)
+        try:
+            self.grpc_port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError:
+            raise ConfigError(f"cannot listen on {host}, port {port}, for gRPC; choose another --grpc-port") from None
+        await self._grpc.start()
+        console.show(f"ready: grpc://{host}:{self.grpc_port}")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,6 +121,8 @@ class Server(uvicorn.Server):
         end = time.monotonic() + self.grace
         while state.active and time.monotonic() < end:
             await asyncio.sleep(0.01)
+        if self._grpc is not None:
+            await self._grpc.stop(max(0.0, end - time.monotonic()))
         await super().shutdown(sockets)
         for model in self.models:
             model.scheduler.close(max(0.0, end - time.monotonic()))
@@ -109,6 +134,7 @@ def serve(
     names: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 3000,
+    grpc_port: int | None = 8001,
     limits: Limits | None = None,
     api_key: str | None = None,
     grace: float = 30.0,
@@ -117,7 +143,8 @@ def serve(
 ) -> None:
     """Serve checkpoints until SIGTERM or SIGINT. options: those of `pfengine.load`.
 
-    grace: seconds that requests under way have to finish after the signal.
+    port, grpc_port: 0 for any free one; grpc_port None for none. grace: seconds that requests under way have to finish
+    after the signal.
     """
     limits = limits or Limits()
     found, listening = {}, bound(host, port)
@@ -131,7 +158,8 @@ def serve(
         http=Connection, lifespan="off", server_header=False,
         timeout_graceful_shutdown=max(1, round(grace)),
     )  # fmt: skip
-    Server(config, list(found.values()), grace).run([listening])
+    grpc_address = None if grpc_port is None else (host, grpc_port)
+    Server(config, list(found.values()), grace, grpc_address, api_key).run([listening])
 
 
 def bound(host: str, port: int) -> socket.socket:

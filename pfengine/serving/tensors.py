@@ -84,5 +84,12 @@ def flat(name: str, data: Any, elements: int) -> list[Any]:
     return found
 
 
+def to_binary(datatype: str, values: np.ndarray) -> bytes:
+    """Values in Triton's binary form, in order."""
+    if datatype == "BYTES":
+        return texts_to_binary(values.ravel().tolist())
+    return np.ascontiguousarray(values, np.dtype(DTYPES[datatype]).newbyteorder("<")).tobytes()
+
+
 def texts_to_binary(texts: Sequence[str]) -> bytes:
     return b"".join(struct.pack("<I", len(raw)) + raw for raw in (each.encode("utf-8", "replace") for each in texts))

@@ -93,13 +93,15 @@ def bench(engine: pfengine.Engine) -> Iterator[Bench]:
 
 
 @contextlib.contextmanager
-def running(models: dict[str, Served], limits: Limits, **options: Any) -> Iterator[Server]:
+def running(
+    models: dict[str, Served], limits: Limits, grpc: bool = False, api_key: str | None = None
+) -> Iterator[Server]:
     """A server in a thread, on a port of its own."""
     import uvicorn
 
-    app = create_app(models, limits, **options)
+    app = create_app(models, limits, api_key)
     config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off", http=Connection)
-    server = Server(config, list(models.values()), grace=5.0)
+    server = Server(config, list(models.values()), 5.0, ("127.0.0.1", 0) if grpc else None, api_key)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     end = time.monotonic() + WAIT

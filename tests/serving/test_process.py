@@ -22,7 +22,7 @@ class Process:
     def __init__(self, *options: str, **environment: str) -> None:
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pfengine", "serve", "sst2", "--port", "0", *options],
+            [sys.executable, "-m", "pfengine", "serve", "sst2", "--port", "0", "--grpc-port", "-1", *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
         )  # fmt: skip
         assert self.process.stdout is not None
