@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -112,6 +113,7 @@ class Call:
         return answer
 
 
+log = logging.getLogger("pfengine.serving")
 Handler = Callable[..., Awaitable[Any]]
 
 
@@ -148,6 +150,9 @@ class Endpoint:
         except ClientGone:
             state.metrics.failed("dropped")
             return Response(status_code=499)
+        except Exception:  # the client learns nothing of the inside
+            log.exception("a request to %s failed", self.paths[0])
+            return self.failed(state, Failure("backend", "the request failed inside the server"))
 
     def failed(self, state: State, failure: Failure) -> Response:
         state.metrics.failed(failure.kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,10 +11,12 @@ import grpc
 import numpy as np
 
 from . import open_inference, tensors
-from .endpoint import Call, State
+from .endpoint import Call, State, validated
 from .failures import Failure
 from .grpc_messages import MESSAGES, METHODS, SERVICE
-from .open_inference import InferRequest, InputTensor, OutputRequest
+from .open_inference import InferRequest
+
+log = logging.getLogger("pfengine.serving")
 
 CODES = {
     "empty": grpc.StatusCode.INVALID_ARGUMENT,
@@ -71,6 +74,12 @@ class _Service:
             except Failure as failure:
                 self.state.metrics.failed(failure.kind)
                 await context.abort(CODES[failure.kind], failure.message)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                log.exception("a call of %s failed", name)
+                self.state.metrics.failed("backend")
+                await context.abort(grpc.StatusCode.INTERNAL, "the request failed inside the server")
 
         return run
 
@@ -106,11 +115,14 @@ class _Service:
         raw = request.raw_input_contents
         if raw and len(raw) != len(request.inputs):
             raise Failure("validation", f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
-        body = InferRequest(
-            id=request.id or None,
-            parameters=_parameters(request.parameters),
-            inputs=[_input(tensor, raw[i] if raw else None) for i, tensor in enumerate(request.inputs)],
-            outputs=[OutputRequest(name=o.name, parameters=_parameters(o.parameters)) for o in request.outputs] or None,
+        body = validated(
+            InferRequest,
+            {
+                "id": request.id or None,
+                "parameters": _parameters(request.parameters),
+                "inputs": [_input(tensor, raw[i] if raw else None) for i, tensor in enumerate(request.inputs)],
+                "outputs": [{"name": o.name, "parameters": _parameters(o.parameters)} for o in request.outputs] or None,
+            },
         )
         with self.state.entered("infer") as succeeded:
             call = Call(self.state, None, "infer")
@@ -133,14 +145,12 @@ def _parameters(given: Any) -> dict[str, Any]:
     return {key: getattr(value, value.WhichOneof("parameter_choice") or "string_param") for key, value in given.items()}
 
 
-def _input(tensor: Any, raw: bytes | None) -> InputTensor:
-    if len(tensor.name) > 200 or len(tensor.datatype) > 20:
-        raise Failure("validation", "the name or type of an input is too long")
-    data: list[Any] | None = None
-    if raw is None:
-        data = [tensors.text(tensor.name, each) for each in tensor.contents.bytes_contents]
-    size = None if raw is None else {"binary_data_size": len(raw)}
-    return InputTensor(name=tensor.name, shape=list(tensor.shape), datatype=tensor.datatype, parameters=size, data=data)
+def _input(tensor: Any, raw: bytes | None) -> dict[str, Any]:
+    """An input as JSON has it; the binary data of all inputs follow."""
+    found: dict[str, Any] = {"name": tensor.name, "shape": list(tensor.shape), "datatype": tensor.datatype}
+    if raw is not None:
+        return found | {"parameters": {"binary_data_size": len(raw)}}
+    return found | {"data": [tensors.text(tensor.name[:200], each) for each in tensor.contents.bytes_contents]}
 
 
 def _contents(kind: str, value: np.ndarray) -> dict[str, Any]:
