@@ -6,6 +6,7 @@ DATA has a train split, whose first rows are trained on and calibrated on, and a
 end (another file: --test). For words with tags, as CoNLL-2003 has, --tags takes the systems that tag. Everything made
 stays in WORK, one checkpoint and one JSON file per system: started again, the script makes only what is missing, and an
 interrupted training resumes. --only NAME makes one system. REPORT is the Markdown file with all that is in WORK.
+--reads mean has those systems alone whose exits can read the mean of a row's tokens, and has them read that.
 """
 
 from __future__ import annotations
@@ -54,11 +55,19 @@ BASELINES = {
 }
 
 
-def methods(layers: int, tags: bool = False) -> dict[str, Method]:
-    """All systems of the table whose heads score rows, and static models of fewer layers; or those that tag words."""
+def methods(layers: int, tags: bool = False, reads: str | None = None) -> dict[str, Method]:
+    """All systems of the table whose heads score rows, and static models of fewer layers; or those that tag words.
+
+    reads: what exits read, of those systems that can be told; None: all systems, as their authors do.
+    """
     heads = {name: pfengine.TrainingConfig("", "", "", system=name).head(False, layers) for name in SYSTEMS}
     fitting = [name for name, head in heads.items() if HEADS[head["type"]].tags == tags]
-    return {name: SPECIAL.get(name, Method({"system": name})) for name in fitting} | ({} if tags else BASELINES)
+    every = {name: SPECIAL.get(name, Method({"system": name})) for name in fitting} | ({} if tags else BASELINES)
+    if reads is None:
+        return every
+    told = {name: method for name, method in every.items() if "reads" in SYSTEMS[method.options["system"]].options}
+    needed = {name: every[name] for method in told.values() for name in (method.start, method.beside) if name}
+    return needed | {name: replace(method, options=method.options | {"reads": reads}) for name, method in told.items()}
 
 
 def main(
@@ -68,6 +77,7 @@ def main(
     report: Path,
     only: Annotated[list[str] | None, typer.Option(help="Make only this one; may be repeated.")] = None,
     tags: Annotated[bool, typer.Option("--tags", help="Systems that tag words.")] = False,
+    reads: Annotated[str | None, typer.Option(help="What exits read: first or mean; default: the authors'.")] = None,
     test: Annotated[Path | None, typer.Option(help="Rows that are reported; default: the dev split of DATA.")] = None,
     rows: Annotated[int, typer.Option(help="How many of the first training rows are used.")] = 24_000,
     hold_out: Annotated[int, typer.Option(help="Of these: rows that thresholds are chosen on.")] = 1000,
@@ -81,7 +91,7 @@ def main(
 ) -> None:
     layers = int(json.loads((encoder / "config.json").read_text())["num_hidden_layers"])
     train = data.locate(source, "train")
-    every = methods(layers, tags)
+    every = methods(layers, tags, reads)
     if unknown := [name for name in only or () if name not in every]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {'; '.join(every)}")
     test = data.locate(source, "dev") if test is None else test
@@ -92,6 +102,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     measured = {"measured_in": precision, "measured_rows_per_batch": batch_size, "rounds": rounds, "test": test.name}
     described = {key: value for key, value in base.record().items() if key != "system"} | measured
+    described |= {} if reads is None else {"exits read": reads}
     inputs = {"data": hash_files(train, test), "model": hash_files(encoder)}
     check_same_run(work, described, inputs, "systems trained")
     bench = Bench(base, work, test, layers, every, precision, batch_size, rounds)
@@ -199,7 +210,17 @@ class Bench:
     def command(self, name: str) -> str:
         """How its checkpoint is made, with names in the place of paths."""
         config, defaults, told = self.config(name), pfengine.TrainingConfig("", "", ""), []
-        for key in ("system", "layers", "max_rows", "hold_out", "epochs", "learning_rate", "max_length", "precision"):
+        for key in (
+            "system",
+            "reads",
+            "layers",
+            "max_rows",
+            "hold_out",
+            "epochs",
+            "learning_rate",
+            "max_length",
+            "precision",
+        ):
             if key == "system" or getattr(config, key) != getattr(defaults, key):
                 told += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
         if config.options.get("teacher") is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import Exit, OpSet
+from ..ops import Exit, OpSet, Reads
 from .base import PREFIX, OwnTensors, PreparedHead, register
 from .poolers import Pooler, PoolerKind, pooler_shapes
 
@@ -22,12 +22,13 @@ class Mixed(PreparedHead):
 
         z_c = W_c sum_{j <= l_c} a_cj s_j + V_c [z_1 / T_1; ...; z_{c-1} / T_{c-1}] + w_c
 
-    of first tokens. a are mixing weights (section 3.1 of the paper), used as they are: no softmax. T_c is the
+    of each row. a are mixing weights (section 3.1 of the paper), used as they are: no softmax. T_c is the
     temperature that calibrates exit c (section 3.2).
 
     Option `layers`: [l_1, ..., l_e], rising. Option `previous`: is there a V, by which an exit reads the logits of the
     exits before it? The paper has none; the authors' code has it as `add_previous_layer_logits`. Option `pooler`:
-    s_j = tanh(W h_j + b) with one W for all layers ("shared": the authors') or one per layer, or h_j itself.
+    s_j = tanh(W h_j + b) with one W for all layers ("shared": the authors') or one per layer, or h_j itself. Option
+    `reads`: h_j is the hidden state of each row's first token ("first": the authors'), or the mean of all ("mean").
 
     Logits are linear in the states. So what each state adds to each exit is multiplied out at load, to one matrix per
     layer for all exits to come. The sums that a layer leaves for them are [rows, exits to come x C].
@@ -41,7 +42,7 @@ class Mixed(PreparedHead):
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
-        known = {"layers", "previous", "pooler"}
+        known = {"layers", "previous", "pooler", "reads"}
         faults = [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type", *known})]
         layers, poolers = head.get("layers"), get_args(PoolerKind)
         if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer > 0 for layer in layers):
@@ -52,6 +53,8 @@ class Mixed(PreparedHead):
             faults.append(f"'head.previous' is {head['previous']!r}; it must be true or false")
         if head.get("pooler") not in poolers:
             faults.append(f"'head.pooler' is {head.get('pooler')!r}; it must be one of {', '.join(poolers)}")
+        if head.get("reads", "first") not in ("first", "mean"):
+            faults.append(f"'head.reads' is {head['reads']!r}; it must be one of first, mean")
         return faults
 
     @staticmethod
@@ -80,6 +83,7 @@ class Mixed(PreparedHead):
         dtype: torch.dtype,
     ) -> None:
         self.ops, t = ops, OwnTensors(tensors)
+        self.own_reads: Reads = head.get("reads", "first")
         pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weights, biases = multiplied_out(t, head["layers"])
         labels, self.exits, self.adds_from = config.num_labels, [], [-1]
@@ -95,8 +99,11 @@ class Mixed(PreparedHead):
             bias = F.pad(biases[later[0]], (0, len(share) - labels)) if answers else torch.zeros_like(share[:, 0])
             past = ops.prepare_linear(share, bias, torch.float32)
             own_pooler = pooler.weights[layer - 1] if pooler.weights else None
-            self.exits.append(ops.prepare_exit(Exit(labels, past, own_pooler)))
+            self.exits.append(ops.prepare_exit(Exit(labels, past, own_pooler, reads=self.own_reads)))
         self.adds_from.pop()
+
+    def reads(self, layer: int) -> Reads:
+        return self.own_reads
 
 
 def multiplied_out(tensors: Mapping[str, Tensor], layers: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:

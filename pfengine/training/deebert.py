@@ -42,6 +42,7 @@ SYSTEMS = (
         "exits added to a fine-tuned model",
         {"type": "linear", "pooler": "per-layer"},
         DeeBERTModel,
+        options=("pooler", "reads"),
         criterion="entropy",
         converter=deebert,
     ),

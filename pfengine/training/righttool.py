@@ -97,7 +97,8 @@ def righttool_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str,
         raise ConfigError(f"exits is {exits!r}; each must be larger than the one before")
     elif layers is not None and exits[-1] > layers:
         raise ConfigError(f"exits is {exits!r}; the encoder has {layers} layers")
-    return {"type": "mixed", "layers": list(exits), "pooler": options.get("pooler") or "shared"}
+    head = {"type": "mixed", "layers": list(exits), "pooler": options.get("pooler") or "shared"}
+    return head if options.get("reads") is None else head | {"reads": options["reads"]}
 
 
 SYSTEMS = (
@@ -106,7 +107,7 @@ SYSTEMS = (
         "calibrated classifiers at chosen layers",
         righttool_head,
         RightToolModel,
-        options=("pooler",),
+        options=("pooler", "reads"),
         criterion="confidence",
         converter=righttool,
         own=OPTIONS,

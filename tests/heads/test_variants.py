@@ -15,7 +15,7 @@ from pfengine.ops import reference
 
 from ..conftest import OP_SETS, find_op_set
 from .test_past_future import ROWS, config_of, step
-from .variants import LINEAR, MIXED, PAST_FUTURE, forms
+from .variants import LINEAR, MIXED, PAST_FUTURE, forms, of_states
 
 LAYERS, HIDDEN, LABELS = 5, 13, 3
 Tensors = dict[str, torch.Tensor]
@@ -156,7 +156,7 @@ def step_through(head: Any, states: torch.Tensor, layers: Sequence[int] | None =
     return np.array(out)
 
 
-@pytest.mark.parametrize(("head", "ops"), forms(PAST_FUTURE + LINEAR + MIXED, ops=OP_SETS))
+@pytest.mark.parametrize(("head", "ops"), forms(of_states(PAST_FUTURE + LINEAR + MIXED), ops=OP_SETS))
 def test_every_form_follows_its_equations(head: dict[str, Any], ops: str) -> None:
     op_set = find_op_set(ops)
     config = config_of(LAYERS, HIDDEN, LABELS)
@@ -173,7 +173,7 @@ def test_every_form_follows_its_equations(head: dict[str, Any], ops: str) -> Non
 FOLDING = [h for h in PAST_FUTURE if h["states"] != "past" and h["incorporate"] in ("concat", "concat-shared", "avg")]
 
 
-@pytest.mark.parametrize(("head", "ops"), forms(FOLDING, ops=OP_SETS[:2]))
+@pytest.mark.parametrize(("head", "ops"), forms(of_states(FOLDING), ops=OP_SETS[:2]))
 def test_folded_equals_unfolded(head: dict[str, Any], ops: str) -> None:
     """fp32 on both sides: two roundings of sums of a few dozen products apart."""
     cpu_ops = find_op_set(ops)
@@ -190,7 +190,7 @@ def test_folded_equals_unfolded(head: dict[str, Any], ops: str) -> None:
 FUTURE_ALONE = [h for h in PAST_FUTURE if h["states"] == "future" and h["gate"] == "none"]
 
 
-@pytest.mark.parametrize(("head", "ops"), forms(FUTURE_ALONE, ops=OP_SETS))
+@pytest.mark.parametrize(("head", "ops"), forms(of_states(FUTURE_ALONE), ops=OP_SETS))
 def test_what_is_trained_is_what_answers(head: dict[str, Any], ops: str) -> None:
     """The future read from imitated states, as training does, has the bits of the future read from a state."""
     op_set = find_op_set(ops)
@@ -245,6 +245,7 @@ MIX = {"type": "mixed", "layers": [1, 3], "pooler": "none"}
         (MIX | {"layers": 3}, "'head.layers' is 3"),
         (MIX | {"previous": "yes"}, "'head.previous' is 'yes'; it must be true or false"),
         (MIX | {"pooler": "mean"}, "'head.pooler' is 'mean'; it must be one of per-layer, shared, none"),
+        (MIX | {"reads": "last"}, "'head.reads' is 'last'; it must be one of first, mean"),
         (MIX | {"gate": "row"}, "'head.gate' is not an option of this head"),
     ],
 )

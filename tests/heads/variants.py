@@ -22,10 +22,20 @@ LINEAR: list[dict[str, Any]] = [
 ]
 
 LINEAR += [{"type": "linear", "pooler": pooler, "learned": True} for pooler in ("per-layer", "none")]
+LINEAR += [{"type": "linear", "pooler": pooler, "reads": "mean"} for pooler in ("shared", "none")]
 MIXED: list[dict[str, Any]] = [
     {"type": "mixed", "layers": layers, "previous": previous, "pooler": pooler}
     for layers, previous, pooler in product(([1, 3, 5], [2, 5], [5]), (False, True), CHOICES["pooler"])
 ]
+
+
+MIXED += [{"type": "mixed", "layers": [2, 5], "previous": True, "pooler": pooler, "reads": "mean"}
+          for pooler in ("shared", "per-layer")]  # fmt: skip
+
+
+def of_states(heads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that differ in more than what states are made of, for tests that give the states."""
+    return [head for head in heads if head.get("reads", "first") == "first"]
 
 
 def forms(heads: list[dict[str, Any]] = PAST_FUTURE + LINEAR, **beside: Iterable[Any]) -> list[Any]:
