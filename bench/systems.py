@@ -210,17 +210,8 @@ class Bench:
     def command(self, name: str) -> str:
         """How its checkpoint is made, with names in the place of paths."""
         config, defaults, told = self.config(name), pfengine.TrainingConfig("", "", ""), []
-        for key in (
-            "system",
-            "reads",
-            "layers",
-            "max_rows",
-            "hold_out",
-            "epochs",
-            "learning_rate",
-            "max_length",
-            "precision",
-        ):
+        shown = ("reads", "layers", "max_rows", "hold_out", "epochs", "learning_rate", "max_length", "precision")
+        for key in ("system", *shown):
             if key == "system" or getattr(config, key) != getattr(defaults, key):
                 told += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
         if config.options.get("teacher") is not None:

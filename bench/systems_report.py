@@ -14,7 +14,7 @@ FULL = "full-model"
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The table of all systems there are, the conditions, and what is to be looked into."""
+    """The table of all systems there are, the conditions, and which systems lose much by their exits."""
     first, report = results[0], results[0]["report"]
     speeds = [f"{speed:g}x" for speed in SPEEDS]
     metric = next(iter(report["settings"][0]["metrics"]))
@@ -40,7 +40,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     far = [result for result in results if lost(result) > FAR]
     lines += [
         f"{result['system']} falls {100 * lost(result):.1f} points below its own full depth at "
-        f"{at(result, '2x')['layer_speedup']:.2f}x: to be looked into."
+        f"{at(result, '2x')['layer_speedup']:.2f}x."
         for result in far
     ] or [f"No system falls more than {100 * FAR:.0f} points below its own full depth at 2x."]
     lines += ["", "Commands:", ""]

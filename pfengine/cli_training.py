@@ -26,7 +26,7 @@ REQUIRED = ("model", "data", "output")
 ATTACH_HELP = {
     "model": "Fine-tuned sequence-classification directory of Hugging Face.",
     "data": "Texts, labelled or not: a file, or a directory with a train split.",
-    "system": "past-future or linear (a classifier after every layer).",
+    "system": "The system whose exits it gets.",
     "label_column": "Column of the label, which is not read as text.",
     "hold_out": "Rows the exits are not trained on, to calibrate thresholds on.",
 }

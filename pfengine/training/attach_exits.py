@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from .. import data, reader, saving
-from ..api import BATCH_TOKENS, Engine, load
+from ..api import load
 from ..bundled import find
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
 from ..heads import HEADS, Attached
 from ..heads.attached import has_exits
 from ..manifest import Manifest
-from ..ops.flight import Answers
-from ..tokenization import Row, batches, pack
-from ..torch_state import isolated
 from .config import TrainingConfig
 from .criterion import add_calibration, check_criterion
 from .fit import fit, remove_state
 from .model import ExitModel
 from .resume import hash_files, hash_rows
+from .stored_states import OnStates, encoded, read_states, stack
 from .systems import SYSTEMS
-
-MAX_BYTES = 8 << 30  # of states kept in memory
 
 
 def attach(
@@ -45,6 +37,7 @@ def attach(
     incorporate: str | None = None,
     states: str | None = None,
     gate: str | None = None,
+    reads: str | None = None,
     criterion: str | None = None,
     data_format: str = "auto",
     text_column: str | None = None,
@@ -69,12 +62,13 @@ def attach(
 
     source: what `pfengine classify --file` reads (plain text, one row per line; TSV, CSV, JSON lines, Parquet; `-` for
     standard input), or a directory with a `train` split; labels in it are not read. The encoder and the classifier are
-    written as they are, so that the full depth answers as before, bit for bit. Every text runs through the model once;
-    the heads are then trained on its states: cross-entropy against the model's own probabilities, deeper exits weighing
-    more, plus the imitation loss. hold_out: rows the exits are not trained on; thresholds are calibrated on them by
-    agreement with the full model. max_length: default: the tokenizer's. max_rows: how many of the first rows are used;
-    the states of each take layers x hidden size x 4 bytes of memory. Other options are those of `TrainingConfig`,
-    criterion among them; the form is the authors' by default, as its poolers can bend what a frozen encoder gives.
+    written as they are, so that the full depth answers as before, bit for bit. Every text runs through the model once,
+    or twice where exits read more than first tokens. The heads are then trained on its states, by the system's own
+    loss, with the model's probabilities as labels. hold_out: rows the exits are not trained on; thresholds are
+    calibrated on them by agreement with the full model. max_length: default: the tokenizer's. max_rows: how many of the
+    first rows are used; each takes layers x hidden size x 4 bytes of memory, and for exits that read all tokens as much
+    for each token. Other options are those of `TrainingConfig`, criterion among them; the form is the authors' by
+    default, as its poolers can bend what a frozen encoder gives.
     progress: wraps the pass over the texts, given how many there are.
 
     Raises ConfigError where data, model or options do not fit, CheckpointError for the directory, TrainingError where
@@ -85,10 +79,10 @@ def attach(
     limits: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     config = TrainingConfig(
         os.fspath(model), os.fspath(source), os.fspath(output), system=cast(Any, system), form=cast(Any, form),
-        pooler=pooler, learner=learner, incorporate=incorporate, states=states, gate=gate, criterion=criterion,
-        data_format=data_format,
-        text_column=text_column, pair_column=pair_column, label_column=label_column, epochs=epochs,
-        batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, dropout=dropout,
+        pooler=pooler, learner=learner, incorporate=incorporate, states=states, gate=gate, reads=reads,
+        criterion=criterion, data_format=data_format, text_column=text_column, pair_column=pair_column,
+        label_column=label_column, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        weight_decay=weight_decay, warmup=warmup, dropout=dropout,
         hold_out=hold_out, max_rows=max_rows, seed=seed, save_every=save_every, speedup=speedup, precision="fp32",
         options=options or {}, **limits,
     )  # fmt: skip
@@ -107,9 +101,6 @@ def attach(
     file = data.locate(source, "train")
     examples = data.read(file, **columns, kind=data_format, labelled=False, max_rows=config.max_rows)
     kept, held_out = data.split_off(examples, config.hold_out, config.seed, data.display_name(file))
-    size = len(kept) * ckpt.backbone.num_layers * ckpt.backbone.hidden_size * 4
-    if size > MAX_BYTES:
-        raise ConfigError(f"the states of {len(kept)} rows take {size / 1e9:.0f} GB; give a smaller max_rows")
 
     head = config.head(ckpt.backbone.family.shares_pooler, ckpt.backbone.num_layers)
     torch.manual_seed(config.seed)
@@ -122,14 +113,10 @@ def attach(
         raise ConfigError(
             f"system is {config.system!r}, which is fitted to labelled rows after training; attach has no labels"
         )
-    if set(exits.reads) != {"first"}:
-        raise ConfigError(
-            f"system is {config.system!r}, whose head reads more than first tokens; attach stores only those"
-        )
-    hidden, logits = first_states(teacher, [example.row for example in kept], progress)
-    student = _OnStates(exits)
+    rows = encoded([example.row for example in kept], teacher)
+    stored = read_states(ckpt, teacher, exits, rows, progress)
     inputs = {"data": hash_rows(kept, held_out), "model": hash_files(ckpt.path)}
-    fit(student, exits, _States(hidden, torch.softmax(logits, -1)), config, _stack, inputs)
+    fit(OnStates(exits), exits, stored, config, stack, inputs)
 
     attached = {"type": "attached", "exits": head}
     record = {key: getattr(config, key) for key in ("epochs", "batch_size", "learning_rate", "dropout")}
@@ -147,64 +134,10 @@ def attach(
         },
     )
     tensors = {**ckpt.tensors, **{key: value.detach().cpu() for key, value in exits.head_tensors().items()}}
-    rows = [example.row for example in held_out]
-    answers = teacher.predict(rows).label_ids
+    unseen = [example.row for example in held_out]
+    answers = teacher.predict(unseen).label_ids
     with saving.replacing(output) as stage:
         saving.fill(stage, ckpt.backbone.raw, manifest, tensors, ckpt.tokenizer)
-        add_calibration(stage, rows, answers, config.speedup, teacher.max_length)
+        add_calibration(stage, unseen, answers, config.speedup, teacher.max_length)
     remove_state(config, exits)
     return output
-
-
-def first_states(engine: Engine, texts: list[Any], progress: Any = None) -> tuple[Tensor, Tensor]:
-    """First tokens' hidden states after each layer, [rows, n, H], and the last layer's logits, [rows, C]; float32."""
-    model = engine.model
-    rows: list[Row] = []
-    for row in engine.tokenizer.encode(enumerate(texts)):
-        if isinstance(row, InputError):
-            raise ConfigError(f"training data, {row}")
-        rows.append(row)
-    size = (len(rows), model.num_layers, model.config.hidden_size)
-    states = torch.empty(size, dtype=torch.float32, device="cpu")
-    packed = list(batches(rows, BATCH_TOKENS))
-    for part in progress(packed, len(packed)) if progress is not None else packed:
-        batch = pack(part, model.config)
-        flight = model.carrier.start(batch, np.arange(len(part)), Answers(0, len(part), model.config.num_labels))
-        for layer in range(1, model.num_layers + 1):
-            flight.advance(model.full_depth, until=layer, scores=False)
-            states[batch.row_ids, layer - 1] = flight.states().cpu()
-    bounds = torch.arange(len(rows) + 1, dtype=torch.int32, device="cpu")
-    with isolated():
-        last, _ = model.head.step(model.num_layers, states[:, -1].to(engine.device), bounds.to(engine.device), (), True)
-    assert last is not None
-    logits = last.logits.cpu()
-    return states, logits
-
-
-@dataclass(frozen=True)
-class _States(Dataset[dict[str, Tensor]]):
-    states: Tensor
-    probabilities: Tensor
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"states": self.states[index], "labels": self.probabilities[index]}
-
-
-def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-class _OnStates(nn.Module):
-    """The head of an exit model alone, trained on stored states."""
-
-    def __init__(self, exits: ExitModel) -> None:
-        super().__init__()
-        self.exits = exits
-
-    def forward(self, states: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
-        """states: [B, n, H]; labels: the full model's probabilities [B, C]."""
-        out: dict[str, Any] = self.exits.outputs(states.unbind(1), labels)
-        return out

@@ -15,7 +15,7 @@ from ..heads import PREFIX, Scores
 from ..ops import reference
 from .deebert import DeeBERTModel
 from .losses import depth_weighted, exit_loss
-from .options import COUNT, Option
+from .options import COUNT, Option, given
 from .phases import Phase
 from .system import System
 
@@ -136,7 +136,7 @@ def berxit_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, An
     if limit is not None and layers is not None and limit > layers:
         raise ConfigError(f"limit is {limit}; the encoder has {layers} layers")
     head = {"type": "linear", "pooler": options.get("pooler") or "per-layer", "combine": "none"}
-    head |= {"reads": options["reads"]} if options.get("reads") is not None else {}
+    head |= given(options, "reads")
     return head | ({"learned": True} if strategy == "alternate-lte" else {})
 
 

@@ -13,6 +13,7 @@ from .cross_level import weight_gradients
 from .losses import exit_loss
 from .options import POSITIVE, Option
 from .pooled import PooledModel
+from .stored_states import unstack
 from .system import System
 
 OPTIONS = {"weight_rate": Option("Learning rate of the losses' weights.", POSITIVE, default=1e-2)}
@@ -115,8 +116,10 @@ class _Logits(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         del inputs["labels"]
+        states: list[Tensor]
+        bounds: Tensor | None
         if "states" in inputs:
-            states, bounds = list(inputs["states"].unbind(1)), None
+            states, bounds = unstack(inputs["states"])
         else:
             states, bounds = self.model.read_layers(inputs)
         return self.model.outputs(states, None, bounds)["logits"].transpose(0, 1)

@@ -158,7 +158,7 @@ class ExitModel(nn.Module):
         """Prepare what the loss of this batch needs beyond its scores; called before every optimiser step.
 
         inputs: what `forward` is to get, with labels, on its device. Where exits are attached to a finished model they
-        are "states" [B, n, H] and "labels". Parameters and gradients must stay as they are.
+        are "states" [B, T, n, H] (see `stored_states`) and "labels". Parameters and gradients must stay as they are.
         """
 
     def after_training(self, held_out: HeldOut) -> str | None:

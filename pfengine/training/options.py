@@ -22,6 +22,11 @@ class Limits(NamedTuple):
     whole: bool = False
 
 
+def given(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Those of these options that have a value."""
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
 MAX_COUNT, MAX_SEED = 2**31 - 1, 2**32 - 1  # those of numpy
 COUNT = Limits(f"an integer > 0, at most {MAX_COUNT}", lambda v: 0 < v <= MAX_COUNT, whole=True)
 SEED = Limits(f"an integer from 0 to {MAX_SEED}", lambda v: 0 <= v <= MAX_SEED, whole=True)

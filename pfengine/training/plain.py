@@ -11,6 +11,7 @@ from torch import Tensor
 from ..heads import Classifier, ExitHead, Linear, Scores
 from ..ops import reference
 from .model import ExitModel
+from .options import given
 from .system import System
 
 
@@ -39,7 +40,7 @@ def linear_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, An
     """The `head` object of plain classifiers. shared_pooler: one pooler for all layers, unless the options say."""
     pooler = options.get("pooler") or ("shared" if shared_pooler else "per-layer")
     head = {"type": "linear", "pooler": pooler, "combine": "none"}
-    return head if options.get("reads") is None else head | {"reads": options["reads"]}
+    return head | given(options, "reads")
 
 
 SYSTEMS = (

@@ -17,16 +17,13 @@ from ..errors import CheckpointError, ConfigError
 from ..folder import Folder
 from ..storage import Stored
 
-# BERTs under a model type of their own: the prefix of their keys
-_RENAMED = {"elasticbert": elasticbert.PREFIX}
-
 
 def encoder_config(source: Path, labels: tuple[str, ...], layers: int | None) -> BackboneConfig:
     """Its config.json, checked, for these labels (none: regression) and at most so many of its layers."""
     raw = checkpoint.read_config(Folder(source))
     if not isinstance(raw, dict):
         raise CheckpointError(source, [f"{checkpoint.CONFIG}: is not a JSON object"])
-    if raw.get("model_type") in _RENAMED:
+    if raw.get("model_type") == "elasticbert":  # a BERT whose keys have another prefix
         raw["model_type"] = "bert"
     family = families.find_family(raw.get("model_type"))
     names = labels or ("LABEL_0",)
@@ -65,7 +62,7 @@ def read_encoder(source: Path, config: BackboneConfig) -> Pretrained:
         tensors: Mapping[str, Tensor] = reader.read(folder).tensors
         pooler = None
     else:  # heads and layers above the k-th are not read
-        stored = _renamed(find(folder))
+        stored = elasticbert.as_bert(find(folder))
         tensors = weights.match(folder, stored, config.encoder_shapes(), config, extra="ignore")
         pooler = _pooler(folder, stored, config)
     settings = {key: value for key, value in config.raw.items() if key != "auto_map"}
@@ -83,14 +80,6 @@ def read_encoder(source: Path, config: BackboneConfig) -> Pretrained:
     backbone.load_state_dict({key: tensors[config.family.prefix + key] for key in backbone.state_dict()})
     folder.check()
     return Pretrained(backbone, pooler)
-
-
-def _renamed(stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Under the names of BERT, where they have a prefix of their own."""
-    prefixes = tuple(_RENAMED.values())
-    return {
-        f"bert.{key.split('.', 1)[1]}" if key.startswith(prefixes) else key: tensor for key, tensor in stored.items()
-    }
 
 
 def _pooler(folder: Folder, stored: Mapping[str, Stored], config: BackboneConfig) -> tuple[Tensor, Tensor] | None:

@@ -16,7 +16,7 @@ from ..heads import PREFIX, ExitHead, Mixed, Scores
 from ..ops import reference
 from .losses import losses_of
 from .model import ExitModel
-from .options import COUNT, Option
+from .options import COUNT, Option, given
 from .phases import HeldOut, Phase
 from .pooled import copy_pooler
 from .system import System
@@ -98,7 +98,7 @@ def righttool_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str,
     elif layers is not None and exits[-1] > layers:
         raise ConfigError(f"exits is {exits!r}; the encoder has {layers} layers")
     head = {"type": "mixed", "layers": list(exits), "pooler": options.get("pooler") or "shared"}
-    return head if options.get("reads") is None else head | {"reads": options["reads"]}
+    return head | given(options, "reads")
 
 
 SYSTEMS = (

@@ -16,7 +16,7 @@ from ..heads import HEADS
 from ..heads.past_future import CHOICES
 from ..registry import origin
 from .model import ExitModel
-from .options import Option
+from .options import Option, given
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 _OPTION = re.compile(r"[a-z][a-z0-9_]*")
@@ -94,15 +94,15 @@ class System:
 
         Raises ConfigError where options do not fit the system or each other.
         """
-        given = {name: options[name] for name in CHOICES if options.get(name) is not None}
+        chosen = given(options, *CHOICES)
         takes = f"it takes {', '.join(self.options)}" if self.options else "it takes none of that kind"
         faults = [
             f"{name} is {value!r}, an option that system {self.name!r} does not take; {takes}"
-            for name, value in given.items()
+            for name, value in chosen.items()
             if name not in self.options
         ]
         if not faults:
-            head = {**self.head, **given} if isinstance(self.head, Mapping) else self.head(options, shared_pooler)
+            head = {**self.head, **chosen} if isinstance(self.head, Mapping) else self.head(options, shared_pooler)
             name, kind = head.get("type"), HEADS.get(head.get("type", ""))
             unknown = f"system {self.name!r} has a head of type {name!r}; it must be one of {HEADS.known}"
             faults = [unknown] if kind is None else kind.config_faults(head)

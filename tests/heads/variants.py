@@ -27,8 +27,6 @@ MIXED: list[dict[str, Any]] = [
     {"type": "mixed", "layers": layers, "previous": previous, "pooler": pooler}
     for layers, previous, pooler in product(([1, 3, 5], [2, 5], [5]), (False, True), CHOICES["pooler"])
 ]
-
-
 MIXED += [{"type": "mixed", "layers": [2, 5], "previous": True, "pooler": pooler, "reads": "mean"}
           for pooler in ("shared", "per-layer")]  # fmt: skip
 

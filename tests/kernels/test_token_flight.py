@@ -57,12 +57,12 @@ each_rule = pytest.mark.parametrize("name", [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RULES
 ])  # fmt: skip
 Pair = tuple[CudaModel, TorchCarrier]
-KINDS, MARKED = ("words", "tokens"), [False]  # are words marked in the rows, or is every token one?
+MARKED = [False]  # are words marked in the rows, or is every token one?
 
 
 @pytest.fixture(
     scope="module",
-    params=["renormalised, words", *(pytest.param(f"kept, {of}", marks=pytest.mark.slow) for of in KINDS)],
+    params=["renormalised, words", pytest.param("kept, tokens", marks=pytest.mark.slow)],
 )
 def path(request: pytest.FixtureRequest, make_checkpoint: Make) -> Path:
     frozen, MARKED[0] = request.param.split(",")[0], request.param.endswith("words")

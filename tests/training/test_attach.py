@@ -18,8 +18,10 @@ import torch
 import transformers
 
 import pfengine
-from pfengine import data
-from pfengine.training.attach_exits import first_states
+from pfengine import data, reader
+from pfengine.folder import Folder
+from pfengine.training.model import ExitModel
+from pfengine.training.stored_states import encoded, read_states
 
 from ..conftest import SIZES, own_names
 from .conftest import BAD, FILL, GOOD
@@ -133,17 +135,45 @@ def test_stored_weights_are_the_models_own(plain: Path, texts: Path, tmp_path: P
     assert {key for key in ours if not key.startswith("exit_head.")} <= set(theirs)
 
 
-def test_states_are_those_of_transformers(plain: Path) -> None:
-    engine = pfengine.load(plain)
+@pytest.mark.parametrize("reads", ["first", "mean", "all"])
+def test_states_are_those_of_transformers(plain: Path, reads: str) -> None:
+    ckpt = reader.read(Folder(plain))
+    engine = pfengine.load(ckpt)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(plain).eval()
     rows = [{"input_ids": np.array([2, 4, 10, 3])}, {"input_ids": np.array([2, 8, 11, 12, 13, 3])}]
-    states, logits = first_states(engine, rows)
+    head = (
+        {"type": "attentive", "width": 8, "heads": 2}
+        if reads == "all"
+        else {"type": "linear", "pooler": "none", "reads": reads}
+    )
+    exits = ExitModel(None, ckpt.backbone, head)
+    found = read_states(ckpt, engine, exits, encoded(rows, engine))
     for i, row in enumerate(rows):
         with torch.no_grad():
             out = model(input_ids=torch.from_numpy(row["input_ids"])[None], output_hidden_states=True)
-        theirs = torch.stack([hidden[0, 0] for hidden in out.hidden_states[1:]])
-        torch.testing.assert_close(states[i], theirs, atol=2e-5, rtol=1e-5)  # fp32, four layers
-        torch.testing.assert_close(logits[i], out.logits[0], atol=2e-5, rtol=1e-5)
+        every = torch.stack([hidden[0] for hidden in out.hidden_states[1:]], 1)  # [tokens, n, H]
+        theirs = {"first": every[:1], "mean": every.mean(0, keepdim=True), "all": every}[reads]
+        torch.testing.assert_close(found[i]["states"], theirs, atol=2e-5, rtol=1e-5)  # fp32, four layers
+        torch.testing.assert_close(found[i]["labels"], out.logits[0].softmax(-1), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("system", "reads"), [("linear", "mean"), ("fastbert", None), ("leebert", "mean")])
+def test_exits_read_what_their_head_reads(
+    bert: Path, texts: Path, tmp_path: Path, system: str, reads: str | None
+) -> None:
+    out = pfengine.attach(bert, texts, tmp_path / "ckpt", system=system, reads=reads, epochs=8, hold_out=200)
+    rows = [example.row for example in data.read(texts)]
+    engine = pfengine.load(out)
+    assert engine.model.head.reads(1) == (reads or "all")
+    assert engine.model.head.reads(4) == "first"  # the model's own classifier
+    full = engine.predict(rows, criterion="never")
+    np.testing.assert_array_equal(full.logits, pfengine.load(bert).predict(rows).logits)
+    early = engine.predict(rows)
+    assert early.layer_speedup > 1.3
+    assert np.mean(early.label_ids == full.label_ids) > 0.9
+    alone = [engine.predict([row]) for row in rows[:20]]
+    np.testing.assert_array_equal(np.concatenate([each.logits for each in alone]), early.logits[:20])
+    np.testing.assert_array_equal(np.concatenate([each.exit_layers for each in alone]), early.exit_layers[:20])
 
 
 def test_attached_exits_are_calibrated(make_plain: Callable[[str], Path], texts: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_what_is_far_below_its_own_full_depth_is_named() -> None:
     good = result("good", setting(0.9, 1.0), setting(0.86, 2.0), setting(0.7, 3.0))
     bad = result("bad", setting(0.9, 1.0), setting(0.84, 1.9), precision="int8")
     text = markdown([good, bad])
-    assert "bad falls 6.0 points below its own full depth at 1.90x: to be looked into." in text
+    assert "bad falls 6.0 points below its own full depth at 1.90x." in text
     assert "good falls" not in text
     assert "Measured under other conditions than the first: bad" in text
     assert "| good | entropy | 2 | 90.0 ± 1.0 | 86.0 (2.00 / 1.90) | 70.0 (3.00 / 2.90) | 95.0 at 5.00 |" in text
