@@ -32,7 +32,8 @@ _MESSAGES = {
     "InferParameter": "bool_param bool|, int64_param int64|, string_param string|, double_param double|, "
     "uint64_param uint64|",
     "InferTensorContents": "bool_contents bool[], int_contents int32[], int64_contents int64[], "
-    "uint_contents uint32[], uint64_contents uint64[], fp32_contents float[], fp64_contents double[], bytes_contents bytes[]",
+    "uint_contents uint32[], uint64_contents uint64[], fp32_contents float[], fp64_contents double[], "
+    "bytes_contents bytes[]",
     "InferInputTensor": "name string, datatype string, shape int64[], parameters .InferParameter{}, "
     "contents .InferTensorContents",
     "InferRequestedOutputTensor": "name string, parameters .InferParameter{}",

@@ -100,7 +100,7 @@ def test_what_there_is(channel: grpc.Channel) -> None:
             grpc.StatusCode.INVALID_ARGUMENT,
         ),
         (
-            {"model_name": "sst2", "inputs": [tensor(shape=[1], contents=None)], "raw_input_contents": [b"\xff\xff\xff\xff"]},
+            {"model_name": "sst2", "inputs": [tensor(shape=[1], contents=None)], "raw_input_contents": [b"\xff" * 4]},
             grpc.StatusCode.INVALID_ARGUMENT,
         ),
         (
