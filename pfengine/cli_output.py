@@ -183,7 +183,8 @@ def print_facts(facts: dict[str, Any]) -> None:
         if key == "calibration" and value:
             show("calibration:")
             for point in value:
-                show("  " + ", ".join(f"{name} {number:.4g}" for name, number in point.items()))
+                numbers = {name: value for name, value in point.items() if not isinstance(value, list)}
+                show("  " + ", ".join(f"{name} {number:.4g}" for name, number in numbers.items()))
         elif key == "models":
             for number, model in enumerate(value, 1):
                 show(f"model {number}: " + ", ".join(f"{name} {item}" for name, item in model.items()))

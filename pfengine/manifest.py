@@ -102,15 +102,14 @@ def judged_fields(fields: Fields) -> dict[str, Any]:
     return {
         "criterion": fields.get("criterion", "a string such as 'entropy'", lambda v: isinstance(v, str), None, None),
         "threshold": fields.get("threshold", "a finite number", is_number, None, None),
-        "calibration": tuple(
-            fields.get("calibration", "a list of objects with 'threshold' and 'layer_speedup'", _is_calibration, [], [])
-        ),
+        "calibration": tuple(fields.get("calibration", CALIBRATION_FIELDS, _is_calibration, [], [])),
         "guarantee": fields.get("guarantee", "an object", lambda v: isinstance(v, dict), None, None),
         "precisions": fields.get("precisions", PRECISION_FIELDS, _is_precisions, {}, {}),
         "training": fields.get("training", "an object", lambda v: isinstance(v, dict), {}, {}),
     }
 
 
+CALIBRATION_FIELDS = "a list of objects with 'threshold', 'layer_speedup' and counts as 'exit_rows'"
 PRECISION_FIELDS = "an object of precisions with 'agreement', 'full_depth_agreement' and 'layer_speedup_ratio'"
 
 
@@ -131,6 +130,13 @@ def is_files(value: Any) -> bool:
 
 def _is_calibration(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(point, dict) and is_number(point.get("threshold")) and is_number(point.get("layer_speedup"))
+        isinstance(point, dict)
+        and is_number(point.get("threshold"))
+        and is_number(point.get("layer_speedup"))
+        and _are_counts(point.get("exit_rows", []))
         for point in value
     )
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(is_int(count) and count >= 0 for count in value)

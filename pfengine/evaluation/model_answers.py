@@ -16,7 +16,7 @@ import numpy as np
 from ..api import Engine
 from ..cascade_reader import CascadeCheckpoint
 from ..exits import Criterion
-from ..exits.calibration import Simulation, layer_speedup
+from ..exits.calibration import Simulation, exit_rows, layer_speedup
 from ..exits.guarantee import Guarantee
 from .curve import Oracle
 
@@ -32,14 +32,21 @@ class ModelAnswers:
 
     def speedup(self, taken: np.ndarray) -> float:
         """The layer speed-up of rows that leave the cascade after the layers `taken`, some of `ends`; int64 [rows]."""
-        models = np.searchsorted(self.ends, taken)
-        return layer_speedup(self.layers[models, np.arange(len(taken))], self.num_layers)
+        return layer_speedup(self.gone_through(taken), self.num_layers)
+
+    def gone_through(self, taken: np.ndarray) -> np.ndarray:
+        """The layers that those rows went through in all models, int64 [rows]."""
+        return self.layers[np.searchsorted(self.ends, taken), np.arange(len(taken))]
 
     def recounted(self, points: Sequence[dict[str, Any]], criterion: Criterion) -> list[dict[str, Any]]:
         """Points with a threshold each, with the layer speed-up of a cascade."""
-        simulation = Simulation(self.logits, self.ends)
+        simulation, n = Simulation(self.logits, self.ends), self.num_layers
         at = [simulation.exits(criterion.with_threshold(point["threshold"])) for point in points]
-        return [point | {"layer_speedup": self.speedup(taken)} for point, taken in zip(points, at, strict=True)]
+        gone = [self.gone_through(taken) for taken in at]
+        return [
+            point | {"layer_speedup": layer_speedup(layers, n), "exit_rows": exit_rows(layers, n)}
+            for point, layers in zip(points, gone, strict=True)
+        ]
 
     def recount_guarantee(self, promised: Guarantee, criterion: Criterion) -> Guarantee:
         taken = Simulation(self.logits, self.ends).exits(criterion.with_threshold(promised.threshold))

@@ -147,6 +147,11 @@ def layer_speedup(taken: np.ndarray, num_layers: int) -> float:
     return num_layers * len(taken) / int(taken.sum()) if len(taken) else float("nan")
 
 
+def exit_rows(taken: np.ndarray, num_layers: int) -> list[int]:
+    """How many rows left after each of the layers 1 to n; taken: each row's exit layer, int64 [rows]."""
+    return np.bincount(taken, minlength=num_layers + 1)[1:].tolist()
+
+
 def answers_at(logits: np.ndarray, exit_layers: Sequence[int], taken: np.ndarray) -> np.ndarray:
     """Each row's logits at the exit it takes: [exits, rows, labels] and [rows] -> [rows, labels]."""
     return logits[np.searchsorted(exit_layers, taken), np.arange(len(taken))]
@@ -226,7 +231,7 @@ def calibration_table(
     bounds: np.ndarray | None = None,
     score: Score | None = None,
 ) -> list[dict[str, Any]]:
-    """Points {threshold, layer_speedup, agreement, [accuracy], rows} for each of SPEEDUPS that can be reached.
+    """Points {threshold, layer_speedup, exit_rows, agreement, [accuracy], rows} for each of SPEEDUPS that is reached.
 
     logits: [exits, rows, labels] of held-out rows; labels: int64 [rows], None where they are unknown; learned: float32
     [exits, rows], the score that some heads add. agreement is the share of rows answered as at full depth. Thresholds
@@ -272,6 +277,7 @@ def table_of(
     """
     run = functools.lru_cache(64)(run)
     table: list[dict[str, Any]] = []
+    point: dict[str, Any]
 
     @functools.cache
     def reached(threshold: float) -> float:
@@ -284,5 +290,6 @@ def table_of(
         taken, answers = run(threshold)
         if not table or layer_speedup(taken, num_layers) > table[-1]["layer_speedup"]:
             point = {"threshold": threshold, "layer_speedup": layer_speedup(taken, num_layers)}
+            point["exit_rows"] = exit_rows(taken, num_layers)
             table.append(point | judged(answers()))
     return table

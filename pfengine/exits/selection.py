@@ -123,14 +123,15 @@ def _with_threshold(criterion: Any, threshold: float | None) -> Any:
 def _check_table_is_of(checkpoint: CheckpointExits, criterion: Any) -> None:
     requested = parse_form(checkpoint.named(criterion)) if isinstance(criterion, str) else criterion
     form = requested.form if isinstance(requested, DataCriterion) else None
-    if form is None or checkpoint.criterion == "never" or form != _form(checkpoint.criterion):
+    if form is None or checkpoint.criterion == "never" or form != form_of(checkpoint.criterion):
         raise ConfigError(
             f"speedup is looked up in the calibration table of {checkpoint.path}, which is of criterion "
             f"{checkpoint.criterion!r}; give threshold= with {shown(criterion)}"
         )
 
 
-def _form(text: str) -> str | None:
+def form_of(text: str) -> str | None:
+    """A criterion's text without its threshold; None where it is not data."""
     criterion = parse_form(text)
     return criterion.form if isinstance(criterion, DataCriterion) else None
 

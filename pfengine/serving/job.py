@@ -34,6 +34,7 @@ class Job:
         self.started = self.finished = 0.0
         self.order = (self.arrived + PATIENCE_SECONDS if deadline is None else deadline, next(_numbers))
         self.tokens = sum(len(row.ids) for row in rows)
+        self.usual = False  # does it run what the server runs by default?
         self.cancelled = False
         self.failure: Failure | None = None  # of the whole job
         self.failures: dict[int, Failure] = {}  # of single rows

@@ -66,6 +66,8 @@ class _Totals:
             ("te_batch_next_tokens", "Tokens of an average batch.",
              lambda s: s.totals.batch_tokens / max(1, s.totals.batches)),
             ("pfengine_layer_speedup", "sum(n m_i) / sum(i m_i) over all rows.", lambda s: s.totals.layer_speedup),
+            ("pfengine_exit_drift", "Population stability index of recent exit layers against the calibration's.",
+             lambda s: s.totals.drift.index),
         ):  # fmt: skip
             gauge = GaugeMetricFamily(name, help, labels=["model"])
             for model, served in self.models.items():

@@ -40,6 +40,7 @@ class _Passage:
         self.engine, self.places, self.totals = model, places, totals
         self.rows = [place.job.rows[place.row]._replace(row_id=i) for i, place in enumerate(places)]
         self.under_way = np.ones(len(places), bool)
+        self.usual = places[0].job.usual
 
     def fly(self) -> None:
         model, jobs = self.engine.model, [place.job for place in self.places]
@@ -81,7 +82,7 @@ class _Passage:
         """Hand the scores of an exit, float32 [k, labels], to rows that would stay."""
         whole = np.full((len(self.rows), logits.shape[1]), np.nan, np.float32)
         whole[slots] = logits
-        self.deliver(slots, whole, np.full(len(self.rows), layer))
+        self.deliver(slots, whole, np.full(len(self.rows), layer), hurried=True)
 
     def deliver(
         self,
@@ -90,13 +91,14 @@ class _Passage:
         layers: np.ndarray,
         fine: np.ndarray | None = None,
         models: np.ndarray | None = None,
+        hurried: bool = False,
     ) -> None:
         """Hand their answers to the jobs of some rows; arrays are by slot. A row whose numbers overflow has none."""
         if not len(slots):
             return
         self.under_way[slots] = False
         fine = has_answer(logits) if fine is None else fine
-        self.totals.add_answers(layers[slots], [len(self.rows[slot].ids) for slot in slots])
+        self.totals.add_answers(layers[slots], [len(self.rows[slot].ids) for slot in slots], self.usual and not hurried)
         by_job: dict[int, list[int]] = {}
         for slot in slots.tolist():
             by_job.setdefault(id(self.places[slot].job), []).append(slot)

@@ -34,7 +34,7 @@ class Scheduler:
     def __init__(self, model: Engine, limits: Limits, batch_tokens: int, batch_rows: int | None = None) -> None:
         self.engine, self.limits = model, limits
         self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
-        self.totals = Totals(model.num_layers, len(model.checkpoint.manifest.calibration) > 0)
+        self.totals = Totals(model.num_layers)
         self.queue = Queue(limits)
         self.running = False  # does the engine's thread take jobs?
         self.busy_since: float | None = None  # by time.monotonic(): when the batch under way was started

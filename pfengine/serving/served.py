@@ -15,10 +15,12 @@ import numpy as np
 from ..answers import probabilities
 from ..api import Engine
 from ..errors import ConfigError, InputError
-from ..exits.selection import Selection, select
+from ..exits.data import DataCriterion
+from ..exits.selection import Selection, form_of, select
 from ..per_row import own_exits
 from ..rows import Row, size
 from .bodies import ClientGone
+from .drift import Drift, expected_exits
 from .failures import Failure
 from .job import Job
 from .limits import Limits
@@ -70,6 +72,7 @@ class Served:
         self.created = int(time.time())
         self._exits = own_exits(engine.checkpoint, engine.model.exit_layers)
         self.selection = self._with_criterion(None, None, None)
+        scheduler.totals.drift = self._drift()
         self._by_text = functools.lru_cache(CRITERIA_KEPT)(self._with_criterion)
 
     @property
@@ -102,6 +105,7 @@ class Served:
         future: asyncio.Future[None] = loop.create_future()
         deadline = None if knobs.deadline_ms is None else arrived + knobs.deadline_ms / 1000
         job = Job(good, selection, deadline, functools.partial(_done, loop, future))
+        job.usual = selection is self.selection
         if good:
             self.scheduler.submit(job, length)
             await self._wait(job, future, gone)
@@ -153,6 +157,15 @@ class Served:
             | ({"start": None, "stop": None} if is_special else {"start": start, "stop": stop})
             for i, token, is_special, (start, stop) in parts
         ]
+
+    def _drift(self) -> Drift:
+        """Beside the calibration at the criterion's threshold, where its table is of that criterion."""
+        table, now = self._exits.calibration, self.selection.criterion
+        if not isinstance(now, DataCriterion) or now.form != form_of(self._exits.criterion):
+            return Drift(None, 0)
+        threshold = getattr(now, "threshold", None)
+        expected = expected_exits(table, threshold if isinstance(threshold, (int, float)) else None)
+        return Drift(expected, 0 if expected is None else max(sum(point.get("exit_rows", ())) for point in table))
 
     def _check_room(self, rows: int) -> None:
         """Refuse before any work what would be refused after it."""
