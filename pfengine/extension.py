@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import cpu_count, forking
+from .torch_state import kept_to_one_thread
 
 _missing = ""  # why _C is not there; empty where it is
 
@@ -46,8 +47,10 @@ def has_cpu() -> bool:
 def threads() -> int:
     """How many threads one call of `_C` may use: torch's number, but no more than this process has processors.
 
-    The child of a fork has its parent's number.
+    The child of a fork has its parent's number. 1 in a thread that is one of several (`torch_state`).
     """
+    if kept_to_one_thread():
+        return 1
     return min(forking.torch_threads(), cpu_count.available())
 
 

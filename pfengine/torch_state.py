@@ -34,6 +34,7 @@ def isolated() -> Iterator[None]:
 
 class _Outside(threading.local):
     threads: int | None = None
+    alone = False
 
 
 _outside = _Outside()
@@ -42,6 +43,24 @@ _outside = _Outside()
 def threads_outside() -> int | None:
     """Within `on_one_thread` torch's number of threads outside of it, elsewhere None."""
     return _outside.threads
+
+
+def keep_to_one_thread() -> bool:
+    """From now on calls of `_C` from this thread, and torch's operations in it, use no other threads.
+
+    For a thread that is one of several that compute. False where torch cannot be told, and nothing has changed.
+    """
+    if _set_threads is None:
+        return False
+    torch.get_num_threads()  # makes torch set its number in a thread that is new to it
+    _set_threads(1)
+    _outside.alone = True
+    return True
+
+
+def kept_to_one_thread() -> bool:
+    """Whether `keep_to_one_thread` was called in this thread."""
+    return _outside.alone
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,8 +23,8 @@ class Job:
     """The rows of one request, and their answers as they come.
 
     rows: tokenised, with their thresholds filled in. selection: what they run. deadline: by time.monotonic(), None for
-    none. done: called once, in the engine's thread or the submitter's, when all rows are answered or the job has
-    failed. Only the scheduler changes what is below `done`.
+    none. done: called once, in a thread of the scheduler's or the submitter's, when all rows are answered or the job
+    has failed. Only the scheduler changes what is below `done`. Its rows may be answered by several threads at once.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Job:
         self.rows, self.selection, self.deadline, self.done = rows, selection, deadline, done
         self.arrived = time.monotonic()
         self.started = self.finished = 0.0
+        self._changing = threading.Lock()
         self.order = (self.arrived + PATIENCE_SECONDS if deadline is None else deadline, next(_numbers))
         self.tokens = sum(len(row.ids) for row in rows)
         self.usual = False  # does it run what the server runs by default?
@@ -56,25 +58,28 @@ class Job:
 
     def answer(self, places: Sequence[int], logits: np.ndarray, layers: np.ndarray, models: Any = None) -> None:
         """Take the answers of some rows: float32 [k, labels], int64 [k]."""
-        if self.logits is None:
-            self.logits = np.full((len(self.rows), logits.shape[1]), np.nan, np.float32)
-        self.logits[places] = logits
-        self.exit_layers[places] = layers
-        if models is not None:
-            self.models = np.zeros(len(self.rows), np.int64) if self.models is None else self.models
-            self.models[places] = models
-        self._close(len(places))
+        with self._changing:
+            if self.logits is None:
+                self.logits = np.full((len(self.rows), logits.shape[1]), np.nan, np.float32)
+            self.logits[places] = logits
+            self.exit_layers[places] = layers
+            if models is not None:
+                self.models = np.zeros(len(self.rows), np.int64) if self.models is None else self.models
+                self.models[places] = models
+            self._close(len(places))
 
     def fail_row(self, place: int, failure: Failure) -> None:
         """A row that has no answer. The others are not affected."""
-        self.failures[place] = failure
-        self._close(1)
+        with self._changing:
+            self.failures[place] = failure
+            self._close(1)
 
     def fail(self, failure: Failure) -> None:
         """No row is answered."""
-        if not self.over:
-            self.failure = failure
-            self._finish()
+        with self._changing:
+            if not self.over:
+                self.failure = failure
+                self._finish()
 
     def _close(self, rows: int) -> None:
         self.open -= rows

@@ -61,6 +61,7 @@ class _Totals:
     def collect(self) -> Iterator[Metric]:
         for name, help, read in (
             ("te_queue_size", "Rows that wait for the model.", lambda s: s.queue.rows),
+            ("pfengine_batches_under_way", "Batches that go through the model now.", lambda s: s.busy),
             ("te_batch_next_size", "Rows of an average batch.",
              lambda s: s.totals.batch_rows / max(1, s.totals.batches)),
             ("te_batch_next_tokens", "Tokens of an average batch.",

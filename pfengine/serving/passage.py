@@ -63,7 +63,6 @@ class _Passage:
                 before = now
                 if due.any():
                     assert exit.logits is not None
-                    self.totals.hurried += int(due.sum())
                     self.deliver_now(slots[due], exit.logits.numpy(force=True)[due], exit.layer)
                 if (gone := due | given_up).any():
                     self.under_way[slots[gone]] = False
@@ -98,7 +97,8 @@ class _Passage:
             return
         self.under_way[slots] = False
         fine = has_answer(logits) if fine is None else fine
-        self.totals.add_answers(layers[slots], [len(self.rows[slot].ids) for slot in slots], self.usual and not hurried)
+        lengths = [len(self.rows[slot].ids) for slot in slots]
+        self.totals.add_answers(layers[slots], lengths, usual=self.usual, hurried=hurried)
         by_job: dict[int, list[int]] = {}
         for slot in slots.tolist():
             by_job.setdefault(id(self.places[slot].job), []).append(slot)

@@ -19,6 +19,11 @@ class Place(NamedTuple):
     job: Job
     row: int
 
+    @property
+    def over(self) -> bool:
+        """Is there nothing left to compute for it?"""
+        return self.job.over or self.row in self.job.failures or self.job.exit_layers[self.row] > 0
+
 
 class Queue:
     """Jobs whose rows are handed out in batches. A job of many rows may be spread over several batches.
@@ -32,6 +37,8 @@ class Queue:
         self._heaps: dict[Any, list[tuple[tuple[float, int], Job]]] = {}  # jobs with rows to hand out, by key
         self._waiting: dict[int, tuple[Job, int]] = {}  # id of such a job: the job, its bytes
         self._changed = threading.Condition()
+        self._takers = 0  # threads that wait in `take`
+        self._left = 0  # rows that are not handed out
         self.closed = False
 
     def put(self, job: Job, size: int) -> None:
@@ -51,23 +58,25 @@ class Queue:
                 raise Failure("validation", "the request is larger than the whole queue; send fewer or shorter texts")
             heapq.heappush(self._heaps.setdefault(job.key, []), (job.order, job))
             self._waiting[id(job)] = job, size
+            self._left += rows
             self.rows, self.tokens, self.bytes = self.rows + rows, self.tokens + job.tokens, self.bytes + size
-            self._changed.notify()
+            self._changed.notify(rows)
 
-    def take(self, tokens: int, rows: int | None, wait: bool = True) -> list[Place] | None:
+    def take(self, tokens: int, rows: int | None) -> list[Place] | None:
         """The next rows, which share a key: at most so many tokens and rows, but always one.
 
-        Waits until there are some; where it must not wait, an empty list. None where the queue has been closed and
-        nothing is left in it.
+        Waits until there are some. Rows are divided among all threads that wait, so that a request of many rows is
+        answered by all of them. None where the queue has been closed and nothing is left in it.
         """
         with self._changed:
             while not (heap := self._first()):
                 if self.closed:
                     return None
-                if not wait:
-                    return []
+                self._takers += 1
                 self._changed.wait()
-            return self._handed_out(heap, tokens, rows)
+                self._takers -= 1
+            share = -(-self._left // (1 + self._takers))
+            return self._handed_out(heap, tokens, share if rows is None else min(rows, share))
 
     def drop(self, job: Job) -> None:
         """Forget a job whose answers nobody waits for any more."""
@@ -120,6 +129,7 @@ class Queue:
                 job.started = time.monotonic()
             found.append(Place(job, job.taken))
             job.taken += 1
+            self._left -= 1
             room -= length
             if job.taken == len(job.rows):
                 heapq.heappop(heap)
@@ -129,6 +139,7 @@ class Queue:
     def _forget(self, job: Job) -> None:
         """Count it no more among those that wait."""
         if (entry := self._waiting.pop(id(job), None)) is not None:
+            self._left -= len(job.rows) - job.taken
             self.rows -= len(job.rows)
             self.tokens -= job.tokens
             self.bytes -= entry[1]

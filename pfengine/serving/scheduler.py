@@ -1,7 +1,7 @@
 """The scheduler: the only place that batches. It takes rows of many requests through a model together.
 
-A thread of its own takes rows from the queue and runs them (`serving.passage`). Where that fails it tries the rows one
-by one; where the thread itself ends it is started again.
+Threads of its own take rows from the queue and run them (`serving.passage`). Where that fails they try the rows one by
+one; where a thread itself ends it is started again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+from .. import extension
 from ..api import Engine
+from ..torch_state import keep_to_one_thread
 from .failures import Failure
 from .job import Job
 from .limits import Limits
@@ -22,28 +24,55 @@ from .totals import Totals
 
 log = logging.getLogger("pfengine.serving")
 
-RESTART_SECONDS = 0.1  # between a crash of the engine's thread and its next start
+RESTART_SECONDS = 0.1  # between a crash of a thread and its next start
 
 
 class Scheduler:
     """Takes jobs through one engine's model, batched.
 
-    batch_tokens, batch_rows: the most that goes through the layers together.
+    batch_tokens, batch_rows: the most that goes through the layers together. threads: how many batches are under way
+    at once; on a CPU each then has one core. None: one per core on a CPU, where a batch on a core of its own waits for
+    no other thread, and on a GPU as many as the engine takes.
     """
 
-    def __init__(self, model: Engine, limits: Limits, batch_tokens: int, batch_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Engine,
+        limits: Limits,
+        batch_tokens: int,
+        batch_rows: int | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.engine, self.limits = model, limits
         self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
+        on_gpu = model.device.type != "cpu"
+        self.threads = threads or (model.model.worker_threads if on_gpu else extension.threads())
+        self.one_core_each = self.threads > 1 and not on_gpu
         self.totals = Totals(model.num_layers)
         self.queue = Queue(limits)
-        self.running = False  # does the engine's thread take jobs?
-        self.busy_since: float | None = None  # by time.monotonic(): when the batch under way was started
+        self._running = [False] * self.threads
+        self._busy_since: list[float | None] = [None] * self.threads
         self._process = 0
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
 
+    @property
+    def running(self) -> bool:
+        """Does every thread take jobs?"""
+        return all(self._running)
+
+    @property
+    def busy_since(self) -> float | None:
+        """By time.monotonic(): when the oldest of the batches under way was started; None where there is none."""
+        return min((since for since in self._busy_since if since is not None), default=None)
+
+    @property
+    def busy(self) -> int:
+        """How many batches are under way."""
+        return sum(since is not None for since in self._busy_since)
+
     def start(self) -> None:
-        """Start the engine's thread; after a fork the child needs one of its own. Does nothing where there is one."""
+        """Start the threads; after a fork the child needs some of its own. Does nothing where they are there."""
         if self._process == os.getpid():
             return
         with self._starting:
@@ -51,9 +80,14 @@ class Scheduler:
                 return
             if self._process:  # of a parent process, whose jobs the parent answers
                 self.queue = Queue(self.limits)
-            self.running, self._process = True, os.getpid()
-            self._thread = threading.Thread(target=self._supervise, name="pfengine-engine", daemon=True)
-            self._thread.start()
+            self._running, self._busy_since = [True] * self.threads, [None] * self.threads
+            self._process = os.getpid()
+            self._threads = [
+                threading.Thread(target=self._supervise, args=(number,), name=f"pfengine-{number}", daemon=True)
+                for number in range(self.threads)
+            ]
+            for thread in self._threads:
+                thread.start()
 
     def submit(self, job: Job, size: int) -> None:
         """Queue a job whose request has `size` bytes. Raises Failure where there is no room, or the engine is down."""
@@ -72,38 +106,42 @@ class Scheduler:
     def close(self, timeout: float | None = None) -> bool:
         """Take no more jobs, finish those that there are. False where that took longer than `timeout` seconds."""
         self.queue.close()
-        if self._thread is None or self._process != os.getpid():
+        if self._process != os.getpid():
             return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        end = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
-    def _supervise(self) -> None:
+    def _supervise(self, number: int) -> None:
         """Run batches; where that ends with anything but a failure of rows, fail all jobs and start again."""
+        if self.one_core_each:
+            keep_to_one_thread()
         while True:
             under_way: list[Place] = []
             try:
-                self.running = True
-                self._serve(under_way)
-                self.running = False
+                self._running[number] = True
+                self._serve(number, under_way)
+                self._running[number] = False
                 return
             except BaseException as error:  # also SystemExit, which would end only this thread
-                self.running = False
-                log.exception("the engine's thread failed and is started again")
-                self.totals.crashes += 1
+                self._running[number] = False
+                log.exception("a thread of the engine failed and is started again")
+                self.totals.add_crash()
                 crashed = _Crashed(error)
                 for place in under_way:
                     place.job.fail(crashed())
                 self.queue.fail_all(crashed)
             time.sleep(RESTART_SECONDS)
 
-    def _serve(self, under_way: list[Place]) -> None:
+    def _serve(self, number: int, under_way: list[Place]) -> None:
         while (places := self.queue.take(self.batch_tokens, self.batch_rows)) is not None:
             under_way[:] = places
-            self.busy_since = time.monotonic()
+            self._busy_since[number] = time.monotonic()
             try:
                 self.run_isolated(places)
             finally:
-                self.busy_since = None
+                self._busy_since[number] = None
             under_way.clear()
 
     def run_isolated(self, places: Sequence[Place]) -> None:
@@ -111,7 +149,7 @@ class Scheduler:
         try:
             run(self.engine, places, self.totals)
         except Exception as error:
-            left = [place for place in places if not place.job.over and not place.job.exit_layers[place.row]]
+            left = [place for place in places if not place.over]
             if len(places) == 1:
                 log.error("a row failed: %s", type(error).__name__, exc_info=error)
                 places[0].job.fail_row(

@@ -46,12 +46,14 @@ def names_of(checkpoints: Sequence[str], names: Sequence[str]) -> list[str]:
     return found
 
 
-def served(name: str, engine: Engine, limits: Limits, batch_tokens: int | None = None) -> Served:
+def served(
+    name: str, engine: Engine, limits: Limits, batch_tokens: int | None = None, threads: int | None = None
+) -> Served:
     """An engine ready to serve. Raises ConfigError for a model that does not classify rows."""
     if engine.model.head.tags:
         raise ConfigError(f"{name} tags words and does not classify rows; `pfengine tag` runs it")
     tokens = batch_tokens or min(BATCH_TOKENS[engine.device.type], limits.max_batch_tokens)
-    scheduler = Scheduler(engine, limits, tokens, limits.max_batch_requests)
+    scheduler = Scheduler(engine, limits, tokens, limits.max_batch_requests, threads)
     return Served(name, engine, limits, scheduler)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from .drift import Drift
 
 
 class Totals:
-    """Sums since the start. The engine's thread writes them; a reader may see one a batch ahead of another.
+    """Sums since the start. The engine's threads write them; a reader may see one a batch ahead of another.
 
     exits[i]: rows that left after layer i. hurried: rows that left because of a deadline. drift: of rows that run what
     the server runs by default, and were not hurried.
@@ -25,22 +26,30 @@ class Totals:
         self.hurried = self.crashes = 0
         self.last_answer = float("-inf")  # by time.monotonic()
         self.drift = Drift(None, 0)
+        self._writing = threading.Lock()
 
     def add_batch(self, rows: Sequence[Row]) -> None:
-        self.batches += 1
-        self.batch_rows += len(rows)
-        self.batch_tokens += sum(len(row.ids) for row in rows)
+        with self._writing:
+            self.batches += 1
+            self.batch_rows += len(rows)
+            self.batch_tokens += sum(len(row.ids) for row in rows)
 
-    def add_answers(self, layers: np.ndarray, tokens: Sequence[int], usual: bool) -> None:
-        """layers: int64 [rows], after which rows left; tokens: their lengths; usual: do they count for `drift`?"""
-        self.last_answer = time.monotonic()
-        if usual:
-            self.drift.add(layers)
-        deepest = len(self.exits) - 1
-        np.add.at(self.exits, np.minimum(layers, deepest), 1)
-        computed = int((layers * tokens).sum())
-        self.tokens_computed += computed
-        self.tokens_saved += max(0, deepest * int(sum(tokens)) - computed)
+    def add_crash(self) -> None:
+        with self._writing:
+            self.crashes += 1
+
+    def add_answers(self, layers: np.ndarray, tokens: Sequence[int], *, usual: bool, hurried: bool) -> None:
+        """layers: int64 [rows], after which rows left; tokens: their lengths; usual: they run what runs by default."""
+        deepest, computed = len(self.exits) - 1, int((layers * tokens).sum())
+        with self._writing:
+            self.last_answer = time.monotonic()
+            if hurried:
+                self.hurried += len(layers)
+            elif usual:
+                self.drift.add(layers)
+            np.add.at(self.exits, np.minimum(layers, deepest), 1)
+            self.tokens_computed += computed
+            self.tokens_saved += max(0, deepest * int(sum(tokens)) - computed)
 
     @property
     def layer_speedup(self) -> float:

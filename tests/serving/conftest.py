@@ -86,8 +86,17 @@ def engine(make_checkpoint: Make) -> pfengine.Engine:
 
 @pytest.fixture
 def bench(engine: pfengine.Engine) -> Iterator[Bench]:
-    limits = Limits()
-    model = served("tiny", engine, limits, batch_tokens=64)
+    """Of one thread, so that batches come one after the other."""
+    yield from _bench(engine, 1)
+
+
+@pytest.fixture(params=[1, 3])
+def any_bench(engine: pfengine.Engine, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    yield from _bench(engine, request.param)
+
+
+def _bench(engine: pfengine.Engine, threads: int) -> Iterator[Bench]:
+    model = served("tiny", engine, Limits(), batch_tokens=64, threads=threads)
     yield Bench(engine, model.scheduler, model)
     model.scheduler.close(WAIT)
 

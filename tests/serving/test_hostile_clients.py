@@ -134,8 +134,11 @@ def test_a_client_that_hangs_up_costs_nothing_more(sst2: pfengine.Engine, slow: 
         slow.clear()
         queue = model.scheduler.queue
         body = json.dumps({"inputs": TEXT, "criterion": "never"}).encode()
-        with raw(client, request(body)):
-            until(lambda: model.scheduler.busy_since is not None)
+        threads = model.scheduler.threads
+        with contextlib.ExitStack() as under_way:
+            for _ in range(threads):
+                under_way.enter_context(raw(client, request(body)))
+            until(lambda: model.scheduler.busy == threads)
             with contextlib.ExitStack() as waiting:
                 for _ in range(5):
                     waiting.enter_context(raw(client, request(body)))
@@ -144,7 +147,7 @@ def test_a_client_that_hangs_up_costs_nothing_more(sst2: pfengine.Engine, slow: 
         slow.set()
         until(lambda: model.scheduler.busy_since is None)
         assert client.ask("/predict", {"inputs": TEXT})[0] == 200
-        assert model.scheduler.totals.exits.sum() == 2  # the probe at the start, and the one that waited
+        assert model.scheduler.totals.exits.sum() == 2  # the probe at the start, and the one just now
 
 
 def test_overload_is_refused_at_once(sst2: pfengine.Engine, slow: threading.Event) -> None:

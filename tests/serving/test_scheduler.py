@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pfengine
+from pfengine import extension
 from pfengine.serving import passage, scheduler
 from pfengine.serving.failures import Failure
 from pfengine.serving.limits import Limits
@@ -20,7 +21,8 @@ from pfengine.serving.scheduler import Scheduler
 from .conftest import WAIT, Bench, random_rows
 
 
-def test_answers_are_the_engines_own_bit_for_bit(bench: Bench, engine: pfengine.Engine) -> None:
+def test_answers_are_the_engines_own_bit_for_bit(any_bench: Bench, engine: pfengine.Engine) -> None:
+    bench = any_bench
     rows = random_rows([1, 3, 17, 2, 40, 9, 5, 64, 100, 7, 30, 1])
     expected = engine.predict(rows)
     draw = random.Random(0)
@@ -38,7 +40,8 @@ def test_answers_are_the_engines_own_bit_for_bit(bench: Bench, engine: pfengine.
     assert len(set(expected.exit_layers.tolist())) > 2
 
 
-def test_jobs_of_different_criteria(bench: Bench, engine: pfengine.Engine) -> None:
+def test_jobs_of_different_criteria(any_bench: Bench, engine: pfengine.Engine) -> None:
+    bench = any_bench
     rows = random_rows([5, 9, 13])
     submitted = {
         text: bench.submit(rows, selection=bench.served._by_text(text, None, None))
@@ -192,7 +195,7 @@ def test_a_full_queue_refuses_and_forgets_nothing(engine: pfengine.Engine, monke
 
     monkeypatch.setattr(scheduler, "run", run)
     limits = Limits(max_queue_rows=6, max_queue_tokens=60, max_queue_bytes=1000)
-    model = served("tiny", engine, limits, batch_tokens=64)
+    model = served("tiny", engine, limits, batch_tokens=64, threads=1)
     bench = Bench(engine, model.scheduler, model)
     first = bench.submit_alone(random_rows([5]))
     taken = [bench.submit(random_rows([5, 5])) for _ in range(3)]
@@ -234,6 +237,48 @@ def test_a_job_of_many_rows_is_spread_over_batches(bench: Bench, engine: pfengin
     assert bench.scheduler.totals.batches >= 50 * 20 / 64
 
 
+def test_idle_threads_divide_the_rows_of_a_job(engine: pfengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pfengine.serving.server import served
+
+    sizes, together, real = [], threading.Barrier(3, timeout=WAIT), scheduler.run
+
+    def run(model: Any, places: Any, totals: Any) -> None:
+        sizes.append(len(places))
+        together.wait()  # so that no thread takes a second part
+        assert extension.threads() == 1
+        real(model, places, totals)
+
+    monkeypatch.setattr(scheduler, "run", run)
+    model = served("tiny", engine, Limits(), batch_tokens=10_000, threads=3)
+    bench, rows = Bench(engine, model.scheduler, model), random_rows([9] * 16)
+    model.scheduler.start()
+    while model.scheduler.queue._takers < 3:
+        time.sleep(0.001)
+    job = bench.submit(rows).wait()
+    assert sorted(sizes) == [5, 5, 6]
+    np.testing.assert_array_equal(job.logits, engine.predict(rows).logits)
+    assert job.failures == {}
+    assert model.scheduler.close(WAIT)
+
+
+def test_many_threads_at_once_lose_nothing(engine: pfengine.Engine) -> None:
+    from pfengine.serving.server import served
+
+    model = served("tiny", engine, Limits(), batch_tokens=40, threads=4)
+    bench, lengths = Bench(engine, model.scheduler, model), [3, 30, 9, 14, 1, 22]
+    rows = random_rows(lengths)
+    expected = engine.predict(rows)
+    submitted = [bench.submit(rows) for _ in range(60)]
+    for each in submitted:
+        np.testing.assert_array_equal(each.wait().logits, expected.logits)
+        assert (each.job.open, each.job.failures) == (0, {})
+    assert model.scheduler.close(WAIT)
+    totals, queue = model.scheduler.totals, model.scheduler.queue
+    assert totals.exits.sum() == totals.batch_rows == 360
+    assert totals.tokens_computed == 60 * (lengths * expected.exit_layers).sum()
+    assert (queue.rows, queue.tokens, queue.bytes, queue._left) == (0, 0, 0, 0)
+
+
 def test_a_job_without_rows_is_over_at_once(bench: Bench) -> None:
     assert bench.submit([]).wait().failure is None
 
@@ -250,9 +295,10 @@ def test_totals(bench: Bench, engine: pfengine.Engine) -> None:
     assert totals.layer_speedup == pytest.approx(expected.layer_speedup)
 
 
-def test_a_forked_child_has_a_scheduler_of_its_own(bench: Bench) -> None:
+def test_a_forked_child_has_a_scheduler_of_its_own(any_bench: Bench) -> None:
     import os
 
+    bench = any_bench
     bench.submit(random_rows([5])).wait()
     child = os.fork()
     if not child:
