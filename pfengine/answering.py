@@ -59,7 +59,7 @@ def answered(
     """
     selection, rows = engine._selected(inputs, criterion, threshold, speedup)
     runner = engine._runner(batch_tokens, batch_size, truncation)
-    how = {"flush_when_slow": True, "window_rows": window_rows}
+    how = {"flush_when_slow": window_rows is None, "window_rows": window_rows}
     windows = map(selection.resolved, engine._windows(rows, truncation, runner.batch_tokens, selection, **how))
     if window_rows is not None:
         return runner.answer(windows, selection, None)  # with workers the next window would be read before the answers

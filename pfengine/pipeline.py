@@ -253,7 +253,8 @@ class TextClassificationPipeline:
             kept = ("input_ids", "token_type_ids", "attention_mask")
             return {name: found[name] for name in kept if name in found} | knobs
         except Exception as error:  # the tokenizer is the caller's
-            return Unreadable(f"cannot be tokenised: {error}")
+            said = " ".join(f"{type(error).__name__} {error}".split())
+            return Unreadable(f"cannot be tokenised: {said if len(said) <= 200 else said[:200] + ' ...'}")
 
 
 class _Answers:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import pfengine
 from pfengine.pipeline import TextClassificationPipeline
 
 from .conftest import ROOT
+from .pairwise import every, pairwise
 from .test_pipeline_parity import CORPUS, FAMILIES, LONG, PROBLEMS, SIZES, bert_tokenizer, save
 
 Make = Callable[..., Path]
@@ -97,8 +97,37 @@ def test_options_of_the_pipeline_go_before_the_defaults(path: Path, options: dic
     assert (ours.task, ours.device) == (theirs.task, theirs.device)
 
 
-@pytest.mark.parametrize(("labels", "problem"), PROBLEMS)
-@pytest.mark.parametrize("family", FAMILIES)
+ABSENT = "absent"
+CASES = every(
+    inputs=["string", "list", "dict", "generator"],
+    top_k=[ABSENT, None, 2],
+    function_to_apply=[ABSENT, "sigmoid", "none"],
+    truncation=[ABSENT, True, False],
+    max_length=[ABSENT, 9, 64],
+    padding=[ABSENT, True, "max_length"],
+    given_to=["pipeline", "call", "both"],
+)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", [pytest.param(case, id="-".join(map(str, case.values()))) for case in pairwise(CASES)])
+def test_options_together(path: Path, case: dict[str, Any]) -> None:
+    options = {name: value for name, value in case.items() if name not in ("inputs", "given_to") and value != ABSENT}
+    first = options if case["given_to"] != "call" else {}
+    then = options if case["given_to"] != "pipeline" else {}
+    inputs: Any = {"string": TEXTS[1], "dict": PAIR}.get(case["inputs"], TEXTS)
+    found = []
+    for make, where in ((pfengine.pipeline, {}), (transformers.pipeline, {"device": "cpu"})):
+        pipe = make("text-classification", model=str(path), **first, **where)
+        answers = pipe((text for text in inputs) if case["inputs"] == "generator" else inputs, **then)
+        found.append(list(answers) if case["inputs"] == "generator" else answers)
+    same(*found)
+
+
+@pytest.mark.parametrize(
+    ("family", "labels", "problem"),
+    [(family, *problem) for family, problem in zip(itertools.cycle(FAMILIES), PROBLEMS, strict=False)],
+)
 def test_every_family_and_problem(tmp_path: Path, family: str, labels: int, problem: str | None) -> None:
     save(tmp_path, family, labels, problem, SPREAD)
     ours = pfengine.pipeline(model=str(tmp_path))
@@ -334,14 +363,6 @@ def test_a_cascade(make_text_checkpoint: Make, tmp_path: Path) -> None:
     for options in ({"max_length": 9}, {"tokenizer": bert_tokenizer()}):
         with pytest.raises(pfengine.ConfigError, match="cascade"):
             pfengine.pipeline(model=out, **options)
-
-
-def test_transformers_is_imported_for_its_tokenizers_alone() -> None:
-    script = (
-        "import pfengine, sys; pfengine.pipeline(model='sst2')('a', top_k=None); print('transformers' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
 
 
 def test_layers_of_a_plain_directory(both: BOTH) -> None:
