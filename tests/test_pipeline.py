@@ -281,6 +281,7 @@ OWN: list[tuple[Any, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*were truncated")
 @pytest.mark.parametrize("given", ["object", "directory"])
 @pytest.mark.parametrize(("inputs", "options"), [each for each in OWN if each[0] != [""]])
 def test_a_tokenizer_of_the_callers_reads_the_texts(
@@ -337,6 +338,7 @@ def test_exits_are_chosen_for_the_pipeline_and_for_a_call(early: TextClassificat
     assert engine.classify(TEXTS) == pfengine.load("sst2", precision="fp32").classify(TEXTS)  # it is not changed
 
 
+@pytest.mark.filterwarnings("ignore:.*were truncated")
 def test_it_pickles_and_copies_of_it_answer_alike(early: TextClassificationPipeline) -> None:
     early(LONG * 3, truncation=True, max_length=16)
     again = pickle.loads(pickle.dumps(early))
@@ -345,6 +347,7 @@ def test_it_pickles_and_copies_of_it_answer_alike(early: TextClassificationPipel
     assert again.transform(TEXTS) == again.predict(TEXTS) == early(TEXTS)
 
 
+@pytest.mark.filterwarnings("ignore:.*were truncated")
 def test_longest_rows_that_are_kept_stay_few(both: BOTH) -> None:
     for length in range(5, 30):
         both[0](CORPUS[0], truncation=True, max_length=length)
