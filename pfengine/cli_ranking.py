@@ -41,7 +41,7 @@ def rank(
     label_column: UnusedLabelColumn = None,
     threshold: Threshold = None,
     speedup: Speedup = None,
-    criterion: Annotated[str | None, typer.Option(help="When documents exit, such as patience:2 or never.")] = None,
+    criterion: Annotated[str | None, typer.Option(help="When documents exit, such as patience:2,0.1 or never.")] = None,
     top_k: Annotated[int, typer.Option(help="Documents to print; 0 for all.")] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
