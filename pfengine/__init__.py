@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .cascade_saving import cascade
     from .convert.run import convert
     from .evaluation import calibrate, evaluate
+    from .pipeline import pipeline
     from .training import TrainingConfig, attach, train
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "exits",
     "load",
+    "pipeline",
     "train",
 ]
 
@@ -69,18 +71,22 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+def _function(name: str, module: str) -> property:
+    """A function of the name of a module, which the import system would put in its place."""
+
+    def get(package: ModuleType) -> Any:
+        from importlib import import_module
+
+        return getattr(import_module(f".{module}", __name__), name)
+
+    return property(get, lambda package, imported: None)
+
+
 class _Package(ModuleType):
-    """`convert` is the function, though a module of that name is imported."""
+    """These are functions, though modules of their names are imported."""
 
-    @property
-    def convert(self) -> Any:
-        from .convert.run import convert
-
-        return convert
-
-    @convert.setter
-    def convert(self, module: ModuleType) -> None:
-        """The import system would put the module in its place."""
+    convert = _function("convert", "convert.run")
+    pipeline = _function("pipeline", "pipeline")
 
 
 sys.modules[__name__].__class__ = _Package

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from . import engine, extension
+from .answering import answered
 from .answers import Predictions as Predictions
 from .answers import probabilities, raise_first, result
 from .bundled import BUNDLED, find
@@ -31,6 +32,7 @@ from .loading import Preparation, check_max_length, prepare
 from .model import Model
 from .options import sizes, whole, wholes
 from .per_row import Number, own_exits, select_rows
+from .ranking import Ranking
 from .reload import Source, mark, reload
 from .rows import Row, is_single, rows_of
 from .tagging import Tagging
@@ -90,7 +92,7 @@ def load(
     return engine
 
 
-class Engine(Tagging):
+class Engine(Tagging, Ranking):
     """A loaded model, or a cascade of models. Safe to use from several threads; a bad row never makes it unusable.
 
     It pickles as the path and the options it was loaded with, its precision and its criterion, and is loaded again from
@@ -266,14 +268,12 @@ class Engine(Tagging):
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
         top = None if top_k is None else whole("top_k", top_k, ", or None for all labels")
-        selection, rows = self._selected(inputs, criterion, threshold, speedup)
         if self.model.head.tags:
             raise ConfigError(f"{self.checkpoint.path} tags words and does not classify rows; use tag, or predict")
-        runner = self._runner(batch_tokens, batch_size, truncation)
-        windows = map(selection.resolved, self._windows(rows, truncation, runner.batch_tokens, True, selection))
+        windows = answered(self, inputs, criterion, threshold, speedup, truncation, batch_tokens, batch_size)
 
         def results() -> Iterator[Any]:
-            for window, logits, exit_layers, models in self._answered(inputs, windows, selection, runner):
+            for window, logits, exit_layers, models in windows:
                 scores = probabilities(logits, self.model.config.problem_type)
                 for i, row in enumerate(window):
                     if not isinstance(row, InputError):
@@ -304,7 +304,7 @@ class Engine(Tagging):
         """
         selection, given = self._selected(inputs, criterion, threshold, speedup)
         runner = self._runner(batch_tokens, batch_size, truncation)
-        read = self._windows(given, truncation, runner.batch_tokens, False, selection)
+        read = self._windows(given, truncation, runner.batch_tokens, selection)
         windows = (raise_first(selection.resolved(window)) for window in read)
         parts = []
         for part in self._answered(inputs, windows, selection, runner):
@@ -370,16 +370,16 @@ class Engine(Tagging):
         return select_rows(own, self.criterion, inputs, criterion, threshold, speedup)
 
     def _windows(
-        self, inputs: Any, truncation: str, batch_tokens: int, flush_when_slow: bool = False, selection: Any = None
+        self, inputs: Any, truncation: str, batch_tokens: int, selection: Any = None, **how: Any
     ) -> Iterator[list[Row | InputError]]:
-        """Rows a few token budgets at a time; `truncation` is checked at once. flush_when_slow: see `read_windows`."""
+        """Rows a few token budgets at a time; `truncation` is checked at once. how: options of `read_windows`."""
         check_process(self.device, self._process)
         if truncation not in ("truncate", "error"):
             raise ConfigError(f"truncation is {truncation!r}; it must be 'truncate' or 'error'")
         tokenizer = self.tokenizer
         if self.cascade is not None and selection is not None:
             tokenizer = self.cascade.members[self.cascade.reader(selection.criterion)].tokenizer
-        return read_windows(tokenizer, rows_of(inputs), truncation, batch_tokens, flush_when_slow)
+        return read_windows(tokenizer, rows_of(inputs), truncation, batch_tokens, **how)
 
     def _answered(
         self,

@@ -115,7 +115,7 @@ class CascadeRunner:
                     reason = (
                         f"has more than {member.tokenizer.max_length} tokens, the most that model {place + 1} takes"
                     )
-                    found[i] = InputError(row.row_id, f"{reason}; shorten it, or use truncation='truncate'")
+                    found[i] = InputError(row.row_id, f"{reason}; shorten it, or truncate it")
         return found
 
     def _warn(self, cut: Counter[int]) -> None:

@@ -30,6 +30,7 @@ from .cli_options import (
     Threshold,
     UnusedLabelColumn,
 )
+from .cli_ranking import rank
 from .cli_serving import serve
 from .cli_tagging import tag
 from .cli_training import TrainingCommand, attach, train
@@ -174,6 +175,7 @@ def demo(
 COMMANDS: dict[Callable[..., None], str] = {  # with an example each, in the order of `pfengine --help`
     classify: "pfengine classify sst2 'a charming journey' --speedup 2",
     tag: "pfengine tag ckpt/ 'Angela Merkel visited Paris.' --json",
+    rank: "pfengine rank cross-encoder/ 'how fast is an early exit?' documents.txt --top-k 10",
     convert: "pfengine convert official/ ckpt/; or pfengine convert ckpt/ small/ --precision int8",
     train: "pfengine train encoder/ SST-2/ ckpt/ --labels negative,positive --storage int8-rows",
     attach: "pfengine attach my-model/ texts.jsonl ckpt/",

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
+from .answering import Host, Window
 from .answers import probabilities
-from .cascade_reader import CascadeCheckpoint
-from .checkpoint import Checkpoint
 from .engine import CriterionFunction
 from .entities import entities, split_tag
 from .errors import ConfigError, InputError
 from .exits import Criterion
-from .exits.selection import Selection
-from .inference import Answered, Runner
-from .model import Model
+from .inference import Runner
 from .options import sizes
 from .per_row import Number
 from .rows import Row
-
-Window = Sequence[Row | InputError]
 
 
 class Tagged(list[dict[str, Any]]):
@@ -68,32 +63,11 @@ class Tagged(list[dict[str, Any]]):
         ]
 
 
-class _Host(Protocol):
-    """What tagging needs of an engine."""
-
-    model: Model
-    precision: str
-    checkpoint: Checkpoint | CascadeCheckpoint
-
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-
-    def _selected(self, inputs: Any, criterion: Any, threshold: Number, speedup: Number) -> tuple[Selection, Any]: ...
-
-    def _windows(
-        self, inputs: Any, truncation: str, batch_tokens: int, flush_when_slow: bool = False
-    ) -> Iterator[list[Row | InputError]]: ...
-
-    def _answered(
-        self, inputs: Any, windows: Iterable[Window], selection: Selection, runner: Runner
-    ) -> Iterator[Answered]: ...
-
-
 class Tagging:
     """The part of an engine that tags words."""
 
     def tag(
-        self: _Host,
+        self: Host,
         texts: Any,
         *,
         criterion: Criterion | CriterionFunction | str | None = None,
@@ -137,7 +111,7 @@ class Tagging:
         )
 
     def stream_tags(
-        self: _Host,
+        self: Host,
         texts: Iterable[Any],
         *,
         criterion: Criterion | CriterionFunction | str | None = None,

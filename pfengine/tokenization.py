@@ -5,6 +5,7 @@ Uses only the `tokenizers` library; transformers is imported for directories who
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,12 +68,11 @@ class Tokenizer:
         if max_length is None and isinstance(limit, (int, float)) and limit > 0:  # 1e30 where it is not set
             self.max_length = int(min(limit, config.max_tokens))
         try:
-            special = guarded(self.backend.num_special_tokens_to_add, False)
+            self._special = guarded(self.backend.num_special_tokens_to_add, False)
         except ValueError as error:
             raise CheckpointError(path, [f"the tokenizer cannot say what it adds to a text: {error}"]) from None
         single, pair = (self._has_types(*texts) for texts in (("a",), ("a", "a")))
-        if self.max_length <= special:
-            raise ConfigError(f"max_length is {self.max_length}, but the tokenizer adds {special} special tokens")
+        self._check_room()
         if token_types and (not pair or config.type_vocab_size < 2):
             raise ConfigError(
                 "token_types is True, but this tokenizer or model does not tell the texts of a pair apart"
@@ -118,6 +118,24 @@ class Tokenizer:
             except InputError as error:
                 out[slot] = error
         return out
+
+    def limited(self, max_length: int) -> Tokenizer:
+        """The same tokenizer with another longest row, at most `config.max_tokens`.
+
+        Raises ConfigError where that leaves no room for a token.
+        """
+        other = copy.copy(self)
+        other.max_length = max_length
+        if self.backend is not None:
+            other._check_room()
+            other.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+            other.backend.encode_special_tokens = self.backend.encode_special_tokens  # which the text does not say
+            other.backend.enable_truncation(max_length, direction=self.side)
+        return other
+
+    def _check_room(self) -> None:
+        if self.max_length <= self._special:
+            raise ConfigError(f"max_length is {self.max_length}, but the tokenizer adds {self._special} special tokens")
 
     def described(self) -> str:
         """All of the tokenizer but where it cuts texts, "" where there is none. Not while another thread uses it."""

@@ -18,12 +18,18 @@ MAX_WAIT_SECONDS = 0.1  # that a window waits for its rows, where answers are wa
 
 
 def read_windows(
-    tokenizer: Tokenizer, inputs: Iterator[Any], truncation: str, batch_tokens: int, flush_when_slow: bool = False
+    tokenizer: Tokenizer,
+    inputs: Iterator[Any],
+    truncation: str,
+    batch_tokens: int,
+    flush_when_slow: bool = False,
+    window_rows: int | None = None,
 ) -> Iterator[list[Row | InputError]]:
     """Consecutive rows in order, a bad row as its error; about WINDOW_BATCHES x batch_tokens tokens per window.
 
     flush_when_slow: a window also ends once it has waited for its rows for MAX_WAIT_SECONDS. An empty window follows
     it, so that what is under way is answered before the next wait.
+    window_rows: a window also ends after so many rows, before the next one is asked for.
 
     One warning at the end counts the rows that were truncated. Where `truncation` is "error", such rows are bad rows
     instead. An exception of `inputs` is raised after the window of the rows before it.
@@ -33,18 +39,16 @@ def read_windows(
     truncated = seen = tokens = 0
     window: list[Row | InputError] = []
     try:
-        while block := source.block(limit, most):
+        while block := source.block(limit, most, BLOCK_ROWS if window_rows is None else window_rows - len(window)):
             for row in tokenizer.encode(block):
                 seen += 1
                 if isinstance(row, Row) and row.truncated and truncation == "error":
-                    row = InputError(
-                        row.row_id, f"has more than {limit} tokens; shorten it, or use truncation='truncate'"
-                    )
+                    row = InputError(row.row_id, f"has more than {limit} tokens; shorten it, or truncate it")
                 if isinstance(row, Row):
                     truncated += row.truncated
                     tokens += len(row.ids)
                 window.append(row)
-            if tokens >= most or len(window) >= batch_tokens or source.is_late():
+            if tokens >= most or len(window) >= batch_tokens or len(window) == window_rows or source.is_late():
                 yield window
                 window, tokens = [], 0
                 if source.is_late():
@@ -80,11 +84,11 @@ class _Source:
         self.waited += time.perf_counter() - before
         return late
 
-    def block(self, max_length: int, most: int) -> list[tuple[int, Any]]:
+    def block(self, max_length: int, most: int, rows: int) -> list[tuple[int, Any]]:
         """The next rows to tokenise together, about `most` tokens: a character makes at most about one token."""
         block: list[tuple[int, Any]] = []
         tokens = characters = 0
-        while self.failure is None and len(block) < BLOCK_ROWS and not (block and self.is_late()):
+        while self.failure is None and len(block) < min(rows, BLOCK_ROWS) and not (block and self.is_late()):
             before = time.perf_counter()
             try:
                 numbered = next(self.rows, None)

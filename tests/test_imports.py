@@ -25,11 +25,11 @@ LAYERS = {
     "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows words",
     "parts": "encoder exits heads",
     "engine": "engine model token_flight torch_flight",
-    "api": "answers api bundled cascade_model cascade_reader cascade_runner cascade_saving devices inference loading "
-    "per_row reader reload saving tagging",
+    "api": "answering answers api bundled cascade_model cascade_reader cascade_runner cascade_saving devices inference "
+    "loading per_row ranking reader reload saving tagging",
     "whole runs": "convert evaluation training",
-    "faces": "__init__ __main__ cli cli_evaluation cli_io cli_options cli_output cli_serving cli_tagging cli_training "
-    "console demo serving",
+    "faces": "__init__ __main__ cli cli_evaluation cli_io cli_options cli_output cli_ranking cli_serving cli_tagging "
+    "cli_training console demo pipeline pipeline_options serving",
 }
 LAYER_OF = {name: i for i, names in enumerate(LAYERS.values()) for name in names.split()}
 

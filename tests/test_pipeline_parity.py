@@ -87,7 +87,7 @@ PROBLEMS: list[tuple[int, str | None]] = [
 ]
 
 
-def save(path: Path, family: str, labels: int = 3, problem: str | None = None) -> Any:
+def save(path: Path, family: str, labels: int = 3, problem: str | None = None, spread: float = 0.3) -> Any:
     """A model with random weights and a trained tokenizer, and the pipeline over it."""
     make_tokenizer, sizes = FAMILIES[family]
     tokenizer = make_tokenizer()
@@ -95,7 +95,8 @@ def save(path: Path, family: str, labels: int = 3, problem: str | None = None) -
     config = transformers.AutoConfig.for_model(
         vocab_size=len(tokenizer), problem_type=problem, num_labels=labels,
         id2label={i: f"label {i}" for i in range(labels)}, label2id={f"label {i}": i for i in range(labels)},
-        initializer_range=0.3, pad_token_id=tokenizer.pad_token_id, **own_names(SIZES | sizes | {"model_type": family}),
+        initializer_range=spread, pad_token_id=tokenizer.pad_token_id,
+        **own_names(SIZES | sizes | {"model_type": family}),
     )  # fmt: skip
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     model.save_pretrained(path)

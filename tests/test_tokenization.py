@@ -296,3 +296,20 @@ def test_positions_are_those_of_transformers(rows: list[list[int]], pad: int) ->
     plain = pack([Row(i, np.array(ids), np.array(ids) % 2, False) for i, ids in enumerate(rows)], backbone())
     assert plain.positions.tolist() == [i for ids in rows for i in range(len(ids))]
     assert plain.types.tolist() == [i % 2 for ids in rows for i in ids]
+
+
+def test_another_longest_row_changes_nothing_else(text_checkpoint: Path) -> None:
+    tokenizer = pfengine.load(text_checkpoint).tokenizer
+    assert tokenizer.backend is not None
+    tokenizer.backend.encode_special_tokens = True  # which the tokenizer's own text does not say
+    short = tokenizer.limited(9)
+    for text in ("[SEP] good", "good film " * 20, ("a", "good film " * 20)):
+        (row,), (cut,) = tokenizer.encode([(0, text)]), short.encode([(0, text)])
+        assert isinstance(row, Row)
+        assert isinstance(cut, Row)
+        assert len(cut.ids) == min(9, len(row.ids))
+        assert cut.truncated == (len(row.ids) > 9)
+        assert set(cut.ids.tolist()) <= set(row.ids.tolist())
+    assert (tokenizer.max_length, short.max_length) == (64, 9)
+    with pytest.raises(pfengine.ConfigError, match="max_length is 2, but the tokenizer adds 2 special tokens"):
+        tokenizer.limited(2)

@@ -60,7 +60,7 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
             "document": body.documents[i] if body.return_documents else None,
             "exit_layer": int(answer.exit_layers[i]),
         }
-        for i in best_first(scores, body.top_n)
+        for i in best_first(answer.logits[:, 0], body.top_n)
     ]
     return {"object": "rerank", "results": results} | _usage(model, answer)
 

@@ -39,7 +39,10 @@ def check_ranks(model: Served) -> None:
 
 
 def best_first(scores: np.ndarray, top: int | None = None) -> list[int]:
-    """The places of scores, the largest first, and of equal ones the first first."""
+    """The places of scores, the largest first, and of equal ones the first first.
+
+    To rank, give logits: the sigmoid of those from about 17 on is 1 in float32.
+    """
     order = np.argsort(-scores, kind="stable")
     return [int(place) for place in (order if top is None else order[:top])]
 

@@ -97,7 +97,7 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
         {"index": i}
         | ({"text": body.texts[i]} if body.return_text else {})
         | {"score": float(scores[i]), "exit_layer": int(answer.exit_layers[i])}
-        for i in best_first(scores)
+        for i in best_first(answer.logits[:, 0])
     ]
 
 

@@ -119,7 +119,7 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
             "relevance_score": float(scores[i]),
             "exit_layer": int(answer.exit_layers[i]),
         }
-        for i in best_first(scores, body.top_n or None)
+        for i in best_first(answer.logits[:, 0], body.top_n or None)
     ]
     return _response("rerank", model, answer) | {"results": results}
 

@@ -13,6 +13,7 @@ import pytest
 
 import pfengine
 from pfengine.serving.limits import Limits
+from pfengine.serving.served import Answer, Served
 from pfengine.serving.server import served
 
 from .conftest import Client, Make, port_of, running
@@ -113,6 +114,22 @@ def test_tei_rerank(both: Client, ranker: pfengine.Engine) -> None:
     assert [set(each) for each in plain] == [{"index", "score", "exit_layer"}] * 3
     assert all(0 <= each["score"] <= 1 for each in plain)
     assert ask(both, "/rerank", {"query": "query", "texts": []})[0] == 400
+
+
+def test_large_logits_are_told_apart(both: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their sigmoids are all 1."""
+
+    async def answer(self: Served, rows: Any, *_: Any) -> Answer:
+        logits = np.float32([[20], [30], [25]])
+        return Answer(logits, np.array([5] * 3), None, {}, [4] * 3, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(Served, "answer", answer)
+    texts = ["a", "b", "c"]
+    tei = ask(both, "/rerank", {"query": "q", "texts": texts})[1]
+    vllm = ask(both, "/v1/rerank", {"query": "q", "documents": texts})[1]["results"]
+    infinity = ask(both, "/infinity/rerank", {"query": "q", "documents": texts})[1]["results"]
+    for found in (tei, vllm, infinity):
+        assert [each["index"] for each in found] == [1, 2, 0]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/infinity/rerank"])
