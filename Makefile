@@ -16,13 +16,16 @@ RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 # named after the choice, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-all test-plain sanitize fuzz kernels lint format bench clean help
+.PHONY: demo serve-demo test test-all test-plain sanitize fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 	$(BIN)/pfengine demo
+
+serve-demo: $(VENV)/.dev  ## start the server on the bundled checkpoint, ask it through three clients, stop it
+	$(BIN)/python tools/serve_demo.py
 
 test: $(VENV)/.dev  ## all but long tests and options beyond the pairwise cover; at most 5 minutes on two cores
 	$(PYTEST) -m $(QUICK)
@@ -37,7 +40,7 @@ ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what h
 	$(BIN)/python setup.py -q build_ext --inplace
 
 # what runs the extension
-demo test test-all test-plain fuzz bench: ext
+demo serve-demo test test-all test-plain fuzz bench: ext
 
 wheel: $(VENV)/.dev  ## a manylinux wheel in dist/ with the kernels of every instruction set
 	rm -rf build/lib* build/wheel
