@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from pfengine import cli
+
 from .conftest import WAIT, Client
 
 
@@ -47,7 +49,7 @@ def serving(*options: str, **environment: str) -> Iterator[Process]:
         made.process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_it_answers_and_ends(number: int) -> None:
     with serving() as server:
         assert server.client.ask("/predict", {"inputs": "a charming journey"})[0] == 200
@@ -57,6 +59,7 @@ def test_it_answers_and_ends(number: int) -> None:
         assert server.process.stderr.read() == ""
 
 
+@pytest.mark.slow
 def test_limits_from_the_environment() -> None:
     with serving(MAX_CLIENT_BATCH_SIZE="2", PAYLOAD_LIMIT="300", API_KEY="k", AUTO_TRUNCATE="false") as server:
         ask = server.client.ask
@@ -67,6 +70,7 @@ def test_limits_from_the_environment() -> None:
         assert (info["max_client_batch_size"], info["auto_truncate"]) == (2, False)
 
 
+@pytest.mark.slow
 def test_work_under_way_is_finished_after_sigterm() -> None:
     """Readiness goes false first; what has been taken in is answered; then the process ends with 0."""
     with serving("--criterion", "never", "--precision", "fp32") as server:
@@ -100,13 +104,12 @@ def test_work_under_way_is_finished_after_sigterm() -> None:
         (["sst2", "--host", "256.1.1.1"], "256.1.1.1"),
     ],
 )
-def test_what_cannot_be_served(arguments: list[str], text: str) -> None:
-    found = subprocess.run(
-        [sys.executable, "-m", "pfengine", "serve", *arguments, "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-    )
-    assert found.returncode in (1, 2)
-    assert text in found.stderr
-    assert len(found.stderr.strip().splitlines()) == 1, found.stderr
+def test_what_cannot_be_served(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pfengine", "serve", *arguments, "--port", "0"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code in (1, 2)
+    assert text in (said := capsys.readouterr().err)
+    assert len(said.strip().splitlines()) == 1, said
