@@ -68,7 +68,7 @@ class Served:
     def __init__(self, name: str, engine: Engine, limits: Limits, scheduler: Scheduler) -> None:
         self.name, self.engine, self.limits, self.scheduler = name, engine, limits, scheduler
         self.created = int(time.time())
-        self._exits = own_exits(engine.checkpoint, engine.model.exit_layers)
+        self.exits = own_exits(engine.checkpoint, engine.model.exit_layers)
         self.selection = self._with_criterion(None, None, None)
         self._by_text = functools.lru_cache(CRITERIA_KEPT)(self._with_criterion)
 
@@ -92,7 +92,7 @@ class Served:
         arrived = time.monotonic()
         length = sum(map(size, rows))
         self._check_room(len(rows))
-        read = functools.partial(self._read, rows, knobs)
+        read = functools.partial(self.read, rows, knobs)
         loop = asyncio.get_running_loop()
         selection, found = read() if length <= INLINE_CHARACTERS else await loop.run_in_executor(None, read)
         failures = {i: _failure(row) for i, row in enumerate(found) if isinstance(row, InputError)}
@@ -160,7 +160,7 @@ class Served:
         if queue.rows and queue.rows + rows > self.limits.max_queue_rows:
             raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
 
-    def _read(self, rows: Sequence[Any], knobs: Knobs) -> tuple[Selection, list[Row | InputError]]:
+    def read(self, rows: Sequence[Any], knobs: Knobs) -> tuple[Selection, list[Row | InputError]]:
         """The rows tokenised, with their thresholds. Raises Failure for knobs that make no sense."""
         for name in ("threshold", "speedup", "deadline_ms"):
             value = getattr(knobs, name)
@@ -191,7 +191,7 @@ class Served:
         return row
 
     def _with_criterion(self, criterion: str | None, threshold: float | None, speedup: float | None) -> Selection:
-        return select(self._exits, criterion, threshold, speedup, self.engine.criterion, None)
+        return select(self.exits, criterion, threshold, speedup, self.engine.criterion, None)
 
     async def _wait(self, job: Job, future: asyncio.Future[None], gone: Callable[[], Awaitable[None]] | None) -> None:
         """Until the job is over. Raises Failure where that takes too long."""
