@@ -40,22 +40,25 @@ class Scores:
 
     layers: of these exits, as the criterion counts them; the last is full depth. computed: layers that a row has gone
     through when it leaves there. logits: float32 [exits, 1, labels]. learned: float32 [exits, 1], the head's own score,
-    None where it has none. seconds: until each exit, of this row alone; None where that is not measured.
+    None where it has none. seconds: until each exit, of this row alone; full_seconds: those of full depth, which in a
+    cascade takes the last model only.
     """
 
     layers: tuple[int, ...]
     computed: tuple[int, ...]
     logits: np.ndarray
     learned: np.ndarray | None
-    seconds: tuple[float | None, ...]
+    seconds: tuple[float, ...]
+    full_seconds: float
 
 
 def explain(engine: Engine, selection: Selection, row: Row) -> dict[str, Any]:
     """One row through all layers. Raises InputError where the model's numbers overflow on it.
 
     `exits`: of each exit its layer, the layers computed until then, the probabilities of `labels`, what the criterion's
-    `clauses` compare there, and seconds. `exit`: the place in them of the one where the row leaves. `steps`: the same
-    for other thresholds, the slowest first: a step holds for its threshold, and for all faster ones up to the next.
+    `clauses` compare there, and the seconds until then. `full_seconds`: those of full depth. `exit`: the place in
+    `exits` of the one where the row leaves. `steps`: the same for other thresholds, the slowest first: a step holds for
+    its threshold, and for all faster ones up to the next.
     """
     scores = _scores(engine, selection, row)
     criterion, labels = selection.criterion, engine.labels
@@ -85,6 +88,7 @@ def explain(engine: Engine, selection: Selection, row: Row) -> dict[str, Any]:
         ],
         "exit": scores.layers.index(int(leaves[0])),
         "steps": steps,
+        "full_seconds": scores.full_seconds,
     }
 
 
@@ -142,9 +146,8 @@ def track(description: dict[str, Any], labels: int, rows: Sequence[dict[str, Any
         known = [each for each in [*found, description["threshold"]] if each is not None] or [0.0, 1.0]
         room = 0.05 * (max(known) - min(known)) or 1.0
         low, high, power = min(known) - room, max(known) + room, 1.0
-    return (
-        {"slow": low, "fast": high, "power": power} if clause["rising"] else {"slow": high, "fast": low, "power": power}
-    )
+    slow, fast = (low, high) if clause["rising"] else (high, low)
+    return {"slow": slow, "fast": fast, "power": power}
 
 
 def _scores(engine: Engine, selection: Selection, row: Row) -> Scores:
@@ -160,7 +163,7 @@ def _scores(engine: Engine, selection: Selection, row: Row) -> Scores:
     if engine.cascade is None:
         layers = engine.model.exit_layers
         seconds = _seconds(runner, selection, row, layers)
-        return Scores(layers, layers, scores.logits, scores.learned, seconds)
+        return Scores(layers, layers, scores.logits, scores.learned, seconds, seconds[-1])
     ends, start, computed, answers = engine.cascade.ends, 0, [0], []
     for member in engine.cascade.members:
         own = member.model.exit_layers
@@ -171,25 +174,30 @@ def _scores(engine: Engine, selection: Selection, row: Row) -> Scores:
         answers.append(scores.logits[start + own.index(int(leaves))])
         computed.append(computed[-1] + int(leaves))
         start += len(own)
+    (full,) = _seconds(runner, selection, row, ends[-1:], Never())
     if isinstance(selection.criterion, Never):  # through the last model alone, to its last layer
-        return Scores(ends[-1:], (engine.num_layers,), scores.logits[-1:], None, (None,))
+        return Scores(ends[-1:], (engine.num_layers,), scores.logits[-1:], None, (full,), full)
     seconds = _seconds(runner, selection, row, ends)
-    return Scores(ends, tuple(computed[1:]), np.stack(answers), None, seconds)
+    return Scores(ends, tuple(computed[1:]), np.stack(answers), None, seconds, full)
 
 
 def _seconds(
-    runner: Runner | CascadeRunner, selection: Selection, row: Row, layers: Sequence[int]
-) -> tuple[float | None, ...]:
-    """Seconds until each of these exits where none of them is taken: the faster of two runs."""
+    runner: Runner | CascadeRunner, selection: Selection, row: Row, layers: Sequence[int], never: Never | None = None
+) -> tuple[float, ...]:
+    """Seconds until each of these exits, of which none but the last is taken: the faster of two runs.
+
+    never: what runs in the place of a criterion that is asked at each of them.
+    """
     runs = []
     for _ in range(2):
         watch = _Watch()
-        for answered in runner.answer([[row]], Selection(selection.checkpoint, watch, watch), None):
+        criterion = watch if never is None else never
+        for answered in runner.answer([[row]], Selection(selection.checkpoint, criterion, criterion), None):
             raise_first(answered.window)
         watch.note(layers[-1])
         runs.append(watch.seconds)
     found = min(runs, key=lambda seconds: seconds[layers[-1]])
-    return tuple(found.get(layer) for layer in layers)
+    return tuple(found[layer] for layer in layers)
 
 
 class _Watch:

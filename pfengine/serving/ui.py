@@ -20,7 +20,7 @@ from ..exits.text import fitting, parse_form
 from ..rows import size
 from . import tei
 from .bodies import ClientGone
-from .endpoint import Call, Endpoint
+from .endpoint import Call, Endpoint, json_response
 from .explain import describe, explain, track
 from .failures import Failure
 from .requests import Finite
@@ -33,7 +33,7 @@ FILES = {  # of the page, by address
     "/ui/layers.js": ("layers.js", "text/javascript; charset=utf-8"),
     "/ui/live.js": ("live.js", "text/javascript; charset=utf-8"),
 }
-OPEN_PATHS = tuple(FILES)
+OPEN_PATHS = (*FILES, "/ui/")  # the last of them is redirected
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -68,7 +68,8 @@ async def explanation(call: Call, body: ExplainRequest) -> Any:
     try:
         async with asyncio.timeout(state.limits.request_timeout):
             with state.turns.entered():
-                return await _explained(call, model, rows, Knobs(body.threshold, criterion=body.criterion))
+                found = await _explained(call, model, rows, Knobs(body.threshold, criterion=body.criterion))
+                return await asyncio.get_running_loop().run_in_executor(None, json_response, found)
     except TimeoutError:
         seconds = state.limits.request_timeout
         raise Failure("deadline", f"no explanation within {seconds:g} seconds") from None
@@ -180,7 +181,7 @@ def _content(name: str) -> bytes:
 
 
 ENDPOINTS = (
-    Endpoint(OPEN_PATHS, page, tei.errors, verb="GET", summary="A page to try the models on"),
+    Endpoint(tuple(FILES), page, tei.errors, verb="GET", summary="A page to try the models on"),
     Endpoint(("/ui/models",), models, tei.errors, verb="GET", summary="Models, for the page"),
     Endpoint(("/ui/live",), live, tei.errors, verb="GET", summary="Counts, for the page"),
     Endpoint(

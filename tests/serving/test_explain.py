@@ -71,6 +71,7 @@ def test_probabilities_and_signal_of_every_exit(model: Served, sst2: pfengine.En
     seconds = [exit["seconds"] for exit in found["exits"]]
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
+    assert found["full_seconds"] == seconds[-1]
     assert criterion["track"] == {"slow": 0.0, "fast": pytest.approx(np.log(2)), "power": 3.0}
 
 
@@ -222,5 +223,7 @@ def test_a_cascade(make_checkpoint: Make, tmp_path: Path, own: bool) -> None:
             step = exit_at(found["steps"], threshold, criterion["clauses"][0]["rising"])
             assert step == found["exit"]
     assert exits == {0, 1}
+    assert 0 < found["exits"][0]["seconds"] < found["exits"][1]["seconds"]
     _, full = explained(model, row, criterion="never")
+    assert full["exits"][0]["seconds"] == full["full_seconds"] > 0
     assert [(exit["layer"], exit["computed"]) for exit in full["exits"]] == [(engine.exit_layers[-1], 5)]

@@ -168,6 +168,8 @@ def test_with_an_api_key_the_page_opens_and_its_calls_need_it(several: Client) -
     for path in ui.FILES:
         assert several.ask(path)[0] == 200
         assert several.ask(path, verb="POST", body=b"{}")[0] == 401
+    status, _, headers = several.ask("/ui/")
+    assert (status, headers["location"].rpartition("/")[2]) == (307, "ui")
     for path, body in (("/ui/models", None), ("/ui/live", None), ("/ui/explain", {"text": "a"})):
         assert several.ask(path, body)[0] == 401
         assert several.ask(path, body, authorization="Bearer secret")[0] == 200

@@ -145,7 +145,8 @@ export class Layers {
     if (others.length) {
       const [most] = others;
       const rest = others.slice(1).reduce((sum, i) => sum + p[i], 0);
-      if (p[most] >= VISIBLE) drawn.push(segment(COLOURS, p[most], p[most] >= READABLE ? this.row.labels[most] : "", "seg named"));
+      const name = p[most] >= READABLE ? this.row.labels[most] : "";
+      if (p[most] >= VISIBLE) drawn.push(segment(COLOURS, p[most], name, "seg named"));
       if (rest >= VISIBLE) drawn.push(segment(COLOURS, rest, ""));
     }
     return drawn;

@@ -61,7 +61,8 @@ export class Live {
     at("rate").textContent = rate === null ? "–" : rate < 10 ? rate.toFixed(1) : count(Math.round(rate));
     if (rate !== null) this.rates = [...this.rates, rate].slice(-KEPT);
     const most = Math.max(1, ...this.rates);
-    const points = this.rates.map((value, i) => `${((KEPT - this.rates.length + i) * 120) / (KEPT - 1)},${27 - (26 * value) / most}`);
+    const x = (i) => ((KEPT - this.rates.length + i) * 120) / (KEPT - 1);
+    const points = this.rates.map((value, i) => `${x(i)},${27 - (26 * value) / most}`);
     at("spark").firstElementChild.setAttribute("points", points.join(" "));
     at("rows").textContent = count(counts.rows);
     at("queue").textContent = count(counts.queue);
@@ -77,7 +78,8 @@ export class Live {
     if (box.childElementCount !== exits.length) {
       const every = Math.ceil(exits.length / 12);
       const shown = (i) => (exits.length - 1 - i) % every === 0;
-      box.replaceChildren(...exits.map((_, i) => element("div", {}, element("i"), shown(i) ? String(i + 1) : "\u00a0")));
+      const label = (i) => (shown(i) ? String(i + 1) : "\u00a0");
+      box.replaceChildren(...exits.map((_, i) => element("div", {}, element("i"), label(i))));
     }
     const most = Math.max(1, ...exits);
     for (const [i, column] of [...box.children].entries()) {

@@ -10,6 +10,7 @@ const state = { models: [], most: 32, explanation: null, asked: null, shown: 0, 
 const layers = new Layers(at("layers"), at("legend"), (u) => setPlace(u));
 const live = new Live(() => ask("ui/live"), () => model().name);
 let running = null;
+let starting = null;
 let speaking = null;
 
 const model = () => state.models[Math.max(0, at("model").selectedIndex)];
@@ -18,6 +19,7 @@ const row = () => state.explanation.rows[state.shown];
 const rising = () => state.explanation.criterion.clauses[knobClause(state.explanation.criterion)]?.rising ?? true;
 const times = (value) => `${value.toFixed(value < 10 ? 1 : 0)} times fewer`;
 const rounded = (text) => text.replace(/\d+\.\d{4,}(?!\d|e)/g, (digits) => Number(digits).toPrecision(4));
+const sentence = (text) => text[0].toUpperCase() + text.slice(1);
 const milliseconds = (seconds) => `${short(1000 * seconds)} ms`;
 
 async function ask(address, body, signal) {
@@ -26,7 +28,8 @@ async function ask(address, body, signal) {
   if (body) headers["content-type"] = "application/json";
   let response;
   try {
-    response = await fetch(address, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    const method = body ? "POST" : "GET";
+    response = await fetch(address, { method, headers, body: body && JSON.stringify(body), signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("the server does not answer.");
@@ -43,10 +46,15 @@ async function ask(address, body, signal) {
 
 function fail(message) {
   at("error").hidden = !message;
-  at("error").textContent = message && message[0].toUpperCase() + message.slice(1);
+  at("error").textContent = message && sentence(message);
 }
 
-async function start() {
+// Ask which models there are; once where that is asked for again meanwhile.
+function start() {
+  return (starting ??= load().finally(() => (starting = null)));
+}
+
+async function load() {
   const found = await ask("ui/models");
   [state.models, state.most] = [found.models, found.rows];
   at("model").replaceChildren(...state.models.map(({ name }) => element("option", { text: name, value: name })));
@@ -57,10 +65,13 @@ async function start() {
 
 function chooseModel() {
   const { criteria } = model();
-  at("criterion").replaceChildren(...criteria.map((text, i) => element("option", { text: i ? text : `${rounded(text)} (the model's own)`, value: text })));
+  const named = (text, i) => (i ? text : `${rounded(text)} (the model's own)`);
+  at("criterion").replaceChildren(
+    ...criteria.map((text, i) => element("option", { text: named(text, i), value: text })));
   at("text-label").textContent = ranks() ? "Query" : "Text";
   at("second-label").firstChild.textContent = ranks() ? "Documents " : "Second text ";
-  at("second-label").lastElementChild.textContent = ranks() ? `one per line, at most ${state.most}` : "optional, for pairs";
+  const hint = ranks() ? `one per line, at most ${state.most}` : "optional, for pairs";
+  at("second-label").lastElementChild.textContent = hint;
   at("second").rows = ranks() ? 4 : 1;
   at("go").textContent = ranks() ? "Rank" : "Classify";
   at("result").hidden = true;
@@ -108,8 +119,11 @@ function show(explanation, body) {
   state.shown = explanation.rows.findIndex((each) => !each.error);
   at("result").hidden = false;
   at("slider-row").hidden = at("knob").hidden = !criterion.track || !row().steps.length;
-  at("signal-head").textContent = clause ? `${signalName(clause)[0].toUpperCase()}${signalName(clause).slice(1)}` : "Signal";
+  at("signal-head").textContent = clause ? sentence(signalName(clause)) : "Signal";
   at("bars-head").textContent = kind(explanation, row()) === "score" ? "Score" : "Probabilities";
+  const runs = clause?.knob === "threshold" && clause.times > 1;
+  const enough = runs ? `once ${clause.times} dots in a row are` : "at the first dot";
+  at("how").textContent = `The text leaves ${enough} in the shaded part.`;
   if (criterion.track) {
     at("threshold").step = criterion.counts ? 1 / Math.abs(criterion.track.slow - criterion.track.fast) : 0.001;
     at("threshold-number").step = criterion.counts ? 1 : "any";
@@ -137,7 +151,8 @@ function buildDocuments() {
   const { documents } = state.asked;
   at("documents").hidden = !documents;
   state.items = !documents ? [] : state.explanation.rows.map((each, i) => {
-    const strip = element("span", { class: "strip", "aria-hidden": "true" }, ...(each.exits ?? []).map(() => element("i")));
+    const cells = (each.exits ?? []).map(() => element("i"));
+    const strip = element("span", { class: "strip", "aria-hidden": "true" }, ...cells);
     const parts = ["number", "what", "value"].map((name) => element("span", { class: name }));
     parts[1].textContent = documents[i];
     const button = element("button", { type: "button" }, ...parts, strip);
@@ -175,15 +190,16 @@ function cost(rows) {
   const all = state.explanation.layers * rows.length;
   const computed = rows.reduce((sum, each) => sum + each.exits[leaves(each)].computed, 0);
   const seconds = rows.reduce((sum, each) => sum + each.exits[leaves(each)].seconds, 0);
-  const full = rows.reduce((sum, each) => sum + each.exits.at(-1).seconds, 0);
+  const full = rows.reduce((sum, each) => sum + each.full_seconds, 0);
   if (computed > all) return `${computed - all} layers more than the ${all} of full depth.`;
   if (computed === all) return `All ${all} layers computed, nothing saved.`;
-  const timed = full ? ` Timed on this server, one text at a time: ${milliseconds(seconds)} instead of ${milliseconds(full)}.` : "";
-  return `${all - computed} of ${all} layers not computed: ${times(all / computed)}.${timed}`;
+  const both = `${milliseconds(seconds)} instead of ${milliseconds(full)}`;
+  const timed = `Timed on this server, one text at a time: ${both}.`;
+  return `${all - computed} of ${all} layers not computed: ${times(all / computed)}. ${timed}`;
 }
 
-// Everything that depends on the threshold.
-function update() {
+// Everything that depends on the threshold. typed: into the field, which stays as it is then.
+function update(typed = false) {
   const { criterion, layers: all, rows } = state.explanation;
   const { documents } = state.asked;
   const exit = leaves(row());
@@ -206,18 +222,17 @@ function update() {
   const u = lined ? place(criterion.track, state.threshold) : null;
   const saved = all - computed;
   layers.update(exit, state.threshold, u, saved > 0 ? `not computed: ${saved} of ${all} layers` : "nothing saved");
-  if (document.activeElement !== at("threshold-number")) {
-    at("threshold-number").value = state.threshold === null ? "" : Number(state.threshold.toPrecision(4));
-  }
+  if (!typed) at("threshold-number").value = state.threshold === null ? "" : Number(state.threshold.toPrecision(4));
   if (u !== null) at("threshold").value = u;
   const said = state.threshold === null ? "a threshold per exit" : short(state.threshold);
   at("threshold").setAttribute("aria-valuetext", `${said}: leaves ${where}`);
   at("calibration").textContent = calibrated();
   clearTimeout(speaking);
-  speaking = setTimeout(() => (at("spoken").textContent = `${at("headline").textContent}. ${at("saved").textContent}`), SPOKEN_AFTER);
+  const told = `${at("headline").textContent}. ${at("saved").textContent}`;
+  speaking = setTimeout(() => (at("spoken").textContent = told), SPOKEN_AFTER);
 }
 
-// The labels with their probabilities: the best one, of labels that exclude no others all that are more likely than not.
+// The labels of an answer: the best one; of labels that exclude no others all that are more likely than not.
 function answers(exit) {
   const p = row().exits[exit].probabilities;
   const order = p.map((_, i) => i).sort((a, b) => p[b] - p[a]);
@@ -257,9 +272,9 @@ function setPlace(u) {
   setThreshold(criterion.counts ? Math.round(threshold) : threshold);
 }
 
-function setThreshold(threshold) {
+function setThreshold(threshold, typed) {
   state.threshold = threshold;
-  update();
+  update(typed);
 }
 
 at("ask").addEventListener("submit", (event) => {
@@ -276,7 +291,8 @@ at("criterion").addEventListener("change", () => !at("result").hidden && submit(
 at("threshold").addEventListener("input", (event) => setPlace(event.target.valueAsNumber));
 at("threshold-number").addEventListener("input", (event) => {
   const value = event.target.valueAsNumber;
-  if (Number.isFinite(value)) setThreshold(state.explanation.criterion.counts ? Math.max(1, Math.round(value)) : value);
+  const { counts } = state.explanation.criterion;
+  if (Number.isFinite(value)) setThreshold(counts ? Math.max(1, Math.round(value)) : value, true);
 });
 at("reset").addEventListener("click", () => setThreshold(state.explanation.criterion.threshold));
 at("key").addEventListener("change", () => start().then(() => fail(""), (error) => fail(error.message)));
