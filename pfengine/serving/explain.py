@@ -50,15 +50,16 @@ class Scores:
     learned: np.ndarray | None
     seconds: tuple[float, ...]
     full_seconds: float
+    models: Sequence[int | None]  # whose answer it is, 1-based; None where it is no cascade
 
 
 def explain(engine: Engine, selection: Selection, row: Row) -> dict[str, Any]:
     """One row through all layers. Raises InputError where the model's numbers overflow on it.
 
-    `exits`: of each exit its layer, the layers computed until then, the probabilities of `labels`, what the criterion's
-    `clauses` compare there, and the seconds until then. `full_seconds`: those of full depth. `exit`: the place in
-    `exits` of the one where the row leaves. `steps`: the same for other thresholds, the slowest first: a step holds for
-    its threshold, and for all faster ones up to the next.
+    `exits`: of each exit its layer, in a cascade its model, the layers computed until then, the probabilities of
+    `labels`, what the criterion's `clauses` compare there, and the seconds until then. `full_seconds`: those of full
+    depth. `exit`: the place in `exits` of the one where the row leaves. `steps`: the same for other thresholds, the
+    slowest first: a step holds for its threshold, and for all faster ones up to the next.
     """
     scores = _scores(engine, selection, row)
     criterion, labels = selection.criterion, engine.labels
@@ -77,6 +78,7 @@ def explain(engine: Engine, selection: Selection, row: Row) -> dict[str, Any]:
         "exits": [
             {
                 "layer": layer,
+                "model": scores.models[i],
                 "computed": computed,
                 "probabilities": found[i, shown].tolist(),
                 "clauses": [each[i] for each in values],
@@ -163,7 +165,7 @@ def _scores(engine: Engine, selection: Selection, row: Row) -> Scores:
     if engine.cascade is None:
         layers = engine.model.exit_layers
         seconds = _seconds(runner, selection, row, layers)
-        return Scores(layers, layers, scores.logits, scores.learned, seconds, seconds[-1])
+        return Scores(layers, layers, scores.logits, scores.learned, seconds, seconds[-1], [None] * len(layers))
     ends, start, computed, answers = engine.cascade.ends, 0, [0], []
     for member in engine.cascade.members:
         own = member.model.exit_layers
@@ -176,9 +178,9 @@ def _scores(engine: Engine, selection: Selection, row: Row) -> Scores:
         start += len(own)
     (full,) = _seconds(runner, selection, row, ends[-1:], Never())
     if isinstance(selection.criterion, Never):  # through the last model alone, to its last layer
-        return Scores(ends[-1:], (engine.num_layers,), scores.logits[-1:], None, (full,), full)
+        return Scores(ends[-1:], (engine.num_layers,), scores.logits[-1:], None, (full,), full, [len(ends)])
     seconds = _seconds(runner, selection, row, ends)
-    return Scores(ends, tuple(computed[1:]), np.stack(answers), None, seconds, full)
+    return Scores(ends, tuple(computed[1:]), np.stack(answers), None, seconds, full, range(1, len(ends) + 1))
 
 
 def _seconds(

@@ -217,7 +217,7 @@ def test_a_cascade(make_checkpoint: Make, tmp_path: Path, own: bool) -> None:
             answer = engine.predict([row], threshold=threshold)
             exit = found["exits"][found["exit"]]
             assert exit["computed"] == answer.exit_layers[0]
-            assert found["exit"] + 1 == answer.models[0]  # type: ignore[index]
+            assert exit["model"] == answer.models[0]  # type: ignore[index]
             np.testing.assert_array_equal(exit["probabilities"], answer.probabilities[0])
             exits.add(found["exit"])
             step = exit_at(found["steps"], threshold, criterion["clauses"][0]["rising"])
@@ -226,4 +226,5 @@ def test_a_cascade(make_checkpoint: Make, tmp_path: Path, own: bool) -> None:
     assert 0 < found["exits"][0]["seconds"] < found["exits"][1]["seconds"]
     _, full = explained(model, row, criterion="never")
     assert full["exits"][0]["seconds"] == full["full_seconds"] > 0
-    assert [(exit["layer"], exit["computed"]) for exit in full["exits"]] == [(engine.exit_layers[-1], 5)]
+    (last,) = full["exits"]
+    assert (last["layer"], last["model"], last["computed"]) == (engine.exit_layers[-1], 2, 5)

@@ -197,7 +197,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 def test_explanations_hold_up_nobody_else(sst2: pfengine.Engine, held: threading.Event) -> None:
     """While one is computed the server answers; where more wait than may, they are refused at once."""
-    limits = Limits(request_timeout=1)
+    limits = Limits(request_timeout=2)
     with running({"sst2": served("sst2", sst2, limits)}, limits) as server:
         client, found = Client(port_of(server)), list[tuple[int, Any, dict[str, str]]]()
         ask = lambda: found.append(client.ask("/ui/explain", {"text": TEXT}))  # noqa: E731
@@ -259,6 +259,7 @@ def test_other_work_between_the_rows_of_a_request(sst2: pfengine.Engine, monkeyp
     def explain(engine: Any, selection: Any, row: Any) -> Any:
         seen.append(row.row_id)
         gate.wait(WAIT)
+        time.sleep(0.05)  # in which the server hears of the client
         return {"exits": []}
 
     monkeypatch.setattr(ui, "explain", explain)
@@ -272,7 +273,6 @@ def test_other_work_between_the_rows_of_a_request(sst2: pfengine.Engine, monkeyp
         while not seen and time.monotonic() < end:
             time.sleep(0.005)
         connection.close()
-        time.sleep(0.1)
         gate.set()
         state = server.config.app.state.serving  # type: ignore[union-attr]
         while state.active and time.monotonic() < end:

@@ -43,6 +43,10 @@ export function exitAt(row, threshold, rising) {
   return found;
 }
 
+// What an exit is called: a layer, or a model of a cascade.
+export const unit = (row) => (row.exits[0].model === null ? "layer" : "model");
+export const number = (exit) => exit.model ?? exit.layer;
+
 export const knobClause = (criterion) => criterion.clauses.findIndex((clause) => clause.knob !== null);
 
 export function signalName(clause) {
@@ -74,7 +78,7 @@ function segment(colour, width, text, name = "seg") {
 }
 
 function scoreBar(value, low, high) {
-  const at = (number) => (100 * (number - low)) / (high - low);
+  const at = (score) => (100 * (score - low)) / (high - low);
   const [from, to] = [Math.min(0, value), Math.max(0, value)];
   const fill = element("i", { set: { "--c": "var(--c0)", "--l": `${at(from)}%`, "--w": `${at(to) - at(from)}%` } });
   return [element("div", { class: "score" }, fill), element("b", { text: short(value) })];
@@ -117,7 +121,7 @@ export class Layers {
     this.body.replaceChildren(...this.rows);
   }
 
-  drawn(exit, number, labels, range) {
+  drawn(exit, i, labels, range) {
     const bar = element("div", { class: "bar", "aria-hidden": "true" });
     const p = exit.probabilities;
     if (this.kind === "score") bar.append(...scoreBar(p[0], ...range));
@@ -128,10 +132,10 @@ export class Layers {
       : best.map(([value, i]) => `${this.row.labels[i]} ${percent(value)}`).join(", ");
     const track = element("div", { class: "track" }, element("div", { class: "zone" }));
     const value = element("td", { class: "value" });
-    if (number < this.row.exits.length - 1) this.drawSignal(track, value, exit);
+    if (i < this.row.exits.length - 1) this.drawSignal(track, value, exit);
     else value.textContent = "last";
     return element("tr", {},
-      element("th", { scope: "row", text: exit.layer }),
+      element("th", { scope: "row", text: number(exit) }),
       element("td", { title: said }, bar, element("span", { class: "spoken", text: said })),
       element("td", { class: "signal" }, track),
       value);
@@ -198,7 +202,7 @@ export class Layers {
       const v = exit.clauses[main].at;
       const holds = { "<": v < t, "<=": v <= t, ">": v > t, ">=": v >= t }[clause.comparison];
       run = v !== null && holds ? run + 1 : 0;
-      this.rows[i].lastElementChild.textContent = `${short(v)} · ${run}/${clause.times}`;
+      this.rows[i].lastElementChild.textContent = `${short(v)} (${run}/${clause.times})`;
     }
   }
 }

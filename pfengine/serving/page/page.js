@@ -1,6 +1,8 @@
 // The page's state: what was asked, what every exit says of it, and the threshold that is looked at.
 
-import { Layers, element, exitAt, kind, knobClause, percent, place, short, signalName, thresholdAt } from "./layers.js";
+import {
+  Layers, element, exitAt, kind, knobClause, number, percent, place, short, signalName, thresholdAt, unit,
+} from "./layers.js";
 import { Live } from "./live.js";
 
 const SPOKEN_AFTER = 500; // milliseconds without a change before a screen reader is told
@@ -120,6 +122,7 @@ function show(explanation, body) {
   at("result").hidden = false;
   at("slider-row").hidden = at("knob").hidden = !criterion.track || !row().steps.length;
   at("signal-head").textContent = clause ? sentence(signalName(clause)) : "Signal";
+  at("exit-head").textContent = sentence(unit(row()));
   at("bars-head").textContent = kind(explanation, row()) === "score" ? "Score" : "Probabilities";
   const runs = clause?.knob === "threshold" && clause.times > 1;
   const enough = runs ? `once ${clause.times} dots in a row are` : "at the first dot";
@@ -203,9 +206,9 @@ function update(typed = false) {
   const { criterion, layers: all, rows } = state.explanation;
   const { documents } = state.asked;
   const exit = leaves(row());
-  const { layer, computed } = row().exits[exit];
+  const { computed } = row().exits[exit];
   const last = row().exits.length - 1;
-  const where = `after layer ${layer} of ${row().exits[last].layer}`;
+  const where = `after ${unit(row())} ${number(row().exits[exit])} of ${number(row().exits[last])}`;
   if (documents) {
     const [first] = updateDocuments();
     at("headline").textContent = `Best: ${documents[first]}`;
