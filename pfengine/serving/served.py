@@ -15,7 +15,7 @@ import numpy as np
 from ..answers import probabilities
 from ..api import Engine
 from ..errors import ConfigError, InputError
-from ..exits.selection import Selection, select
+from ..exits.selection import CheckpointExits, Selection, select
 from ..per_row import own_exits
 from ..rows import Row, size
 from .bodies import ClientGone
@@ -68,13 +68,18 @@ class Served:
     def __init__(self, name: str, engine: Engine, limits: Limits, scheduler: Scheduler) -> None:
         self.name, self.engine, self.limits, self.scheduler = name, engine, limits, scheduler
         self.created = int(time.time())
-        self.exits = own_exits(engine.checkpoint, engine.model.exit_layers)
+        self._exits = own_exits(engine.checkpoint, engine.model.exit_layers)
         self.selection = self._with_criterion(None, None, None)
         self._by_text = functools.lru_cache(CRITERIA_KEPT)(self._with_criterion)
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.engine.labels
+
+    @property
+    def exits(self) -> CheckpointExits:
+        """What criteria may know of the model."""
+        return self._exits
 
     @property
     def max_length(self) -> int:
@@ -191,7 +196,7 @@ class Served:
         return row
 
     def _with_criterion(self, criterion: str | None, threshold: float | None, speedup: float | None) -> Selection:
-        return select(self.exits, criterion, threshold, speedup, self.engine.criterion, None)
+        return select(self._exits, criterion, threshold, speedup, self.engine.criterion, None)
 
     async def _wait(self, job: Job, future: asyncio.Future[None], gone: Callable[[], Awaitable[None]] | None) -> None:
         """Until the job is over. Raises Failure where that takes too long."""

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 class Turns:
     """Pieces of work of several requests, which take turns. Those of one request are let in together by `entered`.
 
-    So the scheduler's thread never has more than one other thread beside it that computes, whatever is asked for.
+    So the scheduler never has more than one other thread beside it that computes, whatever is asked for.
     most: how many requests may be in.
     """
 
