@@ -32,7 +32,7 @@ test-all: $(VENV)/.dev  ## all tests, 20,000 cases of each fuzz, then kernels, t
 	$(MAKE) kernels test-plain sanitize
 
 .PHONY: test-ui
-test-ui: $(VENV)/.dev  ## the page at /ui in headless Chromium; needs chromium and chromedriver (apt-get install chromium chromium-driver)
+test-ui: ext $(VENV)/.dev  ## the page at /ui in headless Chromium; needs chromium and chromedriver (apt-get install chromium chromium-driver)
 	$(BIN)/pip install -q 'selenium>=4.20'
 	$(BIN)/pytest tests/serving/test_ui.py tests/serving/test_ui_page.py
 
@@ -41,7 +41,7 @@ ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what h
 	$(BIN)/python setup.py -q build_ext --inplace
 
 # what runs the extension
-demo test test-ui test-all test-plain fuzz bench: ext
+demo test test-all test-plain fuzz bench: ext
 
 wheel: $(VENV)/.dev  ## a manylinux wheel in dist/ with the kernels of every instruction set
 	rm -rf build/lib* build/wheel
