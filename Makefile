@@ -35,6 +35,11 @@ test-all: $(VENV)/.dev  ## all tests, 5,000 cases of each fuzz, then kernels, te
 	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST)
 	$(MAKE) kernels test-plain sanitize
 
+.PHONY: test-ui
+test-ui: ext $(VENV)/.dev  ## the page at /ui in headless Chromium; needs chromium and chromedriver (apt-get install chromium chromium-driver)
+	$(BIN)/pip install -q 'selenium>=4.20'
+	$(BIN)/pytest tests/serving/test_ui.py tests/serving/test_ui_page.py
+
 .PHONY: ext wheel
 ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what has changed, in seconds
 	$(BIN)/python setup.py -q build_ext --inplace

@@ -138,7 +138,9 @@ def litserve(port: int) -> None:
             return output
 
     api = Classifier(max_batch_size=MAX_BATCH, batch_timeout=BATCH_SECONDS)
-    ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(port=port, log_level="warning", generate_client_file=False)
+    ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
+        port=port, log_level="warning", generate_client_file=False
+    )
 
 
 def mlserver(port: int) -> None:
@@ -148,10 +150,15 @@ def mlserver(port: int) -> None:
     directory = Path(tempfile.mkdtemp())
     root = str(Path(__file__).parent.parent)
     (directory / "runtime.py").write_text(
-        f"import sys; sys.path.insert(0, {root!r})\n"
-        "from bench.mlserver_runtime import Classifier\n"
+        f"import sys; sys.path.insert(0, {root!r})\nfrom bench.mlserver_runtime import Classifier\n"
     )
-    settings = {"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2, "parallel_workers": 0, "debug": False}
+    settings = {
+        "http_port": port,
+        "grpc_port": port + 1,
+        "metrics_port": port + 2,
+        "parallel_workers": 0,
+        "debug": False,
+    }
     (directory / "settings.json").write_text(json.dumps(settings))
     model = {
         "name": "classifier", "implementation": "runtime.Classifier",

@@ -84,7 +84,8 @@ def test_sdist_and_wheel_install_and_run(tree: Path, tmp_path: Path) -> None:
         packed = {name.partition("/")[2] for name in sdist.getnames()}
     sources = {str(path.relative_to(tree)) for path in (tree / "csrc").rglob("*") if path.is_file()}
     kernels = {f"pfengine/kernels/{path.name}" for path in (tree / "kernels").glob("*.py")}
-    data = {str(path.relative_to(tree)) for path in (tree / "pfengine" / "checkpoints").rglob("*") if path.is_file()}
+    folders = (tree / "pfengine" / "checkpoints", tree / "pfengine" / "serving" / "page")
+    data = {str(path.relative_to(tree)) for folder in folders for path in folder.rglob("*") if path.is_file()}
     modules = {str(path.relative_to(tree)) for path in (tree / "pfengine").rglob("*.py")}
     assert packed >= {"LICENSE", "pyproject.toml", "setup.py", "CMakeLists.txt"} | sources | kernels | data | modules
     assert not any(name.endswith((".so", ".pyc")) for name in packed)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .._version import __version__
-from . import infinity, open_inference, shared_paths, tei, vllm
+from . import infinity, open_inference, shared_paths, tei, ui, vllm
 from .endpoint import Endpoint, State
 from .limits import Limits
 from .metrics import Metrics
@@ -20,13 +20,14 @@ from .served import Served
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-OPEN_PATHS = ("/", "/health", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready")  # need no key
+OPEN_PATHS = ("/", "/health", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready", *ui.OPEN_PATHS)  # need no key
 ENDPOINTS: tuple[Endpoint, ...] = (
     *tei.ENDPOINTS,
     *shared_paths.ENDPOINTS,
     *vllm.ENDPOINTS,
     *infinity.ENDPOINTS,
     *open_inference.ENDPOINTS,
+    *ui.ENDPOINTS,
 )
 
 

@@ -20,6 +20,7 @@ from .failures import Failure
 from .limits import Limits
 from .metrics import Metrics
 from .served import Answer, Knobs, Served
+from .turns import Turns
 
 
 @dataclass
@@ -32,6 +33,7 @@ class State:
     ready: bool = False
     stopping: bool = False
     active: int = 0  # requests under way
+    turns: Turns = field(default_factory=Turns)  # of what runs beside the scheduler
 
     @contextlib.contextmanager
     def entered(self, method: str) -> Iterator[Callable[[], float]]:

@@ -16,7 +16,7 @@ from ..answers import probabilities
 from ..api import Engine
 from ..errors import ConfigError, InputError
 from ..exits.data import DataCriterion
-from ..exits.selection import Selection, form_of, select
+from ..exits.selection import CheckpointExits, Selection, form_of, select
 from ..per_row import own_exits
 from ..rows import Row, size
 from .bodies import ClientGone
@@ -80,6 +80,11 @@ class Served:
         return self.engine.labels
 
     @property
+    def exits(self) -> CheckpointExits:
+        """What criteria may know of the model."""
+        return self._exits
+
+    @property
     def max_length(self) -> int:
         """The longest row in tokens."""
         return self.engine.max_length
@@ -95,7 +100,7 @@ class Served:
         arrived = time.monotonic()
         length = sum(map(size, rows))
         self._check_room(len(rows))
-        read = functools.partial(self._read, rows, knobs)
+        read = functools.partial(self.read, rows, knobs)
         loop = asyncio.get_running_loop()
         selection, found = read() if length <= INLINE_CHARACTERS else await loop.run_in_executor(None, read)
         failures = {i: _failure(row) for i, row in enumerate(found) if isinstance(row, InputError)}
@@ -173,7 +178,7 @@ class Served:
         if queue.rows and queue.rows + rows > self.limits.max_queue_rows:
             raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
 
-    def _read(self, rows: Sequence[Any], knobs: Knobs) -> tuple[Selection, list[Row | InputError]]:
+    def read(self, rows: Sequence[Any], knobs: Knobs) -> tuple[Selection, list[Row | InputError]]:
         """The rows tokenised, with their thresholds. Raises Failure for knobs that make no sense."""
         for name in ("threshold", "speedup", "deadline_ms"):
             value = getattr(knobs, name)
