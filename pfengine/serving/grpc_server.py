@@ -112,33 +112,37 @@ class _Service:
     async def ModelInfer(self, request: Any) -> dict[str, Any]:
         open_inference.check_version(request.model_version or "1")
         model = self.state.model(request.model_name)
-        raw = request.raw_input_contents
-        if raw and len(raw) != len(request.inputs):
-            raise Failure("validation", f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
-        body = validated(
-            InferRequest,
-            {
-                "id": request.id or None,
-                "parameters": _parameters(request.parameters),
-                "inputs": [_input(tensor, raw[i] if raw else None) for i, tensor in enumerate(request.inputs)],
-                "outputs": [{"name": o.name, "parameters": _parameters(o.parameters)} for o in request.outputs] or None,
-            },
-        )
         with self.state.entered("infer") as succeeded:
-            call = Call(self.state, None, "infer")
-            rows = open_inference.rows_of(body.inputs, memoryview(b"".join(raw)))
+            call, (rows, body) = Call(self.state, None, "infer"), request_of(request)
             answer = await call.answer(model, rows, open_inference.knobs_of(body.parameters), one=True)
             outputs = list(open_inference.answered(model, answer, body))
             succeeded()
         found: dict[str, Any] = {"model_name": model.name, "model_version": "1", "id": request.id}
         found["outputs"] = [
             {"name": name, "datatype": kind, "shape": value.shape}
-            | ({} if raw else {"contents": _contents(kind, value)})
+            | ({} if request.raw_input_contents else {"contents": _contents(kind, value)})
             for name, kind, value, _ in outputs
         ]
-        if raw:  # as the request, so the answer
+        if request.raw_input_contents:  # as the request, so the answer
             found["raw_output_contents"] = [tensors.to_binary(kind, value) for _, kind, value, _ in outputs]
         return found
+
+
+def request_of(message: Any) -> tuple[list[Any], InferRequest]:
+    """The rows of a ModelInferRequest, and the rest of it. Raises Failure where it makes no sense."""
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise Failure("validation", f"there are {len(raw)} raw_input_contents for {len(message.inputs)} inputs")
+    body: InferRequest = validated(
+        InferRequest,
+        {
+            "id": message.id or None,
+            "parameters": _parameters(message.parameters),
+            "inputs": [_input(tensor, raw[i] if raw else None) for i, tensor in enumerate(message.inputs)],
+            "outputs": [{"name": o.name, "parameters": _parameters(o.parameters)} for o in message.outputs] or None,
+        },
+    )
+    return open_inference.rows_of(body.inputs, memoryview(b"".join(raw))), body
 
 
 def _parameters(given: Any) -> dict[str, Any]:
