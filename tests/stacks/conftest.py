@@ -1,9 +1,12 @@
-"""Code blocks of the pages in docs/serving, run as they are written there."""
+"""Code blocks of the pages in docs/serving, run as they are written there, and a server for real clients."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -25,12 +28,28 @@ ENVIRONMENT = os.environ | {
 }
 
 
+TEXTS = ["a charming journey", "bleak and dull", "it's slow -- very, very slow"]
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skips where a package is missing, without importing it: some cannot be in one process with others."""
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is missing; make test-stacks installs it")
+
+
 def blocks(page: str, language: str) -> list[str]:
     """The code blocks of a language on a page, in order."""
     text = (ROOT / "docs/serving" / f"{page}.md").read_text()
     found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert found, f"docs/serving/{page}.md has no block of {language}"
     return found
+
+
+def page(name: str, start: Callable[..., None], url: str, folder: Path) -> str:
+    """What the Python of a page prints while the server of its bash runs, which answers at `url`."""
+    (command,), (code,) = blocks(name, "bash"), blocks(name, "python")
+    start(command.strip(), url)
+    return run_python(code, folder).strip()
 
 
 def run_python(code: str, folder: Path) -> str:
@@ -52,29 +71,56 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """start(shell command, url): runs a server until the test ends, and returns when the url answers 200."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def begin(command: str, url: str, folder: Path = tmp_path) -> None:
-        log = tmp_path / f"server-{len(started)}.log"
-        assert not answers(url), f"something else answers at {url}"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                ["bash", "-c", f"exec {command}"], cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output
-            )
-        started.append(process)
+@contextlib.contextmanager
+def serving(command: str, url: str, folder: Path) -> Iterator[None]:
+    """A server by a shell command; the url answers 200 once it is up."""
+    log = folder / "server.log"
+    assert not answers(url), f"something else answers at {url}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"], cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output
+        )
+    try:
         end = time.monotonic() + WAIT
         while not answers(url):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.2)
-
-    yield begin
-    for process in started:
+        yield
+    finally:
         process.terminate()
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """start(shell command, url): runs a server until the test ends, and returns when the url answers 200."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(command: str, url: str) -> None:
+            stack.enter_context(serving(command, url, tmp_path))
+
+        yield begin
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """Those of a `pfengine serve` process for HTTP and gRPC."""
+    http, grpc = free_port(), free_port()
+    command = f"pfengine serve sst2 --precision fp32 --port {http} --grpc-port {grpc}"
+    with serving(command, f"http://127.0.0.1:{http}/health", tmp_path_factory.mktemp("serve")):
+        yield http, grpc
+
+
+@pytest.fixture(scope="module")
+def engine() -> pfengine.Engine:
+    return pfengine.load("sst2", precision="fp32")
