@@ -31,7 +31,7 @@ class Asked:
 
 def read(body: Any) -> Asked:
     """The rows of a body, with its knobs. Raises BodyError where it makes no sense as a whole."""
-    if not isinstance(body, dict) or "text" not in body:
+    if not isinstance(body, dict) or not isinstance(body.get("text"), (str, list)):
         raise BodyError("the body must be a JSON object with 'text': a text, or a list of texts")
     text, pair = body["text"], body.get("text_pair")
     single = not isinstance(text, list)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -78,8 +79,9 @@ def serving(command: str, url: str, folder: Path) -> Iterator[None]:
     assert not answers(url), f"something else answers at {url}"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {command}"], cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output
-        )
+            ["bash", "-c", f"exec {command}"], cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
     try:
         end = time.monotonic() + WAIT
         while not answers(url):
@@ -89,10 +91,11 @@ def serving(command: str, url: str, folder: Path) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):  # what it has started and left behind
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_bad_requests_fail_alone_in_a_batch_of_good_ones(url: str, engine: pfeng
         ({"text": []}, {}),
     ]
     bad = [
-        ({"text": 3}, "the text 'text' is an int; it must be a string"),
+        ({"text": 3}, "the body must be a JSON object with 'text': a text, or a list of texts"),
         ({"texts": "a"}, "the body must be a JSON object with 'text': a text, or a list of texts"),
         ([1], "the body must be a JSON object with 'text': a text, or a list of texts"),
         ({"text": "a", "text_pair": ["b"]}, "'text' and 'text_pair' must both be texts, or lists of texts"),
