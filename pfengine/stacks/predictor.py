@@ -72,15 +72,16 @@ class Predictor:
     def columns(self, rows: Sequence[Any]) -> dict[str, np.ndarray]:
         """The answers as columns.
 
-        "label": str, object [rows]; "score": float32 [rows]; "exit_layer": int64 [rows], 1-based; "error": object
-        [rows], None for a row that was answered. A bad row has its error, no label (None), score nan and exit layer 0.
+        "label": str, object [rows]; "score": float32 [rows]; "exit_layer": int64 [rows], 1-based; "error": str, object
+        [rows], empty for a row that was answered. A bad row has its error, an empty label, score nan and exit layer 0.
+        Nothing is None: a column of None alone would have no type, and parts of a table could not be joined.
         """
         answers = self.answers(rows)
         return {
-            "label": _objects([answer.get("label") for answer in answers]),
+            "label": _objects([answer.get("label", "") for answer in answers]),
             "score": np.array([answer.get("score", np.nan) for answer in answers], np.float32),
             "exit_layer": np.array([answer.get("exit_layer", 0) for answer in answers], np.int64),
-            "error": _objects([answer.get("error") for answer in answers]),
+            "error": _objects([answer.get("error", "") for answer in answers]),
         }
 
 

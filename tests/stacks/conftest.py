@@ -21,7 +21,7 @@ import pytest
 import pfengine
 
 ROOT = Path(__file__).parent.parent.parent
-WAIT = 120.0  # seconds until a server must be up, on however busy a machine
+WAIT = 60.0  # seconds until a server must be up, on however busy a machine
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": os.pathsep.join([str(Path(pfengine.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
