@@ -131,6 +131,7 @@ def load(**settings: Any) -> Any:
     import asyncio
 
     from mlserver.settings import ModelSettings
+
     from pfengine.stacks.mlserver import PFEngineRuntime
 
     found = PFEngineRuntime(ModelSettings(name="m", implementation=PFEngineRuntime, **settings))

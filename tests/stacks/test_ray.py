@@ -129,6 +129,7 @@ class Stopped(Classifier):
         return super().__call__(batch)
 
 context = ray.data.DataContext.get_current()
+context.target_min_block_size = context.target_max_block_size = 1000  # bytes: small data would be one block
 context.checkpoint_config = CheckpointConfig("id", CHECKPOINTS, delete_checkpoint_on_success=False)
 ONE = ray.data.ActorPoolStrategy(size=1)
 texts = ray.data.read_parquet("texts/", override_num_blocks=8)
