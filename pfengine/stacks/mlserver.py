@@ -36,8 +36,8 @@ BATCH_TOKENS = 512  # that go through the layers together, as in `pfengine serve
 class PFEngineRuntime(MLModel):
     """`"implementation": "pfengine.stacks.mlserver.PFEngineRuntime"` in model-settings.json.
 
-    `parameters.uri` is the checkpoint, `parameters.extra` may hold options of `stacks.predictor.Predictor`. Requests are
-    batched by `serving.scheduler`, each at a threshold of its own.
+    `parameters.uri` is the checkpoint, `parameters.extra` may hold options of `stacks.predictor.Predictor`.
+    Requests are batched by `serving.scheduler`, each at a threshold of its own.
     """
 
     async def load(self) -> bool:
@@ -61,9 +61,9 @@ class PFEngineRuntime(MLModel):
         scheduler = Scheduler(engine, limits, options.get("batch_tokens", BATCH_TOKENS))
         scheduler.start()
         self.model = Served(self.name, engine, limits, scheduler)
-        if not self.inputs:
+        if not self.inputs:  # type: ignore[has-type]
             self.inputs = [MetadataTensor(name="args", datatype="BYTES", shape=[-1], parameters=_kind("str"))]
-        if not self.outputs:
+        if not self.outputs:  # type: ignore[has-type]
             kind = _kind("hg_jsonlist")
             self.outputs = [MetadataTensor(name="output", datatype="BYTES", shape=[-1, 1], parameters=kind)]
         return True

@@ -81,4 +81,4 @@ def build(args: dict[str, Any]) -> Any:
     options = {name: numbers.get(name, lambda value: value)(value) for name, value in args.items()}
     if "checkpoint" not in options:
         raise ValueError("checkpoint is missing; give checkpoint=PATH")
-    return Classifier.bind(**options)
+    return Classifier.bind(**options)  # type: ignore[attr-defined]

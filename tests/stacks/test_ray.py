@@ -82,9 +82,11 @@ class Killed(Classifier):
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(batch)
 
+workers = ray.data.ActorPoolStrategy(size=2)
+options = {"checkpoint": CHECKPOINT, "precision": "fp32"}
 texts = ray.data.read_parquet("texts/")
-options = {"fn_constructor_kwargs": {"checkpoint": CHECKPOINT, "precision": "fp32"}, "num_cpus": 1}
-texts.map_batches(Killed, batch_size=1000, compute=ray.data.ActorPoolStrategy(size=2), **options).write_parquet("answers/")
+found = texts.map_batches(Killed, fn_constructor_kwargs=options, compute=workers, num_cpus=1, batch_size=1000)
+found.write_parquet("answers/")
 """
 )
 
