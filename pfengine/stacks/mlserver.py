@@ -24,13 +24,12 @@ from ..errors import ConfigError
 from ..serving.failures import Failure
 from ..serving.limits import Limits
 from ..serving.open_inference import STATUS, knobs_of
-from ..serving.scheduler import Scheduler
 from ..serving.served import Answer, Served
+from ..serving.server import served
 from .predictor import Predictor
 
 TEXTS = ("args", "array_inputs", "text")
 PAIRS = "text_pair"
-BATCH_TOKENS = 512  # that go through the layers together, as in `pfengine serve` on a CPU
 
 
 class PFEngineRuntime(MLModel):
@@ -58,9 +57,8 @@ class PFEngineRuntime(MLModel):
         predictor = Predictor(path if os.path.exists(path) else uri, **options)
         engine: Engine = await asyncio.get_running_loop().run_in_executor(None, lambda: predictor.engine)
         limits = Limits(auto_truncate=cut != "error")
-        scheduler = Scheduler(engine, limits, options.get("batch_tokens", BATCH_TOKENS))
-        scheduler.start()
-        self.model = Served(self.name, engine, limits, scheduler)
+        self.model: Served = served(self.name, engine, limits, options.get("batch_tokens"))
+        self.model.scheduler.start()
         if not self.inputs:  # type: ignore[has-type]
             self.inputs = [MetadataTensor(name="args", datatype="BYTES", shape=[-1], parameters=_kind("str"))]
         if not self.outputs:  # type: ignore[has-type]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import pfengine
+from pfengine import cli_export
 from pfengine.stacks import triton_repository
 
 from . import triton_python_backend_utils as stub
@@ -170,6 +171,8 @@ def test_what_is_there_is_left_alone(repository: Path, tmp_path: Path) -> None:
             triton_repository.export("sst2", tmp_path / "out", **wrong)  # type: ignore[arg-type]
     with pytest.raises(pfengine.CheckpointError):
         triton_repository.export("/nowhere", tmp_path / "out")
+    with pytest.raises(pfengine.ConfigError, match="cannot export to 'onnx'; it must be one of triton"):
+        cli_export.export("onnx", "sst2", str(tmp_path / "out"))
     (tmp_path / "file").touch()
     with pytest.raises(pfengine.ConfigError, match="cannot write to"):
         triton_repository.export("sst2", tmp_path / "file")
