@@ -22,9 +22,9 @@ ANSWER = StructType([
 def classifier(checkpoint: str, *, pairs: bool = False, batch_size: int = 1024, **options: Any) -> Any:
     """`df.withColumn("answer", classifier("ckpt/")("text"))`: a struct of label, score, exit_layer and error.
 
-    They are the columns of `Predictor.columns`, null in the place of nan. pairs: takes a second column, of the second texts of pairs. Each of
-    Spark's Python workers loads the checkpoint once. options: of `stacks.predictor.Predictor`. Raises ConfigError for
-    an unknown one.
+    They are the columns of `Predictor.columns`, with null in the place of nan. Each of Spark's Python workers loads the
+    checkpoint once. pairs: take a second column, of the second texts of pairs. options: of
+    `stacks.predictor.Predictor`. Raises ConfigError for an unknown one.
     """
     predictor = Predictor(checkpoint, **options)
 

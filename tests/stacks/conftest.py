@@ -24,7 +24,6 @@ ROOT = Path(__file__).parent.parent.parent
 WAIT = 60.0  # seconds until a server must be up, on however busy a machine
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "PYTHONPATH": os.pathsep.join([str(Path(pfengine.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
     "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait take ten times as long on shared cores
 }
 

@@ -11,7 +11,7 @@ import pfengine
 
 from .conftest import TEXTS, needs, page
 
-pytestmark = needs("huggingface_hub")
+pytestmark = [needs("huggingface_hub"), pytest.mark.slow]  # a package that is also there without make test-stacks
 
 
 def test_the_page(start: Callable[..., None], tmp_path: Path) -> None:
