@@ -30,7 +30,10 @@ class TritonPythonModel:
         directory = os.path.join(args["model_repository"], args["model_version"], CHECKPOINT)
         parameters = json.loads(args["model_config"]).get("parameters", {})
         texts = {name: value["string_value"] for name, value in parameters.items() if name in OPTIONS}
-        self.predictor = Predictor(directory, **{name: option(name, text) for name, text in texts.items()})
+        options = {name: option(name, text) for name, text in texts.items()}
+        if args["model_instance_kind"] == "GPU" and options.get("device", "cuda") == "cuda":
+            options["device"] = f"cuda:{args['model_instance_device_id']}"  # Triton makes an instance for each GPU
+        self.predictor = Predictor(directory, **options)
         self.labels = self.predictor.engine.labels
         self.places = {label: i for i, label in enumerate(self.labels)}
 
@@ -54,10 +57,14 @@ class TritonPythonModel:
             answers = self.predictor.answers(rows, top_k=None)
         except PFEngineError as error:
             failed = _failed(str(error), pb_utils.TritonError.INTERNAL)
-            return [response or failed for response in responses]
+            return [failed if response is None else response for response in responses]
         for i, span in spans.items():
             responses[i] = self._response(answers[span])
         return responses
+
+    def is_ready(self) -> bool:
+        """Does the model answer? Newer servers ask with the health of the model."""
+        return isinstance(self.predictor.answers(["ready"], top_k=None)[0], list)
 
     def finalize(self) -> None:
         """Let go of the model."""

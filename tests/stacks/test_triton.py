@@ -30,7 +30,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def load_model(directory: Path, parameters: dict[str, str]) -> Any:
+def load_model(directory: Path, parameters: dict[str, str], kind: str = "CPU", device: str = "0") -> Any:
     """An instance of the repository's model, as the python backend makes it."""
     spec = importlib.util.spec_from_file_location("model", directory / "1" / "model.py")
     assert spec is not None
@@ -41,8 +41,8 @@ def load_model(directory: Path, parameters: dict[str, str]) -> Any:
     described = {key: {"string_value": value} for key, value in parameters.items()}
     model.initialize({
         "model_config": json.dumps({"name": directory.name, "parameters": described}),
-        "model_instance_kind": "CPU",
-        "model_instance_device_id": "0",
+        "model_instance_kind": kind,
+        "model_instance_device_id": device,
         "model_repository": str(directory),
         "model_version": "1",
         "model_name": directory.name,
@@ -59,6 +59,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model(repository: Path, backend: None) -> Iterator[Any]:
     found = load_model(repository / "sst2", {"precision": "fp32"})
+    assert found.is_ready()
     yield found
     found.finalize()
     assert not hasattr(found, "predictor")
@@ -151,6 +152,14 @@ def test_the_parameters_of_config_pbtxt_are_options(repository: Path, backend: N
     assert "row 1: has more than 16 tokens" in long.error().message()
     with pytest.raises(pfengine.ConfigError, match=r"parameter 'threshold' of config.pbtxt is 'low'"):
         load_model(repository / "sst2", {"threshold": "low"})
+
+
+def test_an_instance_runs_on_the_gpu_that_triton_gives_it(repository: Path, backend: None) -> None:
+    for parameters in ({}, {"device": "cuda"}):
+        with pytest.raises(pfengine.ConfigError, match="cuda:31"):  # no machine has so many
+            load_model(repository / "sst2", parameters, kind="GPU", device="31")
+    own = load_model(repository / "sst2", {"device": "cpu"}, kind="GPU", device="31")
+    assert own.predictor.engine.device.type == "cpu"
 
 
 def test_a_model_that_fails_fails_all_its_requests(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
