@@ -21,7 +21,7 @@ import pytest
 import pfengine
 
 ROOT = Path(__file__).parent.parent.parent
-WAIT = 60.0  # seconds until a server must be up, on however busy a machine
+WAIT = 120.0  # seconds until a server must be up, on however busy a machine
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait take ten times as long on shared cores
