@@ -16,7 +16,7 @@ RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 # named after the choice, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo serve-demo test test-all test-plain sanitize fuzz kernels lint format bench clean help
+.PHONY: demo serve-demo test test-all test-plain test-stacks sanitize fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -51,6 +51,13 @@ wheel: $(VENV)/.dev  ## a manylinux wheel in dist/ with the kernels of every ins
 	rm -rf build/lib* build/wheel
 	PFENGINE_EXT=$(or $(PFENGINE_EXT),cpu) $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+
+STACKS := $(VENV)-stacks/.ready $(VENV)-mlserver/.ready
+test-stacks: $(STACKS)  ## the real clients and servers of docs/serving, in environments of their own; about 10 minutes
+	$(VENV)-stacks/bin/python setup.py -q build_ext --inplace
+	@# a process each: kserve's messages and tritonclient's cannot be in one
+	set -e; for file in tests/stacks/test_*.py; do case $$file in \
+		*mlserver*) $(VENV)-mlserver/bin/pytest $$file;; *) $(VENV)-stacks/bin/pytest $$file;; esac; done
 
 kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions
 	$(BIN)/python -m pfengine.kernels.report
@@ -91,7 +98,8 @@ bench: $(VENV)/.bench  ## latency and throughput beside the peers, under 4 minut
 	$(BIN)/pytest bench --benchmark-only
 
 clean:  ## remove what was built, and the virtual environment
-	rm -rf $(VENV) build dist pfengine.egg-info pfengine/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(dir $(STACKS)) build dist pfengine.egg-info pfengine/_C*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find pfengine/ kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
@@ -120,3 +128,9 @@ $(VENV)/.dev:
 $(VENV)/.bench:
 	PFENGINE_EXT=0 $(BIN)/pip install -e '.[dev,bench]'
 	touch $@ $(VENV)/.dev $(VENV)/.demo
+# The extension is in the source tree: one build serves all of these.
+$(STACKS): $(VENV)-%/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/pip install $(TORCH)
+	PFENGINE_EXT=0 $(VENV)-$*/bin/pip install -e '.[test-$*]'
+	touch $@

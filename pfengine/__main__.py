@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from . import console
@@ -15,6 +17,8 @@ def main() -> None:
 
 
 def _app() -> typer.Typer:
+    if sys.argv[1:2] == ["serve"]:  # before torch is loaded: its threads would spin on the cores that requests need
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from .cli import app
 
     return app

@@ -15,6 +15,7 @@ from ._version import __version__
 from .api import BATCH_TOKENS, load
 from .cascade_saving import cascade as make_cascade
 from .cli_evaluation import calibrate, evaluate
+from .cli_export import export
 from .cli_options import (
     BatchTokens,
     Checkpoint,
@@ -183,6 +184,7 @@ COMMANDS: dict[Callable[..., None], str] = {  # with an example each, in the ord
     evaluate: "pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3",
     cascade: "pfengine cascade small/ large/ out/; then pfengine calibrate out/ held-out.tsv --speedup 2",
     serve: "pfengine serve sst2 --port 3000",
+    export: "pfengine export triton sst2 models/; then tritonserver --model-repository models/",
     info: "pfengine info sst2",
     demo: "pfengine demo",
 }

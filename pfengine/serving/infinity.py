@@ -65,6 +65,23 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
     return {"object": "rerank", "results": results} | _usage(model, answer)
 
 
+async def models(call: Call) -> Any:
+    """The models there are, with what waits for each."""
+    data = [
+        {
+            "id": model.name,
+            "stats": {"results_pending": model.scheduler.queue.rows},
+            "object": "model",
+            "owned_by": "infinity",  # its client takes no other
+            "created": model.created,
+            "backend": "pfengine",
+            "capabilities": ["rerank" if len(model.labels) == 1 else "classify"],
+        }
+        for model in call.state.models.values()
+    ]
+    return {"object": "list", "data": data}
+
+
 def _model(call: Call, name: str) -> Served:
     return call.state.model(None if name == DEFAULT else name)
 
@@ -86,4 +103,5 @@ ENDPOINTS = (
     Endpoint(
         ("/infinity/rerank",), rerank, errors, RerankRequest, method="rerank", summary="Rank documents (Infinity)"
     ),
+    Endpoint(("/models", "/infinity/models"), models, errors, verb="GET", summary="Models (Infinity)"),
 )

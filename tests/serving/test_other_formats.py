@@ -179,9 +179,13 @@ def test_errors_have_the_form_of_their_server(both: Client, path: str, body: Any
     assert found["error"]["code"] == status
 
 
-def test_models(both: Client) -> None:
-    status, found, _ = ask(both, "/v1/models")
+@pytest.mark.parametrize("path", ["/v1/models", "/models", "/infinity/models"])
+def test_models(both: Client, path: str) -> None:
+    status, found, _ = ask(both, path)
     assert (status, [model["id"] for model in found["data"]]) == (200, ["ranker", "sst2"])
+    if path != "/v1/models":
+        assert [model["capabilities"] for model in found["data"]] == [["rerank"], ["classify"]]
+        assert {model["owned_by"] for model in found["data"]} == {"infinity"}  # its client takes no other
 
 
 @pytest.mark.parametrize("key", [None, "Bearer wrong", "secret", "Bearer secret2", "bearer secret", "Bearer sécret"])

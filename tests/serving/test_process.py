@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pfengine import cli
+from pfengine import __main__, cli
 
 from .conftest import WAIT, Client
 
@@ -57,6 +57,14 @@ def test_it_answers_and_ends(number: int) -> None:
         assert server.stop(number) == 0
         assert server.process.stderr is not None
         assert server.process.stderr.read() == ""
+
+
+def test_threads_of_torch_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command, policy in (("serve", "passive"), ("classify", None)):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.setattr(sys, "argv", ["pfengine", command])
+        __main__._app()
+        assert os.environ.get("OMP_WAIT_POLICY") == policy
 
 
 @pytest.mark.slow

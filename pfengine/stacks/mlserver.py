@@ -1,0 +1,125 @@
+"""MLServer: a runtime with the inputs and outputs of MLServer's own Hugging Face runtime.
+
+Inputs: "args" or "array_inputs" (or one of any name) BYTES [rows], and for pairs "text_pair". Parameters of a request:
+threshold, speedup, criterion, deadline_ms. Output: "output" BYTES [rows, 1] of content type hg_jsonlist: per row a JSON
+object with label, score and exit_layer; {"error"} for a row of several that cannot be classified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any
+
+from mlserver import MLModel
+from mlserver.codecs import StringCodec
+from mlserver.errors import MLServerError
+from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor, Parameters, ResponseOutput
+from mlserver.utils import to_absolute_path
+
+from ..answers import result
+from ..api import Engine
+from ..errors import ConfigError
+from ..serving.failures import Failure
+from ..serving.limits import Limits
+from ..serving.open_inference import STATUS, knobs_of
+from ..serving.served import Answer, Served
+from ..serving.server import served
+from .predictor import Predictor
+
+TEXTS = ("args", "array_inputs", "text")
+PAIRS = "text_pair"
+
+
+class PFEngineRuntime(MLModel):
+    """`"implementation": "pfengine.stacks.mlserver.PFEngineRuntime"` in model-settings.json.
+
+    `parameters.uri` is the checkpoint, `parameters.extra` may hold options of `stacks.predictor.Predictor`.
+    Requests are batched by `serving.scheduler`, each at a threshold of its own.
+    """
+
+    async def load(self) -> bool:
+        """Load the checkpoint. Raises ConfigError where MLServer is to batch, CheckpointError for one that cannot be
+        used."""
+        settings = self.settings
+        if settings.max_batch_size > 1:  # its batches mix the parameters of requests, and fail as one
+            raise ConfigError(
+                f"max_batch_size of model {self.name!r} is {settings.max_batch_size}; leave it out: pfengine batches "
+                "requests itself, and MLServer would answer some at the threshold of others"
+            )
+        uri = settings.parameters and settings.parameters.uri
+        if not uri:
+            raise ConfigError(f"parameters.uri of model {self.name!r} is missing; it names the checkpoint")
+        path = to_absolute_path(settings, uri)
+        options = dict(settings.parameters.extra or {})  # type: ignore[union-attr]
+        cut = options.pop("truncation", "truncate")
+        predictor = Predictor(path if os.path.exists(path) else uri, **options)
+        engine: Engine = await asyncio.get_running_loop().run_in_executor(None, lambda: predictor.engine)
+        limits = Limits(auto_truncate=cut != "error")
+        self.model: Served = served(self.name, engine, limits, options.get("batch_tokens"))
+        self.model.scheduler.start()
+        if not self.inputs:  # type: ignore[has-type]
+            self.inputs = [MetadataTensor(name="args", datatype="BYTES", shape=[-1], parameters=_kind("str"))]
+        if not self.outputs:  # type: ignore[has-type]
+            kind = _kind("hg_jsonlist")
+            self.outputs = [MetadataTensor(name="output", datatype="BYTES", shape=[-1, 1], parameters=kind)]
+        return True
+
+    async def unload(self) -> bool:
+        """Answer what waits, and let go of the model."""
+        closed: bool = await asyncio.get_running_loop().run_in_executor(None, self.model.scheduler.close, 30.0)
+        del self.model
+        return closed
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """The answers to the rows of a request. Raises MLServerError with the status of what went wrong."""
+        try:
+            rows = self._rows(payload)
+            knobs = knobs_of(None if payload.parameters is None else payload.parameters.model_dump())
+            answer = await self.model.answer(rows, knobs)
+            if len(rows) == 1 and answer.failures:
+                raise answer.failures[0]
+        except Failure as failure:
+            raise MLServerError(failure.message, STATUS[failure.kind]) from None
+        found = [json.dumps(each).encode() for each in self._answers(answer)]  # gRPC takes bytes only
+        output = ResponseOutput(
+            name="output", datatype="BYTES", shape=[len(found), 1], data=found, parameters=_kind("hg_jsonlist")
+        )
+        return InferenceResponse(model_name=self.name, model_version=self.version, outputs=[output])
+
+    def _answers(self, answer: Answer) -> list[dict[str, Any]]:
+        scores = self.model.probabilities(answer)
+        return [
+            {"error": answer.failures[i].message}
+            if i in answer.failures
+            else result(self.model.labels, scores[i], int(answer.exit_layers[i]), None, 1)
+            for i in range(len(scores))
+        ]
+
+    def _rows(self, payload: InferenceRequest) -> list[Any]:
+        """Raises Failure where a request makes no sense as a whole."""
+        found: dict[str, list[Any]] = {}
+        for tensor in payload.inputs:
+            if tensor.datatype != "BYTES":
+                raise Failure("validation", f"input '{tensor.name[:50]}' must be of type BYTES")
+            try:
+                texts = self.decode(tensor, default_codec=StringCodec)
+            except UnicodeDecodeError:
+                raise Failure("validation", f"input '{tensor.name[:50]}' has bytes that are not UTF-8") from None
+            found[tensor.name] = list(texts)
+        pairs = found.pop(PAIRS, None)
+        if len(found) != 1:
+            raise Failure("validation", f"give one input of texts, such as '{TEXTS[0]}', and for pairs '{PAIRS}'")
+        (texts,) = found.values()
+        if not texts:
+            raise Failure("empty", "the request has no rows")
+        if pairs is None:
+            return texts
+        if len(pairs) != len(texts):
+            raise Failure("validation", f"there are {len(texts)} texts, and {len(pairs)} in '{PAIRS}'")
+        return list(zip(texts, pairs, strict=True))
+
+
+def _kind(content_type: str) -> Parameters:
+    return Parameters(content_type=content_type)
