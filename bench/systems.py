@@ -47,7 +47,10 @@ class Method:
     beside: str | None = None
 
 
-SPECIAL = {"student": Method({"system": "student"}, share=2, start=FULL, teacher=FULL, beside=FULL)}
+LOGITS_ALONE = {"patient": 0.0}  # of the ways to learn from states, none was better on held-out rows
+SPECIAL = {
+    "student": Method({"system": "student", "options": LOGITS_ALONE}, share=2, teacher=FULL, beside=FULL),
+}
 BASELINES = {
     "full-model, half": Method({"system": FULL}, share=2, beside=FULL),
     "full-model, third": Method({"system": FULL}, share=3, beside=FULL),
@@ -145,7 +148,7 @@ class Bench:
         if method.start is not None:
             options["model"] = str(self.trained(method.start))
         if method.teacher is not None:
-            options["options"] = {"teacher": str(self.trained(method.teacher))}
+            options["options"] = {**options.get("options", {}), "teacher": str(self.trained(method.teacher))}
         return replace(self.base, output=str(self.path(name)), **options)
 
     def trained(self, name: str) -> Path:
@@ -214,8 +217,9 @@ class Bench:
         for key in ("system", *shown):
             if key == "system" or getattr(config, key) != getattr(defaults, key):
                 told += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
-        if config.options.get("teacher") is not None:
-            told += ["--teacher", Path(config.options["teacher"]).name]
+        for key, value in config.options.items():
+            text = Path(value).name if key == "teacher" else f"{value:g}" if isinstance(value, float) else str(value)
+            told += [f"--{key.replace('_', '-')}", text]
         names = [Path(config.model).name, f"{Path(config.data).name}/", f"{self.path(name).name}/"]
         return " ".join(["pfengine train", *names, *told])
 

@@ -13,6 +13,7 @@ from .. import reader
 from ..config import BackboneConfig
 from ..errors import ConfigError
 from ..folder import Folder
+from ..ops import Reads
 from .losses import exit_loss
 from .model import ExitModel
 from .options import NOT_NEGATIVE, POSITIVE, SHARE, Option
@@ -20,11 +21,13 @@ from .plain import FullModel
 from .pretrained import encoder_config, read_encoder
 from .system import System
 
+READS = ("first", "mean")
 OPTIONS = {
     "teacher": Option("Checkpoint of the full model to learn from.", path=True),
     "soft": Option("Share of the loss that the teacher's answers have.", SHARE, default=0.5),
     "temperature": Option("Temperature of the answers in that share.", POSITIVE, default=5.0),
     "patient": Option("Weight of the distance between states.", NOT_NEGATIVE, default=100.0),
+    "compared": Option("States it is of: of the first token, or the mean of a row's.", choices=READS, default="first"),
 }
 SAME = {"labels": "labels", "hidden_size": "hidden size", "vocab_size": "vocabulary size", "type_vocab_size": "types"}
 
@@ -35,7 +38,8 @@ class StudentModel(FullModel):
     PT (eq. 7, "PKD-skip"): squared distance of the states of the first tokens, each divided by its norm, between
     student layer i < k and teacher layer i n / k, rounded down, summed over layers and averaged over rows. The last
     layers are left to the answers. For regression the two first terms are squared errors. The options are `soft` a,
-    `temperature` T and `patient` b.
+    `temperature` T and `patient` b. `compared` "mean" takes the mean of each row's tokens in the place of its first:
+    in an encoder that was pre-trained with means, the first token says little in low layers.
 
     The teacher is any checkpoint of this package, at its full depth. A student starts from its lowest layers where it
     is also the run's `model`.
@@ -43,21 +47,31 @@ class StudentModel(FullModel):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.teachers = (_teacher(self.options.get("teacher"), self.backbone_config),)  # a tuple: no part of the model
+        teacher = _teacher(self.options.get("teacher"), self.backbone_config)
+        teacher.compared = self.options["compared"]
+        self.teachers = (teacher,)  # a tuple: no part of the model
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
         if labels is None or not self.training:
             return super().forward(labels, **inputs)
-        own, bounds = self.read_layers(inputs)
+        self._calls.compared = []
+        states, bounds = self.read_layers(inputs)
+        own, self._calls.compared = self._calls.compared, None
         with torch.no_grad():
             theirs, answers = self.teachers[0].to(labels.device).states_and_answers(inputs)
         with torch.autocast(labels.device.type, enabled=False):
-            own, theirs = ([state.float() for state in states] for states in (own, theirs))
-            (scores,) = self.scores(own, bounds)
+            own, theirs = ([state.float() for state in each] for each in (own, theirs))
+            (scores,) = self.scores([state.float() for state in states], bounds)
             return {
                 "logits": scores.logits[:, None],
                 "loss": self.distilled(scores.logits, labels, answers, own, theirs),
             }
+
+    def pass_on(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        compared: list[Tensor] | None = getattr(self._calls, "compared", None)
+        if compared is not None:
+            compared.append(self._read(hidden, self.options["compared"]))
+        return hidden, hidden
 
     def distilled(
         self, logits: Tensor, labels: Tensor, answers: Tensor, own: list[Tensor], theirs: list[Tensor]
@@ -78,19 +92,21 @@ class StudentModel(FullModel):
 
 
 class Teacher(ExitModel):
-    """A finished model, of which the last layer answers."""
+    """A finished model, of which the last layer answers. compared: which states of its layers it gives."""
+
+    compared: Reads = "first"
 
     def pass_on(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        self._calls.firsts.append(hidden[:, 0])
+        self._calls.compared.append(self._read(hidden, self.compared))
         return hidden, hidden
 
     def states_and_answers(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
-        """States of the first tokens after each layer, [B, H], and the logits after the last, [B, C]."""
-        self._calls.firsts = []
+        """The compared states after each layer, [B, H], and the logits after the last, [B, C]."""
+        self._calls.compared = []
         states, bounds = self.read_layers(inputs)
         with torch.autocast(states[0].device.type, enabled=False):
             (scores,) = self.scores([state.float() for state in states], bounds)
-        return self._calls.firsts, scores.logits
+        return self._calls.compared, scores.logits
 
 
 def _teacher(path: str | None, student: BackboneConfig) -> Teacher:

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 import pfengine
+from pfengine import reader
+from pfengine.folder import Folder
 from pfengine.training.student import StudentModel
 
 from .test_recipes import full as full
@@ -46,7 +49,7 @@ def test_exits_on_top_of_a_student(full: Path, rows: Path, tmp_path: Path) -> No
 
 def test_the_loss_is_that_of_the_paper(full: Path) -> None:
     ckpt = pfengine.load(full).checkpoint
-    told = {"teacher": str(full), "soft": 0.25, "temperature": 2.0, "patient": 3.0}
+    told = {"teacher": str(full), "soft": 0.25, "temperature": 2.0, "patient": 3.0, "compared": "first"}
     model = StudentModel(None, ckpt.backbone, {"type": "classifier"}, options=told)
     torch.manual_seed(0)
     logits, answers, labels = torch.randn(5, 2), torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
@@ -59,6 +62,28 @@ def test_the_loss_is_that_of_the_paper(full: Path) -> None:
         + 3 * (unit[0] - unit[1]).square().sum(-1).mean()
     )
     torch.testing.assert_close(model.distilled(logits, labels, answers, own, theirs), expected)
+
+
+@pytest.mark.parametrize("compared", ["first", "mean"])
+def test_which_states_are_compared(full: Path, compared: str) -> None:
+    """A model that is its own teacher is at no distance from it, and the states are those of transformers."""
+    told = {"teacher": str(full), "soft": 0.0, "temperature": 1.0, "patient": 1.0, "compared": compared}
+    ckpt = reader.read(Folder(full))
+    encoder = transformers.AutoModel.from_pretrained(full, add_pooling_layer=False)
+    student = StudentModel(encoder, ckpt.backbone, {"type": "classifier"}, options=told)
+    student.train()
+    encoder.eval()
+    ids = torch.tensor([[2, 7, 9, 3], [2, 8, 3, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    seen: dict[str, Any] = {}
+    student.distilled = lambda logits, labels, answers, own, theirs: seen.update(own=own, theirs=theirs) or logits.sum()
+    student(labels=torch.tensor([0, 1]), input_ids=ids, attention_mask=mask)
+    with torch.no_grad():
+        hidden = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]
+    weights = mask[..., None] / mask.sum(1)[:, None, None]
+    for own, theirs, each in zip(seen["own"], seen["theirs"], hidden, strict=True):
+        torch.testing.assert_close(own, each[:, 0] if compared == "first" else (each * weights).sum(1))
+        torch.testing.assert_close(theirs, own)
 
 
 @pytest.mark.parametrize(

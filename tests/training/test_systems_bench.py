@@ -84,7 +84,7 @@ def test_all_of_them(encoder: Path, rows: Path, dev: Path, tmp_path: Path) -> No
         json.loads((work / f"{name}.json").read_text()) for name in ("full-model-half", "student", "exits-on-student")
     )
     assert at(half, "full depth")["layer_speedup"] == at(student, "full depth")["layer_speedup"] == 2
-    assert f"pfengine train full-model {rows.name}/ student/" in student["command"]
+    assert f"pfengine train {deeper.name} {rows.name}/ student/" in student["command"]
     assert "--layers 2" in student["command"]
     assert "--teacher full-model" in student["command"]
     assert at(on_top, "full depth")["layer_speedup"] == 2
