@@ -3,6 +3,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 FUZZ_CASES ?= 20000
+SOAK ?= 600
 
 BIN := $(VENV)/bin
 CPP := $(shell find csrc -type f)
@@ -16,7 +17,7 @@ RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 # named after the choice, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo serve-demo test test-all test-plain test-stacks sanitize fuzz kernels lint format bench clean help
+.PHONY: demo serve-demo test test-all test-plain test-stacks sanitize soak fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -45,7 +46,7 @@ ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what h
 	$(BIN)/python setup.py -q build_ext --inplace
 
 # what runs the extension
-demo serve-demo test test-all test-plain fuzz bench: ext
+demo serve-demo test test-all test-plain fuzz soak bench: ext
 
 wheel: $(VENV)/.dev  ## a manylinux wheel in dist/ with the kernels of every instruction set
 	rm -rf build/lib* build/wheel
@@ -78,6 +79,9 @@ sanitize: $(VENV)/.dev  ## the extension under AddressSanitizer and UBSan, its t
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -march=native -DPFENGINE_ISA=plain -Icsrc -pthread \
 		$(DRIVERS) csrc/cpu/*.cpp -o $(SANITIZED)/team
 	TSAN_OPTIONS=die_after_fork=0 $(SANITIZED)/team
+
+soak: $(VENV)/.dev  ## the server under 1.5 times its capacity for SOAK seconds (600), from clients that hang up
+	$(BIN)/python -m bench.soak --seconds $(SOAK)
 
 fuzz: $(VENV)/.dev  ## damaged checkpoints, damaged data files and rows that are no rows, 20,000 of each; about 3 minutes
 	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST) -m fuzz

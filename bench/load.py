@@ -35,11 +35,13 @@ class Found:
 
     rate: requests per second that were due; done: that were answered with 200. late: how long after they were due
     requests were sent, the 99th percentile over those that found a free connection. generator: share of a core.
+    refused: with 429; failed: with any other status.
     """
 
     rate: float
     done: float
     requests: int
+    refused: int
     failed: int
     unanswered: int
     p50: float
@@ -141,7 +143,8 @@ def run(
         rate=rate,
         done=float(fine.sum() / (seconds - min(skip, seconds / 2))),
         requests=int(counted.sum()),
-        failed=int((counted & (answered > 0) & (answered != 200)).sum()),
+        refused=int((counted & (answered == 429)).sum()),
+        failed=int((counted & (answered > 0) & (answered != 200) & (answered != 429)).sum()),
         unanswered=int((counted & (answered == 0)).sum()),
         p50=float(p50), p90=float(p90), p99=float(p99), worst=float(worst),
         late=float(1000 * np.nanpercentile(sent_late[:next_one], 99)) if next_one else float("nan"),

@@ -150,7 +150,7 @@ def highest_rate(contestant: Contestant, bodies: list[bytes], seconds: float) ->
     rate = 0.5 / float(np.median(lasted))
     while high == float("inf") or high / max(low, 1e-9) > 1.05:
         found = run(contestant.url, bodies, rate, seconds)
-        fine = not found.failed and not found.unanswered and found.p99 <= LIMIT_MS
+        fine = not (found.refused or found.failed or found.unanswered) and found.p99 <= LIMIT_MS
         if fine:
             low, best = rate, found
         else:
