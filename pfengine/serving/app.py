@@ -16,6 +16,7 @@ from .endpoint import Endpoint, State
 from .limits import Limits
 from .metrics import Metrics
 from .served import Served
+from .tracing import Tracer
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -31,17 +32,19 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )
 
 
-def create_app(models: Mapping[str, Served], limits: Limits, api_key: str | None = None) -> FastAPI:
+def create_app(
+    models: Mapping[str, Served], limits: Limits, api_key: str | None = None, tracer: Tracer | None = None
+) -> FastAPI:
     """The application that answers with these models, the first where a request names none.
 
-    api_key: what requests must carry as a Bearer token; None: nothing.
+    api_key: what requests must carry as a Bearer token; None: nothing. tracer: writes a span per request.
     """
     app = FastAPI(
         title="pfengine",
         version=__version__,
         description="Text classification with early exits, in the wire formats of several servers.",
     )
-    state = State(models, limits, Metrics(models))
+    state = State(models, limits, Metrics(models), tracer=tracer)
     app.state.serving = state
     for endpoint in ENDPOINTS:
         for path in endpoint.paths:

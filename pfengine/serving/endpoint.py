@@ -20,6 +20,7 @@ from .failures import Failure
 from .limits import Limits
 from .metrics import Metrics
 from .served import Answer, Knobs, Served
+from .tracing import Tracer
 from .turns import Turns
 
 
@@ -33,6 +34,7 @@ class State:
     ready: bool = False
     stopping: bool = False
     active: int = 0  # requests under way
+    tracer: Tracer | None = None
     turns: Turns = field(default_factory=Turns)  # of what runs beside the scheduler
 
     @contextlib.contextmanager
@@ -80,12 +82,20 @@ class Call:
     method: str
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    answers: list[tuple[str, Answer]] = field(default_factory=list)  # with the name of the model that gave each
+    started: float = field(default_factory=time.perf_counter)
 
     async def gone(self) -> None:
         """Returns when the client has hung up."""
         assert self.request is not None
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
+
+    def trace(self, failure: str | None = None) -> None:
+        """Write the spans of this request, which is over; failure: what went wrong."""
+        if self.state.tracer is not None:
+            given = {} if self.request is None else self.request.headers
+            self.state.tracer.write(self.method, given, self.started, self.answers, failure)
 
     async def answer(self, model: Served, rows: list[Any], knobs: Knobs, *, one: bool = False) -> Answer:
         """The answers of a model. one: a row that fails fails the request, as do too many rows.
@@ -101,6 +111,7 @@ class Call:
         if one and answer.failures:
             raise next(iter(answer.failures.values()))
         self.state.metrics.answered(self.method, answer)
+        self.answers.append((model.name, answer))
         layers = answer.exit_layers[answer.exit_layers > 0]
         self.headers |= {
             "x-exit-layers": ",".join(map(str, answer.exit_layers.tolist())),
@@ -138,6 +149,13 @@ class Endpoint:
     async def run(self, state: State, request: Request) -> Response:
         """The response to a request, whatever happens."""
         call = Call(state, request, self.method)
+        response = await self._response(call)
+        if self.verb == "POST":
+            call.trace(None if response.status_code < 400 else f"status {response.status_code}")
+        return response
+
+    async def _response(self, call: Call) -> Response:
+        state = call.state
         try:
             if self.verb == "POST":
                 with state.entered(self.method) as succeeded:

@@ -117,6 +117,7 @@ class _Service:
             answer = await call.answer(model, rows, open_inference.knobs_of(body.parameters), one=True)
             outputs = list(open_inference.answered(model, answer, body))
             succeeded()
+            call.trace()
         found: dict[str, Any] = {"model_name": model.name, "model_version": "1", "id": request.id}
         found["outputs"] = [
             {"name": name, "datatype": kind, "shape": value.shape}

@@ -51,7 +51,7 @@ class Knobs:
 class Answer:
     """The answers to the rows of a request, in order.
 
-    failures: by row. tokens: of each row.
+    failures: by row. tokens: of each row. arrived_at: by time.time(); from there on come the three stages, in seconds.
     """
 
     logits: np.ndarray  # float32 [rows, labels]; nan for a row that failed
@@ -62,6 +62,7 @@ class Answer:
     tokenisation: float  # seconds
     queue: float
     inference: float
+    arrived_at: float = 0.0
 
 
 class Served:
@@ -127,7 +128,8 @@ class Served:
         tokens = [len(row.ids) if isinstance(row, Row) else 0 for row in found]
         started = job.started or read_at
         waited, computed = started - read_at, max(0.0, job.finished - started)
-        return Answer(logits, exit_layers, models, failures, tokens, read_at - arrived, waited, computed)
+        at = time.time() - (time.monotonic() - arrived)
+        return Answer(logits, exit_layers, models, failures, tokens, read_at - arrived, waited, computed, at)
 
     def probabilities(self, answer: Answer, problem_type: str | None = None) -> np.ndarray:
         """float32 [rows, labels]; problem_type: None for the model's own."""

@@ -27,6 +27,7 @@ from .failures import Failure
 from .limits import Limits
 from .scheduler import Scheduler
 from .served import Served
+from .tracing import Tracer, exporting
 
 log = logging.getLogger("pfengine.serving")
 
@@ -141,27 +142,34 @@ def serve(
     api_key: str | None = None,
     grace: float = 30.0,
     batch_tokens: int | None = None,
+    otlp_endpoint: str | None = None,
+    otlp_service_name: str = "pfengine",
     **options: Any,
 ) -> None:
     """Serve checkpoints until SIGTERM or SIGINT. options: those of `pfengine.load`.
 
     port, grpc_port: 0 for any free one; grpc_port None for none. grace: seconds that requests under way have to finish
-    after the signal.
+    after the signal. otlp_endpoint: of a collector of OpenTelemetry, to which a span per request goes.
     """
     limits = limits or Limits()
+    provider = None if otlp_endpoint is None else exporting(otlp_endpoint, otlp_service_name)
     found, listening = {}, bound(host, port)
     for name, path in zip(names_of(checkpoints, names), checkpoints, strict=True):
         engine = load(path, **options)
         engine.warmup(rows=(1, 8), tokens=(16, 64))
         found[name] = served(name, engine, limits, batch_tokens)
-    app = create_app(found, limits, api_key)
+    app = create_app(found, limits, api_key, None if provider is None else Tracer(provider))
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
         http=Connection, lifespan="off", server_header=False,
         timeout_graceful_shutdown=max(1, round(grace)),
     )  # fmt: skip
     grpc_address = None if grpc_port is None else (host, grpc_port)
-    Server(config, list(found.values()), grace, grpc_address, api_key).run([listening])
+    try:
+        Server(config, list(found.values()), grace, grpc_address, api_key).run([listening])
+    finally:
+        if provider is not None:
+            provider.shutdown()  # sends what it still holds
 
 
 def bound(host: str, port: int) -> socket.socket:
