@@ -11,6 +11,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace pfengine::cpu {
 namespace {
@@ -28,7 +31,30 @@ struct Job {
   void (*work)(const void* context, int thread);
   const void* context;
   std::atomic<int> under_way;
+  int processor;  // of the caller; -1 where it is unknown
 };
+
+#if defined(__linux__)
+int this_processor() {
+  return sched_getcpu();
+}
+
+// Moves this thread to another of its processors. The kernel may wake a thread on the processor of the caller, who
+// waits for it at the next barrier: both then share that processor for milliseconds, until the load is balanced.
+void leave_processor(int processor) {
+  cpu_set_t all;
+  if (sched_getaffinity(0, sizeof all, &all) || !CPU_ISSET(processor, &all)) return;
+  cpu_set_t others = all;
+  CPU_CLR(processor, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
+  sched_setaffinity(0, sizeof all, &all);
+}
+#else
+int this_processor() {
+  return -1;
+}
+void leave_processor(int) {}
+#endif
 
 class Worker {
  public:
@@ -66,6 +92,8 @@ class Worker {
     asleep_.store(true);  // before the last look for a job: whoever gives one reads this afterwards
     woken_.wait(lock, [&] { return (job = job_.load()) != nullptr; });
     asleep_.store(false);
+    lock.unlock();
+    if (job->processor >= 0 && job->processor == this_processor()) leave_processor(job->processor);
     return job;
   }
 
@@ -73,7 +101,7 @@ class Worker {
   std::atomic<bool> asleep_{false};
   std::mutex mutex_;
   std::condition_variable woken_;
-  Job end_{};
+  Job end_{nullptr, nullptr, {0}, -1};
   const int number_;
   std::thread thread_;  // the last member, because the thread reads the others
 };
@@ -120,7 +148,7 @@ class ThreadPool {
 bool run_on_pool(int threads, void (*work)(const void* context, int thread), const void* context) {
   static thread_local ThreadPool pool;
   if (!pool.grow(threads)) return false;
-  Job job{work, context, {threads - 1}};
+  Job job{work, context, {threads - 1}, this_processor()};
   pool.run(threads, job);
   return true;
 }
