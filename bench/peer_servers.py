@@ -117,30 +117,11 @@ def litserve(port: int) -> None:
     """LitServe with its own batching."""
     import litserve as ls
 
-    class Classifier(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self.call = with_transformers()
-
-        def decode_request(self, request: dict[str, Any]) -> list[str]:
-            return [texts[0] for texts in request["inputs"]]
-
-        def batch(self, inputs: list[list[str]]) -> list[list[str]]:
-            return inputs
-
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
-
-        def predict(self, batch: list[list[str]]) -> list[Any]:
-            answers = iter(self.call([text for texts in batch for text in texts]))
-            return [[next(answers) for _ in texts] for texts in batch]
-
-        def encode_response(self, output: Any) -> Any:
-            return output
+    from .litserve_api import Classifier
 
     api = Classifier(max_batch_size=MAX_BATCH, batch_timeout=BATCH_SECONDS)
-    ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
-        port=port, log_level="warning", generate_client_file=False
-    )
+    server = ls.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server.run(port=port, log_level="warning", generate_client_file=False)
 
 
 def mlserver(port: int) -> None:

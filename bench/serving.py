@@ -26,7 +26,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-import pfengine
 from pfengine.evaluation.machine import describe_machine, name_machine
 
 from .load import Found, run
@@ -42,6 +41,22 @@ PEERS = (
     "MLServer + transformers",
 )
 SIZES = (1, 16)
+ALONE = """
+import os, sys, time
+os.environ["OMP_WAIT_POLICY"] = "passive"
+import numpy, pfengine
+from pfengine.torch_state import keep_to_one_thread
+text, precision, criterion, threads = sys.argv[1:]
+if threads == "1":
+    keep_to_one_thread()
+engine, laps = pfengine.load("sst2", precision=precision, criterion=None if criterion == "none" else criterion), []
+for _ in range(80):
+    time.sleep(0.05)
+    start = time.perf_counter()
+    engine.predict([text])
+    laps.append(1000 * (time.perf_counter() - start))
+print(numpy.median(laps))
+"""
 MLSERVER = "MLServer + transformers"
 
 
@@ -207,18 +222,20 @@ def main(
 
 
 def single(up: Sequence[Contestant], texts: Sequence[str], precision: str, rounds: int) -> dict[str, float]:
-    """One short text at a time, 20 requests per second: medians in ms, the engine's own beside them."""
-    text, own = min(texts, key=len), pfengine.load("sst2", precision=precision)
+    """One short text at a time, 20 per second: medians in ms, by each server and by `predict` in a process alone."""
+    text = min(texts, key=len)
     laps: dict[str, list[float]] = {}
     for _ in range(rounds):
-        for name, criterion in (("pfengine, exits on", None), ("pfengine, exits off", "never")):
-            for _ in range(60):
-                time.sleep(0.02)
-                start = time.perf_counter()
-                own.predict([text], criterion=criterion)
-                laps.setdefault(f"{name}: predict in this process", []).append(1000 * (time.perf_counter() - start))
         for each in up:
             laps.setdefault(each.name, []).append(run(each.url, each.bodies([text], 1, 1), 20, 4.0).p50)
+        for name, criterion in (("exits on", "none"), ("exits off", "never")):
+            for threads in (1, 2):
+                command = [sys.executable, "-c", ALONE, text, precision, criterion, str(threads)]
+                there = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=there)
+                laps.setdefault(f"predict, {name}, {threads} thread{'s' * (threads > 1)}", []).append(
+                    float(done.stdout)
+                )
     return {name: float(np.median(times)) for name, times in laps.items()}
 
 
