@@ -64,11 +64,11 @@ def _exits(
         tested = not isinstance(rule, Criterion) or rule.tests(layer)  # by a callable
         if not every and not tested:
             continue
-        exit = flight.advance(decided, until=layer)
-        if exit is None:
-            return
-        if call is not None and tested:
-            with isolated():
+        with isolated():
+            exit = flight.advance(decided, until=layer)
+            if exit is None:
+                return
+            if call is not None and tested:
                 if scored is not None and len(scored) > len(exit.slots):  # rows have left meanwhile
                     state = select_rows(state, torch.isin(scored, exit.slots).nonzero().squeeze(1))
                 leave, state = call(layer, exit.logits, state, exit.slots + base)
@@ -81,7 +81,8 @@ def _exits(
         if not len(flight):
             return
         yield exit
-    flight.advance(decided, until=model.num_layers)
+    with isolated():
+        flight.advance(decided, until=model.num_layers)
 
 
 def _of(exit: Exit, rows: Tensor) -> Exit:

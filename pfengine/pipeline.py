@@ -100,7 +100,7 @@ def _read_tokenizer(path: Any) -> Any:
         from transformers import AutoTokenizer
     except ImportError:
         raise ConfigError("a tokenizer of its own needs transformers: pip install transformers") from None
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 class TextClassificationPipeline:

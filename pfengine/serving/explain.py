@@ -234,7 +234,8 @@ def _compared(criterion: DataCriterion, scores: Scores) -> list[list[dict[str, A
     found, logits = [], torch.from_numpy(scores.logits)
     per_unit = _clauses(criterion, scores.layers, _KNOBS)
     for clause, unit in zip(_clauses(criterion, scores.layers), per_unit, strict=True):
-        state = torch.full((1, ExitRule(b"", (clause,)).width(logits.shape[2])), math.nan)
+        width = ExitRule(b"", (clause,)).width(logits.shape[2])
+        state = torch.full((1, width), math.nan, dtype=torch.float32, device="cpu")
         run, exits = 0, []
         for i, layer in enumerate(scores.layers[:-1]):
             learned = None if scores.learned is None else torch.from_numpy(scores.learned[i])

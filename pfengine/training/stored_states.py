@@ -75,7 +75,7 @@ def read_states(ckpt: Checkpoint, teacher: Engine, exits: ExitModel, rows: list[
     for part in progress(packed, len(packed)) if progress is not None else packed:
         batch = pack(part, reader.config)
         flight = reader.carrier.start(batch, np.arange(len(part)), Answers(0, len(part), reader.config.num_labels))
-        units = torch.cat([torch.arange(*bounds[i : i + 2].tolist()) for i in batch.row_ids])
+        units = np.concatenate([np.arange(*bounds[i : i + 2].tolist()) for i in batch.row_ids])
         for layer in range(1, reader.num_layers + 1):
             flight.advance(reader.full_depth, until=layer, scores=False)
             states[units, layer - 1] = flight.states().cpu()

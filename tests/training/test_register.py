@@ -193,11 +193,12 @@ def test_a_head_that_reads_all_tokens_is_trained(
             expected = models[0](**batch)["logits"].transpose(0, 1)
         np.testing.assert_allclose(engine.layer_logits(texts[:9]), expected, atol=2e-5, rtol=0)
         assert engine.classify("the film is very good")[0]["label"] == "positive"
-        with pytest.raises(pfengine.ConfigError, match="system is 'peak', whose head reads more than first tokens"):
-            pfengine.attach(
-                pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=0.1)),
-                rows / "train.tsv", tmp_path / "attached", system="peak", hold_out=40,
-            )  # fmt: skip
+        full = pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=1))
+        out = pfengine.attach(full, rows / "train.tsv", tmp_path / "attached", system="peak", hold_out=40)
+        attached = pfengine.load(out, precision="fp32")
+        assert attached.exit_layers == (1, 3)
+        unchanged = attached.predict(texts, criterion="never").logits
+        np.testing.assert_array_equal(unchanged, pfengine.load(full, precision="fp32").predict(texts).logits)
     finally:
         del HEADS["peak"], SYSTEMS["peak"]
 
