@@ -164,8 +164,11 @@ def highest_rate(contestant: Contestant, bodies: list[bytes], seconds: float) ->
     low, high, best = 0.0, float("inf"), None
     rate = 0.5 / float(np.median(lasted))
     while high == float("inf") or high / max(low, 1e-9) > 1.05:
-        found = run(contestant.url, bodies, rate, seconds)
-        fine = not (found.refused or found.failed or found.unanswered) and found.p99 <= LIMIT_MS
+        for _ in range(2):  # what the machine does by itself for a moment is not held against a server
+            found = run(contestant.url, bodies, rate, seconds)
+            fine = not (found.refused or found.failed or found.unanswered) and found.p99 <= LIMIT_MS
+            if fine:
+                break
         if fine:
             low, best = rate, found
         else:
