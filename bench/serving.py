@@ -254,8 +254,8 @@ def markdown(found: dict[str, Any]) -> str:
             rows.append([name, f"{at['rate']:.0f}", f"{at['rate'] * size:.0f}", *cells])
         headings = ["server", f"requests/s at p99 <= {LIMIT_MS:g} ms", "texts/s"]
         lines += [*table([*headings, *(f"p50 / p99 in ms at {rate:.1f}/s" for rate in rates)], rows), ""]
-        costs = [at["generator"] for at in part["highest"].values()]
-        late = max(at["late"] for at in part["highest"].values())
+        costs = [at["generator"] for at in part["highest"].values() if at["rate"]]
+        late = max(at["late"] for at in part["highest"].values() if at["rate"])
         lines += [
             f"The generator took {min(costs):.0%} to {max(costs):.0%} of a core; 99% of requests were sent within",
             f"{late:.2f} ms of when they were due.",
