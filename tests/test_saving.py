@@ -133,6 +133,7 @@ def test_a_full_file_system(
         assert which(path, sources) == "old"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["convert", "calibrate"])
 def test_a_limit_on_file_sizes(command: str, text_checkpoint: Path, tmp_path: Path) -> None:
     """A real one, on the command line: one sentence, exit code 1, and what was there is as it was."""

@@ -307,6 +307,7 @@ def test_several_threads(
     assert model.made <= MAX_FLIGHTS
 
 
+@pytest.mark.slow
 def test_warmup_changes_no_answer(make_checkpoint: Make, random_rows: Any, device: torch.device) -> None:
     engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
     engine.criterion = Entropy(0.9)

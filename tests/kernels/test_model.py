@@ -93,6 +93,7 @@ def test_every_family(make_checkpoint: Make, random_rows: Any, device: torch.dev
     check(ours, plain, random_rows([1, 17, 40]), Entropy(0.9) if head == "authors" else Never())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("overlap_tokens")
 @pytest.mark.parametrize("layers", [pytest.param([1] * 5, marks=pytest.mark.slow), [1, 2, 3, 4, 5]])
 def test_rows_leave_everywhere(

@@ -111,6 +111,7 @@ def check(ours: Answers, slow: Answers) -> None:
 
 
 @each_rule
+@pytest.mark.slow
 def test_rules(pair: Pair, name: str) -> None:
     ours, slow = (answers_of(carrier, RULES[name]) for carrier in pair)
     check(ours, slow)

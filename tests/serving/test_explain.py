@@ -202,6 +202,7 @@ def test_of_many_labels_the_likely_ones_are_told(make_checkpoint: Make, monkeypa
     assert {len(exit["probabilities"]) for exit in found["exits"]} == {3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 def test_a_cascade(make_checkpoint: Make, tmp_path: Path, own: bool) -> None:
     """Of each model its answer, which may be that of an exit of its own; layers are counted through the models."""

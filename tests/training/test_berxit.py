@@ -52,6 +52,7 @@ def test_every_strategy(encoder: Path, rows: Path, tmp_path: Path, strategy: str
     assert (score is not None) == learned
 
 
+@pytest.mark.slow
 def test_regression_leaves_by_the_learned_score(encoder: Path, rated: Path, tmp_path: Path) -> None:
     out = pfengine.train(config(encoder, rated, tmp_path / "out", system="berxit", labels=None, epochs=8))
     engine = pfengine.load(out)
@@ -66,6 +67,7 @@ def test_regression_leaves_by_the_learned_score(encoder: Path, rated: Path, tmp_
     np.testing.assert_array_equal(taken.logits, np.concatenate([each.logits for each in alone]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["alternate-lte", pytest.param("two-stage", marks=pytest.mark.slow)])
 def test_exits_attached_to_a_finished_model(encoder: Path, rows: Path, tmp_path: Path, strategy: str) -> None:
     """Of two stages the first is the finished model's."""

@@ -55,6 +55,7 @@ def test_killed_and_started_again(encoder: Path, rows: Path, tmp_path: Path, sys
     assert bytes_of(pfengine.train(asked)) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["leebert", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)])
 def test_attached_to_a_finished_model(encoder: Path, rows: Path, tmp_path: Path, system: str) -> None:
     full = pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=4))

@@ -190,6 +190,7 @@ def test_phases_and_what_is_fitted_afterwards(
     assert load_file(tmp_path / "out" / "model.safetensors")["exit_head.classifiers.bias"].eq(2).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "step"), [pytest.param(0, 3, marks=pytest.mark.slow), (1, 2)])
 def test_a_run_that_was_killed_in_a_phase_goes_on(
     encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases: list[Any], phase: int, step: int

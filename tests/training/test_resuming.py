@@ -132,6 +132,7 @@ def interrupted(work: Callable[[], Any], step: int) -> None:
     assert killed(work, step, 0)
 
 
+@pytest.mark.slow
 def test_the_last_whole_state_outlives_the_next_save(
     encoder: Path, rows: Path, tmp_path: Path, steps_from_now: Callable[[], list[int]], whole: dict[str, bytes]
 ) -> None:
@@ -251,6 +252,7 @@ def test_the_order_of_rows() -> None:
     assert sum(spread) / len(spread) < 10
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_written(encoder: Path, rows: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
     """A limit on file sizes below the optimiser's state: one sentence, and the run goes on without it."""
     import resource

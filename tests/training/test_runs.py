@@ -45,6 +45,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(transformers.Trainer, "training_step", stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -40,6 +40,7 @@ def test_a_student_agrees_with_its_teacher(full: Path, rows: Path, tmp_path: Pat
     assert (said["teacher"], said["soft"]) == (full.name, 0.9)
 
 
+@pytest.mark.slow
 def test_exits_on_top_of_a_student(full: Path, rows: Path, tmp_path: Path) -> None:
     options = {"layers": 2, "epochs": 1, "options": {"teacher": str(full)}}
     student = pfengine.train(config(full, rows, tmp_path / "student", system="student", **options))

@@ -80,6 +80,7 @@ def test_engine_answers_as_the_trained_model(
         np.testing.assert_allclose(ours, theirs, atol=2e-5)  # fp32, three layers
 
 
+@pytest.mark.slow
 def test_same_seed_same_checkpoint(encoder: Path, rows: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums over threads have no fixed order
