@@ -33,13 +33,15 @@ DRAIN_SECONDS = 5.0  # after the last request
 class Found:
     """What came of one run. Times in milliseconds.
 
-    rate: requests per second that were due; done: that were answered with 200. late: how long after they were due
+    rate: requests per second that were due; done: of those that count, that were answered with 200; throughput: all
+    that were answered with 200, per second until the last answer. late: how long after they were due
     requests were sent, the 99th percentile over those that found a free connection. generator: share of a core.
     refused: with 429; failed: with any other status.
     """
 
     rate: float
     done: float
+    throughput: float
     requests: int
     refused: int
     failed: int
@@ -142,6 +144,7 @@ def run(
     return Found(
         rate=rate,
         done=float(fine.sum() / (seconds - min(skip, seconds / 2))),
+        throughput=float((answered == 200).sum() / lasted),
         requests=int(counted.sum()),
         refused=int((counted & (answered == 429)).sum()),
         failed=int((counted & (answered > 0) & (answered != 200) & (answered != 429)).sum()),

@@ -31,6 +31,7 @@ import typer
 from .load import requests_of, run
 from .peers import read_texts
 
+UNDER_WAY = 64  # requests that the server takes; the generator has four times as many connections
 GROWTH_MB = 16.0  # of the largest resident memory in the last quarter over that in the second one
 SHARE, STEP_SECONDS, HANG_UPS = 1.5, 5.0, 25.0  # of capacity; per run of the generator; per second
 
@@ -67,6 +68,7 @@ def main(
     size: Annotated[int, typer.Option(help="Texts per request.")] = 4,
 ) -> None:
     command = [sys.executable, "-m", "pfengine", "serve", "sst2", "--port", "0", "--grpc-port", "-1"]
+    command += ["--max-concurrent-requests", str(UNDER_WAY)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -86,7 +88,7 @@ def main(
 def soak(pid: int, url: str, seconds: float, size: int) -> dict[str, Any]:
     texts = read_texts()
     bodies = [json.dumps({"inputs": [[text] for text in texts[i : i + size]]}).encode() for i in range(0, 64, size)]
-    rate = SHARE * run(f"{url}/predict", bodies, 2000, 3.0, connections=64).done
+    rate = SHARE * run(f"{url}/predict", bodies, 2000, 3.0, connections=UNDER_WAY // 2).throughput
     address, requests = requests_of(f"{url}/predict", bodies)
     hanging = Hanging(address, requests[0])
     hanging.start()
