@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -129,6 +130,13 @@ def until(condition: Any) -> None:
         time.sleep(0.005)
 
 
+def dropped(client: Any) -> float:
+    """How many clients the server has seen hang up."""
+    text = client.ask("/metrics")[1].decode()
+    found = re.search(r'te_request_failure\{err="dropped"\} (\S+)', text)
+    return float(found[1]) if found else 0.0
+
+
 def test_a_client_that_hangs_up_costs_nothing_more(sst2: pfengine.Engine, slow: threading.Event) -> None:
     with server(sst2) as (client, model):
         slow.clear()
@@ -144,6 +152,7 @@ def test_a_client_that_hangs_up_costs_nothing_more(sst2: pfengine.Engine, slow: 
                     waiting.enter_context(raw(client, request(body)))
                 until(lambda: queue.rows == 5)
             until(lambda: queue.rows == 0)  # they have hung up, and are forgotten
+        until(lambda: dropped(client) == threads + 5)
         slow.set()
         until(lambda: model.scheduler.busy_since is None)
         assert client.ask("/predict", {"inputs": TEXT})[0] == 200
