@@ -62,6 +62,7 @@ def overlap_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cuda_flight, "OVERLAP_TOKENS", request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head",
     [pytest.param(head, id=name, marks=[] if name in QUICK else pytest.mark.slow) for name, head in HEADS.items()],

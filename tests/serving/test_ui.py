@@ -117,6 +117,7 @@ def test_what_is_refused(client: Client, body: Any, status: int, text: str) -> N
         assert text in answer["error"]
 
 
+@pytest.mark.slow
 def test_models(several: Client, sst2: pfengine.Engine) -> None:
     _, found, _ = several.ask("/ui/models", authorization="Bearer secret")
     assert [each["name"] for each in found["models"]] == ["sst2", "tiny"]
@@ -195,6 +196,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     gate.set()
 
 
+@pytest.mark.slow
 def test_explanations_hold_up_nobody_else(sst2: pfengine.Engine, held: threading.Event) -> None:
     """While one is computed the server answers; where more wait than may, they are refused at once."""
     limits = Limits(request_timeout=2)

@@ -28,6 +28,7 @@ def write(file: Path, labels: list[str], seed: int, rows: int = 320, spelled: st
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "names", "spelled"),
     [

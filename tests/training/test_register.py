@@ -160,6 +160,7 @@ def test_converted_from_a_directory_of_others(trained: Path, texts: list[str], t
         del SYSTEMS["twin"]
 
 
+@pytest.mark.slow
 def test_attached_to_a_finished_model(encoder: Path, rows: Path, texts: list[str], tmp_path: Path) -> None:
     """Its exits answer before the last layer, the model's own classifier after it."""
     full = pfengine.train(config(encoder, rows, tmp_path / "full", system="full-model", epochs=4))

@@ -98,6 +98,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", MOMENTS, ids=str)
 def test_killed_and_started_again(
     moments: list[tuple[int, int]],

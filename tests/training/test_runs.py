@@ -224,6 +224,7 @@ def test_strategies_by_name(encoder: Path, rows: Path, tmp_path: Path, incorpora
     assert pfengine.load(out).predict(["a good film", "a bad film"], speedup=1.5).logits.shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_numbers_as_labels_make_a_regression(encoder: Path, rows: Path, tmp_path: Path) -> None:
     lines = (rows / "train.tsv").read_text().splitlines()
     (tmp_path / "train.tsv").write_text(
