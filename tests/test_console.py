@@ -377,7 +377,6 @@ def test_a_named_pipe_as_file(start, checkpoint: str, tmp_path: Path) -> None:
     os.close(answers)
 
 
-@pytest.mark.slow
 def test_as_a_user_starts_it(checkpoint: str) -> None:
     command = [sys.executable, "-P", "-m", "pfengine"]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
