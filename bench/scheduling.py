@@ -29,11 +29,11 @@ from pfengine.batching import pack
 from pfengine.evaluation.machine import describe_machine, name_machine
 from pfengine.inference import RowAnswers
 from pfengine.rows import Row
+from pfengine.torch_state import keep_to_one_thread
 
 from .tables import table
 
 SHARES = (0.3, 0.6, 0.9)
-_threads = threading.local()
 
 
 class Waiting:
@@ -94,7 +94,7 @@ def one_a_core(tokens: int, cores: int) -> Way:
     """As many batches at once as there are cores, each on one thread."""
 
     def on_one(engine: pfengine.Engine, waiting: Waiting) -> None:
-        _threads.count = 1
+        keep_to_one_thread()
         small_batches(tokens)(engine, waiting)
 
     def run(engine: pfengine.Engine, waiting: Waiting) -> None:
@@ -209,11 +209,9 @@ def main(
     json_to: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     engine = pfengine.load(checkpoint, precision=precision)
-    default = extension.threads
-    extension.threads = lambda: getattr(_threads, "count", None) or default()
     texts = (Path(__file__).parent / "sst2_dev_96.txt").read_text().splitlines()
     rows = [row for row in engine.tokenizer.encode(enumerate(texts)) if isinstance(row, Row)]
-    cores = default()
+    cores = extension.threads()
     ways: dict[str, Way] = {f"batches of {n} tokens": small_batches(n) for n in (128, 256, 512, 1024, 4096)}
     ways |= {f"one a core, {n} tokens": one_a_core(n, cores) for n in (128, 512)}
     ways |= {f"joining after {k} layers, {n} tokens": joining(n, k) for n, k in ((512, 1), (512, 3), (1024, 3))}
