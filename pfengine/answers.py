@@ -13,6 +13,9 @@ from .errors import InputError
 from .exits.calibration import layer_speedup
 from .tokenization import Row
 
+# What makes a score of a logit, and the problem type that has each.
+FUNCTIONS = {"sigmoid": "multi_label_classification", "softmax": "single_label_classification", "none": "regression"}
+
 
 @dataclass(frozen=True)
 class Predictions:

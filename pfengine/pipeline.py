@@ -12,12 +12,12 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from .answering import answered
-from .answers import probabilities
+from .answers import FUNCTIONS, probabilities
 from .api import BATCH_TOKENS, DTYPES, Engine, load
 from .cascade_reader import CascadeCheckpoint
 from .checkpoint import Checkpoint
 from .errors import ConfigError, InputError, shown
-from .pipeline_options import FUNCTIONS, LONGEST_FIRST, OFF, Options, check_loading, device_of, precision_of
+from .pipeline_options import LONGEST_FIRST, OFF, Options, check_loading, device_of, precision_of
 from .rows import Unreadable
 
 TASKS = ("text-classification", "sentiment-analysis")

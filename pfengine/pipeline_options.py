@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .answers import FUNCTIONS
 from .errors import ConfigError, shown
 from .options import whole
 
@@ -22,7 +23,6 @@ OFF, LONGEST_FIRST = "do_not_truncate", "longest_first"
 TRUNCATION = {True: LONGEST_FIRST, False: OFF, None: None} | {
     name: name for name in (LONGEST_FIRST, "only_first", "only_second", OFF)
 }
-FUNCTIONS = {"sigmoid": "multi_label_classification", "softmax": "single_label_classification", "none": "regression"}
 
 
 @dataclass(frozen=True)

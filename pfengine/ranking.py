@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .answering import Host, answered
-from .answers import probabilities
+from .answers import FUNCTIONS, probabilities
 from .engine import CriterionFunction
 from .errors import ConfigError, InputError
 from .exits import Criterion
@@ -16,7 +16,7 @@ from .options import whole
 from .per_row import Number
 from .rows import Unreadable, rows_of
 
-ACTIVATIONS = {"sigmoid": "multi_label_classification", "none": "regression"}  # and the problem type that has each
+ACTIVATIONS = ("sigmoid", "none")  # of FUNCTIONS
 
 
 class Ranking:
@@ -90,7 +90,7 @@ class Ranking:
         if not indexes:
             return failed
         found = np.stack(logits)
-        problem = self.model.config.problem_type if activation is None else ACTIVATIONS[activation]
+        problem = self.model.config.problem_type if activation is None else FUNCTIONS[activation]
         values = probabilities(found, problem)[:, 0]
         return [
             {"index": indexes[i], "score": float(values[i]), "exit_layer": layers[i]}

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .bodies import ClientGone, parse_json, read_body
-from .failures import Failure
+from .failures import Failure, check_rows, overloaded, shutting_down
 from .limits import Limits
 from .metrics import Metrics
 from .served import Answer, Knobs, Served
@@ -51,9 +51,9 @@ class State:
             return seconds
 
         if self.stopping:
-            raise Failure("unhealthy", "the server is shutting down", retry_after=1.0)
+            raise shutting_down()
         if self.active >= self.limits.max_concurrent_requests:
-            raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
+            raise overloaded()
         self.active += 1
         try:
             yield succeeded
@@ -102,9 +102,7 @@ class Call:
 
         Sets the headers that say where rows left and what took how long.
         """
-        limit = self.state.limits.max_client_batch_size
-        if len(rows) > limit:
-            raise Failure("validation", f"batch size {len(rows)} > maximum allowed batch size {limit}")
+        check_rows(len(rows), self.state.limits.max_client_batch_size)
         if not rows:
             raise Failure("empty", "`inputs` cannot be empty")
         answer = await model.answer(rows, knobs, None if self.request is None else self.gone)

@@ -29,3 +29,17 @@ class Failure(Exception):
     def __init__(self, kind: Kind, message: str, *, row: int | None = None, retry_after: float | None = None) -> None:
         self.kind, self.message, self.row, self.retry_after = kind, message, row, retry_after
         super().__init__(message)
+
+
+def overloaded() -> Failure:
+    return Failure("overloaded", "Model is overloaded", retry_after=1.0)
+
+
+def shutting_down() -> Failure:
+    return Failure("unhealthy", "the server is shutting down", retry_after=1.0)
+
+
+def check_rows(rows: int, most: int) -> None:
+    """Raise Failure where a request has more rows than `max_client_batch_size`."""
+    if rows > most:
+        raise Failure("validation", f"batch size {rows} > maximum allowed batch size {most}")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .failures import Failure
+from .failures import Failure, overloaded, shutting_down
 from .job import Job
 from .limits import Limits
 
@@ -46,14 +46,14 @@ class Queue:
         limits, rows = self.limits, len(job.rows)
         with self._changed:
             if self.closed:
-                raise Failure("unhealthy", "the server is shutting down", retry_after=1.0)
+                raise shutting_down()
             full = (
                 self.rows + rows > limits.max_queue_rows
                 or self.tokens + job.tokens > limits.max_queue_tokens
                 or self.bytes + size > limits.max_queue_bytes
             )
             if full and self._waiting:
-                raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
+                raise overloaded()
             if full:
                 raise Failure("validation", "the request is larger than the whole queue; send fewer or shorter texts")
             heapq.heappush(self._heaps.setdefault(job.key, []), (job.order, job))

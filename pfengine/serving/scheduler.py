@@ -124,14 +124,13 @@ class Scheduler:
                 self._serve(number, under_way)
                 self._running[number] = False
                 return
-            except BaseException as error:  # also SystemExit, which would end only this thread
+            except BaseException:  # also SystemExit, which would end only this thread
                 self._running[number] = False
                 log.exception("a thread of the engine failed and is started again")
                 self.totals.add_crash()
-                crashed = _Crashed(error)
                 for place in under_way:
-                    place.job.fail(crashed())
-                self.queue.fail_all(crashed)
+                    place.job.fail(_crashed())
+                self.queue.fail_all(_crashed)
             time.sleep(RESTART_SECONDS)
 
     def _serve(self, number: int, under_way: list[Place]) -> None:
@@ -161,11 +160,6 @@ class Scheduler:
                 self.run_isolated([place])
 
 
-class _Crashed:
+def _crashed() -> Failure:
     """What jobs fail with after a crash."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.name = type(error).__name__
-
-    def __call__(self) -> Failure:
-        return Failure("unhealthy", "the engine failed and is being started again", retry_after=1.0)
+    return Failure("unhealthy", "the engine failed and is being started again", retry_after=1.0)

@@ -21,7 +21,7 @@ from ..per_row import own_exits
 from ..rows import Row, size
 from .bodies import ClientGone
 from .drift import Drift, expected_exits
-from .failures import Failure
+from .failures import Failure, overloaded
 from .job import Job
 from .limits import Limits
 from .scheduler import Scheduler
@@ -165,12 +165,16 @@ class Served:
             for i, token, is_special, (start, stop) in parts
         ]
 
+    @property
+    def calibration(self) -> Sequence[dict[str, Any]]:
+        """The checkpoint's table, where it is of the criterion that runs by default; else nothing."""
+        now = self.selection.criterion
+        same = isinstance(now, DataCriterion) and now.form == form_of(self._exits.criterion)
+        return self._exits.calibration if same else ()
+
     def _drift(self) -> Drift:
-        """Beside the calibration at the criterion's threshold, where its table is of that criterion."""
-        table, now = self._exits.calibration, self.selection.criterion
-        if not isinstance(now, DataCriterion) or now.form != form_of(self._exits.criterion):
-            return Drift(None, 0)
-        threshold = getattr(now, "threshold", None)
+        """Beside the calibration at the criterion's threshold."""
+        table, threshold = self.calibration, getattr(self.selection.criterion, "threshold", None)
         expected = expected_exits(table, threshold if isinstance(threshold, (int, float)) else None)
         return Drift(expected, 0 if expected is None else max(sum(point.get("exit_rows", ())) for point in table))
 
@@ -178,7 +182,7 @@ class Served:
         """Refuse before any work what would be refused after it."""
         queue = self.scheduler.queue
         if queue.rows and queue.rows + rows > self.limits.max_queue_rows:
-            raise Failure("overloaded", "Model is overloaded", retry_after=1.0)
+            raise overloaded()
 
     def read(self, rows: Sequence[Any], knobs: Knobs) -> tuple[Selection, list[Row | InputError]]:
         """The rows tokenised, with their thresholds. Raises Failure for knobs that make no sense."""

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from .._version import __version__
 from ..answers import probabilities
 from .endpoint import Call, Endpoint
-from .failures import Failure
+from .failures import Failure, check_rows
 from .requests import Knobbed, best_first, check_ranks
 from .served import Answer, Served
 
@@ -106,9 +106,7 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Any:
     """The tokens of texts."""
     model = call.state.model()
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    limit = call.state.limits.max_client_batch_size
-    if len(texts) > limit:
-        raise Failure("validation", f"batch size {len(texts)} > maximum allowed batch size {limit}")
+    check_rows(len(texts), call.state.limits.max_client_batch_size)
     return [model.tokens(text, body.add_special_tokens) for text in texts]
 
 

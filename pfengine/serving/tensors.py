@@ -47,13 +47,6 @@ def texts_from_binary(name: str, data: memoryview, elements: int) -> list[str]:
     return found
 
 
-def numbers_from_binary(name: str, datatype: str, data: memoryview, elements: int) -> np.ndarray:
-    dtype = np.dtype(DTYPES[datatype]).newbyteorder("<")
-    if len(data) != elements * dtype.itemsize:
-        raise Failure("validation", f"input '{name}' has {len(data)} bytes, expected {elements * dtype.itemsize}")
-    return np.frombuffer(data, dtype)
-
-
 def text(name: str, raw: bytes) -> str:
     try:
         return raw.decode()

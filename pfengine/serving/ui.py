@@ -15,14 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from ..errors import InputError
-from ..exits.data import is_data
 from ..exits.text import fitting, parse_form
 from ..rows import size
 from . import tei
 from .bodies import ClientGone
 from .endpoint import Call, Endpoint, json_response
 from .explain import describe, explain, track
-from .failures import Failure
+from .failures import Failure, check_rows
 from .requests import Finite
 from .served import INLINE_CHARACTERS, Knobs, Served
 
@@ -62,9 +61,7 @@ async def explanation(call: Call, body: ExplainRequest) -> Any:
     """
     state = call.state
     model, rows = state.model(body.model), _rows(body)
-    limit = state.limits.max_client_batch_size
-    if len(rows) > limit:
-        raise Failure("validation", f"batch size {len(rows)} > maximum allowed batch size {limit}")
+    check_rows(len(rows), state.limits.max_client_batch_size)
     try:
         async with asyncio.timeout(state.limits.request_timeout):
             with state.turns.entered():
@@ -129,12 +126,8 @@ def _model(model: Served) -> dict[str, Any]:
 
 def _calibration(model: Served) -> list[dict[str, float | None]]:
     """What held-out rows did at thresholds of the model's criterion; empty where that is of another criterion."""
-    own, exits = model.selection.criterion, model.exits
-    written = parse_form(exits.criterion)
-    if not is_data(own) or not is_data(written) or own.form != written.form:
-        return []
     keys = ("threshold", "layer_speedup", "agreement")
-    return [{key: point.get(key) for key in keys} for point in exits.calibration]
+    return [{key: point.get(key) for key in keys} for point in model.calibration]
 
 
 def _criteria(model: Served) -> list[str]:
