@@ -137,7 +137,7 @@ def parse(row_id: int, value: Any, lists: bool = False) -> Text | Row:
     if lists and isinstance(value, list):
         value = {"words": value}
     try:
-        return Text(_clean(value), None) if isinstance(value, str) else _parse(row_id, value)
+        return Text(clean(value), None) if isinstance(value, str) else _parse(row_id, value)
     except InputError:
         raise
     except Exception as error:  # raised by the row's own methods
@@ -146,7 +146,7 @@ def parse(row_id: int, value: Any, lists: bool = False) -> Text | Row:
 
 def _parse(row_id: int, value: Any) -> Text | Row:
     if _is_pair(value):
-        return Text(_clean(value[0]), _clean(value[1]) or None)
+        return Text(clean(value[0]), clean(value[1]) or None)
     if isinstance(value, Unreadable):
         raise InputError(row_id, value.reason)
     if isinstance(value, _BYTES):
@@ -176,7 +176,7 @@ def _record(row_id: int, value: Mapping[str, Any]) -> Text:
         for key in _SECOND_TEXTS:
             if isinstance(value.get(key), str):
                 raise InputError(row_id, f"has 'text' and '{key}'; the second text of a pair goes by 'text_pair'")
-    return Text(_clean(text), _clean(pair or "") or None, _knob(row_id, value))
+    return Text(clean(text), clean(pair or "") or None, _knob(row_id, value))
 
 
 def _words(row_id: int, value: Mapping[str, Any]) -> Text:
@@ -189,8 +189,8 @@ def _words(row_id: int, value: Mapping[str, Any]) -> Text:
     for i, word in enumerate(words):
         if not isinstance(word, str):
             raise InputTypeError(row_id, f"'words' has at {i} what is {_describe(word)}; it must be a list of strings")
-    clean = tuple(map(_clean, words))
-    return Text(" ".join(clean), None, _knob(row_id, value), clean)
+    cleaned = tuple(map(clean, words))
+    return Text(" ".join(cleaned), None, _knob(row_id, value), cleaned)
 
 
 def _knob(row_id: int, value: Mapping[str, Any]) -> Knob | None:
@@ -259,7 +259,7 @@ def _describe(value: Any) -> str:
     return "a tuple that is no pair of strings" if issubclass(kind, tuple) else f"of type {kind.__name__}"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Lone surrogates, which are not text, become U+FFFD, as UTF-8 encoders write them."""
     if type(text) is not str:
         text = str.__str__(text)  # of a subclass, which may override anything

@@ -6,6 +6,7 @@ Uses only the `tokenizers` library; transformers is imported for directories who
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from .config import BackboneConfig
 from .errors import CheckpointError, ConfigError, InputError
 from .messages import warn
 from .rows import Row as Row
-from .rows import Text, parse
+from .rows import Text, clean, parse
 from .rows import Unreadable as Unreadable
 from .rows import is_single as is_single
 from .tokenizer_fields import guarded
@@ -119,6 +120,20 @@ class Tokenizer:
                 out[slot] = error
         return out
 
+    def tokens(self, text: str, special: bool = True) -> tuple[str, tokenizers.Encoding]:
+        """All tokens of a text, also beyond `max_length`, and the text that their offsets are in.
+
+        special: with the special tokens that the tokenizer adds. Raises InputError where it fails on the text, or the
+        checkpoint has no tokenizer.
+        """
+        if self.backend is None:
+            raise InputError(0, "is text, but the checkpoint has no tokenizer")
+        text = clean(text)
+        try:
+            return text, guarded(self._untruncated.encode, text, add_special_tokens=special)
+        except ValueError as error:
+            raise InputError(0, f"cannot be tokenised: {error}") from None
+
     def limited(self, max_length: int) -> Tokenizer:
         """The same tokenizer with another longest row, at most `config.max_tokens`.
 
@@ -128,9 +143,20 @@ class Tokenizer:
         other.max_length = max_length
         if self.backend is not None:
             other._check_room()
-            other.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
-            other.backend.encode_special_tokens = self.backend.encode_special_tokens  # which the text does not say
+            other.backend = self._copied()
             other.backend.enable_truncation(max_length, direction=self.side)
+        return other
+
+    @functools.cached_property
+    def _untruncated(self) -> tokenizers.Tokenizer:
+        other = self._copied()
+        other.no_truncation()
+        return other
+
+    def _copied(self) -> tokenizers.Tokenizer:
+        assert self.backend is not None
+        other = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        other.encode_special_tokens = self.backend.encode_special_tokens  # which the text does not say
         return other
 
     def _check_room(self) -> None:

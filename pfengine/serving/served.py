@@ -152,18 +152,31 @@ class Served:
             if answer.failures:
                 raise Failure("unhealthy", "unhealthy")
 
-    def tokens(self, text: str, special: bool) -> list[dict[str, Any]]:
-        """The tokens of a text, as Text Embeddings Inference describes them."""
-        backend = self.engine.tokenizer.backend
-        if backend is None:
+    async def tokens(self, texts: Sequence[str], special: bool) -> list[list[dict[str, Any]]]:
+        """The tokens of texts, as Text Embeddings Inference describes them. Raises Failure for the first bad text."""
+        if self.engine.tokenizer.backend is None:
             raise Failure("unsupported", "the model has no tokenizer; it takes token ids")
-        found = backend.encode(text, add_special_tokens=special)
-        parts = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
-        return [
-            {"id": i, "text": token if is_special else text[start:stop], "special": bool(is_special)}
-            | ({"start": None, "stop": None} if is_special else {"start": start, "stop": stop})
-            for i, token, is_special, (start, stop) in parts
-        ]
+        describe = functools.partial(self._described, texts, special)
+        if sum(map(size, texts)) <= INLINE_CHARACTERS:
+            return describe()
+        return await asyncio.get_running_loop().run_in_executor(None, describe)
+
+    def _described(self, texts: Sequence[str], special: bool) -> list[list[dict[str, Any]]]:
+        described = []
+        for row, given in enumerate(texts):
+            try:
+                text, found = self.engine.tokenizer.tokens(given, special)
+            except InputError as error:
+                raise Failure("tokenizer", error.reason, row=row) from None
+            parts = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
+            described.append(
+                [
+                    {"id": i, "text": token if is_special else text[start:stop], "special": bool(is_special)}
+                    | ({"start": None, "stop": None} if is_special else {"start": start, "stop": stop})
+                    for i, token, is_special, (start, stop) in parts
+                ]
+            )
+        return described
 
     @property
     def calibration(self) -> Sequence[dict[str, Any]]:

@@ -107,7 +107,7 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Any:
     model = call.state.model()
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     check_rows(len(texts), call.state.limits.max_client_batch_size)
-    return [model.tokens(text, body.add_special_tokens) for text in texts]
+    return await model.tokens(texts, body.add_special_tokens)
 
 
 async def info(call: Call) -> Any:

@@ -101,7 +101,9 @@ def check(connection: http.client.HTTPConnection, path: str, body: bytes, **head
     connection.request("POST", path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     data, status = response.read(), response.status
-    assert status in (200, 400, 404, 413, 422, 424, 501), (status, data)  # not 5xx: nothing broke
+    assert status in (200, 400, 404, 413, 422, 424, 501) or (  # not 5xx: nothing broke
+        status == 504 and b"the deadline passed" in data and b'"deadline_ms"' in body  # a millisecond is soon over
+    ), (status, data)
     assert b"inside the server" not in data, data
     if status != 200:
         assert b"Traceback" not in data

@@ -162,6 +162,19 @@ def test_tokenize(client: Client, sst2: pfengine.Engine) -> None:
     assert not any(t["special"] for t in client.ask("/tokenize", {"inputs": "ok", "add_special_tokens": False})[1][0])
 
 
+@pytest.mark.parametrize("words", [5, 700, 5000])
+def test_tokenize_cuts_nothing_off(client: Client, words: int) -> None:
+    (found,) = client.ask("/tokenize", {"inputs": "ok " * words, "add_special_tokens": False})[1]
+    assert "".join(token["text"] for token in found) == "ok " * words
+
+
+@pytest.mark.parametrize("text", ["\ud800", "ok \udfff\ud800 ok", "\ud83d\ude42 \ude42"])
+def test_tokenize_reads_lone_surrogates_as_predict_does(client: Client, text: str) -> None:
+    clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert client.ask("/tokenize", {"inputs": text})[:2] == client.ask("/tokenize", {"inputs": clean})[:2]
+    assert client.ask("/predict", {"inputs": text})[:2] == client.ask("/predict", {"inputs": clean})[:2]
+
+
 @pytest.mark.parametrize("path", ["/health", "/ping", "/"])
 def test_health(client: Client, path: str) -> None:
     status, body, _ = client.ask(path)
