@@ -34,6 +34,10 @@ def serve(
         typer.Option(envvar="OTLP_ENDPOINT", help="Collector of OpenTelemetry for a span per request, over HTTP."),
     ] = None,
     otlp_service_name: Annotated[str, typer.Option(envvar="OTLP_SERVICE_NAME")] = "pfengine",
+    json_output: Annotated[
+        bool,
+        typer.Option("--json-output", envvar="JSON_OUTPUT", help="Logs as JSON, with a line per request."),
+    ] = False,
     criterion: Annotated[str | None, typer.Option(help="When rows exit, such as entropy:0.3 or never.")] = None,
     threshold: Threshold = None,
     speedup: Speedup = None,
@@ -74,6 +78,7 @@ def serve(
         grace=grace,
         otlp_endpoint=otlp_endpoint,
         otlp_service_name=otlp_service_name,
+        json_output=json_output,
         criterion=criterion,
         threshold=threshold,
         speedup=speedup,

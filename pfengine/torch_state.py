@@ -59,8 +59,21 @@ def keep_to_one_thread() -> bool:
 
 
 def kept_to_one_thread() -> bool:
-    """Whether `keep_to_one_thread` was called in this thread."""
+    """Whether `keep_to_one_thread` was called in this thread, or `alone` is around its caller."""
     return _outside.alone
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """What `keep_to_one_thread` does, until the end of the block."""
+    before, threads = _outside.alone, torch.get_num_threads()
+    keep_to_one_thread()
+    try:
+        yield
+    finally:
+        _outside.alone = before
+        if _set_threads is not None:
+            _set_threads(threads)
 
 
 @contextlib.contextmanager

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
 from .._version import __version__
 from . import infinity, open_inference, shared_paths, tei, ui, vllm
-from .endpoint import Endpoint, State
+from .endpoint import Endpoint, Observer, State
 from .limits import Limits
 from .metrics import Metrics
 from .served import Served
-from .tracing import Tracer
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -33,19 +33,21 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
 
 def create_app(
-    models: Mapping[str, Served], limits: Limits, api_key: str | None = None, tracer: Tracer | None = None
+    models: Mapping[str, Served], limits: Limits, api_key: str | None = None, observers: Sequence[Observer] = ()
 ) -> FastAPI:
     """The application that answers with these models, the first where a request names none.
 
-    api_key: what requests must carry as a Bearer token; None: nothing. tracer: writes a span per request.
+    api_key: what requests must carry as a Bearer token; None: nothing. observers: called after each request that may
+    compute something.
     """
     app = FastAPI(
         title="pfengine",
         version=__version__,
         description="Text classification with early exits, in the wire formats of several servers.",
     )
-    state = State(models, limits, Metrics(models), tracer=tracer)
+    state = State(models, limits, Metrics(models), observers=observers)
     app.state.serving = state
+    app.router.route_class = Direct
     for endpoint in ENDPOINTS:
         for path in endpoint.paths:
             _add(app, state, endpoint, path)
@@ -82,6 +84,13 @@ def _inlined(schema: dict[str, Any]) -> Any:
         return {key: replaced(each) for key, each in value.items()}
 
     return replaced(schema)
+
+
+class Direct(APIRoute):
+    """A route whose function takes the request as it is and makes the response: FastAPI only documents it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
 
 
 class Guard:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ from .failures import Failure, check_rows, overloaded, shutting_down
 from .limits import Limits
 from .metrics import Metrics
 from .served import Answer, Knobs, Served
-from .tracing import Tracer
 from .turns import Turns
 
 
@@ -34,7 +33,7 @@ class State:
     ready: bool = False
     stopping: bool = False
     active: int = 0  # requests under way
-    tracer: Tracer | None = None
+    observers: Sequence[Observer] = ()  # of requests that are over
     turns: Turns = field(default_factory=Turns)  # of what runs beside the scheduler
 
     @contextlib.contextmanager
@@ -91,11 +90,10 @@ class Call:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
 
-    def trace(self, failure: str | None = None) -> None:
-        """Write the spans of this request, which is over; failure: what went wrong."""
-        if self.state.tracer is not None:
-            given = {} if self.request is None else self.request.headers
-            self.state.tracer.write(self.method, given, self.started, self.answers, failure)
+    def over(self, failure: str | None = None) -> None:
+        """Tell the observers that the request is over; failure: what went wrong."""
+        for observer in self.state.observers:
+            observer(self, failure)
 
     async def answer(self, model: Served, rows: list[Any], knobs: Knobs, *, one: bool = False) -> Answer:
         """The answers of a model. one: a row that fails fails the request, as do too many rows.
@@ -125,6 +123,7 @@ class Call:
 
 
 log = logging.getLogger("pfengine.serving")
+Observer = Callable[[Call, str | None], None]
 Handler = Callable[..., Awaitable[Any]]
 
 
@@ -149,7 +148,7 @@ class Endpoint:
         call = Call(state, request, self.method)
         response = await self._response(call)
         if self.verb == "POST":
-            call.trace(None if response.status_code < 400 else f"status {response.status_code}")
+            call.over(None if response.status_code < 400 else f"status {response.status_code}")
         return response
 
     async def _response(self, call: Call) -> Response:

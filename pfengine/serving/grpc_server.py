@@ -111,13 +111,17 @@ class _Service:
 
     async def ModelInfer(self, request: Any) -> dict[str, Any]:
         open_inference.check_version(request.model_version or "1")
-        model = self.state.model(request.model_name)
-        with self.state.entered("infer") as succeeded:
-            call, (rows, body) = Call(self.state, None, "infer"), request_of(request)
-            answer = await call.answer(model, rows, open_inference.knobs_of(body.parameters), one=True)
-            outputs = list(open_inference.answered(model, answer, body))
-            succeeded()
-            call.trace()
+        model, call = self.state.model(request.model_name), Call(self.state, None, "infer")
+        try:
+            with self.state.entered("infer") as succeeded:
+                rows, body = request_of(request)
+                answer = await call.answer(model, rows, open_inference.knobs_of(body.parameters), one=True)
+                outputs = list(open_inference.answered(model, answer, body))
+                succeeded()
+        except Failure as failure:
+            call.over(failure.kind)
+            raise
+        call.over()
         found: dict[str, Any] = {"model_name": model.name, "model_version": "1", "id": request.id}
         found["outputs"] = [
             {"name": name, "datatype": kind, "shape": value.shape}

@@ -27,12 +27,12 @@ from .totals import Totals
 
 def run(model: Engine, places: Sequence[Place], totals: Totals) -> None:
     """Answer rows whose jobs run the same criterion. Raises what the engine raises."""
-    passage = _Passage(model, places, totals)
+    passage, start = _Passage(model, places, totals), time.monotonic()
     if model.cascade is not None:
         passage.cascade()
     else:
         passage.fly()
-    totals.add_batch(passage.rows)
+    totals.add_batch(passage.rows, time.monotonic() - start)
 
 
 class _Passage:

@@ -1,11 +1,13 @@
 """The scheduler: the only place that batches. It takes rows of many requests through a model together.
 
 Threads of its own take rows from the queue and run them (`serving.passage`). Where that fails they try the rows one by
-one; where a thread itself ends it is started again.
+one; where a thread itself ends it is started again. A single short row that comes when there is nothing else to do is
+run by the thread that brings it: on an idle machine, handing it to another thread and back takes as long as the row.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -14,7 +16,8 @@ from collections.abc import Sequence
 
 from .. import extension
 from ..api import Engine
-from ..torch_state import keep_to_one_thread
+from ..exits.data import is_data
+from ..torch_state import alone, keep_to_one_thread
 from .failures import Failure
 from .job import Job
 from .limits import Limits
@@ -25,6 +28,8 @@ from .totals import Totals
 log = logging.getLogger("pfengine.serving")
 
 RESTART_SECONDS = 0.1  # between a crash of a thread and its next start
+AT_ONCE_SECONDS = 0.005  # a row that is expected to take longer is never run by the thread that brings it
+QUIET_SECONDS = 0.01  # since the last job came or was run at once: a row that comes sooner may not be the only one
 
 
 class Scheduler:
@@ -48,6 +53,7 @@ class Scheduler:
         on_gpu = model.device.type != "cpu"
         self.threads = threads or (model.model.worker_threads if on_gpu else extension.threads())
         self.one_core_each = self.threads > 1 and not on_gpu
+        self.may_run_at_once = not on_gpu and model.cascade is None
         self.totals = Totals(model.num_layers)
         self.queue = Queue(limits)
         self._running = [False] * self.threads
@@ -55,6 +61,7 @@ class Scheduler:
         self._process = 0
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
+        self._last = 0.0  # when a job last came, or was over that was run at once; by time.monotonic()
 
     @property
     def running(self) -> bool:
@@ -88,6 +95,30 @@ class Scheduler:
             ]
             for thread in self._threads:
                 thread.start()
+
+    def run_at_once(self, job: Job) -> bool:
+        """Answer a job in the calling thread, if it is one short row and came when there was nothing to do.
+
+        False where it is not, and must be submitted. Its caller takes in no other jobs meanwhile, so this is only for
+        rows that take a few milliseconds, on a CPU, by a criterion whose code is ours.
+        """
+        now, quiet = time.monotonic(), time.monotonic() - self._last >= QUIET_SECONDS
+        self._last = now
+        fits = len(job.rows) == 1 and job.tokens * self.totals.token_seconds <= AT_ONCE_SECONDS
+        if not (quiet and fits and self.may_run_at_once and is_data(job.selection.criterion)):
+            return False
+        if not self.running or self.busy or self.queue.rows or self.queue.closed or self._process != os.getpid():
+            return False
+        job.started, job.taken = now, 1
+        try:
+            with alone() if self.one_core_each else contextlib.nullcontext():
+                self.run_isolated([Place(job, 0)])
+        except BaseException:
+            log.exception("the engine failed")
+            self.totals.add_crash()
+            job.fail(_crashed())
+        self._last = time.monotonic()
+        return True
 
     def submit(self, job: Job, size: int) -> None:
         """Queue a job whose request has `size` bytes. Raises Failure where there is no room, or the engine is down."""

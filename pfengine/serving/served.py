@@ -108,11 +108,12 @@ class Served:
         places = [i for i, row in enumerate(found) if isinstance(row, Row)]
         good = [row for row in found if isinstance(row, Row)]
         read_at = time.monotonic()
-        future: asyncio.Future[None] = loop.create_future()
         deadline = None if knobs.deadline_ms is None else arrived + knobs.deadline_ms / 1000
-        job = Job(good, selection, deadline, functools.partial(_done, loop, future))
+        job = Job(good, selection, deadline, _nothing)
         job.usual = selection is self.selection
-        if good:
+        if good and not self.scheduler.run_at_once(job):
+            future: asyncio.Future[None] = loop.create_future()
+            job.done = functools.partial(_done, loop, future)
             self.scheduler.submit(job, length)
             await self._wait(job, future, gone)
         if job.failure is not None:
@@ -254,6 +255,10 @@ class Served:
                 watch.cancel()
             if not job.over:
                 self.scheduler.cancel(job)
+
+
+def _nothing(job: Job) -> None:
+    """For a job that is over before anybody waits for it."""
 
 
 def _done(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], job: Job) -> None:

@@ -20,9 +20,10 @@ import uvicorn
 from .. import console
 from ..api import Engine, load
 from ..errors import ConfigError, PFEngineError
+from . import logs
 from .app import create_app
 from .connection import Connection
-from .endpoint import State
+from .endpoint import Observer, State
 from .failures import Failure
 from .limits import Limits
 from .scheduler import Scheduler
@@ -91,7 +92,7 @@ class Server(uvicorn.Server):
         for server in self.servers:
             for each in server.sockets:
                 host, port = each.getsockname()[:2]
-                console.show(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}")
+                self._announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         sys.stdout.flush()
 
     async def _start_grpc(self, state: State, host: str, port: int) -> None:
@@ -103,7 +104,11 @@ class Server(uvicorn.Server):
         except RuntimeError:
             raise ConfigError(f"cannot listen on {host}, port {port}, for gRPC; choose another --grpc-port") from None
         await self._grpc.start()
-        console.show(f"ready: grpc://{host}:{self.grpc_port}")
+        self._announce(f"grpc://{host}:{self.grpc_port}")
+
+    def _announce(self, address: str) -> None:
+        console.show(f"ready: {address}")
+        log.info("ready", extra={"fields": {"address": address}})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -144,24 +149,31 @@ def serve(
     batch_tokens: int | None = None,
     otlp_endpoint: str | None = None,
     otlp_service_name: str = "pfengine",
+    json_output: bool = False,
     **options: Any,
 ) -> None:
     """Serve checkpoints until SIGTERM or SIGINT. options: those of `pfengine.load`.
 
     port, grpc_port: 0 for any free one; grpc_port None for none. grace: seconds that requests under way have to finish
-    after the signal. otlp_endpoint: of a collector of OpenTelemetry, to which a span per request goes.
+    after the signal. otlp_endpoint: of a collector of OpenTelemetry, to which a span per request goes. json_output:
+    write logs as JSON, with a line per request.
     """
     limits = limits or Limits()
     provider = None if otlp_endpoint is None else exporting(otlp_endpoint, otlp_service_name)
+    observers: list[Observer] = [] if provider is None else [Tracer(provider)]
+    if json_output:
+        logs.as_json()
+        observers.append(logs.log_request)
     found, listening = {}, bound(host, port)
     for name, path in zip(names_of(checkpoints, names), checkpoints, strict=True):
         engine = load(path, **options)
         engine.warmup(rows=(1, 8), tokens=(16, 64))
         found[name] = served(name, engine, limits, batch_tokens)
-    app = create_app(found, limits, api_key, None if provider is None else Tracer(provider))
+    app = create_app(found, limits, api_key, observers)
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
         http=Connection, lifespan="off", server_header=False,
+        log_config=None if json_output else uvicorn.config.LOGGING_CONFIG,
         timeout_graceful_shutdown=max(1, round(grace)),
     )  # fmt: skip
     grpc_address = None if grpc_port is None else (host, grpc_port)

@@ -11,12 +11,14 @@ import numpy as np
 from ..rows import Row
 from .drift import Drift
 
+RECENT = 0.1  # the weight of the last batch in averages
+
 
 class Totals:
     """Sums since the start. The engine's threads write them; a reader may see one a batch ahead of another.
 
     exits[i]: rows that left after layer i. hurried: rows that left because of a deadline. drift: of rows that run what
-    the server runs by default, and were not hurried.
+    the server runs by default, and were not hurried. token_seconds: what a token of a batch took lately.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -25,14 +27,18 @@ class Totals:
         self.tokens_computed = self.tokens_saved = 0  # tokens times layers
         self.hurried = self.crashes = 0
         self.last_answer = float("-inf")  # by time.monotonic()
+        self.token_seconds = float("inf")
         self.drift = Drift(None, 0)
         self._writing = threading.Lock()
 
-    def add_batch(self, rows: Sequence[Row]) -> None:
+    def add_batch(self, rows: Sequence[Row], seconds: float) -> None:
+        tokens = sum(len(row.ids) for row in rows)
+        pace = seconds / tokens
         with self._writing:
             self.batches += 1
             self.batch_rows += len(rows)
-            self.batch_tokens += sum(len(row.ids) for row in rows)
+            self.batch_tokens += tokens
+            self.token_seconds = pace if self.batches == 1 else (1 - RECENT) * self.token_seconds + RECENT * pace
 
     def add_crash(self) -> None:
         with self._writing:

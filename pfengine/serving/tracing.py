@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._version import __version__
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from .served import Answer
+from .endpoint import Call
 
 STAGES = ("tokenisation", "queue", "inference")
 
@@ -29,22 +26,15 @@ class Tracer:
         self._tracer = provider.get_tracer("pfengine.serving", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    def write(
-        self,
-        method: str,
-        headers: Mapping[str, str],
-        started: float,
-        answers: Sequence[tuple[str, Answer]],
-        failure: str | None,
-    ) -> None:
-        """A request that is over. started: by time.perf_counter(); answers: with the name of the model each is of."""
+    def __call__(self, call: Call, failure: str | None) -> None:
+        """Write the spans of a request that is over; failure: what went wrong."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         now = time.time_ns()
-        begin = now - int(1e9 * (time.perf_counter() - started))
-        above = self._propagator.extract(dict(headers))
-        span = self._tracer.start_span(method, above, SpanKind.SERVER, start_time=begin)
-        for model, answer in answers:
+        begin = now - int(1e9 * (time.perf_counter() - call.started))
+        above = self._propagator.extract({} if call.request is None else dict(call.request.headers))
+        span = self._tracer.start_span(call.method, above, SpanKind.SERVER, start_time=begin)
+        for model, answer in call.answers:
             left = answer.exit_layers[answer.exit_layers > 0]
             span.set_attributes({
                 "pfengine.model": model,

@@ -30,7 +30,7 @@ def traced() -> Iterator[tuple[Client, Any]]:
     provider.add_span_processor(SimpleSpanProcessor(kept))
     engine, limits = pfengine.load("sst2", precision="fp32"), Limits(max_client_batch_size=4)
     with running({"sst2": served("sst2", engine, limits)}, limits) as server:
-        server.config.app.state.serving.tracer = Tracer(provider)  # type: ignore[union-attr]
+        server.config.app.state.serving.observers = [Tracer(provider)]  # type: ignore[union-attr]
         yield Client(port_of(server)), kept
 
 
