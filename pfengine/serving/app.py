@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .._version import __version__
-from . import infinity, open_inference, shared_paths, tei, ui, vllm
+from . import infinity, open_inference, openapi, shared_paths, tei, ui, vllm
 from .endpoint import Endpoint, Observer, State
 from .limits import Limits
 from .metrics import Metrics
@@ -60,30 +60,11 @@ def _add(app: FastAPI, state: State, endpoint: Endpoint, path: str) -> None:
     async def run(request: Request) -> Response:
         return await endpoint.run(state, request)
 
-    extra: dict[str, Any] = {}
-    if endpoint.body is not None:  # read by the endpoint itself, after the limits
-        schema = endpoint.body.model_json_schema(ref_template="#/components/schemas/{model}")
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}
     app.add_api_route(
         path, run, methods=[endpoint.verb], summary=endpoint.summary, description=endpoint.handler.__doc__,
-        response_class=Response, openapi_extra=extra or None, operation_id=f"{endpoint.verb}{path}", name=path,
+        response_class=Response, openapi_extra=openapi.describe(endpoint, path),
+        operation_id=f"{endpoint.verb}{path}", name=path,
     )  # fmt: skip
-
-
-def _inlined(schema: dict[str, Any]) -> Any:
-    """A JSON schema without references."""
-    parts = schema.pop("$defs", {})
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, list):
-            return [replaced(each) for each in value]
-        if not isinstance(value, dict):
-            return value
-        if "$ref" in value:
-            return replaced(parts[value["$ref"].rsplit("/", 1)[1]])
-        return {key: replaced(each) for key, each in value.items()}
-
-    return replaced(schema)
 
 
 class Direct(APIRoute):

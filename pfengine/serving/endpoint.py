@@ -112,6 +112,7 @@ class Call:
         self.headers |= {
             "x-exit-layers": ",".join(map(str, answer.exit_layers.tolist())),
             "x-compute-type": str(model.engine.device.type),
+            "x-compute-characters": str(answer.characters),
             "x-compute-tokens": str(sum(answer.tokens)),
             "x-tokenization-time": _milliseconds(answer.tokenisation),
             "x-queue-time": _milliseconds(answer.queue),
@@ -132,7 +133,9 @@ class Endpoint:
     """An address of a wire format.
 
     body: checks the request, which its handler gets as second argument; None: the handler reads what it needs. errors:
-    status and body of a failure in this format. method: of te_request_count.
+    status and body of a failure in this format. method: of te_request_count. answer: the type of its JSON, for the
+    OpenAPI document, as are `media`, other content types of answers, `request`, the type of the body where that is not
+    `body`, and `more_errors`, other formats of failures.
     """
 
     paths: tuple[str, ...]
@@ -142,6 +145,10 @@ class Endpoint:
     verb: str = "POST"
     method: str = "single"
     summary: str = ""
+    answer: Any = None
+    media: tuple[str, ...] = ()
+    request: Any = None
+    more_errors: tuple[Callable[[Failure], tuple[int, Any]], ...] = ()
 
     async def run(self, state: State, request: Request) -> Response:
         """The response to a request, whatever happens."""
@@ -158,7 +165,7 @@ class Endpoint:
                 with state.entered(self.method) as succeeded:
                     found = await self.handler(call, *await self._arguments(call))
                     if not (isinstance(found, Response) and found.status_code >= 400):
-                        call.headers["x-total-time"] = _milliseconds(succeeded())
+                        call.headers["x-total-time"] = call.headers["x-compute-time"] = _milliseconds(succeeded())
             else:
                 found = await self.handler(call)
             return found if isinstance(found, Response) else json_response(found, 200, call.headers)

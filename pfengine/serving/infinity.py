@@ -12,6 +12,7 @@ from .endpoint import Call, Endpoint
 from .failures import Failure
 from .requests import Knobbed, best_first, check_ranks
 from .served import Answer, Served
+from .shapes import InfinityClasses, InfinityModels, InfinityRanks
 
 DEFAULT = "default/not-specified"  # the name that its client sends where it is told none
 STATUS = {"empty": 422, "validation": 422, "tokenizer": 422, "too_large": 413, "overloaded": 429, "deadline": 504,
@@ -98,10 +99,24 @@ def _usage(model: Served, answer: Answer) -> dict[str, Any]:
 
 ENDPOINTS = (
     Endpoint(
-        ("/infinity/classify",), classify, errors, ClassifyRequest, method="classify", summary="Classify (Infinity)"
+        ("/infinity/classify",),
+        classify,
+        errors,
+        ClassifyRequest,
+        method="classify",
+        summary="Classify (Infinity)",
+        answer=InfinityClasses,
     ),
     Endpoint(
-        ("/infinity/rerank",), rerank, errors, RerankRequest, method="rerank", summary="Rank documents (Infinity)"
+        ("/infinity/rerank",),
+        rerank,
+        errors,
+        RerankRequest,
+        method="rerank",
+        summary="Rank documents (Infinity)",
+        answer=InfinityRanks,
     ),
-    Endpoint(("/models", "/infinity/models"), models, errors, verb="GET", summary="Models (Infinity)"),
+    Endpoint(
+        ("/models", "/infinity/models"), models, errors, verb="GET", summary="Models (Infinity)", answer=InfinityModels
+    ),
 )

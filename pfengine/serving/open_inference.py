@@ -23,6 +23,7 @@ from .endpoint import Call, Endpoint, json_response, validated
 from .failures import Failure
 from .requests import best_first
 from .served import Answer, Knobs, Served
+from .shapes import InferAnswer, Live, ModelMetadata, Ready, ServerMetadata
 
 HEADER = "inference-header-content-length"
 STATUS = {"empty": 400, "validation": 400, "tokenizer": 400, "too_large": 413, "overloaded": 429, "deadline": 504,
@@ -255,10 +256,19 @@ def _of_model(suffix: str = "") -> tuple[str, str]:
 
 
 ENDPOINTS = (
-    Endpoint(_of_model("/infer"), infer, errors, method="infer", summary="Infer (Open Inference Protocol)"),
-    Endpoint(("/v2/health/live",), live, errors, verb="GET", summary="Is the process alive?"),
-    Endpoint(("/v2/health/ready",), ready, errors, verb="GET", summary="Is the server ready?"),
-    Endpoint(("/v2",), server, errors, verb="GET", summary="Server metadata"),
-    Endpoint(_of_model("/ready"), model_ready, errors, verb="GET", summary="Is the model ready?"),
-    Endpoint(_of_model(), model_metadata, errors, verb="GET", summary="Model metadata"),
+    Endpoint(
+        _of_model("/infer"),
+        infer,
+        errors,
+        method="infer",
+        summary="Infer (Open Inference Protocol)",
+        request=InferRequest,
+        answer=InferAnswer,
+        media=("application/octet-stream",),
+    ),
+    Endpoint(("/v2/health/live",), live, errors, verb="GET", summary="Is the process alive?", answer=Live),
+    Endpoint(("/v2/health/ready",), ready, errors, verb="GET", summary="Is the server ready?", answer=Ready),
+    Endpoint(("/v2",), server, errors, verb="GET", summary="Server metadata", answer=ServerMetadata),
+    Endpoint(_of_model("/ready"), model_ready, errors, verb="GET", summary="Is the model ready?", answer=Ready),
+    Endpoint(_of_model(), model_metadata, errors, verb="GET", summary="Model metadata", answer=ModelMetadata),
 )

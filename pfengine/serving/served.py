@@ -63,6 +63,7 @@ class Answer:
     queue: float
     inference: float
     arrived_at: float = 0.0
+    characters: int = 0  # of all rows
 
 
 class Served:
@@ -130,7 +131,8 @@ class Served:
         started = job.started or read_at
         waited, computed = started - read_at, max(0.0, job.finished - started)
         at = time.time() - (time.monotonic() - arrived)
-        return Answer(logits, exit_layers, models, failures, tokens, read_at - arrived, waited, computed, at)
+        stages = read_at - arrived, waited, computed
+        return Answer(logits, exit_layers, models, failures, tokens, *stages, at, length)
 
     def probabilities(self, answer: Answer, problem_type: str | None = None) -> np.ndarray:
         """float32 [rows, labels]; problem_type: None for the model's own."""

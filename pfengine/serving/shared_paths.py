@@ -9,6 +9,7 @@ from pydantic import ConfigDict, RootModel
 from . import infinity, tei, vllm
 from .endpoint import Call, Endpoint, validated
 from .failures import Failure
+from .shapes import InfinityClasses, InfinityRanks, TeiRank, VllmClasses, VllmRanks
 
 
 class Either(RootModel[dict[str, Any]]):
@@ -57,9 +58,25 @@ RERANK_TEI = Endpoint(("/rerank",), tei.rerank, tei.errors, tei.RerankRequest, m
 RERANK_VLLM = Endpoint(("/v1/rerank",), vllm.rerank, vllm.errors, vllm.RerankRequest, method="rerank")
 ENDPOINTS = (
     Endpoint(
-        ("/classify",), classify, vllm.errors, ClassifyRequest, method="classify", summary="Classify (vLLM, Infinity)"
+        ("/classify",),
+        classify,
+        vllm.errors,
+        ClassifyRequest,
+        method="classify",
+        summary="Classify (vLLM, Infinity)",
+        request=vllm.ClassifyRequest | infinity.ClassifyRequest,
+        answer=VllmClasses | InfinityClasses,
+        more_errors=(infinity.errors,),
     ),
     Endpoint(
-        ("/rerank",), rerank, tei.errors, RerankRequest, method="rerank", summary="Rank documents (TEI, vLLM, Infinity)"
+        ("/rerank",),
+        rerank,
+        tei.errors,
+        RerankRequest,
+        method="rerank",
+        summary="Rank documents (TEI, vLLM, Infinity)",
+        request=tei.RerankRequest | vllm.RerankRequest | infinity.RerankRequest,
+        answer=list[TeiRank] | VllmRanks | InfinityRanks,
+        more_errors=(vllm.errors, infinity.errors),
     ),
 )

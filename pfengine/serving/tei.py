@@ -15,6 +15,7 @@ from .endpoint import Call, Endpoint
 from .failures import Failure, check_rows
 from .requests import Knobbed, best_first, check_ranks
 from .served import Answer, Served
+from .shapes import Health, Info, Label, Token
 
 Texts = Annotated[list[str], Field(min_length=1, max_length=2)]
 ERRORS = {  # status and name of each kind of failure
@@ -182,10 +183,16 @@ def _labels(model: Served, scores: np.ndarray, top: int | None) -> list[dict[str
 
 
 ENDPOINTS = (
-    Endpoint(("/predict", "/", "/invocations"), predict, errors, PredictRequest, method="predict", summary="Classify"),
-    Endpoint(("/tokenize",), tokenize, errors, TokenizeRequest, method="tokenize", summary="Tokenise"),
-    Endpoint(("/info",), info, errors, verb="GET", summary="Model and limits"),
-    Endpoint(("/health",), health, errors, verb="GET", summary="Health"),
+    Endpoint(
+        ("/predict", "/", "/invocations"), predict, errors, PredictRequest, method="predict", summary="Classify",
+        answer=list[Label] | list[list[Label]],
+    ),
+    Endpoint(
+        ("/tokenize",), tokenize, errors, TokenizeRequest, method="tokenize", summary="Tokenise",
+        answer=list[list[Token]],
+    ),
+    Endpoint(("/info",), info, errors, verb="GET", summary="Model and limits", answer=Info),
+    Endpoint(("/health",), health, errors, verb="GET", summary="Health", answer=Health),
     Endpoint(("/", "/ping"), ping, errors, verb="GET", summary="Health, without a body"),
-    Endpoint(("/metrics",), metrics, errors, verb="GET", summary="Prometheus metrics"),
-)
+    Endpoint(("/metrics",), metrics, errors, verb="GET", summary="Prometheus metrics", media=("text/plain",)),
+)  # fmt: skip

@@ -174,10 +174,23 @@ def _content(name: str) -> bytes:
 
 
 ENDPOINTS = (
-    Endpoint(tuple(FILES), page, tei.errors, verb="GET", summary="A page to try the models on"),
-    Endpoint(("/ui/models",), models, tei.errors, verb="GET", summary="Models, for the page"),
-    Endpoint(("/ui/live",), live, tei.errors, verb="GET", summary="Counts, for the page"),
     Endpoint(
-        ("/ui/explain",), explanation, tei.errors, ExplainRequest, method="explain", summary="What every exit says"
+        tuple(FILES),
+        page,
+        tei.errors,
+        verb="GET",
+        summary="A page to try the models on",
+        media=("text/html", "text/css", "text/javascript"),
+    ),
+    Endpoint(("/ui/models",), models, tei.errors, verb="GET", summary="Models, for the page", answer=dict[str, Any]),
+    Endpoint(("/ui/live",), live, tei.errors, verb="GET", summary="Counts, for the page", answer=dict[str, Any]),
+    Endpoint(
+        ("/ui/explain",),
+        explanation,
+        tei.errors,
+        ExplainRequest,
+        method="explain",
+        summary="What every exit says",
+        answer=dict[str, Any],
     ),
 )

@@ -12,6 +12,7 @@ from .endpoint import Call, Endpoint
 from .failures import Failure
 from .requests import Knobbed, best_first, check_ranks, rows_of_ids
 from .served import Answer, Served
+from .shapes import VllmClasses, VllmModels, VllmRanks, VllmScores
 
 Ids = Annotated[list[int], Field(min_length=1)]
 Texts = str | list[str]
@@ -175,10 +176,32 @@ def _response(kind: str, model: Served, answer: Answer) -> dict[str, Any]:
 
 
 ENDPOINTS = (
-    Endpoint(("/v1/classify",), classify, errors, ClassifyRequest, method="classify", summary="Classify (vLLM)"),
-    Endpoint(("/score", "/v1/score"), score, errors, ScoreRequest, method="score", summary="Scores of pairs (vLLM)"),
     Endpoint(
-        ("/v1/rerank", "/v2/rerank"), rerank, errors, RerankRequest, method="rerank", summary="Rank documents (vLLM)"
+        ("/v1/classify",),
+        classify,
+        errors,
+        ClassifyRequest,
+        method="classify",
+        summary="Classify (vLLM)",
+        answer=VllmClasses,
     ),
-    Endpoint(("/v1/models",), models, errors, verb="GET", summary="Models (vLLM)"),
+    Endpoint(
+        ("/score", "/v1/score"),
+        score,
+        errors,
+        ScoreRequest,
+        method="score",
+        summary="Scores of pairs (vLLM)",
+        answer=VllmScores,
+    ),
+    Endpoint(
+        ("/v1/rerank", "/v2/rerank"),
+        rerank,
+        errors,
+        RerankRequest,
+        method="rerank",
+        summary="Rank documents (vLLM)",
+        answer=VllmRanks,
+    ),
+    Endpoint(("/v1/models",), models, errors, verb="GET", summary="Models (vLLM)", answer=VllmModels),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import pfengine
+from pfengine.bundled import find
 from pfengine.exits.selection import Selection
 from pfengine.rows import Row
 from pfengine.serving.app import create_app
@@ -152,6 +154,16 @@ def port_of(server: Server) -> int:
 @pytest.fixture(scope="module")
 def sst2() -> pfengine.Engine:
     return pfengine.load("sst2", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def ranker(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> pfengine.Engine:
+    """A model of one label, with the tokenizer of the bundled checkpoint."""
+    path = Path(shutil.copytree(make_checkpoint("bert", labels=1, seed=3, config={"vocab_size": 30_000}),
+                                tmp_path_factory.mktemp("ranker") / "out"))  # fmt: skip
+    for file in find("sst2").glob("*token*"):
+        shutil.copy(file, path)
+    return pfengine.load(path, precision="fp32")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,9 @@ from pfengine.serving.limits import Limits
 from pfengine.serving.served import Answer, Served
 from pfengine.serving.server import served
 
-from .conftest import Client, Make, port_of, running
+from .conftest import Client, port_of, running
 
 GOOD, BAD = "a charming and often affecting journey", "the film is a dull mess"
-
-
-@pytest.fixture(scope="module")
-def ranker(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> pfengine.Engine:
-    """A model of one label, with the tokenizer of the bundled checkpoint."""
-    import shutil
-
-    from pfengine.bundled import find
-
-    path = Path(shutil.copytree(make_checkpoint("bert", labels=1, seed=3, config={"vocab_size": 30_000}),
-                                tmp_path_factory.mktemp("ranker") / "out"))  # fmt: skip
-    for file in find("sst2").glob("*token*"):
-        shutil.copy(file, path)
-    return pfengine.load(path, precision="fp32")
 
 
 @pytest.fixture(scope="module")
