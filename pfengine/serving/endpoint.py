@@ -64,6 +64,12 @@ class State:
         for model in self.models.values():
             await model.check()
 
+    async def check_ready(self, model: Served | None = None) -> None:
+        """Raise Failure where requests may not be sent here, or a model does not answer: this one, or any."""
+        if not self.ready or self.stopping:
+            raise Failure("unhealthy", "the server is not ready")
+        await (self.check() if model is None else model.check())
+
     def model(self, name: str | None = None) -> Served:
         if name is None:
             return next(iter(self.models.values()))

@@ -15,6 +15,7 @@ from .endpoint import Call, State, validated
 from .failures import Failure
 from .grpc_messages import MESSAGES, METHODS, SERVICE
 from .open_inference import InferRequest
+from .served import Served
 
 log = logging.getLogger("pfengine.serving")
 
@@ -95,12 +96,18 @@ class _Service:
         return {"live": True}
 
     async def ServerReady(self, request: Any) -> dict[str, Any]:
-        return {"ready": self.state.ready and not self.state.stopping}
+        return await self._ready()
 
     async def ModelReady(self, request: Any) -> dict[str, Any]:
         open_inference.check_version(request.version or "1")
-        self.state.model(request.name)
-        return await self.ServerReady(request)
+        return await self._ready(self.state.model(request.name))
+
+    async def _ready(self, model: Served | None = None) -> dict[str, Any]:
+        try:
+            await self.state.check_ready(model)
+        except Failure:
+            return {"ready": False}
+        return {"ready": True}
 
     async def ServerMetadata(self, request: Any) -> dict[str, Any]:
         return open_inference.server_metadata()

@@ -201,16 +201,15 @@ async def live(call: Call) -> Any:
 
 
 async def ready(call: Call) -> Any:
-    """200 where the model answers, else 503."""
-    if not call.state.ready or call.state.stopping:
-        raise Failure("unhealthy", "the server is not ready")
+    """200 where every model answers, else 503."""
+    await call.state.check_ready()
     return {"ready": True}
 
 
 async def model_ready(call: Call) -> Any:
     """200 where this model answers, else 503."""
     model = _model(call)
-    await ready(call)
+    await call.state.check_ready(model)
     return {"name": model.name, "ready": True}
 
 

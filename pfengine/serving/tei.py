@@ -140,9 +140,7 @@ async def info(call: Call) -> Any:
 
 async def ping(call: Call) -> Any:
     """200 where the model has just answered, else 503."""
-    if not call.state.ready or call.state.stopping:
-        raise Failure("unhealthy", "unhealthy")
-    await call.state.check()
+    await call.state.check_ready()
     return Response(status_code=200)
 
 

@@ -195,6 +195,8 @@ def test_health_says_when_the_engine_hangs(sst2: pfengine.Engine, slow: threadin
         slow.clear()
         client.ask("/predict", {"inputs": TEXT, "criterion": "never"})
         until(lambda: client.ask("/health")[0] == 503)
+        assert client.ask("/v2/health/ready")[0] == client.ask("/v2/models/sst2/ready")[0] == 503
+        assert client.ask("/v2/health/live")[0] == 200
         slow.set()
         until(lambda: client.ask("/health")[0] == 200)
         assert model.scheduler.running

@@ -60,4 +60,4 @@ def test_answers_are_as_the_document_says(documents: list[Any], path: str, verb:
     for document in documents:
         chosen(given(document[path][verb].as_strategy())(run))()
     print(verb, path, sorted(answers))
-    assert 200 in answers or path.endswith(("score", "infer"))  # where parts must fit each other
+    assert 200 in answers if verb == "GET" else answers - {404}  # of few drawn requests none may make sense
