@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -21,6 +22,11 @@ from .limits import Limits
 from .metrics import Metrics
 from .served import Answer, Knobs, Served
 from .turns import Turns
+
+
+def soon(call: Callable[..., None], *arguments: Any) -> None:
+    """Call it once the answer that is being made has been sent, which need not wait for it."""
+    asyncio.get_running_loop().call_soon(call, *arguments)
 
 
 @dataclass
@@ -46,7 +52,7 @@ class State:
 
         def succeeded() -> float:
             seconds = time.perf_counter() - started
-            self.metrics.succeeded(method, seconds)
+            soon(self.metrics.succeeded, method, seconds)
             return seconds
 
         if self.stopping:
@@ -99,7 +105,7 @@ class Call:
     def over(self, failure: str | None = None) -> None:
         """Tell the observers that the request is over; failure: what went wrong."""
         for observer in self.state.observers:
-            observer(self, failure)
+            soon(observer, self, failure)
 
     async def answer(self, model: Served, rows: list[Any], knobs: Knobs, *, one: bool = False) -> Answer:
         """The answers of a model. one: a row that fails fails the request, as do too many rows.
@@ -112,7 +118,7 @@ class Call:
         answer = await model.answer(rows, knobs, None if self.request is None else self.gone)
         if one and answer.failures:
             raise next(iter(answer.failures.values()))
-        self.state.metrics.answered(self.method, answer)
+        soon(self.state.metrics.answered, self.method, answer)
         self.answers.append((model.name, answer))
         layers = answer.exit_layers[answer.exit_layers > 0]
         self.headers |= {

@@ -20,16 +20,22 @@ from ..batching import pack
 from ..cascade_runner import CascadeRunner
 from ..errors import InputError
 from ..inference import RowAnswers
+from ..torch_state import isolated
 from .failures import Failure
 from .queue import Place
 from .totals import Totals
 
 
-def run(model: Engine, places: Sequence[Place], totals: Totals) -> None:
-    """Answer rows whose jobs run the same criterion. Raises what the engine raises."""
+def run(model: Engine, places: Sequence[Place], totals: Totals, stops: bool = True) -> None:
+    """Answer rows whose jobs run the same criterion. Raises what the engine raises.
+
+    stops: after each exit, for deadlines, for jobs that are cancelled, and for answers that go out before the others'.
+    """
     passage, start = _Passage(model, places, totals), time.monotonic()
     if model.cascade is not None:
         passage.cascade()
+    elif not stops:
+        passage.fly_through()
     else:
         passage.fly()
     totals.add_batch(passage.rows, time.monotonic() - start)
@@ -68,6 +74,15 @@ class _Passage:
                     self.under_way[slots[gone]] = False
                     flight.leave(gone, answered=False)
         self.deliver(np.flatnonzero(self.under_way), answers.logits, answers.exit_layers)
+
+    def fly_through(self) -> None:
+        """All layers without a stop."""
+        model, job = self.engine.model, self.places[0].job
+        answers = RowAnswers(0, len(self.rows), model.config.num_labels)
+        rule: Any = job.selection.rule(model.num_layers, model.exit_layers, 0, self.rows)
+        with isolated():
+            engine.run(model, pack(self.rows, model.config), rule, answers)
+        self.deliver(np.arange(len(self.rows)), answers.logits, answers.exit_layers)
 
     def cascade(self) -> None:
         """All models of a cascade, without a stop."""

@@ -112,7 +112,7 @@ class Scheduler:
         job.started, job.taken = now, 1
         try:
             with alone() if self.one_core_each else contextlib.nullcontext():
-                self.run_isolated([Place(job, 0)])
+                self.run_isolated([Place(job, 0)], stops=job.deadline is not None)
         except BaseException:
             log.exception("the engine failed")
             self.totals.add_crash()
@@ -174,10 +174,10 @@ class Scheduler:
                 self._busy_since[number] = None
             under_way.clear()
 
-    def run_isolated(self, places: Sequence[Place]) -> None:
+    def run_isolated(self, places: Sequence[Place], stops: bool = True) -> None:
         """Answer rows. Where that fails, each is tried alone, so that one of them cannot take the others with it."""
         try:
-            run(self.engine, places, self.totals)
+            run(self.engine, places, self.totals, stops)
         except Exception as error:
             left = [place for place in places if not place.over]
             if len(places) == 1:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import pfengine
-from pfengine.serving import connection, passage
+from pfengine.serving import connection, passage, scheduler
 from pfengine.serving.limits import Limits
 from pfengine.serving.server import served
 
@@ -111,6 +111,7 @@ def test_chunks_without_end_are_cut_off(sst2: pfengine.Engine) -> None:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Where it is cleared, no flight goes on until it is set."""
+    monkeypatch.setattr(scheduler, "AT_ONCE_SECONDS", 0.0)  # what is slow would not be run at once
     gate, real = threading.Event(), passage.engine.exits
     gate.set()
 

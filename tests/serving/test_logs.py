@@ -16,7 +16,7 @@ from pfengine.serving import logs, scheduler
 from pfengine.serving.limits import Limits
 from pfengine.serving.server import served
 
-from .conftest import Client, port_of, running
+from .conftest import WAIT, Client, port_of, running
 from .test_process import serving
 
 TEXT = "a charming and often affecting journey"
@@ -49,6 +49,9 @@ def test_a_line_per_request(client: Client, lines: list[dict[str, Any]]) -> None
     _, _, headers = client.ask("/predict", {"inputs": [[TEXT], ["dull"]]})
     client.ask("/predict", {"inputs": [["secretword"]] * 5})
     client.ask("/health")
+    end = time.monotonic() + WAIT
+    while len(lines) < 2 and time.monotonic() < end:  # they are written once the answer has been sent
+        time.sleep(0.001)
     good, bad = [line for line in lines if line["message"] == "request"]
     assert good["exit_layers"] == [int(layer) for layer in headers["x-exit-layers"].split(",")]
     assert (good["method"], good["rows"], good["models"], good["failure"]) == ("predict", 2, ["sst2"], None)

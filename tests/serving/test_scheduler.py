@@ -114,10 +114,10 @@ def test_order_is_by_deadline_and_then_by_age(bench: Bench, monkeypatch: pytest.
     ready, order = threading.Event(), []
     real = scheduler.run
 
-    def run(engine: Any, places: Any, totals: Any) -> None:
+    def run(engine: Any, places: Any, *others: Any) -> None:
         ready.wait(WAIT)
         order.extend(len(place.job.rows[place.row].ids) for place in places)
-        real(engine, places, totals)
+        real(engine, places, *others)
 
     monkeypatch.setattr(scheduler, "run", run)
     bench.scheduler.batch_rows = 1
@@ -146,10 +146,10 @@ def test_a_cancelled_job_leaves_at_the_next_exit(bench: Bench, monkeypatch: pyte
 def test_a_row_that_fails_fails_alone(bench: Bench, engine: pfengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     real = scheduler.run
 
-    def run(model: Any, places: Any, totals: Any) -> None:
+    def run(model: Any, places: Any, *others: Any) -> None:
         if any(len(place.job.rows[place.row].ids) == 13 for place in places):
             raise MemoryError
-        real(model, places, totals)
+        real(model, places, *others)
 
     monkeypatch.setattr(scheduler, "run", run)
     rows = random_rows([5, 13, 7])
@@ -242,11 +242,11 @@ def test_idle_threads_divide_the_rows_of_a_job(engine: pfengine.Engine, monkeypa
 
     sizes, together, real = [], threading.Barrier(3, timeout=WAIT), scheduler.run
 
-    def run(model: Any, places: Any, totals: Any) -> None:
+    def run(model: Any, places: Any, *others: Any) -> None:
         sizes.append(len(places))
         together.wait()  # so that no thread takes a second part
         assert extension.threads() == 1
-        real(model, places, totals)
+        real(model, places, *others)
 
     monkeypatch.setattr(scheduler, "run", run)
     model = served("tiny", engine, Limits(), batch_tokens=10_000, threads=3)

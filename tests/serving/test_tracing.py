@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from pfengine.serving.limits import Limits
 from pfengine.serving.server import served
 from pfengine.serving.tracing import Tracer
 
-from .conftest import Client, port_of, running
+from .conftest import WAIT, Client, port_of, running
 
 memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
 TEXT = "a charming and often affecting journey"
@@ -34,10 +35,18 @@ def traced() -> Iterator[tuple[Client, Any]]:
         yield Client(port_of(server)), kept
 
 
+def finished(kept: Any, spans: int) -> Any:
+    """They are written once the answer has been sent."""
+    end = time.monotonic() + WAIT
+    while len(kept.get_finished_spans()) < spans and time.monotonic() < end:
+        time.sleep(0.001)
+    return kept.get_finished_spans()
+
+
 def test_a_request_and_its_stages(traced: tuple[Client, Any]) -> None:
     client, kept = traced
     _, _, headers = client.ask("/predict", {"inputs": [[TEXT], ["dull"]]}, traceparent=ABOVE)
-    *stages, request = kept.get_finished_spans()
+    *stages, request = finished(kept, 4)
     assert [stage.name for stage in stages] == ["tokenisation", "queue", "inference"]
     assert request.name == "predict"
     assert format(request.context.trace_id, "032x") == ABOVE.split("-")[1]
@@ -56,7 +65,7 @@ def test_a_request_and_its_stages(traced: tuple[Client, Any]) -> None:
 def test_a_request_that_fails(traced: tuple[Client, Any]) -> None:
     client, kept = traced
     assert client.ask("/predict", {"inputs": [["a"]] * 5})[0] == 422
-    (request,) = kept.get_finished_spans()
+    (request,) = finished(kept, 1)
     assert (request.status.is_ok, request.status.description) == (False, "status 422")
     client.ask("/health")
     assert len(kept.get_finished_spans()) == 1
