@@ -11,6 +11,7 @@ import json
 import os
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,6 +130,7 @@ def test_bodies_that_nobody_meant(client: Client, part: int) -> None:
         except BaseException:
             print(f"seed {seed}: {path} {raw[:500]!r}")
             raise
+    print(f"answers by status: {sorted(Counter(answers).items())}")
     assert {200, 422} <= set(answers)
     assert client.ask("/predict", {"inputs": TEXT})[0] == 200
 
@@ -164,6 +166,7 @@ def test_binary_tensors_that_lie(client: Client, part: int) -> None:
         except BaseException:
             print(f"seed {seed}: {headers} {body[:500]!r}")
             raise
+    print(f"answers by status: {sorted(Counter(answers).items())}")
     assert {200, 400} <= set(answers)
     assert client.ask("/predict", {"inputs": TEXT})[0] == 200
 
@@ -190,4 +193,5 @@ def test_messages_of_grpc_that_lie(client: Client) -> None:
             continue
         read += 1
         assert all(isinstance(row, (str, tuple)) for row in rows), seed
+    print(f"{read} messages read, {CASES - read} refused")
     assert 0 < read < CASES
