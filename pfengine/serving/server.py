@@ -52,7 +52,16 @@ def names_of(checkpoints: Sequence[str], names: Sequence[str]) -> list[str]:
 def served(
     name: str, engine: Engine, limits: Limits, batch_tokens: int | None = None, threads: int | None = None
 ) -> Served:
-    """An engine ready to serve. Raises ConfigError for a model that does not classify rows."""
+    """An engine ready to serve. Raises ConfigError for a model that does not classify rows, or names code of its own.
+
+    `load` warns of such code; a server refuses the model, as nobody may read a warning of the one it was given.
+    """
+    if engine.checkpoint.backbone.raw.get("auto_map"):
+        kind = engine.checkpoint.backbone.raw.get("model_type")
+        raise ConfigError(
+            f"config.json of {name} names code beside it ('auto_map'), which a server never runs; remove that key if "
+            f"the model is a plain {kind}"
+        )
     if engine.model.head.tags:
         raise ConfigError(f"{name} tags words and does not classify rows; `pfengine tag` runs it")
     tokens = batch_tokens or min(BATCH_TOKENS[engine.device.type], limits.max_batch_tokens)

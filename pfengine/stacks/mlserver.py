@@ -1,8 +1,10 @@
 """MLServer: a runtime with the inputs and outputs of MLServer's own Hugging Face runtime.
 
-Inputs: "args" or "array_inputs" (or one of any name) BYTES [rows], and for pairs "text_pair". Parameters of a request:
-threshold, speedup, criterion, deadline_ms. Output: "output" BYTES [rows, 1] of content type hg_jsonlist: per row a JSON
-object with label, score and exit_layer; {"error"} for a row of several that cannot be classified.
+Inputs: "args" or "array_inputs" (or one of any name) BYTES [rows], and for pairs "text_pair". Of the content type
+hg_json or hg_jsonlist their values are JSON: strings, or objects with "text" and "text_pair". "top_k" and
+"function_to_apply", of one value each, are what a pipeline takes. Parameters of a request: threshold, speedup,
+criterion, deadline_ms. Output: "output" BYTES [rows, 1] of content type hg_jsonlist: per row a JSON object with label,
+score and exit_layer, with top_k a list of them; {"error"} for a row of several that cannot be classified.
 """
 
 from __future__ import annotations
@@ -10,17 +12,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from mlserver import MLModel
 from mlserver.codecs import StringCodec
 from mlserver.errors import MLServerError
-from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor, Parameters, ResponseOutput
+from mlserver.types import (
+    InferenceRequest,
+    InferenceResponse,
+    MetadataTensor,
+    Parameters,
+    RequestInput,
+    ResponseOutput,
+)
 from mlserver.utils import to_absolute_path
+from pydantic import BaseModel, ConfigDict, Field
 
-from ..answers import result
+from ..answers import FUNCTIONS, result
 from ..api import Engine
 from ..errors import ConfigError
+from ..serving.bodies import parse_json
+from ..serving.endpoint import validated
 from ..serving.failures import Failure
 from ..serving.limits import Limits
 from ..serving.open_inference import STATUS, knobs_of
@@ -30,6 +42,15 @@ from .predictor import Predictor
 
 TEXTS = ("args", "array_inputs", "text")
 PAIRS = "text_pair"
+JSON = ("hg_json", "hg_jsonlist")  # content types of the Hugging Face runtime
+
+
+class Options(BaseModel):
+    """What the pipeline behind the Hugging Face runtime takes as inputs, each of one value. Others are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    top_k: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
 class PFEngineRuntime(MLModel):
@@ -75,50 +96,64 @@ class PFEngineRuntime(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """The answers to the rows of a request. Raises MLServerError with the status of what went wrong."""
         try:
-            rows = self._rows(payload)
+            rows, options = self._read(payload)
             knobs = knobs_of(None if payload.parameters is None else payload.parameters.model_dump())
             answer = await self.model.answer(rows, knobs)
             if len(rows) == 1 and answer.failures:
                 raise answer.failures[0]
         except Failure as failure:
             raise MLServerError(failure.message, STATUS[failure.kind]) from None
-        found = [json.dumps(each).encode() for each in self._answers(answer)]  # gRPC takes bytes only
+        found = [json.dumps(each).encode() for each in self._answers(answer, options)]  # gRPC takes bytes only
         output = ResponseOutput(
             name="output", datatype="BYTES", shape=[len(found), 1], data=found, parameters=_kind("hg_jsonlist")
         )
         return InferenceResponse(model_name=self.name, model_version=self.version, outputs=[output])
 
-    def _answers(self, answer: Answer) -> list[dict[str, Any]]:
-        scores = self.model.probabilities(answer)
-        return [
-            {"error": answer.failures[i].message}
-            if i in answer.failures
-            else result(self.model.labels, scores[i], int(answer.exit_layers[i]), None, 1)
-            for i in range(len(scores))
-        ]
+    def _answers(self, answer: Answer, options: Options) -> list[Any]:
+        function, top = options.function_to_apply, options.top_k
+        scores = self.model.probabilities(answer, None if function is None else FUNCTIONS[function])
+        found: list[Any] = []
+        for i, layer in enumerate(answer.exit_layers.tolist()):
+            if i in answer.failures:
+                found.append({"error": answer.failures[i].message})
+                continue
+            best = result(self.model.labels, scores[i], layer, None, top or 1)
+            found.append([best] if top == 1 else best)
+        return found
 
-    def _rows(self, payload: InferenceRequest) -> list[Any]:
-        """Raises Failure where a request makes no sense as a whole."""
-        found: dict[str, list[Any]] = {}
-        for tensor in payload.inputs:
-            if tensor.datatype != "BYTES":
-                raise Failure("validation", f"input '{tensor.name[:50]}' must be of type BYTES")
-            try:
-                texts = self.decode(tensor, default_codec=StringCodec)
-            except UnicodeDecodeError:
-                raise Failure("validation", f"input '{tensor.name[:50]}' has bytes that are not UTF-8") from None
-            found[tensor.name] = list(texts)
+    def _read(self, payload: InferenceRequest) -> tuple[list[Any], Options]:
+        """Rows and options. Raises Failure where a request makes no sense as a whole."""
+        usual = payload.parameters and payload.parameters.content_type
+        found = {tensor.name: self._values(tensor, usual) for tensor in payload.inputs}
         pairs = found.pop(PAIRS, None)
+        options = {name: found.pop(name) for name in Options.model_fields if name in found}
         if len(found) != 1:
             raise Failure("validation", f"give one input of texts, such as '{TEXTS[0]}', and for pairs '{PAIRS}'")
         (texts,) = found.values()
         if not texts:
             raise Failure("empty", "the request has no rows")
+        if wrong := next((name for name, values in options.items() if len(values) != 1), None):
+            raise Failure("validation", f"input '{wrong}' must have one value")
+        read = validated(Options, {name: value for name, (value,) in options.items()})
         if pairs is None:
-            return texts
+            return texts, read
         if len(pairs) != len(texts):
             raise Failure("validation", f"there are {len(texts)} texts, and {len(pairs)} in '{PAIRS}'")
-        return list(zip(texts, pairs, strict=True))
+        return list(zip(texts, pairs, strict=True)), read
+
+    def _values(self, tensor: RequestInput, usual: str | None) -> list[Any]:
+        """What an input holds, of JSON the values. usual: the content type where the input has none."""
+        option = tensor.name in Options.model_fields
+        if tensor.datatype != "BYTES" and not option:
+            raise Failure("validation", f"input '{tensor.name[:50]}' must be of type BYTES")
+        if tensor.datatype != "BYTES":
+            return list(tensor.data)
+        kind = (tensor.parameters and tensor.parameters.content_type) or usual
+        try:
+            texts = list(StringCodec.decode_input(tensor))
+        except UnicodeDecodeError:
+            raise Failure("validation", f"input '{tensor.name[:50]}' has bytes that are not UTF-8") from None
+        return [parse_json(text.encode("utf-8", "surrogatepass")) for text in texts] if kind in JSON else texts
 
 
 def _kind(content_type: str) -> Parameters:

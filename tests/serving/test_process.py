@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pfengine
 from pfengine import __main__, cli
+from pfengine.bundled import find
+from pfengine.serving.limits import Limits
+from pfengine.serving.server import served
 
 from .conftest import WAIT, Client
 
@@ -121,3 +128,13 @@ def test_what_cannot_be_served(
     assert caught.value.code in (1, 2)
     assert text in (said := capsys.readouterr().err)
     assert len(said.strip().splitlines()) == 1, said
+
+
+def test_a_model_that_names_code_of_its_own(tmp_path: Path) -> None:
+    path = Path(shutil.copytree(find("sst2"), tmp_path / "theirs"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling.Theirs"}}))
+    with pytest.warns(UserWarning, match="never run"):
+        engine = pfengine.load(path)
+    with pytest.raises(pfengine.ConfigError, match=r"config.json of theirs names code beside it \('auto_map'\)"):
+        served("theirs", engine, Limits())

@@ -86,6 +86,60 @@ def test_names_of_the_input_and_pairs(ports: tuple[int, int], engine: pfengine.E
     check(ask(ports[0], TEXTS, name, ["a film"] * 3)[1], engine.classify(pairs))
 
 
+def raw(port: int, *inputs: dict[str, Any], **parameters: Any) -> Any:
+    """The rows of an answer, or an error."""
+    body = json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v2/models/m/infer", body, {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return [json.loads(each) for each in json.load(response)["outputs"][0]["data"]]
+    except urllib.error.HTTPError as error:
+        return json.load(error)["error"]
+
+
+def tensor(name: str, *data: Any, kind: str | None = None, datatype: str = "BYTES") -> dict[str, Any]:
+    found = {"name": name, "shape": [len(data)], "datatype": datatype, "data": data}
+    return found if kind is None else found | {"parameters": {"content_type": kind}}
+
+
+def test_what_the_pipeline_of_the_hugging_face_runtime_takes(ports: tuple[int, int], engine: pfengine.Engine) -> None:
+    """As mlserver-huggingface 1.7.1 answers them with transformers 4.53, beside exit_layer."""
+    port, logits = ports[0], engine.predict(TEXTS).logits
+    pair = {"text": TEXTS[0], "text_pair": "a film"}
+    values = [json.dumps(TEXTS[1]), json.dumps(pair)]
+    expected = engine.classify([TEXTS[1], (TEXTS[0], "a film")])
+    check(raw(port, tensor("array_inputs", *values, kind="hg_jsonlist")), expected)
+    check(raw(port, tensor("args", *values), content_type="hg_json"), expected)
+    for top_k in (
+        tensor("top_k", 2, datatype="INT64"),
+        tensor("top_k", 2, datatype="INT64", kind="raw"),
+        tensor("top_k", "2", kind="hg_json"),
+    ):
+        found = raw(port, tensor("array_inputs", *TEXTS), top_k)
+        for each, best in zip(found, engine.classify(TEXTS, top_k=2), strict=True):
+            check(each, best)
+    (one,) = raw(port, tensor("args", TEXTS[0]), tensor("top_k", 1, datatype="INT64"))
+    assert len(one) == 1
+    for function in (tensor("function_to_apply", "none"), tensor("function_to_apply", '"none"', kind="hg_json")):
+        found = raw(port, tensor("array_inputs", *TEXTS), function)
+        assert [each["score"] for each in found] == logits.max(-1).tolist()
+
+
+def test_options_that_are_refused(ports: tuple[int, int]) -> None:
+    texts = tensor("array_inputs", *TEXTS)
+    for inputs, message in (
+        ([texts, tensor("top_k", 0, datatype="INT64")], "top_k"),
+        ([texts, tensor("top_k", 1, 2, datatype="INT64")], "input 'top_k' must have one value"),
+        ([texts, tensor("function_to_apply", "tanh")], "function_to_apply"),
+        ([texts, tensor("padding", "true", kind="hg_json")], "give one input of texts"),
+        ([tensor("args", "{", kind="hg_json")], "not JSON"),
+        ([tensor("args", "7", kind="hg_json")], "is of type int"),
+    ):
+        assert message in raw(ports[0], *inputs), inputs
+
+
 def test_bad_requests(ports: tuple[int, int]) -> None:
     for texts, options, status, message in (
         ([], {}, 400, "the request has no rows"),
