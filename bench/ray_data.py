@@ -27,7 +27,7 @@ from pfengine.evaluation.machine import describe_machine, name_machine
 from .peers import read_texts
 from .tables import table
 
-BATCH = 1024
+BATCH = 512
 WAYS: dict[str, dict[str, Any]] = {
     "pfengine int8, exits on": {"precision": "int8"},
     "pfengine int8, exits off": {"precision": "int8", "criterion": "never"},
@@ -65,7 +65,7 @@ def through_ray(folder: Path, way: str, workers: int) -> float:
     ray.init(num_cpus=workers + 2, include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
     size = {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": 1, "batch_size": BATCH}
-    texts = ray.data.read_parquet(str(folder))
+    texts = ray.data.read_parquet(str(folder)).repartition(target_num_rows_per_block=BATCH)
     if way == PEER:
         found = texts.map_batches(Transformers, **size)
     else:
@@ -100,7 +100,7 @@ def alone(folder: Path, way: str, threads: int) -> float:
 def main(
     report: Path | None = None,
     json_to: Annotated[Path | None, typer.Option("--json")] = None,
-    rows: Annotated[int, typer.Option(help="Of each run; transformers gets a tenth.")] = 20_480,
+    rows: Annotated[int, typer.Option(help="Of each run; transformers gets a quarter.")] = 8_192,
     rounds: int = 3,
     one: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -112,10 +112,10 @@ def main(
     plan += [(PEER, "ray", count) for count in (1, 2)]
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        whole, tenth = (_write(Path(scratch) / name, n) for name, n in (("whole", rows), ("tenth", rows // 10)))
+        whole, quarter = (_write(Path(scratch) / name, n) for name, n in (("whole", rows), ("quarter", rows // 4)))
         for number in range(rounds):
             for way, kind, count in plan:
-                folder = tenth if way == PEER else whole
+                folder = quarter if way == PEER else whole
                 rate = _run([str(folder), way, kind, count])
                 found.setdefault(f"{kind}, {way}, {count}", []).append(rate)
                 print(f"round {number + 1}: {kind}, {way}, {count}: {rate:.0f} rows/s", file=sys.stderr)
@@ -139,10 +139,8 @@ def _write(folder: Path, rows: int) -> Path:
 
     folder.mkdir()
     texts = read_texts()
-    part = BATCH * 2
-    for first in range(0, rows, part):
-        texts_of_part = [texts[i % len(texts)] for i in range(first, min(first + part, rows))]
-        pyarrow.parquet.write_table(pyarrow.table({"text": texts_of_part}), folder / f"{first:08d}.parquet")
+    found = [texts[i % len(texts)] for i in range(rows)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": found}), folder / "0.parquet")
     return folder
 
 

@@ -59,6 +59,8 @@ def main(
         print(json.dumps(rates(*json.loads(one))))
         return
     cores = len(os.sched_getaffinity(0))
+    for hidden, _ in MODELS:
+        source(hidden)  # made here, as two processes at once would
     found: dict[str, list[list[float]]] = {}
     for number in range(rounds):
         for hidden, precision in MODELS:

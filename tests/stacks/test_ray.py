@@ -84,7 +84,7 @@ class Killed(Classifier):
 
 workers = ray.data.ActorPoolStrategy(size=2)
 options = {"checkpoint": CHECKPOINT, "precision": "fp32"}
-texts = ray.data.read_parquet("texts/")
+texts = ray.data.read_parquet("texts/").repartition(target_num_rows_per_block=5000)
 found = texts.map_batches(Killed, fn_constructor_kwargs=options, compute=workers, num_cpus=1, batch_size=1000)
 found.write_parquet("answers/")
 """
