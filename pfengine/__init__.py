@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import exits
     from .api import Engine, Predictions, load
     from .cascade_saving import cascade
+    from .comparison import compare
     from .convert.run import convert
     from .evaluation import calibrate, evaluate
     from .pipeline import pipeline
@@ -31,6 +32,7 @@ __all__ = [
     "attach",
     "calibrate",
     "cascade",
+    "compare",
     "convert",
     "evaluate",
     "exits",
@@ -49,6 +51,7 @@ _LAZY = {  # name -> module
     "train": "training",
     "calibrate": "evaluation",
     "evaluate": "evaluation",
+    "compare": "comparison",
 }
 
 

@@ -14,6 +14,7 @@ from . import cli_io, cli_output, console
 from ._version import __version__
 from .api import BATCH_TOKENS, load
 from .cascade_saving import cascade as make_cascade
+from .cli_comparison import compare
 from .cli_evaluation import calibrate, evaluate
 from .cli_export import export
 from .cli_options import (
@@ -182,6 +183,7 @@ COMMANDS: dict[Callable[..., None], str] = {  # with an example each, in the ord
     attach: "pfengine attach my-model/ texts.jsonl ckpt/",
     calibrate: "pfengine calibrate ckpt/ held-out.tsv --agreement 0.99 --confidence 0.95",
     evaluate: "pfengine evaluate sst2 SST-2/dev.tsv --speedups 1.5,2,3",
+    compare: "pfengine compare encoder/ SST-2/ work/ --contestant linear --contestant past-future --contestant half",
     cascade: "pfengine cascade small/ large/ out/; then pfengine calibrate out/ held-out.tsv --speedup 2",
     serve: "pfengine serve sst2 --port 3000",
     export: "pfengine export triton sst2 models/; then tritonserver --model-repository models/",

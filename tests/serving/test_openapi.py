@@ -19,7 +19,7 @@ from .conftest import port_of, running
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is missing; it is in the extra 'dev'")
 
-CASES = max(10, int(os.environ.get("PFENGINE_FUZZ_CASES", "200")) // 100)  # of each operation and model
+CASES = max(3, int(os.environ.get("PFENGINE_FUZZ_CASES", "200")) // 100)  # of each operation and model
 OPERATIONS = [(path, endpoint.verb) for endpoint in ENDPOINTS for path in endpoint.paths]
 
 

@@ -1,0 +1,143 @@
+"""A comparison end to end with a tiny encoder: trained, measured, written down, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pfengine
+from pfengine import comparison
+from pfengine.comparison.report import markdown, write
+from pfengine.comparison.results import Comparison
+from pfengine.exits.calibration import layer_speedup
+from tests.training.conftest import encoder as encoder
+from tests.training.conftest import rows as rows
+
+OPTIONS: dict[str, Any] = {
+    "max_rows": 300, "hold_out": 40, "epochs": 4, "learning_rate": 3e-3, "training_precision": "fp32", "repeats": 2,
+    "speedups": (1.5, 2, 3), "precision": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dev(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lines = (rows / "train.tsv").read_text().splitlines()
+    file = tmp_path_factory.mktemp("dev") / "dev.tsv"
+    file.write_text("\n".join([lines[0], *lines[-90:]]) + "\n")
+    return file
+
+
+def test_made_measured_and_not_made_again(
+    encoder: Path, rows: Path, dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, told = tmp_path / "work", []
+    options = OPTIONS | {"test": dev, "contestants": ["linear:reads=mean", "third"], "seeds": [0, 3]}
+    found = pfengine.compare(encoder, rows, work, **options, say=told.append)
+    assert told[:2] == ["training full-model, seed 0", "measuring full-model, seed 0"]
+    assert found.contestants == ["full-model", "linear:reads=mean", "third"]
+    engine = pfengine.load(work / "linear-reads=mean-s3", precision="fp32")
+    texts, labels = zip(*(line.split("\t") for line in dev.read_text().splitlines()[1:]), strict=True)
+    run = next(run for run in found.of("linear:reads=mean") if run["seed"] == 3)
+    fastest = engine.checkpoint.manifest.calibration[-1]["layer_speedup"]
+    for key, setting in run["settings"].items():
+        out = engine.predict(texts, speedup=min(float(key[:-1]), fastest))
+        assert setting["metrics"]["accuracy"] == np.mean(out.label_ids == np.array(labels, int))
+        assert setting["layer_speedup"] == layer_speedup(out.exit_layers, 3)
+    both = [run["settings"]["1x"]["metrics"]["accuracy"] for run in found.of("linear:reads=mean")]
+    point = found.points("linear:reads=mean")["1x"]
+    assert point.score == pytest.approx(np.mean(both))
+    assert point.deviation == pytest.approx(np.std(both, ddof=1))
+    assert found.points("third")["1x"].layer_speedup == 3
+    write(found, tmp_path / "report")
+    text = (tmp_path / "report/compare.md").read_text()
+    assert "    pfengine train encoder" in text
+    assert "--reads mean" in text
+    assert str(tmp_path) not in text + json.dumps(found.to_json()), "no path of this machine"
+    assert (tmp_path / "report/compare.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "report/compare.json").read_text())["seeds"] == [0, 3]
+
+    monkeypatch.setattr(comparison.workshop, "train", pytest.fail)
+    again = pfengine.compare(encoder, rows, work, **options)
+    assert again.to_json() == found.to_json()
+    with pytest.raises(pfengine.ConfigError, match="another epochs"):
+        pfengine.compare(encoder, rows, work, **(options | {"epochs": 1}))
+
+
+def test_a_finished_checkpoint_stands_beside_them(encoder: Path, rows: Path, dev: Path, tmp_path: Path) -> None:
+    shared = {key: value for key, value in OPTIONS.items() if key in ("max_rows", "hold_out", "learning_rate")}
+    mine = pfengine.train(
+        pfengine.TrainingConfig(
+            str(encoder), str(rows), str(tmp_path / "mine"), system="linear", epochs=1, precision="fp32", **shared
+        )
+    )
+    found = pfengine.compare(encoder, rows, tmp_path / "work", contestants=[str(mine)], test=dev,
+                             **(OPTIONS | {"epochs": 1}))  # fmt: skip
+    assert found.contestants == ["full-model", "mine"]
+    assert found.of("mine")[0]["command"] is None
+    assert str(tmp_path) not in json.dumps(found.to_json())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contestants": ["liner"]}, "there is no contestant 'liner'"),
+        ({"contestants": ["past-future:reads=last"]}, "contestant 'past-future:reads=last': reads is 'last'"),
+        ({"seeds": []}, "seeds are empty"),
+        ({"seeds": [1, 1]}, "seeds are 1, 1"),
+        ({"speedups": [0.5]}, "each must be above 1"),
+        ({"system": "linear"}, "system is not an option of all contestants"),
+        ({"epoch": 3}, "there is no option 'epoch'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_training(
+    encoder: Path, rows: Path, dev: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(pfengine.ConfigError, match=message):
+        pfengine.compare(encoder, rows, tmp_path / "work", **(OPTIONS | {"test": dev} | options))
+    assert not (tmp_path / "work").exists()
+
+
+def made(name: str, seed: int, *settings: tuple[str, float, float, float]) -> dict[str, Any]:
+    """A run with settings of a key, score, layer speed-up and wall-clock speed-up."""
+    conditions = {
+        "data": "SST-2/dev.tsv", "rows": 9, "precision": "int8", "batch_size": 32, "repeats": 5, "mean_tokens": 20.0,
+        "machine": {"threads": 2, "processor": "P", "instruction_set": "AVX2"},
+    }  # fmt: skip
+    curve = {"oracle": None, "exits": [{"layer": 12}], "points": []}
+    return {
+        "contestant": name, "seed": seed, "criterion": "entropy", "command": f"train {name}", "curve": curve,
+        "training_seconds": 1.0, "conditions": conditions,
+        "settings": {
+            key: {"metrics": {"accuracy": value}, "standard_error": 0.01, "layer_speedup": layers,
+                  "wall_clock_speedup": wall}
+            for key, value, layers, wall in settings
+        },
+    }  # fmt: skip
+
+
+def test_at_equal_time() -> None:
+    runs = [
+        made("full-model", 0, ("1x", 0.91, 1, 1)),
+        made("a", 0, ("1x", 0.90, 1, 1.0), ("2x", 0.88, 2, 1.8), ("3x", 0.80, 3, 2.6)),
+        made("a", 1, ("1x", 0.92, 1, 1.0), ("2x", 0.90, 2, 1.8)),
+        made("half", 0, ("1x", 0.86, 2, 2.1)),
+    ]
+    found = Comparison(["full-model", "a", "half"], [0, 1], (1.5, 2.0, 3.0), 12,
+                       {"model": "e", "epochs": 1.0}, runs)  # fmt: skip
+    assert found.at_time("full-model", 1.5) is None
+    assert found.at_time("a", 1.4) == pytest.approx((0.89 + 0.91) / 2)
+    assert found.at_time("a", 2.0) is None, "one of its seeds is not that fast"
+    assert found.at_time("half", 1.5) == found.at_time("half", 2.0) == 0.86
+    assert found.points("a").keys() == {"1x", "2x"}
+    assert found.points("half")["1x"].deviation is None
+    assert math.isclose(found.points("a")["1x"].deviation or 0, np.std([0.9, 0.92], ddof=1))
+    text = markdown(found)
+    assert "| a | entropy | 91.0 ± 1.4 |  | 89.0 ± 1.4 (2.00 / 1.80) |  |  |" in text
+    assert "| a | **89.8** |  |  |" in text
+    assert "| half | 86.0 | **86.0** |  |" in text
+    assert "| half | entropy | 86.0 (2.00 / 2.10) |" in text
