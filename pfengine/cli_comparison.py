@@ -69,8 +69,8 @@ def compare(
 ) -> None:
     """Train several systems alike, and show quality against layer speed-up and against time, side by side.
 
-    Beside them stand the full model, models of half and a third of the layers, and a distilled student. Started again
-    with the same options, it makes only what is missing.
+    Without --contestant: past-future, linear, models of half and a third of the layers, and a distilled student. The
+    full model is always there. Started again with the same options, it makes only what is missing.
     """
     from .comparison import CONTESTANTS
     from .comparison import compare as run
@@ -93,4 +93,4 @@ def compare(
     if as_json:
         cli_output.print_json(found.to_json())
         return
-    console.write(markdown(found))
+    console.write(markdown(found).rstrip("\n"))

@@ -157,7 +157,8 @@ def test_where_no_thread_can_be_had(engine: pfengine.Engine) -> None:
     assert free > 32, "so many are asked for"
 
 
-@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 4])
 def test_a_fork_beside_calls_of_other_threads(engine: pfengine.Engine, threads: int) -> None:
     expected, stop, wrong = answers(engine), threading.Event(), []
 

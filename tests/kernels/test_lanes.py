@@ -279,6 +279,7 @@ def test_more_rows_than_a_batch_may_have_are_cut(
     np.testing.assert_array_equal(found.logits, expected.logits)
 
 
+@pytest.mark.slow
 def test_several_threads(
     make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

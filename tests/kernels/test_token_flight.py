@@ -160,7 +160,8 @@ def drive(carrier: Carrier, name: str, seed: int) -> tuple[Answers, list[Any]]:
     return answers, seen
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 def test_driven_at_random(pair: Pair, seed: int) -> None:
     name = list(RULES)[seed % len(RULES)]
     (ours, seen), (slow, expected) = (drive(carrier, name, seed) for carrier in pair)

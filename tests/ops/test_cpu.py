@@ -71,8 +71,11 @@ def in_float64(block: Block) -> Block:
 @pytest.mark.parametrize(
     ("hidden", "heads", "size", "inner"),
     [
-        *((96, 3, 32, 200), (33, 2, 18, 31), (7, 1, 6, 5)),
-        *(pytest.param(*sizes, marks=pytest.mark.wide) for sizes in ((64, 1, 64, 65), (48, 3, 16, 77), (40, 5, 8, 72))),
+        *((33, 2, 18, 31), (7, 1, 6, 5)),
+        *(
+            pytest.param(*sizes, marks=pytest.mark.wide)
+            for sizes in ((96, 3, 32, 200), (64, 1, 64, 65), (48, 3, 16, 77), (40, 5, 8, 72))
+        ),
     ],
 )
 def test_block(hidden: int, heads: int, size: int, inner: int, dtype: torch.dtype, instructions: str) -> None:

@@ -157,7 +157,13 @@ def test_states_are_those_of_transformers(plain: Path, reads: str) -> None:
         torch.testing.assert_close(found[i]["labels"], out.logits[0].softmax(-1), atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("system", "reads"), [("linear", "mean"), ("fastbert", None), ("leebert", "mean")])
+@pytest.mark.parametrize(
+    ("system", "reads"),
+    [
+        ("linear", "mean"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("fastbert", None), ("leebert", "mean"))),
+    ],
+)
 def test_exits_read_what_their_head_reads(
     bert: Path, texts: Path, tmp_path: Path, system: str, reads: str | None
 ) -> None:

@@ -134,7 +134,7 @@ def test_regularisation_of_one_kind_of_rows_is_nothing(encoder: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"depths": (1, 3)}, id="dar"),
+        pytest.param({"depths": (1, 3)}, id="dar", marks=pytest.mark.slow),
         pytest.param({"depths": (1, 2, 3), "margin_weight": 0.0}, id="plain", marks=pytest.mark.slow),
     ],
 )

@@ -23,7 +23,7 @@ from .test_train import config
 
 TEXTS = ["good film", "bad", "the plot is very awful", "great great fine", "a", "poor the a film is bad"]
 OF_ROWS = [name for name in SYSTEMS if not HEADS[pfengine.TrainingConfig("", "", "", name).head(False)["type"]].tags]
-QUICK = ("deebert", "fastbert", "righttool", "berxit", "elbert", "student")
+QUICK = ("deebert", "fastbert", "berxit", "student")
 
 
 @pytest.fixture(scope="session")
