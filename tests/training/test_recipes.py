@@ -108,7 +108,14 @@ def test_fastbert_distils_without_labels_from_what_stays_as_it_is(
             assert not torch.equal(between[key][:-1], end[key][:-1]), key
 
 
-@pytest.mark.parametrize("system", ["berxit", "deebert", "pabee", "elbert", "elasticbert", "righttool"])
+@pytest.mark.parametrize(
+    "system",
+    [
+        "deebert",
+        "pabee",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("berxit", "elbert", "elasticbert", "righttool")),
+    ],
+)
 def test_poolers_start_from_the_encoders_own(
     encoder: Path, rows: Path, tmp_path: Path, phases: list[Any], system: str
 ) -> None:

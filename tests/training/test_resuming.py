@@ -208,7 +208,12 @@ def copied(encoder: Path, rows: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("change", CHANGES)
+QUICK = ("label", "held-out", "weights")
+
+
+@pytest.mark.parametrize(
+    "change", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CHANGES]
+)
 def test_over_what_has_changed_no_run_goes_on(change: str, copied: Path) -> None:
     held_out = str(copied / "held.tsv")
     asked = config(copied / "encoder", copied / "data", copied / "ckpt", held_out=held_out, save_every=2, epochs=1)
