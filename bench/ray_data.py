@@ -25,7 +25,7 @@ import typer
 from pfengine.evaluation.machine import describe_machine, name_machine
 
 from .peers import read_texts
-from .tables import table
+from .tables import hand_over, table
 
 BATCH = 512
 WAYS: dict[str, dict[str, Any]] = {
@@ -125,12 +125,7 @@ def main(
         "rates": {name: float(np.median(rates)) for name, rates in found.items()},
         "all": found,
     }
-    text = markdown(result)
-    if report is not None:
-        report.write_text(text)
-    if json_to is not None:
-        json_to.write_text(json.dumps(result, indent=2) + "\n")
-    print(text)
+    hand_over(markdown(result), result, report, json_to)
 
 
 def _write(folder: Path, rows: int) -> Path:

@@ -11,7 +11,6 @@ is the 99th percentile of a row's latency at equal load. Capacity is what batche
 from __future__ import annotations
 
 import collections
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from pfengine.inference import RowAnswers
 from pfengine.rows import Row
 from pfengine.torch_state import keep_to_one_thread
 
-from .tables import table
+from .tables import hand_over, table
 
 SHARES = (0.3, 0.6, 0.9)
 
@@ -250,11 +249,7 @@ def main(
             ],
         ),
     ]
-    if report is not None:
-        report.write_text("\n".join([*lines, ""]))
-    if json_to is not None:
-        json_to.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    print("\n".join(lines))
+    hand_over("\n".join([*lines, ""]), [asdict(result) for result in results], report, json_to)
 
 
 def _full(rows: Sequence[Row], count: int) -> Waiting:

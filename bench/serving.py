@@ -30,7 +30,7 @@ from pfengine.evaluation.machine import describe_machine, name_machine
 
 from .load import Found, run
 from .peers import read_texts
-from .tables import table
+from .tables import hand_over, table
 
 PORT, START_SECONDS, LIMIT_MS = 18_300, 120.0, 100.0
 OURS = {"pfengine, exits on": [], "pfengine, exits off": ["--criterion", "never"]}
@@ -216,12 +216,7 @@ def main(
                     for name, several in runs.items()
                 }
         found["single"] = single([each for each in up if each.name in (*OURS, "floor")], texts, precision, rounds)
-    text = markdown(found)
-    if report is not None:
-        report.write_text(text)
-    if json_to is not None:
-        json_to.write_text(json.dumps(found, indent=2) + "\n")
-    print(text)
+    hand_over(markdown(found), found, report, json_to)
 
 
 def single(up: Sequence[Contestant], texts: Sequence[str], precision: str, rounds: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from pfengine.evaluation.machine import describe_machine, name_machine
 
 from .conversions import source
 from .models import VOCABULARY
-from .tables import table
+from .tables import hand_over, table
 
 LENGTHS = (16, 32, 64, 128, 256, 512)
 MODELS = ((384, "int8"), (768, "int8"), (384, "fp32"), (768, "fp32"))
@@ -76,11 +76,7 @@ def main(
     ]
     head = ["hidden size, precision", *(f"{length} tokens" for length in LENGTHS)]
     text = "\n".join([f"{name_machine(machine)}, both full; rows/s of one core.", "", *table(head, lines), ""])
-    if report is not None:
-        report.write_text(text)
-    if json_to is not None:
-        json_to.write_text(json.dumps({"machine": machine, "lengths": LENGTHS, "rows_per_second": medians}, indent=2))
-    print(text)
+    hand_over(text, {"machine": machine, "lengths": LENGTHS, "rows_per_second": medians}, report, json_to)
 
 
 if __name__ == "__main__":

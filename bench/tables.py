@@ -1,8 +1,20 @@
-"""Tables for terminals and in Markdown."""
+"""Tables for terminals and in Markdown, and where reports go."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def hand_over(text: str, value: Any, report: Path | None, json_to: Path | None) -> None:
+    """Print a report, and write it and what it is made of to the files that are given."""
+    if report is not None:
+        report.write_text(text)
+    if json_to is not None:
+        json_to.write_text(json.dumps(value, indent=2) + "\n")
+    print(text)
 
 
 def write_columns(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +14,16 @@ from .cli_options import numbers, training_option, with_options
 from .errors import ConfigError
 from .training.config import DEFAULTS, OPTIONS, TYPES
 
-# Options of a training run that are a contestant's own, or that say something else here.
-LEFT_OUT = ("model", "data", "output", "system", "seed", "options", "speedup", "precision")
+# Options of a training run that are a contestant's own.
+LEFT_OUT = ("model", "data", "output", "system", "seed", "options", "speedup")
+TRAINING = {"precision": "Of training: fp32 or bf16.", "batch_size": None}  # have "training_" before them; their help
 
 
-def _shared() -> list[inspect.Parameter]:
-    found = [training_option(name, DEFAULTS[name], TYPES[name]) for name in OPTIONS if name not in LEFT_OUT]
-    precision = training_option("precision", DEFAULTS["precision"], TYPES["precision"], "Of training: fp32 or bf16.")
-    return [*found, precision.replace(name="training_precision")]
+def _shared() -> Iterator[inspect.Parameter]:
+    for name in OPTIONS:
+        if name not in LEFT_OUT:
+            option = training_option(name, DEFAULTS[name], TYPES[name], TRAINING.get(name))
+            yield option.replace(name=f"training_{name}") if name in TRAINING else option
 
 
 def _parameters() -> list[inspect.Parameter]:
@@ -30,7 +33,6 @@ def _parameters() -> list[inspect.Parameter]:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     needed: Any = inspect.Parameter.empty
-    rows = [each.replace(name="training_batch_size") if each.name == "batch_size" else each for each in _shared()]
     return [
         option("model", str, needed, "Pretrained encoder in Hugging Face layout."),
         option("data", str, needed, "A directory with a train and a dev split, or a GLUE task's name."),
@@ -48,7 +50,7 @@ def _parameters() -> list[inspect.Parameter]:
         option("repeats", int, 5, "Timed runs of each setting, interleaved with the full model's."),
         inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False,
                           annotation=Annotated[bool, typer.Option("--json", help="JSON on standard output.")]),
-        *rows,
+        *_shared(),
     ]  # fmt: skip
 
 
@@ -64,7 +66,6 @@ def compare(
     report: str | None,
     as_json: bool,
     labels: str | None,
-    training_batch_size: int,
     **given: Any,
 ) -> None:
     """Train several systems alike, and show quality against layer speed-up and against time, side by side.
@@ -85,7 +86,7 @@ def compare(
     found = run(
         model, data, output,
         contestants=contestant or CONTESTANTS, seeds=chosen, speedups=numbers(speedups, "--speedups"),
-        labels=None if labels is None else cli_io.read_names(labels), training_batch_size=training_batch_size,
+        labels=None if labels is None else cli_io.read_names(labels),
         progress=lambda pairs, total: cli_io.progress(pairs, total, "compare"),
         say=lambda stage: console.say(f"compare: {stage}"), **given,
     )  # fmt: skip

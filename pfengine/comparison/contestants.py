@@ -62,8 +62,6 @@ def read(text: str) -> Contestant:
     name, _, given = name.partition(":")
     if start and start not in BASELINES:
         raise ConfigError(f"{text!r} starts from {start!r}; there are {', '.join(BASELINES)}")
-    if name in BASELINES and not given and not start:
-        return BASELINES[name]
     if name not in BASELINES and name not in SYSTEMS:
         known = ", ".join(dict.fromkeys((*SYSTEMS, *BASELINES)))
         raise ConfigError(f"there is no contestant {text!r}; give a checkpoint's directory, or one of {known}")
@@ -87,13 +85,16 @@ def read(text: str) -> Contestant:
 
 def read_all(texts: Sequence[str]) -> dict[str, Contestant]:
     """Contestants by name, those that others need and the full model first. Raises ConfigError."""
-    found = {FULL: BASELINES[FULL]}
-    for contestant in map(read, texts):
+    found: dict[str, Contestant] = {}
+
+    def add(contestant: Contestant) -> None:
         for name in contestant.needs:
-            found.setdefault(name, BASELINES[name])
-            for below in BASELINES[name].needs:
-                found.setdefault(below, BASELINES[below])
-        found[contestant.name] = contestant
+            add(BASELINES[name])
+        if found.setdefault(contestant.name, contestant) != contestant:
+            raise ConfigError(f"two contestants are called {contestant.name!r}; rename the directory of one")
+
+    for contestant in (BASELINES[FULL], *map(read, texts)):
+        add(contestant)
     stems = [contestant.stem for contestant in found.values()]
     if twice := sorted(stem for stem in set(stems) if stems.count(stem) > 1):
         raise ConfigError(f"two contestants would both be kept as {twice[0]}; rename a directory")

@@ -85,8 +85,8 @@ class Workshop:
         """Settings by key: "1x" is full depth; a speed that the contestant does not reach is left out."""
         path, reference = self.trained(name, seed), self.trained(FULL, seed)
         self.say(f"measuring {name}, seed {seed}")
-        wanted = wanted_speedups(path, self.layers, self.measuring.speedups)
-        measuring = self.measuring
+        measuring, manifest = self.measuring, json.loads((path / checkpoint.MANIFEST).read_text())
+        wanted = wanted_speedups(manifest, self.layers, measuring.speedups)
         beside = {} if name == FULL else {"compare": [path], "speedups": [1.0, *wanted.values()]}
         report = evaluate(
             reference, measuring.test, precision=measuring.precision, batch_size=measuring.batch_size,
@@ -103,7 +103,7 @@ class Workshop:
         return {
             "contestant": name,
             "seed": seed,
-            "criterion": json.loads((path / checkpoint.MANIFEST).read_text())["criterion"],
+            "criterion": manifest["criterion"],
             "command": self.command(name, seed),
             "training_seconds": float(seconds.read_text()) if seconds.exists() else None,
             "settings": dict(zip(keys, own, strict=True)),
@@ -131,13 +131,12 @@ class Workshop:
         return " ".join(["pfengine train", *names, *told])
 
 
-def wanted_speedups(path: Path, layers: int, speedups: Sequence[float]) -> dict[str, float]:
+def wanted_speedups(manifest: dict[str, Any], layers: int, speedups: Sequence[float]) -> dict[str, float]:
     """For each speed, such as "2x" of the encoder's layers, the layer speed-up to ask the checkpoint for.
 
     Where its calibration table does not reach a speed the nearest that there is takes its place, once; what it has at
     full depth is left out.
     """
-    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
     reached = sorted(point["layer_speedup"] for point in manifest.get("calibration", ()))
     if not reached or reached[-1] <= 1:
         return {}

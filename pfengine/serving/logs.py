@@ -12,6 +12,7 @@ from typing import Any
 
 from ..messages import tell
 from .endpoint import Call
+from .served import STAGES
 
 requests = logging.getLogger("pfengine.serving.requests")
 PACKAGE = Path(__file__).parent.parent
@@ -56,7 +57,7 @@ def log_request(call: Call, failure: str | None) -> None:
             "tokens": sum(sum(answer.tokens) for answer in found),
             "exit_layers": [layer for answer in found for layer in answer.exit_layers.tolist()],
         }
-        for stage in ("tokenisation", "queue", "inference"):
+        for stage in STAGES:
             fields[f"{stage}_ms"] = round(1000 * sum(getattr(answer, stage) for answer in found), 3)
     requests.info("request", extra={"fields": fields})
 

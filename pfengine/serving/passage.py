@@ -16,6 +16,7 @@ import numpy as np
 from .. import engine
 from ..answers import has_answer
 from ..api import Engine
+from ..batch import Packed
 from ..batching import pack
 from ..cascade_runner import CascadeRunner
 from ..errors import InputError
@@ -34,10 +35,8 @@ def run(model: Engine, places: Sequence[Place], totals: Totals, stops: bool = Tr
     passage, start = _Passage(model, places, totals), time.monotonic()
     if model.cascade is not None:
         passage.cascade()
-    elif not stops:
-        passage.fly_through()
     else:
-        passage.fly()
+        passage.fly(stops)
     totals.add_batch(passage.rows, time.monotonic() - start)
 
 
@@ -48,11 +47,21 @@ class _Passage:
         self.under_way = np.ones(len(places), bool)
         self.usual = places[0].job.usual
 
-    def fly(self) -> None:
-        model, jobs = self.engine.model, [place.job for place in self.places]
+    def fly(self, stops: bool) -> None:
+        model = self.engine.model
         answers = RowAnswers(0, len(self.rows), model.config.num_labels)
-        rule: Any = jobs[0].selection.rule(model.num_layers, model.exit_layers, 0, self.rows)
+        rule: Any = self.places[0].job.selection.rule(model.num_layers, model.exit_layers, 0, self.rows)
         packed = pack(self.rows, model.config)
+        if stops:
+            self.fly_and_stop(packed, rule, answers)
+        else:
+            with isolated():
+                engine.run(model, packed, rule, answers)
+        self.deliver(np.flatnonzero(self.under_way), answers.logits, answers.exit_layers)
+
+    def fly_and_stop(self, packed: Packed, rule: Any, answers: RowAnswers) -> None:
+        """Up to the last layer, whose answers are left to be delivered."""
+        model, jobs = self.engine.model, [place.job for place in self.places]
         flight = model.carrier.start(packed, answers.slots(packed), answers)
         deadlines = np.array([np.inf if job.deadline is None else job.deadline for job in jobs])
         before = time.monotonic()
@@ -73,16 +82,6 @@ class _Passage:
                 if (gone := due | given_up).any():
                     self.under_way[slots[gone]] = False
                     flight.leave(gone, answered=False)
-        self.deliver(np.flatnonzero(self.under_way), answers.logits, answers.exit_layers)
-
-    def fly_through(self) -> None:
-        """All layers without a stop."""
-        model, job = self.engine.model, self.places[0].job
-        answers = RowAnswers(0, len(self.rows), model.config.num_labels)
-        rule: Any = job.selection.rule(model.num_layers, model.exit_layers, 0, self.rows)
-        with isolated():
-            engine.run(model, pack(self.rows, model.config), rule, answers)
-        self.deliver(np.arange(len(self.rows)), answers.logits, answers.exit_layers)
 
     def cascade(self) -> None:
         """All models of a cascade, without a stop."""

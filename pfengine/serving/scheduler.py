@@ -102,8 +102,8 @@ class Scheduler:
         False where it is not, and must be submitted. Its caller takes in no other jobs meanwhile, so this is only for
         rows that take a few milliseconds, on a CPU, by a criterion whose code is ours.
         """
-        now, quiet = time.monotonic(), time.monotonic() - self._last >= QUIET_SECONDS
-        self._last = now
+        now = time.monotonic()
+        quiet, self._last = now - self._last >= QUIET_SECONDS, now
         fits = len(job.rows) == 1 and job.tokens * self.totals.token_seconds <= AT_ONCE_SECONDS
         if not (quiet and fits and self.may_run_at_once and is_data(job.selection.criterion)):
             return False

@@ -30,6 +30,7 @@ INLINE_CHARACTERS = 4096  # requests up to this size are tokenised in the event 
 WATCH_AFTER_SECONDS = 0.02  # a request that is answered sooner is not watched for a client that hangs up
 FRESH_SECONDS = 1.0  # an answer that old says that the model answers
 PROBE, PROBE_IDS = "health", {"input_ids": [0]}
+STAGES = ("tokenisation", "queue", "inference")  # of an answer, in order; fields of `Answer`, in seconds
 CRITERIA_KEPT = 64  # of those that requests bring
 
 

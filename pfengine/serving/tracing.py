@@ -8,8 +8,7 @@ from typing import Any
 from .._version import __version__
 from ..errors import ConfigError
 from .endpoint import Call
-
-STAGES = ("tokenisation", "queue", "inference")
+from .served import STAGES
 
 
 class Tracer:

@@ -143,10 +143,9 @@ class PFEngineRuntime(MLModel):
 
     def _values(self, tensor: RequestInput, usual: str | None) -> list[Any]:
         """What an input holds, of JSON the values. usual: the content type where the input has none."""
-        option = tensor.name in Options.model_fields
-        if tensor.datatype != "BYTES" and not option:
-            raise Failure("validation", f"input '{tensor.name[:50]}' must be of type BYTES")
         if tensor.datatype != "BYTES":
+            if tensor.name not in Options.model_fields:
+                raise Failure("validation", f"input '{tensor.name[:50]}' must be of type BYTES")
             return list(tensor.data)
         kind = (tensor.parameters and tensor.parameters.content_type) or usual
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_a_directory(make_checkpoint: Callable[..., Path]) -> None:
 def test_what_is_none(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(text)
+
+
+def test_a_directory_of_the_name_of_another(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    path = shutil.copytree(make_checkpoint("bert"), tmp_path / FULL)
+    with pytest.raises(ConfigError, match="two contestants are called 'full-model'"):
+        read_all([str(path)])
 
 
 def test_what_others_need_comes_before_them() -> None:
