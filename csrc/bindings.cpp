@@ -185,6 +185,17 @@ void run_mean(Address x, std::int64_t tokens, Address cu_seqlens, std::int64_t r
                 memory<float>("out", out, {rows, size}));
 }
 
+void run_query_mean(const cpu::Kernels& kernels, const cpu::QueryMean& queries, Address x, std::int64_t tokens,
+                    Address cu_seqlens, std::int64_t rows, Address out, int threads) {
+  check_threads(threads);
+  check_rows("tokens", tokens);
+  const auto* borders = bounds(cu_seqlens, rows);
+  cpu::check_ends(borders, rows, tokens);
+  cpu::check_order(borders, rows, 1);
+  cpu::run_query_mean(kernels, queries, memory<const float>("x", x, {tokens, queries.size}), borders, rows,
+                      memory<float>("out", out, {rows, queries.size}), threads);
+}
+
 void run_attentive(const cpu::Kernels& kernels, const cpu::Attentive& attentive, Address x, std::int64_t tokens,
                    Address cu_seqlens, std::int64_t rows, Address out, int threads) {
   check_threads(threads);
@@ -266,6 +277,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_exit", &run_exit, "kernels"_a, "exit"_a, "x"_a, "add"_a, "rows"_a, "past"_a, "logits"_a, "learned"_a,
         "threads"_a, NoGil());
   m.def("run_mean", &run_mean, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "size"_a, "out"_a, NoGil());
+  m.def("run_query_mean", &run_query_mean, "kernels"_a, "queries"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a,
+        "out"_a, "threads"_a, NoGil());
   m.def("run_attentive", &run_attentive, "kernels"_a, "attentive"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a,
         "out"_a, "threads"_a, NoGil());
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());

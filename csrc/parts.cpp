@@ -136,8 +136,8 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
 cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_precision, const MaybeLinear& pooler,
                     cpu::Activation pooler_activation, const cpu::Linear& past, const MaybeLinear& folded,
                     const MaybeLinear& learners, cpu::Activation activation, const MaybeLinear& projection,
-                    const MaybeLinear& learned, const cpu::Merge& merge,
-                    const std::optional<cpu::Attentive>& attentive) {
+                    const MaybeLinear& learned, const cpu::Merge& merge, const std::optional<cpu::Attentive>& attentive,
+                    const std::optional<cpu::QueryMean>& queries) {
   const std::int64_t size = past.inputs;
   check_linear("past", past, Precision::fp32, true);
   check("outputs of past", past.outputs, merge.labels + (merge.kind == cpu::Gate::none ? 0 : merge.width), kWidest);
@@ -170,8 +170,18 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
     require(reads == cpu::Reads::all, "reads must be 'all' where attentive is given");
     check_same("outputs of attentive", attentive->output.outputs, size);
   }
-  return {reads,      precision,  learner_precision, pooler, pooler_activation, past, folded, learners,
-          activation, projection, learned,           merge,  attentive};
+  require((reads == cpu::Reads::query) == queries.has_value(),
+          "queries must be given where reads is 'query', and only there");
+  if (queries) check_same("size of queries", queries->size, size);
+  return {reads,      precision,  learner_precision, pooler, pooler_activation, past,   folded, learners,
+          activation, projection, learned,           merge,  attentive,         queries};
+}
+
+cpu::QueryMean make_query_mean(Address queries, std::int64_t count, std::int64_t size) {
+  check("size", size, 1, kWidest);
+  check("count", count, 1, size);
+  require(size % count == 0, "count must divide size");
+  return {memory<const float>("queries", queries, {count, size}), count, size};
 }
 
 cpu::Layer make_layer(const std::vector<cpu::Block>& blocks, const std::optional<cpu::Exit>& exit,
@@ -252,6 +262,7 @@ void bind_parts(py::module_& m) {
   py::enum_<cpu::Reads>(m, "Reads")
       .value("first", cpu::Reads::first)
       .value("mean", cpu::Reads::mean)
+      .value("query", cpu::Reads::query)
       .value("all", cpu::Reads::all);
   py::class_<cpu::Kernels>(m, "Kernels")
       .def_readonly("name", &cpu::Kernels::name)
@@ -281,10 +292,12 @@ void bind_parts(py::module_& m) {
   py::class_<cpu::Attentive>(m, "Attentive")
       .def(py::init(&make_attentive), py::kw_only(), "precision"_a, "heads"_a, "head_size"_a, "scale"_a, "narrow"_a,
            "qkv"_a, "output"_a, "pooling"_a);
+  py::class_<cpu::QueryMean>(m, "QueryMean")
+      .def(py::init(&make_query_mean), py::kw_only(), "queries"_a, "count"_a, "size"_a);
   py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "reads"_a, "precision"_a,
                                        "learner_precision"_a, "pooler"_a, "pooler_activation"_a, "past"_a, "folded"_a,
                                        "learners"_a, "activation"_a, "projection"_a, "learned"_a, "merge"_a,
-                                       "attentive"_a);
+                                       "attentive"_a, "queries"_a);
   py::class_<cpu::Layer>(m, "Layer").def(py::init(&make_layer), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::class_<cpu::Model>(m, "Model")
       .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "layers"_a,

@@ -39,6 +39,7 @@ from .launch import FLOATS, Launch, recording
 from .layer_norm import Others, add_layer_norm
 from .linear import linear
 from .mean import maximum, mean
+from .query_mean import query_mean
 from .signals import NAMES, signals
 from .survivors import Survivors, remaining, survivors
 from .thin_linear import thin_linear
@@ -129,6 +130,7 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
         attention(listed[0], bounds, size // head_size, 1.0, longest, count, listed[1])
     for out_dtype in {torch.float32, dtype}:
         mean(x, bounds, count, out_dtype)
+        query_mean(x, bounds, _empty(size // 32, size), count, out_dtype)
     _attentive(x, bounds, count)
     if rows <= 4096:
         leave, out = _empty(rows, dtype=torch.bool), Survivors.empty(rows, 8192, ids.device)

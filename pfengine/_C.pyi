@@ -162,7 +162,8 @@ class Merge:
 class Reads(enum.Enum):
     first = 0
     mean = 1
-    all = 2
+    query = 2
+    all = 3
 
 class TokenPooling(enum.Enum):
     first = 0
@@ -199,7 +200,11 @@ class Exit:
         learned: Linear | None,
         merge: Merge,
         attentive: Attentive | None,
+        queries: QueryMean | None,
     ) -> None: ...
+
+class QueryMean:
+    def __init__(self, *, queries: int, count: int, size: int) -> None: ...
 
 class Layer:
     def __init__(self, *, blocks: list[Block], exit: Exit | None, adds_from: int) -> None: ...
@@ -225,6 +230,9 @@ def run_exit(
     kernels: Kernels, exit: Exit, x: int, add: int, rows: int, past: int, logits: int, learned: int, threads: int
 ) -> None: ...
 def run_mean(x: int, tokens: int, cu_seqlens: int, rows: int, size: int, out: int) -> None: ...
+def run_query_mean(
+    kernels: Kernels, queries: QueryMean, x: int, tokens: int, cu_seqlens: int, rows: int, out: int, threads: int
+) -> None: ...
 def run_attentive(
     kernels: Kernels, attentive: Attentive, x: int, tokens: int, cu_seqlens: int, rows: int, out: int, threads: int
 ) -> None: ...

@@ -168,7 +168,7 @@ class TorchFlight(Flight):
 
     @_computing
     def states(self) -> Tensor:
-        return self._read().float().clone()
+        return (self.x if self._reads == "query" else self._read()).float().clone()
 
     def _gone_before(self) -> Tensor:
         """Rows that have left and are still carried, bool [R]: none. For tag heads, words, bool [W]."""
@@ -259,10 +259,8 @@ class TorchFlight(Flight):
                 return self.half_done.first.index_select(0, self.half_done.rows)
             case "first":
                 return self.x if len(self.x) == len(self) else self.x.index_select(0, self.cu_seqlens[:-1])
-            case "mean":
-                return self.carrier.encoder.ops.mean(self.x, self.cu_seqlens)
-            case "all":
-                return self.x
+            case _:
+                return self.carrier.head.read(self.carrier.encoder.ops, self.layer, self.x, self.cu_seqlens)
 
     def _bounds(self) -> Tensor:
         """The bounds of rows in what `_read` gives: int32 [R + 1]."""

@@ -58,7 +58,8 @@ def attentive_arguments() -> Arguments:
 
 def exit_arguments() -> Arguments:
     return {
-        "attentive": None, "reads": C.Reads.first, "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32,
+        "attentive": None, "queries": None, "reads": C.Reads.first,
+        "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32,
         "pooler": linear(HIDDEN, HIDDEN), "pooler_activation": C.Activation.relu,
         "learned": linear(HIDDEN, 1, row_major=True),
         "past": linear(HIDDEN, 2 * LABELS, row_major=True), "folded": None, "learners": linear(HIDDEN, 64),
@@ -164,6 +165,9 @@ GOOD: dict[str, Callable[[], Arguments]] = {
                                      threads=2),
     "run_attentive": lambda: with_kernels(attentive=C.Attentive(**attentive_arguments()), x=room(5, HIDDEN), **batch(),
                                           out=room(2, 9), threads=2),
+    "QueryMean": lambda: {"queries": room(4, HIDDEN), "count": 4, "size": HIDDEN},
+    "run_query_mean": lambda: with_kernels(queries=C.QueryMean(queries=room(4, HIDDEN), count=4, size=HIDDEN),
+                                           x=room(5, HIDDEN), **batch(), out=room(2, HIDDEN), threads=2),
     "run_mean": lambda: {"x": room(5, HIDDEN), "tokens": 5, "cu_seqlens": at(BORDERS), "rows": 2, "size": HIDDEN,
                          "out": room(2, HIDDEN)},
     "Clause": clause_arguments,

@@ -30,6 +30,7 @@ NOBODY = ExitRule(ALL, (Clause("entropy", "<", values(-1)),))
 HEADS: dict[str, Any] = {
     "past-future": "past-future",
     "mean": {"type": "linear", "reads": "mean"},
+    "query": {"type": "linear", "reads": "query"},
     "vote": {"type": "linear", "combine": "vote"},
     "lstm": {"type": "past-future", "incorporate": "lstm", "learner": "linear", "gate": "row"},
 }  # heads that are data in every carrier, and heads that run layer by layer
@@ -109,7 +110,9 @@ def test_stops_at_any_layer_and_says_where_its_rows_are(ckpt: Any, op_set: Any, 
     else:
         assert (exit.layer, exit.slots.tolist()) == (until, left.tolist())
         np.testing.assert_allclose(exit.logits.numpy(), every[until - 1, left], atol=LOOSE, rtol=0)
-        assert flight.states().shape == (len(left), ckpt.backbone.hidden_size)
+        by_token = ckpt.manifest.head.get("reads") == "query"
+        count = sum(LENGTHS[row] for row in left) if by_token else len(left)
+        assert flight.states().shape == (count, ckpt.backbone.hidden_size)
     assert (answers.exit_layers[left] == 0).all()
     flight.advance(PATIENCE, LAYERS)
     check(answers, whole)

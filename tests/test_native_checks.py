@@ -32,6 +32,7 @@ from .native_arguments import (
     linear,
     merge,
     model_arguments,
+    room,
     rule,
 )  # fmt: skip
 
@@ -221,6 +222,12 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "an attentive exit that reads first tokens": ("Exit", lambda: {
         "attentive": C.Attentive(**attentive_arguments() | {"qkv": linear(HIDDEN, 24), "narrow": linear(HIDDEN, HIDDEN),
                                                             "output": linear(8, HIDDEN)})}),
+    "queries that do not divide the channels": ("QueryMean", lambda: {"count": 3}),
+    "an exit by queries without any": ("Exit", lambda: {"reads": C.Reads.query}),
+    "queries that nobody reads by": ("Exit", lambda: {
+        "queries": C.QueryMean(queries=room(4, HIDDEN), count=4, size=HIDDEN)}),
+    "queries of another size": ("Exit", lambda: {
+        "reads": C.Reads.query, "queries": C.QueryMean(queries=room(1, 31), count=1, size=31)}),
     "an exit of another size than it attends in": ("Exit", lambda: {
         "reads": C.Reads.all, "attentive": C.Attentive(**attentive_arguments())}),
     "tokens renormalised that nobody reads": ("Model", lambda: {"renormalises": True}),

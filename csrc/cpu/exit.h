@@ -6,6 +6,7 @@
 
 #include "attentive.h"
 #include "kernels.h"
+#include "query_mean.h"
 
 namespace pfengine::cpu {
 
@@ -26,14 +27,14 @@ struct Merge {
 void merge_row(const Kernels& kernels, const Merge& merge, const float* past, const float* gates, const float* future,
                float* scratch, float* logits);
 
-// What an exit reads of a layer: each row's first token, the mean of its tokens, or all of them, each token for itself
-// unless the exit is attentive.
-enum class Reads { first, mean, all };
+// What an exit reads of a layer: each row's first token, the mean of its tokens, their mean weighed by queries, or all
+// of them, each token for itself unless the exit is attentive.
+enum class Reads { first, mean, query, all };
 
 // pooler: state = pooler_activation(W x + b); without it the state is x itself. past: what is added up from exit to
 // exit; first the past of the merge, then its gates. Future, one of these or none: `folded` of the state, or
 // `projection` [labels, columns] of what `learners` [columns, H] with an activation give. learned: W [1, H] of a score
-// that a criterion may read, sigmoid(W s + b). attentive: makes x of all tokens of a row, before run_exit.
+// that a criterion may read, sigmoid(W s + b). attentive, queries: make x of all tokens of a row, before run_exit.
 struct Exit {
   Reads reads;
   Precision precision, learner_precision;
@@ -47,6 +48,7 @@ struct Exit {
   std::optional<Linear> learned;
   Merge merge;
   std::optional<Attentive> attentive;
+  std::optional<QueryMean> queries;
 
   bool scores_tokens() const { return reads == Reads::all && !attentive; }
   // The size of the hidden states that it reads.

@@ -287,7 +287,8 @@ float* Flight::state_of(const ExitRule& rule) {
 }
 
 std::int64_t Flight::state_count() const {
-  if (by_token_ || model_.reads(layer_) != Reads::all) return units();
+  const Reads reads = model_.reads(layer_);
+  if (by_token_ || (reads != Reads::all && reads != Reads::query)) return units();
   std::int64_t tokens = 0;
   for (std::int64_t row = 0; row < rows_; ++row) tokens += at_.bounds[at_.held[row] + 1] - at_.bounds[at_.held[row]];
   return tokens;
@@ -301,7 +302,7 @@ void Flight::states(float* out) const {
       for (std::int64_t word = at_.word_bounds[row]; word < at_.word_bounds[row + 1]; ++word) {
         out = std::copy_n(at_.x + at_.first[word] * hidden_, hidden_, out);
       }
-    } else if (reads == Reads::all) {
+    } else if (reads == Reads::all || reads == Reads::query) {
       out = std::copy_n(at_.x + start * hidden_, (at_.bounds[held + 1] - start) * hidden_, out);
     } else if (reads == Reads::mean) {
       run_mean(at_.x, at_.bounds + held, 1, hidden_, out);

@@ -107,9 +107,14 @@ void Flight::run_rows(bool answer, int threads) {
   } else if (reads == Reads::first) {
     score(at_.x, at_.bounds[rows_], at_.bounds, rows_, nullptr, answer, threads);
   } else {
-    const auto& attentive = current().exit->attentive;
-    if (attentive) run_attentive(kernels_, *attentive, context(), at_.read, threads);
-    if (!attentive) run_mean(at_.x, at_.bounds, rows_, hidden_, at_.read);
+    const Exit& exit = *current().exit;
+    if (exit.attentive) {
+      run_attentive(kernels_, *exit.attentive, context(), at_.read, threads);
+    } else if (exit.queries) {
+      run_query_mean(kernels_, *exit.queries, at_.x, at_.bounds, rows_, at_.read, threads);
+    } else {
+      run_mean(at_.x, at_.bounds, rows_, hidden_, at_.read);
+    }
     score(at_.read, rows_, nullptr, rows_, nullptr, answer, threads);
   }
   for (std::int64_t row = 0; last() && answer && row < rows_; ++row) write_answer(row, at_.slots[row]);

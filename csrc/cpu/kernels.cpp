@@ -4,6 +4,7 @@
 #include "attend.h"
 #include "multiply.h"
 #include "rows.h"
+#include "weigh.h"
 
 namespace pfengine::cpu::PFENGINE_ISA {
 
@@ -17,6 +18,8 @@ const Kernels kKernels = {
     {multiply<F32>, multiply<Bf16>, multiply<Int8>, multiply<Int4>},
     {attend<F32>, attend<Bf16>},
     attention_scratch,
+    weigh,
+    weighing_scratch,
     dots,
     activate_row,
     layer_norm,

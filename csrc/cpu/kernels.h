@@ -63,6 +63,17 @@ struct Attention {
   void* scratch;  // attention_scratch(tokens, size) bytes
 };
 
+// Some of the queries that weigh the tokens of one row. x [tokens, size]; query [queries, size]. Query k makes the
+// weights of its group of channels, which are `width` from first_channel + k width on: out [queries, width].
+struct Weighing {
+  const float* x;
+  std::int64_t tokens, size;
+  const float* query;
+  std::int64_t first_channel, queries, width;
+  float* scratch;  // weighing_scratch(tokens, queries) numbers
+  float* out;
+};
+
 struct Kernels {
   const char* name;
   std::int64_t panel;  // output columns per panel
@@ -73,6 +84,8 @@ struct Kernels {
   void (*multiply[4])(const Rows& x, const Linear& linear, const Target& target, std::int64_t first, std::int64_t last);
   void (*attend[2])(const Attention& attention);
   std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size);
+  void (*weigh)(const Weighing& weighing);
+  std::int64_t (*weighing_scratch)(std::int64_t tokens, std::int64_t queries);
 
   // out[i] = x times row i of `weights`, `stride` numbers apart, for `outputs` of them.
   void (*dots)(const float* x, const float* weights, std::ptrdiff_t stride, std::int64_t size, std::int64_t outputs,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .attached import Attached
 from .attentive import Attentive
-from .base import HEADS, PREFIX, ExitHead, HeadState, OwnTensors, PreparedHead, Scores, register
+from .base import HEADS, PREFIX, ExitHead, HeadState, OwnTensors, Scores, register
 from .classifier import Classifier
 from .linear import Linear
 from .mixed import Mixed
 from .past_future import PastFuture
+from .prepared import PreparedHead
 from .tagger import Tagger, TokenClassifier
 
 __all__ = [

@@ -62,6 +62,9 @@ class Attached(ExitHead):
     def reads(self, layer: int) -> Reads:
         return (self.classifier if layer == self.num_layers else self.exits).reads(layer)
 
+    def queries(self, layer: int) -> Any:
+        return self.exits.queries(layer)
+
     def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
         exits, classifier = self.exits.prepared_exits(), self.classifier.prepared_exits()
         if exits is None or classifier is None:

@@ -14,7 +14,8 @@ from ..json_fields import is_int
 from ..ops import Attentive as Parts
 from ..ops import Exit, OpSet, Reads, TokenPooling
 from ..ops.padding import pad_inputs, pad_outputs
-from .base import PREFIX, HeadState, OwnTensors, PreparedHead, Scores, register
+from .base import PREFIX, HeadState, OwnTensors, Scores, register
+from .prepared import PreparedHead
 
 WIDTH, HEADS_OF_WIDTH = 128, 2  # the authors'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -57,8 +57,24 @@ class ExitHead(ABC):
     freezes_first_pieces: bool = False
 
     def reads(self, layer: int) -> Reads:
-        """What it reads after layer `layer`: each row's first token, the mean of its tokens, or all tokens."""
+        """What it reads after layer `layer`: each row's first token, a mean of its tokens, or all tokens."""
         return "first"
+
+    def queries(self, layer: int) -> Any:
+        """What `OpSet.prepare_queries` made, for layers after which it reads "query"."""
+        raise NotImplementedError(f"{type(self).__name__} reads by queries after layer {layer} and has none")
+
+    def read(self, ops: OpSet, layer: int, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """What `step` is to get of the states of all tokens after `layer`: [T, H] -> [R, H], or [T, H] for all."""
+        match self.reads(layer):
+            case "first":
+                return x.index_select(0, cu_seqlens[:-1])
+            case "mean":
+                return ops.mean(x, cu_seqlens)
+            case "query":
+                return ops.query_mean(x, cu_seqlens, self.queries(layer))
+            case "all":
+                return x
 
     @staticmethod
     def config_faults(head: dict[str, Any]) -> list[str]:
@@ -106,42 +122,6 @@ class ExitHead(ABC):
         previous layer's call returned, None before layer 1.
         Returns the scores where `answer`, else None, and the new state. Must be called for each layer in turn.
         """
-
-
-class PreparedHead(ExitHead):
-    """A head whose exits are one op `exit` each. It runs in every carrier.
-
-    A subclass sets `ops` and `exits` in `__init__`: one that `OpSet.prepare_exit` made per layer, None where it has
-    none. They read what `reads` says.
-
-    adds_from: per layer, the column of the past of the exit before it from which on that is added to the past of this
-    one; -1 for nothing. Left out, exits leave each other nothing.
-    """
-
-    ops: OpSet
-    exits: Sequence[Any]
-    adds_from: Sequence[int] = ()
-
-    def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
-        columns = self.adds_from or [-1] * len(self.exits)
-        return [None if exit is None else (exit, column) for exit, column in zip(self.exits, columns, strict=True)]
-
-    def step(
-        self, layer: int, x: Tensor, cu_seqlens: Tensor, state: HeadState | None, answer: bool
-    ) -> tuple[Scores | None, HeadState]:
-        exit = self.exits[layer - 1]
-        if exit is None and answer:
-            raise ValueError(f"{type(self).__name__} has no exit after layer {layer}")
-        column = self._read_from(layer)
-        if exit is None or not (answer or column >= 0):
-            return None, (state or ()) if column >= 0 else ()
-        logits, past, learned = self.ops.exit(x, exit, state[0] if state else None, answer)
-        return None if logits is None else Scores(logits, learned), (past[:, column:],) if column >= 0 else ()
-
-    def _read_from(self, layer: int) -> int:
-        """The column from which on the next exit after `layer` reads the past of the one before it, or -1."""
-        later = zip(self.exits[layer:], self.adds_from[layer:], strict=False)
-        return next((column for exit, column in later if exit is not None), -1)
 
 
 HEADS: Registry[type[ExitHead]] = Registry("head")

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet
-from .base import PreparedHead, register
+from .base import register
+from .prepared import PreparedHead
 
 
 @register

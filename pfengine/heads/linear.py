@@ -10,16 +10,18 @@ from torch import Tensor
 
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, HeadState, OwnTensors, PreparedHead, Scores, register
+from ..ops import Exit, OpSet
+from .base import PREFIX, HeadState, OwnTensors, Scores, register
 from .poolers import Pooler, PoolerKind, pooler_shapes
+from .prepared import PreparedHead
+from .reading import READS, Reading
 
 Combine = Literal["none", "ensemble", "vote"]
 
 
 @register
 class Linear(PreparedHead):
-    """logits_i = W_i s_i + w_i. The state s_i is of first tokens or of the mean of a row's tokens (option `reads`).
+    """logits_i = W_i s_i + w_i. The state s_i is of what the exit reads (option `reads`; see `Reading`).
 
     Option `combine` (the naive global strategies of the Past-Future paper, over layers 1..i with
     p_j = softmax(logits_j)): "ensemble" answers with ln of the mean of p_1..p_i. "vote" answers with
@@ -41,7 +43,7 @@ class Linear(PreparedHead):
     def config_faults(head: dict[str, Any]) -> list[str]:
         choices = {
             "pooler": get_args(PoolerKind), "classifiers": ("per-layer", "shared"), "combine": get_args(Combine),
-            "reads": ("first", "mean"),
+            "reads": READS,
         }  # fmt: skip
         defaults = {"classifiers": "per-layer", "combine": "none", "reads": "first"}
         known = {"type", "learned", *choices}
@@ -67,6 +69,7 @@ class Linear(PreparedHead):
             f"{PREFIX}classifiers.weight": (count, labels, hidden),
             f"{PREFIX}classifiers.bias": (count, labels),
         }
+        shapes |= Reading.shapes(config, head)
         if head.get("learned"):
             shapes |= {f"{PREFIX}learned.weight": (1, hidden), f"{PREFIX}learned.bias": (1,)}
         return shapes
@@ -80,8 +83,8 @@ class Linear(PreparedHead):
         dtype: torch.dtype,
     ) -> None:
         self.ops, self.combine = ops, head.get("combine", "none")
-        self.own_reads: Reads = head.get("reads", "first")
         t = OwnTensors(tensors)
+        self.reading = Reading(ops, head, t)
         self.pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weight, bias = t["classifiers.weight"], t["classifiers.bias"]
         classifiers = [ops.prepare_linear(w, b, torch.float32) for w, b in zip(weight, bias, strict=True)]
@@ -92,11 +95,8 @@ class Linear(PreparedHead):
         self.exits = []
         for i, past in enumerate(classifiers):
             pooler = self.pooler.weights[i] if self.pooler.weights else None
-            exit = Exit(config.num_labels, past, pooler, reads=self.own_reads, learned=learned)
+            exit = Exit(config.num_labels, past, pooler, learned=learned, **self.reading.exit(i + 1))
             self.exits.append(ops.prepare_exit(exit))
-
-    def reads(self, layer: int) -> Reads:
-        return self.own_reads
 
     def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
         return super().prepared_exits() if self.combine == "none" else None

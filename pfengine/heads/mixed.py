@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, OwnTensors, PreparedHead, register
+from ..ops import Exit, OpSet
+from .base import PREFIX, OwnTensors, register
 from .poolers import Pooler, PoolerKind, pooler_shapes
+from .prepared import PreparedHead
+from .reading import READS, Reading
 
 
 @register
@@ -28,7 +30,7 @@ class Mixed(PreparedHead):
     Option `layers`: [l_1, ..., l_e], rising. Option `previous`: is there a V, by which an exit reads the logits of the
     exits before it? The paper has none; the authors' code has it as `add_previous_layer_logits`. Option `pooler`:
     s_j = tanh(W h_j + b) with one W for all layers ("shared": the authors') or one per layer, or h_j itself. Option
-    `reads`: h_j is the hidden state of each row's first token ("first": the authors'), or the mean of all ("mean").
+    `reads`: what h_j is; see `Reading`. The authors read "first".
 
     Logits are linear in the states. So what each state adds to each exit is multiplied out at load, to one matrix per
     layer for all exits to come. The sums that a layer leaves for them are [rows, exits to come x C].
@@ -53,8 +55,8 @@ class Mixed(PreparedHead):
             faults.append(f"'head.previous' is {head['previous']!r}; it must be true or false")
         if head.get("pooler") not in poolers:
             faults.append(f"'head.pooler' is {head.get('pooler')!r}; it must be one of {', '.join(poolers)}")
-        if head.get("reads", "first") not in ("first", "mean"):
-            faults.append(f"'head.reads' is {head['reads']!r}; it must be one of first, mean")
+        if head.get("reads", "first") not in READS:
+            faults.append(f"'head.reads' is {head['reads']!r}; it must be one of {', '.join(READS)}")
         return faults
 
     @staticmethod
@@ -70,6 +72,7 @@ class Mixed(PreparedHead):
             f"{PREFIX}classifiers.bias": (exits, labels),
             f"{PREFIX}log_temperatures": (exits,),
         }
+        shapes |= Reading.shapes(config, head)
         if head.get("previous", False) and exits > 1:
             shapes[f"{PREFIX}previous.weight"] = (exits, labels, (exits - 1) * labels)
         return shapes
@@ -83,7 +86,7 @@ class Mixed(PreparedHead):
         dtype: torch.dtype,
     ) -> None:
         self.ops, t = ops, OwnTensors(tensors)
-        self.own_reads: Reads = head.get("reads", "first")
+        self.reading = Reading(ops, head, t)
         pooler = Pooler(ops, head["pooler"], config.num_layers, t, dtype)
         weights, biases = multiplied_out(t, head["layers"])
         labels, self.exits, self.adds_from = config.num_labels, [], [-1]
@@ -99,11 +102,8 @@ class Mixed(PreparedHead):
             bias = F.pad(biases[later[0]], (0, len(share) - labels)) if answers else torch.zeros_like(share[:, 0])
             past = ops.prepare_linear(share, bias, torch.float32)
             own_pooler = pooler.weights[layer - 1] if pooler.weights else None
-            self.exits.append(ops.prepare_exit(Exit(labels, past, own_pooler, reads=self.own_reads)))
+            self.exits.append(ops.prepare_exit(Exit(labels, past, own_pooler, **self.reading.exit(layer))))
         self.adds_from.pop()
-
-    def reads(self, layer: int) -> Reads:
-        return self.own_reads
 
 
 def multiplied_out(tensors: Mapping[str, Tensor], layers: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:

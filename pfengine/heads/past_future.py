@@ -11,18 +11,21 @@ from torch import Tensor
 
 from ..config import BackboneConfig
 from ..families import Shapes
-from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, HeadState, OwnTensors, PreparedHead, Scores, register
+from ..ops import Exit, OpSet
+from .base import PREFIX, HeadState, OwnTensors, Scores, register
 from .incorporate import INCORPORATIONS, Incorporate
 from .past import LinearPast
 from .poolers import Pooler, PoolerKind, pooler_shapes
+from .prepared import PreparedHead
+from .reading import READS, Reading, ReadsOfRow
 
 
 @dataclass(frozen=True)
 class Options:
     """The `head` object of pfengine.json. Defaults are as in the authors' code; the pooler has none.
 
-    reads: h is the hidden state of each row's first token, or the mean of the hidden states of its tokens.
+    reads: h is the hidden state of each row's first token, the mean of those of its tokens, or their mean weighed by
+    queries; see `Reading`.
     pooler: the state of a layer is tanh(W h + b), with one W per layer or one for all layers, or it is h itself.
     learner: the imitation of s_j from s_i is L_j s_i + l_j, or its tanh.
     incorporate: how states become scores; see `incorporate`.
@@ -35,7 +38,7 @@ class Options:
     incorporate: Incorporate = "concat-shared"
     states: str = "past-future"
     gate: str = "label"
-    reads: Literal["first", "mean"] = "first"
+    reads: ReadsOfRow = "first"
 
     @classmethod
     def of(cls, head: dict[str, Any]) -> Options:
@@ -60,7 +63,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "incorporate": get_args(Incorporate),
     "states": ("past-future", "past", "future"),
     "gate": ("label", "row", "none"),
-    "reads": ("first", "mean"),
+    "reads": READS,
 }
 
 
@@ -101,7 +104,7 @@ class PastFuture(PreparedHead):
         options = Options.of(head)
         n, hidden, labels = config.num_layers, config.hidden_size, config.num_labels
         width = options.gate_width(labels)
-        shapes = pooler_shapes(options.pooler, n, hidden)
+        shapes = pooler_shapes(options.pooler, n, hidden) | Reading.shapes(config, head)
         if options.future:
             shapes |= {f"{PREFIX}learners.weight": (n - 1, hidden, hidden), f"{PREFIX}learners.bias": (n - 1, hidden)}
         past, future = INCORPORATIONS[options.incorporate]
@@ -126,6 +129,7 @@ class PastFuture(PreparedHead):
         self.ops, self.options = ops, Options.of(head)
         self.num_layers, self.labels = config.num_layers, config.num_labels
         t = OwnTensors(tensors)
+        self.reading = Reading(ops, head, t)
         self.pooler = Pooler(ops, self.options.pooler, config.num_layers, t, dtype)
         past_type, future_type = INCORPORATIONS[self.options.incorporate]
         self.past = past_type(ops, t, config.num_layers, self.options.history)
@@ -157,11 +161,8 @@ class PastFuture(PreparedHead):
             width=0 if kind == "none" else past.width - self.labels,
             gate=self.gate,
             states=layer if self.options.history else 1,
-            reads=self.options.reads,
+            **self.reading.exit(layer),
         )
-
-    def reads(self, layer: int) -> Reads:
-        return self.options.reads
 
     def prepared_exits(self) -> list[tuple[Any, int] | None] | None:
         return super().prepared_exits() if isinstance(self.past, LinearPast) else None

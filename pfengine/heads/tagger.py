@@ -11,7 +11,8 @@ from torch import Tensor
 from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
-from .base import PREFIX, OwnTensors, PreparedHead, register
+from .base import PREFIX, OwnTensors, register
+from .prepared import PreparedHead
 
 CHOICES = {"frozen": ("kept", "renormalised"), "freezes": ("words", "first-pieces")}
 

@@ -53,8 +53,8 @@ class Queries(NamedTuple):
 
 AnyQueries = Literal["all", "first"] | Queries
 
-Reads = Literal["first", "mean", "all"]
-"""What a head reads of a layer: each row's first token, the mean of its tokens, or all tokens."""
+Reads = Literal["first", "mean", "query", "all"]
+"""What a head reads of a layer: each row's first token, the mean of its tokens, that weighed by queries, or all."""
 
 
 class Attentive(NamedTuple):
@@ -75,8 +75,8 @@ class Attentive(NamedTuple):
 class Exit(NamedTuple):
     """One exit, made of parts that an op set prepared: how what it reads of a layer becomes logits.
 
-    x: the first token of a row, the mean of its tokens, or each token, as `reads` says. With `attentive`, which reads
-    all tokens, it is what that gives for a row.
+    x: the first token of a row, the mean of its tokens, or each token, as `reads` says. With "query" it is what
+    `queries` make of a row's tokens; with `attentive`, which reads all tokens, it is what that gives for a row.
     State: s = pooler_activation(pooler(x)), or x where there is no pooler.
     Past: `past` applied to s, plus the sum that earlier exits pass on. Its first `labels` numbers are scores, the next
     `width` numbers are gates.
@@ -99,6 +99,7 @@ class Exit(NamedTuple):
     reads: Reads = "first"
     learned: Any | None = None  # what prepare_linear made of a [1, H] matrix in float32
     attentive: Any | None = None  # what prepare_attentive returned; then the exit scores rows
+    queries: Any | None = None  # what prepare_queries returned, where reads is "query"
 
     @property
     def scores_tokens(self) -> bool:
@@ -230,6 +231,16 @@ class OpSet(Protocol):
 
     def mean(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The mean of each row's tokens: [T, H] -> float32 [R, H]. Summed in order, so the same bits in every batch."""
+
+    def prepare_queries(self, queries: Tensor) -> Any:
+        """Prepare queries, float32 [K, H], for `query_mean`; K divides H."""
+
+    def query_mean(self, x: Tensor, cu_seqlens: Tensor, queries: Any) -> Tensor:
+        """The mean of each row's tokens, weighed by queries: [T, H] -> float32 [R, H].
+
+        The H channels are K groups of H / K. In group k the weight of token t is softmax_t(q_k . x_t) over the tokens
+        of the row. A row has the same bits in every batch.
+        """
 
     def prepare_attentive(self, parts: Attentive, dtype: torch.dtype) -> Any:
         """Prepare narrow self-attention for `attentive`."""

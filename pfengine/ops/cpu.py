@@ -25,6 +25,8 @@ from .cpu_exit import gate_merge as gate_merge
 from .cpu_exit import mean as mean
 from .cpu_exit import prepare_attentive as prepare_attentive
 from .cpu_exit import prepare_exit as prepare_exit
+from .cpu_exit import prepare_queries as prepare_queries
+from .cpu_exit import query_mean as query_mean
 from .cpu_model import prepare_model as prepare_model
 from .packing import Embedding, Imitation, Linear, PreparedBlock, pack_linear
 from .packing import fast_precisions as fast_precisions

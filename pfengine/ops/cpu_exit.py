@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import extension
 from ..extension import address, new_output
 from . import Attentive, Exit
-from .packing import Linear, PreparedAttentive, PreparedExit, kernels, pack_linear
+from .packing import Linear, PreparedAttentive, PreparedExit, PreparedQueries, kernels, pack_linear
 
 if TYPE_CHECKING:
     from .. import _C
@@ -73,6 +73,7 @@ def prepare_exit(parts: Exit) -> PreparedExit:
         learned=None if parts.learned is None else parts.learned.native,
         merge=merge,
         attentive=None if parts.attentive is None else parts.attentive.native,
+        queries=None if parts.queries is None else parts.queries.native,
     )
     return PreparedExit(
         native, parts.past.inputs, parts.past.outputs, parts.labels, parts.learned is not None, (parts, learners)
@@ -112,6 +113,28 @@ def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
         rows,
         x.shape[1],
         to,
+    )
+    return out
+
+
+def prepare_queries(queries: Tensor) -> PreparedQueries:
+    queries = contiguous(queries)
+    count, size = queries.shape
+    return PreparedQueries(extension._C.QueryMean(queries=queries.data_ptr(), count=count, size=size), size, queries)
+
+
+def query_mean(x: Tensor, cu_seqlens: Tensor, queries: PreparedQueries) -> Tensor:
+    x, rows = contiguous(x), len(cu_seqlens) - 1
+    out, to = new_output((rows, queries.hidden), torch.float32)
+    extension._C.run_query_mean(
+        kernels=kernels(),
+        queries=queries.native,
+        x=address("x", x, torch.float32, (len(x), queries.hidden)),
+        tokens=len(x),
+        cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
+        rows=rows,
+        out=to,
+        threads=extension.threads(),
     )
     return out
 

@@ -53,6 +53,7 @@ __all__ = [
     "prepare_imitation",
     "prepare_linear",
     "prepare_model",
+    "prepare_queries",
     "project",
     "signal",
 ]
@@ -190,6 +191,14 @@ def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
         q, k, v = (torch.cat([x, x]) for x in (q, k, v))
     q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[:rows, :, :queries]
+
+
+def prepare_queries(queries: Tensor) -> Linear:
+    return prepare_linear(queries, torch.zeros_like(queries[:, 0]), torch.float32)
+
+
+def query_mean(x: Tensor, cu_seqlens: Tensor, queries: Linear) -> Tensor:
+    return reference.composed_query_mean(x, cu_seqlens, queries, linear)
 
 
 def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive:

@@ -24,12 +24,15 @@ from .cuda_ops import (
     prepare_exit,
     prepare_imitation,
     prepare_linear,
+    prepare_queries,
     project,
+    query_mean,
     signal,
 )  # fmt: skip
 
 __all__ = [
     "HEAD_ALIGNMENT", "OWN_THREADS", "attentive", "block", "block_sums", "embed", "exit", "gate_merge", "guesses",
     "keys_values", "linear", "mean", "output_norm", "pooled", "prepare_attentive", "prepare_block",
-    "prepare_embedding", "prepare_exit", "prepare_imitation", "prepare_linear", "prepare_model", "project", "signal",
+    "prepare_embedding", "prepare_exit", "prepare_imitation", "prepare_linear", "prepare_model", "prepare_queries",
+    "project", "query_mean", "signal",
 ]  # fmt: skip

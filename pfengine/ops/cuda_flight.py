@@ -206,7 +206,7 @@ class CudaFlight(CudaRows, Flight):
         if reads == "first":
             firsts = here.source_firsts if self._position.states_moved else here.bounds
             return lane.buffers.states[self.layer % 2].index_select(0, firsts[: self._rows]).float()
-        if reads == "all":
+        if reads in ("query", "all"):
             return self._packed_states(lane).float()
         count = torch.full((1,), self._rows, dtype=torch.int32, device=lane.device)
         return mean(self._packed_states(lane), here.bounds[: self._rows + 1].contiguous(), count)

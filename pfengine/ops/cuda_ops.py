@@ -20,6 +20,7 @@ from ..kernels.layer_norm import Others, add_layer_norm
 from ..kernels.linear import linear as linear_kernel
 from ..kernels.mean import maximum as maximum_kernel
 from ..kernels.mean import mean as mean_kernel
+from ..kernels.query_mean import query_mean as query_mean_kernel
 from ..kernels.signals import signals
 from . import Activation, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, reference
 from .reference import PreparedAttentive, PreparedBlock
@@ -290,6 +291,14 @@ def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Te
 
 def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     return mean_kernel(x, cu_seqlens, full(len(cu_seqlens) - 1, x.device))
+
+
+def prepare_queries(queries: Tensor) -> Tensor:
+    return queries.float().contiguous()
+
+
+def query_mean(x: Tensor, cu_seqlens: Tensor, queries: Tensor) -> Tensor:
+    return query_mean_kernel(x.contiguous(), cu_seqlens, queries, full(len(cu_seqlens) - 1, x.device))
 
 
 def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive:

@@ -17,6 +17,7 @@ from ..kernels.exit_head import exit_head
 from ..kernels.gate_merge import gate_merge
 from ..kernels.imitation import imitation
 from ..kernels.mean import mean
+from ..kernels.query_mean import query_mean
 from ..kernels.survivors import Survivors, remaining, survivors
 from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
 from .cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm
@@ -218,6 +219,8 @@ def _run_exit(
     )  # of what is read, where it is made here
     if parts.reads == "mean":
         state, source_rows = mean(x, here.bounds, count, dtype), None
+    if parts.queries is not None:
+        state, source_rows = query_mean(x, here.bounds, parts.queries, count, dtype), None
     if parts.attentive is not None:
         state = run_attentive(x, here.bounds, parts.attentive, longest, (count, here.counts[1:]), dtype)
     if parts.pooler is not None:

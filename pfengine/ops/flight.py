@@ -92,7 +92,10 @@ class Flight(Protocol):
         """
 
     def states(self) -> Tensor:
-        """What the head reads of the layer that the rows have passed: float32 [R, H], for a tag head [W, H]; a copy."""
+        """What the head reads of the layer that the rows have passed: float32 [R, H], for a tag head [W, H]; a copy.
+
+        Of a head that reads all tokens, or weighs them by queries, the tokens themselves: [T, H].
+        """
 
 
 def check_mask(gone: Tensor | np.ndarray, units: int | None) -> None:

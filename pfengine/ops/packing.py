@@ -77,6 +77,12 @@ class Imitation(NamedTuple):
     projections: list[Linear]  # entry i - 1: for all layers after i side by side, [C, (n - i) H]
 
 
+class PreparedQueries(NamedTuple):
+    native: _C.QueryMean
+    hidden: int
+    tensor: Tensor  # which `native` holds the address of
+
+
 class PreparedExit(NamedTuple):
     native: _C.Exit  # addresses of the parts below
     hidden: int

@@ -204,6 +204,30 @@ def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     return total.index_add_(0, row_of, x.float()) / lengths[:, None]
 
 
+def prepare_queries(queries: Tensor) -> Linear:
+    return prepare_linear(queries, torch.zeros_like(queries[:, 0]), torch.float32)
+
+
+def query_mean(x: Tensor, cu_seqlens: Tensor, queries: Linear) -> Tensor:
+    return composed_query_mean(x, cu_seqlens, queries, linear)
+
+
+def composed_query_mean(
+    x: Tensor, cu_seqlens: Tensor, queries: Any, linear: Callable[[Tensor, Any, Activation], Tensor]
+) -> Tensor:
+    """`query_mean` for an op set with this `linear`."""
+    x, rows = x.float(), len(cu_seqlens) - 1
+    row_of = torch.repeat_interleave(torch.arange(rows, dtype=torch.int64, device=x.device), cu_seqlens.diff())
+    scores = linear(x, queries, "none")  # [T, K]
+    most = torch.full((rows, scores.shape[1]), -torch.inf, dtype=torch.float32, device=x.device)
+    most = most.scatter_reduce_(0, row_of.unsqueeze(1).expand_as(scores), scores.detach(), "amax")
+    shares = torch.exp(scores - most[row_of])
+    total = torch.zeros_like(most).index_add_(0, row_of, shares)
+    weighed = shares.unsqueeze(2) * x.view(len(x), scores.shape[1], -1)
+    sums = weighed.new_zeros(rows, *weighed.shape[1:]).index_add_(0, row_of, weighed)
+    return (sums / total.unsqueeze(2)).flatten(1)
+
+
 def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive:
     return prepared_attentive(parts, dtype, prepare_linear)
 

@@ -74,7 +74,8 @@ class TrainingConfig:
     reads: Annotated[
         str | None,
         Option(
-            "What the exits read after each layer: first (the first token) or mean (of all tokens).",
+            "What the exits read after each layer: first (the first token), mean (of all tokens) or query (their mean, "
+            "weighed by learned queries).",
             choices=CHOICES["reads"],
         ),
     ] = None

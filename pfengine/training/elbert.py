@@ -38,7 +38,7 @@ class ELBERTModel(PooledModel):
             self.layer_weights = nn.Parameter(start)
 
     def rates(self) -> dict[str, float]:
-        return {} if self.equal else {"layer_weights": RATE}
+        return super().rates() | ({} if self.equal else {"layer_weights": RATE})
 
     def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
         losses = losses_of(scores, labels)

@@ -53,7 +53,7 @@ class LeeBERTModel(PooledModel):
         self.register_buffer("balance", found, persistent=False)
 
     def rates(self) -> dict[str, float]:
-        return {"loss_weights": self.options["weight_rate"]}
+        return super().rates() | {"loss_weights": self.options["weight_rate"]}
 
     def weights(self) -> Tensor:
         """w [e, e]."""
@@ -122,7 +122,7 @@ class _Logits(nn.Module):
             states, bounds = unstack(inputs["states"])
         else:
             states, bounds = self.model.read_layers(inputs)
-        return self.model.outputs(states, None, bounds)["logits"].transpose(0, 1)
+        return self.model.outputs(self.model.weigh(states, bounds), None, bounds)["logits"].transpose(0, 1)
 
 
 SYSTEMS = (

@@ -21,6 +21,8 @@ from .freezing import Freezing
 from .losses import depth_weighted, losses_of
 from .phases import HeldOut, Phase
 
+QUERIES, QUERY_RATE = "queries_weight", 5.0  # of the rate of other parameters
+
 
 class ExitModel(nn.Module):
     """Encoder and exit head; `forward` gives the loss and the logits of every exit.
@@ -100,16 +102,16 @@ class ExitModel(nn.Module):
         """
         states, bounds = self.read_layers(inputs)
         with torch.autocast(states[0].device.type, enabled=False):  # the head is small, and sums over layers
-            return self.outputs([state.float() for state in states], labels, bounds)
+            return self.outputs(self.weigh([state.float() for state in states], bounds), labels, bounds)
 
     def outputs(
         self, states: Sequence[Tensor], labels: Tensor | None, bounds: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Logits of every exit [B, exits, C], "learned" [B, exits] where the head adds a score, and the loss.
 
-        states: what the head reads after each layer, float32 [B, H], or [tokens, H] without padding for a head that
-        reads all tokens. bounds: of the rows in those tokens, int32 [B + 1]. The loss is there where labels are given,
-        and in training in a phase without labels.
+        states: what the head reads after each layer, as `weigh` gives it: float32 [B, H], or [tokens, H] without
+        padding for a head that reads all tokens. bounds: of the rows in those tokens, int32 [B + 1]. The loss is there
+        where labels are given, and in training in a phase without labels.
         """
         scores = self.scores(states, bounds)
         out = {"logits": torch.stack([each.logits for each in scores], 1)}
@@ -119,6 +121,14 @@ class ExitModel(nn.Module):
         if labels is not None or (self.training and not self.phase.labelled):
             out["loss"] = self.loss(scores, labels)
         return out
+
+    def weigh(self, states: Sequence[Tensor], bounds: Tensor | None) -> list[Tensor]:
+        """What `read_layers` gives, in float32, with the tokens of each row weighed where the head reads by queries."""
+        head = self.head() if "query" in self.reads else None
+        return [
+            head.read(reference, layer, state, bounds) if head and bounds is not None and reads == "query" else state
+            for layer, (state, reads) in enumerate(zip(states, self.reads, strict=True), 1)
+        ]
 
     def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
         """The loss of a batch, a tensor without dimensions, from the scores of every exit.
@@ -140,8 +150,13 @@ class ExitModel(nn.Module):
         """Called before the first step of each phase, and not where a phase is resumed."""
 
     def rates(self) -> dict[str, float]:
-        """Learning rates of parameters that have one of their own, by name. They are not decayed."""
-        return {}
+        """Learning rates of parameters that have one of their own, by name. They are not decayed.
+
+        This class has one for queries, which start near zero and would hardly move in few steps.
+        """
+        rate = self.phase.learning_rate or self.options.get("learning_rate")
+        names = [name for name in dict(self.named_parameters()) if name.endswith(QUERIES)]
+        return dict.fromkeys(names, QUERY_RATE * rate) if rate else {}
 
     def initialise(self, pooler: tuple[Tensor, Tensor]) -> None:
         """Start from the pretrained encoder's own pooler, where it has one.
@@ -186,8 +201,8 @@ class ExitModel(nn.Module):
     def read_layers(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None]:
         """What the head reads after every layer, and the bounds of rows; some of it is detached or frozen in training.
 
-        That is the first token's hidden state or the mean of those of a row's tokens, [B, H], or those of all tokens
-        without padding, [tokens, H].
+        That is the first token's hidden state or the mean of those of a row's tokens, [B, H], or, also where the head
+        weighs them by queries, those of all tokens without padding, [tokens, H].
         """
         mask = inputs.get("attention_mask")
         if mask is None:
@@ -197,7 +212,8 @@ class ExitModel(nn.Module):
         with self.freezing.step(self._layers()) if self.training else contextlib.nullcontext():
             self.backbone(**inputs)  # type: ignore[misc]
         self._calls.states = None
-        return states, F.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32) if "all" in self.reads else None
+        by_token = {"all", "query"} & set(self.reads)
+        return states, F.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32) if by_token else None
 
     def drop(self, states: Tensor) -> Tensor:
         return F.dropout(states, self.dropout, self.training)
@@ -225,7 +241,7 @@ class ExitModel(nn.Module):
         mask: Tensor = self._calls.mask
         if reads == "first":
             return hidden[:, 0]
-        if reads == "all":
+        if reads in ("all", "query"):
             return hidden[mask.bool()]
         weights = mask.to(hidden.dtype).unsqueeze(-1)
         return (hidden * weights).sum(1) / weights.sum(1)

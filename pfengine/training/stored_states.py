@@ -62,7 +62,8 @@ def read_states(ckpt: Checkpoint, teacher: Engine, exits: ExitModel, rows: list[
         raise ConfigError(
             f"the exits read {' and '.join(sorted(reads))}; attach stores one kind of state, of all layers"
         )
-    lengths = torch.tensor([len(row.ids) if reads == {"all"} else 1 for row in rows], dtype=torch.int64, device="cpu")
+    by_token = bool(reads & {"all", "query"})
+    lengths = torch.tensor([len(row.ids) if by_token else 1 for row in rows], dtype=torch.int64, device="cpu")
     bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     size = (int(bounds[-1]), teacher.model.num_layers, teacher.model.config.hidden_size)
     if (taken := 4 * size[0] * size[1] * size[2]) > MAX_BYTES:
@@ -116,5 +117,5 @@ class OnStates(nn.Module):
     def forward(self, states: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """states: [B, T, n, H]; labels: the full model's probabilities [B, C]."""
         read, bounds = unstack(states)
-        out: dict[str, Any] = self.exits.outputs(read, labels, bounds)
+        out: dict[str, Any] = self.exits.outputs(self.exits.weigh(read, bounds), labels, bounds)
         return out

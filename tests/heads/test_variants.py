@@ -245,7 +245,7 @@ MIX = {"type": "mixed", "layers": [1, 3], "pooler": "none"}
         (MIX | {"layers": 3}, "'head.layers' is 3"),
         (MIX | {"previous": "yes"}, "'head.previous' is 'yes'; it must be true or false"),
         (MIX | {"pooler": "mean"}, "'head.pooler' is 'mean'; it must be one of per-layer, shared, none"),
-        (MIX | {"reads": "last"}, "'head.reads' is 'last'; it must be one of first, mean"),
+        (MIX | {"reads": "last"}, "'head.reads' is 'last'; it must be one of first, mean, query"),
         (MIX | {"gate": "row"}, "'head.gate' is not an option of this head"),
     ],
 )

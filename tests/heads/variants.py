@@ -22,13 +22,14 @@ LINEAR: list[dict[str, Any]] = [
 ]
 
 LINEAR += [{"type": "linear", "pooler": pooler, "learned": True} for pooler in ("per-layer", "none")]
-LINEAR += [{"type": "linear", "pooler": pooler, "reads": "mean"} for pooler in ("shared", "none")]
+LINEAR += [{"type": "linear", "pooler": pooler, "reads": reads}
+           for pooler, reads in product(("shared", "none"), ("mean", "query"))]  # fmt: skip
 MIXED: list[dict[str, Any]] = [
     {"type": "mixed", "layers": layers, "previous": previous, "pooler": pooler}
     for layers, previous, pooler in product(([1, 3, 5], [2, 5], [5]), (False, True), CHOICES["pooler"])
 ]
-MIXED += [{"type": "mixed", "layers": [2, 5], "previous": True, "pooler": pooler, "reads": "mean"}
-          for pooler in ("shared", "per-layer")]  # fmt: skip
+MIXED += [{"type": "mixed", "layers": [2, 5], "previous": True, "pooler": pooler, "reads": reads}
+          for pooler, reads in (("shared", "mean"), ("per-layer", "query"))]  # fmt: skip
 
 
 def of_states(heads: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -73,17 +73,23 @@ def make(reads: Any, n: int = N) -> Made:
             attentive = cuda.prepare_attentive(Attentive(*parts, 2, 0.25, reads.split()[0]), fp32)
         past, learned = (cuda.prepare_linear(*linear(outputs, width), fp32) for outputs in (LABELS, 1))
         pooler = cuda.prepare_linear(*linear(width, width), fp32)
-        made = Exit(LABELS, past, pooler, reads="all" if attentive else reads, learned=learned, attentive=attentive)
+        queries = cuda.prepare_queries(draw(4, HIDDEN)) if reads == "query" else None
+        made = Exit(LABELS, past, pooler, reads="all" if attentive else reads, learned=learned, attentive=attentive,
+                    queries=queries)  # fmt: skip
         exits.append(None if layer == 3 else made)
     packed = packed_of(range(len(LENGTHS)))
     ids, positions, types, bounds, _ = (torch.from_numpy(part).to(device) for part in packed[:5])
     x, past, scores, scored, states = cuda.embed(ids, positions, types, embedding), None, {}, {}, {}
     for layer, ((block,), exit) in enumerate(zip(layers, exits, strict=True), start=1):
         x = cuda.block(x, bounds, block)
-        read = x if reads.endswith("of all") else cuda.mean(x, bounds) if reads == "mean" else x[bounds[:-1]]
+        tokens = reads == "query" or reads.endswith("of all")
+        read = x if tokens else cuda.mean(x, bounds) if reads == "mean" else x[bounds[:-1]]
         states[layer] = list(read.split(LENGTHS if read is x else 1))
         if exit is not None:
-            read = read if exit.attentive is None else cuda.attentive(read, bounds, exit.attentive)
+            if exit.queries is not None:
+                read = cuda.query_mean(read, bounds, exit.queries)
+            if exit.attentive is not None:
+                read = cuda.attentive(read, bounds, exit.attentive)
             scores[layer], past, score = cuda.exit(read, exit, past, True)
             scored[layer] = score
     carrier = cuda.prepare_model(embedding, None, layers, [None if exit is None else (exit, 0) for exit in exits])
@@ -145,7 +151,7 @@ def test_rules(made: Made, monkeypatch: pytest.MonkeyPatch, name: str, overlap: 
 @pytest.mark.parametrize(
     ("name", "reads"),
     [
-        ("layers", "first"), ("window or learned", "mean"), ("patience", "first"),
+        ("layers", "first"), ("window or learned", "mean"), ("patience", "first"), ("patience", "query"),
         pytest.param("layers", "first of all", marks=pytest.mark.slow),
         pytest.param("window or learned", "max of all", marks=pytest.mark.slow),
     ],

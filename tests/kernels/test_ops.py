@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfengine.ops import Block, Norm, Queries, cuda
+from pfengine.ops import Block, Norm, Queries, cuda, reference
 
 HIDDEN, INNER, HEADS, SCALE = 32, 48, 2, 0.3
 LENGTHS = [4, 1, 19, 6]
@@ -64,7 +64,11 @@ def test_nobody_asks(draw: Any, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("name", ["entropy", "label"])
-def test_signal_and_mean(draw: Any, device: torch.device, name: Any) -> None:
+def test_signal_and_means(draw: Any, device: torch.device, name: Any) -> None:
     scores, bounds = draw(5, 3), torch.tensor([0, 2, 5], device=device).int()
     assert cuda.signal(name, scores, 1.0).shape == (5,)
     torch.testing.assert_close(cuda.mean(scores, bounds)[1], scores[2:].mean(0))
+    queries = draw(3, 3)
+    ours = cuda.query_mean(scores, bounds, cuda.prepare_queries(queries))
+    theirs = reference.query_mean(scores, bounds, reference.prepare_queries(queries))
+    torch.testing.assert_close(ours, theirs)

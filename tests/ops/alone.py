@@ -82,6 +82,7 @@ def make(
             pooler=ops.prepare_linear(*pooler, dtype),
             learned=ops.prepare_linear(*score, torch.float32) if learned else None,
             reads=reads if attentive is None else "all",  # type: ignore[arg-type]
+            queries=ops.prepare_queries(linear(4, hidden)[0]) if reads == "query" else None,
             attentive=attentive,
         )
         exits.append(None if layer in without else (ops.prepare_exit(parts), adds_from))
@@ -141,6 +142,8 @@ class Alone:
         match reads or self.model.reads:
             case "first":
                 return self.x[:1]
+            case "query":
+                return self.x
             case "mean":
                 total = self.x[0]
                 for token in self.x[1:]:
@@ -165,6 +168,8 @@ class Alone:
             add = None if self.past is None or adds_from < 0 else self.past[:, adds_from : adds_from + width]
             parts = exit if isinstance(exit, Exit) else exit.parts[0]
             read = self.states(parts.reads)
+            if parts.queries is not None:
+                read = ops.query_mean(read, self.bounds, parts.queries)
             if parts.attentive is not None:
                 read = ops.attentive(read, self.bounds, parts.attentive)
             self.logits, self.past, self.learned = ops.exit(read, exit, add, True)

@@ -96,6 +96,7 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
             learners=linear(hidden, 2 * hidden, dtype, bits=4), activation=C.Activation.tanh,
             projection=linear(2 * hidden, 3, torch.float32, row_major=True),
             merge=C.Merge(kind=C.Gate.authors, labels=3, width=3, gate=gate, gate_states=2), attentive=None,
+            queries=None,
         )  # fmt: skip
         add, past, logits = room(rows, 6), room(rows, 6), room(rows, 3)
         C.run_exit(cpu.kernels(), exit, x, add, rows, past, logits, room(rows), threads)
@@ -108,6 +109,9 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
             C.run_attentive(cpu.kernels(), attentive, x, tokens, borders, rows, room(rows, 9), threads)
         C.run_signal("energy", logits, rows, 3, 2.0, room(rows))
         C.run_mean(x, tokens, borders, rows, hidden, room(rows, hidden))
+        for count in (1, hidden):
+            weighing = C.QueryMean(queries=room(count, hidden), count=count, size=hidden)
+            C.run_query_mean(cpu.kernels(), weighing, x, tokens, borders, rows, room(rows, hidden), threads)
         numbers = np.ones((1, 1), np.float32)
         clauses = [C.Clause(signal, "<", numbers, "range", numbers, 3, numbers) for signal in ("change", "energy")]
         rule = C.ExitRule(b"\1", clauses, C.TokenRule("token", "max", 3, True))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pfengine import extension
-from pfengine.ops import Exit, cpu, reference
+from pfengine.ops import Exit, cpu, cpu_torch, reference
 
 N, ROWS = 4, 70  # layers; more rows than a block has
 # fp32: sums of up to 150 terms; bf16 and int8: the reference rounds alike, but for what it keeps in between
@@ -129,6 +129,39 @@ def test_mean() -> None:
     assert cpu.mean(x[:0], bounds[:1]).shape == (0, 37)
     with pytest.raises(ValueError, match="cu_seqlens does not rise at row 0"):
         cpu.mean(x[:3], torch.tensor([0, 0, 3]).int())
+
+
+@pytest.mark.parametrize(("size", "count"), [(37, 1), (36, 12), (384, 12), (48, 3)])
+def test_query_mean(size: int, count: int) -> None:
+    """Equal to the definition; a row alone, and on any number of threads, has the same bits."""
+    if not extension.has_cpu():
+        pytest.skip(extension.status())
+    lengths = [1, 2, 3, 9, 64, 5]
+    x, bounds = torch.randn(sum(lengths), size), torch.tensor([0, *itertools.accumulate(lengths)]).int()
+    queries = torch.randn(count, size) / 4
+    prepared, before = cpu.prepare_queries(queries), torch.get_num_threads()
+    found = cpu.query_mean(x, bounds, prepared)
+    for row, tokens in enumerate(x.split(lengths)):
+        weights = (tokens @ queries.T).softmax(0)  # [tokens, count]
+        theirs = torch.einsum("tk,tkd->kd", weights, tokens.unflatten(1, (count, -1))).flatten()
+        torch.testing.assert_close(found[row], theirs, atol=1e-5, rtol=1e-5)  # fp32, scores of up to 10
+    torch.testing.assert_close(reference.query_mean(x, bounds, reference.prepare_queries(queries)), found)
+    plain = cpu_torch.query_mean(x, bounds, cpu_torch.prepare_queries(queries))
+    torch.testing.assert_close(plain, found)
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert torch.equal(cpu.query_mean(x, bounds, prepared), found)
+            for row, tokens in enumerate(x.split(lengths)):
+                own = torch.tensor([0, len(tokens)]).int()
+                assert torch.equal(cpu.query_mean(tokens, own, prepared)[0], found[row])
+                alone = cpu_torch.query_mean(tokens, own, cpu_torch.prepare_queries(queries))
+                assert torch.equal(alone[0], plain[row])
+    finally:
+        torch.set_num_threads(before)
+    assert cpu.query_mean(x[:0], bounds[:1], prepared).shape == (0, size)
+    with pytest.raises(ValueError, match="cu_seqlens does not rise at row 0"):
+        cpu.query_mean(x[:3], torch.tensor([0, 0, 3]).int(), prepared)
 
 
 def test_bad_shapes_are_refused() -> None:

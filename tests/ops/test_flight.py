@@ -31,6 +31,7 @@ NEVER = ExitRule(ALL)
 HEADS: dict[str, dict[str, Any]] = {
     "first": {}, "mean": {"reads": "mean"}, "all": {"reads": "all"}, "past": {"adds_from": 0},
     "mean, past, two blocks": {"reads": "mean", "adds_from": 0, "blocks": 2},
+    "query": {"reads": "query"}, "query, past, some exits": {"reads": "query", "adds_from": 0, "without": (2,)},
     "all, past": {"reads": "all", "adds_from": 0}, "first, two blocks": {"blocks": 2},
     "first, some exits": {"without": (1, 3), "adds_from": 0},
     "first of all": {"reads": "first of all", "without": (2,)},
@@ -232,7 +233,7 @@ def test_scores_outlive_a_join() -> None:
 
 
 def test_rows_cancelled_leave_their_slots_as_they_are() -> None:
-    for reads in ("first", "mean", "all", "max of all"):
+    for reads in ("first", "mean", "query", "all", "max of all"):
         (flight,) = started(make(cpu, reads), [[3, 4, 5, 6]])
         flight.advance(NEVER, 2)
         flight.leave(np.ones(flight.units, bool), answered=False)

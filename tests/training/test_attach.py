@@ -135,7 +135,7 @@ def test_stored_weights_are_the_models_own(plain: Path, texts: Path, tmp_path: P
     assert {key for key in ours if not key.startswith("exit_head.")} <= set(theirs)
 
 
-@pytest.mark.parametrize("reads", ["first", "mean", "all"])
+@pytest.mark.parametrize("reads", ["first", "mean", "query", "all"])
 def test_states_are_those_of_transformers(plain: Path, reads: str) -> None:
     ckpt = reader.read(Folder(plain))
     engine = pfengine.load(ckpt)
@@ -152,7 +152,7 @@ def test_states_are_those_of_transformers(plain: Path, reads: str) -> None:
         with torch.no_grad():
             out = model(input_ids=torch.from_numpy(row["input_ids"])[None], output_hidden_states=True)
         every = torch.stack([hidden[0] for hidden in out.hidden_states[1:]], 1)  # [tokens, n, H]
-        theirs = {"first": every[:1], "mean": every.mean(0, keepdim=True), "all": every}[reads]
+        theirs = {"first": every[:1], "mean": every.mean(0, keepdim=True)}.get(reads, every)
         torch.testing.assert_close(found[i]["states"], theirs, atol=2e-5, rtol=1e-5)  # fp32, four layers
         torch.testing.assert_close(found[i]["labels"], out.logits[0].softmax(-1), atol=2e-5, rtol=1e-5)
 
@@ -161,7 +161,10 @@ def test_states_are_those_of_transformers(plain: Path, reads: str) -> None:
     ("system", "reads"),
     [
         ("linear", "mean"),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("fastbert", None), ("leebert", "mean"))),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("fastbert", None), ("leebert", "mean"), ("past-future", "query"), ("leebert", "query"))
+        ),
     ],
 )
 def test_exits_read_what_their_head_reads(
