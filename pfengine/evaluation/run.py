@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,16 +180,20 @@ def _choices(engine: Engine, path: str, thresholds: Sequence[float], speedups: S
         speedups = [p["layer_speedup"] for p in engine.checkpoint.manifest.calibration if p["layer_speedup"] > 1]
     choices: list[Choice] = [(engine, path, "full depth", Never())]
     choices += [(engine, path, f"threshold {t:g}", engine.choose(threshold=t)) for t in thresholds]
-    choices += [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in speedups]
-    return choices
+    return choices + _at_speedups(engine, path, speedups)
 
 
 def _beside(engine: Engine, path: str, speedups: Sequence[float]) -> list[Choice]:
     """Settings of a checkpoint to compare: the same speed-ups where it has exits and its table covers them."""
     table = [point["layer_speedup"] for point in engine.checkpoint.manifest.calibration]
     reached = [s for s in speedups if table and min(table) <= s <= max(table)]
-    choices = [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in reached]
-    return choices or [(engine, path, "full depth", Never())]
+    return _at_speedups(engine, path, reached) or [(engine, path, "full depth", Never())]
+
+
+def _at_speedups(engine: Engine, path: str, speedups: Sequence[float]) -> list[Choice]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they cost is measured here
+        return [(engine, path, f"speedup {s:.3g}", engine.choose(speedup=s)) for s in speedups]
 
 
 def _run(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ConfigError, InputError, shown
+from ..messages import warn
 from ..ops.rule import ExitRule
 from ..rows import MISSING, Row
 from .base import Criterion, Outputs, number
@@ -23,6 +24,7 @@ from .fixed import Never, Replay
 from .text import check_fits, has_knob, lacks_threshold, name_of, parse, parse_form
 
 log = logging.getLogger("pfengine")
+ENOUGH = 0.95  # of rows answered as at full depth; with less a speed-up is not chosen in silence
 
 
 class CheckpointExits(NamedTuple):
@@ -49,7 +51,7 @@ def choose(
     checkpoint's own criterion, because its calibration table is of that one.
 
     Raises ConfigError where the options contradict each other or do not fit the model's outputs or exits, or where
-    `speedup` is outside the calibration table.
+    `speedup` is outside the calibration table. Warns where the table has less than `ENOUGH` agreement there.
     """
     if threshold is not None and speedup is not None:
         raise ConfigError("give threshold or speedup, not both")
@@ -61,6 +63,7 @@ def choose(
         if speedup == 1:
             return Never()
         threshold, criterion = threshold_at(checkpoint, speedup), checkpoint.criterion
+        warn_of_disagreement(checkpoint, speedup)
     elif criterion is None:
         criterion = current
     if criterion is None:
@@ -155,6 +158,20 @@ def threshold_at(checkpoint: CheckpointExits, speedup: float) -> float:
     return float(np.interp(speedup, [s for s, _ in points], [t for _, t in points]))
 
 
+def warn_of_disagreement(checkpoint: CheckpointExits, speedup: float) -> None:
+    """Warn where fewer than `ENOUGH` of the rows that it was calibrated on are answered as at full depth."""
+    points = sorted((p["layer_speedup"], p["agreement"]) for p in checkpoint.calibration if "agreement" in p)
+    if not points:
+        return
+    agreement = float(np.interp(speedup, [speed for speed, _ in points], [share for _, share in points]))
+    if agreement < ENOUGH:
+        # rounded, so that there are few such texts: Python keeps each that it has shown
+        warn(
+            f"at a layer speed-up of {speedup:.1f}, {checkpoint.path} answers {agreement:.0%} of the rows that it was "
+            "calibrated on as at full depth; give a lower speedup where that is too little"
+        )
+
+
 @dataclass(frozen=True)
 class Selection:
     """The criterion of one call, and what rows with their own threshold or speed-up run instead.
@@ -183,6 +200,7 @@ class Selection:
                 _check_table_is_of(self.checkpoint, criterion)
                 if value == 1:
                     return row._replace(threshold=math.nan)
+                warn_of_disagreement(self.checkpoint, value)
                 value = threshold_at(self.checkpoint, value)
             return row._replace(threshold=float(criterion.with_threshold(value).threshold))  # type: ignore[arg-type]
         except ConfigError as error:

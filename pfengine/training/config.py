@@ -100,6 +100,12 @@ class TrainingConfig:
     learning_rate: Annotated[float, Option("Highest learning rate; it falls linearly to 0.", POSITIVE)] = 5e-5
     weight_decay: Annotated[float, Option("Weight decay of AdamW.", NOT_NEGATIVE)] = 0.0
     warmup: Annotated[float, Option("Share of the steps over which the learning rate rises.", SHARE)] = 0.06
+    averaging: Annotated[
+        float,
+        Option(
+            "Keep a moving average of the weights, which remembers this share of the steps; 0: the last step's.", SHARE
+        ),
+    ] = 0.0
     max_length: Annotated[int, Option("Longest row in tokens; longer rows are truncated.", COUNT)] = 128
     dropout: Annotated[float, Option("Dropout of the states that the exits' classifiers read.", SHARE)] = 0.1
     freezing: Annotated[

@@ -17,6 +17,7 @@ from ..evaluation.tagged import UNANSWERED, Words, tag_table
 from ..exits import DataCriterion
 from ..exits.base import Outputs
 from ..exits.calibration import calibration_table, correlation
+from ..exits.selection import ENOUGH
 from ..exits.text import check_fits, parse_form
 from ..heads import HEADS
 from ..messages import warn
@@ -71,6 +72,17 @@ def add_tag_calibration(path: Path, rows: list[Any], values: list[list[int]], sp
 def _with_table(manifest: saving.AnyManifest, table: list[dict[str, Any]], speedup: float) -> saving.AnyManifest:
     """With this calibration table, to run at the threshold whose layer speed-up is the nearest."""
     nearest = min(table, key=lambda point: abs(point["layer_speedup"] - speedup), default=None)
+    if nearest is not None and nearest["layer_speedup"] < 0.95 * speedup:
+        warn(
+            f"the nearest layer speed-up that the exits reach is {nearest['layer_speedup']:.2f}, not {speedup:g}; the "
+            "checkpoint runs at that"
+        )
+    if nearest is not None and nearest.get("agreement", 1) < ENOUGH:
+        warn(
+            f"at a layer speed-up of {nearest['layer_speedup']:.1f}, which the checkpoint runs at, "
+            f"{nearest['agreement']:.1%} of the held-out rows are answered as at full depth; give a lower speedup, or "
+            "train on more rows or for more epochs"
+        )
     return replace(manifest, calibration=tuple(table), threshold=nearest["threshold"] if nearest else None)
 
 

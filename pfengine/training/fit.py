@@ -21,6 +21,7 @@ from ..messages import tell
 from ..saving import explain
 from ..storage import StoredTensors, read_header
 from . import states
+from .averaging import Average
 from .rows import Order, Rows
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def _fit_phase(
         fixed: tuple[tuple[Tensor, Tensor], ...] = ()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if average is not None and last is not None:
+                average.load(last)
             self.fixed = tuple((part, part.detach().clone()) for part in recipe.fixed())
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -89,10 +92,14 @@ def _fit_phase(
             with torch.no_grad():
                 for part, value in self.fixed:
                     part.copy_(value)
+            if average is not None:
+                average.update(state.global_step, state.max_steps)
             self.saving = control.should_save
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
+                if average is not None:
+                    average.save(directory / f"{states.WRITTEN}{state.global_step}")
                 states.complete(directory, state.global_step)
             self.saving = False
 
@@ -150,10 +157,12 @@ def _fit_phase(
     )
     lengths = [row["length"] for row in rows.rows] if isinstance(rows, Rows) else None
     order = Order(len(rows), lengths, arguments.train_batch_size, config.seed)  # type: ignore[arg-type]
-    watch = Watch()
+    watch, average = Watch(), Average(recipe, config.averaging) if config.averaging else None
     with states.opened(directory, asdict(config) | {"save_every": None}, inputs) as last:
         if last is not None and states.is_last(last):
             model.load_state_dict(StoredTensors(last, read_header(Folder(last).open("model.safetensors"))))
+            if average is not None:
+                average.load(last)
         else:
             if last is None:
                 recipe.begin_phase()
@@ -171,6 +180,8 @@ def _fit_phase(
                     f"the run's state cannot be written to {directory}: {reason}; started again with the same options, "
                     "the run resumes from its last saved state"
                 ) from error
+    if average is not None:
+        average.take()
     model.eval()
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:

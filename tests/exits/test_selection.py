@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -243,3 +244,22 @@ def test_the_checkpoints_own_criterion_by_name_has_its_threshold() -> None:
         engine.choose(criterion="patience")
     with pytest.raises(pfengine.ConfigError, match="ndarray; give an object"):
         engine.choose(criterion=np.array([1, 2]))
+
+
+def test_a_speedup_with_little_agreement_warns_with_the_figure(make_checkpoint: Make) -> None:
+    table = tuple({"threshold": s / 9, "layer_speedup": s, "agreement": 1.1 - s / 20} for s in (1.0, 2.0, 4.0))
+    path = make_checkpoint("bert", threshold=0.1, calibration=table)
+    row = {"input_ids": [2, 5, 3]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine = pfengine.load(path, speedup=2.5)
+        engine.predict([row], speedup=2)
+        engine.predict([row], threshold=0.9)
+    for call in (
+        lambda: pfengine.load(path, speedup=3.4),
+        lambda: engine.predict([row], speedup=3.4),
+        lambda: engine.predict([row, row], speedup=[3.4, 1]),
+    ):
+        with pytest.warns(UserWarning, match=r"at a layer speed-up of 3\.4, .* answers 93% of the rows") as seen:
+            call()
+        assert [Path(each.filename).name for each in seen] == ["test_selection.py"]

@@ -23,7 +23,7 @@ from pfengine.training.rows import Order
 
 from .test_train import config
 
-SETTINGS = {"epochs": 2.5, "save_every": 4, "dropout": 0.2, "speedup": 1.5}
+SETTINGS = {"epochs": 2.5, "save_every": 4, "dropout": 0.2, "averaging": 0.3, "speedup": 1.5}
 
 
 @pytest.fixture(autouse=True)
