@@ -51,6 +51,7 @@ def markdown(found: Comparison) -> str:
         "",
         *_at_equal_time(found),
         "",
+        *_differences(found),
         "## Commands",
         *dict.fromkeys(f"    {run['command']}" for run in found.runs if run["command"]),
     ]  # fmt: skip
@@ -62,14 +63,19 @@ def _error(found: Comparison) -> float:
 
 
 def _row(found: Comparison, name: str) -> list[str]:
-    points, run = found.points(name), found.of(name)[0]
-    oracle = [each["curve"]["oracle"] for each in found.of(name)]
-    bound = ""
-    if all(oracle):
-        deepest = run["curve"]["exits"][-1]["layer"]  # whose layers the oracle's speed-up counts
-        speed = np.mean([each["layer_speedup"] for each in oracle]) * found.layers / deepest
-        bound = f"{100 * np.mean([score(each) for each in oracle]):.1f} at {speed:.2f}"
+    points, run, best_possible = found.points(name), found.of(name)[0], _oracle(found, name)
+    bound = "" if best_possible is None else f"{100 * best_possible[1]:.1f} at {best_possible[0]:.2f}"
     return [name, run["criterion"] or "never", *(_cell(points.get(key), key) for key in found.keys), bound]
+
+
+def _oracle(found: Comparison, name: str) -> tuple[float, float] | None:
+    """Layer speed-up and leading metric of leaving at the first exit that is right, means over seeds."""
+    oracle = [run["curve"]["oracle"] for run in found.of(name)]
+    if not all(oracle):
+        return None
+    deepest = found.of(name)[0]["curve"]["exits"][-1]["layer"]  # whose layers the oracle's speed-up counts
+    speed = float(np.mean([each["layer_speedup"] for each in oracle])) * found.layers / deepest
+    return speed, float(np.mean([score(each) for each in oracle]))
 
 
 def _cell(point: Point | None, key: str) -> str:
@@ -93,12 +99,32 @@ def _at_equal_time(found: Comparison) -> list[str]:
     return _table(["contestant", *(f"{speed:g}x" for speed in found.speedups)], rows)
 
 
+def _differences(found: Comparison) -> list[str]:
+    """Each contestant beside those that are always fast, at their time."""
+    static, rows = found.static, []
+    for name in found.contestants:
+        cells = [found.difference(name, other) if other != name else None for other in static]
+        if any(cells):
+            rows.append([name, *("" if d is None else f"{100 * d.value:+.1f} ± {100 * d.standard_error:.1f}"
+                                 for d in cells)])  # fmt: skip
+    if not rows:
+        return []
+    return [
+        "## Beside models that are always fast",
+        f"How much more {found.metric} in points a contestant has at the wall-clock time of a model without exits, "
+        "± one standard error of the difference over rows. Empty: it is not that fast.",
+        "",
+        *_table(["contestant", *static], rows),
+        "",
+    ]
+
+
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def draw(found: Comparison, path: Path) -> None:
-    """Quality against layer speed-up, and against wall-clock speed-up; models without exits are points."""
+    """Quality against layer and wall-clock speed-up. Models without exits are squares, oracles stars."""
     figure, panels = new_figure(11, 4.6, 2)
     labels = ("layer speed-up", "wall-clock speed-up beside the full model")
     fields = ("layer_speedup", "wall_clock_speedup")
@@ -109,6 +135,9 @@ def draw(found: Comparison, path: Path) -> None:
             look |= {"fmt": "s"} if len(points) == 1 else {"fmt": ".", "linestyle": "-" if number < 10 else "--"}
             errors = [100 * (point.standard_error if point.deviation is None else point.deviation) for point in points]
             axes.errorbar([getattr(p, field) for p in points], [100 * p.score for p in points], errors, **look)
+        if (bound := _oracle(found, name)) is not None:
+            speed, best_score = bound
+            panels[0].plot(speed, 100 * best_score, marker="*", color=f"C{number % 10}", linestyle="")
     for axes, label in zip(panels, labels, strict=True):
         axes.set(xlabel=label, ylabel=f"{found.metric}, %")
         axes.grid(alpha=0.3)

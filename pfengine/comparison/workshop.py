@@ -90,7 +90,7 @@ class Workshop:
         beside = {} if name == FULL else {"compare": [path], "speedups": [1.0, *wanted.values()]}
         report = evaluate(
             reference, measuring.test, precision=measuring.precision, batch_size=measuring.batch_size,
-            repeats=measuring.repeats, device=measuring.device, **beside,  # type: ignore[arg-type]
+            repeats=measuring.repeats, device=measuring.device, answers=True, **beside,  # type: ignore[arg-type]
         )  # fmt: skip
         settings = [each for each in report.settings if each.checkpoint == str(path)]
         keys = ["1x", *wanted] if len(settings) == 1 + len(wanted) else ["1x"]
@@ -108,6 +108,7 @@ class Workshop:
             "training_seconds": float(seconds.read_text()) if seconds.exists() else None,
             "settings": dict(zip(keys, own, strict=True)),
             "curve": curve,
+            "truth": found["truth"],
             "conditions": {
                 key: found[key]
                 for key in ("data", "rows", "mean_tokens", "precision", "batch_size", "repeats", "machine")

@@ -72,8 +72,36 @@ def standard_error(metric: str | TagMetric, answers: np.ndarray, truth: np.ndarr
     if metric == "accuracy":
         share = float(np.mean(answers == truth))
         return float(np.sqrt(share * (1 - share) / len(truth)))
-    draw = np.random.default_rng(0)
-    samples = [draw.integers(0, len(truth), len(truth)) for _ in range(RESAMPLES)]
-    scores = np.array([METRICS[metric](answers[part], truth[part]) for part in samples])
+    return deviation(resampled(metric, answers, truth))
+
+
+def deviation(scores: np.ndarray) -> float:
+    """The standard deviation of those that have a value; nan where none has."""
     known = scores[~np.isnan(scores)]
     return float(known.std()) if len(known) else float("nan")
+
+
+def resampled(metric: str, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The metric on each of 200 bootstrap samples of the rows, float64 [200]; the same samples for all of equal length.
+
+    nan where a sample has no value.
+    """
+    draw = np.random.default_rng(0)
+    samples = [draw.integers(0, len(truth), len(truth)) for _ in range(RESAMPLES)]
+    if metric in ("pearson", "spearman"):
+        return np.array([METRICS[metric](answers[part], truth[part]) for part in samples])
+    counts = np.array([np.bincount(part, minlength=len(truth)) for part in samples], np.float64)
+    right = answers == truth
+    if metric == "accuracy":
+        found: np.ndarray = counts @ right / len(truth)
+        return found
+    labels = np.arange(max(truth.max(initial=0), answers.max(initial=0), 1) + 1)
+    labels = labels[1:] if len(labels) == 2 else labels  # as in METRICS
+    given, wanted = answers[:, None] == labels, truth[:, None] == labels
+    total = counts @ given + counts @ wanted
+    with np.errstate(invalid="ignore"):
+        scores = np.where(total > 0, 2 * (counts @ (given & wanted)) / total, np.nan if len(labels) > 1 else 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a label that is in no sample
+        means: np.ndarray = np.nanmean(scores, 1)
+    return means

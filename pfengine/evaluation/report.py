@@ -40,6 +40,7 @@ class Report:
     settings: list[Setting]
     curves: list[Curve] = field(default_factory=list)
     unit: str = "row"  # what leaves early and is counted: "word" for a tagger
+    truth: list[float] | None = None  # where answers were asked for, what they should be
 
     @property
     def speedup_columns(self) -> list[str]:

@@ -23,6 +23,7 @@ class Setting:
     seconds: float  # median for all rows, tokenisation included
     exit_layers: dict[int, int]  # layer -> rows that left there; words of a tagger
     token_speedup: float | None = None  # of a tagger: the layer speed-up counted over all tokens that go through layers
+    answers: list[float] | None = None  # where they were asked for: each row's label id, or score of regression
 
     @property
     def score(self) -> float:

@@ -44,6 +44,7 @@ def evaluate(
     compare: Sequence[str | os.PathLike[str]] = (),
     metrics: Sequence[str] = (),
     curves: bool = True,
+    answers: bool = False,
     device: str = "auto",
     precision: str = "auto",
     batch_tokens: int = BATCH_TOKENS,
@@ -65,8 +66,9 @@ def evaluate(
     and spearman. For a tagger they are of TAG_METRICS, by default span F1 and accuracy of words; layer speed-ups and
     exits count words, and quality over all thresholds is left out where words that leave are frozen. curves: also what
     the scores of every exit say, which takes one more run of each checkpoint: quality over all thresholds, the oracle
-    (not for regression), and each exit judged by itself (docs/judges.md). device, precision: as in `load`. repeats:
-    timed runs of each setting, interleaved; medians are reported. data_format, text_column, pair_column, label_column:
+    (not for regression), and each exit judged by itself (docs/judges.md). answers: also each row's answer in every
+    setting, and the truth; not of taggers. device, precision: as in `load`. repeats: timed runs of each setting,
+    interleaved; medians are reported. data_format, text_column, pair_column, label_column:
     as in `data.stream`. progress: wraps the runs, given how many there are.
 
     Raises ConfigError for data or settings that do not fit, CheckpointError for a checkpoint.
@@ -119,7 +121,7 @@ def evaluate(
             warn(f"{source}: {doubt}")
     medians = [float(np.median(times)) for times in seconds]
     settings = [
-        _setting(choice, result, examples, truth, names, words, main.num_layers, medians[0] / median, median)
+        _setting(choice, result, examples, truth, names, words, main.num_layers, medians[0] / median, median, answers)
         for choice, result, median in zip(choices, results, medians, strict=True)
         if result is not None
     ]
@@ -137,6 +139,7 @@ def evaluate(
         repeats=repeats,
         machine=describe_machine(main.device),
         settings=settings,
+        truth=truth.tolist() if answers and words is None else None,
         curves=[_curve(e, os.fspath(p), texts, truth, names, words) for e, p in zip(engines, paths, strict=True)]
         if curves
         else [],
@@ -213,6 +216,7 @@ def _setting(
     num_layers: int,
     wall_clock: float,
     seconds: float,
+    keep: bool,
 ) -> Setting:
     engine, path, name, rule = choice
     of_tokens: float | None = None
@@ -236,6 +240,7 @@ def _setting(
         seconds=seconds,
         exit_layers={int(layer): int(count) for layer, count in zip(layers, counts, strict=True)},
         token_speedup=of_tokens,
+        answers=answers.tolist() if keep and words is None else None,
     )
 
 

@@ -140,6 +140,39 @@ def test_at_equal_time() -> None:
     assert "| half | entropy | 86.0 (2.00 / 2.10) |" in text
 
 
+def test_differences_at_the_time_of_a_static_model() -> None:
+    """Their error is that of rows drawn for both alike, so that rows which both have right add nothing to it."""
+    draw, truth = np.random.default_rng(0), np.random.default_rng(1).integers(0, 2, 900)
+
+    def answered(name: str, seed: int, *settings: tuple[str, float, float, float]) -> dict[str, Any]:
+        run = made(name, seed, *settings) | {"truth": truth.tolist()}
+        for setting in run["settings"].values():
+            wrong = draw.random(900) > setting["metrics"]["accuracy"]
+            answers = np.where(wrong, 1 - truth, truth)
+            setting["metrics"]["accuracy"] = float(np.mean(answers == truth))
+            setting["answers"] = answers.tolist()
+        return run
+
+    runs = [answered("full-model", seed, ("1x", 0.91, 1, 1)) for seed in (0, 1)]
+    for seed in (0, 1):
+        runs += [answered("a", seed, ("1x", 0.95, 1, 1.0), ("2x", 0.9, 2, 1.8), ("3x", 0.8, 3, 2.6)),
+                 answered("half", seed, ("1x", 0.8, 2, 2.2)), answered("tiny", seed, ("1x", 0.8, 9, 8))]  # fmt: skip
+    found = Comparison(["full-model", "a", "half", "tiny"], [0, 1], (2.0, 3.0), 12, {"model": "e", "epochs": 1.0}, runs)
+    assert found.static == ["half", "tiny"]
+    assert found.difference("a", "tiny") is None, "it is not that fast"
+    difference = found.difference("a", "half")
+    assert difference is not None
+
+    def right(name: str, key: str) -> np.ndarray:
+        return np.mean([np.array(run["settings"][key]["answers"]) == truth for run in found.of(name)], 0)
+
+    rows_of = (right("a", "2x") + right("a", "3x")) / 2 - right("half", "1x")  # 2.2 is in the middle of 1.8 and 2.6
+    assert difference.value == pytest.approx(rows_of.mean())
+    assert difference.standard_error == pytest.approx(rows_of.std() / 30, rel=0.15)  # 200 samples
+    assert f"| a | {100 * difference.value:+.1f} ± {100 * difference.standard_error:.1f} |  |" in markdown(found)
+    assert "answers" not in json.dumps(found.to_json())
+
+
 @pytest.mark.slow
 def test_as_a_command(encoder: Path, rows: Path, dev: Path, tmp_path: Path) -> None:
     options = ["--contestant", "linear:reads=mean", "--contestant", "third", "--seeds", "0,1", "--test", dev,

@@ -15,7 +15,7 @@ import sklearn.metrics
 import pfengine
 from pfengine.evaluation import evaluate, pictures
 from pfengine.evaluation.curve import curve, oracle
-from pfengine.evaluation.metrics import measure, standard_error
+from pfengine.evaluation.metrics import measure, resampled, standard_error
 from pfengine.exits import Entropy
 
 WORDS = ["good", "bad", "great", "bleak", "film", "movie", "very", "slow", "charming", "journey"]
@@ -41,6 +41,25 @@ def test_standard_errors() -> None:
     exact = standard_error("accuracy", answers, truth)
     assert exact == pytest.approx(0.0067, abs=5e-4)
     assert standard_error("f1", answers, truth) == pytest.approx(exact, rel=0.3)
+
+
+@pytest.mark.parametrize(("metric", "labels"), [("accuracy", 2), ("f1", 2), ("f1", 4), ("pearson", 4)])
+def test_resampled_is_the_metric_of_each_sample(metric: str, labels: int) -> None:
+    draw = np.random.default_rng(2)
+    for rows in (3, 60) if metric == "pearson" else (1, 3, 60):
+        truth = draw.integers(0, labels, rows)
+        answers = np.where(draw.random(rows) < 0.6, truth, draw.integers(0, labels, rows))
+        samples = np.random.default_rng(0)
+        found = resampled(metric, answers, truth)
+        for value in found[:20]:
+            part = samples.integers(0, rows, rows)
+            if metric == "pearson" and (len(set(truth[part])) == 1 or len(set(answers[part])) == 1):
+                assert np.isnan(value)
+                continue
+            # f1 of more than two labels, of a sample with only 0 and 1, is that of both labels
+            if metric == "f1" and labels > 2 and max(truth[part].max(), answers[part].max()) < 2:
+                continue
+            assert value == pytest.approx(measure((metric,), answers[part], truth[part])[metric], abs=1e-12)
 
 
 def logits(rows: int, exits: int = 4) -> tuple[np.ndarray, np.ndarray]:
