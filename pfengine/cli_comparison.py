@@ -70,8 +70,8 @@ def compare(
 ) -> None:
     """Train several systems alike, and show quality against layer speed-up and against time, side by side.
 
-    Without --contestant: past-future, linear, models of half and a third of the layers, and a distilled student. The
-    full model is always there. Started again with the same options, it makes only what is missing.
+    Without --contestant: pfengine, past-future, linear, models of half and a third of the layers, and a distilled
+    student. The full model is always there. Started again with the same options, it makes only what is missing.
     """
     from .comparison import CONTESTANTS
     from .comparison import compare as run

@@ -102,7 +102,7 @@ def test_options_that_a_system_declares(branchy: None, monkeypatch: pytest.Monke
         (["--system", "branchy", "--rate", "0"], "rate is 0.0; it must be a number > 0"),
         (["--system", "branchy", "--kind-of", "even"], "kind_of is 'even'; it must be one of plain, odd"),
         (["--system", "branchy", "--kind-of", ""], "kind_of is empty"),
-        (["--depths", "2"], "depths is '2', an option that system 'past-future' does not take"),
+        (["--depths", "2"], "depths is '2', an option that system 'pfengine' does not take"),
     ],
 )
 def test_options_of_a_system_that_do_not_fit(branchy: None, given: list[str], said: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from ..evaluation.machine import name_machine
 from ..evaluation.pictures import new_figure, save_figure
 from ..strict_json import dumps
+from ..training.system import DEFAULTS
 from .results import FULL_DEPTH, Comparison, Point, best, score
 
 
@@ -32,9 +33,9 @@ def markdown(found: Comparison) -> str:
         f"{found.metric} in % on {conditions['rows']} rows. Means over the seeds {seeds}, ± their standard deviation; "
         "in brackets layer speed-up / wall-clock speed-up.",
         f"Standard error of one run, from its number of rows: at most {100 * _error(found):.1f}.",
-        f"All start from {options['model']}, with {options.get('max_rows') or 'all'} training rows and "
-        f"{options['epochs']:g} epoch(s) per phase unless their name says otherwise. Thresholds are chosen on held-out "
-        "rows. Where a criterion does not reach a speed, the nearest that it reaches is shown.",
+        f"All start from {options['model']}, with {options.get('max_rows') or 'all'} training rows and {_told(options)}"
+        ", unless their name says otherwise. Thresholds are chosen on held-out rows. Where a criterion does not reach "
+        "a speed, the nearest that it reaches is shown.",
         "",
         f"Measured in {conditions['precision']} on {name_machine(conditions['machine'])}, "
         f"{conditions['batch_size']} rows of {conditions['mean_tokens']:.1f} tokens on average per batch; medians of "
@@ -56,6 +57,15 @@ def markdown(found: Comparison) -> str:
         *dict.fromkeys(f"    {run['command']}" for run in found.runs if run["command"]),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _told(options: dict[str, Any]) -> str:
+    """What all contestants were trained with, of what systems have defaults of their own for."""
+    names = [name for name in DEFAULTS if name in options]
+    told = ", ".join(f"{name.replace('_', ' ')} {options[name]:g}" for name in names)
+    return f"{told}{' and else ' if told and len(names) < len(DEFAULTS) else ''}" + (
+        "the defaults of their systems" if len(names) < len(DEFAULTS) else ""
+    )
 
 
 def _error(found: Comparison) -> float:

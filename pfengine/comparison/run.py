@@ -15,12 +15,14 @@ from ..training import TrainingConfig
 from ..training.config import TYPES
 from ..training.pretrained import encoder_config
 from ..training.resume import check_same_run, hash_files
+from ..training.system import DEFAULTS
+from ..training.systems import SYSTEMS
 from .contestants import BASELINES, Contestant, read_all
 from .results import Comparison
 from .workshop import Measuring, Workshop
 
 RENAMED = {"training_precision": "precision", "training_batch_size": "batch_size"}
-CONTESTANTS = ("past-future", "linear", *BASELINES)
+CONTESTANTS = ("pfengine", "past-future", "linear", *BASELINES)
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0)
 OWN = ("model", "data", "output", "system", "seed", "options", "speedup")  # of TrainingConfig: not for all alike
 
@@ -74,7 +76,8 @@ def compare(
     for contestant in found.values():
         if contestant.path is None:
             _check(base, contestant)
-    described = {key: value for key, value in base.record().items() if key not in ("system", "seed", "speedup")}
+    own = ("system", "seed", "speedup", *SYSTEMS[base.system].own, *(n for n in DEFAULTS if getattr(base, n) is None))
+    described = {key: value for key, value in base.record().items() if key not in own}
     measuring = Measuring(file, speedups, precision, batch_size, repeats, device)
     described |= {f"measured {key}": value for key, value in measuring.__dict__.items() if key != "test"}
     held_out = [base.held_out] if base.held_out is not None else []

@@ -14,6 +14,7 @@ from .. import checkpoint
 from ..evaluation import evaluate
 from ..strict_json import dumps
 from ..training import TrainingConfig, train
+from ..training.config import TYPES
 from .contestants import FULL, Contestant
 
 
@@ -121,10 +122,9 @@ class Workshop:
             return None
         config, defaults, told = self.config(name, seed), TrainingConfig("", "", ""), []
         skipped = ("model", "data", "output", "options", "labels")
-        given = config.flat()
+        given = {key: getattr(config, key) for key in TYPES} | dict(config.options)
         for key, value in given.items():
-            own = key in config.options
-            if key in skipped or (not own and value == getattr(defaults, key, None)):
+            if key in skipped or (key in TYPES and value == getattr(defaults, key)):
                 continue
             text = Path(value).name if isinstance(value, str) and os.sep in value else _shown(value)
             told += [f"--{key.replace('_', '-')}", text]

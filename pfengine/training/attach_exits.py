@@ -82,7 +82,7 @@ def attach(
         pooler=pooler, learner=learner, incorporate=incorporate, states=states, gate=gate, reads=reads,
         criterion=criterion, data_format=data_format, text_column=text_column, pair_column=pair_column,
         label_column=label_column, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        weight_decay=weight_decay, warmup=warmup, dropout=dropout,
+        weight_decay=weight_decay, warmup=warmup, dropout=dropout, averaging=0.0,
         hold_out=hold_out, max_rows=max_rows, seed=seed, save_every=save_every, speedup=speedup, precision="fp32",
         options=options or {}, **limits,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ from ..manifest import STORAGES
 from .freezing import FreezingKind
 from .options import COUNT, EPOCHS, NOT_NEGATIVE, POSITIVE, SEED, SHARE, SPEEDUP, Option, read_own
 from .past_future import NAIVE, Objective
+from .system import DEFAULTS as SHARED
 from .systems import SYSTEMS
 
 
@@ -24,6 +25,12 @@ def _systems() -> str:
     """The systems and what they are, as help."""
     *others, last = (f"{name} ({system.summary})" for name, system in SYSTEMS.items())
     return f"{', '.join(others)} or {last}."
+
+
+def _default(name: str) -> str:
+    """The default of an option that systems may have their own for, as help."""
+    own = [f"{system.name}: {system.defaults[name]:g}" for system in SYSTEMS.values() if name in system.defaults]
+    return f"[default: {'; '.join([*own, f'others: {SHARED[name]:g}']) if own else f'{SHARED[name]:g}'}]"
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class TrainingConfig:
     labels: default: the GLUE task's, or those in the data as they are written, in numeric order where all are integers,
     else sorted; labels that are all numbers, at least one of them with a fraction, are scores: regression.
 
-    options: those that the system declares itself (`System.own`), by name: {"exits": (1, 4, 12)}.
+    options: those that the system declares itself (`System.own`), by name: {"exits": (1, 4, 12)}. epochs, learning_rate
+    and averaging: None for the system's own defaults; see `filled`.
 
     Raises ConfigError with every fault found.
     """
@@ -48,7 +56,7 @@ class TrainingConfig:
     model: Annotated[str, Option("Pretrained encoder in Hugging Face layout, or a checkpoint to start from.")]
     data: Annotated[str, Option("A directory with a train split, a file, or a GLUE task's name.")]
     output: Annotated[str, Option("Checkpoint directory to write.")]
-    system: Annotated[str, Option(_systems(), choices=SYSTEMS)] = "past-future"
+    system: Annotated[str, Option(_systems(), choices=SYSTEMS)] = "pfengine"
     form: Annotated[
         Objective, Option("Head and loss: paper (its equations) or authors (their code).", choices=get_args(Objective))
     ] = "paper"
@@ -95,17 +103,22 @@ class TrainingConfig:
     text_column: Annotated[str | None, Option("Column of the text.")] = None
     pair_column: Annotated[str | None, Option("Column of the second text.")] = None
     label_column: Annotated[str | None, Option("Column of the label.")] = None
-    epochs: Annotated[float, Option("Passes over the training rows.", EPOCHS)] = 3.0
+    epochs: Annotated[float | None, Option(f"Passes over the training rows. {_default('epochs')}", EPOCHS)] = None
     batch_size: Annotated[int, Option("Rows per training step and device.", COUNT)] = 32
-    learning_rate: Annotated[float, Option("Highest learning rate; it falls linearly to 0.", POSITIVE)] = 5e-5
+    learning_rate: Annotated[
+        float | None,
+        Option(f"Highest learning rate; it falls linearly to 0. {_default('learning_rate')}", POSITIVE),
+    ] = None
     weight_decay: Annotated[float, Option("Weight decay of AdamW.", NOT_NEGATIVE)] = 0.0
     warmup: Annotated[float, Option("Share of the steps over which the learning rate rises.", SHARE)] = 0.06
     averaging: Annotated[
-        float,
+        float | None,
         Option(
-            "Keep a moving average of the weights, which remembers this share of the steps; 0: the last step's.", SHARE
+            "Keep a moving average of the weights, which remembers this share of the steps; 0: the last step's. "
+            f"{_default('averaging')}",
+            SHARE,
         ),
-    ] = 0.0
+    ] = None
     max_length: Annotated[int, Option("Longest row in tokens; longer rows are truncated.", COUNT)] = 128
     dropout: Annotated[float, Option("Dropout of the states that the exits' classifiers read.", SHARE)] = 0.1
     freezing: Annotated[
@@ -207,10 +220,18 @@ class TrainingConfig:
             return [str(error)]
         return []
 
+    def filled(self) -> TrainingConfig:
+        """The same run, with the defaults of its system where it was told nothing."""
+        return replace(self, **self._missing())
+
+    def _missing(self) -> dict[str, Any]:
+        defaults = {**SHARED, **SYSTEMS[self.system].defaults}
+        return {name: value for name, value in defaults.items() if getattr(self, name) is None}
+
     def flat(self) -> dict[str, Any]:
-        """All options by name, those that the system declares itself among them."""
+        """All options by name, filled, those that the system declares itself among them."""
         own = {name: option.default for name, option in SYSTEMS[self.system].own.items()}
-        return own | {name: getattr(self, name) for name in TYPES} | dict(self.options)
+        return own | {name: getattr(self, name) for name in TYPES} | self._missing() | dict(self.options)
 
     def model_paths(self) -> list[str]:
         """The model to start from, and what options of the system name beside it."""

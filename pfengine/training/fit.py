@@ -131,11 +131,12 @@ def _fit_phase(
 
     terminal, phase = sys.stderr.isatty(), recipe.phase
     directory = _directory(config, number)
-    learning_rate = config.learning_rate if phase.learning_rate is None else phase.learning_rate
+    options = config.flat()
+    learning_rate = options["learning_rate"] if phase.learning_rate is None else phase.learning_rate
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(directory),
-        num_train_epochs=config.epochs if phase.epochs is None else phase.epochs,
+        num_train_epochs=options["epochs"] if phase.epochs is None else phase.epochs,
         per_device_train_batch_size=config.batch_size,
         learning_rate=learning_rate,
         weight_decay=config.weight_decay,
@@ -157,7 +158,7 @@ def _fit_phase(
     )
     lengths = [row["length"] for row in rows.rows] if isinstance(rows, Rows) else None
     order = Order(len(rows), lengths, arguments.train_batch_size, config.seed)  # type: ignore[arg-type]
-    watch, average = Watch(), Average(recipe, config.averaging) if config.averaging else None
+    watch, average = Watch(), Average(recipe, options["averaging"]) if options["averaging"] else None
     with states.opened(directory, asdict(config) | {"save_every": None}, inputs) as last:
         if last is not None and states.is_last(last):
             model.load_state_dict(StoredTensors(last, read_header(Folder(last).open("model.safetensors"))))

@@ -39,6 +39,7 @@ def train(config: TrainingConfig) -> Path:
         from transformers import set_seed
     except ImportError:
         raise ConfigError("training needs transformers: pip install 'pfengine[train]'") from None
+    config = config.filled()
     saving.check_writable(config.output)
     source = Path(config.model)
     file = data.locate(config.data, "train")

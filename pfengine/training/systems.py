@@ -21,6 +21,7 @@ from . import (
     elbert,
     fastbert,
     leebert,
+    own,
     pabee,
     past_future,
     plain,
@@ -50,7 +51,7 @@ def register(system: System) -> System:
 
 
 for _recipe in (  # in the order of `--help`
-    past_future, plain, deebert, fastbert, righttool, pabee, elbert, voting, leebert, cascadebert, berxit, tagging,
+    own, past_future, plain, deebert, fastbert, righttool, pabee, elbert, voting, leebert, cascadebert, berxit, tagging,
     elasticbert, student, cosee, beem,
 ):  # fmt: skip
     for _system in _recipe.SYSTEMS:

@@ -218,7 +218,9 @@ def test_rows_to_calibrate_on_may_come_from_a_file(encoder: Path, rows: Path, tm
 
 @pytest.mark.parametrize("incorporate", ["vote", "ensemble", "max"])
 def test_strategies_by_name(encoder: Path, rows: Path, tmp_path: Path, incorporate: str) -> None:
-    out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", incorporate=incorporate, epochs=2))
+    out = pfengine.train(
+        config(encoder, rows, tmp_path / "ckpt", system="past-future", incorporate=incorporate, epochs=2)
+    )
     head = json.loads((out / "pfengine.json").read_text())["head"]
     assert head.get("incorporate", head.get("combine")) == incorporate
     assert pfengine.load(out).predict(["a good film", "a bad film"], speedup=1.5).logits.shape == (2, 2)

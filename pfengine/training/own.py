@@ -1,0 +1,65 @@
+"""The engine's own recipe, the default of `pfengine train`: what did best at equal time (docs/results/compare)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..heads import Scores
+from .losses import losses_of
+from .model import ExitModel
+from .options import NOT_NEGATIVE, Option, given
+from .system import System
+
+OPTIONS = {
+    "distil": Option(
+        "Weight of what the exits learn from the last layer's answers, beside the labels.", NOT_NEGATIVE, default=0.0
+    ),
+}
+
+
+class OwnModel(ExitModel):
+    """Linear classifiers over tokens weighed by queries, all taught alike: mean_i L_i + d mean_{i<n} KL(p_n || p_i).
+
+    L_i is the loss of the exit after layer i against the labels, p_i its probabilities; p_n, the last exit's, gets no
+    gradient (self-distillation as in Zhang et al., ICCV 2019). For regression the divergence is the squared distance
+    of the scores. d is the option `distil`.
+    """
+
+    def loss(self, scores: Sequence[Scores], labels: Tensor | None) -> Tensor:
+        found = losses_of(scores, labels).mean()
+        if not self.options["distil"] or len(scores) == 1:
+            return found
+        return found + self.options["distil"] * divergence(torch.stack([each.logits for each in scores]))
+
+
+def divergence(logits: Tensor) -> Tensor:
+    """Mean over rows and exits before the last of KL(p_last || p_exit): [e, B, C] -> []. The last gets no gradient."""
+    last = logits[-1:].detach()
+    if logits.shape[2] == 1:
+        return (logits[:-1] - last).square().mean()
+    each = F.kl_div(torch.log_softmax(logits[:-1], -1), torch.log_softmax(last, -1), reduction="none", log_target=True)
+    return each.sum(-1).mean()
+
+
+def own_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
+    """The `head` object: no pooler, for either kind of encoder."""
+    return {"type": "linear", "pooler": "none", "combine": "none", "reads": "query"} | given(options, "reads", "pooler")
+
+
+SYSTEMS = (
+    System(
+        "pfengine",
+        "the engine's own: queries weigh the tokens, all exits are taught alike",
+        own_head,
+        OwnModel,
+        options=("pooler", "reads"),
+        own=OPTIONS,
+        criterion="entropy",
+        defaults={"epochs": 3.0, "learning_rate": 8e-5, "averaging": 0.2},
+    ),
+)
