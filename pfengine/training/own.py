@@ -23,7 +23,7 @@ OPTIONS = {
 
 
 class OwnModel(ExitModel):
-    """Linear classifiers over tokens weighed by queries, all taught alike: mean_i L_i + d mean_{i<n} KL(p_n || p_i).
+    """Poolers and classifiers over tokens weighed by queries, all taught alike: mean_i L_i + d mean_{i<n} KL(p_n || p_i).
 
     L_i is the loss of the exit after layer i against the labels, p_i its probabilities; p_n, the last exit's, gets no
     gradient (self-distillation as in Zhang et al., ICCV 2019). For regression the divergence is the squared distance
@@ -47,8 +47,9 @@ def divergence(logits: Tensor) -> Tensor:
 
 
 def own_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
-    """The `head` object: no pooler, for either kind of encoder."""
-    return {"type": "linear", "pooler": "none", "combine": "none", "reads": "query"} | given(options, "reads", "pooler")
+    """The `head` object: each exit with a pooler of its own, in families too whose layers share weights."""
+    head = {"type": "linear", "pooler": "per-layer", "combine": "none", "reads": "query"}
+    return head | given(options, "reads", "pooler")
 
 
 SYSTEMS = (
