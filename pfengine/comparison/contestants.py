@@ -6,14 +6,15 @@ As text: `linear`, `linear:reads=mean,epochs=2`, `linear on student`, `half:epoc
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
 from ..errors import ConfigError
-from ..training.config import TYPES
+from ..heads import HEADS
+from ..training.config import TYPES, TrainingConfig
 from ..training.systems import SYSTEMS
 
 FULL = "full-model"  # whose full depth all times are compared with
@@ -46,26 +47,34 @@ class Contestant:
         return [name for name in (self.start, self.teacher) if name is not None]
 
 
-BASELINES = {
-    FULL: Contestant(FULL, {"system": FULL}),
-    "half": Contestant("half", {"system": FULL}, share=2),
-    "third": Contestant("third", {"system": FULL}, share=3),
-    "student": Contestant("student", {"system": "student", "options": {"patient": 0.0}}, share=2, teacher=FULL),
-}
+def _static(system: str) -> dict[str, Contestant]:
+    return {
+        FULL: Contestant(FULL, {"system": system}),
+        "half": Contestant("half", {"system": system}, share=2),
+        "third": Contestant("third", {"system": system}, share=3),
+    }
 
 
-def read(text: str) -> Contestant:
+STUDENT = Contestant("student", {"system": "student", "options": {"patient": 0.0}}, share=2, teacher=FULL)
+BASELINES = _static("full-model") | {"student": STUDENT}
+OF_TAGGERS = _static("full-tagger")
+
+
+def read(text: str, baselines: Mapping[str, Contestant] = BASELINES) -> Contestant:
     """The contestant that a text names. Raises ConfigError where there is none."""
     if (Path(text) / checkpoint.MANIFEST).is_file():
         return Contestant(Path(text).resolve().name, path=Path(text))
     name, _, start = text.partition(ON)
     name, _, given = name.partition(":")
-    if start and start not in BASELINES:
-        raise ConfigError(f"{text!r} starts from {start!r}; there are {', '.join(BASELINES)}")
-    if name not in BASELINES and name not in SYSTEMS:
-        known = ", ".join(dict.fromkeys((*SYSTEMS, *BASELINES)))
-        raise ConfigError(f"there is no contestant {text!r}; give a checkpoint's directory, or one of {known}")
-    like = BASELINES.get(name, Contestant(name, {"system": name}))
+    tags = baselines is OF_TAGGERS
+    systems = [system for system in SYSTEMS if _tags(system) == tags]
+    if start and start not in baselines:
+        raise ConfigError(f"{text!r} starts from {start!r}; there are {', '.join(baselines)}")
+    if name not in baselines and name not in systems:
+        known = ", ".join(dict.fromkeys((*systems, *baselines)))
+        of = f" that {'tags words' if tags else 'scores rows'}" if name in SYSTEMS else ""
+        raise ConfigError(f"there is no contestant {text!r}{of}; give a checkpoint's directory, or one of {known}")
+    like = baselines.get(name, Contestant(name, {"system": name}))
     system = like.options["system"]
     own, options, of_system = SYSTEMS[system].own, dict(like.options), dict(like.options.get("options", {}))
     for part in given.split(",") if given else ():
@@ -84,21 +93,31 @@ def read(text: str) -> Contestant:
 
 
 def read_all(texts: Sequence[str]) -> dict[str, Contestant]:
-    """Contestants by name, those that others need and the full model first. Raises ConfigError."""
+    """Contestants by name, those that others need and the full model first. Raises ConfigError.
+
+    Where one is a system that tags words, all must be.
+    """
     found: dict[str, Contestant] = {}
+    named = [text.partition(ON)[0].partition(":")[0] for text in texts]
+    baselines = OF_TAGGERS if any(name in SYSTEMS and _tags(name) for name in named) else BASELINES
 
     def add(contestant: Contestant) -> None:
         for name in contestant.needs:
-            add(BASELINES[name])
+            add(baselines[name])
         if found.setdefault(contestant.name, contestant) != contestant:
             raise ConfigError(f"two contestants are called {contestant.name!r}; rename the directory of one")
 
-    for contestant in (BASELINES[FULL], *map(read, texts)):
+    for contestant in (baselines[FULL], *(read(text, baselines) for text in texts)):
         add(contestant)
     stems = [contestant.stem for contestant in found.values()]
     if twice := sorted(stem for stem in set(stems) if stems.count(stem) > 1):
         raise ConfigError(f"two contestants would both be kept as {twice[0]}; rename a directory")
     return found
+
+
+def _tags(system: str) -> bool:
+    """Does it tag words?"""
+    return HEADS[TrainingConfig("", "", "", system=system).head(False, 12)["type"]].tags
 
 
 def _value(text: str) -> Any:

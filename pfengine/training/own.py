@@ -23,7 +23,7 @@ OPTIONS = {
 
 
 class OwnModel(ExitModel):
-    """Poolers and classifiers over tokens weighed by queries, all taught alike: mean_i L_i + d mean_{i<n} KL(p_n || p_i).
+    """Exits over tokens weighed by queries, all taught alike: mean_i L_i + d mean_{i<n} KL(p_n || p_i).
 
     L_i is the loss of the exit after layer i against the labels, p_i its probabilities; p_n, the last exit's, gets no
     gradient (self-distillation as in Zhang et al., ICCV 2019). For regression the divergence is the squared distance

@@ -234,6 +234,12 @@ def tokee_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any
 
 SYSTEMS = (
     System(
+        "full-tagger",
+        "tags words after the last layer",
+        {"type": "token-classifier"},
+        TagModel,
+    ),
+    System(
         "sentee",
         "tags words, and a row leaves with all of them",
         {"type": "tagger"},

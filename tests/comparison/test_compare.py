@@ -19,6 +19,7 @@ from pfengine.comparison.results import Comparison
 from pfengine.exits.calibration import layer_speedup
 from tests.training.conftest import encoder as encoder
 from tests.training.conftest import rows as rows
+from tests.training.conftest import tagged as tagged
 
 OPTIONS: dict[str, Any] = {
     "max_rows": 300, "hold_out": 40, "epochs": 4, "learning_rate": 3e-3, "training_precision": "fp32", "repeats": 2,
@@ -97,6 +98,21 @@ def test_what_does_not_fit_is_refused_before_any_training(
     with pytest.raises(pfengine.ConfigError, match=message):
         pfengine.compare(encoder, rows, tmp_path / "work", **(OPTIONS | {"test": dev} | options))
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.slow
+def test_taggers(encoder: Path, tagged: Path, tmp_path: Path) -> None:
+    options = {key: OPTIONS[key] for key in ("hold_out", "learning_rate", "training_precision", "repeats", "precision")}
+    found = pfengine.compare(encoder, tagged, tmp_path / "work", contestants=["sentee", "third"], epochs=4,
+                             speedups=(1.5,), test=tagged / "train.conll", **options)  # fmt: skip
+    assert found.contestants == ["full-model", "sentee", "third"]
+    assert found.metric == "span_f1"
+    assert found.points("full-model")["1x"].score > 0.7
+    assert found.points("third")["1x"].layer_speedup == 3
+    assert "1.5x" in found.points("sentee")
+    assert found.difference("sentee", "third") is None
+    assert "Beside models" not in markdown(found)
+    assert "--system full-tagger" in (found.of("full-model")[0]["command"] or "")
 
 
 def made(name: str, seed: int, *settings: tuple[str, float, float, float]) -> dict[str, Any]:

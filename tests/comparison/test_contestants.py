@@ -40,6 +40,16 @@ def test_as_text(text: str, expected: Contestant) -> None:
     assert read(text) == expected
 
 
+def test_taggers_have_baselines_of_their_own() -> None:
+    found = read_all(["sentee", "tokee:frozen=renormalised", "half"])
+    assert list(found) == [FULL, "sentee", "tokee:frozen=renormalised", "half"]
+    assert found[FULL].options == found["half"].options == {"system": "full-tagger"}
+    with pytest.raises(ConfigError, match="no contestant 'linear' that tags words"):
+        read_all(["sentee", "linear"])
+    with pytest.raises(ConfigError, match="no contestant 'student'"):
+        read_all(["sentee", "student"])
+
+
 def test_a_directory(make_checkpoint: Callable[..., Path]) -> None:
     path = make_checkpoint("bert")
     assert read(str(path)) == Contestant(path.name, path=path)
