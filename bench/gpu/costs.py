@@ -141,6 +141,11 @@ def _mean(launch: Launch, use: Use) -> Cost:
     return Cost((sum(use.lengths) + rows) * size, _bytes(launch))
 
 
+def _query_mean(launch: Launch, use: Use) -> Cost:
+    (rows, size), (groups, _) = _shape(launch, "out"), _shape(launch, "queries")
+    return Cost(2 * sum(use.lengths) * size * (groups + 1) + rows * size, _bytes(launch))
+
+
 def _maximum(launch: Launch, use: Use) -> Cost:
     return Cost(sum(use.lengths) * _shape(launch, "out")[1], _bytes(launch))
 
@@ -169,6 +174,7 @@ COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "gate_merge": _gate_merge,
     "mean": _mean,
     "maximum": _maximum,
+    "query_mean": _query_mean,
     "answer": _answer,
     "signals": _no_products,
     "survivors": _no_products,

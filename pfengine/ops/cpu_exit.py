@@ -120,7 +120,13 @@ def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
 def prepare_queries(queries: Tensor) -> PreparedQueries:
     queries = contiguous(queries)
     count, size = queries.shape
-    return PreparedQueries(extension._C.QueryMean(queries=queries.data_ptr(), count=count, size=size), size, queries)
+    return PreparedQueries(
+        extension._C.QueryMean(
+            queries=address("queries", queries, torch.float32, (count, size)), count=count, size=size
+        ),
+        size,
+        queries,
+    )
 
 
 def query_mean(x: Tensor, cu_seqlens: Tensor, queries: PreparedQueries) -> Tensor:
