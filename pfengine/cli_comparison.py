@@ -12,16 +12,14 @@ import typer
 from . import cli_io, cli_output, console
 from .cli_options import numbers, training_option, with_options
 from .errors import ConfigError
-from .training.config import DEFAULTS, OPTIONS, TYPES
+from .training.config import DEFAULTS, OF_ONE_RUN, OPTIONS, TYPES
 
-# Options of a training run that are a contestant's own.
-LEFT_OUT = ("model", "data", "output", "system", "seed", "options", "speedup")
 TRAINING = {"precision": "Of training: fp32 or bf16.", "batch_size": None}  # have "training_" before them; their help
 
 
 def _shared() -> Iterator[inspect.Parameter]:
     for name in OPTIONS:
-        if name not in LEFT_OUT:
+        if name not in OF_ONE_RUN:
             option = training_option(name, DEFAULTS[name], TYPES[name], TRAINING.get(name))
             yield option.replace(name=f"training_{name}") if name in TRAINING else option
 

@@ -12,7 +12,7 @@ from .. import data
 from ..errors import ConfigError
 from ..options import whole
 from ..training import TrainingConfig
-from ..training.config import TYPES
+from ..training.config import OF_ONE_RUN, TYPES
 from ..training.pretrained import encoder_config
 from ..training.resume import check_same_run, hash_files
 from ..training.system import DEFAULTS
@@ -24,7 +24,6 @@ from .workshop import Measuring, Workshop
 RENAMED = {"training_precision": "precision", "training_batch_size": "batch_size"}
 CONTESTANTS = ("pfengine", "past-future", "linear", *BASELINES)
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0)
-OWN = ("model", "data", "output", "system", "seed", "options", "speedup")  # of TrainingConfig: not for all alike
 
 
 def compare(
@@ -63,7 +62,7 @@ def compare(
     speedups = tuple(sorted(set(map(float, speedups))))
     if not all(1 < speed < 1000 for speed in speedups):
         raise ConfigError(f"speedups are {', '.join(f'{speed:g}' for speed in speedups)}; each must be above 1")
-    if misplaced := [name for name in training if name in OWN]:
+    if misplaced := [name for name in training if name in OF_ONE_RUN]:
         raise ConfigError(f"{misplaced[0]} is not an option of all contestants; give it to one, such as 'linear:...'")
     training = {RENAMED.get(name, name): value for name, value in training.items()}
     if unknown := [name for name in training if name not in TYPES]:

@@ -266,3 +266,6 @@ for _name, _hint in get_type_hints(TrainingConfig, include_extras=True).items():
     if get_origin(_hint) is Annotated:
         TYPES[_name], OPTIONS[_name] = get_args(_hint)
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainingConfig) if field.name in OPTIONS}
+
+OF_ONE_RUN = ("model", "data", "output", "system", "seed", "options", "speedup")
+"""Options that are not the same for several runs that are compared."""
