@@ -181,7 +181,8 @@ cpu::QueryMean make_query_mean(Address queries, std::int64_t count, std::int64_t
   check("size", size, 1, kWidest);
   check("count", count, 1, size);
   require(size % count == 0, "count must divide size");
-  return {memory<const float>("queries", queries, {count, size}), count, size};
+  const cpu::QueryMean made{nullptr, count, size};
+  return {memory<const float>("queries", queries, {size, made.stride()}), count, size};
 }
 
 cpu::Layer make_layer(const std::vector<cpu::Block>& blocks, const std::optional<cpu::Exit>& exit,

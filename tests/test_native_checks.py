@@ -225,9 +225,9 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "queries that do not divide the channels": ("QueryMean", lambda: {"count": 3}),
     "an exit by queries without any": ("Exit", lambda: {"reads": C.Reads.query}),
     "queries that nobody reads by": ("Exit", lambda: {
-        "queries": C.QueryMean(queries=room(4, HIDDEN), count=4, size=HIDDEN)}),
+        "queries": C.QueryMean(queries=room(HIDDEN, 16), count=4, size=HIDDEN)}),
     "queries of another size": ("Exit", lambda: {
-        "reads": C.Reads.query, "queries": C.QueryMean(queries=room(1, 31), count=1, size=31)}),
+        "reads": C.Reads.query, "queries": C.QueryMean(queries=room(31, 16), count=1, size=31)}),
     "an exit of another size than it attends in": ("Exit", lambda: {
         "reads": C.Reads.all, "attentive": C.Attentive(**attentive_arguments())}),
     "tokens renormalised that nobody reads": ("Model", lambda: {"renormalises": True}),

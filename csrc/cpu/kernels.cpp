@@ -19,7 +19,6 @@ const Kernels kKernels = {
     {attend<F32>, attend<Bf16>},
     attention_scratch,
     weigh,
-    weighing_scratch,
     dots,
     activate_row,
     layer_norm,

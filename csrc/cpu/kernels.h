@@ -63,14 +63,16 @@ struct Attention {
   void* scratch;  // attention_scratch(tokens, size) bytes
 };
 
-// Some of the queries that weigh the tokens of one row. x [tokens, size]; query [queries, size]. Query k makes the
-// weights of its group of channels, which are `width` from first_channel + k width on: out [queries, width].
+inline constexpr std::int64_t kQueryBlock = 16;  // queries come in blocks of so many, which any set's vectors divide
+
+// Queries that weigh the tokens of one row. x [tokens, size]; queries [size, stride], whose k-th column makes the
+// weights of the k-th of `count` groups of channels, all size / count wide: out [size].
 struct Weighing {
   const float* x;
   std::int64_t tokens, size;
-  const float* query;
-  std::int64_t first_channel, queries, width;
-  float* scratch;  // weighing_scratch(tokens, queries) numbers
+  const float* queries;
+  std::int64_t count, stride;
+  float* scratch;  // [tokens, stride]
   float* out;
 };
 
@@ -85,7 +87,6 @@ struct Kernels {
   void (*attend[2])(const Attention& attention);
   std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size);
   void (*weigh)(const Weighing& weighing);
-  std::int64_t (*weighing_scratch)(std::int64_t tokens, std::int64_t queries);
 
   // out[i] = x times row i of `weights`, `stride` numbers apart, for `outputs` of them.
   void (*dots)(const float* x, const float* weights, std::ptrdiff_t stride, std::int64_t size, std::int64_t outputs,

@@ -7,10 +7,12 @@
 
 namespace pfengine::cpu {
 
-// queries [count, size], of which count divides size.
+// queries [size, stride], the k-th query in column k and zeros from `count` on; count divides size.
 struct QueryMean {
   const float* queries;
   std::int64_t count, size;
+
+  std::int64_t stride() const { return (count + kQueryBlock - 1) / kQueryBlock * kQueryBlock; }
 };
 
 // out [rows, size]: of each row, tokens cu_seqlens[r] to cu_seqlens[r + 1] of x [tokens, size]. In group k of the

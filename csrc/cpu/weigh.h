@@ -7,46 +7,60 @@
 
 namespace pfengine::cpu::PFENGINE_ISA {
 
-inline int64_t weighing_stride(int64_t queries) {
-  return (queries + kWidth - 1) / kWidth * kWidth;
-}
-
-// Floats for the weights of every token and query.
-inline int64_t weighing_scratch(int64_t tokens, int64_t queries) {
-  return tokens * weighing_stride(queries);
-}
-
-// Each lane is a query, and passes through the tokens in order: what it computes does not depend on the other lanes.
-inline void weigh(const Weighing& w) {
-  const int64_t stride = weighing_stride(w.queries);
-  for (int64_t token = 0; token < w.tokens; ++token) {
-    float* scores = w.scratch + token * stride;
-    dots(w.x + token * w.size, w.query, w.size, w.size, w.queries, scores);
-    for (int64_t k = w.queries; k < stride; ++k) scores[k] = 0;
+// scores[t, lanes] = sum_c x[t, c] queries[c, lanes] of `kTokens` tokens and one block of queries. A score is summed in
+// the same order, however many tokens there are.
+template <int kTokens>
+PFENGINE_INLINE void score_tokens(const float* x, int64_t size, const float* queries, int64_t stride, float* scores) {
+  constexpr int kParts = kQueryBlock / kWidth;
+  Floats sums[kTokens][kParts] = {};
+  for (int64_t c = 0; c < size; ++c) {
+    Floats query[kParts];
+    for (int v = 0; v < kParts; ++v) query[v] = load<Floats>(queries + c * stride + v * kWidth);
+    for (int t = 0; t < kTokens; ++t) {
+      const Floats number = splat(x[t * size + c]);
+      for (int v = 0; v < kParts; ++v) sums[t][v] += number * query[v];
+    }
   }
-  for (int64_t lane = 0; lane < stride; lane += kWidth) {
+  for (int t = 0; t < kTokens; ++t) {
+    for (int v = 0; v < kParts; ++v) store(scores + t * stride + v * kWidth, sums[t][v]);
+  }
+}
+
+inline void weigh(const Weighing& w) {
+  constexpr int kTokens = 8 * kWidth / kQueryBlock;  // eight sums at once hide the latency of each
+  for (int64_t block = 0; block < w.stride; block += kQueryBlock) {
+    int64_t token = 0;
+    for (; token + kTokens <= w.tokens; token += kTokens) {
+      score_tokens<kTokens>(w.x + token * w.size, w.size, w.queries + block, w.stride,
+                            w.scratch + token * w.stride + block);
+    }
+    for (; token < w.tokens; ++token) {
+      score_tokens<1>(w.x + token * w.size, w.size, w.queries + block, w.stride, w.scratch + token * w.stride + block);
+    }
+  }
+  for (int64_t lane = 0; lane < w.stride; lane += kWidth) {
     float* scores = w.scratch + lane;
     Floats most = load<Floats>(scores), total{};
-    for (int64_t token = 1; token < w.tokens; ++token) most = max(load<Floats>(scores + token * stride), most);
+    for (int64_t token = 1; token < w.tokens; ++token) most = max(load<Floats>(scores + token * w.stride), most);
     for (int64_t token = 0; token < w.tokens; ++token) {
-      const Floats share = exp(load<Floats>(scores + token * stride) - most);
+      const Floats share = exp(load<Floats>(scores + token * w.stride) - most);
       total += share;
-      store(scores + token * stride, share);
+      store(scores + token * w.stride, share);
     }
     const Floats inverse = 1.0f / total;
     for (int64_t token = 0; token < w.tokens; ++token) {
-      store(scores + token * stride, load<Floats>(scores + token * stride) * inverse);
+      store(scores + token * w.stride, load<Floats>(scores + token * w.stride) * inverse);
     }
   }
-  for (int64_t k = 0; k < w.queries; ++k) {
-    const float* x = w.x + w.first_channel + k * w.width;
-    float* out = w.out + k * w.width;
-    each_vector(w.width, [&](int64_t i, int64_t left) {
+  const int64_t width = w.size / w.count;
+  for (int64_t k = 0; k < w.count; ++k) {
+    const float* x = w.x + k * width;
+    each_vector(width, [&](int64_t i, int64_t left) {
       Floats sums{};
       for (int64_t token = 0; token < w.tokens; ++token) {
-        sums += w.scratch[token * stride + k] * load_floats(x + token * w.size + i, left);
+        sums += w.scratch[token * w.stride + k] * load_floats(x + token * w.size + i, left);
       }
-      store_floats(out + i, sums, left);
+      store_floats(w.out + k * width + i, sums, left);
     });
   }
 }

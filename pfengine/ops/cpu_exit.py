@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import extension
@@ -14,6 +15,8 @@ from .packing import Linear, PreparedAttentive, PreparedExit, PreparedQueries, k
 
 if TYPE_CHECKING:
     from .. import _C
+
+QUERY_BLOCK = 16  # queries come in blocks of so many: kQueryBlock of csrc/cpu/kernels.h
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -118,15 +121,12 @@ def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def prepare_queries(queries: Tensor) -> PreparedQueries:
-    queries = contiguous(queries)
     count, size = queries.shape
-    return PreparedQueries(
-        extension._C.QueryMean(
-            queries=address("queries", queries, torch.float32, (count, size)), count=count, size=size
-        ),
-        size,
-        queries,
+    columns = F.pad(queries.float().T, (0, -count % QUERY_BLOCK)).contiguous()
+    native = extension._C.QueryMean(
+        queries=address("queries", columns, torch.float32, columns.shape), count=count, size=size
     )
+    return PreparedQueries(native, size, columns)
 
 
 def query_mean(x: Tensor, cu_seqlens: Tensor, queries: PreparedQueries) -> Tensor:

@@ -110,7 +110,7 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
         C.run_signal("energy", logits, rows, 3, 2.0, room(rows))
         C.run_mean(x, tokens, borders, rows, hidden, room(rows, hidden))
         for count in (1, hidden):
-            weighing = C.QueryMean(queries=room(count, hidden), count=count, size=hidden)
+            weighing = C.QueryMean(queries=room(hidden, -(-count // 16) * 16), count=count, size=hidden)
             C.run_query_mean(cpu.kernels(), weighing, x, tokens, borders, rows, room(rows, hidden), threads)
         numbers = np.ones((1, 1), np.float32)
         clauses = [C.Clause(signal, "<", numbers, "range", numbers, 3, numbers) for signal in ("change", "energy")]
