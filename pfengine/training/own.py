@@ -1,4 +1,4 @@
-"""The engine's own recipe, the default of `pfengine train`: what did best at equal time (docs/results/compare)."""
+"""The engine's own recipe, the default of `pfengine train`; how it was found: docs/results/compare/tried.md."""
 
 from __future__ import annotations
 
