@@ -85,6 +85,7 @@ def main(
         raise typer.BadParameter(f"{unknown[0]!r} is no method; there are {'; '.join(METHODS)}")
     layers = int(json.loads((encoder / "config.json").read_text())["num_hidden_layers"])
     base = pfengine.TrainingConfig(
+        system="past-future",
         model=str(encoder), data=str(source), output="", held_out=str(held_out), epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, max_length=max_length, max_rows=max_rows,
     )  # fmt: skip
