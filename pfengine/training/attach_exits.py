@@ -31,7 +31,7 @@ def attach(
     output: str | os.PathLike[str],
     *,
     system: str = "past-future",
-    form: str = "authors",
+    form: str | None = None,
     pooler: str | None = None,
     learner: str | None = None,
     incorporate: str | None = None,
@@ -76,9 +76,11 @@ def attach(
     """
     output = Path(output)
     saving.check_writable(output)
+    if form is None and system in SYSTEMS and "form" in SYSTEMS[system].options:
+        form = "authors"
     limits: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     config = TrainingConfig(
-        os.fspath(model), os.fspath(source), os.fspath(output), system=cast(Any, system), form=cast(Any, form),
+        os.fspath(model), os.fspath(source), os.fspath(output), system=cast(Any, system), form=form,
         pooler=pooler, learner=learner, incorporate=incorporate, states=states, gate=gate, reads=reads,
         criterion=criterion, data_format=data_format, text_column=text_column, pair_column=pair_column,
         label_column=label_column, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,

@@ -58,8 +58,12 @@ class TrainingConfig:
     output: Annotated[str, Option("Checkpoint directory to write.")]
     system: Annotated[str, Option(_systems(), choices=SYSTEMS)] = "pfengine"
     form: Annotated[
-        Objective, Option("Head and loss: paper (its equations) or authors (their code).", choices=get_args(Objective))
-    ] = "paper"
+        str | None,
+        Option(
+            "Head and loss of past-future: paper (its equations; the default) or authors (their code).",
+            choices=get_args(Objective),
+        ),
+    ] = None
     pooler: Annotated[
         str | None, Option("Pooler of the states: none, per-layer or shared.", choices=CHOICES["pooler"])
     ] = None
@@ -225,7 +229,8 @@ class TrainingConfig:
         return replace(self, **self._missing())
 
     def _missing(self) -> dict[str, Any]:
-        defaults = {**SHARED, **SYSTEMS[self.system].defaults}
+        system = SYSTEMS[self.system]
+        defaults = {**SHARED, **({"form": "paper"} if "form" in system.options else {}), **system.defaults}
         return {name: value for name, value in defaults.items() if getattr(self, name) is None}
 
     def flat(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class PastFutureModel(ExitModel):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.objective: Objective = self.options.get("form", "paper")
+        self.objective: Objective = self.options.get("form") or "paper"
 
     def outputs(
         self, states: Sequence[Tensor], labels: Tensor | None, bounds: Tensor | None = None
@@ -94,9 +94,10 @@ def past_future_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[st
                 )
             )
         return linear_head(options, shared_pooler) | {"combine": given["incorporate"]}
-    if options["form"] == "authors":
+    form = options.get("form") or "paper"
+    if form == "authors":
         given.setdefault("pooler", "shared" if shared_pooler else "per-layer")
-    head = {"type": "past-future", **FORMS[options["form"]], **given}
+    head = {"type": "past-future", **FORMS[form], **given}
     if head["states"] == "past" and "gate" not in given:
         head["gate"] = "none"  # there is no future to weigh
     return head
@@ -123,7 +124,7 @@ SYSTEMS = (
         "learners imitate the states to come",
         past_future_head,
         past_future_recipe,
-        options=tuple(CHOICES),
+        options=(*CHOICES, "form"),
         criterion="entropy",
         converter=past_future,
     ),

@@ -20,6 +20,9 @@ from .options import Option, given
 
 HeadOf = Callable[[Mapping[str, Any], bool], dict[str, Any]]
 _OPTION = re.compile(r"[a-z][a-z0-9_]*")
+TAKEN = (*CHOICES, "form")
+"""Options that a run is told only where its system takes them: those of heads, and the form of head and loss."""
+
 DEFAULTS: Mapping[str, Any] = {"epochs": 3.0, "learning_rate": 5e-5, "averaging": 0.0}
 """Options of a run whose defaults a system may have of its own."""
 
@@ -47,7 +50,7 @@ class System:
     exit heads of the encoder's family share a pooler unless told otherwise. In a dict, the run's options that the
     system takes replace entries. The function raises ConfigError for options that do not fit together.
     recipe: the `ExitModel` to train, or a function that makes one from the same arguments.
-    options: the options of heads, such as "pooler", that it takes (`heads.past_future.CHOICES`).
+    options: those of `TAKEN` that it takes, such as "pooler". A run that is told another is refused.
     own: options that it declares itself, by name: `{"depth": Option("Layers of ...", COUNT, default=2)}`. A run gives
     them as `TrainingConfig(..., options={"depth": 3})` or `--depth 3`; the head function and the recipe find them among
     all options of the run.
@@ -80,8 +83,8 @@ class System:
             raise TypeError(f"{which}: its recipe is {self.recipe!r}; it must be a subclass of ExitModel or a function")
         if self.converter is not None and not isinstance(self.converter, Converter):
             raise TypeError(f"{which}: its converter {origin(self.converter)} must define recognises and convert")
-        if unknown := [option for option in self.options if option not in CHOICES]:
-            raise ValueError(f"{which} takes {unknown[0]!r}, which is no option; there are {', '.join(CHOICES)}")
+        if unknown := [option for option in self.options if option not in TAKEN]:
+            raise ValueError(f"{which} takes {unknown[0]!r}, which is no option; there are {', '.join(TAKEN)}")
         if unknown := [name for name in self.defaults if name not in DEFAULTS]:
             raise ValueError(f"{which} has a default {unknown[0]!r}; it may have its own for {', '.join(DEFAULTS)}")
         for name, option in self.own.items():
@@ -100,7 +103,7 @@ class System:
 
         Raises ConfigError where options do not fit the system or each other.
         """
-        chosen = given(options, *CHOICES)
+        chosen = given(options, *TAKEN)
         takes = f"it takes {', '.join(self.options)}" if self.options else "it takes none of that kind"
         faults = [
             f"{name} is {value!r}, an option that system {self.name!r} does not take; {takes}"

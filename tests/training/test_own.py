@@ -55,6 +55,12 @@ def test_train_without_options_is_this_recipe(encoder: Path, rows: Path, tmp_pat
     assert (others.epochs, others.learning_rate, others.averaging) == (3.0, 5e-5, 0.0)
 
 
+@pytest.mark.parametrize("system", ["pfengine", "linear", "fastbert"])
+def test_a_form_is_of_past_future_alone(system: str) -> None:
+    with pytest.raises(pfengine.ConfigError, match=f"form is 'authors', an option that system '{system}' does not"):
+        pfengine.TrainingConfig("", "", "", system=system, form="authors")
+
+
 @pytest.mark.slow
 def test_low_layers_learn(encoder: Path, rows: Path, tmp_path: Path) -> None:
     """Each exit says which word a row has: no low layer is left behind by those above it."""

@@ -49,7 +49,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"freezing": "lower", "form": "authors"},
+        {"freezing": "lower", "form": "authors", "system": "past-future"},
         *(pytest.param(each, marks=pytest.mark.slow) for each in ({}, {"freezing": "layers"})),
     ],
 )
