@@ -10,7 +10,7 @@ import numpy as np
 from ..evaluation.machine import name_machine
 from ..evaluation.pictures import new_figure, save_figure
 from ..strict_json import dumps
-from ..training.system import DEFAULTS
+from ..training.system import FALLBACKS
 from .results import FULL_DEPTH, Comparison, Point, best, score
 
 
@@ -61,10 +61,10 @@ def markdown(found: Comparison) -> str:
 
 def _told(options: dict[str, Any]) -> str:
     """What all contestants were trained with, of what systems have defaults of their own for."""
-    names = [name for name in DEFAULTS if name in options]
+    names = [name for name in FALLBACKS if name in options]
     told = ", ".join(f"{name.replace('_', ' ')} {options[name]:g}" for name in names)
-    return f"{told}{' and else ' if told and len(names) < len(DEFAULTS) else ''}" + (
-        "the defaults of their systems" if len(names) < len(DEFAULTS) else ""
+    return f"{told}{' and else ' if told and len(names) < len(FALLBACKS) else ''}" + (
+        "the defaults of their systems" if len(names) < len(FALLBACKS) else ""
     )
 
 

@@ -15,7 +15,7 @@ from ..training import TrainingConfig
 from ..training.config import OF_ONE_RUN, TYPES
 from ..training.pretrained import encoder_config
 from ..training.resume import check_same_run, hash_files
-from ..training.system import DEFAULTS
+from ..training.system import FALLBACKS
 from ..training.systems import SYSTEMS
 from .contestants import BASELINES, Contestant, read_all
 from .results import Comparison
@@ -75,7 +75,7 @@ def compare(
     for contestant in found.values():
         if contestant.path is None:
             _check(base, contestant)
-    own = ("system", "seed", "speedup", *SYSTEMS[base.system].own, *(n for n in DEFAULTS if getattr(base, n) is None))
+    own = ("system", "seed", "speedup", *SYSTEMS[base.system].own, *(n for n in FALLBACKS if getattr(base, n) is None))
     described = {key: value for key, value in base.record().items() if key not in own}
     measuring = Measuring(file, speedups, precision, batch_size, repeats, device)
     described |= {f"measured {key}": value for key, value in measuring.__dict__.items() if key != "test"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -81,16 +82,22 @@ def deviation(scores: np.ndarray) -> float:
     return float(known.std()) if len(known) else float("nan")
 
 
+@functools.lru_cache(1)  # a comparison asks for those of the same rows again and again
+def _samples(rows: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Rows drawn for each of 200 samples, and how often each row is in each: [rows], and float64 [200, rows]."""
+    draw = np.random.default_rng(0)
+    samples = [draw.integers(0, rows, rows) for _ in range(RESAMPLES)]
+    return samples, np.array([np.bincount(part, minlength=rows) for part in samples], np.float64)
+
+
 def resampled(metric: str, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The metric on each of 200 bootstrap samples of the rows, float64 [200]; the same samples for all of equal length.
 
     nan where a sample has no value.
     """
-    draw = np.random.default_rng(0)
-    samples = [draw.integers(0, len(truth), len(truth)) for _ in range(RESAMPLES)]
+    samples, counts = _samples(len(truth))
     if metric in ("pearson", "spearman"):
         return np.array([METRICS[metric](answers[part], truth[part]) for part in samples])
-    counts = np.array([np.bincount(part, minlength=len(truth)) for part in samples], np.float64)
     right = answers == truth
     if metric == "accuracy":
         found: np.ndarray = counts @ right / len(truth)

@@ -63,7 +63,6 @@ def choose(
         if speedup == 1:
             return Never()
         threshold, criterion = threshold_at(checkpoint, speedup), checkpoint.criterion
-        warn_of_disagreement(checkpoint, speedup)
     elif criterion is None:
         criterion = current
     if criterion is None:
@@ -152,13 +151,14 @@ def threshold_at(checkpoint: CheckpointExits, speedup: float) -> float:
         raise ConfigError(
             f"speedup is {speedup}; the calibration table of {checkpoint.path} covers {low:.2f} to {high:.2f}"
         )
+    _warn_of_disagreement(checkpoint, speedup)
     criterion = parse_form(checkpoint.criterion)
     if isinstance(criterion, DataCriterion) and criterion.counts:
         return min(points, key=lambda point: abs(point[0] - speedup))[1]
     return float(np.interp(speedup, [s for s, _ in points], [t for _, t in points]))
 
 
-def warn_of_disagreement(checkpoint: CheckpointExits, speedup: float) -> None:
+def _warn_of_disagreement(checkpoint: CheckpointExits, speedup: float) -> None:
     """Warn where fewer than `ENOUGH` of the rows that it was calibrated on are answered as at full depth."""
     points = sorted((p["layer_speedup"], p["agreement"]) for p in checkpoint.calibration if "agreement" in p)
     if not points:
@@ -200,7 +200,6 @@ class Selection:
                 _check_table_is_of(self.checkpoint, criterion)
                 if value == 1:
                     return row._replace(threshold=math.nan)
-                warn_of_disagreement(self.checkpoint, value)
                 value = threshold_at(self.checkpoint, value)
             return row._replace(threshold=float(criterion.with_threshold(value).threshold))  # type: ignore[arg-type]
         except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -130,19 +131,7 @@ def prepare_queries(queries: Tensor) -> PreparedQueries:
 
 
 def query_mean(x: Tensor, cu_seqlens: Tensor, queries: PreparedQueries) -> Tensor:
-    x, rows = contiguous(x), len(cu_seqlens) - 1
-    out, to = new_output((rows, queries.hidden), torch.float32)
-    extension._C.run_query_mean(
-        kernels=kernels(),
-        queries=queries.native,
-        x=address("x", x, torch.float32, (len(x), queries.hidden)),
-        tokens=len(x),
-        cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
-        rows=rows,
-        out=to,
-        threads=extension.threads(),
-    )
-    return out
+    return _of_rows(extension._C.run_query_mean, x, cu_seqlens, queries.hidden, queries.hidden, queries=queries.native)
 
 
 def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive:
@@ -162,16 +151,24 @@ def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive
 
 
 def attentive(x: Tensor, cu_seqlens: Tensor, weights: PreparedAttentive) -> Tensor:
+    run = extension._C.run_attentive
+    return _of_rows(run, x, cu_seqlens, weights.hidden, weights.width, attentive=weights.native)
+
+
+def _of_rows(
+    run: Callable[..., None], x: Tensor, cu_seqlens: Tensor, hidden: int, width: int, **part: object
+) -> Tensor:
+    """What a part of an exit makes of all tokens of each row: [T, hidden] -> float32 [R, width]."""
     x, rows = contiguous(x), len(cu_seqlens) - 1
-    out, to = new_output((rows, weights.width), torch.float32)
-    extension._C.run_attentive(
+    out, to = new_output((rows, width), torch.float32)
+    run(
         kernels=kernels(),
-        attentive=weights.native,
-        x=address("x", x, torch.float32, (len(x), weights.hidden)),
+        x=address("x", x, torch.float32, (len(x), hidden)),
         tokens=len(x),
         cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
         rows=rows,
         out=to,
         threads=extension.threads(),
+        **part,
     )
     return out

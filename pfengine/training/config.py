@@ -17,7 +17,7 @@ from ..manifest import STORAGES
 from .freezing import FreezingKind
 from .options import COUNT, EPOCHS, NOT_NEGATIVE, POSITIVE, SEED, SHARE, SPEEDUP, Option, read_own
 from .past_future import NAIVE, Objective
-from .system import DEFAULTS as SHARED
+from .system import FALLBACKS
 from .systems import SYSTEMS
 
 
@@ -30,7 +30,7 @@ def _systems() -> str:
 def _default(name: str) -> str:
     """The default of an option that systems may have their own for, as help."""
     own = [f"{system.name}: {system.defaults[name]:g}" for system in SYSTEMS.values() if name in system.defaults]
-    return f"[default: {'; '.join([*own, f'others: {SHARED[name]:g}']) if own else f'{SHARED[name]:g}'}]"
+    return f"[default: {'; '.join([*own, f'others: {FALLBACKS[name]:g}']) if own else f'{FALLBACKS[name]:g}'}]"
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class TrainingConfig:
 
     def _missing(self) -> dict[str, Any]:
         system = SYSTEMS[self.system]
-        defaults = {**SHARED, **({"form": "paper"} if "form" in system.options else {}), **system.defaults}
+        defaults = {**FALLBACKS, **({"form": "paper"} if "form" in system.options else {}), **system.defaults}
         return {name: value for name, value in defaults.items() if getattr(self, name) is None}
 
     def flat(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..convert import fastbert
 from ..heads import Attentive, Scores
 from ..ops import Queries, reference
-from .losses import exit_loss
+from .losses import divergences, exit_loss
 from .model import ExitModel
 from .phases import Phase, trains_exits
 from .system import System
@@ -79,12 +79,7 @@ class FastBERTModel(ExitModel):
         if self.phase.labelled:
             assert labels is not None
             return exit_loss(scores[-1].logits[None], labels)[0]
-        teacher = scores[-1].logits.detach()
-        students = torch.stack([each.logits for each in scores[:-1]])
-        if teacher.shape[1] == 1:
-            return exit_loss(students, teacher[:, 0]).sum()
-        wanted = torch.softmax(teacher, -1).expand_as(students)
-        return F.kl_div(torch.log_softmax(students, -1), wanted, reduction="sum") / len(teacher)
+        return divergences(torch.stack([each.logits for each in scores])).sum()
 
 
 SYSTEMS = (

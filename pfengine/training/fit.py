@@ -76,8 +76,6 @@ def _fit_phase(
         fixed: tuple[tuple[Tensor, Tensor], ...] = ()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if average is not None and last is not None:
-                average.load(last)
             self.fixed = tuple((part, part.detach().clone()) for part in recipe.fixed())
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -160,10 +158,10 @@ def _fit_phase(
     order = Order(len(rows), lengths, arguments.train_batch_size, config.seed)  # type: ignore[arg-type]
     watch, average = Watch(), Average(recipe, options["averaging"]) if options["averaging"] else None
     with states.opened(directory, asdict(config) | {"save_every": None}, inputs) as last:
+        if average is not None and last is not None:
+            average.load(last)
         if last is not None and states.is_last(last):
             model.load_state_dict(StoredTensors(last, read_header(Folder(last).open("model.safetensors"))))
-            if average is not None:
-                average.load(last)
         else:
             if last is None:
                 recipe.begin_phase()

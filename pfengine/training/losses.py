@@ -39,3 +39,15 @@ def depth_weighted(losses: Tensor) -> Tensor:
     """sum_i i L_i / sum_i i over the exits i = 1..n: deeper exits weigh more."""
     depth = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
     return (depth * losses).sum() / depth.sum()
+
+
+def divergences(logits: Tensor) -> Tensor:
+    """KL(p_last || p_i) of each exit i before the last, mean over rows: [e, B, C] -> [e - 1]. The last is a constant.
+
+    Where there is one label it is the squared distance of the scores.
+    """
+    last = logits[-1].detach()
+    if logits.shape[2] == 1:
+        return exit_loss(logits[:-1], last[:, 0])
+    wanted = torch.softmax(last, -1).expand_as(logits[:-1])
+    return F.kl_div(torch.log_softmax(logits[:-1], -1), wanted, reduction="none").sum(-1).mean(1)

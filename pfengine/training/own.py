@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..heads import Scores
-from .losses import losses_of
+from .losses import divergences, losses_of
 from .model import ExitModel
-from .options import NOT_NEGATIVE, Option, given
+from .options import NOT_NEGATIVE, Option
 from .system import System
 
 OPTIONS = {
@@ -34,29 +32,14 @@ class OwnModel(ExitModel):
         found = losses_of(scores, labels).mean()
         if not self.options["distil"] or len(scores) == 1:
             return found
-        return found + self.options["distil"] * divergence(torch.stack([each.logits for each in scores]))
-
-
-def divergence(logits: Tensor) -> Tensor:
-    """Mean over rows and exits before the last of KL(p_last || p_exit): [e, B, C] -> []. The last gets no gradient."""
-    last = logits[-1:].detach()
-    if logits.shape[2] == 1:
-        return (logits[:-1] - last).square().mean()
-    each = F.kl_div(torch.log_softmax(logits[:-1], -1), torch.log_softmax(last, -1), reduction="none", log_target=True)
-    return each.sum(-1).mean()
-
-
-def own_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:
-    """The `head` object: each exit with a pooler of its own, in families too whose layers share weights."""
-    head = {"type": "linear", "pooler": "per-layer", "combine": "none", "reads": "query"}
-    return head | given(options, "reads", "pooler")
+        return found + self.options["distil"] * divergences(torch.stack([each.logits for each in scores])).mean()
 
 
 SYSTEMS = (
     System(
         "pfengine",
         "the engine's own: queries weigh the tokens, all exits are taught alike",
-        own_head,
+        {"type": "linear", "pooler": "per-layer", "combine": "none", "reads": "query"},
         OwnModel,
         options=("pooler", "reads"),
         own=OPTIONS,

@@ -23,8 +23,8 @@ _OPTION = re.compile(r"[a-z][a-z0-9_]*")
 TAKEN = (*CHOICES, "form")
 """Options that a run is told only where its system takes them: those of heads, and the form of head and loss."""
 
-DEFAULTS: Mapping[str, Any] = {"epochs": 3.0, "learning_rate": 5e-5, "averaging": 0.0}
-"""Options of a run whose defaults a system may have of its own."""
+FALLBACKS: Mapping[str, Any] = {"epochs": 3.0, "learning_rate": 5e-5, "averaging": 0.0}
+"""Options of a run whose defaults a system may have of its own, and what they are where it has none."""
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ class System:
     criterion, regression: the text that is written to checkpoints with labels, and to those for regression; None where
     the recipe cannot learn scores. Either may be a function of the `head` object.
     converter: None where no checkpoints of others are read.
-    defaults: what runs of this system have in the place of `DEFAULTS`, where they are not told.
+    defaults: what runs of this system have in the place of `FALLBACKS`, where they are not told.
 
     Raises TypeError or ValueError for what it cannot be made of.
     """
@@ -85,8 +85,8 @@ class System:
             raise TypeError(f"{which}: its converter {origin(self.converter)} must define recognises and convert")
         if unknown := [option for option in self.options if option not in TAKEN]:
             raise ValueError(f"{which} takes {unknown[0]!r}, which is no option; there are {', '.join(TAKEN)}")
-        if unknown := [name for name in self.defaults if name not in DEFAULTS]:
-            raise ValueError(f"{which} has a default {unknown[0]!r}; it may have its own for {', '.join(DEFAULTS)}")
+        if unknown := [name for name in self.defaults if name not in FALLBACKS]:
+            raise ValueError(f"{which} has a default {unknown[0]!r}; it may have its own for {', '.join(FALLBACKS)}")
         for name, option in self.own.items():
             if not (isinstance(name, str) and _OPTION.fullmatch(name) and isinstance(option, Option)):
                 raise TypeError(f"{which}: its own option {name!r} must be a name of a-z, 0-9 and _, and an Option")

@@ -12,7 +12,8 @@ import torch
 
 import pfengine
 from pfengine.heads import Scores
-from pfengine.training.own import OwnModel, divergence
+from pfengine.training.losses import divergences
+from pfengine.training.own import OwnModel
 
 from .test_train import config
 
@@ -21,14 +22,14 @@ def test_the_divergence_is_its_definition() -> None:
     logits = torch.randn(3, 5, 4, requires_grad=True)
     p = torch.softmax(logits.detach(), -1)
     pairs = [(p[2] * (p[2] / p[i]).log()).sum(-1) for i in (0, 1)]
-    found = divergence(logits)
+    found = divergences(logits).mean()
     torch.testing.assert_close(found.detach(), torch.stack(pairs).mean())
     found.backward()
     assert logits.grad is not None
     assert not logits.grad[2].any(), "the last exit learns from labels alone"
     assert logits.grad[:2].abs().sum(-1).all()
     scores = torch.randn(3, 5, 1)
-    torch.testing.assert_close(divergence(scores), ((scores[:2] - scores[2]) ** 2).mean())
+    torch.testing.assert_close(divergences(scores).mean(), ((scores[:2] - scores[2]) ** 2).mean())
 
 
 @pytest.mark.parametrize("distil", [0.0, 0.5])
@@ -39,7 +40,7 @@ def test_all_exits_weigh_the_same(distil: float) -> None:
     logits, labels = torch.randn(4, 6, 3), torch.randint(0, 3, (6,))
     found = model.loss([Scores(each, None) for each in logits], labels)
     of_labels = torch.stack([torch.nn.functional.cross_entropy(each, labels) for each in logits]).mean()
-    torch.testing.assert_close(found, of_labels + distil * divergence(logits))
+    torch.testing.assert_close(found, of_labels + distil * divergences(logits).mean())
 
 
 def test_train_without_options_is_this_recipe(encoder: Path, rows: Path, tmp_path: Path) -> None:
