@@ -28,8 +28,10 @@ class Average:
     def update(self, step: int, steps: int) -> None:
         """Called after optimiser step `step` of `steps`, counted from 1."""
         weight = max(1 / math.ceil(self.memory * steps), 1 / step)
-        for name, value in self.values.items():
-            value.lerp_(self.parameters[name], weight)
+        for name, parameter in self.parameters.items():
+            if self.values[name].device != parameter.device:  # the Trainer moves a model after it was given to us
+                self.values[name] = self.values[name].to(parameter.device)
+            self.values[name].lerp_(parameter, weight)
 
     @torch.no_grad()
     def take(self) -> None:

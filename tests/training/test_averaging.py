@@ -33,6 +33,13 @@ def test_the_average_is_the_formula(tmp_path: Path) -> None:
     assert other.parameters["weight"].item() == average.values["weight"].item()
 
 
+def test_the_average_follows_a_model_that_is_moved() -> None:
+    average = Average(nn.Linear(2, 2), 0.3)
+    average.parameters = {name: value.to("meta") for name, value in average.parameters.items()}  # any other device
+    average.update(1, 10)
+    assert {value.device.type for value in average.values.values()} == {"meta"}
+
+
 def test_a_run_writes_its_average(encoder: Path, rows: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Of all parameters that are trained, and of nothing else."""
     seen: list[Average] = []
