@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import configs
 from .functions import finish
-from .launch import FLOATS, check, check_count, launch, rows_of
+from .launch import FLOATS, check, check_count, launch, rows_of, tma_processors
+from .tma_linear import launch_tma, tma_tile
 
 
 @triton.jit
@@ -79,7 +80,12 @@ def linear(
     arguments = arguments_of(
         x, weight, bias, count, source_rows, add, add_source_rows, add_from, out, out_dtype or x.dtype
     )
-    launch_by_pointers(arguments, activation)
+    processors = tma_processors(x.device)
+    tile = tma_tile(arguments, activation) if processors else None
+    if tile is None:
+        launch_by_pointers(arguments, activation)
+    else:
+        launch_tma(arguments, activation, tile, processors)
     return arguments["out"]
 
 
