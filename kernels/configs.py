@@ -18,6 +18,8 @@ class Tile(NamedTuple):
     block_k: int
     num_warps: int
     num_stages: int
+    persistent: bool = False  # does each program compute many tiles?
+    parts: int = 1  # of a tile's columns, one after the other at its end
 
 
 def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
@@ -34,7 +36,25 @@ def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
     return Tile(128, 128, 64, 8, 3)
 
 
-ROWS = (64, 256, 2048, 8192)  # one for each line of the table above
+def tma_tile(rows: int, columns: int, activation: str, adds: bool = False) -> Tile | None:
+    """Likewise for `tma_linear`, by what was fastest on an H200; None where the other kernel is taken.
+
+    adds: is something added to the product? Few rows have not been measured.
+    """
+    if rows <= 256:
+        return None
+    if rows <= 2048:
+        if adds:
+            return Tile(64, 64, 64, 4, 6) if rows <= 1024 else Tile(64, 128, 64, 4, 4)
+        if rows <= 1024:  # with three stages there is room for three programs on a multiprocessor, otherwise for two
+            return Tile(64, 128, 64, 4, 4 if columns <= 2304 else 3)
+        return Tile(128, 128, 64, 4, 3)
+    if adds or columns < 2048:
+        return Tile(128, 128, 64, 8, 4, persistent=True)
+    return Tile(128, 256, 64, 8, 3, persistent=True, parts=1 if activation == "none" else 2)
+
+
+ROWS = (64, 256, 1024, 2048, 8192)  # one for each line of the tables above
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -36,7 +36,7 @@ def guess(
         )  # fmt: skip
         total = tl.dot(a, b, total, input_precision=PRECISION)
     total += tl.load(bias + output, mask=is_output, other=0.0)[None, :]
-    return tl.where(is_output[None, :], activate(total, ACTIVATION), 0.0)
+    return tl.where(is_output[None, :], activate(total, ACTIVATION, PRECISION), 0.0)
 
 
 @triton.jit

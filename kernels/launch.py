@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 _interpreting = threading.Lock()  # the interpreter keeps its position in globals, and lanes are threads
+TMA_MAJORS = (9, 10)  # compute capabilities; later ones, of desktops, have less shared memory than our tiles take
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -22,12 +24,15 @@ class Launch(NamedTuple):
     num_warps: int
     num_stages: int
     max_registers: int | None = None  # per thread; without a limit the compiler may spill a few to use fewer
+    blocks: dict[str, list[int]] | None = None  # tensors that it reads or writes in such blocks, by descriptors
 
     def run(self, arguments: dict[str, Any] | None = None) -> None:
         """Launch on the device of its tensors, with other arguments where they are given."""
         arguments = self.arguments if arguments is None else arguments
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else _interpreting:
+            if self.blocks:
+                arguments = {**arguments, **_descriptors(arguments, self.blocks)}
             self.kernel[self.grid](**arguments, **self.constants, **self.options)
 
     @property
@@ -37,19 +42,41 @@ class Launch(NamedTuple):
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True, **limit}
 
 
+def _descriptors(arguments: dict[str, Any], blocks: dict[str, list[int]]) -> dict[str, Any]:
+    """Parameters by value, so that a CUDA graph records them like pointers."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return {name: TensorDescriptor.from_tensor(arguments[name], block) for name, block in blocks.items()}
+
+
 _recorded: list[Launch] | None = None
 _run = True
+_assumed = 0
 
 
 @contextlib.contextmanager
-def recording(run: bool = False) -> Iterator[list[Launch]]:
-    """Launchers append what they launch to the list. run: also launch it; if not, tensors may be on the meta device."""
-    global _recorded, _run
-    before, (_recorded, _run) = (_recorded, _run), ([], run)
+def recording(run: bool = False, processors: int = 0) -> Iterator[list[Launch]]:
+    """Launchers append what they launch to the list. run: also launch it; if not, tensors may be on the meta device.
+
+    processors: what `tma_processors` says of tensors that are on no GPU.
+    """
+    global _recorded, _run, _assumed
+    before, (_recorded, _run, _assumed) = (_recorded, _run, _assumed), ([], run, processors)
     try:
         yield _recorded
     finally:
-        _recorded, _run = before
+        _recorded, _run, _assumed = before
+
+
+def tma_processors(device: torch.device) -> int:
+    """How many multiprocessors a GPU has, if `tma_linear` is for such a GPU; 0 if not. Never waits for the GPU."""
+    return _tma_processors(device) if device.type == "cuda" else _assumed
+
+
+@functools.cache
+def _tma_processors(device: torch.device) -> int:
+    chip = torch.cuda.get_device_properties(device)
+    return chip.multi_processor_count if chip.major in TMA_MAJORS else 0
 
 
 def launch(
@@ -61,11 +88,12 @@ def launch(
     num_warps: int = 4,
     num_stages: int = 2,
     max_registers: int | None = None,
+    blocks: dict[str, list[int]] | None = None,
 ) -> None:
     """kernel[grid](...) on the device of its tensors; nothing for an empty grid."""
     if not all(grid):
         return
-    one = Launch(kernel, grid, arguments, constants, num_warps, num_stages, max_registers)
+    one = Launch(kernel, grid, arguments, constants, num_warps, num_stages, max_registers, blocks)
     if _recorded is not None:
         _recorded.append(one)
     if _run:

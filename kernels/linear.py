@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .functions import activate
-from .launch import FLOATS, check, check_count, launch, rows_of
+from .functions import finish
+from .launch import FLOATS, check, check_count, launch, rows_of, tma_processors
+from .tma_linear import launch_tma, tma_tile
 
 
 @triton.jit
@@ -21,20 +22,19 @@ def _linear_kernel(
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    blocks_n = tl.cdiv(columns, BLOCK_N)
-    first_row = tl.program_id(0) // blocks_n * BLOCK_M
     rows = tl.load(count)
+    blocks_n = tl.cdiv(columns, BLOCK_N)
+    first_row, first_column = tl.program_id(0) // blocks_n * BLOCK_M, tl.program_id(0) % blocks_n * BLOCK_N
     if first_row >= rows:
         return
-    row = first_row + tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    column = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    k = tl.arange(0, BLOCK_K)
-    is_row, is_column = row < rows, column < columns
-    source = row
+    row, column, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    is_row, is_column = first_row + row < rows, first_column + column < columns
     if source_rows is not None:
-        source = tl.load(source_rows + row, mask=is_row, other=0)
-    x_at = x + source.to(tl.int64)[:, None] * inner + k[None, :]
-    weight_at = weight + column.to(tl.int64)[None, :] * inner + k[:, None]
+        row_at = tl.load(source_rows + first_row + row, mask=is_row, other=0).to(tl.int64) * inner
+    else:  # 32 bits within a tile: offsets of 64 bits would take twice the registers
+        x, row_at = x + first_row.to(tl.int64) * inner, row * inner
+    x_at = x + (row_at[:, None] + k[None, :])
+    weight_at = weight + (first_column + column).to(tl.int64)[None, :] * inner + k[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, inner, BLOCK_K):
         if EVEN_K:
@@ -45,17 +45,12 @@ def _linear_kernel(
             a = a.to(weight.dtype.element_ty)
             b = tl.load(weight_at + start, mask=is_column[None, :] & (start + k < inner)[:, None], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
-    total += tl.load(bias + column, mask=is_column, other=0.0)[None, :]
-    total = activate(total, ACTIVATION)
-    is_out = is_row[:, None] & is_column[None, :]
-    to = row.to(tl.int64)[:, None] * columns + column[None, :]
-    if add is not None:
-        added = row
-        if add_source_rows is not None:
-            added = tl.load(add_source_rows + row, mask=is_row, other=0)
-        add_at = add + added.to(tl.int64)[:, None] * add_width + add_from + column[None, :]
-        total += tl.load(add_at, mask=is_out, other=0.0).to(tl.float32)
-    tl.store(out + to, total.to(out.dtype.element_ty), mask=is_out)
+    total = finish(
+        total, bias, add, add_source_rows, first_row, first_column, rows, columns, add_width, add_from,
+        ACTIVATION, PRECISION,
+    )  # fmt: skip
+    to = out + first_row.to(tl.int64) * columns + first_column + (row[:, None] * columns + column[None, :])
+    tl.store(to, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 
 def linear(
@@ -85,21 +80,31 @@ def linear(
     arguments = arguments_of(
         x, weight, bias, count, source_rows, add, add_source_rows, add_from, out, out_dtype or x.dtype
     )
-    (rows, columns), inner = arguments["out"].shape, weight.shape[1]
-    tile = configs.tile(rows, columns, weight.dtype)
+    processors = tma_processors(x.device)
+    tile = tma_tile(arguments, activation) if processors else None
+    if tile is None:
+        launch_by_pointers(arguments, activation)
+    else:
+        launch_tma(arguments, activation, tile, processors)
+    return arguments["out"]
+
+
+def launch_by_pointers(arguments: dict[str, Any], activation: str) -> None:
+    """The kernel for every device, dtype and place of rows."""
+    (rows, columns), dtype = arguments["out"].shape, arguments["weight"].dtype
+    tile = configs.tile(rows, columns, dtype)
     launch(
         _linear_kernel,
         (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
         arguments,
         {
-            "ACTIVATION": activation, "PRECISION": configs.precision(weight.dtype),
-            "EVEN_K": inner % tile.block_k == 0,
+            "ACTIVATION": activation, "PRECISION": configs.precision(dtype),
+            "EVEN_K": arguments["inner"] % tile.block_k == 0,
             "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
         },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
-    return arguments["out"]
 
 
 def arguments_of(

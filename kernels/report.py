@@ -46,6 +46,7 @@ from .thin_linear import thin_linear
 from .token_list import TokenList
 
 SHARED = {80: 166_912, 90: 232_448}  # bytes that a block may have
+PROCESSORS = 132  # of a chip with the Tensor Memory Accelerator; the number changes no kernel
 _POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32",
     torch.uint8: "*u8",
@@ -59,7 +60,7 @@ class Compiled(NamedTuple):
     registers: int
     spill_bytes: int
     shared_bytes: int
-    instruction: str  # of matrix products: wgmma, mma or none
+    instruction: str  # of matrix products: wgmma, mma or none; and whether tiles are copied by TMA
     expected: str  # the instruction that it must have; none where it does not matter
 
     def faults(self) -> list[str]:
@@ -92,7 +93,10 @@ def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
             _exits(size, rows, dtype)
         _rules()
         _tokens()
-    return list({_key(launch): launch for launch in launches}.values())
+    with recording(processors=PROCESSORS) as by_descriptors:
+        for size, rows, dtype in itertools.product(hidden, configs.ROWS, FLOATS):
+            _layers(size, rows, dtype)
+    return list({_key(launch): launch for launch in (*launches, *by_descriptors)}.values())
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -267,7 +271,7 @@ def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[t
 
     None and 1 become constants, and multiples of 16 are marked, except where a kernel says do_not_specialize.
     """
-    signature, constants, attributes = {}, dict(launch.constants), {}
+    signature, constants, attributes, blocks = {}, dict(launch.constants), {}, launch.blocks or {}
     for i, name in enumerate(launch.kernel.arg_names):
         value = launch.arguments.get(name)
         divisible, plain = isinstance(value, Tensor), launch.kernel.params[i].do_not_specialize
@@ -275,7 +279,9 @@ def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[t
             constants.setdefault(name, value)
             signature[name] = "constexpr"
             continue
-        if isinstance(value, Tensor):
+        if name in blocks:
+            signature[name], divisible = f"tensordesc<{_POINTERS[value.dtype][1:]}{blocks[name]}>", False
+        elif isinstance(value, Tensor):
             signature[name] = _POINTERS[value.dtype]
         elif isinstance(value, int):
             signature[name], divisible = "i32", value % 16 == 0 and not plain
@@ -296,13 +302,15 @@ def compiled(launch: Launch, arch: int) -> Compiled:
     ptx = binary.asm["ptx"]
     registers, spilled = _resources(binary.asm["cubin"])
     instruction = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "none"
+    instruction += "+tma" if "cp.async.bulk.tensor" in ptx else ""
     sixteen_bit = launch.constants.get("PRECISION") == "tf32"
     warpgroup = arch >= 90 and launch.constants.get("BLOCK_M", 0) >= 64
-    kinds = {name: kind for name, kind in signature.items() if kind.startswith("*") and kind != "*i32"}
-    dtype = next(iter(kinds.values()), "")[1:]
+    kinds = (value.dtype for value in launch.arguments.values() if isinstance(value, Tensor))
+    dtype = next((_POINTERS[kind][1:] for kind in kinds if kind != torch.int32), "")
     shown = {name: value for name, value in constants.items() if not isinstance(value, bool) or value}
     config = ", ".join([dtype, *(f"{name}={value}" for name, value in shown.items() if name in launch.constants)])
     expected = ("wgmma" if warpgroup else "mma") if sixteen_bit else "none"
+    expected += "+tma" if launch.blocks else ""
     return Compiled(
         launch.kernel.__name__.strip("_").removesuffix("_kernel"), config, arch, registers, spilled,
         binary.metadata.shared, instruction, expected,
@@ -334,7 +342,8 @@ def run(archs: tuple[int, ...], only: str | None = None, jobs: int | None = None
     from rich.progress import track
 
     _launches[:] = [launch for launch in shipped() if only is None or only in launch.kernel.__name__]
-    work = list(itertools.product(range(len(_launches)), archs))
+    pairs = itertools.product(range(len(_launches)), archs)
+    work = [(i, arch) for i, arch in pairs if arch >= 90 or not _launches[i].blocks]
     pool = ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=multiprocessing.get_context("fork"))
     with pool:
         from rich.console import Console
@@ -351,11 +360,11 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it")
     found = run(tuple(options.arch), options.only)
-    print(f"{'kernel':16} {'sm':>3} {'registers':>9} {'spilled':>7} {'shared':>7} {'products':>8}  variant")
+    print(f"{'kernel':16} {'sm':>3} {'registers':>9} {'spilled':>7} {'shared':>7} {'products':>9}  variant")
     for one in found:
         print(
             f"{one.kernel:16} {one.arch:3} {one.registers:9} {one.spill_bytes:7} {one.shared_bytes:7} "
-            f"{one.instruction:>8}  {one.config}"
+            f"{one.instruction:>9}  {one.config}"
         )
     if options.json:
         options.json.write_text(json.dumps([one._asdict() for one in found], indent=1) + "\n")

@@ -80,8 +80,8 @@ def test_every_kernel_has_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == set(COSTS) == {name(launch) for launch in shipping.shipped()}
 
 
-def launched(call: Any) -> Launch:
-    with recording() as launches:
+def launched(call: Any, processors: int = 0) -> Launch:
+    with recording(processors=processors) as launches:
         call()
     (launch,) = launches
     return launch
@@ -91,6 +91,11 @@ def test_costs_by_hand() -> None:
     x, bias = meta(9, 64), meta(96, dtype=torch.float32)
     launch = launched(lambda: linear(x, meta(96, 64), bias, "gelu", COUNT))
     assert cost(launch, LENGTHS) == Cost(2 * 9 * 96 * 64, 2 * (9 * 64 + 96 * 64 + 9 * 96) + 4 * 96 + 4)
+    assert label(launch, LENGTHS) == "linear 96 x 64, gelu"
+
+    launch = launched(lambda: linear(meta(300, 64), meta(96, 64), bias, "gelu", COUNT), processors=132)
+    assert name(launch) == "tma_linear"
+    assert cost(launch, LENGTHS) == Cost(2 * 300 * 96 * 64, 2 * (300 * 64 + 96 * 64 + 300 * 96) + 4 * 96 + 4)
     assert label(launch, LENGTHS) == "linear 96 x 64, gelu"
 
     rows = meta(3, dtype=torch.int32)  # 3 of 9 rows; 64 of the 80 columns of what is added

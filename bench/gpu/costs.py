@@ -162,6 +162,7 @@ def _no_products(launch: Launch, use: Use) -> Cost:
 
 COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "linear": _linear,
+    "tma_linear": _linear,
     "thin_linear": _linear,
     "add_layer_norm": _add_layer_norm,
     "embed": _embed,

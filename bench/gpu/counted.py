@@ -91,8 +91,11 @@ class Pass:
 
 
 def label(launch: Launch, use: Use) -> str:
-    """What a line of a table is about: the kernel, the shape of a product, what is fused with it."""
-    kind, arguments, constants = name(launch), launch.arguments, launch.constants
+    """What a line of a table is about: the kernel, the shape of a product, what is fused with it.
+
+    Both kernels of `linear` are that: which one runs depends on the device.
+    """
+    kind, arguments, constants = name(launch).removeprefix("tma_"), launch.arguments, launch.constants
     parts = [kind]
     if kind in ("linear", "thin_linear"):
         columns, inner = arguments["weight"].shape

@@ -60,6 +60,7 @@ for wrong, text in (
     ({"spill_bytes": 8}, "spills 8 bytes"),
     ({"shared_bytes": 232449}, "wants 232449 bytes of shared memory, there are 232448"),
     ({"instruction": "mma"}, "has mma where wgmma is expected"),
+    ({"expected": "wgmma+tma"}, "has wgmma where wgmma+tma is expected"),
 ):
     (fault,) = good._replace(**wrong).faults()
     assert text in fault, fault

@@ -61,7 +61,7 @@ def test_tokens_that_are_queries_are_listed(count: Any, device: torch.device, co
     lengths, stay = [3, 200, 1, 130], [0, 1, 3]
     bounds, _ = drawn(lengths, device)
     slots = torch.tensor([140, 143, 345, 0], device=device)  # of first tokens
-    every = torch.cat([torch.arange(slots[r], slots[r] + lengths[r]) for r in stay])
+    every = torch.cat([torch.arange(lengths[r], device=device) + slots[r] for r in stay])
     frozen = {"none": every < 0, "all": every >= 0, "some": every % 3 == 1}[cold]
     by_slot = torch.ones(400, dtype=torch.uint8, device=device).index_copy(0, every, frozen.to(torch.uint8))
     asking = torch.stack([(by_slot[slots[r] : slots[r] + lengths[r]] == 0).sum() for r in range(4)]).to(torch.int32)
@@ -77,10 +77,10 @@ def test_tokens_that_are_queries_are_listed(count: Any, device: torch.device, co
     assert tokens.query_count.tolist() == [queries]
     assert tokens.bounds[:4].tolist() == ends
     assert tokens.queries[:queries].tolist() == asks.tolist()
-    sources = torch.cat([torch.arange(int(bounds[r]), int(bounds[r + 1])) for r in stay])
+    sources = torch.cat([torch.arange(int(bounds[r]), int(bounds[r + 1]), device=device) for r in stay])
     assert out.source_tokens[:total].tolist() == sources.tolist()
     assert tokens.sources[:queries].tolist() == sources[asks].tolist()
-    numbers = torch.full((total,), -1).index_copy(0, asks, torch.arange(queries))
+    numbers = torch.full((total,), -1, device=device).index_copy(0, asks, torch.arange(queries, device=device))
     assert tokens.numbers[:total].tolist() == numbers.tolist()
     assert (torch.stack([tokens.numbers[total], tokens.queries[queries], tokens.sources[queries]]) == -7).all()
 
