@@ -36,25 +36,27 @@ def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
     return Tile(128, 128, 64, 8, 3)
 
 
-def tma_tile(rows: int, columns: int, activation: str, adds: bool = False) -> Tile | None:
-    """Likewise for `tma_linear`, by what was fastest on an H200; None where the other kernel is taken.
+def tma_tile(rows: int, columns: int, inner: int, activation: str, adds: bool = False) -> Tile | None:
+    """Likewise for `tma_linear`, by what was fastest on an H200; None where the other kernel was.
 
-    adds: is something added to the product? Few rows have not been measured.
+    adds: is something added to the product?
     """
-    if rows <= 256:
+    if rows <= 64 or (rows <= 256 and inner < 1536):
         return None
+    if rows <= 256:
+        return Tile(64, 32, 64, 4, 8)
     if rows <= 2048:
         if adds:
             return Tile(64, 64, 64, 4, 6) if rows <= 1024 else Tile(64, 128, 64, 4, 4)
         if rows <= 1024:  # with three stages there is room for three programs on a multiprocessor, otherwise for two
             return Tile(64, 128, 64, 4, 4 if columns <= 2304 else 3)
         return Tile(128, 128, 64, 4, 3)
-    if adds or columns < 2048:
+    if adds or columns < 2048 or (rows <= 4096 and activation != "none"):
         return Tile(128, 128, 64, 8, 4, persistent=True)
     return Tile(128, 256, 64, 8, 3, persistent=True, parts=1 if activation == "none" else 2)
 
 
-ROWS = (64, 256, 1024, 2048, 8192)  # one for each line of the tables above
+ROWS = (64, 256, 1024, 2048, 4096, 8192)  # one for each line of the tables above
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -27,14 +27,13 @@ def _linear_kernel(
     first_row, first_column = tl.program_id(0) // blocks_n * BLOCK_M, tl.program_id(0) % blocks_n * BLOCK_N
     if first_row >= rows:
         return
-    row, column, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    is_row, is_column = first_row + row < rows, first_column + column < columns
+    row, column, k = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    is_row, is_column = row < rows, column < columns
+    source = row
     if source_rows is not None:
-        row_at = tl.load(source_rows + first_row + row, mask=is_row, other=0).to(tl.int64) * inner
-    else:  # 32 bits within a tile: offsets of 64 bits would take twice the registers
-        x, row_at = x + first_row.to(tl.int64) * inner, row * inner
-    x_at = x + (row_at[:, None] + k[None, :])
-    weight_at = weight + (first_column + column).to(tl.int64)[None, :] * inner + k[:, None]
+        source = tl.load(source_rows + row, mask=is_row, other=0)
+    x_at = x + source.to(tl.int64)[:, None] * inner + k[None, :]
+    weight_at = weight + column.to(tl.int64)[None, :] * inner + k[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, inner, BLOCK_K):
         if EVEN_K:
@@ -49,7 +48,7 @@ def _linear_kernel(
         total, bias, add, add_source_rows, first_row, first_column, rows, columns, add_width, add_from,
         ACTIVATION, PRECISION,
     )  # fmt: skip
-    to = out + first_row.to(tl.int64) * columns + first_column + (row[:, None] * columns + column[None, :])
+    to = out + row.to(tl.int64)[:, None] * columns + column[None, :]
     tl.store(to, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 

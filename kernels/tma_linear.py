@@ -87,10 +87,10 @@ def tma_tile(arguments: dict[str, Any], activation: str) -> configs.Tile | None:
         return None
     if any(matrix.stride(0) * 2 % ALIGNMENT or matrix.data_ptr() % ALIGNMENT for matrix in (x, weight, out)):
         return None
-    tile = configs.tma_tile(rows, columns, activation, adds=arguments["add"] is not None)
+    tile = configs.tma_tile(rows, columns, inner, activation, adds=arguments["add"] is not None)
     if tile is None or arguments["source_rows"] is None:
         return tile
-    return tile if tile.persistent and inner % tile.block_k == 0 and x.numel() < 2**31 else None
+    return tile if inner % tile.block_k == 0 and x.numel() < 2**31 else None
 
 
 def launch_tma(arguments: dict[str, Any], activation: str, tile: configs.Tile, processors: int) -> None:
