@@ -51,14 +51,3 @@ def divergences(logits: Tensor) -> Tensor:
         return exit_loss(logits[:-1], last[:, 0])
     wanted = torch.softmax(last, -1).expand_as(logits[:-1])
     return F.kl_div(torch.log_softmax(logits[:-1], -1), wanted, reduction="none").sum(-1).mean(1)
-
-
-def disagreement(first: Tensor, second: Tensor) -> Tensor:
-    """The mean of KL(p || q) and KL(q || p) for each exit, mean over rows: twice [e, B, C] -> [e].
-
-    Where there is one label it is the squared distance of the scores.
-    """
-    if first.shape[2] == 1:
-        return (first - second).square().mean((1, 2))
-    log_p, log_q = torch.log_softmax(first, -1), torch.log_softmax(second, -1)
-    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean(1) / 2

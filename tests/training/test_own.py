@@ -12,9 +12,8 @@ import torch
 
 import pfengine
 from pfengine.heads import Scores
-from pfengine.training.losses import disagreement, divergences, exit_loss
+from pfengine.training.losses import divergences
 from pfengine.training.own import OwnModel
-from pfengine.training.pretrained import encoder_config, read_encoder
 
 from .test_train import config
 
@@ -37,44 +36,11 @@ def test_the_divergence_is_its_definition() -> None:
 def test_all_exits_weigh_the_same(distil: float) -> None:
     model = object.__new__(OwnModel)
     torch.nn.Module.__init__(model)
-    model.options = {"distil": distil, "consistency": 0.0}
+    model.options = {"distil": distil}
     logits, labels = torch.randn(4, 6, 3), torch.randint(0, 3, (6,))
     found = model.loss([Scores(each, None) for each in logits], labels)
     of_labels = torch.stack([torch.nn.functional.cross_entropy(each, labels) for each in logits]).mean()
     torch.testing.assert_close(found, of_labels + distil * divergences(logits).mean())
-
-
-def test_the_disagreement_is_its_definition() -> None:
-    first, second = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
-    p, q = first.softmax(-1), second.softmax(-1)
-    both = ((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)) / 2
-    torch.testing.assert_close(disagreement(first, second), both.mean(1))
-    scores = torch.randn(2, 3, 5, 1)
-    torch.testing.assert_close(disagreement(*scores), ((scores[0] - scores[1]) ** 2).mean((1, 2)))
-
-
-@pytest.mark.parametrize("attached", [False, True])
-def test_rows_are_read_twice(encoder: Path, attached: bool) -> None:
-    """With two dropouts, in training only; the states of a finished model, which has one, as often."""
-    config = encoder_config(encoder, ("a", "b"), None)
-    backbone = None if attached else read_encoder(encoder, config)[0]
-    head = pfengine.TrainingConfig("", "", "").head(False, 3)
-    model = OwnModel(backbone, config, head, dropout=0.5, options={"distil": 0.0, "consistency": 2.0})
-    labels = torch.tensor([0, 1, 1])
-
-    def run() -> dict[str, torch.Tensor]:
-        if attached:
-            return model.outputs([torch.randn(3, 48) for _ in range(3)], labels)
-        return model(labels, input_ids=torch.tensor([[2, 4, 3], [2, 5, 3], [2, 6, 3]]))
-
-    out = run()
-    first, second = out["logits"].transpose(0, 1).chunk(2, 1)  # [exits, rows, labels]
-    assert first.shape == (3, 3, 2)
-    assert not torch.equal(first, second)
-    of_labels = torch.stack([exit_loss(each, labels).mean() for each in (first, second)]).mean()
-    torch.testing.assert_close(out["loss"], of_labels + 2 * disagreement(first, second).mean())
-    model.eval()
-    assert run()["logits"].shape == (3, 3, 2)
 
 
 def test_train_without_options_is_this_recipe(encoder: Path, rows: Path, tmp_path: Path) -> None:
