@@ -62,7 +62,8 @@ install() {
 }
 
 tests_on_the_device() {
-    local options=(-q -p no:cacheprovider --timeout=100) where=(tests/kernels tests/test_extension.py tests/training/test_recipes.py)
+    local options=(-q -p no:cacheprovider --timeout=100)
+    local where=(tests/kernels tests/test_extension.py tests/training/test_recipes.py)
     # that one compiles for other chips, too, and needs no GPU
     options+=(--ignore=tests/kernels/test_report.py)
     [ ! -e tests/test_gpu.py ] || where+=(tests/test_gpu.py)

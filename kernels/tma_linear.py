@@ -1,4 +1,4 @@
-"""`linear` for 16-bit numbers, in tiles that the Tensor Memory Accelerator (sm_90 and later) copies by descriptors."""
+"""`linear` for 16-bit numbers, in tiles that the Tensor Memory Accelerator of `launch.TMA_MAJORS` copies."""
 
 from __future__ import annotations
 
