@@ -87,7 +87,7 @@ void check_heads(Precision precision, std::int64_t heads, std::int64_t head_size
 cpu::Block make_block(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
                       float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
                       const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
-                      const cpu::Norm& output_norm) {
+                      const cpu::Norm& output_norm, Address distance_bias, std::int64_t distances) {
   check_heads(precision, heads, head_size, scale);
   check_linear("qkv", qkv, precision);
   check_linear("attention_output", attention_output, precision);
@@ -100,8 +100,13 @@ cpu::Block make_block(Precision precision, cpu::Activation activation, std::int6
   check_same("outputs of attention_output", attention_output.outputs, hidden);
   check_same("inputs of intermediate", intermediate.inputs, hidden);
   check_same("inputs of output", output.inputs, intermediate.outputs);
-  return {precision,        activation,   heads,  head_size,      scale,      qkv,
-          attention_output, intermediate, output, attention_norm, output_norm};
+  check("distances", distances, 0, kWidest);
+  require(distances || !distance_bias, "distance_bias is given, expected distances of at least 1");
+  const cpu::DistanceBias bias{nullptr, distances};
+  const cpu::DistanceBias given{
+      memory<const float>("distance_bias", distance_bias, {heads, bias.stride()}, distances == 0), distances};
+  return {precision,        activation,   heads,  head_size,      scale,       qkv,
+          attention_output, intermediate, output, attention_norm, output_norm, given};
 }
 
 cpu::Attentive make_attentive(Precision precision, std::int64_t heads, std::int64_t head_size, float scale,
@@ -280,7 +285,9 @@ void bind_parts(py::module_& m) {
            "token_types"_a, "size"_a, "bf16"_a, "norm"_a);
   py::class_<cpu::Block>(m, "Block")
       .def(py::init(&make_block), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
-           "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a);
+           "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a,
+           "distance_bias"_a, "distances"_a);
+  m.attr("BIAS_ZEROS") = cpu::DistanceBias::kZeros;
   py::enum_<cpu::Queries::Kind>(m, "Queries")
       .value("all", cpu::Queries::all)
       .value("firsts", cpu::Queries::firsts)

@@ -1,4 +1,4 @@
-"""softmax(q k^T scale) v within each row of a ragged batch, all heads, bidirectional; for all queries or some."""
+"""softmax(q k^T scale + bias) v within each row of a ragged batch, all heads, bidirectional, of all queries or some."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .launch import FLOATS, check, check_count, launch, power_of_two
 
 BLOCK_N = 32  # keys at a time, in every batch, so that a row's sums keep their order
 SEVERAL, MANY = 4, 4096  # rows per program, where rows are short and rows times heads are at least so many
-LOG2_E = 1.4426950408889634
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def _attend(
-    queries, keys_values, out, cu_seqlens, query_bounds, row, head, first_query, heads, size, scale,
-    QUERIES: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    queries, keys_values, out, cu_seqlens, query_bounds, bias, query_tokens, distances, row, head, first_query, heads,
+    size, scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one row and head, from query `first_query` on; nothing where the row has no more.
 
     QUERIES: with "all" and "first" queries, keys and values are side by side in one tensor; with "list" queries have a
-    tensor of their own.
+    tensor of their own. query_tokens: which token each of them is; None: they are the row's tokens in order.
     """
     start = tl.load(cu_seqlens + row).to(tl.int64)
     length = (tl.load(cu_seqlens + row + 1) - start).to(tl.int32)
@@ -45,6 +45,13 @@ def _attend(
     query = first_query + tl.arange(0, BLOCK_M)
     is_query = (query < count)[:, None] & is_column[None, :]
     at_head = head * size + column
+    if bias is not None:
+        position = query
+        if query_tokens is not None:
+            position = tl.load(query_tokens + query_start + query, mask=query < count, other=0).to(tl.int32) - start.to(
+                tl.int32
+            )
+        at_distance_0 = bias + head * (2 * distances - 1) + distances - 1
     q = tl.load(queries + (query_start + query)[:, None] * query_width + at_head[None, :], mask=is_query, other=0.0)
     first_keys = keys_values + (key_width - 2 * width)
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -58,6 +65,9 @@ def _attend(
             first_keys + at[None, :] + at_head[:, None], mask=is_key[None, :] & is_column[:, None], other=0.0
         )  # [BLOCK_D, BLOCK_N]
         scores = tl.dot(q, k, input_precision=PRECISION) * scale
+        if bias is not None:
+            of_both = is_key[None, :] & (query < count)[:, None]
+            scores += LOG2_E * tl.load(at_distance_0 + key[None, :] - position[:, None], mask=of_both, other=0.0)
         scores = tl.where(is_key[None, :], scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))
         p = tl.exp2(scores - larger[:, None])
@@ -75,8 +85,8 @@ def _attend(
 
 @triton.jit
 def _attention_kernel(
-    queries, keys_values, out, cu_seqlens, query_bounds, count, heads, size, blocks, scale,
-    QUERIES: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+    queries, keys_values, out, cu_seqlens, query_bounds, bias, query_tokens, distances, count, heads, size, blocks,
+    scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % heads  # heads of the same tokens run one after the other, as they share cache lines
@@ -84,8 +94,8 @@ def _attention_kernel(
     row, first_query = place // blocks * ROWS, place % blocks * BLOCK_M
     for i in range(row, tl.minimum(row + ROWS, tl.load(count))):
         _attend(
-            queries, keys_values, out, cu_seqlens, query_bounds, i, head, first_query, heads, size, scale,
-            QUERIES, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+            queries, keys_values, out, cu_seqlens, query_bounds, bias, query_tokens, distances, i, head, first_query,
+            heads, size, scale, QUERIES, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
 
 
@@ -97,6 +107,8 @@ def attention(
     longest: int,
     count: Tensor,
     queries: Literal["all", "first"] | tuple[Tensor, Tensor] = "all",
+    distance_bias: Tensor | None = None,
+    query_tokens: Tensor | None = None,
 ) -> Tensor:
     """Attention within each of the first `count` rows. Output of other rows is uninitialised.
 
@@ -105,6 +117,9 @@ def attention(
     at most R. Returns [T, A D]; for "first", of each row's first token, [R, A D].
     queries: may also be a tensor of queries [Q, A D] and bounds, int32 [R + 1]. Row r has queries bounds[r] to
     bounds[r + 1], at most `longest`. Then qkv is only keys and values, [T, 2 A D], and the result is [Q, A D].
+    distance_bias: float32 [A, 2 P - 1], of which [:, P - 1 + j - i] is added to the scaled score of the query at i and
+    the key at j; no row has more than P tokens. query_tokens: with a tensor of queries, which of the T tokens each is,
+    int32 or int64 [Q]; None: they are their row's tokens in order.
     Raises ValueError for anything else.
     """
     listed = None if isinstance(queries, str) else queries
@@ -122,6 +137,14 @@ def attention(
     if listed is not None:
         check("queries", listed[0], qkv.dtype, -1, width, like=qkv)
         check("bounds of queries", listed[1], torch.int32, rows + 1, like=qkv)
+    if distance_bias is not None:
+        check("distance_bias", distance_bias, torch.float32, heads, -1, like=qkv)
+        if distance_bias.shape[1] % 2 == 0:
+            raise ValueError(f"distance_bias has {distance_bias.shape[1]} distances, expected as many ahead as behind")
+    if query_tokens is not None:
+        if listed is None:
+            raise ValueError("query_tokens is given without a tensor of queries")
+        check("query_tokens", query_tokens, (torch.int32, torch.int64), listed[0].shape[0], like=qkv)
     where = "list" if listed is not None else queries
     results = listed[0].shape[0] if listed is not None else rows if queries == "first" else qkv.shape[0]
     out = torch.empty(results, width, dtype=qkv.dtype, device=qkv.device)
@@ -134,8 +157,10 @@ def attention(
         (triton.cdiv(rows, several) * blocks * heads,),
         {
             "queries": qkv if listed is None else listed[0], "keys_values": qkv, "out": out, "cu_seqlens": cu_seqlens,
-            "query_bounds": None if listed is None else listed[1], "count": count, "heads": heads,
-            "size": width // heads, "blocks": blocks, "scale": scale * LOG2_E,
+            "query_bounds": None if listed is None else listed[1], "bias": distance_bias,
+            "query_tokens": None if distance_bias is None else query_tokens,
+            "distances": 1 if distance_bias is None else (distance_bias.shape[1] + 1) // 2,
+            "count": count, "heads": heads, "size": width // heads, "blocks": blocks, "scale": scale * LOG2_E.value,
         },
         {
             "QUERIES": where, "PRECISION": configs.precision(qkv.dtype), "ROWS": several,

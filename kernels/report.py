@@ -132,6 +132,9 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
             attention(qkv, bounds, size // head_size, 1.0, longest, count, queries)  # type: ignore[arg-type]
         listed = _empty(rows, 2 * size, dtype=dtype), (x, bounds)
         attention(listed[0], bounds, size // head_size, 1.0, longest, count, listed[1])
+        bias = _empty(size // head_size, 2 * 512 - 1)
+        attention(qkv, bounds, size // head_size, 1.0, longest, count, "all", bias)
+        attention(listed[0], bounds, size // head_size, 1.0, longest, count, listed[1], bias, source_rows)
     for out_dtype in {torch.float32, dtype}:
         mean(x, bounds, count, out_dtype)
         query_mean(x, bounds, _empty(size // 32, size), count, out_dtype)

@@ -100,7 +100,11 @@ class Block:
         output: Linear,
         attention_norm: Norm,
         output_norm: Norm,
+        distance_bias: int,
+        distances: int,
     ) -> None: ...
+
+BIAS_ZEROS: int  # after each head's biases by distance
 
 class Queries(enum.Enum):
     all = 0

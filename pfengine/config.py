@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .distances import BUCKETS
 from .errors import shown
 from .families import FAMILIES, Family, Shapes, find_family
 from .json_fields import Fields, is_int, is_number
@@ -41,6 +42,7 @@ class BackboneConfig:
     max_position_embeddings: int
     type_vocab_size: int  # 0: no token types
     pad_token_id: int
+    distance_buckets: int  # rows of the table of biases by distance; 0: there is none
     num_groups: int
     inner_group_num: int
     labels: tuple[str, ...]
@@ -91,6 +93,8 @@ class BackboneConfig:
         if self.type_vocab_size:
             shapes[f"{tables}token_type_embeddings.weight"] = (self.type_vocab_size, embedding)
         shapes |= {f"{tables}LayerNorm.weight": (embedding,), f"{tables}LayerNorm.bias": (embedding,)}
+        if family.distance_bias is not None:
+            shapes[f"{family.prefix}{family.distance_bias}.weight"] = (self.distance_buckets, self.num_heads)
         if self.embedding_projection is not None:
             shapes |= _linear(self.embedding_projection, hidden, embedding)
         sizes = {"intermediate": (inner, hidden), "output": (hidden, inner)}
@@ -150,7 +154,9 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     )
     vocab_size = fields.count("vocab_size")
     max_positions = fields.count("max_position_embeddings")
-    pad = fields.get("pad_token_id", "an integer >= 0", lambda v: is_int(v) and v >= 0, 0, family.default_pad_token_id)
+    pad = family.default_pad_token_id
+    if "pad_token_id" not in family.lacks:
+        pad = fields.get("pad_token_id", "an integer >= 0", lambda v: is_int(v) and v >= 0, 0, pad)
     if family.positions_after_pad and pad + 1 >= max_positions:
         fields.fault(
             "max_position_embeddings",
@@ -164,6 +170,11 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         eps = fields.get("layer_norm_eps", "a number > 0", lambda v: is_number(v) and v > 0, 1e-12, eps)
     if "type_vocab_size" not in family.lacks:
         types = fields.count("type_vocab_size", 2)
+    buckets = 0
+    if family.distance_bias is not None:
+        buckets = fields.count("relative_attention_num_buckets", BUCKETS)
+        if buckets < BUCKETS:
+            fields.fault("relative_attention_num_buckets", f"is {buckets}; distances are put into {BUCKETS} buckets")
     labels = _labels(fields)
     return BackboneConfig(
         family=family,
@@ -178,6 +189,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         max_position_embeddings=max_positions,
         type_vocab_size=types,
         pad_token_id=pad,
+        distance_buckets=buckets,
         num_groups=groups,
         inner_group_num=inner,
         labels=labels,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .batch import RaggedInputs
 from .config import BackboneConfig
+from .distances import by_distance
 from .families import PARTS
 from .ops import AnyQueries, Block, Norm, OpSet
 from .ops.padding import pad_inputs, pad_outputs
@@ -53,10 +54,15 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
                 num_heads=config.num_heads,
                 scale=config.head_size**-0.5,
                 activation=config.activation,  # type: ignore[arg-type]
+                distance_bias=distance_bias,
             ),
             dtype,
         )
 
+    distance_bias = None
+    if config.family.distance_bias is not None:
+        table = tensors[f"{prefix}{config.family.distance_bias}.weight"]
+        distance_bias = by_distance(table, config.max_tokens)
     trim_heap()  # returns the memory of the head's float32 tensors
     # the tables first: in float32 they are the largest tensors of all, and now nothing else is in memory
     tables = f"{prefix}embeddings."

@@ -28,6 +28,7 @@ class Family:
     block_parts: dict[str, str]
     pooler: str  # dense on the first token, before the classifier of a plain Hugging Face directory
     classifier: str = "classifier"
+    distance_bias: str | None = None  # table [buckets, heads] of what attention scores are biased by, at every layer
     embedding_projection: str | None = None  # linear map from embedding to hidden size; None where the two are one
     shares_layers: bool = False  # config.json says how many groups share weights, and how many blocks a layer has
     shares_pooler: bool = False  # exit heads have one pooler for all layers unless told otherwise
@@ -38,7 +39,9 @@ class Family:
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     projects_equal_sizes: bool = True  # is there an embedding_projection where embedding and hidden size are equal?
     config_keys: Mapping[str, str] = field(default_factory=dict)  # BERT's name of a field -> this family's name
-    lacks: tuple[str, ...] = ()  # fields of BERT's config.json that are not read: "type_vocab_size", "layer_norm_eps"
+    lacks: tuple[
+        str, ...
+    ] = ()  # of type_vocab_size, layer_norm_eps and pad_token_id those that config.json has no say in
 
     def key(self, name: str) -> str:
         """The key in config.json of the field that BERT calls `name`."""
@@ -128,7 +131,44 @@ DISTILBERT = Family(
     lacks=("type_vocab_size", "layer_norm_eps"),
 )
 
-FAMILIES = {kind: family for family in (BERT, ROBERTA, ALBERT, DISTILBERT) for kind in family.model_types}
+ELECTRA = Family(
+    name="electra",
+    model_types=("electra",),
+    tokenizers=("BertTokenizer",),
+    prefix="electra.",
+    block_key="encoder.layer.{layer}.",
+    block_parts=_BERT_PARTS,
+    embedding_projection="embeddings_project",
+    projects_equal_sizes=False,
+    pooler="classifier.dense",
+    pooler_activation="gelu",
+    classifier="classifier.out_proj",
+)
+MPNET = Family(
+    name="mpnet",
+    model_types=("mpnet",),
+    tokenizers=("MPNetTokenizer",),
+    prefix="mpnet.",
+    block_key="encoder.layer.{layer}.",
+    block_parts=_BERT_PARTS
+    | {
+        "query": "attention.attn.q",
+        "key": "attention.attn.k",
+        "value": "attention.attn.v",
+        "attention_output": "attention.attn.o",
+        "attention_norm": "attention.LayerNorm",
+    },
+    distance_bias="encoder.relative_attention_bias",
+    pooler="classifier.dense",
+    classifier="classifier.out_proj",
+    default_pad_token_id=1,  # of positions, whatever config.json says
+    positions_after_pad=True,
+    lacks=("type_vocab_size", "pad_token_id"),
+)
+
+FAMILIES = {
+    kind: family for family in (BERT, ROBERTA, ALBERT, DISTILBERT, ELECTRA, MPNET) for kind in family.model_types
+}
 
 
 def find_family(model_type: Any) -> Family | None:

@@ -35,6 +35,7 @@ class TokenizerClass:
     types: bool = False  # whether transformers 5 gives the texts of a pair different token types
     types_4: bool = False  # whether transformers 4 did
     extra: tuple[str, ...] = ()  # further special tokens
+    mask_takes_space: bool = False  # does the mask token, where it is given as text, include the space before it?
     # From vocabulary, tokenizer.json and options; then the post-processor, once all tokens are added.
     start: Callable[[Any, Mapping[str, Any], Options], Tokenizer] | None = None
     end: Callable[[Tokenizer, Options], None] = _keep
@@ -143,6 +144,11 @@ def _end_xlm_roberta(backend: Tokenizer, options: Options) -> None:
     _template(backend, str(options["bos_token"]), str(options["eos_token"]), "{0} $A {1}|{0} $A {1} {1} $B {1}")
 
 
+def _end_mpnet(backend: Tokenizer, options: Options) -> None:
+    sep, cls = (_with_id(backend, options[key]) for key in ("sep_token", "cls_token"))
+    backend.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False)
+
+
 _SENTENCE = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>",
     "cls_token": "<s>", "mask_token": "<mask>",
@@ -185,9 +191,19 @@ _CLASSES = (
         vocabulary_type=list,
         special=_SENTENCE,
         extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+        mask_takes_space=True,
         options={"add_prefix_space": True},
         start=_camembert,
         end=_end_xlm_roberta,
+    ),
+    replace(
+        _BERT,
+        name="MPNetTokenizer",
+        special=_SENTENCE | {"unk_token": "[UNK]"},
+        types=False,
+        types_4=False,
+        mask_takes_space=True,
+        end=_end_mpnet,
     ),
     TokenizerClass(
         "AlbertTokenizer",

@@ -166,7 +166,7 @@ class TokenizerBuilder:
                 if given[key] is None and key in options:
                     raise NotKnown(f"{SETTINGS}: '{key}' is null")
                 options[key] = given[key]
-        if isinstance(options.get("mask_token"), str) and self.kind.name == "CamembertTokenizer":
+        if isinstance(options.get("mask_token"), str) and self.kind.mask_takes_space:
             options["mask_token"] = AddedToken(options["mask_token"], lstrip=True, special=True)
         if self.source.padding and "pad_token" not in options:
             options["pad_token"] = self.source.padding["pad_token"]

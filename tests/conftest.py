@@ -42,6 +42,10 @@ SIZES: dict[str, dict[str, Any]] = {  # awkward on purpose: head sizes 12, 8, 10
         "embedding_size": 24, "num_hidden_groups": 2, "inner_group_num": 2,
     },
     "distilbert": {"model_type": "distilbert", "hidden_size": 42, "num_attention_heads": 6, "hidden_act": "gelu"},
+    "electra": {
+        "model_type": "electra", "hidden_size": 44, "num_attention_heads": 4, "hidden_act": "gelu", "embedding_size": 20
+    },
+    "mpnet": {"model_type": "mpnet", "hidden_size": 45, "num_attention_heads": 5, "hidden_act": "gelu"},
 }  # fmt: skip
 COMMON = {
     "vocab_size": 90, "num_hidden_layers": 5, "intermediate_size": 72, "max_position_embeddings": 520,
@@ -105,7 +109,7 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, t
             value *= 0.1
         elif "LayerNorm" in key or "layer_norm" in key:
             value = 1 + 0.1 * value
-        elif "embeddings" not in key:
+        elif "embeddings" not in key and "relative" not in key:
             value *= 1.5 / shape[-1] ** 0.5
         tensors[key] = value
     return tensors

@@ -38,7 +38,10 @@ def block(dtype: torch.dtype = torch.float32) -> Any:
              "output": (INNER, HIDDEN)}  # fmt: skip
     parts = {name: (torch.rand(out, size), torch.rand(out)) for name, (size, out) in sizes.items()}
     norm = Norm(torch.ones(HIDDEN), torch.zeros(HIDDEN), 1e-5)
-    weights = Block(**parts, attention_norm=norm, output_norm=norm, num_heads=HEADS, scale=0.3, activation="gelu")
+    weights = Block(
+        **parts, attention_norm=norm, output_norm=norm, num_heads=HEADS, scale=0.3, activation="gelu",
+        distance_bias=torch.rand(HEADS, 2 * 5 - 1),
+    )  # fmt: skip
     prepared = cpu.prepare_block(weights, dtype)
     kept.extend(prepared.tensors)
     return prepared.native
@@ -90,7 +93,8 @@ def block_arguments() -> Arguments:
         "scale": 0.3, "qkv": linear(HIDDEN, 3 * HIDDEN, torch.int8),
         "attention_output": linear(HIDDEN, HIDDEN, torch.int8), "intermediate": linear(HIDDEN, INNER, torch.int8),
         "output": linear(INNER, HIDDEN, torch.int8), "attention_norm": C.Norm(**norm_arguments()),
-        "output_norm": C.Norm(**norm_arguments()),
+        "output_norm": C.Norm(**norm_arguments()), "distances": 5,
+        "distance_bias": room(HEADS, 2 * 5 - 1 + C.BIAS_ZEROS),
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pfengine import checkpoint, extension
 from pfengine.config import parse_backbone
 from pfengine.engine import layer_logits, run_reference
 from pfengine.exits import Replay
+from pfengine.families import FAMILIES
 from pfengine.heads import HEADS
 from pfengine.manifest import Manifest
 from pfengine.model import build
@@ -132,7 +133,7 @@ def test_batches_of_one_token_rows(make_checkpoint: Make, rows: int) -> None:
 
 def test_longest_rows(make_checkpoint: Make, random_rows: Any) -> None:
     for family in SIZES:
-        longest = 518 if family == "roberta" else 520
+        longest = 518 if FAMILIES[family].positions_after_pad else 520
         engine = pfengine.load(make_checkpoint(family), criterion="never")
         assert engine.max_length == longest
         rows = random_rows([longest, 1, longest - 1, longest])

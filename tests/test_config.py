@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from pfengine.config import parse_backbone
-from pfengine.families import FAMILIES, PARTS, ROBERTA
+from pfengine.families import FAMILIES, PARTS
 from pfengine.heads import Classifier
 from pfengine.manifest import Manifest, parse_manifest
 from pfengine.tokenizer_classes import CLASSES
@@ -43,7 +43,7 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
         ours.activation
         == {"gelu": "gelu", "gelu_new": "gelu_tanh"}[getattr(theirs, FAMILIES[model_type].key("hidden_act"))]
     )
-    assert ours.max_tokens == 40 - (2 if FAMILIES[model_type] is ROBERTA else 0)
+    assert ours.max_tokens == 40 - (2 if FAMILIES[model_type].positions_after_pad else 0)
     assert ours.head_size == 8
 
 
@@ -59,6 +59,10 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
         ("albert", {"embedding_size": 16, "num_hidden_groups": 3, "num_hidden_layers": 7, "inner_group_num": 2}),
         ("albert", {"embedding_size": 24, "num_hidden_groups": 4}),
         ("distilbert", {}),
+        ("mpnet", {}),
+        ("mpnet", {"relative_attention_num_buckets": 40}),
+        ("electra", {"embedding_size": 16}),
+        ("electra", {"embedding_size": 24}),
     ],
 )
 @pytest.mark.parametrize("labels", [1, 2, 5])

@@ -33,11 +33,18 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("albert", TINY | {"num_hidden_layers": 5, "embedding_size": 33, "num_hidden_groups": 3}, False),
     ("distilbert", TINY, False),
     ("distilbert", ODD | {"hidden_act": "relu"}, False),
+    ("electra", TINY | {"embedding_size": 20}, False),
+    ("electra", ODD | {"embedding_size": 42, "hidden_act": "gelu_new"}, False),
+    ("mpnet", TINY | {"max_position_embeddings": 514}, False),
+    ("mpnet", ODD | {"max_position_embeddings": 514, "relative_attention_num_buckets": 40}, False),
     ("bert", SMALL, True),
     ("bert", BASE, True),
     ("roberta", BASE | ROBERTA, True),
     ("albert", BASE | {"embedding_size": 128}, True),
     ("distilbert", BASE | {"num_hidden_layers": 6}, True),
+    ("mpnet", BASE | {"max_position_embeddings": 514}, True),
+    ("electra", BASE | {"embedding_size": 768}, True),
+    ("electra", SMALL | {"embedding_size": 128}, True),
 ]  # fmt: skip
 PARAMETERS = [
     pytest.param(kind, sizes, id=f"{kind}-{i}", marks=pytest.mark.slow if slow else ())

@@ -45,8 +45,8 @@ OPTIONAL = {("run_block", "targets"), ("run_block", "kept"), ("run_block", "sums
             ("run_merge", "future")}  # fmt: skip
 SIZES = {"rows", "tokens", "labels", "width_bytes", "columns", "first_column", "first", "inputs", "outputs", "words",
          "positions", "token_types", "size", "heads", "head_size", "width", "queries", "out_rows",
-         "window", "layer"}  # fmt: skip
-AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size", "window", "layer"}
+         "window", "layer", "distances"}  # fmt: skip
+AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size", "window", "layer", "distances"}
 
 
 def is_address(name: str, argument: str, value: Any) -> bool:

@@ -74,6 +74,8 @@ FAMILIES = {
     "bert": (bert_tokenizer, {"max_position_embeddings": 64}),
     "roberta": (roberta_tokenizer, {"max_position_embeddings": 66, "type_vocab_size": 1}),
     "albert": (albert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24, "classifier_dropout_prob": 0.0}),
+    "mpnet": (bert_tokenizer, {"max_position_embeddings": 66}),
+    "electra": (bert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24}),
     "distilbert": (bert_tokenizer, {"max_position_embeddings": 64}),  # gives token types, which the model ignores
 }
 PROBLEMS: list[tuple[int, str | None]] = [

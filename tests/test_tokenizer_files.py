@@ -28,7 +28,7 @@ def vocabulary(path: Path, family: str) -> dict[str, Any]:
     return {"vocab.json": model["vocab"], "merges.txt": "\n".join(["#version: 0.2", *merges, ""])}
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "mpnet"])
 def test_a_familys_own_files_are_read_as_transformers_reads_them(
     tokenizer_directories: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
@@ -48,7 +48,7 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
     "of no class": ("bert", {SETTINGS: {"tokenizer_class": "PreTrainedTokenizerFast"}},
                     "tokenizer.json is missing"),
     "of a class unknown here": ("bert", {"vocab.txt": None, "vocab.json": {"the": 0}, SETTINGS: {
-        "tokenizer_class": "MPNetTokenizer"}}, "vocab.txt " + MISSING.format("MPNetTokenizer")),
+        "tokenizer_class": "FunnelTokenizer"}}, "vocab.txt " + MISSING.format("FunnelTokenizer")),
     "of a class in Python": ("bert", {SETTINGS: {"tokenizer_class": "BertJapaneseTokenizer"}},
                              "BertJapaneseTokenizer is a tokenizer written in Python"),
     "empty vocab.txt": ("bert", {"vocab.txt": ""}, "vocab.txt has no words, only special tokens"),
@@ -156,7 +156,10 @@ def test_types_that_version_5_drops_are_warned_of_once_and_can_be_had(
         load(path, token_types=True)
 
 
-@pytest.mark.parametrize(("family", "given"), [("bert", True), ("roberta", False), ("distilbert", False)])
+@pytest.mark.parametrize(
+    ("family", "given"),
+    [("bert", True), ("electra", True), ("roberta", False), ("distilbert", False), ("mpnet", False)],
+)
 def test_types_of_families_that_kept_their_ways(
     tokenizer_directories: dict[str, Path], tmp_path: Path, family: str, given: bool
 ) -> None:

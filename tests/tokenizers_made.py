@@ -51,6 +51,16 @@ def bert() -> tokenizers.Tokenizer:
     return made
 
 
+def mpnet() -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+    made.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return made
+
+
 def roberta() -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -82,7 +92,8 @@ def sentence() -> tokenizers.Tokenizer:
 
 
 MADE: dict[str, Callable[[], tokenizers.Tokenizer]] = {  # by config.json's model_type
-    "bert": bert, "distilbert": bert, "roberta": roberta, "xlm-roberta": sentence, "camembert": sentence,
+    "bert": bert, "distilbert": bert, "electra": bert, "mpnet": mpnet, "roberta": roberta, "xlm-roberta": sentence,
+    "camembert": sentence,
     "albert": lambda: unigram("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
 }  # fmt: skip
 

@@ -114,6 +114,10 @@ PFENGINE_INLINE float exponentials(const float* x, float scale, int64_t tokens, 
   return sum(total);
 }
 
+PFENGINE_INLINE void add_bias(const float* bias, int64_t padded, float* scores) {
+  for (int64_t i = 0; i < padded; i += kWidth) store(scores + i, load<Floats>(scores + i) + load<Floats>(bias + i));
+}
+
 inline int64_t padded_tokens(int64_t tokens) {
   return (tokens + kPanel - 1) / kPanel * kPanel;
 }
@@ -147,6 +151,7 @@ void attend(const Attention& a) {
     float share[kTileRows];
     for (int64_t i = 0; i < rows; ++i) {
       Number* to = (Number*)(weights + i * weight_stride);
+      if (a.bias) add_bias(a.bias - a.position(first + i), padded, scores + i * padded);
       share[i] = 1.0f / exponentials(scores + i * padded, a.scale, a.tokens, padded, to);
     }
     for (int64_t column = 0; column < a.size; column += kPanel) {

@@ -21,6 +21,14 @@ void check(const Context& context) {
   check_order(context.cu_seqlens, context.rows, 1);
 }
 
+void check_lengths(const Block& block, const Context& context) {
+  const std::int64_t longest = longest_row(context.cu_seqlens, context.rows), most = block.distance_bias.most;
+  if (block.distance_bias.numbers && longest > most) {
+    throw std::invalid_argument("a row has " + std::to_string(longest) + " tokens, expected at most " +
+                                std::to_string(most) + ", as the biases by distance have it");
+  }
+}
+
 void check(const Context& context, const Queries& queries) {
   if (queries.kind == Queries::list) {
     const std::int32_t* bounds = queries.bounds;  // checked first: they say how many numbers `tokens` has
@@ -99,7 +107,8 @@ void run_queries(const Kernels& kernels, const Block& block, const Context& cont
     run.project(x, stride, count, space.qkv, run.query_panels());
     run.attend(chunk.last_row - chunk.first_row, space.qkv, kept, [&](std::int64_t i) {
       const std::int64_t row = chunk.first_row + i;
-      return Span{starts[row], starts[row + 1] - starts[row], bounds[row] - first, bounds[row + 1] - bounds[row]};
+      return Span{starts[row], starts[row + 1] - starts[row], bounds[row] - first, bounds[row + 1] - bounds[row],
+                  queries.kind == Queries::list ? tokens + bounds[row] : nullptr};
     });
     run.finish(count, x, stride, out, first);
   });
@@ -126,6 +135,7 @@ void run_block(const Kernels& kernels, const Block& block, const Context& contex
                const char* kept, float* out, float* sums, int threads) {
   check(context);
   check(context, queries);
+  check_lengths(block, context);
   const Output to{out, sums, queries.targets};
   if (queries.kind == Queries::all && !kept) return run_whole(kernels, block, context, to, threads);
   const std::int64_t stride = kept_stride(block);

@@ -16,6 +16,7 @@ struct Block {
   float scale;  // of the attention scores
   Linear qkv, attention_output, intermediate, output;
   Norm attention_norm, output_norm;
+  DistanceBias distance_bias;  // where it is there, a row has at most `most` tokens
 };
 
 // All tokens of a batch; these give the keys and values. x: float32 [tokens, H]. Row r is tokens cu_seqlens[r] to
@@ -52,7 +53,8 @@ void keys_values(const Kernels& kernels, const Block& block, const Context& cont
 // sums: null, or where the inputs of the output norm go, laid out as `out` is.
 // out may be context.x where every query's target is its own token; then other tokens keep their states.
 // A query's numbers have the same bits whatever the other queries are, and with any number of threads.
-// Throws std::invalid_argument as keys_values does, and where tokens or targets do not rise or tokens leave their row.
+// Throws std::invalid_argument as keys_values does, where tokens or targets do not rise or tokens leave their row, and
+// where a row is longer than distance_bias allows.
 void run_block(const Kernels& kernels, const Block& block, const Context& context, const Queries& queries,
                const char* kept, float* out, float* sums, int threads);
 

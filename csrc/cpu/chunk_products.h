@@ -15,14 +15,16 @@ struct Heads {
   Precision precision;
   std::int64_t count, size;
   float scale;  // of the attention scores
+  DistanceBias distance_bias = {};
 
   std::int64_t width() const { return count * size; }
 };
 
 // A row of a chunk: its tokens among the keys and values, and its queries among those of the chunk.
 struct Span {
-  std::int64_t first, tokens;   // the first token and their number
-  std::int64_t query, queries;  // the first query and their number
+  std::int64_t first, tokens;                  // the first token and their number
+  std::int64_t query, queries;                 // the first query and their number
+  const std::int32_t* query_tokens = nullptr;  // which token each query is, counted as `first` is; null: in order
 };
 
 class ChunkProducts {
@@ -60,7 +62,8 @@ class ChunkProducts {
       kernels_.attend[bf16()]({queries.row<char>(span.query) + column * number, key, key + width * number,
                                qkv.stride / number, span.tokens, span.queries, size, heads_.scale,
                                out.row<char>(span.query) + column * out_number, out.stride / out_number, bf16_out,
-                               scratch_.row<char>(member_.index)});
+                               scratch_.row<char>(member_.index), heads_.distance_bias.of(column / size),
+                               span.query_tokens, span.first});
     });
     member_.wait();
   }

@@ -75,8 +75,8 @@ class ChunkRun : public ChunkProducts {
   }
 
   ChunkRun(const Kernels& kernels, const Block& block, const Space& space, const Member& member)
-      : ChunkProducts(kernels, {block.precision, block.heads, block.head_size, block.scale}, space.words, space.factors,
-                      space.attention, member),
+      : ChunkProducts(kernels, {block.precision, block.heads, block.head_size, block.scale, block.distance_bias},
+                      space.words, space.factors, space.attention, member),
         block_(block),
         space_(space),
         hidden_(block.output.outputs) {}

@@ -50,8 +50,21 @@ struct Target {
   std::ptrdiff_t residual_stride;
 };
 
-// One head of one row: softmax(scale Q K^T) V. Queries, keys and values have `size` numbers per token, fp32 or bf16,
-// and tokens are `stride` numbers apart.
+// What attention adds to scores before they are scaled, by the distance from a query to a key of its row, which is less
+// than `most` either way. numbers: of each head, `stride` apart, 2 most - 1 and then zeros for whole vectors. Null:
+// none.
+struct DistanceBias {
+  const float* numbers = nullptr;
+  std::int64_t most = 0;
+
+  static constexpr std::int64_t kZeros = 64;
+  std::int64_t stride() const { return 2 * most - 1 + kZeros; }
+  // Of a head and the distance 0.
+  const float* of(std::int64_t head) const { return numbers ? numbers + head * stride() + most - 1 : nullptr; }
+};
+
+// One head of one row: softmax(scale (Q K^T + bias)) V. Queries, keys and values have `size` numbers per token, fp32 or
+// bf16, and tokens are `stride` numbers apart.
 struct Attention {
   const void *query, *key, *value;
   std::ptrdiff_t stride;
@@ -60,7 +73,12 @@ struct Attention {
   void* out;  // [queries, size] at out_stride
   std::ptrdiff_t out_stride;
   bool bf16_out;
-  void* scratch;  // attention_scratch(tokens, size) bytes
+  void* scratch;                     // attention_scratch(tokens, size) bytes
+  const float* bias;                 // of the distance 0, or null
+  const std::int32_t* query_tokens;  // which token of the context each query is; null: query i is token i of the row
+  std::int64_t first_token;          // of the row, in the context
+
+  std::int64_t position(std::int64_t query) const { return query_tokens ? query_tokens[query] - first_token : query; }
 };
 
 inline constexpr std::int64_t kQueryBlock = 16;  // queries come in blocks of so many, which any set's vectors divide

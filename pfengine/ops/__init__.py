@@ -42,6 +42,16 @@ class Block(NamedTuple):
     num_heads: int
     scale: float  # of the attention scores
     activation: Activation
+    distance_bias: Tensor | None = None  # float32 [heads, 2 P - 1], see `bias_of`; rows have at most P tokens
+
+
+def bias_of(distance_bias: Tensor, positions: Tensor, tokens: int) -> Tensor:
+    """What is added to the scaled attention scores of queries at `positions` [Q] of a row: [heads, Q, tokens].
+
+    Of the query at i and the key at j it is distance_bias[:, P - 1 + j - i].
+    """
+    keys = torch.arange(tokens, dtype=torch.int64, device=positions.device)
+    return distance_bias[:, distance_bias.shape[1] // 2 + keys[None, :] - positions[:, None]]
 
 
 class Queries(NamedTuple):

@@ -132,6 +132,11 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     hidden = parts["output"].outputs
     attention_norm, attention_tensors = _norm(block.attention_norm, hidden)
     output_norm, output_tensors = _norm(block.output_norm, hidden)
+    bias, distances, bias_at = None, 0, 0
+    if block.distance_bias is not None:  # _C adds it before it scales, and reads whole vectors
+        distances = (block.distance_bias.shape[1] + 1) // 2
+        bias = F.pad(block.distance_bias.float() / block.scale, (0, C.BIAS_ZEROS)).contiguous()
+        bias_at = address("distance_bias", bias, torch.float32, tuple(bias.shape))
     native = C.Block(
         precision=parts["qkv"].precision,
         activation=getattr(C.Activation, block.activation),
@@ -140,9 +145,12 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
         scale=block.scale,
         attention_norm=attention_norm,
         output_norm=output_norm,
+        distance_bias=bias_at,
+        distances=distances,
         **{name: part.native for name, part in parts.items()},
     )
     tensors = [*attention_tensors, *output_tensors, *(t for part in parts.values() for t in part.tensors)]
+    tensors += [] if bias is None else [bias]
     return PreparedBlock(native, hidden, C.kept_stride(native), tuple(tensors))
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, AnyQueries, Attentive, Block, Exit, Pooling, Queries, reference
+from . import Activation, AnyQueries, Attentive, Block, Exit, Pooling, Queries, bias_of, reference
 from .reference import (
     PreparedAttentive,
     PreparedBlock,
@@ -153,7 +153,14 @@ def block_sums(
     return reference.composed(x, cu_seqlens, weights, queries, None, linear, attention)
 
 
-def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, queries: Queries | None = None) -> Tensor:
+def attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    scale: float,
+    queries: Queries | None = None,
+    distance_bias: Tensor | None = None,
+) -> Tensor:
     """One fused call for each run of rows of equal length. Batches are sorted by length, so runs are long.
 
     Where the queries are the first tokens, only these are computed. For any other list all tokens are, so that the same
@@ -171,14 +178,14 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, que
             stop += 1
         group = qkv[bounds[start] : bounds[stop]].view(stop - start, length, 3, num_heads, -1)
         count = 1 if first_only else length
-        y = _attend(group.permute(2, 0, 3, 1, 4), count, scale)
+        y = _attend(group.permute(2, 0, 3, 1, 4), count, scale, distance_bias)
         target = out[start:stop] if first_only else out[bounds[start] : bounds[stop]]
         target.view(stop - start, count, num_heads, width // num_heads).copy_(y.transpose(1, 2))
         start = stop
     return out if first_only or queries is None else out.index_select(0, queries.tokens)
 
 
-def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
+def _attend(qkv: Tensor, queries: int, scale: float, distance_bias: Tensor | None) -> Tensor:
     """Attention of the first `queries` tokens: [3, rows, heads, tokens, d] -> [rows, heads, queries, d].
 
     torch's kernel gives each thread scratch of queries x (tokens + d + 2) floats, for up to 32 queries at a time. A
@@ -190,7 +197,11 @@ def _attend(qkv: Tensor, queries: int, scale: float) -> Tensor:
     if rows * heads == 1:
         q, k, v = (torch.cat([x, x]) for x in (q, k, v))
     q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)[:rows, :, :queries]
+    bias = None
+    if distance_bias is not None:  # of queries that are padding: any
+        places = torch.arange(q.shape[2]).clamp(max=queries - 1)
+        bias = bias_of(distance_bias, places, k.shape[2]).expand(len(q), -1, -1, -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)[:rows, :, :queries]
 
 
 def prepare_queries(queries: Tensor) -> Linear:

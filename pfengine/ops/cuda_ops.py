@@ -97,15 +97,19 @@ def run_embed(
 
 def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     prepared = reference.prepared(block, dtype, prepare_linear)
-    return prepared._replace(attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm))
+    bias = None if block.distance_bias is None else block.distance_bias.float().contiguous()
+    return prepared._replace(
+        attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm), distance_bias=bias
+    )
 
 
 class Listed(NamedTuple):
     """`Queries` whose number only the device knows."""
 
-    tokens: Tensor  # int32 [Q]: which token of the context each is
+    tokens: Tensor  # int32 [Q]: which token of x each is
     bounds: Tensor  # int32 [R + 1]
     query_count: Tensor  # int32 [1]
+    places: Tensor  # int32 [Q]: which token of the context each is; another one than in x where x was not compacted
 
 
 class Frozen(NamedTuple):
@@ -148,10 +152,11 @@ def _block(
     counts = full(rows, device), full(len(x), device)
     asked: Literal["all", "first"] | Listed
     if isinstance(queries, Queries):
-        asked = Listed(queries.tokens, queries.bounds, full(len(queries.tokens), device))
+        asked = Listed(queries.tokens, queries.bounds, full(len(queries.tokens), device), queries.tokens)
     elif queries == "first" and kept is not None:
         one_each = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        asked = Listed(cu_seqlens[:-1].contiguous(), one_each, counts[0])
+        firsts = cu_seqlens[:-1].contiguous()
+        asked = Listed(firsts, one_each, counts[0], firsts)
     else:
         asked = queries
     return run_block(x, cu_seqlens, weights, asked, longest, counts, kept=kept)
@@ -183,15 +188,20 @@ def run_block(
         if kept is None:
             kept = run_linear(x, _of_keys_values(weights), "none", tokens, source_rows=token_sources)
         of_queries = token_sources
-        query_bounds = bounds
+        query_bounds, places = bounds, None
         if isinstance(queries, Listed):
-            tokens, of_queries, query_bounds = queries.query_count, queries.tokens, queries.bounds
+            of_queries, query_bounds, tokens, places = queries
         asked = run_linear(x, _of_queries(weights), "none", tokens, source_rows=of_queries)
-        attended = attention(kept, bounds, weights.num_heads, weights.scale, longest, rows, (asked, query_bounds))
+        attended = attention(
+            kept, bounds, weights.num_heads, weights.scale, longest, rows, (asked, query_bounds),
+            weights.distance_bias, places,
+        )  # fmt: skip
         token_sources = of_queries
     else:
         qkv = run_linear(x, weights.qkv, "none", tokens, source_rows=token_sources)
-        attended = attention(qkv, bounds, weights.num_heads, weights.scale, longest, rows, queries)
+        attended = attention(
+            qkv, bounds, weights.num_heads, weights.scale, longest, rows, queries, weights.distance_bias
+        )
         if queries == "first":
             tokens, token_sources = rows, bounds[:-1] if first_sources is None else first_sources
     total = run_linear(attended, weights.attention_output, "none", tokens, add=x, add_source_rows=token_sources)

@@ -50,7 +50,7 @@ def frozen_of(
         return None, None
     others = Others(x if sums is None else sums, None if sources is None else sources[0], sums is not None)
     queries = listed.queries if sources is None else listed.sources
-    return Frozen(listed.numbers, others), Listed(queries, listed.bounds, listed.query_count)
+    return Frozen(listed.numbers, others), Listed(queries, listed.bounds, listed.query_count, listed.queries)
 
 
 def let_tokens_go(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, AnyQueries, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, TokenPooling
+from . import Activation, AnyQueries, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, TokenPooling, bias_of
 from .decide import signal as signal
 from .flight import Carrier
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
@@ -43,6 +43,7 @@ class PreparedBlock(NamedTuple):
     num_heads: int
     scale: float
     activation: Activation
+    distance_bias: Tensor | None
 
 
 class Imitation(NamedTuple):
@@ -118,16 +119,18 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor, torch.dtype], Any]) -> PreparedBlock:
     """Prepare a block, its linear layers by `prepare`."""
+    small = torch.float32 if dtype == torch.int8 else dtype
     return PreparedBlock(
         qkv=prepare(*block.qkv, dtype),
         attention_output=prepare(*block.attention_output, dtype),
-        attention_norm=prepare_norm(block.attention_norm, torch.float32 if dtype == torch.int8 else dtype),
+        attention_norm=prepare_norm(block.attention_norm, small),
         intermediate=prepare(*block.intermediate, dtype),
         output=prepare(*block.output, dtype),
-        output_norm=prepare_norm(block.output_norm, torch.float32 if dtype == torch.int8 else dtype),
+        output_norm=prepare_norm(block.output_norm, small),
         num_heads=block.num_heads,
         scale=block.scale,
         activation=block.activation,
+        distance_bias=None if block.distance_bias is None else block.distance_bias.to(small),
     )
 
 
@@ -159,7 +162,7 @@ def composed(
     queries: AnyQueries,
     kept: Tensor | None,
     linear: Callable[[Tensor, Any, Activation], Tensor],
-    attention: Callable[[Tensor, Tensor, int, float, Queries | None], Tensor],
+    attention: Callable[[Tensor, Tensor, int, float, Queries | None, Tensor | None], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """`block_sums` for an op set with this `linear` and `attention`. kept: queries, keys and values of all tokens."""
     if queries == "first":
@@ -167,7 +170,7 @@ def composed(
         queries = Queries(cu_seqlens[:-1], rows)
     asked = None if queries == "all" else queries
     qkv = linear(x, weights.qkv, "none") if kept is None else kept
-    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, asked)
+    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, asked, weights.distance_bias)
     x = x if asked is None else x.index_select(0, asked.tokens)
     x = add_layer_norm(linear(attended, weights.attention_output, "none"), x, weights.attention_norm)
     inner = linear(x, weights.intermediate, weights.activation)
@@ -183,16 +186,28 @@ def layer_norm(x: Tensor, norm: Norm) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
-def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, scale: float, queries: Queries | None = None) -> Tensor:
+def attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    scale: float,
+    queries: Queries | None = None,
+    distance_bias: Tensor | None = None,
+) -> Tensor:
     """Attention of all tokens, or of the queries: [T, 3 heads d] -> [T or Q, heads d]."""
     bounds = cu_seqlens.tolist()
     asked = bounds if queries is None else queries.bounds.tolist()
     rows = []
     for row, (start, stop) in enumerate(itertools.pairwise(bounds)):
         q, k, v = qkv[start:stop].view(stop - start, 3, num_heads, -1).permute(1, 2, 0, 3)  # [heads, tokens, d]
+        places = torch.arange(stop - start, device=qkv.device)
         if queries is not None:
-            q = q.index_select(1, queries.tokens[asked[row] : asked[row + 1]] - start)
-        y = torch.softmax(q @ k.transpose(1, 2) * scale, dim=-1) @ v
+            places = queries.tokens[asked[row] : asked[row + 1]] - start
+            q = q.index_select(1, places)
+        scores = q @ k.transpose(1, 2) * scale
+        if distance_bias is not None:
+            scores = scores + bias_of(distance_bias, places, stop - start)
+        y = torch.softmax(scores, dim=-1) @ v
         rows.append(y.transpose(0, 1).flatten(1))
     return torch.cat(rows) if rows else qkv.new_empty(0, qkv.shape[1] // 3)
 
@@ -249,7 +264,7 @@ def composed_attentive(
     cu_seqlens: Tensor,
     weights: PreparedAttentive,
     linear: Callable[[Tensor, Any, Activation], Tensor],
-    attention: Callable[[Tensor, Tensor, int, float, Queries | None], Tensor],
+    attention: Callable[..., Tensor],
 ) -> Tensor:
     """`attentive` for an op set with this `linear` and `attention`."""
     rows = len(cu_seqlens) - 1

@@ -7,14 +7,20 @@ import torch
 from torch import Tensor
 
 from pfengine.kernels.attention import attention
+from pfengine.ops import bias_of
 
 
-def formula(qkv: Tensor, lengths: list[int], heads: int, scale: float, first_only: bool) -> Tensor:
+def formula(
+    qkv: Tensor, lengths: list[int], heads: int, scale: float, first_only: bool, bias: Tensor | None = None
+) -> Tensor:
     out = []
     for row in qkv.split(lengths):
         q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in row.chunk(3, dim=1))
         q = q[:, :1] if first_only else q
-        p = torch.softmax((q @ k.mT).float().to(torch.promote_types(qkv.dtype, torch.float32)) * scale, -1)
+        scores = (q @ k.mT).float().to(torch.promote_types(qkv.dtype, torch.float32)) * scale
+        if bias is not None:
+            scores = scores + bias_of(bias, torch.arange(q.shape[1], device=qkv.device), len(row))
+        p = torch.softmax(scores, -1)
         out.append((p.to(qkv.dtype) @ v).transpose(0, 1).flatten(1))
     return torch.cat(out)
 
@@ -37,17 +43,30 @@ def test_attention(
     check(ours, formula, [qkv[:kept], lengths[:used], heads, size**-0.5, queries == "first"])
 
 
-def test_a_list_of_queries(draw: Any, count: Any, device: torch.device, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("queries", ["all", "first"])
+def test_biases_by_distance(
+    draw: Any, count: Any, check: Any, device: torch.device, dtype: torch.dtype, queries: Any
+) -> None:
+    lengths, heads, size = [5, 1, 70, 33], 2, 20
+    qkv, bias = draw(sum(lengths), 3 * heads * size, dtype=dtype), 2 * draw(heads, 2 * 70 - 1, dtype=torch.float32)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    ours = attention(qkv, bounds, heads, size**-0.5, 128, count(4), queries, bias)
+    check(ours, formula, [qkv, lengths, heads, size**-0.5, queries == "first", bias])
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_list_of_queries(draw: Any, count: Any, device: torch.device, dtype: torch.dtype, biased: bool) -> None:
     lengths, heads, size = [5, 40, 3, 7], 2, 32
     qkv = draw(sum(lengths), 3 * heads * size, dtype=dtype)
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
-    every = attention(qkv, bounds, heads, 0.2, 40, count(4))
+    bias = draw(heads, 2 * 40 - 1, dtype=torch.float32) if biased else None
+    every = attention(qkv, bounds, heads, 0.2, 40, count(4), "all", bias)
     tokens = torch.tensor([1, 4, 5, 20, 44, 51, 54], device=device)  # none of the third row
     of_rows = torch.tensor([0, 2, 5, 5, 7], dtype=torch.int32, device=device)
     width = heads * size
     q, kv = qkv[tokens, :width].contiguous(), qkv[:, width:].contiguous()
     kv[48:] = float("nan")  # the fourth row is not read
-    some = attention(kv, bounds, heads, 0.2, 40, count(3), (q, of_rows))
+    some = attention(kv, bounds, heads, 0.2, 40, count(3), (q, of_rows), bias, tokens)
     assert some.shape == (7, width)
     assert torch.equal(some[:5], every[tokens[:5]])
 
@@ -104,3 +123,9 @@ def test_wrong_arguments_are_refused() -> None:
         attention(qkv, bounds, 2, 1.0, 0, used)
     with pytest.raises(ValueError, match=r"bounds of queries is torch.int32 \[3\]"):
         attention(qkv, bounds, 2, 1.0, 3, used, (torch.zeros(2, 12), torch.zeros(3, dtype=torch.int32)))
+    with pytest.raises(ValueError, match=r"distance_bias is torch.float32 \[3, 5\]"):
+        attention(qkv, bounds, 2, 1.0, 3, used, "all", torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="has 6 distances, expected as many ahead as behind"):
+        attention(qkv, bounds, 2, 1.0, 3, used, "all", torch.zeros(2, 6))
+    with pytest.raises(ValueError, match="query_tokens is given without"):
+        attention(qkv, bounds, 2, 1.0, 3, used, "all", torch.zeros(2, 5), torch.zeros(3, dtype=torch.int32))

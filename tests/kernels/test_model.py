@@ -86,6 +86,9 @@ def test_every_head(
         ("albert", "authors"),
         pytest.param("distilbert", "authors", marks=pytest.mark.slow),
         ("distilbert", "classifier"),
+        ("electra", "authors"),
+        ("mpnet", "authors"),
+        ("electra", "classifier"),
     ],
 )
 def test_every_family(make_checkpoint: Make, random_rows: Any, device: torch.device, family: str, head: str) -> None:

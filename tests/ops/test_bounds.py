@@ -62,7 +62,8 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
              "intermediate": (hidden, inner), "output": (inner, hidden)}  # fmt: skip
     block = C.Block(
         precision=precision, activation=C.Activation.gelu, heads=heads, head_size=head_size, scale=0.2,
-        attention_norm=norm(hidden), output_norm=norm(hidden), **{k: linear(*v, dtype) for k, v in sizes.items()},
+        attention_norm=norm(hidden), output_norm=norm(hidden), distances=17,
+        distance_bias=room(heads, 2 * 17 - 1 + C.BIAS_ZEROS), **{k: linear(*v, dtype) for k, v in sizes.items()},
     )  # fmt: skip
     x = at_the_end(torch.randn(tokens, hidden))
     borders = at_the_end(torch.tensor([0, 1, 9, 26]).int())

@@ -95,6 +95,13 @@ def test_block_of_every_activation(activation: str, dtype: torch.dtype, instruct
     check_block(random_block(48, 4, 12, 72, activation), dtype, [3, 20])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_block_biased_by_distance(dtype: torch.dtype, instructions: str) -> None:
+    lengths = [1, 20, 70, 33]
+    block = random_block(48, 4, 12, 72)._replace(distance_bias=torch.randn(4, 2 * max(lengths) - 1))
+    check_block(block, dtype, lengths)
+
+
 def check_block(block: Block, dtype: torch.dtype, lengths: list[int]) -> None:
     """Right, and each row the same to the last bit alone and in the batch, on any number of threads."""
     bounds = bounds_of(lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import tokenizers
 import torch
 import transformers
+
+from ..conftest import own_names
 
 GOOD, BAD, FILL = ("good", "fine", "great"), ("bad", "poor", "awful"), ("film", "plot", "a", "the", "is", "very")
 
@@ -37,17 +40,24 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def distilbert(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 3-layer DistilBERT with the same tokenizer."""
-    path = tmp_path_factory.mktemp("distilbert")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (path / file).write_bytes((encoder / file).read_bytes())
-    torch.manual_seed(0)
-    config = transformers.DistilBertConfig(
-        vocab_size=16, dim=48, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=32
-    )
-    transformers.DistilBertModel(config).save_pretrained(path)
-    return path
+def relatives(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """relatives(family) -> a 3-layer encoder of another family with the same tokenizer, made once."""
+
+    @functools.cache
+    def make(family: str) -> Path:
+        path = tmp_path_factory.mktemp(family)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (path / file).write_bytes((encoder / file).read_bytes())
+        torch.manual_seed(0)
+        sizes = {
+            "vocab_size": 16, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "intermediate_size": 64, "max_position_embeddings": 40, "embedding_size": 24, "model_type": family,
+        }  # fmt: skip
+        config = transformers.AutoConfig.for_model(**own_names(sizes))
+        transformers.AutoModel.from_config(config).save_pretrained(path)
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -52,12 +52,18 @@ def test_trains_writes_and_calibrates(encoder: Path, rows: Path, tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("encoder", {}), ("distilbert", {"layers": 2}), ("distilbert", {"system": "full-model"})],
-    ids=["bert", "distilbert", "distilbert's own head"],
+    [
+        ("bert", {}),
+        ("distilbert", {"layers": 2}),
+        ("distilbert", {"system": "full-model"}),
+        ("electra", {}),
+        ("mpnet", {"layers": 2}),
+    ],
+    ids=["bert", "distilbert", "distilbert's own head", "electra", "mpnet"],
 )
 def test_engine_answers_as_the_trained_model(
-    request: pytest.FixtureRequest, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
-    options: dict[str, Any],
+    encoder: Path, relatives: Callable[[str], Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    kind: str, options: dict[str, Any],
 ) -> None:  # fmt: skip
     """Training runs transformers' encoder and a head of its own; inference must mean the same."""
     trained: list[ExitModel] = []
@@ -68,10 +74,11 @@ def test_engine_answers_as_the_trained_model(
         trained.append(model)
 
     monkeypatch.setattr(training_run, "fit", keep)
-    source: Path = request.getfixturevalue(kind)
+    source = encoder if kind == "bert" else relatives(kind)
     out = pfengine.train(config(source, rows, tmp_path / "ckpt", epochs=1, **options))
     engine = pfengine.load(out)
     assert engine.num_layers == options.get("layers", 3)
+    assert engine.model.config.family.name == kind
     texts = ["good", "the plot is very bad", "a fine film"]
     for text, ours in zip(texts, engine.layer_logits(texts).transpose(1, 0, 2), strict=True):
         ids = torch.tensor([engine.tokenizer.backend.encode(text).ids])  # type: ignore[union-attr]
