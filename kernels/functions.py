@@ -7,11 +7,11 @@ import triton.language as tl
 
 # Names by number: triton 3.6 takes no strings in the tuples that a kernel is compiled for.
 SIGNALS = (
-    "entropy", "normalised_entropy", "confidence", "margin", "energy", "label", "label_0", "label_repeats", "change",
-    "learned", "layer",
+    "entropy", "normalised_entropy", "confidence", "margin", "energy", "binary_confidence", "label", "label_0",
+    "label_repeats", "change", "learned", "layer",
 )  # fmt: skip
-NORMALISED_ENTROPY, CONFIDENCE, MARGIN, ENERGY = (tl.constexpr(i) for i in range(1, 5))
-LABEL, LABEL_0, LABEL_REPEATS, CHANGE, LEARNED, LAYER = (tl.constexpr(i) for i in range(5, 11))
+NORMALISED_ENTROPY, CONFIDENCE, MARGIN, ENERGY, BINARY_CONFIDENCE = (tl.constexpr(i) for i in range(1, 6))
+LABEL, LABEL_0, LABEL_REPEATS, CHANGE, LEARNED, LAYER = (tl.constexpr(i) for i in range(6, 12))
 
 
 @triton.jit
@@ -90,6 +90,13 @@ def signal_of(logits, is_label, temperature, log_labels, SIGNAL: tl.constexpr, T
     """
     if SIGNAL == LABEL:
         value = label_of(logits, is_label)
+    elif SIGNAL == BINARY_CONFIDENCE:
+        y = tl.abs(logits)
+        if TEMPERED:
+            y = y / temperature
+        bad = tl.max(((y != y) & is_label).to(tl.int32), 1) > 0
+        least = tl.min(tl.where(is_label, y, float("inf")), 1)
+        value = tl.where(bad, float("nan"), 1.0 / (1.0 + tl.exp(-least)))
     else:
         y = logits
         if TEMPERED:

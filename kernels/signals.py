@@ -13,7 +13,7 @@ from .decide import check_labels
 from .functions import SIGNALS, signal_of
 from .launch import check, launch, power_of_two
 
-NAMES = SIGNALS[:7]  # those of one exit's scores
+NAMES = SIGNALS[:8]  # those of one exit's scores
 
 
 @triton.jit

@@ -63,6 +63,15 @@ float energy(const Scores& x) {
   return -x.temperature * (from + std::log(x.total(from)));
 }
 
+float binary_confidence(const Scores& x) {
+  float least = INFINITY;
+  for (std::int64_t i = 0; i < x.labels; ++i) {
+    if (std::isnan(x[i])) return NAN;
+    least = std::min(least, std::abs(x[i]));
+  }
+  return 1.0f / (1.0f + std::exp(-least));
+}
+
 }  // namespace
 
 float label_of(const float* scores, std::int64_t labels) {
@@ -82,6 +91,8 @@ float signal_of(Signal signal, const float* scores, std::int64_t labels, float t
       return margin(x);
     case Signal::energy:
       return energy(x);
+    case Signal::binary_confidence:
+      return binary_confidence(x);
     case Signal::label_0: {
       const float largest = x.largest();
       return std::exp(x[0] - largest) / x.total(largest);

@@ -12,6 +12,7 @@ enum class Signal {
   confidence,
   margin,
   energy,
+  binary_confidence,
   label,
   label_0,
   label_repeats,

@@ -101,7 +101,7 @@ def calibrate(
         raise ConfigError(
             f"{path} is a cascade: choose_layers is for one of its models, and at speed-up 1 the last model runs alone"
         )
-    regression = engine.model.config.problem_type == REGRESSION
+    regression, label_sets = (engine.model.config.problem_type == kind for kind in (REGRESSION, MULTI))
     _check_promise(engine, tolerance, agreement, accuracy_drop, choose_layers)
     if tolerance is not None and agreement is None and speedup is None:
         agreement = AGREEMENT
@@ -117,7 +117,7 @@ def calibrate(
             f"{data.display_name(Path(source))} has no labels, which accuracy_drop needs; agreement does not"
         )
     labels = None
-    if labelled:
+    if labelled and not label_sets:
         file = data.display_name(Path(source))
         labels = np.array(data.scores(examples, file) if regression else data.label_ids(examples, engine.labels, file))
     texts = [example.row for example in examples]
@@ -138,20 +138,20 @@ def calibrate(
 
     choice, fresh = None, np.arange(len(texts))
     if choose_layers:
-        wanted = _agreement_at(own, scores, exit_layers, agreement, speedup, tolerance)
+        wanted = _agreement_at(own, scores, exit_layers, agreement, speedup, tolerance, label_sets)
         chosen_on = fresh
         if agreement is not None or accuracy_drop is not None:
             # A promise holds only for layers that its rows had no part in choosing.
             chosen_on, fresh = np.array_split(np.random.default_rng(0).permutation(len(texts)), 2)
         part = _of_rows(scores, chosen_on)
-        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], part, wanted, tolerance, notify)
+        choice = _choose_layers(engine, own, [texts[i] for i in chosen_on], part, wanted, tolerance, label_sets, notify)
         exit_layers = choice.chosen.exit_layers
         own = own.for_exits(engine.exit_layers, exit_layers)
         places = [engine.exit_layers.index(layer) for layer in exit_layers]
         learned = None if scores.learned is None else scores.learned[places]
         scores = LayerScores(scores.logits[places], learned)
     notify("thresholds")
-    table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned, tolerance)
+    table = calibration_table(own, scores.logits, labels, exit_layers, scores.learned, tolerance, label_sets=label_sets)
     if models is not None:
         table = models.recounted(table, own)
     promised: Guarantee | None = None
@@ -162,7 +162,7 @@ def calibrate(
         part = _of_rows(scores, fresh)
         promised = guarantee(
             own, part.logits, against, exit_layers, limit=limit, confidence=confidence, learned=part.learned,
-            tolerance=tolerance,
+            tolerance=tolerance, label_sets=label_sets,
         )  # fmt: skip
         if models is not None:
             promised = models.recount_guarantee(promised, own)
@@ -245,11 +245,6 @@ def _criterion(engine: Engine, text: str | None) -> DataCriterion:
     check_fits(rule, own_exits(engine.checkpoint).outputs, text)
     if not isinstance(rule, DataCriterion) or rule.threshold is None:
         raise ConfigError(f"criterion {shown(rule)} has no threshold that its text could be written without")
-    if engine.model.config.problem_type == MULTI:
-        raise ConfigError(
-            f"calibrate compares one label or score per row, and {engine.checkpoint.path} has problem_type {MULTI!r}; "
-            "give a threshold yourself"
-        )
     return rule
 
 
@@ -265,6 +260,8 @@ def _check_promise(
     if engine.model.config.problem_type != REGRESSION:
         if tolerance is not None:
             raise ConfigError(f"tolerance is for scores of regression, and {path} gives labels; give agreement alone")
+        if accuracy_drop is not None and engine.model.config.problem_type == MULTI:
+            raise ConfigError(f"accuracy_drop is for one label per row, and {path} gives several; give agreement")
     elif accuracy_drop is not None:
         raise ConfigError(f"accuracy_drop is for labels, and {path} gives scores of regression; give tolerance")
     elif tolerance is None and (agreement is not None or choose_layers):
@@ -310,11 +307,12 @@ def _agreement_at(
     agreement: float | None,
     speedup: float | None,
     tolerance: float | None,
+    label_sets: bool,
 ) -> float:
     """The agreement that chosen layers must keep: the one asked for, or that of all exits at `speedup` (default 2)."""
     if agreement is not None:
         return agreement
-    table = calibration_table(own, scores.logits, None, exit_layers, scores.learned, tolerance)
+    table = calibration_table(own, scores.logits, None, exit_layers, scores.learned, tolerance, label_sets=label_sets)
     if not table:
         raise ConfigError("none of these rows could leave early, so there is nothing to choose")
     nearest = min(table, key=lambda point: abs(point["layer_speedup"] - (speedup or 2.0)))
@@ -328,14 +326,15 @@ def _choose_layers(
     scores: LayerScores,
     agreement: float,
     tolerance: float | None,
+    label_sets: bool,
     notify: Callable[[str], None],
 ) -> LayerChoice:
     notify("costs of layers and heads")
     costs = measure_costs(engine, texts[:512], own)
     notify(f"which exits to test, at {agreement:.2%} agreement with full depth")
     logits, layers, learned = scores.logits, engine.exit_layers, scores.learned
-    chosen = place(own, logits, layers, costs, agreement, learned, tolerance)
-    every = judge(own, logits, layers, layers, costs, agreement, learned, tolerance)
+    chosen = place(own, logits, layers, costs, agreement, learned, tolerance, label_sets)
+    every = judge(own, logits, layers, layers, costs, agreement, learned, tolerance, label_sets)
     if chosen is None or every is None:
         raise ConfigError(f"no threshold agrees with full depth on {agreement:.2%} of rows and lets a row leave")
     part = replace(engine.model, exit_layers=chosen.exit_layers)

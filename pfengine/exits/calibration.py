@@ -157,14 +157,19 @@ def answers_at(logits: np.ndarray, exit_layers: Sequence[int], taken: np.ndarray
     return logits[np.searchsorted(exit_layers, taken), np.arange(len(taken))]
 
 
-def alike(answers: np.ndarray, full: np.ndarray, tolerance: float | None = None) -> np.ndarray:
+def alike(
+    answers: np.ndarray, full: np.ndarray, tolerance: float | None = None, label_sets: bool = False
+) -> np.ndarray:
     """Which rows are answered as at full depth, bool [rows]: logits of their answers and of full depth [rows, labels].
 
-    They are where the label is the same. With one label, which is regression, they are where the score is within
-    `tolerance`, and ConfigError is raised without one.
+    They are where the label is the same; with `label_sets`, where the same labels have a probability (sigmoid) above
+    1/2. With one label otherwise, which is regression, they are where the score is within `tolerance`, and ConfigError
+    is raised without one.
     """
     same: np.ndarray
-    if full.shape[1] > 1:
+    if label_sets:
+        same = ((answers > 0) == (full > 0)).all(1)
+    elif full.shape[1] > 1:
         same = answers.argmax(1) == full.argmax(1)
     elif tolerance is None:
         raise ConfigError("scores of regression agree within a tolerance: give tolerance, such as 0.1")
@@ -228,6 +233,7 @@ def calibration_table(
     learned: np.ndarray | None = None,
     tolerance: float | None = None,
     *,
+    label_sets: bool = False,
     bounds: np.ndarray | None = None,
     score: Score | None = None,
 ) -> list[dict[str, Any]]:
@@ -238,12 +244,16 @@ def calibration_table(
     that give the same speed-up are one point. bounds: for a tag head, as in `exits_taken`; "rows" are then words, for
     which it answers, in the counts too. score: further entries of a point, of the answers' logits [rows, labels].
 
-    With one label, which is regression, points have deviation, the mean |score - score at full depth|; agreement where
-    there is a `tolerance`, see `alike`; and pearson, the correlation with `labels`, numbers [rows], where there is one.
+    label_sets: for models whose labels are given or not each by itself: see `alike`; `labels` must be None then.
+
+    With one label otherwise, which is regression, points have deviation, the mean |score - score at full depth|;
+    agreement where there is a `tolerance`, see `alike`; and pearson, the correlation with `labels`, numbers [rows],
+    where there is one.
     """
     if len(exit_layers) == 1 or not logits.shape[1]:
         return []
-    simulation, scores, full = Simulation(logits, exit_layers, learned, bounds), logits.shape[2] == 1, logits[-1]
+    simulation, full = Simulation(logits, exit_layers, learned, bounds), logits[-1]
+    scores = logits.shape[2] == 1 and not label_sets
 
     def run(threshold: float) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         taken = simulation.exits_of_all(criterion.with_threshold(threshold))
@@ -252,7 +262,7 @@ def calibration_table(
     def judged(answers: np.ndarray) -> dict[str, float]:
         found = {"deviation": float(deviations(answers, full).mean())} if scores else {}
         if not scores or tolerance is not None:
-            found["agreement"] = float(alike(answers, full, tolerance).mean())
+            found["agreement"] = float(alike(answers, full, tolerance, label_sets).mean())
         found["rows"] = len(full)
         if labels is not None and not scores:
             found["accuracy"] = float((answers.argmax(-1) == labels).mean())

@@ -23,6 +23,7 @@ RANGES: dict[str, Callable[[int], tuple[float, float]]] = {  # of a signal, from
     "confidence": lambda labels: (1 / labels, 1.0),
     "margin": lambda labels: (0.0, 1.0),
     "label_0": lambda labels: (0.0, 1.0),
+    "binary_confidence": lambda labels: (0.5, 1.0),
     "learned": lambda labels: (0.0, 1.0),
     "energy": lambda labels: (-64.0, 0.0),  # unbounded; it is about minus the largest score
 }

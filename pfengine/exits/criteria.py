@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..ops.rule import Clause
 from .base import CRITERIA as CRITERIA
-from .base import REGRESSION, SINGLE, Outputs, register
+from .base import MULTI, REGRESSION, SINGLE, Outputs, register
 from .data import Binding, DataCriterion, Numbers
 from .signals import signal
 
@@ -89,6 +89,22 @@ class CascadeBERT(_Tempered):
 
     def clauses(self, at: Binding) -> Clauses:
         return (Clause("confidence", ">", at.threshold, temperature=at(self.temperature)),)
+
+
+@register
+@dataclass(frozen=True)
+class BinaryConfidence(_Tempered):
+    """Leave where every label is sure: max(q, 1 - q) >= threshold for all q = sigmoid(logit / temperature).
+
+    For models whose labels are given or not each by itself, one label too.
+    """
+
+    name = "binary-confidence"
+    problem_types = (MULTI,)
+    min_labels = 1
+
+    def clauses(self, at: Binding) -> Clauses:
+        return (Clause("binary_confidence", ">=", at.threshold, temperature=at(self.temperature)),)
 
 
 @register

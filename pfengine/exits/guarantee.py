@@ -96,12 +96,14 @@ def guarantee(
     confidence: float,
     learned: np.ndarray | None = None,
     tolerance: float | None = None,
+    label_sets: bool = False,
 ) -> Guarantee:
     """The fastest threshold of `criterion.grid` for which P(share of rows at fault <= limit) >= confidence.
 
     logits: [exits, rows, labels] of held-out rows; learned: float32 [exits, rows], the score that some heads add.
-    Without labels the promise is agreement: a row is at fault where its label is not that of the full model, or for
-    regression, which has one label, where |score - score of the full model| > tolerance. With labels, int64 [rows], it
+    Without labels the promise is agreement: a row is at fault where its label is not that of the full model, with
+    `label_sets` where its labels are not (see `alike`), or for regression, which has one label, where |score - score of
+    the full model| > tolerance. With labels, int64 [rows], it
     is accuracy: a row is at fault where the full model is right and the early answer is not. Then accuracy falls by no
     more than `limit`; rows that only the early answer gets right do not count in its favour.
 
@@ -113,7 +115,7 @@ def guarantee(
         if not 0 < value < 1:
             raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
     rows, full = logits.shape[1], logits[-1].argmax(-1)
-    alike(logits[-1], logits[-1], tolerance)  # raises where there is none for scores
+    alike(logits[-1], logits[-1], tolerance, label_sets)  # raises where there is none for scores
     needed = rows_needed(limit, confidence)
     if rows < needed:
         raise TooFewRows(
@@ -128,7 +130,7 @@ def guarantee(
         taken = simulation.exits(criterion.with_threshold(threshold))
         answers = answers_at(logits, exit_layers, taken)
         if labels is None:
-            at_fault = ~alike(answers, logits[-1], tolerance)
+            at_fault = ~alike(answers, logits[-1], tolerance, label_sets)
         else:
             at_fault = (full == labels) & (answers.argmax(-1) != labels)
         faults = int(at_fault.sum())

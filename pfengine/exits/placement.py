@@ -68,17 +68,19 @@ def place(
     agreement: float,
     learned: np.ndarray | None = None,
     tolerance: float | None = None,
+    label_sets: bool = False,
 ) -> Placement | None:
     """The set of exits with the least predicted time that agrees with the full model on a share `agreement` of rows.
 
     criterion: at any threshold. logits: [exits, rows, labels] of all exits, `exit_layers` 1-based; learned: float32
     [exits, rows], the score that some heads add. Each set is judged at its fastest threshold that keeps the agreement.
-    tolerance: of scores of regression, as in `alike`. None where no set keeps the agreement.
+    tolerance, label_sets: as in `alike`. None where no set keeps the agreement.
     """
     early = list(exit_layers[:-1])
 
     def of(chosen: Sequence[int]) -> Placement | None:
-        return judge(criterion, logits, exit_layers, (*chosen, exit_layers[-1]), costs, agreement, learned, tolerance)
+        layers = (*chosen, exit_layers[-1])
+        return judge(criterion, logits, exit_layers, layers, costs, agreement, learned, tolerance, label_sets)
 
     if len(early) <= EXHAUSTIVE:
         sets = itertools.chain.from_iterable(itertools.combinations(early, k) for k in range(1, len(early) + 1))
@@ -102,6 +104,7 @@ def judge(
     agreement: float,
     learned: np.ndarray | None = None,
     tolerance: float | None = None,
+    label_sets: bool = False,
 ) -> Placement | None:
     """The set `chosen` at its fastest threshold that keeps the agreement; None where none does.
 
@@ -116,7 +119,7 @@ def judge(
 
     def at(threshold: float) -> Placement | None:
         taken = simulation.exits(criterion.with_threshold(threshold))
-        share = float(alike(answers_at(part, chosen, taken), logits[-1], tolerance).mean())
+        share = float(alike(answers_at(part, chosen, taken), logits[-1], tolerance, label_sets).mean())
         if share < agreement:
             return None
         return Placement(chosen, threshold, costs.seconds(chosen, taken), share, layer_speedup(taken, chosen[-1]))

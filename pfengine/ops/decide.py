@@ -7,6 +7,7 @@ Signals of scores x [C], with y = x / temperature and p = softmax(y):
     confidence           max p
     margin               the largest p minus the second largest
     energy               -T ln sum exp(y), T the temperature
+    binary_confidence    the smallest, over labels, of max(q, 1 - q), q = sigmoid(y)
     label                index of the largest score, the first of equals
     label_0              p of label 0
     label_repeats        1 where the label equals that of the exit before, else 0; nan at the first exit
@@ -60,6 +61,8 @@ def signal(name: Signal, logits: Tensor, temperature: float = 1.0) -> Tensor:
             value = -(log_p.exp() * log_p).sum(-1)
             if name == "normalised_entropy":
                 value = value / float(np.float32(math.log(y.shape[-1])))
+        case "binary_confidence":
+            value = torch.sigmoid(y.abs().amin(-1))
         case "confidence" | "margin" | "label_0":
             p = torch.softmax(y, -1)
             if name == "label_0":

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Signal = Literal[
-    "entropy", "normalised_entropy", "confidence", "margin", "energy", "label", "label_0", "label_repeats", "change",
-    "learned", "layer",
+    "entropy", "normalised_entropy", "confidence", "margin", "energy", "binary_confidence", "label", "label_0",
+    "label_repeats", "change", "learned", "layer",
 ]  # fmt: skip
 Comparison = Literal["<", "<=", ">", ">="]
 Memory = Literal["none", "running", "votes", "sum", "side", "trend", "range"]

@@ -13,6 +13,7 @@ from .. import data, reader, saving
 from ..api import load
 from ..bundled import find
 from ..errors import ConfigError
+from ..exits.base import MULTI, REGRESSION, SINGLE
 from ..heads import HEADS, Attached
 from ..heads.attached import has_exits
 from ..manifest import Manifest
@@ -64,10 +65,10 @@ def attach(
     standard input), or a directory with a `train` split; labels in it are not read. The encoder and the classifier are
     written as they are, so that the full depth answers as before, bit for bit. Every text runs through the model once,
     or twice where exits read more than first tokens. The heads are then trained on its states, by the system's own
-    loss, with the model's probabilities as labels. hold_out: rows the exits are not trained on; thresholds are
-    calibrated on them by agreement with the full model. max_length: default: the tokenizer's. max_rows: how many of the
-    first rows are used; each takes layers x hidden size x 4 bytes of memory, and for exits that read all tokens as much
-    for each token. Other options are those of `TrainingConfig`, criterion among them; the form is the authors' by
+    loss, with the model's probabilities, or scores, as labels. hold_out: rows the exits are not trained on; thresholds
+    are calibrated on them by agreement with the full model. max_length: default: the tokenizer's. max_rows: how many of
+    the first rows are used; each takes layers x hidden size x 4 bytes of memory, and for exits that read all tokens as
+    much for each token. Other options are those of `TrainingConfig`, criterion among them; the form is the authors' by
     default, as its poolers can bend what a frozen encoder gives.
     progress: wraps the pass over the texts, given how many there are.
 
@@ -95,8 +96,9 @@ def attach(
     teacher = load(ckpt, precision="fp32", criterion="never", max_length=limit)
     if ckpt.manifest.head["type"] != "classifier":
         raise ConfigError(f"{model} has exits already; attach takes a plain sequence-classification directory")
-    if ckpt.backbone.problem_type != "single_label_classification":
-        raise ConfigError(f"{model} is for {ckpt.backbone.problem_type}; attach is for single labels")
+    problem, labels = ckpt.backbone.problem_type, ckpt.backbone.num_labels
+    if problem == REGRESSION and labels > 1:
+        raise ConfigError(f"{model} gives {labels} scores per row; attach takes one score, or labels")
     if ckpt.backbone.num_layers < 2:
         raise ConfigError(f"{model} has one layer: there is no earlier layer to exit at")
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
@@ -108,7 +110,13 @@ def attach(
     torch.manual_seed(config.seed)
     chosen = SYSTEMS[config.system]
     exits = chosen.recipe(None, ckpt.backbone, head, dropout=config.dropout, options=config.flat())
-    written = config.criterion or chosen.criterion_of(head)
+    if problem == MULTI and not SYSTEMS[config.system].label_sets:
+        known = [name for name, each in SYSTEMS.items() if each.label_sets]
+        raise ConfigError(
+            f"system is {config.system!r}, which learns one label per row, and {model} is for {MULTI}; take one of "
+            f"{', '.join(known)}"
+        )
+    written = config.criterion or ("binary-confidence" if problem == MULTI else chosen.criterion_of(head))
     assert written is not None  # the criterion of labels
     check_criterion(written, head, ckpt.backbone)
     if type(exits).after_training is not ExitModel.after_training:
@@ -137,7 +145,8 @@ def attach(
     )
     tensors = {**ckpt.tensors, **{key: value.detach().cpu() for key, value in exits.head_tensors().items()}}
     unseen = [example.row for example in held_out]
-    answers = teacher.predict(unseen).label_ids
+    full = teacher.predict(unseen)
+    answers = {SINGLE: full.label_ids, REGRESSION: full.logits[:, 0], MULTI: None}[problem]
     with saving.replacing(output) as stage:
         saving.fill(stage, ckpt.backbone.raw, manifest, tensors, ckpt.tokenizer)
         add_calibration(stage, unseen, answers, config.speedup, teacher.max_length)

@@ -15,7 +15,7 @@ from ..errors import ConfigError, shown
 from ..evaluation.model_answers import answers_of_models
 from ..evaluation.tagged import UNANSWERED, Words, tag_table
 from ..exits import DataCriterion
-from ..exits.base import Outputs
+from ..exits.base import MULTI, Outputs
 from ..exits.calibration import calibration_table, correlation
 from ..exits.selection import ENOUGH
 from ..exits.text import check_fits, parse_form
@@ -23,9 +23,10 @@ from ..heads import HEADS
 from ..messages import warn
 
 
-def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: float, max_length: int) -> Path:
+def add_calibration(path: Path, rows: list[Any], values: np.ndarray | None, speedup: float, max_length: int) -> Path:
     """Add calibration table and threshold to a newly trained checkpoint, from rows it was not trained on.
 
+    values: label ids or, for regression, scores, [rows]; None where labels are given or not each by itself.
     The stored weights are calibrated, which rounding to int8 may have changed. speedup: the layer speed-up to run at.
     """
     trained = load(path, precision="fp32", criterion="never", max_length=max_length)
@@ -35,17 +36,19 @@ def add_calibration(path: Path, rows: list[Any], values: np.ndarray, speedup: fl
         (logits, learned), layers = trained.layer_scores(rows), trained.exit_layers
     else:
         logits, learned, layers = models.logits, None, models.ends
-    if trained.model.config.problem_type != "regression":
+    score: dict[str, float] = {}
+    if values is None:
+        pass
+    elif trained.model.config.problem_type != "regression":
         score = {"held_out_score": float((logits[-1].argmax(-1) == values).mean())}
     elif (pearson := correlation(logits[-1, :, 0], values)) is not None:
         score = {"held_out_score": pearson}
     else:  # JSON has no number for it
         warn("the model gives all held-out rows the same score, so there is no correlation")
-        score = {}
     manifest = replace(manifest, training=manifest.training | score)
     if manifest.criterion is not None and manifest.criterion != "never":
         criterion = parse_form(manifest.criterion)
-        table = calibration_table(criterion, logits, values, layers, learned)
+        table = calibration_table(criterion, logits, values, layers, learned, label_sets=values is None)
         manifest = _with_table(manifest, table if models is None else models.recounted(table, criterion), speedup)
     return saving.write_manifest(path, manifest)
 
@@ -108,4 +111,7 @@ def check_criterion(
         criterion.grid(len(layers), config.num_labels)
         return
     scores = np.zeros((len(layers), 2, config.num_labels), np.float32)
-    calibration_table(criterion, scores, None, layers, scores[..., 0] if outputs.learned else None)
+    calibration_table(
+        criterion, scores, None, layers, scores[..., 0] if outputs.learned else None,
+        label_sets=config.problem_type == MULTI,
+    )  # fmt: skip

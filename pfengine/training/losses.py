@@ -25,9 +25,13 @@ def exit_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every exit and row, squared error where there is one label: [e, B, C] -> [e, B].
 
-    labels: ids [B], probabilities [B, C], or numbers [B].
+    labels: ids [B], probabilities [B, C], or numbers [B]. Where labels are given or not each by itself, [B, C, 2]: the
+    probabilities that a label is not given and that it is. Then it is the mean of the labels' cross-entropies.
     """
     exits, rows, width = logits.shape
+    if labels.dim() == 3:
+        wanted = labels[..., 1].to(logits.dtype).expand_as(logits)
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(2)
     if width == 1:
         return (logits[..., 0] - labels.to(logits.dtype)).square()
     flat = logits.reshape(exits * rows, width)

@@ -32,6 +32,10 @@ class OwnModel(ExitModel):
         found = losses_of(scores, labels).mean()
         if not self.options["distil"] or len(scores) == 1:
             return found
+        if labels is not None and labels.dim() == 3:  # labels that are given or not each by itself
+            last = scores[-1].logits.detach()
+            wanted = torch.stack([torch.sigmoid(-last), torch.sigmoid(last)], -1)
+            return found + self.options["distil"] * losses_of(scores[:-1], wanted).mean()
         return found + self.options["distil"] * divergences(torch.stack([each.logits for each in scores])).mean()
 
 
@@ -44,6 +48,7 @@ SYSTEMS = (
         options=("pooler", "reads"),
         own=OPTIONS,
         criterion="entropy",
+        label_sets=True,
         defaults={"epochs": 3.0, "learning_rate": 8e-5, "averaging": 0.2},
     ),
 )

@@ -127,5 +127,6 @@ SYSTEMS = (
         options=(*CHOICES, "form"),
         criterion="entropy",
         converter=past_future,
+        label_sets=True,
     ),
 )

@@ -51,6 +51,7 @@ SYSTEMS = (
         LinearModel,
         options=("pooler", "reads"),
         criterion="entropy",
+        label_sets=True,
     ),
     System("full-model", "one after the last layer", {"type": "classifier"}, FullModel),
 )

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ..api import BATCH_TOKENS, Engine, load
 from ..checkpoint import Checkpoint
 from ..errors import ConfigError, InputError
+from ..exits.base import MULTI, REGRESSION
 from ..ops.flight import Answers
 from ..tokenization import Row, batches, pack
 from ..torch_state import isolated
@@ -24,22 +25,23 @@ MAX_BYTES = 8 << 30  # of states kept in memory
 
 @dataclass(frozen=True)
 class States(Dataset[dict[str, Tensor]]):
-    """Rows to train exits on: {"states": [T, n, H], "labels": [C]}.
+    """Rows to train exits on: {"states": [T, n, H], "labels": the answer to a row}.
 
     states: float32 [units, n, H], what the exits read after each of n layers: of each row one vector, or one per token.
-    bounds: of the rows in those units, int64 [rows + 1]. probabilities: the finished model's, float32 [rows, C].
+    bounds: of the rows in those units, int64 [rows + 1]. answers: the finished model's, as
+    `losses.row_losses` takes them.
     """
 
     states: Tensor
     bounds: Tensor
-    probabilities: Tensor
+    answers: Tensor
 
     def __len__(self) -> int:
-        return len(self.probabilities)
+        return len(self.answers)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start, end = self.bounds[index : index + 2].tolist()
-        return {"states": self.states[start:end], "labels": self.probabilities[index]}
+        return {"states": self.states[start:end], "labels": self.answers[index]}
 
 
 def encoded(texts: list[Any], engine: Engine) -> list[Row]:
@@ -53,7 +55,7 @@ def encoded(texts: list[Any], engine: Engine) -> list[Row]:
 
 
 def read_states(ckpt: Checkpoint, teacher: Engine, exits: ExitModel, rows: list[Row], progress: Any = None) -> States:
-    """What `exits` read after each layer of the model in `ckpt`, and the probabilities of `teacher`, its engine.
+    """What `exits` read after each layer of the model in `ckpt`, and the answers of `teacher`, its engine.
 
     progress: wraps the pass over the rows, given how many batches there are. ConfigError where the exits read other
     things after one layer than after another, or where the states do not fit into `MAX_BYTES`.
@@ -80,7 +82,16 @@ def read_states(ckpt: Checkpoint, teacher: Engine, exits: ExitModel, rows: list[
         for layer in range(1, reader.num_layers + 1):
             flight.advance(reader.full_depth, until=layer, scores=False)
             states[units, layer - 1] = flight.states().cpu()
-    return States(states, bounds, torch.softmax(_logits(teacher, states, exits, rows), -1))
+    return States(states, bounds, _answers(_logits(teacher, states, exits, rows), ckpt.backbone.problem_type))
+
+
+def _answers(logits: Tensor, problem_type: str) -> Tensor:
+    """What exits learn in the place of labels: probabilities [rows, C], of label sets [rows, C, 2]; scores [rows]."""
+    if problem_type == REGRESSION and logits.shape[1] == 1:
+        return logits[:, 0]
+    if problem_type == MULTI:
+        return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
+    return torch.softmax(logits, -1)
 
 
 def _logits(teacher: Engine, states: Tensor, exits: ExitModel, rows: list[Row]) -> Tensor:
@@ -95,7 +106,7 @@ def _logits(teacher: Engine, states: Tensor, exits: ExitModel, rows: list[Row]) 
 
 
 def stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch: states [B, T, n, H] with nan behind the shorter rows, and labels [B, C]."""
+    """A batch: states [B, T, n, H] with nan behind the shorter rows, and labels."""
     states = pad_sequence([row["states"] for row in rows], batch_first=True, padding_value=torch.nan)
     return {"states": states, "labels": torch.stack([row["labels"] for row in rows])}
 
@@ -115,7 +126,7 @@ class OnStates(nn.Module):
         self.exits = exits
 
     def forward(self, states: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
-        """states: [B, T, n, H]; labels: the full model's probabilities [B, C]."""
+        """states: [B, T, n, H]; labels: the full model's answers."""
         read, bounds = unstack(states)
         out: dict[str, Any] = self.exits.outputs(self.exits.weigh(read, bounds), labels, bounds)
         return out

@@ -58,6 +58,7 @@ class System:
     the recipe cannot learn scores. Either may be a function of the `head` object.
     converter: None where no checkpoints of others are read.
     defaults: what runs of this system have in the place of `FALLBACKS`, where they are not told.
+    label_sets: can the recipe learn labels that are given or not each by itself, as `losses.row_losses` takes them?
 
     Raises TypeError or ValueError for what it cannot be made of.
     """
@@ -72,6 +73,7 @@ class System:
     converter: Converter | None = None
     own: Mapping[str, Option] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    label_sets: bool = False
 
     def __post_init__(self) -> None:
         which = f"system {self.name!r}"

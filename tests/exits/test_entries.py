@@ -28,7 +28,7 @@ TEXTS = [
     "confidence:0.9,1.2", "confidence:0.9/0.8/0.7,1.2/1/0.7", "cascadebert:0.7", "margin:0.5", "energy:-3",
     "energy:-3,2", "patience:2", "elbert:0.2", "elbert:0.2,3", "elbert:0.2,3,0.1", "elbert-trend:0.2,3,0.05",
     "elbert-range:0.2,3,0.2", "voting:1.5", "voting:1.2,0.3", "learned:0.2", "learned:0.2/0.3/0.4", "pcee:0.5,3",
-    "pcee:0.5", "beem:1.8", "beem:1.2,0.3/0.6/0.9",
+    "pcee:0.5", "beem:1.8", "beem:1.2,0.3/0.6/0.9", "binary-confidence:0.8", "binary-confidence:0.8,1.3",
 ]  # fmt: skip
 TAGS = ["sentee-max:0.3", "sentee-avg:0.3", "token:0.3", "tokee-window:0.3,3", "tokee:0.3", "tokee:0.3,7"]
 FIXED = ["never", "replay:3,5,2"]
@@ -135,6 +135,8 @@ def test_text_that_makes_no_sense(text: str, message: str) -> None:
     [
         ("entropy:0.3", Outputs("regression", 1), "makes no sense for problem_type 'regression'"),
         ("voting:1", Outputs("multi_label_classification", 3), "multi_label_classification"),
+        ("binary-confidence:0.9", Outputs("multi_label_classification", 1), None),
+        ("binary-confidence:0.9", Outputs(SINGLE, 3), "makes no sense for problem_type"),
         ("entropy:0.3", Outputs(SINGLE, 1), "needs at least 2 labels, and this model has 1"),
         ("learned:0.3", Outputs(SINGLE, 3), "needs a head that learns when to exit"),
         ("learned:0.3", Outputs("regression", 1, learned=True), None),

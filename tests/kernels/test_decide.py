@@ -21,8 +21,9 @@ from pfengine.ops.rule import COMPARISONS, MEMORIES, SIGNALS, Clause, ExitRule, 
 LAYERS, SLOTS = 5, 11
 WHERE = ("once", "layer", "slot", "layer and slot")
 LEVELS = {  # near the middle of what random scores give
-    "entropy": 0.7, "normalised_entropy": 0.6, "confidence": 0.6, "margin": 0.4, "energy": -2.5, "label": 1.0,
-    "label_0": 0.3, "label_repeats": 0.5, "change": 2.5, "learned": 0.5, "layer": 3.0,
+    "entropy": 0.7, "normalised_entropy": 0.6, "confidence": 0.6, "margin": 0.4, "energy": -2.5,
+    "binary_confidence": 0.55, "label": 1.0, "label_0": 0.3, "label_repeats": 0.5, "change": 2.5, "learned": 0.5,
+    "layer": 3.0,
 }  # fmt: skip
 
 

@@ -30,9 +30,14 @@ FAMILIES = tuple(SIZES)
 
 
 @pytest.fixture(scope="module")
-def make_plain(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Callable[[str], Path]:
-    """make_plain(family) -> a classifier fine-tuned on good against bad words, as save_pretrained leaves it."""
-    return functools.cache(lambda family: fine_tuned(family, tmp_path_factory.mktemp("plain") / family, encoder))
+def make_plain(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Callable[..., Path]:
+    """make_plain(family) -> a classifier fine-tuned on good against bad words, as save_pretrained leaves it.
+
+    make_plain(family, problem): of label sets, of one label that is given or not, or of scores.
+    """
+    return functools.cache(
+        lambda family, problem="labels": fine_tuned(family, tmp_path_factory.mktemp("plain") / family, encoder, problem)
+    )
 
 
 @pytest.fixture(params=list(FAMILIES))
@@ -45,29 +50,48 @@ def bert(make_plain: Callable[[str], Path]) -> Path:
     return make_plain("bert")
 
 
-def fine_tuned(family: str, path: Path, encoder: Path) -> Path:
+NAMES = {"labels": ("bad", "good"), "label sets": ("bad", "good"), "one label": ("good",), "scores": ("score",)}
+TYPES = {"label sets": "multi_label_classification", "scores": "regression"}
+
+
+def answer(problem: str, words: list[str]) -> Any:
+    """Of a row: an id, whether there are bad and good words, or the share of good words."""
+    good, bad = (sum(word in kind for word in words) for kind in (GOOD, BAD))
+    return {
+        "labels": int(good > 0), "label sets": [float(bad > 0), float(good > 0)], "one label": [float(good > 0)],
+        "scores": good / len(words),
+    }[problem]  # fmt: skip
+
+
+def fine_tuned(family: str, path: Path, encoder: Path, problem: str) -> Path:
     words = json.loads((encoder / "tokenizer.json").read_text())["model"]["vocab"]
     sizes = {
         "model_type": family, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
         "intermediate_size": 64, "max_position_embeddings": 40, "embedding_size": 16,
     }  # fmt: skip
     config = transformers.AutoConfig.for_model(
-        vocab_size=len(words), id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}, pad_token_id=0,
-        bos_token_id=2, eos_token_id=3, **own_names(sizes),
+        vocab_size=len(words), id2label=dict(enumerate(NAMES[problem])), problem_type=TYPES.get(problem),
+        label2id={name: i for i, name in enumerate(NAMES[problem])}, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+        **own_names(sizes),
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()  # without dropout
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     draw = random.Random(1)
-    for _ in range(80):
+    for _ in range(80 if problem == "labels" else 160):
         ids, labels = [], []
         for _ in range(16):
-            label = draw.randint(0, 1)
-            row = [words[draw.choice(GOOD if label else BAD)], *(words[w] for w in draw.choices(FILL, k=5))]
+            row = [draw.choice((GOOD, BAD)[draw.randint(0, 1)]), *draw.choices(FILL, k=5)]
+            if problem != "labels":
+                row = draw.choices(draw.choice([GOOD, BAD, GOOD + BAD, FILL]), k=2) + row[2:]
             draw.shuffle(row)
-            ids.append([2, *row, 3])
-            labels.append(label)
-        loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss
+            ids.append([2, *(words[word] for word in row), 3])
+            labels.append(answer(problem, row))
+        if problem == "one label":  # which transformers would take for a score
+            logits = model(input_ids=torch.tensor(ids)).logits
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(labels))
+        else:
+            loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -183,6 +207,55 @@ def test_exits_read_what_their_head_reads(
     alone = [engine.predict([row]) for row in rows[:20]]
     np.testing.assert_array_equal(np.concatenate([each.logits for each in alone]), early.logits[:20])
     np.testing.assert_array_equal(np.concatenate([each.exit_layers for each in alone]), early.exit_layers[:20])
+
+
+@pytest.mark.parametrize("system", ["past-future", "linear", "pfengine"])
+@pytest.mark.parametrize("problem", ["label sets", "one label"])
+def test_labels_that_are_given_or_not(
+    make_plain: Callable[..., Path], texts: Path, tmp_path: Path, problem: str, system: Any
+) -> None:
+    """A row leaves where all labels are sure; agreement is of the whole set, and a promise of it holds."""
+    plain, rows = make_plain("bert", problem), [example.row for example in data.read(texts)]
+    own = {"options": {"distil": 0.5}} if system == "pfengine" else {}
+    out = pfengine.attach(plain, texts, tmp_path / "ckpt", epochs=8, hold_out=200, batch_size=16, system=system, **own)
+    engine, before = pfengine.load(out, precision="fp32"), pfengine.load(plain, precision="fp32")
+    full = engine.predict(rows, criterion="never")
+    np.testing.assert_array_equal(full.logits, before.predict(rows).logits)
+    assert repr(engine.criterion).startswith("binary-confidence:")
+    early = engine.predict(rows)
+    assert early.layer_speedup > 1.3
+    same = ((early.logits > 0) == (full.logits > 0)).all(1)
+    assert same.mean() > 0.9
+    sure = np.abs(early.logits).min(1) >= np.log(engine.criterion.threshold / (1 - engine.criterion.threshold)) - 1e-4
+    assert sure[early.exit_layers < 4].all()
+
+    found = pfengine.calibrate(out, texts, agreement=0.9, confidence=0.9)
+    assert found.guarantee is not None
+    promised = pfengine.load(out, precision="fp32").predict(rows)
+    faults = int((((promised.logits > 0) != (full.logits > 0)).any(1)).sum())
+    assert faults == found.guarantee.faults <= 0.1 * len(rows)
+    with pytest.raises(pfengine.ConfigError, match="accuracy_drop is for one label per row"):
+        pfengine.calibrate(out, texts, accuracy_drop=0.1)
+
+
+def test_scores(make_plain: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
+    plain, rows = make_plain("bert", "scores"), [example.row for example in data.read(texts)]
+    with pytest.raises(pfengine.ConfigError, match="criterion 'entropy' makes no sense for problem_type 'regression'"):
+        pfengine.attach(plain, texts, tmp_path / "ckpt", hold_out=200)
+    out = pfengine.attach(
+        plain, texts, tmp_path / "ckpt", epochs=8, hold_out=200, batch_size=16, criterion="patience:,0.2", speedup=1.5
+    )
+    engine = pfengine.load(out, precision="fp32")
+    full, early = engine.predict(rows, criterion="never"), engine.predict(rows)
+    np.testing.assert_array_equal(full.logits, pfengine.load(plain, precision="fp32").predict(rows).logits)
+    assert early.layer_speedup > 1.2
+    assert np.abs(early.logits - full.logits).mean() < 0.1
+
+
+def test_a_system_that_learns_one_label_per_row(make_plain: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
+    plain = make_plain("bert", "label sets")
+    with pytest.raises(pfengine.ConfigError, match=r"which learns one label per row.* pfengine, past-future"):
+        pfengine.attach(plain, texts, tmp_path / "ckpt", system="fastbert", hold_out=200)
 
 
 def test_attached_exits_are_calibrated(make_plain: Callable[[str], Path], texts: Path, tmp_path: Path) -> None:
