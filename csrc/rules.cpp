@@ -17,8 +17,9 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 
 // Names as in pfengine/ops/rule.py, in the order of the enumerations.
-const char* const kSignals[] = {"entropy", "normalised_entropy", "confidence", "margin", "energy", "binary_confidence",
-                                "label", "label_0", "label_repeats", "change", "learned", "layer"};
+const char* const kSignals[] = {
+    "entropy", "normalised_entropy", "confidence", "margin",  "energy", "binary_confidence", "label",
+    "label_0", "label_repeats",      "change",     "learned", "layer"};
 const char* const kComparisons[] = {"<", "<=", ">", ">="};
 const char* const kMemories[] = {"none", "running", "votes", "sum", "side", "trend", "range"};
 

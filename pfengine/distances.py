@@ -25,5 +25,5 @@ def bucket(distance: Tensor) -> Tensor:
 
 def by_distance(table: Tensor, most: int) -> Tensor:
     """Biases float32 [heads, 2 most - 1] of the distances 1 - most to most - 1, from a table [buckets, heads]."""
-    distances = torch.arange(1 - most, most, device="cpu")
+    distances = torch.arange(1 - most, most, dtype=torch.int64, device="cpu")
     return table.float()[bucket(distances)].T.contiguous()

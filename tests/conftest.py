@@ -109,7 +109,7 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, t
             value *= 0.1
         elif "LayerNorm" in key or "layer_norm" in key:
             value = 1 + 0.1 * value
-        elif "embeddings" not in key and "relative" not in key:
+        elif "embeddings." not in key and "relative" not in key:
             value *= 1.5 / shape[-1] ** 0.5
         tensors[key] = value
     return tensors

@@ -82,7 +82,7 @@ ASKED: dict[str, dict[str, Any]] = {  # what transformers is needed for
     "tokens by name": {SETTINGS: {"extra_special_tokens": {"image_token": "<extra>"}}},
     "another token in the map": {MAP: {"image_token": "<extra>"}},
     "class unknown": {SETTINGS: {"tokenizer_class": "NobodysTokenizer"}},
-    "another class": {SETTINGS: {"tokenizer_class": "MPNetTokenizer"}},
+    "another class": {SETTINGS: {"tokenizer_class": "FunnelTokenizer"}},
     "remote code": {SETTINGS: {"auto_map": {"AutoTokenizer": [None, "x.Y"]}}},
     "odd id": {ADDED: {"newtok": "x"}}, "no list": {SETTINGS: {"extra_special_tokens": 5}},
     "case as text": {SETTINGS: {"do_lower_case": "no", "add_prefix_space": "no"}},

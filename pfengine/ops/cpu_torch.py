@@ -199,7 +199,7 @@ def _attend(qkv: Tensor, queries: int, scale: float, distance_bias: Tensor | Non
     q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
     bias = None
     if distance_bias is not None:  # of queries that are padding: any
-        places = torch.arange(q.shape[2]).clamp(max=queries - 1)
+        places = torch.arange(q.shape[2], dtype=torch.int64, device="cpu").clamp(max=queries - 1)
         bias = bias_of(distance_bias, places, k.shape[2]).expand(len(q), -1, -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)[:rows, :, :queries]
 

@@ -200,7 +200,7 @@ def attention(
     rows = []
     for row, (start, stop) in enumerate(itertools.pairwise(bounds)):
         q, k, v = qkv[start:stop].view(stop - start, 3, num_heads, -1).permute(1, 2, 0, 3)  # [heads, tokens, d]
-        places = torch.arange(stop - start, device=qkv.device)
+        places = torch.arange(stop - start, dtype=torch.int64, device=qkv.device)
         if queries is not None:
             places = queries.tokens[asked[row] : asked[row + 1]] - start
             q = q.index_select(1, places)
