@@ -39,9 +39,8 @@ class Family:
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     projects_equal_sizes: bool = True  # is there an embedding_projection where embedding and hidden size are equal?
     config_keys: Mapping[str, str] = field(default_factory=dict)  # BERT's name of a field -> this family's name
-    lacks: tuple[
-        str, ...
-    ] = ()  # of type_vocab_size, layer_norm_eps and pad_token_id those that config.json has no say in
+    # Of type_vocab_size, layer_norm_eps and pad_token_id those that config.json has no say in.
+    lacks: tuple[str, ...] = ()
 
     def key(self, name: str) -> str:
         """The key in config.json of the field that BERT calls `name`."""

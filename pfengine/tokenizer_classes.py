@@ -145,8 +145,8 @@ def _end_xlm_roberta(backend: Tokenizer, options: Options) -> None:
 
 
 def _end_mpnet(backend: Tokenizer, options: Options) -> None:
-    sep, cls = (_with_id(backend, options[key]) for key in ("sep_token", "cls_token"))
-    backend.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False)
+    """As RoBERTa's, with options that no file sets."""
+    _end_roberta(backend, {**options, "trim_offsets": True, "add_prefix_space": False})
 
 
 _SENTENCE = {

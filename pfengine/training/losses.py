@@ -39,6 +39,11 @@ def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(flat, repeated, reduction="none").view(exits, rows)
 
 
+def given_or_not(logits: Tensor) -> Tensor:
+    """The probabilities that a label is not given and that it is, for `row_losses`: [B, C] -> [B, C, 2]."""
+    return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
+
+
 def depth_weighted(losses: Tensor) -> Tensor:
     """sum_i i L_i / sum_i i over the exits i = 1..n: deeper exits weigh more."""
     depth = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..heads import Scores
-from .losses import divergences, losses_of
+from .losses import divergences, given_or_not, losses_of
 from .model import ExitModel
 from .options import NOT_NEGATIVE, Option
 from .system import System
@@ -33,8 +33,7 @@ class OwnModel(ExitModel):
         if not self.options["distil"] or len(scores) == 1:
             return found
         if labels is not None and labels.dim() == 3:  # labels that are given or not each by itself
-            last = scores[-1].logits.detach()
-            wanted = torch.stack([torch.sigmoid(-last), torch.sigmoid(last)], -1)
+            wanted = given_or_not(scores[-1].logits.detach())
             return found + self.options["distil"] * losses_of(scores[:-1], wanted).mean()
         return found + self.options["distil"] * divergences(torch.stack([each.logits for each in scores])).mean()
 

@@ -18,6 +18,7 @@ from ..exits.base import MULTI, REGRESSION
 from ..ops.flight import Answers
 from ..tokenization import Row, batches, pack
 from ..torch_state import isolated
+from .losses import given_or_not
 from .model import ExitModel
 
 MAX_BYTES = 8 << 30  # of states kept in memory
@@ -90,7 +91,7 @@ def _answers(logits: Tensor, problem_type: str) -> Tensor:
     if problem_type == REGRESSION and logits.shape[1] == 1:
         return logits[:, 0]
     if problem_type == MULTI:
-        return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
+        return given_or_not(logits)
     return torch.softmax(logits, -1)
 
 
