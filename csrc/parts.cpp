@@ -61,6 +61,8 @@ cpu::Embedding make_embedding(Address word, Address position, Address token_type
   check("size", size, 1, kWidest);
   check_rows("words", words);
   check_rows("positions", positions);
+  require(!position == !positions,
+          "position and positions must both be given, or both be 0 for a model without position embeddings");
   check_rows("token_types", token_types);
   require(!token_type == !token_types,
           "token_type and token_types must both be given, or both be 0 for a model without token types");
@@ -84,10 +86,25 @@ void check_heads(Precision precision, std::int64_t heads, std::int64_t head_size
   require(std::isfinite(scale), "scale must be a number");
 }
 
+cpu::Distances make_distances(std::int64_t heads, std::int64_t words, std::int64_t most, Address bias, Address keys,
+                              Address queries) {
+  check("heads", heads, 1, kWidest);
+  check("words", words, 1, kWidest);
+  check("most", most, 1, kWidest);
+  require(bias || keys || queries, "bias, keys or queries must be given");
+  const std::int64_t stride = cpu::Distances{heads, words, most}.stride();
+  return {heads,
+          words,
+          most,
+          memory<const float>("bias", bias, {heads, stride}, true),
+          memory<const std::uint32_t>("keys", keys, {heads, words, stride}, true),
+          memory<const std::uint32_t>("queries", queries, {heads, words, stride}, true)};
+}
+
 cpu::Block make_block(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
                       float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
                       const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
-                      const cpu::Norm& output_norm, Address distance_bias, std::int64_t distances) {
+                      const cpu::Norm& output_norm, const std::optional<cpu::Distances>& distances) {
   check_heads(precision, heads, head_size, scale);
   check_linear("qkv", qkv, precision);
   check_linear("attention_output", attention_output, precision);
@@ -100,13 +117,12 @@ cpu::Block make_block(Precision precision, cpu::Activation activation, std::int6
   check_same("outputs of attention_output", attention_output.outputs, hidden);
   check_same("inputs of intermediate", intermediate.inputs, hidden);
   check_same("inputs of output", output.inputs, intermediate.outputs);
-  check("distances", distances, 0, kWidest);
-  require(distances || !distance_bias, "distance_bias is given, expected distances of at least 1");
-  const cpu::DistanceBias bias{nullptr, distances};
-  const cpu::DistanceBias given{
-      memory<const float>("distance_bias", distance_bias, {heads, bias.stride()}, distances == 0), distances};
+  if (distances) {
+    check_same("heads of distances", distances->heads, heads);
+    check_same("words of distances", distances->words, head_size / (precision == Precision::fp32 ? 1 : 2));
+  }
   return {precision,        activation,   heads,  head_size,      scale,       qkv,
-          attention_output, intermediate, output, attention_norm, output_norm, given};
+          attention_output, intermediate, output, attention_norm, output_norm, distances.value_or(cpu::Distances{})};
 }
 
 cpu::Attentive make_attentive(Precision precision, std::int64_t heads, std::int64_t head_size, float scale,
@@ -283,11 +299,13 @@ void bind_parts(py::module_& m) {
   py::class_<cpu::Embedding>(m, "Embedding")
       .def(py::init(&make_embedding), py::kw_only(), "word"_a, "position"_a, "token_type"_a, "words"_a, "positions"_a,
            "token_types"_a, "size"_a, "bf16"_a, "norm"_a);
+  py::class_<cpu::Distances>(m, "Distances")
+      .def(py::init(&make_distances), py::kw_only(), "heads"_a, "words"_a, "most"_a, "bias"_a, "keys"_a, "queries"_a);
+  m.attr("DISTANCE_ZEROS") = cpu::Distances::kZeros;
   py::class_<cpu::Block>(m, "Block")
       .def(py::init(&make_block), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
            "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a,
-           "distance_bias"_a, "distances"_a);
-  m.attr("BIAS_ZEROS") = cpu::DistanceBias::kZeros;
+           "distances"_a);
   py::enum_<cpu::Queries::Kind>(m, "Queries")
       .value("all", cpu::Queries::all)
       .value("firsts", cpu::Queries::firsts)

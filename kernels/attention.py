@@ -1,8 +1,11 @@
-"""softmax(q k^T scale + bias) v within each row of a ragged batch, all heads, bidirectional, of all queries or some."""
+"""softmax(q k^T scale + b) v within each row of a ragged batch, all heads, bidirectional, of all queries or some.
+
+b: what `Distances` between queries and keys add, or nothing.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -17,16 +20,58 @@ SEVERAL, MANY = 4, 4096  # rows per program, where rows are short and rows times
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
+class Distances(NamedTuple):
+    """Added to scaled scores, each part optional, as `pfengine.ops.distances` says. Rows have at most P tokens."""
+
+    bias: Tensor | None = None  # float32 [A, 2 P - 1]
+    bucket: Tensor | None = None  # int32 [2 P - 1]
+    keys: Tensor | None = None  # [A, buckets, D], of the dtype of queries and keys
+    queries: Tensor | None = None  # the same
+
+    @property
+    def most(self) -> int:
+        """P."""
+        by_distance = self.bias if self.bucket is None else self.bucket
+        assert by_distance is not None
+        return (by_distance.shape[-1] + 1) // 2
+
+
+@triton.jit
+def _query_at(query_tokens, first, count, position, STEPS: tl.constexpr):
+    """Which of `count` queries, from `first` on, is the token at `position`? Tokens rise; where none is, `count`."""
+    low = position * 0
+    high = low + count
+    for _ in tl.static_range(STEPS):
+        middle = (low + high) // 2
+        token = tl.load(query_tokens + first + middle, mask=middle < high, other=0).to(tl.int32)
+        before = (token < position) & (middle < high)
+        low = tl.where(before, middle + 1, low)
+        high = tl.where(before, high, middle)
+    token = tl.load(query_tokens + first + low, mask=low < count, other=-1).to(tl.int32)
+    return tl.where(token == position, low, count)
+
+
+@triton.jit
+def _of_distances(table, bucket, distances, first, head, buckets, size, is_column, column, WINDOW: tl.constexpr):
+    """A table's vectors of WINDOW distances, from the first one on: [WINDOW, BLOCK_D]; zeros beyond its last ones."""
+    at = first + tl.arange(0, WINDOW) + distances - 1
+    there = (at >= 0) & (at < 2 * distances - 1)
+    place = head * buckets + tl.load(bucket + at, mask=there, other=0)
+    is_number = there[:, None] & is_column[None, :]
+    return tl.load(table + place.to(tl.int64)[:, None] * size + column[None, :], mask=is_number, other=0.0)
+
+
 @triton.jit
 def _attend(
-    queries, keys_values, out, cu_seqlens, query_bounds, bias, query_tokens, distances, row, head, first_query, heads,
-    size, scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens, distances,
+    buckets, row, head, first_query, heads, size, scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr,
+    STEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one row and head, from query `first_query` on; nothing where the row has no more.
 
     QUERIES: with "all" and "first" queries, keys and values are side by side in one tensor; with "list" queries have a
     tensor of their own. query_tokens: which token each of them is; None: they are the row's tokens in order.
+    With tables of distances a block is of neighbouring tokens, of which some may be no queries.
     """
     start = tl.load(cu_seqlens + row).to(tl.int64)
     length = (tl.load(cu_seqlens + row + 1) - start).to(tl.int32)
@@ -39,18 +84,23 @@ def _attend(
         target_start = query_start
         count = (tl.load(query_bounds + row + 1) - query_start).to(tl.int32)
         query_width, key_width = width, 2 * width
-    key_count = tl.where(first_query < count, length, 0)
     column = tl.arange(0, BLOCK_D)
     is_column = column < size
     query = first_query + tl.arange(0, BLOCK_M)
-    is_query = (query < count)[:, None] & is_column[None, :]
-    at_head = head * size + column
-    if bias is not None:
-        position = query
-        if query_tokens is not None:
+    position = query
+    if query_tokens is not None:
+        if bucket is not None:
+            query = _query_at(query_tokens, query_start, count, position + start.to(tl.int32), STEPS)
+        else:
             position = tl.load(query_tokens + query_start + query, mask=query < count, other=0).to(tl.int32) - start.to(
                 tl.int32
             )
+    is_query = (query < count)[:, None] & is_column[None, :]
+    key_count = tl.where(tl.min(query, 0) < count, length, 0)
+    at_head = head * size + column
+    if bucket is not None:  # of a key and a query, among the WINDOW distances of a block of keys
+        place = tl.arange(0, BLOCK_N)[None, :] - tl.arange(0, BLOCK_M)[:, None] + BLOCK_M - 1
+    if bias is not None:
         at_distance_0 = bias + head * (2 * distances - 1) + distances - 1
     q = tl.load(queries + (query_start + query)[:, None] * query_width + at_head[None, :], mask=is_query, other=0.0)
     first_keys = keys_values + (key_width - 2 * width)
@@ -64,7 +114,18 @@ def _attend(
         k = tl.load(
             first_keys + at[None, :] + at_head[:, None], mask=is_key[None, :] & is_column[:, None], other=0.0
         )  # [BLOCK_D, BLOCK_N]
-        scores = tl.dot(q, k, input_precision=PRECISION) * scale
+        scores = tl.dot(q, k, input_precision=PRECISION)
+        if bucket is not None:
+            lowest = first_key - first_query - BLOCK_M + 1
+            if of_keys is not None:
+                near = _of_distances(of_keys, bucket, distances, lowest, head, buckets, size, is_column, column, WINDOW)
+                scores += tl.gather(tl.dot(q, tl.trans(near), input_precision=PRECISION), place, 1)
+            if of_queries is not None:
+                near = _of_distances(
+                    of_queries, bucket, distances, lowest, head, buckets, size, is_column, column, WINDOW
+                )
+                scores += tl.gather(tl.dot(near, k, input_precision=PRECISION), place, 0)
+        scores *= scale
         if bias is not None:
             of_both = is_key[None, :] & (query < count)[:, None]
             scores += LOG2_E * tl.load(at_distance_0 + key[None, :] - position[:, None], mask=of_both, other=0.0)
@@ -85,17 +146,18 @@ def _attend(
 
 @triton.jit
 def _attention_kernel(
-    queries, keys_values, out, cu_seqlens, query_bounds, bias, query_tokens, distances, count, heads, size, blocks,
-    scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens, distances,
+    buckets, count, heads, size, blocks, scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % heads  # heads of the same tokens run one after the other, as they share cache lines
     place = tl.program_id(0) // heads
     row, first_query = place // blocks * ROWS, place % blocks * BLOCK_M
     for i in range(row, tl.minimum(row + ROWS, tl.load(count))):
         _attend(
-            queries, keys_values, out, cu_seqlens, query_bounds, bias, query_tokens, distances, i, head, first_query,
-            heads, size, scale, QUERIES, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+            queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens,
+            distances, buckets, i, head, first_query, heads, size, scale, QUERIES, PRECISION, STEPS, BLOCK_M, BLOCK_N,
+            BLOCK_D, WINDOW,
         )  # fmt: skip
 
 
@@ -107,7 +169,7 @@ def attention(
     longest: int,
     count: Tensor,
     queries: Literal["all", "first"] | tuple[Tensor, Tensor] = "all",
-    distance_bias: Tensor | None = None,
+    distances: Distances | None = None,
     query_tokens: Tensor | None = None,
 ) -> Tensor:
     """Attention within each of the first `count` rows. Output of other rows is uninitialised.
@@ -117,9 +179,8 @@ def attention(
     at most R. Returns [T, A D]; for "first", of each row's first token, [R, A D].
     queries: may also be a tensor of queries [Q, A D] and bounds, int32 [R + 1]. Row r has queries bounds[r] to
     bounds[r + 1], at most `longest`. Then qkv is only keys and values, [T, 2 A D], and the result is [Q, A D].
-    distance_bias: float32 [A, 2 P - 1], of which [:, P - 1 + j - i] is added to the scaled score of the query at i and
-    the key at j; no row has more than P tokens. query_tokens: with a tensor of queries, which of the T tokens each is,
-    int32 or int64 [Q]; None: they are their row's tokens in order.
+    distances: what they add; no row has more than P tokens. query_tokens: with a tensor of queries, which of the T
+    tokens each is, int32 or int64 [Q]; None: they are their row's tokens in order.
     Raises ValueError for anything else.
     """
     listed = None if isinstance(queries, str) else queries
@@ -137,10 +198,10 @@ def attention(
     if listed is not None:
         check("queries", listed[0], qkv.dtype, -1, width, like=qkv)
         check("bounds of queries", listed[1], torch.int32, rows + 1, like=qkv)
-    if distance_bias is not None:
-        check("distance_bias", distance_bias, torch.float32, heads, -1, like=qkv)
-        if distance_bias.shape[1] % 2 == 0:
-            raise ValueError(f"distance_bias has {distance_bias.shape[1]} distances, expected as many ahead as behind")
+    given = distances or Distances()
+    tables = [table for table in (given.keys, given.queries) if table is not None]
+    if distances is not None:
+        _check_distances(distances, heads, width // heads, qkv)
     if query_tokens is not None:
         if listed is None:
             raise ValueError("query_tokens is given without a tensor of queries")
@@ -149,7 +210,7 @@ def attention(
     results = listed[0].shape[0] if listed is not None else rows if queries == "first" else qkv.shape[0]
     out = torch.empty(results, width, dtype=qkv.dtype, device=qkv.device)
     # in 16 bits 64 queries, 16 per warp, however many there are, so that the order of sums is the same
-    block_m = 16 if qkv.dtype == torch.float32 else 64
+    block_m = 16 if qkv.dtype == torch.float32 else 32 if tables else 64  # with 32 keys 63 distances, a tile of 64
     blocks = triton.cdiv(1 if queries == "first" else longest, block_m)
     several = SEVERAL if blocks == 1 and rows * heads >= MANY else 1
     launch(
@@ -157,15 +218,33 @@ def attention(
         (triton.cdiv(rows, several) * blocks * heads,),
         {
             "queries": qkv if listed is None else listed[0], "keys_values": qkv, "out": out, "cu_seqlens": cu_seqlens,
-            "query_bounds": None if listed is None else listed[1], "bias": distance_bias,
-            "query_tokens": None if distance_bias is None else query_tokens,
-            "distances": 1 if distance_bias is None else (distance_bias.shape[1] + 1) // 2,
+            "query_bounds": None if listed is None else listed[1], "bias": given.bias, "of_keys": given.keys,
+            "of_queries": given.queries, "bucket": given.bucket,
+            "query_tokens": None if distances is None else query_tokens,
+            "distances": 1 if distances is None else distances.most, "buckets": tables[0].shape[1] if tables else 1,
             "count": count, "heads": heads, "size": width // heads, "blocks": blocks, "scale": scale * LOG2_E.value,
         },
         {
             "QUERIES": where, "PRECISION": configs.precision(qkv.dtype), "ROWS": several,
+            "STEPS": longest.bit_length() if given.bucket is not None and query_tokens is not None else 0,
             "BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_D": power_of_two(width // heads, 16),
+            "WINDOW": power_of_two(block_m + BLOCK_N) if given.bucket is not None else 1,
         },
-        num_warps=4,
+        num_warps=8 if tables and qkv.dtype == torch.float32 else 4,
+        max_registers=255 if tables and qkv.dtype == torch.float32 else None,
     )  # fmt: skip
     return out
+
+
+def _check_distances(distances: Distances, heads: int, size: int, like: Tensor) -> None:
+    bias, bucket, *tables = distances
+    if bias is not None:
+        check("bias of distances", bias, torch.float32, heads, -1, like=like)
+    if bucket is not None:
+        check("buckets of distances", bucket, torch.int32, -1, like=like)
+    for by_distance in (bias, bucket):
+        if by_distance is not None and by_distance.shape[-1] % 2 == 0:
+            raise ValueError(f"there are {by_distance.shape[-1]} distances, expected as many ahead as behind")
+    for name, table in zip(("keys", "queries"), tables, strict=True):
+        if table is not None:
+            check(f"{name} of distances", table, like.dtype, heads, -1, size, like=like)

@@ -1,4 +1,4 @@
-"""out = LayerNorm(word[ids] + position[positions] + type[types]), token by token; some models have no token types."""
+"""out = LayerNorm(word[ids] + position[positions] + type[types]), token by token; some models lack the last or both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def _embed_kernel(
     column = tl.arange(0, BLOCK)
     is_column = column < size
     total = _row_of(word, ids, token, word_rows, size, column)
-    total += _row_of(position, positions, token, position_rows, size, column)
+    if position is not None:
+        total += _row_of(position, positions, token, position_rows, size, column)
     if token_type is not None:
         total += _row_of(token_type, types, token, type_rows, size, column)
     y = normalise(total, is_column, size, weight, bias, column, eps)
@@ -41,7 +42,7 @@ def embed(
     ids: Tensor,
     positions: Tensor,
     types: Tensor,
-    tables: tuple[Tensor, Tensor, Tensor | None],
+    tables: tuple[Tensor, Tensor | None, Tensor | None],
     weight: Tensor,
     bias: Tensor,
     eps: float,
@@ -52,8 +53,8 @@ def embed(
     """The embeddings of the first `count` tokens. Output past `count` is uninitialised.
 
     ids, positions, types: int64 [T]; tables: word, position, token type, [rows, H], fp32, fp16 or bf16; weight, bias:
-    fp32 [H]; count: int32 [1], at most T. Without a table of token types, None, `types` is not read. Returns [T, H] of
-    the tables' dtype; or fills `out`. Raises ValueError for anything else.
+    fp32 [H]; count: int32 [1], at most T. Positions or types whose table is None are not read. Returns [T, H] of the
+    tables' dtype; or fills `out`. Raises ValueError for anything else.
     """
     word, position, token_type = tables
     size = word.shape[-1]
@@ -76,7 +77,7 @@ def embed(
         {
             "ids": ids, "positions": positions, "types": types, "word": word, "position": position,
             "token_type": token_type, "weight": weight, "bias": bias, "out": out, "count": count,
-            "word_rows": word.shape[0], "position_rows": position.shape[0],
+            "word_rows": word.shape[0], "position_rows": 0 if position is None else position.shape[0],
             "type_rows": 0 if token_type is None else token_type.shape[0], "size": size, "eps": eps,
         },
         {"BLOCK": block},

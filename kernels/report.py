@@ -27,7 +27,7 @@ from triton.compiler import ASTSource
 
 from . import configs
 from .answers import answer
-from .attention import attention
+from .attention import Distances, attention
 from .decide import Decided, ExitTest, Form
 from .decide_tokens import decide_tokens
 from .embedding import embed
@@ -132,9 +132,12 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
             attention(qkv, bounds, size // head_size, 1.0, longest, count, queries)  # type: ignore[arg-type]
         listed = _empty(rows, 2 * size, dtype=dtype), (x, bounds)
         attention(listed[0], bounds, size // head_size, 1.0, longest, count, listed[1])
-        bias = _empty(size // head_size, 2 * 512 - 1)
-        attention(qkv, bounds, size // head_size, 1.0, longest, count, "all", bias)
-        attention(listed[0], bounds, size // head_size, 1.0, longest, count, listed[1], bias, source_rows)
+        heads = size // head_size
+        bias, bucket = _empty(heads, 2 * 512 - 1), _empty(2 * 512 - 1, dtype=torch.int32)
+        tables = _empty(heads, 512, head_size, dtype=dtype), _empty(heads, 512, head_size, dtype=dtype)
+        for distances in (Distances(bias), Distances(None, bucket, *tables)):
+            attention(qkv, bounds, heads, 1.0, longest, count, "all", distances)
+            attention(listed[0], bounds, heads, 1.0, longest, count, listed[1], distances, source_rows)
     for out_dtype in {torch.float32, dtype}:
         mean(x, bounds, count, out_dtype)
         query_mean(x, bounds, _empty(size // 32, size), count, out_dtype)
@@ -307,7 +310,8 @@ def compiled(launch: Launch, arch: int) -> Compiled:
     instruction = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "none"
     instruction += "+tma" if "cp.async.bulk.tensor" in ptx else ""
     sixteen_bit = launch.constants.get("PRECISION") == "tf32"
-    warpgroup = arch >= 90 and launch.constants.get("BLOCK_M", 0) >= 64
+    rows = max(launch.constants.get(name, 0) for name in ("BLOCK_M", "WINDOW"))  # of any product
+    warpgroup = arch >= 90 and rows >= 64
     kinds = (value.dtype for value in launch.arguments.values() if isinstance(value, Tensor))
     dtype = next((_POINTERS[kind][1:] for kind in kinds if kind != torch.int32), "")
     shown = {name: value for name, value in constants.items() if not isinstance(value, bool) or value}

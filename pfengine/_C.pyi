@@ -100,11 +100,13 @@ class Block:
         output: Linear,
         attention_norm: Norm,
         output_norm: Norm,
-        distance_bias: int,
-        distances: int,
+        distances: Distances | None,
     ) -> None: ...
 
-BIAS_ZEROS: int  # after each head's biases by distance
+class Distances:
+    def __init__(self, *, heads: int, words: int, most: int, bias: int, keys: int, queries: int) -> None: ...
+
+DISTANCE_ZEROS: int  # after the distances of each of its tables
 
 class Queries(enum.Enum):
     all = 0

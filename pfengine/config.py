@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import disentangled
+from .disentangled import Disentangled
 from .distances import BUCKETS
 from .errors import shown
 from .families import FAMILIES, Family, Shapes, find_family
 from .json_fields import Fields, is_int, is_number
 from .messages import warn
+from .ops import Activation
 
-ACTIVATIONS = {  # transformers' names, and what each of them is by its formula
+ACTIVATIONS: dict[str, Activation] = {  # transformers' names, and what each of them is by its formula
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
@@ -21,6 +24,7 @@ ACTIVATIONS = {  # transformers' names, and what each of them is by its formula
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
 }
+POOLER_ACTIVATIONS: dict[str, Activation] = {**ACTIVATIONS, "tanh": "tanh"}
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # A larger number is a slip, and would use up all memory before it is noticed.
 MAX_LAYERS, MAX_BLOCKS, MAX_LABELS = 1000, 10_000, 1_000_000
@@ -37,12 +41,15 @@ class BackboneConfig:
     num_layers: int
     num_heads: int
     intermediate_size: int
-    activation: str  # "gelu" | "gelu_tanh" | "relu"
+    activation: Activation
     layer_norm_eps: float
     max_position_embeddings: int
+    has_positions: bool  # are there embeddings of positions?
     type_vocab_size: int  # 0: no token types
     pad_token_id: int
     distance_buckets: int  # rows of the table of biases by distance; 0: there is none
+    disentangled: Disentangled | None
+    pooler_activation: Activation
     num_groups: int
     inner_group_num: int
     labels: tuple[str, ...]
@@ -58,8 +65,14 @@ class BackboneConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def attention_scale(self) -> float:
+        """What attention scores are multiplied by."""
+        terms = 1 if self.disentangled is None else self.disentangled.terms
+        return (terms * self.head_size) ** -0.5
+
+    @property
     def max_tokens(self) -> int:
-        """Longest row the position embeddings allow, special tokens included."""
+        """Longest row that max_position_embeddings allows, special tokens included."""
         offset = self.pad_token_id + 1 if self.family.positions_after_pad else 0
         return self.max_position_embeddings - offset
 
@@ -86,10 +99,9 @@ class BackboneConfig:
         """Every tensor of the encoder with its shape."""
         family, hidden, inner, embedding = self.family, self.hidden_size, self.intermediate_size, self.embedding_size
         tables = f"{family.prefix}embeddings."
-        shapes: Shapes = {
-            f"{tables}word_embeddings.weight": (self.vocab_size, embedding),
-            f"{tables}position_embeddings.weight": (self.max_position_embeddings, embedding),
-        }
+        shapes: Shapes = {f"{tables}word_embeddings.weight": (self.vocab_size, embedding)}
+        if self.has_positions:
+            shapes[f"{tables}position_embeddings.weight"] = (self.max_position_embeddings, embedding)
         if self.type_vocab_size:
             shapes[f"{tables}token_type_embeddings.weight"] = (self.type_vocab_size, embedding)
         shapes |= {f"{tables}LayerNorm.weight": (embedding,), f"{tables}LayerNorm.bias": (embedding,)}
@@ -98,7 +110,10 @@ class BackboneConfig:
         if self.embedding_projection is not None:
             shapes |= _linear(self.embedding_projection, hidden, embedding)
         sizes = {"intermediate": (inner, hidden), "output": (hidden, inner)}
-        for block in sorted({block for layer in self.block_keys() for block in layer}):
+        blocks = sorted({block for layer in self.block_keys() for block in layer})
+        if self.disentangled is not None:
+            shapes |= self.disentangled.shapes(family.prefix, blocks, hidden)
+        for block in blocks:
             for part, key in family.block_parts.items():
                 if part.endswith("norm"):
                     shapes |= {f"{block}{key}.weight": (hidden,), f"{block}{key}.bias": (hidden,)}
@@ -165,16 +180,25 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     inner = fields.count("inner_group_num", 1, MAX_LAYERS) if family.shares_layers else 1
     if max(layers, groups) * inner > MAX_BLOCKS:
         fields.fault("inner_group_num", f"is {inner}, which makes more than {MAX_BLOCKS} blocks")
-    eps, types = family.default_norm_eps, 0
+    eps, types, has_positions = family.default_norm_eps, 0, True
     if "layer_norm_eps" not in family.lacks:
         eps = fields.get("layer_norm_eps", "a number > 0", lambda v: is_number(v) and v > 0, 1e-12, eps)
-    if "type_vocab_size" not in family.lacks:
+    if family.lean_tables:
+        types = fields.get("type_vocab_size", "an integer >= 0", lambda v: is_int(v) and v >= 0, 0, 0)
+        has_positions = fields.get("position_biased_input", "true or false", lambda v: isinstance(v, bool), True, True)
+    elif "type_vocab_size" not in family.lacks:
         types = fields.count("type_vocab_size", 2)
     buckets = 0
     if family.distance_bias is not None:
         buckets = fields.count("relative_attention_num_buckets", BUCKETS)
         if buckets < BUCKETS:
             fields.fault("relative_attention_num_buckets", f"is {buckets}; distances are put into {BUCKETS} buckets")
+    form = disentangled.parse(fields, max_positions, hidden, hidden // heads) if family.disentangled else None
+    pooler = family.pooler_activation
+    if family.says_pooler_activation:
+        names = ", ".join(POOLER_ACTIVATIONS)
+        known = lambda v: isinstance(v, str) and v in POOLER_ACTIVATIONS  # noqa: E731
+        pooler = fields.get("pooler_hidden_act", f"one of {names}", known, pooler, pooler)
     labels = _labels(fields)
     return BackboneConfig(
         family=family,
@@ -187,9 +211,12 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         activation=ACTIVATIONS[activation],
         layer_norm_eps=eps,
         max_position_embeddings=max_positions,
+        has_positions=has_positions,
         type_vocab_size=types,
         pad_token_id=pad,
         distance_buckets=buckets,
+        disentangled=form,
+        pooler_activation=POOLER_ACTIVATIONS[pooler],
         num_groups=groups,
         inner_group_num=inner,
         labels=labels,

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .batch import RaggedInputs
 from .config import BackboneConfig
+from .disentangled import OWN_KEYS, OWN_QUERIES, distances_of
 from .distances import by_distance
 from .families import PARTS
-from .ops import AnyQueries, Block, Norm, OpSet
+from .ops import AnyQueries, Block, Distances, Norm, OpSet
 from .ops.padding import pad_inputs, pad_outputs
 from .storage import trim_heap
 
@@ -52,21 +53,38 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
                 output=linear(part["output"]),
                 output_norm=norm(part["output_norm"]),
                 num_heads=config.num_heads,
-                scale=config.head_size**-0.5,
-                activation=config.activation,  # type: ignore[arg-type]
-                distance_bias=distance_bias,
+                scale=config.attention_scale,
+                activation=config.activation,
+                distances=distances(key, qkv) if table is not None else shared,
             ),
             dtype,
         )
 
-    distance_bias = None
+    def distances(key: str, qkv: tuple[Tensor, Tensor]) -> Distances:
+        """Of a block: what its own linear maps, or those of its queries and keys, make of the table."""
+        form, heads = config.disentangled, config.num_heads
+        assert form is not None
+        assert table is not None
+        if form.own:
+            keys, queries = (
+                pad_outputs(*linear(key + name), heads, ops.HEAD_ALIGNMENT) if there else None
+                for name, there in ((OWN_KEYS, form.keys), (OWN_QUERIES, form.queries))
+            )
+        else:
+            (queries, keys, _) = zip(*(part.chunk(3) for part in qkv), strict=True)
+        return distances_of(form, table, keys, queries, heads, config.max_tokens)
+
+    shared, table = None, None
     if config.family.distance_bias is not None:
-        table = tensors[f"{prefix}{config.family.distance_bias}.weight"]
-        distance_bias = by_distance(table, config.max_tokens)
+        bias = tensors[f"{prefix}{config.family.distance_bias}.weight"]
+        shared = Distances(by_distance(bias, config.max_tokens))
+    if config.disentangled is not None and config.disentangled.used:
+        table = config.disentangled.table(tensors, prefix, config.layer_norm_eps)
     trim_heap()  # returns the memory of the head's float32 tensors
     # the tables first: in float32 they are the largest tensors of all, and now nothing else is in memory
     tables = f"{prefix}embeddings."
-    word, position = (tensors[f"{tables}{name}_embeddings.weight"] for name in ("word", "position"))
+    word = tensors[f"{tables}word_embeddings.weight"]
+    position = tensors[f"{tables}position_embeddings.weight"] if config.has_positions else None
     token_type = tensors[f"{tables}token_type_embeddings.weight"] if config.type_vocab_size else None
     embedding = ops.prepare_embedding((word, position, token_type), norm(f"{tables}LayerNorm"), dtype)
     del word, position, token_type

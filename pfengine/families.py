@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,14 +29,17 @@ class Family:
     pooler: str  # dense on the first token, before the classifier of a plain Hugging Face directory
     classifier: str = "classifier"
     distance_bias: str | None = None  # table [buckets, heads] of what attention scores are biased by, at every layer
+    disentangled: bool = False  # do queries and keys score distances? `pfengine.disentangled`
     embedding_projection: str | None = None  # linear map from embedding to hidden size; None where the two are one
     shares_layers: bool = False  # config.json says how many groups share weights, and how many blocks a layer has
     shares_pooler: bool = False  # exit heads have one pooler for all layers unless told otherwise
     default_activation: str = "gelu"
     default_norm_eps: float = 1e-12
     default_pad_token_id: int = 0
+    lean_tables: bool = False  # may a model be without token types, and without positions (position_biased_input)?
     positions_after_pad: bool = False  # RoBERTa: positions start at pad_token_id + 1 and skip padding ids
-    pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
+    pooler_activation: str = "tanh"  # as transformers calls it, where config.json does not say (pooler_hidden_act)
+    says_pooler_activation: bool = False
     projects_equal_sizes: bool = True  # is there an embedding_projection where embedding and hidden size are equal?
     config_keys: Mapping[str, str] = field(default_factory=dict)  # BERT's name of a field -> this family's name
     # Of type_vocab_size, layer_norm_eps and pad_token_id those that config.json has no say in.
@@ -164,9 +167,30 @@ MPNET = Family(
     positions_after_pad=True,
     lacks=("type_vocab_size", "pad_token_id"),
 )
+DEBERTA = Family(
+    name="deberta-v2",
+    model_types=("deberta-v2",),  # of version 3 too
+    tokenizers=("DebertaV2Tokenizer",),
+    prefix="deberta.",
+    block_key="encoder.layer.{layer}.",
+    block_parts=_BERT_PARTS
+    | {
+        "query": "attention.self.query_proj",
+        "key": "attention.self.key_proj",
+        "value": "attention.self.value_proj",
+    },
+    disentangled=True,
+    pooler="pooler.dense",
+    pooler_activation="gelu",
+    says_pooler_activation=True,
+    default_norm_eps=1e-7,
+    lean_tables=True,
+)
 
 FAMILIES = {
-    kind: family for family in (BERT, ROBERTA, ALBERT, DISTILBERT, ELECTRA, MPNET) for kind in family.model_types
+    kind: family
+    for family in (BERT, ROBERTA, ALBERT, DISTILBERT, ELECTRA, MPNET, DEBERTA)
+    for kind in family.model_types
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 Options = Mapping[str, Any]
@@ -102,6 +102,21 @@ def _camembert(pieces: Any, raw: Mapping[str, Any], options: Options) -> Tokeniz
     return _unigram(
         pieces, next((i for i, (piece, _) in enumerate(pieces) if piece == unk), 0), _charsmap(raw), options
     )
+
+
+def _deberta(pieces: Any, raw: Mapping[str, Any], options: Options) -> Tokenizer:
+    unknown = (str(options["unk_token"]), 0.0)
+    backend = Tokenizer(
+        models.Unigram(pieces, unk_id=pieces.index(unknown) if unknown in pieces else 1, byte_fallback=False)
+    )
+    steps: list[Any] = [normalizers.Lowercase()] if options["do_lower_case"] else []
+    steps += [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Strip(left=False, right=True)])
+    cuts: list[Any] = [pre_tokenizers.Punctuation(behavior="isolated")] if options["split_by_punct"] else []
+    prepend = "always" if options["add_prefix_space"] else "first"
+    cuts.append(pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    return backend
 
 
 def _charsmap(raw: Mapping[str, Any]) -> Any:
@@ -214,6 +229,17 @@ _CLASSES = (
         options={"do_lower_case": True, "keep_accents": False, "add_prefix_space": True},
         types_4=True,
         start=_albert,
+    ),
+    TokenizerClass(
+        "DebertaV2Tokenizer",
+        vocabulary=("spm.model",),
+        vocabulary_type=list,
+        special={**_BERT.special, "bos_token": "[CLS]", "eos_token": "[SEP]"},
+        options={"do_lower_case": False, "split_by_punct": False, "add_prefix_space": True},
+        types=True,
+        types_4=True,
+        start=_deberta,
+        end=_end_bert,
     ),
     TokenizerClass("TokenizersBackend", types_4=True),
 )  # fmt: skip

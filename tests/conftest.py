@@ -45,6 +45,11 @@ SIZES: dict[str, dict[str, Any]] = {  # awkward on purpose: head sizes 12, 8, 10
     "electra": {
         "model_type": "electra", "hidden_size": 44, "num_attention_heads": 4, "hidden_act": "gelu", "embedding_size": 20
     },
+    "deberta-v2": {
+        "model_type": "deberta-v2", "hidden_size": 36, "num_attention_heads": 4, "hidden_act": "gelu",
+        "relative_attention": True, "position_buckets": 12, "max_relative_positions": -1, "pos_att_type": "p2c|c2p",
+        "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
+    },
     "mpnet": {"model_type": "mpnet", "hidden_size": 45, "num_attention_heads": 5, "hidden_act": "gelu"},
 }  # fmt: skip
 COMMON = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pfengine import extension
-from pfengine.ops import Block, Norm, cpu
+from pfengine.ops import Block, Distances, Norm, cpu
 from pfengine.ops.packing import pack_linear
 
 C = extension._C
@@ -40,7 +40,10 @@ def block(dtype: torch.dtype = torch.float32) -> Any:
     norm = Norm(torch.ones(HIDDEN), torch.zeros(HIDDEN), 1e-5)
     weights = Block(
         **parts, attention_norm=norm, output_norm=norm, num_heads=HEADS, scale=0.3, activation="gelu",
-        distance_bias=torch.rand(HEADS, 2 * 5 - 1),
+        distances=Distances(
+            torch.rand(HEADS, 9), torch.arange(9), torch.rand(HEADS, 9, HIDDEN // HEADS),
+            torch.rand(HEADS, 9, HIDDEN // HEADS),
+        ),
     )  # fmt: skip
     prepared = cpu.prepare_block(weights, dtype)
     kept.extend(prepared.tensors)
@@ -93,9 +96,15 @@ def block_arguments() -> Arguments:
         "scale": 0.3, "qkv": linear(HIDDEN, 3 * HIDDEN, torch.int8),
         "attention_output": linear(HIDDEN, HIDDEN, torch.int8), "intermediate": linear(HIDDEN, INNER, torch.int8),
         "output": linear(INNER, HIDDEN, torch.int8), "attention_norm": C.Norm(**norm_arguments()),
-        "output_norm": C.Norm(**norm_arguments()), "distances": 5,
-        "distance_bias": room(HEADS, 2 * 5 - 1 + C.BIAS_ZEROS),
+        "output_norm": C.Norm(**norm_arguments()), "distances": C.Distances(**distances_arguments()),
     }  # fmt: skip
+
+
+def distances_arguments(**changes: Any) -> Arguments:
+    words, stride = HIDDEN // HEADS // 2, 2 * 5 - 1 + C.DISTANCE_ZEROS
+    good = {"heads": HEADS, "words": words, "most": 5, "bias": room(HEADS, stride),
+            "keys": room(HEADS, words, stride), "queries": room(HEADS, words, stride)}  # fmt: skip
+    return good | changes
 
 
 def batch() -> Arguments:
@@ -142,6 +151,7 @@ GOOD: dict[str, Callable[[], Arguments]] = {
                        "inputs": 32, "outputs": 32, "row_major": False},
     "Norm": norm_arguments,
     "Embedding": embedding_arguments,
+    "Distances": distances_arguments,
     "Block": block_arguments,
     "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "gate_states": 2.0},
     "Exit": exit_arguments,

@@ -33,8 +33,9 @@ Make = Callable[..., Path]
 def architectures(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     heads, head_size = draw(st.integers(1, 6)), draw(st.sampled_from([1, 3, 8, 12, 16, 20, 32, 33]))
     layers = draw(st.integers(1, 4))
+    kind = draw(st.sampled_from(list(SIZES)))
     config = {
-        "model_type": draw(st.sampled_from(list(SIZES))),
+        "model_type": kind,
         "hidden_size": heads * head_size, "num_attention_heads": heads, "num_hidden_layers": layers,
         "intermediate_size": draw(st.sampled_from([1, 7, 16, 50, 64, 129])), "vocab_size": 50,
         "max_position_embeddings": 90, "hidden_act": draw(st.sampled_from(["gelu", "gelu_new", "relu"])),
@@ -42,6 +43,13 @@ def architectures(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
         "embedding_size": draw(st.sampled_from([1, 16, 37])),
         "num_hidden_groups": draw(st.integers(1, layers)), "inner_group_num": draw(st.integers(1, 2)),
     }  # fmt: skip
+    if kind == "deberta-v2":
+        config |= {
+            "embedding_size": heads * head_size, "relative_attention": True, "share_att_key": draw(st.booleans()),
+            "pos_att_type": draw(st.sampled_from(["c2p", "p2c", "c2p|p2c"])),
+            "position_buckets": draw(st.sampled_from([-1, 4, 60])), "norm_rel_ebd": "layer_norm",
+            "position_biased_input": draw(st.booleans()), "type_vocab_size": draw(st.integers(0, 2)),
+        }  # fmt: skip
     return own_names(config), draw(st.integers(0, 10**6))
 
 

@@ -32,7 +32,8 @@ def parsed(**fields: Any) -> Any:
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_defaults_are_those_of_transformers(model_type: str) -> None:
-    ours = parsed(model_type=model_type, embedding_size=16)
+    wider = {} if FAMILIES[model_type].embedding_projection is None else {"embedding_size": 16}
+    ours = parsed(model_type=model_type, **wider)
     theirs = transformers.AutoConfig.for_model(**own_names(BASE | {"model_type": model_type}))
     assert ours.type_vocab_size == getattr(theirs, "type_vocab_size", 0)
     assert ours.layer_norm_eps == getattr(theirs, "layer_norm_eps", 1e-12)
@@ -47,6 +48,12 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
     assert ours.head_size == 8
 
 
+DISENTANGLED = {
+    "relative_attention": True, "position_buckets": 8, "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
+    "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
@@ -59,6 +66,11 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
         ("albert", {"embedding_size": 16, "num_hidden_groups": 3, "num_hidden_layers": 7, "inner_group_num": 2}),
         ("albert", {"embedding_size": 24, "num_hidden_groups": 4}),
         ("distilbert", {}),
+        ("deberta-v2", {"type_vocab_size": 0}),
+        ("deberta-v2", {"type_vocab_size": 2, "norm_rel_ebd": "layer_norm"}),
+        ("deberta-v2", DISENTANGLED),
+        ("deberta-v2", DISENTANGLED | {"share_att_key": False}),
+        ("deberta-v2", DISENTANGLED | {"share_att_key": False, "pos_att_type": "p2c", "position_buckets": -1}),
         ("mpnet", {}),
         ("mpnet", {"relative_attention_num_buckets": 40}),
         ("electra", {"embedding_size": 16}),
@@ -78,6 +90,27 @@ def test_tensor_names_and_shapes_are_those_of_transformers(kind: str, fields: di
         key: shape for key, shape in expected.items() if "token_type_ids" not in key
     }
     assert ours.num_labels == labels
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"conv_kernel_size": 3}, "'conv_kernel_size' is 3; the convolution is not supported"),
+        ({"embedding_size": 12}, "'embedding_size' is 12; only 24 is supported here"),
+        ({"pooler_hidden_size": 12}, "'pooler_hidden_size' is 12; only 24 is supported here"),
+        ({"attention_head_size": 12}, "'attention_head_size' is 12; only 8 is supported here"),
+        ({"pos_att_type": ["p2p"]}, "'pos_att_type' is ['p2p']; it must be a list of 'c2p' and 'p2c'"),
+        ({"position_buckets": 100}, "'position_buckets' is 100; it must be from 2 to 77, for distances up to 40"),
+        ({"position_buckets": 1}, "'position_buckets' is 1"),
+        ({"pooler_hidden_act": "selu"}, "'pooler_hidden_act' is 'selu'; it must be one of gelu"),
+        ({"position_biased_input": 1}, "'position_biased_input' is 1; it must be true or false"),
+        ({"type_vocab_size": -1}, "'type_vocab_size' is -1; it must be an integer >= 0"),
+    ],
+)
+def test_what_deberta_cannot_be(fields: dict[str, Any], fault: str) -> None:
+    raw = BASE | DISENTANGLED | {"model_type": "deberta-v2"} | fields
+    parse_backbone(raw, faults := [])
+    assert [found for found in faults if fault in found], faults
 
 
 def test_what_a_family_lacks_does_not_count() -> None:
@@ -175,7 +208,7 @@ def test_activations(given: str) -> None:
         ({"model_type": "albert"}, ["embedding_size"]),
         ({"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 5}, ["num_hidden_groups"]),
         ({"model_type": "roberta", "max_position_embeddings": 2}, ["max_position_embeddings"]),
-        ({"model_type": "deberta-v2"}, ["model_type"]),
+        ({"model_type": "deberta"}, ["model_type"]),
         ({"model_type": ["bert"]}, ["model_type"]),
         ({"vocab_size": None, "hidden_act": 3, "num_labels": "4"}, ["vocab_size", "hidden_act", "num_labels"]),
         ({"id2label": {"0": "a", "1": "b", "3": "c"}}, ["id2label"]),

@@ -22,6 +22,11 @@ ODD = {"hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "int
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
+DEBERTA = {  # version 3
+    "relative_attention": True, "position_buckets": 256, "max_relative_positions": -1, "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
+    "max_position_embeddings": 512,
+}  # fmt: skip
 CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("bert", TINY, False),
     ("bert", ODD | {"hidden_act": "relu"}, False),
@@ -37,12 +42,18 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("electra", ODD | {"embedding_size": 42, "hidden_act": "gelu_new"}, False),
     ("mpnet", TINY | {"max_position_embeddings": 514}, False),
     ("mpnet", ODD | {"max_position_embeddings": 514, "relative_attention_num_buckets": 40}, False),
+    ("deberta-v2", TINY | DEBERTA, False),
+    ("deberta-v2", ODD | DEBERTA | {"position_buckets": 11, "pos_att_type": "c2p", "share_att_key": False}, False),
+    ("deberta-v2", ODD | DEBERTA | {"position_buckets": -1, "pos_att_type": "P2C", "norm_rel_ebd": "none"}, False),
+    ("deberta-v2", TINY | DEBERTA | {"share_att_key": False, "max_relative_positions": 300}, False),
+    ("deberta-v2", TINY | {"position_biased_input": True, "type_vocab_size": 2, "pos_att_type": ["c2p"]}, False),
     ("bert", SMALL, True),
     ("bert", BASE, True),
     ("roberta", BASE | ROBERTA, True),
     ("albert", BASE | {"embedding_size": 128}, True),
     ("distilbert", BASE | {"num_hidden_layers": 6}, True),
     ("mpnet", BASE | {"max_position_embeddings": 514}, True),
+    ("deberta-v2", BASE | DEBERTA, True),
     ("electra", BASE | {"embedding_size": 768}, True),
     ("electra", SMALL | {"embedding_size": 128}, True),
 ]  # fmt: skip

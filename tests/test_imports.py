@@ -20,8 +20,8 @@ LAYERS = {
     "extension": "_C extension batch",
     "kernels": "kernels",
     "ops": "ops",
-    "checkpoint": "cascade_manifest checkpoint config destination distances families file_hashes folder json_fields "
-    "manifest storage weights",
+    "checkpoint": "cascade_manifest checkpoint config destination disentangled distances families file_hashes folder "
+    "json_fields manifest storage weights",
     "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows words",
     "parts": "encoder exits heads",
     "engine": "engine model token_flight torch_flight",

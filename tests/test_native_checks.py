@@ -25,6 +25,7 @@ from .native_arguments import (
     attentive_arguments,
     block,
     clause_arguments,
+    distances_arguments,
     embedding_arguments,
     exit_arguments,
     flight_arguments,
@@ -42,11 +43,12 @@ ONE_BYTE = {"stay", "leave", "tokens", "new_tokens"}  # which lie at any address
 EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types", "slots"}
 OPTIONAL = {("run_block", "targets"), ("run_block", "kept"), ("run_block", "sums"), ("output_norm", "numbers"),
             ("run_linear", "add"), ("run_exit", "add"), ("run_exit", "learned"), ("run_decide", "learned"),
-            ("run_merge", "future")}  # fmt: skip
+            ("run_merge", "future"), ("Distances", "bias"), ("Distances", "keys"),
+            ("Distances", "queries")}  # fmt: skip
 SIZES = {"rows", "tokens", "labels", "width_bytes", "columns", "first_column", "first", "inputs", "outputs", "words",
          "positions", "token_types", "size", "heads", "head_size", "width", "queries", "out_rows",
-         "window", "layer", "distances"}  # fmt: skip
-AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size", "window", "layer", "distances"}
+         "window", "layer", "most"}  # fmt: skip
+AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size", "window", "layer", "most"}
 
 
 def is_address(name: str, argument: str, value: Any) -> bool:
@@ -98,7 +100,7 @@ def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[E
     elif not isinstance(value, (bool, int, float, bytes)) and value is not None:
         yield from ((wrong, TypeError) for wrong in ("x", object(), C.Norm if argument != "norm" else C.Linear))
         if (
-            argument not in ("exit", "gate", "pooler", "learners", "projection", "folded", "learned")
+            argument not in ("exit", "gate", "pooler", "learners", "projection", "folded", "learned", "distances")
             or name == "run_exit"
         ):
             yield None, TypeError
@@ -188,6 +190,9 @@ OTHERS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "a pooler of another size": ("Exit", lambda: {"pooler": linear(HIDDEN, 31)}),
     "a block in int4": ("Block", lambda: {"precision": C.Precision.int4}),
     "a block of another precision": ("Block", lambda: {"precision": C.Precision.fp32}),
+    "distances of other heads": ("Block", lambda: {"distances": C.Distances(**distances_arguments(heads=1))}),
+    "distances of other sizes": ("Block", lambda: {"distances": C.Distances(**distances_arguments(words=2))}),
+    "distances of nothing": ("Distances", lambda: {"bias": 0, "keys": 0, "queries": 0}),
     "an odd head": ("Block", lambda: {"heads": 32, "head_size": 1}),
     "other heads": ("Block", lambda: {"heads": 4}),
     "an inner size of its own": ("Block", lambda: {"output": linear(41, HIDDEN, torch.int8)}),

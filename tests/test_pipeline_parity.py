@@ -75,9 +75,13 @@ FAMILIES = {
     "roberta": (roberta_tokenizer, {"max_position_embeddings": 66, "type_vocab_size": 1}),
     "albert": (albert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24, "classifier_dropout_prob": 0.0}),
     "mpnet": (bert_tokenizer, {"max_position_embeddings": 66}),
+    "deberta-v2": (albert_tokenizer, {
+        "max_position_embeddings": 64, "type_vocab_size": 0, "relative_attention": True, "position_buckets": 16,
+        "pos_att_type": ["c2p", "p2c"], "share_att_key": True, "position_biased_input": False,
+    }),
     "electra": (bert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24}),
     "distilbert": (bert_tokenizer, {"max_position_embeddings": 64}),  # gives token types, which the model ignores
-}
+}  # fmt: skip
 PROBLEMS: list[tuple[int, str | None]] = [
     (2, None),
     (3, "single_label_classification"),

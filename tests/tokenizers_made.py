@@ -74,12 +74,13 @@ def roberta() -> tokenizers.Tokenizer:
 
 
 def unigram(*special: str) -> tokenizers.Tokenizer:
+    unknown = next(token for token in special if token.lower() in ("<unk>", "[unk]"))
     made = tokenizers.Tokenizer(models.Unigram())
     bundled = json.loads((Path(pfengine.__file__).parent / "checkpoints" / "sst2" / "tokenizer.json").read_text())
     frame = json.loads(made.to_str()) | {"normalizer": bundled["normalizer"]}  # which has SentencePiece's charsmap
     made = tokenizers.Tokenizer.from_str(json.dumps(frame))
     made.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=list(special), unk_token="<unk>")
+    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=list(special), unk_token=unknown)
     made.train_from_iterator(CORPUS, trainer)
     first, last = ("[CLS]", "[SEP]") if "[CLS]" in special else ("<s>", "</s>")
     ids = [(token, special.index(token)) for token in (first, last)]
@@ -95,6 +96,7 @@ MADE: dict[str, Callable[[], tokenizers.Tokenizer]] = {  # by config.json's mode
     "bert": bert, "distilbert": bert, "electra": bert, "mpnet": mpnet, "roberta": roberta, "xlm-roberta": sentence,
     "camembert": sentence,
     "albert": lambda: unigram("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
+    "deberta-v2": lambda: unigram("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"),
 }  # fmt: skip
 
 

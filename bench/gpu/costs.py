@@ -72,7 +72,9 @@ def _attention(launch: Launch, use: Use) -> Cost:
     kinds = {"all": use.lengths, "first": (1,) * len(use.lengths), "list": use.queries}
     queries = kinds[launch.constants["QUERIES"]]
     pairs = sum(asking * asked for asking, asked in zip(queries, use.lengths, strict=True))
-    return Cost(4 * width * pairs, _bytes(launch, queries=sum(queries) * width, keys_values=2 * tokens * width))
+    scored = sum(launch.arguments[table] is not None for table in ("of_keys", "of_queries"))  # products of distances
+    moved = _bytes(launch, queries=sum(queries) * width, keys_values=2 * tokens * width)
+    return Cost((4 + 2 * scored) * width * pairs, moved)
 
 
 def _decides(launch: Launch, **numbers: int) -> int:

@@ -2,43 +2,12 @@
 // weights are.
 #pragma once
 
+#include "distances.h"
 #include "kernels.h"
 #include "rows.h"
 #include "tile.h"
 
 namespace pfengine::cpu::PFENGINE_ISA {
-
-template <int kStep>
-PFENGINE_INLINE void swap_blocks(Words& a, Words& b) {
-  Words upper, lower;
-#if defined(__clang__)
-  for (int i = 0; i < kWidth; ++i) {
-    upper[i] = i & kStep ? b[i - kStep] : a[i];
-    lower[i] = i & kStep ? b[i] : a[i + kStep];
-  }
-#else
-  Ints from_upper, from_lower;  // of the lanes of a and b side by side
-  for (int i = 0; i < kWidth; ++i) {
-    from_upper[i] = i & kStep ? kWidth + i - kStep : i;
-    from_lower[i] = i & kStep ? kWidth + i : i + kStep;
-  }
-  upper = __builtin_shuffle(a, b, from_upper);
-  lower = __builtin_shuffle(a, b, from_lower);
-#endif
-  a = upper;
-  b = lower;
-}
-
-template <int kStep = kWidth / 2>
-PFENGINE_INLINE void transpose(Words (&x)[kWidth]) {
-  if constexpr (kStep > 0) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) {
-      if (!(i & kStep)) swap_blocks<kStep>(x[i], x[i + kStep]);
-    }
-    transpose<kStep / 2>(x);
-  }
-}
 
 // Keys as weights whose outputs are the tokens: [panels, groups, kPanel].
 inline void pack_keys(const uint32_t* keys, ptrdiff_t stride, int64_t tokens, int64_t groups, uint32_t* out) {
@@ -114,18 +83,11 @@ PFENGINE_INLINE float exponentials(const float* x, float scale, int64_t tokens, 
   return sum(total);
 }
 
-PFENGINE_INLINE void add_bias(const float* bias, int64_t padded, float* scores) {
-  for (int64_t i = 0; i < padded; i += kWidth) store(scores + i, load<Floats>(scores + i) + load<Floats>(bias + i));
-}
-
-inline int64_t padded_tokens(int64_t tokens) {
-  return (tokens + kPanel - 1) / kPanel * kPanel;
-}
-
 // Bytes for keys, values, scores and weights in fp32, which needs the most.
-inline int64_t attention_scratch(int64_t tokens, int64_t size) {
+inline int64_t attention_scratch(int64_t tokens, int64_t size, bool has_products) {
   const int64_t padded = padded_tokens(tokens), columns = (size + kPanel - 1) / kPanel * kPanel;
-  return 4 * (padded * size + (tokens + 1) * columns + 2 * kTileRows * padded);
+  const int64_t products = has_products ? distance_scratch(padded) : 0;
+  return 4 * (padded * size + (tokens + 1) * columns + 2 * kTileRows * padded + products);
 }
 
 template <class Dot>
@@ -141,17 +103,18 @@ void attend(const Attention& a) {
   pack_keys((const uint32_t*)a.key, stride, a.tokens, groups, keys);
   pack_values((const Number*)a.value, a.stride, a.tokens, a.size, values);
   const int64_t weight_stride = padded / group;
+  DistanceScores<Dot> by_distance(a, groups, padded, (float*)weights + kTileRows * padded);
   for (int64_t first = 0; first < a.queries;) {
-    const int64_t rows = next_rows(a.queries - first);
+    const int64_t rows = by_distance.rows(first, next_rows(a.queries - first));
     const uint32_t* queries = (const uint32_t*)a.query + first * stride;
     for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
       tile<Dot>(rows, queries, stride, keys + panel * groups * kPanel, groups, (uint32_t*)scores + panel * kPanel,
                 padded);
     }
+    by_distance.add(first, rows, scores);
     float share[kTileRows];
     for (int64_t i = 0; i < rows; ++i) {
       Number* to = (Number*)(weights + i * weight_stride);
-      if (a.bias) add_bias(a.bias - a.position(first + i), padded, scores + i * padded);
       share[i] = 1.0f / exponentials(scores + i * padded, a.scale, a.tokens, padded, to);
     }
     for (int64_t column = 0; column < a.size; column += kPanel) {

@@ -39,7 +39,7 @@ class AttentiveRun : public ChunkProducts {
     space.qkv = layout.take(most.tokens, number * part.qkv.outputs);
     space.queries = layout.take(firsts, number * part.qkv.outputs);
     space.attended = layout.take(most.tokens, 4 * attended);
-    space.attention = layout.take(most.members, kernels.attention_scratch(most.row_tokens, part.head_size));
+    space.attention = layout.take(most.members, kernels.attention_scratch(most.row_tokens, part.head_size, false));
     space.factors = layout.take(2, 4 * most.tokens);
     return layout.used();
   }

@@ -22,10 +22,10 @@ void check(const Context& context) {
 }
 
 void check_lengths(const Block& block, const Context& context) {
-  const std::int64_t longest = longest_row(context.cu_seqlens, context.rows), most = block.distance_bias.most;
-  if (block.distance_bias.numbers && longest > most) {
+  const std::int64_t longest = longest_row(context.cu_seqlens, context.rows), most = block.distances.most;
+  if (most && longest > most) {
     throw std::invalid_argument("a row has " + std::to_string(longest) + " tokens, expected at most " +
-                                std::to_string(most) + ", as the biases by distance have it");
+                                std::to_string(most) + ", as the tables by distance have it");
   }
 }
 

@@ -16,7 +16,7 @@ struct Block {
   float scale;  // of the attention scores
   Linear qkv, attention_output, intermediate, output;
   Norm attention_norm, output_norm;
-  DistanceBias distance_bias;  // where it is there, a row has at most `most` tokens
+  Distances distances;  // where there are any, a row has at most `most` tokens
 };
 
 // All tokens of a batch; these give the keys and values. x: float32 [tokens, H]. Row r is tokens cu_seqlens[r] to
@@ -54,7 +54,7 @@ void keys_values(const Kernels& kernels, const Block& block, const Context& cont
 // out may be context.x where every query's target is its own token; then other tokens keep their states.
 // A query's numbers have the same bits whatever the other queries are, and with any number of threads.
 // Throws std::invalid_argument as keys_values does, where tokens or targets do not rise or tokens leave their row, and
-// where a row is longer than distance_bias allows.
+// where a row is longer than `distances` allows.
 void run_block(const Kernels& kernels, const Block& block, const Context& context, const Queries& queries,
                const char* kept, float* out, float* sums, int threads);
 

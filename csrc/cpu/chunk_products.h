@@ -15,7 +15,7 @@ struct Heads {
   Precision precision;
   std::int64_t count, size;
   float scale;  // of the attention scores
-  DistanceBias distance_bias = {};
+  Distances distances = {};
 
   std::int64_t width() const { return count * size; }
 };
@@ -62,8 +62,8 @@ class ChunkProducts {
       kernels_.attend[bf16()]({queries.row<char>(span.query) + column * number, key, key + width * number,
                                qkv.stride / number, span.tokens, span.queries, size, heads_.scale,
                                out.row<char>(span.query) + column * out_number, out.stride / out_number, bf16_out,
-                               scratch_.row<char>(member_.index), heads_.distance_bias.of(column / size),
-                               span.query_tokens, span.first});
+                               scratch_.row<char>(member_.index), heads_.distances.of(column / size), span.query_tokens,
+                               span.first});
     });
     member_.wait();
   }

@@ -69,13 +69,14 @@ class ChunkRun : public ChunkProducts {
     space.inner = layout.take(most.tokens, number * inner + 4);
     space.inner_words = layout.take(block.precision == Precision::int8 ? most.tokens : 0, inner + 4);
     space.residual = layout.take(most.tokens, 4 * hidden);
-    space.attention = layout.take(most.members, kernels.attention_scratch(most.row_tokens, block.head_size));
+    space.attention = layout.take(
+        most.members, kernels.attention_scratch(most.row_tokens, block.head_size, block.distances.has_products()));
     space.factors = layout.take(2, 4 * most.tokens);
     return layout.used();
   }
 
   ChunkRun(const Kernels& kernels, const Block& block, const Space& space, const Member& member)
-      : ChunkProducts(kernels, {block.precision, block.heads, block.head_size, block.scale, block.distance_bias},
+      : ChunkProducts(kernels, {block.precision, block.heads, block.head_size, block.scale, block.distances},
                       space.words, space.factors, space.attention, member),
         block_(block),
         space_(space),

@@ -50,21 +50,30 @@ struct Target {
   std::ptrdiff_t residual_stride;
 };
 
-// What attention adds to scores before they are scaled, by the distance from a query to a key of its row, which is less
-// than `most` either way. numbers: of each head, `stride` apart, 2 most - 1 and then zeros for whole vectors. Null:
-// none.
-struct DistanceBias {
-  const float* numbers = nullptr;
+// What attention adds to scores before they are scaled, by the distance from a query at i to a key at j of its row,
+// which is less than `most` either way: bias(j - i) + query . keys(j - i) + key . queries(i - j). Each of the three may
+// be null. bias: [heads, stride]. keys, queries: [heads, words, stride], the words of one distance below one another.
+// Distances rise from 1 - most to most - 1; after them zeros, for whole vectors.
+struct Distances {
+  std::int64_t heads = 0;
+  std::int64_t words = 0;  // of a head's query or key
   std::int64_t most = 0;
+  const float* bias = nullptr;
+  const std::uint32_t* keys = nullptr;
+  const std::uint32_t* queries = nullptr;
 
   static constexpr std::int64_t kZeros = 64;
   std::int64_t stride() const { return 2 * most - 1 + kZeros; }
-  // Of a head and the distance 0.
-  const float* of(std::int64_t head) const { return numbers ? numbers + head * stride() + most - 1 : nullptr; }
+  bool has_products() const { return keys || queries; }
+  // Of a head; distance 0 in each of the three.
+  Distances of(std::int64_t head) const {
+    const auto at = [&](auto* all, std::int64_t rows) { return all ? all + head * rows * stride() + most - 1 : all; };
+    return {1, words, most, at(bias, 1), at(keys, words), at(queries, words)};
+  }
 };
 
-// One head of one row: softmax(scale (Q K^T + bias)) V. Queries, keys and values have `size` numbers per token, fp32 or
-// bf16, and tokens are `stride` numbers apart.
+// One head of one row: softmax(scale (Q K^T + what distances add)) V. Queries, keys and values have `size` numbers per
+// token, fp32 or bf16, and tokens are `stride` numbers apart.
 struct Attention {
   const void *query, *key, *value;
   std::ptrdiff_t stride;
@@ -73,8 +82,8 @@ struct Attention {
   void* out;  // [queries, size] at out_stride
   std::ptrdiff_t out_stride;
   bool bf16_out;
-  void* scratch;                     // attention_scratch(tokens, size) bytes
-  const float* bias;                 // of the distance 0, or null
+  void* scratch;                     // attention_scratch(tokens, size, distances.has_products()) bytes
+  Distances distances;               // of the head
   const std::int32_t* query_tokens;  // which token of the context each query is; null: query i is token i of the row
   std::int64_t first_token;          // of the row, in the context
 
@@ -103,7 +112,7 @@ struct Kernels {
   // Computes the columns of panels [first, last).
   void (*multiply[4])(const Rows& x, const Linear& linear, const Target& target, std::int64_t first, std::int64_t last);
   void (*attend[2])(const Attention& attention);
-  std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size);
+  std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size, bool has_products);
   void (*weigh)(const Weighing& weighing);
 
   // out[i] = x times row i of `weights`, `stride` numbers apart, for `outputs` of them.

@@ -118,8 +118,8 @@ void run_linear(const Kernels& kernels, Precision precision, const Linear& linea
 void run_embed(const Kernels& kernels, const Embedding& embedding, const Ids& ids, std::int64_t tokens, float* out,
                int threads) {
   static const char* const names[3] = {"token id", "position", "token type"};
-  const int tables = embedding.count();
-  for (int i = 0; i < tables; ++i) {
+  for (int i = 0; i < 3; ++i) {
+    if (!embedding.tables[i]) continue;
     for (std::int64_t token = 0; token < tokens; ++token) {
       if (ids[i][token] < 0 || ids[i][token] >= embedding.rows[i]) {
         throw std::out_of_range(std::string(names[i]) + " " + std::to_string(ids[i][token]) + " of token " +
@@ -133,8 +133,10 @@ void run_embed(const Kernels& kernels, const Embedding& embedding, const Ids& id
   run_team(used, [&](const Member& member) {
     member.each(tokens, [&](std::int64_t token) {
       const void* rows[3];
-      for (int i = 0; i < tables; ++i) {
-        rows[i] = static_cast<const char*>(embedding.tables[i]) + ids[i][token] * row_bytes;
+      int tables = 0;
+      for (int i = 0; i < 3; ++i) {
+        const char* table = static_cast<const char*>(embedding.tables[i]);
+        if (table) rows[tables++] = table + ids[i][token] * row_bytes;
       }
       float* to = out + token * size;
       kernels.add_rows(rows, tables, embedding.bf16, size, to);

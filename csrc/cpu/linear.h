@@ -38,22 +38,20 @@ void apply_row(const Kernels& kernels, const Linear& linear, const float* x, flo
 void run_linear(const Kernels& kernels, Precision precision, const Linear& linear, Columns columns,
                 Activation activation, Matrix x, std::int64_t rows, Matrix add, float* out, int threads);
 
-// Word, position and token type: fp32 or bf16 [rows[i], size]. A model without token types has two tables.
+// Word, position and token type: fp32 or bf16 [rows[i], size]. A model may lack the second and the third.
 struct Embedding {
-  const void* tables[3];  // the third is null where there are two
+  const void* tables[3];  // null: there is none
   std::int64_t rows[3];
   std::int64_t size;
   bool bf16;
   Norm norm;
-
-  int count() const { return tables[2] ? 3 : 2; }
 };
 
 // Word, position and token type of every token: [tokens] each.
 using Ids = const std::int64_t* [3];
 
-// out [tokens, size] = LayerNorm(sum of the table rows that ids name). Token types are not read where there is no table
-// of them. Throws std::out_of_range for an id that is outside its table.
+// out [tokens, size] = LayerNorm(sum of the table rows that ids name). Ids are not read where they have no table.
+// Throws std::out_of_range for an id that is outside its table.
 void run_embed(const Kernels& kernels, const Embedding& embedding, const Ids& ids, std::int64_t tokens, float* out,
                int threads);
 

@@ -81,11 +81,16 @@ struct Int4 : Int8 {
   static PFENGINE_INLINE Words group(Words b, int index) { return (index ? b : b << 4) & 0xf0f0f0f0u; }
 };
 
+// From one word of a column to its next word, where columns are packed in panels.
+struct PanelStride {
+  PFENGINE_INLINE operator int64_t() const { return kPanel; }
+};
+
 // out[i] = a[i] times the panel, or (add) plus that: [kRows, kPanel] of Dot::Sums' element; rows are `out_stride`
-// apart.
-template <class Dot, int kRows>
-void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __restrict b, int64_t words,
-             uint32_t* __restrict out, ptrdiff_t out_stride, bool add) {
+// apart. b_stride: from one word of a column to its next one.
+template <class Dot, int kRows, typename Stride>
+void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __restrict b, Stride b_stride,
+             int64_t words, uint32_t* __restrict out, ptrdiff_t out_stride, bool add) {
   // in groups: a panel's lines are prefetched 2 KiB before they are needed; earlier where few rows leave little time
   constexpr int kAhead = kRows > 6 ? 16 : 64;
   typename Dot::Sums sums[kRows][kVectors] = {};
@@ -93,8 +98,8 @@ void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __r
     Words columns[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      columns[v] = load<Words>(b + p * kPanel + v * kWidth);
-      __builtin_prefetch(b + (p + kAhead) * kPanel + v * kWidth);
+      columns[v] = load<Words>(b + p * b_stride + v * kWidth);
+      __builtin_prefetch(b + (p + kAhead) * b_stride + v * kWidth);
     }
 #pragma GCC unroll 2
     for (int g = 0; g < Dot::kGroups; ++g) {
@@ -119,13 +124,13 @@ void tile_of(const uint32_t* __restrict a, ptrdiff_t stride, const uint32_t* __r
   }
 }
 
-template <class Dot>
-PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t words,
-                              uint32_t* out, ptrdiff_t out_stride, bool add) {
+template <class Dot, typename Stride>
+PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, Stride b_stride,
+                              int64_t words, uint32_t* out, ptrdiff_t out_stride, bool add) {
   switch (rows) {
 #define PFENGINE_TILE(n) \
   case n:                \
-    if constexpr (n <= kTileRows) return tile_of<Dot, n>(a, stride, b, words, out, out_stride, add);
+    if constexpr (n <= kTileRows) return tile_of<Dot, n>(a, stride, b, b_stride, words, out, out_stride, add);
     PFENGINE_TILE(1)
     PFENGINE_TILE(2)
     PFENGINE_TILE(3)
@@ -144,13 +149,13 @@ PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride,
 
 // The same for 1 to kTileRows rows. A row's sums have the same bits whatever the number of rows. They are summed in
 // runs of kRun groups, so that rounding errors grow with the length of a run, not of the whole.
-template <class Dot>
+template <class Dot, typename Stride = PanelStride>
 PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t words,
-                          uint32_t* out, ptrdiff_t out_stride) {
+                          uint32_t* out, ptrdiff_t out_stride, Stride b_stride = {}) {
   const int64_t run = sizeof(typename Dot::Number) == 1 ? words : kRun;  // integers are exact
   for (int64_t p = 0; p < words; p += run) {
     const int64_t count = words - p < run ? words - p : run;
-    tile_run<Dot>(rows, a + p, stride, b + p * kPanel, count, out, out_stride, p > 0);
+    tile_run<Dot>(rows, a + p, stride, b + p * b_stride, b_stride, count, out, out_stride, p > 0);
   }
 }
 

@@ -17,7 +17,7 @@ from .prepared import PreparedHead
 
 @register
 class Classifier(PreparedHead):
-    """logits = W_c f(W_p h[first] + b_p) + b_c, f the family's `pooler_activation`, as in transformers."""
+    """logits = W_c f(W_p h[first] + b_p) + b_c, f the model's `pooler_activation`, as in transformers."""
 
     name = "classifier"
 
@@ -43,6 +43,6 @@ class Classifier(PreparedHead):
         self.classifier = ops.prepare_linear(
             tensors[f"{classifier}.weight"], tensors[f"{classifier}.bias"], torch.float32
         )
-        self.pooler_activation = config.family.pooler_activation
+        self.pooler_activation = config.pooler_activation
         exit = Exit(config.num_labels, self.classifier, self.pooler, pooler_activation=self.pooler_activation)
         self.exits = [*[None] * (config.num_layers - 1), ops.prepare_exit(exit)]

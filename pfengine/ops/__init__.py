@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .distances import Distances as Distances
 from .flight import Carrier
 from .rule import Signal
 
@@ -18,8 +19,8 @@ Activation = Literal["none", "gelu", "gelu_tanh", "relu", "tanh"]
 Pooling = Literal["max", "attention"]
 TokenPooling = Literal["first", "max"]
 
-Tables = tuple[Tensor, Tensor, Tensor | None]
-"""Embeddings of words, positions and token types, [rows, H] each; None for a model without token types."""
+Tables = tuple[Tensor, Tensor | None, Tensor | None]
+"""Embeddings of words, positions and token types, [rows, H] each; a model may lack the second and the third."""
 
 
 class Norm(NamedTuple):
@@ -42,16 +43,7 @@ class Block(NamedTuple):
     num_heads: int
     scale: float  # of the attention scores
     activation: Activation
-    distance_bias: Tensor | None = None  # float32 [heads, 2 P - 1], see `bias_of`; rows have at most P tokens
-
-
-def bias_of(distance_bias: Tensor, positions: Tensor, tokens: int) -> Tensor:
-    """What is added to the scaled attention scores of queries at `positions` [Q] of a row: [heads, Q, tokens].
-
-    Of the query at i and the key at j it is distance_bias[:, P - 1 + j - i].
-    """
-    keys = torch.arange(tokens, dtype=torch.int64, device=positions.device)
-    return distance_bias[:, distance_bias.shape[1] // 2 + keys[None, :] - positions[:, None]]
+    distances: Distances | None = None
 
 
 class Queries(NamedTuple):
@@ -141,7 +133,7 @@ class OpSet(Protocol):
     def embed(self, ids: Tensor, positions: Tensor, types: Tensor, weights: Any) -> Tensor:
         """LayerNorm(word[ids] + position[positions] + type[types]): three int64 [T] -> [T, H].
 
-        Without a table of token types `types` is not read.
+        Without a table of positions or of token types these ids are not read.
         """
 
     def prepare_block(self, block: Block, dtype: torch.dtype) -> Any:

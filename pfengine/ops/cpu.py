@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +28,13 @@ from .cpu_exit import prepare_exit as prepare_exit
 from .cpu_exit import prepare_queries as prepare_queries
 from .cpu_exit import query_mean as query_mean
 from .cpu_model import prepare_model as prepare_model
-from .packing import Embedding, Imitation, Linear, PreparedBlock, pack_linear
+from .packing import Embedding, Imitation, Linear, PreparedBlock, pack_distances, pack_linear
 from .packing import fast_precisions as fast_precisions
 from .packing import kernels as kernels
 from .packing import prepare_linear as prepare_linear
 from .quantisation import LEARNER_BITS
 from .reference import composed_pooled
 from .rule import Signal
-
-if TYPE_CHECKING:
-    pass
 
 HEAD_ALIGNMENT = 2  # bf16 numbers come in pairs
 OWN_THREADS = True
@@ -87,23 +84,24 @@ def _norm(norm: Norm, size: int) -> tuple[Any, tuple[Tensor, ...]]:
 
 def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embedding:
     dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    word, position = (table.to(dtype).contiguous() for table in tables[:2])
-    token_type = None if tables[2] is None else tables[2].to(dtype).contiguous()
-    size, types = word.shape[1], 0 if token_type is None else len(token_type)
+    word, position, token_type = (None if table is None else table.to(dtype).contiguous() for table in tables)
+    assert word is not None
+    size = word.shape[1]
+    positions, types = (0 if table is None else len(table) for table in (position, token_type))
     native_norm, parts = _norm(norm, size)
     native = extension._C.Embedding(
         word=address("word", word, dtype, (len(word), size)),
-        position=address("position", position, dtype, (len(position), size)),
+        position=address("position", position, dtype, (positions, size)),
         token_type=address("token_type", token_type, dtype, (types, size)),
         words=len(word),
-        positions=len(position),
+        positions=positions,
         token_types=types,
         size=size,
         bf16=dtype == torch.bfloat16,
         norm=native_norm,
     )
-    tensors = (word, position, *parts) if token_type is None else (word, position, token_type, *parts)
-    return Embedding(native, size, tensors)
+    tensors = tuple(table for table in (word, position, token_type) if table is not None)
+    return Embedding(native, size, (*tensors, *parts))
 
 
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
@@ -132,11 +130,7 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     hidden = parts["output"].outputs
     attention_norm, attention_tensors = _norm(block.attention_norm, hidden)
     output_norm, output_tensors = _norm(block.output_norm, hidden)
-    bias, distances, bias_at = None, 0, 0
-    if block.distance_bias is not None:  # _C adds it before it scales, and reads whole vectors
-        distances = (block.distance_bias.shape[1] + 1) // 2
-        bias = F.pad(block.distance_bias.float() / block.scale, (0, C.BIAS_ZEROS)).contiguous()
-        bias_at = address("distance_bias", bias, torch.float32, tuple(bias.shape))
+    distances, distance_tensors = pack_distances(block, dtype)
     native = C.Block(
         precision=parts["qkv"].precision,
         activation=getattr(C.Activation, block.activation),
@@ -145,13 +139,11 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
         scale=block.scale,
         attention_norm=attention_norm,
         output_norm=output_norm,
-        distance_bias=bias_at,
         distances=distances,
         **{name: part.native for name, part in parts.items()},
     )
     tensors = [*attention_tensors, *output_tensors, *(t for part in parts.values() for t in part.tensors)]
-    tensors += [] if bias is None else [bias]
-    return PreparedBlock(native, hidden, C.kept_stride(native), tuple(tensors))
+    return PreparedBlock(native, hidden, C.kept_stride(native), (*tensors, *distance_tensors))
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:

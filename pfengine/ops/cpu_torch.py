@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, AnyQueries, Attentive, Block, Exit, Pooling, Queries, bias_of, reference
+from . import Activation, AnyQueries, Attentive, Block, Exit, Pooling, Queries, distances, reference
+from .distances import Distances, distance_scores
 from .reference import (
     PreparedAttentive,
     PreparedBlock,
@@ -134,7 +135,11 @@ def _linear_in_blocks(x: Tensor, weights: Linear, activation: Activation) -> Ten
 
 
 def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
-    return reference.prepared(block, dtype, prepare_linear)
+    def heads(table: Tensor) -> list[Linear]:
+        return [prepare_linear(of_head, torch.zeros_like(of_head[:, 0]), dtype) for of_head in table]
+
+    prepared = reference.prepared(block, dtype, prepare_linear)
+    return prepared._replace(distances=distances.prepared(block.distances, lambda bias: bias.to(dtype), heads))
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
@@ -159,7 +164,7 @@ def attention(
     num_heads: int,
     scale: float,
     queries: Queries | None = None,
-    distance_bias: Tensor | None = None,
+    by_distance: Distances | None = None,
 ) -> Tensor:
     """One fused call for each run of rows of equal length. Batches are sorted by length, so runs are long.
 
@@ -178,14 +183,14 @@ def attention(
             stop += 1
         group = qkv[bounds[start] : bounds[stop]].view(stop - start, length, 3, num_heads, -1)
         count = 1 if first_only else length
-        y = _attend(group.permute(2, 0, 3, 1, 4), count, scale, distance_bias)
+        y = _attend(group.permute(2, 0, 3, 1, 4), count, scale, by_distance)
         target = out[start:stop] if first_only else out[bounds[start] : bounds[stop]]
         target.view(stop - start, count, num_heads, width // num_heads).copy_(y.transpose(1, 2))
         start = stop
     return out if first_only or queries is None else out.index_select(0, queries.tokens)
 
 
-def _attend(qkv: Tensor, queries: int, scale: float, distance_bias: Tensor | None) -> Tensor:
+def _attend(qkv: Tensor, queries: int, scale: float, by_distance: Distances | None) -> Tensor:
     """Attention of the first `queries` tokens: [3, rows, heads, tokens, d] -> [rows, heads, queries, d].
 
     torch's kernel gives each thread scratch of queries x (tokens + d + 2) floats, for up to 32 queries at a time. A
@@ -198,10 +203,16 @@ def _attend(qkv: Tensor, queries: int, scale: float, distance_bias: Tensor | Non
         q, k, v = (torch.cat([x, x]) for x in (q, k, v))
     q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
     bias = None
-    if distance_bias is not None:  # of queries that are padding: any
+    if by_distance is not None:  # of queries that are padding: any
         places = torch.arange(q.shape[2], dtype=torch.int64, device="cpu").clamp(max=queries - 1)
-        bias = bias_of(distance_bias, places, k.shape[2]).expand(len(q), -1, -1, -1)
+        bias = distance_scores(q, k, places, scale, by_distance, _multiply_heads).expand(len(q), -1, -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)[:rows, :, :queries]
+
+
+def _multiply_heads(x: Tensor, tables: list[Linear]) -> Tensor:
+    """As `distances.multiply`: [rows, heads, n, d] -> [rows, heads, n, buckets], one packed table per head."""
+    products = [linear(x[:, head].flatten(0, 1), table, "none") for head, table in enumerate(tables)]
+    return torch.stack([product.view(*x[:, 0].shape[:2], -1) for product in products], dim=1)
 
 
 def prepare_queries(queries: Tensor) -> Linear:

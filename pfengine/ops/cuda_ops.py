@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.attention import attention
+from ..kernels.attention import Distances, attention
 from ..kernels.embedding import embed as embed_kernel
 from ..kernels.imitation_pooled import imitation_pooled
 from ..kernels.layer_norm import Others, add_layer_norm
@@ -79,8 +79,9 @@ def run_linear(x: Tensor, weights: Linear, activation: Activation, count: Tensor
 
 
 def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embedding:
-    word, position = (table.to(dtype).contiguous() for table in tables[:2])
-    token_type = None if tables[2] is None else tables[2].to(dtype).contiguous()
+    word, *others = tables
+    position, token_type = (None if table is None else table.to(dtype).contiguous() for table in others)
+    word = word.to(dtype).contiguous()
     return Embedding((word, position, token_type), _norm(norm))
 
 
@@ -97,9 +98,13 @@ def run_embed(
 
 def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     prepared = reference.prepared(block, dtype, prepare_linear)
-    bias = None if block.distance_bias is None else block.distance_bias.float().contiguous()
+    distances = None
+    if block.distances is not None:
+        dtypes = (torch.float32, torch.int32, dtype, dtype)
+        parts = zip(block.distances, dtypes, strict=True)
+        distances = Distances(*(None if part is None else part.to(kind).contiguous() for part, kind in parts))
     return prepared._replace(
-        attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm), distance_bias=bias
+        attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm), distances=distances
     )
 
 
@@ -194,14 +199,12 @@ def run_block(
         asked = run_linear(x, _of_queries(weights), "none", tokens, source_rows=of_queries)
         attended = attention(
             kept, bounds, weights.num_heads, weights.scale, longest, rows, (asked, query_bounds),
-            weights.distance_bias, places,
+            weights.distances, places,
         )  # fmt: skip
         token_sources = of_queries
     else:
         qkv = run_linear(x, weights.qkv, "none", tokens, source_rows=token_sources)
-        attended = attention(
-            qkv, bounds, weights.num_heads, weights.scale, longest, rows, queries, weights.distance_bias
-        )
+        attended = attention(qkv, bounds, weights.num_heads, weights.scale, longest, rows, queries, weights.distances)
         if queries == "first":
             tokens, token_sources = rows, bounds[:-1] if first_sources is None else first_sources
     total = run_linear(attended, weights.attention_output, "none", tokens, add=x, add_source_rows=token_sources)

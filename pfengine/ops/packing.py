@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import extension
 from ..errors import ConfigError
 from ..extension import address
-from . import Activation
+from . import Activation, Block
 from .quantisation import quantise_weight
 
 if TYPE_CHECKING:
@@ -136,3 +136,40 @@ def _halves(numbers: Tensor) -> Tensor:
     """int8 [out, in] of -7 to 7 to int8 [out, in / 2]. A word holds 8, the first 4 in the low halves of its bytes."""
     words = F.pad(numbers, (0, -numbers.shape[1] % 8)).unflatten(1, (-1, 2, 4))
     return (words[:, :, 1] * 16 + (words[:, :, 0] & 15)).flatten(1)
+
+
+def pack_distances(block: Block, dtype: torch.dtype) -> tuple[_C.Distances | None, tuple[Tensor, ...]]:
+    """What a block's scores have from distances, and the tensors that it holds the addresses of.
+
+    _C reads whole vectors of neighbouring distances, so that buckets are written out: of `keys` by j - i, of `queries`
+    by i - j. It adds the bias before it scales.
+    """
+    distances = block.distances
+    if distances is None:
+        return None, ()
+    C, heads, stride = extension._C, block.num_heads, 2 * distances.most - 1 + extension._C.DISTANCE_ZEROS
+    number = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    words = len(block.qkv[1]) // (3 * heads) * number.itemsize // 4
+    bias = keys = queries = None
+    if distances.bias is not None:
+        bias = F.pad(distances.bias.float() / block.scale, (0, C.DISTANCE_ZEROS)).contiguous()
+    if distances.bucket is not None:
+        keys, queries = (
+            None if table is None else _pack_distances(table[:, bucket].to(number))
+            for table, bucket in ((distances.keys, distances.bucket), (distances.queries, distances.bucket.flip(0)))
+        )
+    native = C.Distances(
+        heads=heads,
+        words=words,
+        most=distances.most,
+        bias=address("bias", bias, torch.float32, (heads, stride)),
+        keys=address("keys", keys, torch.int32, (heads, words, stride)),
+        queries=address("queries", queries, torch.int32, (heads, words, stride)),
+    )
+    return native, tuple(x for x in (bias, keys, queries) if x is not None)
+
+
+def _pack_distances(table: Tensor) -> Tensor:
+    """[heads, distances, d] of 4- or 2-byte numbers -> int32 [heads, words of d, distances and zeros]."""
+    words = table.contiguous().view(torch.int32).transpose(1, 2)
+    return F.pad(words, (0, extension._C.DISTANCE_ZEROS)).contiguous()

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Activation, AnyQueries, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, TokenPooling, bias_of
+from . import Activation, AnyQueries, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, TokenPooling, distances
 from .decide import signal as signal
+from .distances import Distances, distance_scores
 from .flight import Carrier
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
 
@@ -32,7 +33,7 @@ class Embedding(NamedTuple):
 
 
 class PreparedBlock(NamedTuple):
-    """`Block`, its linear layers and norms prepared."""
+    """`Block`, its linear layers, norms and distances prepared."""
 
     qkv: Any
     attention_output: Any
@@ -43,7 +44,7 @@ class PreparedBlock(NamedTuple):
     num_heads: int
     scale: float
     activation: Activation
-    distance_bias: Tensor | None
+    distances: Any | None
 
 
 class Imitation(NamedTuple):
@@ -99,9 +100,9 @@ def prepare_norm(norm: Norm, dtype: torch.dtype) -> Norm:
 
 def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embedding:
     dtype = torch.float32 if dtype == torch.int8 else dtype
-    word, position, token_type = tables
-    token_type = None if token_type is None else token_type.to(dtype)
-    return Embedding((word.to(dtype), position.to(dtype), token_type), prepare_norm(norm, dtype))
+    word, *others = tables
+    position, token_type = (None if table is None else table.to(dtype) for table in others)
+    return Embedding((word.to(dtype), position, token_type), prepare_norm(norm, dtype))
 
 
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
@@ -109,7 +110,8 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
     x = F.embedding(ids, word)
     if token_type is not None:
         x = x + F.embedding(types, token_type)
-    x = x + F.embedding(positions, position)
+    if position is not None:
+        x = x + F.embedding(positions, position)
     return F.layer_norm(x, x.shape[-1:], *weights.norm)
 
 
@@ -130,7 +132,7 @@ def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor
         num_heads=block.num_heads,
         scale=block.scale,
         activation=block.activation,
-        distance_bias=None if block.distance_bias is None else block.distance_bias.to(small),
+        distances=distances.prepared(block.distances, lambda x: x.to(small), lambda x: x.to(small)),
     )
 
 
@@ -162,7 +164,7 @@ def composed(
     queries: AnyQueries,
     kept: Tensor | None,
     linear: Callable[[Tensor, Any, Activation], Tensor],
-    attention: Callable[[Tensor, Tensor, int, float, Queries | None, Tensor | None], Tensor],
+    attention: Callable[[Tensor, Tensor, int, float, Queries | None, Distances | None], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """`block_sums` for an op set with this `linear` and `attention`. kept: queries, keys and values of all tokens."""
     if queries == "first":
@@ -170,7 +172,7 @@ def composed(
         queries = Queries(cu_seqlens[:-1], rows)
     asked = None if queries == "all" else queries
     qkv = linear(x, weights.qkv, "none") if kept is None else kept
-    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, asked, weights.distance_bias)
+    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, asked, weights.distances)
     x = x if asked is None else x.index_select(0, asked.tokens)
     x = add_layer_norm(linear(attended, weights.attention_output, "none"), x, weights.attention_norm)
     inner = linear(x, weights.intermediate, weights.activation)
@@ -192,7 +194,7 @@ def attention(
     num_heads: int,
     scale: float,
     queries: Queries | None = None,
-    distance_bias: Tensor | None = None,
+    by_distance: Distances | None = None,
 ) -> Tensor:
     """Attention of all tokens, or of the queries: [T, 3 heads d] -> [T or Q, heads d]."""
     bounds = cu_seqlens.tolist()
@@ -205,8 +207,8 @@ def attention(
             places = queries.tokens[asked[row] : asked[row + 1]] - start
             q = q.index_select(1, places)
         scores = q @ k.transpose(1, 2) * scale
-        if distance_bias is not None:
-            scores = scores + bias_of(distance_bias, places, stop - start)
+        if by_distance is not None:
+            scores = scores + distance_scores(q, k, places, scale, by_distance)
         y = torch.softmax(scores, dim=-1) @ v
         rows.append(y.transpose(0, 1).flatten(1))
     return torch.cat(rows) if rows else qkv.new_empty(0, qkv.shape[1] // 3)

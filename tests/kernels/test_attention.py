@@ -6,20 +6,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfengine.kernels.attention import attention
-from pfengine.ops import bias_of
+from pfengine.kernels.attention import Distances, attention
+from pfengine.ops.distances import Distances as Parts
+from pfengine.ops.distances import distance_scores
 
 
 def formula(
-    qkv: Tensor, lengths: list[int], heads: int, scale: float, first_only: bool, bias: Tensor | None = None
+    qkv: Tensor, lengths: list[int], heads: int, scale: float, first_only: bool, distances: Distances | None = None
 ) -> Tensor:
     out = []
     for row in qkv.split(lengths):
         q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in row.chunk(3, dim=1))
         q = q[:, :1] if first_only else q
         scores = (q @ k.mT).float().to(torch.promote_types(qkv.dtype, torch.float32)) * scale
-        if bias is not None:
-            scores = scores + bias_of(bias, torch.arange(q.shape[1], device=qkv.device), len(row))
+        if distances is not None:
+            parts = Parts(
+                *(
+                    None if part is None else part.long() if i == 1 else part.to(scores.dtype)
+                    for i, part in enumerate(distances)
+                )
+            )
+            places = torch.arange(q.shape[1], device=qkv.device)
+            scores = scores + distance_scores(q.to(scores.dtype), k.to(scores.dtype), places, scale, parts)
         p = torch.softmax(scores, -1)
         out.append((p.to(qkv.dtype) @ v).transpose(0, 1).flatten(1))
     return torch.cat(out)
@@ -43,30 +51,47 @@ def test_attention(
     check(ours, formula, [qkv[:kept], lengths[:used], heads, size**-0.5, queries == "first"])
 
 
+PARTS = [("bias",), ("keys",), ("queries",), ("bias", "keys", "queries")]
+
+
+def some_distances(
+    draw: Any, parts: tuple[str, ...], heads: int, size: int, most: int, dtype: torch.dtype
+) -> Distances:
+    bias, buckets = 2 * draw(heads, 2 * most - 1, dtype=torch.float32), 11
+    bucket = torch.arange(2 * most - 1, dtype=torch.int32, device=bias.device) * 7 % buckets
+    tables = {name: draw(heads, buckets, size, dtype=dtype) for name in ("keys", "queries")}
+    made = Distances(bias, None if parts == ("bias",) else bucket, **tables)
+    return made._replace(**{name: None for name in ("bias", "keys", "queries") if name not in parts})
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=", ".join)
 @pytest.mark.parametrize("queries", ["all", "first"])
-def test_biases_by_distance(
-    draw: Any, count: Any, check: Any, device: torch.device, dtype: torch.dtype, queries: Any
+def test_scores_of_distances(
+    draw: Any, count: Any, check: Any, device: torch.device, dtype: torch.dtype, queries: Any, parts: tuple[str, ...]
 ) -> None:
     lengths, heads, size = [5, 1, 70, 33], 2, 20
-    qkv, bias = draw(sum(lengths), 3 * heads * size, dtype=dtype), 2 * draw(heads, 2 * 70 - 1, dtype=torch.float32)
+    qkv = draw(sum(lengths), 3 * heads * size, dtype=dtype)
+    distances = some_distances(draw, parts, heads, size, 70, dtype)
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
-    ours = attention(qkv, bounds, heads, size**-0.5, 128, count(4), queries, bias)
-    check(ours, formula, [qkv, lengths, heads, size**-0.5, queries == "first", bias])
+    ours = attention(qkv, bounds, heads, size**-0.5, 128, count(4), queries, distances)
+    check(ours, formula, [qkv, lengths, heads, size**-0.5, queries == "first", distances])
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_a_list_of_queries(draw: Any, count: Any, device: torch.device, dtype: torch.dtype, biased: bool) -> None:
+@pytest.mark.parametrize("parts", [(), *PARTS], ids=", ".join)
+def test_a_list_of_queries(
+    draw: Any, count: Any, device: torch.device, dtype: torch.dtype, parts: tuple[str, ...]
+) -> None:
     lengths, heads, size = [5, 40, 3, 7], 2, 32
     qkv = draw(sum(lengths), 3 * heads * size, dtype=dtype)
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
-    bias = draw(heads, 2 * 40 - 1, dtype=torch.float32) if biased else None
-    every = attention(qkv, bounds, heads, 0.2, 40, count(4), "all", bias)
+    distances = some_distances(draw, parts, heads, size, 40, dtype) if parts else None
+    every = attention(qkv, bounds, heads, 0.2, 40, count(4), "all", distances)
     tokens = torch.tensor([1, 4, 5, 20, 44, 51, 54], device=device)  # none of the third row
     of_rows = torch.tensor([0, 2, 5, 5, 7], dtype=torch.int32, device=device)
     width = heads * size
     q, kv = qkv[tokens, :width].contiguous(), qkv[:, width:].contiguous()
     kv[48:] = float("nan")  # the fourth row is not read
-    some = attention(kv, bounds, heads, 0.2, 40, count(3), (q, of_rows), bias, tokens)
+    some = attention(kv, bounds, heads, 0.2, 40, count(3), (q, of_rows), distances, tokens)
     assert some.shape == (7, width)
     assert torch.equal(some[:5], every[tokens[:5]])
 
@@ -123,9 +148,14 @@ def test_wrong_arguments_are_refused() -> None:
         attention(qkv, bounds, 2, 1.0, 0, used)
     with pytest.raises(ValueError, match=r"bounds of queries is torch.int32 \[3\]"):
         attention(qkv, bounds, 2, 1.0, 3, used, (torch.zeros(2, 12), torch.zeros(3, dtype=torch.int32)))
-    with pytest.raises(ValueError, match=r"distance_bias is torch.float32 \[3, 5\]"):
-        attention(qkv, bounds, 2, 1.0, 3, used, "all", torch.zeros(3, 5))
-    with pytest.raises(ValueError, match="has 6 distances, expected as many ahead as behind"):
-        attention(qkv, bounds, 2, 1.0, 3, used, "all", torch.zeros(2, 6))
+    with pytest.raises(ValueError, match=r"bias of distances is torch.float32 \[3, 5\]"):
+        attention(qkv, bounds, 2, 1.0, 3, used, "all", Distances(torch.zeros(3, 5)))
+    with pytest.raises(ValueError, match="are 6 distances, expected as many ahead as behind"):
+        attention(qkv, bounds, 2, 1.0, 3, used, "all", Distances(torch.zeros(2, 6)))
+    bucket = torch.zeros(5, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"keys of distances is torch.float32 \[2, 9, 5\]"):
+        attention(qkv, bounds, 2, 1.0, 3, used, "all", Distances(None, bucket, torch.zeros(2, 9, 5)))
+    with pytest.raises(ValueError, match=r"buckets of distances is torch.int64 \[5\]"):
+        attention(qkv, bounds, 2, 1.0, 3, used, "all", Distances(None, bucket.long(), torch.zeros(2, 9, 4)))
     with pytest.raises(ValueError, match="query_tokens is given without"):
-        attention(qkv, bounds, 2, 1.0, 3, used, "all", torch.zeros(2, 5), torch.zeros(3, dtype=torch.int32))
+        attention(qkv, bounds, 2, 1.0, 3, used, "all", Distances(torch.zeros(2, 5)), torch.zeros(3, dtype=torch.int32))

@@ -88,6 +88,7 @@ def test_every_head(
         ("distilbert", "classifier"),
         ("electra", "authors"),
         ("mpnet", "authors"),
+        ("deberta-v2", "authors"),
         ("electra", "classifier"),
     ],
 )

@@ -55,6 +55,13 @@ def norm(size: int) -> Any:
     return C.Norm(weight=room(size), bias=room(size), eps=1e-5)
 
 
+def distances(heads: int, head_size: int, most: int, dtype: torch.dtype) -> Any:
+    """Of rows of up to `most` tokens; the longest row reads the last of them."""
+    words, stride = head_size // (1 if dtype == torch.float32 else 2), 2 * most - 1 + C.DISTANCE_ZEROS
+    tables = {name: room(heads, words, stride) for name in ("keys", "queries")}
+    return C.Distances(heads=heads, words=words, most=most, bias=room(heads, stride), **tables)
+
+
 def run_everything(dtype: torch.dtype, head_size: int) -> None:
     heads, hidden, inner, rows, tokens = 2, 2 * head_size + 1, 31, 3, 26
     precision = getattr(C.Precision, {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}[dtype])
@@ -62,8 +69,8 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
              "intermediate": (hidden, inner), "output": (inner, hidden)}  # fmt: skip
     block = C.Block(
         precision=precision, activation=C.Activation.gelu, heads=heads, head_size=head_size, scale=0.2,
-        attention_norm=norm(hidden), output_norm=norm(hidden), distances=17,
-        distance_bias=room(heads, 2 * 17 - 1 + C.BIAS_ZEROS), **{k: linear(*v, dtype) for k, v in sizes.items()},
+        attention_norm=norm(hidden), output_norm=norm(hidden), distances=distances(heads, head_size, 17, dtype),
+        **{k: linear(*v, dtype) for k, v in sizes.items()},
     )  # fmt: skip
     x = at_the_end(torch.randn(tokens, hidden))
     borders = at_the_end(torch.tensor([0, 1, 9, 26]).int())

@@ -12,6 +12,8 @@ from pfengine import extension
 from pfengine.errors import ConfigError
 from pfengine.ops import Block, Norm, cpu, reference
 
+from .distances import random_distances
+
 if not extension.has_cpu():
     pytest.skip(extension.status(), allow_module_level=True)
 
@@ -61,8 +63,8 @@ def in_float64(block: Block) -> Block:
     def double(x: Any) -> Any:
         if isinstance(x, tuple):
             parts = [double(value) for value in x]
-            return Norm(*parts) if isinstance(x, Norm) else tuple(parts)
-        return x.double() if isinstance(x, torch.Tensor) else x
+            return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+        return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
     return Block(*map(double, block))
 
@@ -95,11 +97,13 @@ def test_block_of_every_activation(activation: str, dtype: torch.dtype, instruct
     check_block(random_block(48, 4, 12, 72, activation), dtype, [3, 20])
 
 
+@pytest.mark.parametrize("parts", [("bias",), ("keys",), ("queries",), ("keys", "queries")], ids=", ".join)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_block_biased_by_distance(dtype: torch.dtype, instructions: str) -> None:
-    lengths = [1, 20, 70, 33]
-    block = random_block(48, 4, 12, 72)._replace(distance_bias=torch.randn(4, 2 * max(lengths) - 1))
-    check_block(block, dtype, lengths)
+def test_scores_of_distances(dtype: torch.dtype, parts: tuple[str, ...], instructions: str) -> None:
+    lengths = [1, 20, 70, 33, 140]
+    distances = random_distances(4, 12, max(lengths), 30)
+    others = {name: None for name in ("bias", "keys", "queries") if name not in parts}
+    check_block(random_block(48, 4, 12, 72)._replace(distances=distances._replace(**others)), dtype, lengths)
 
 
 def check_block(block: Block, dtype: torch.dtype, lengths: list[int]) -> None:

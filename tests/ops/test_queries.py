@@ -12,6 +12,8 @@ from torch import Tensor
 from pfengine import extension
 from pfengine.ops import Block, Norm, Queries, cpu, cpu_torch, reference
 
+from .distances import random_distances
+
 LENGTHS = [1, 3, 1, 17, 64, 2, 33, 1, 130, 5]
 BOUNDS = torch.tensor([0, *LENGTHS]).cumsum(0).int()
 TOKENS = int(BOUNDS[-1])
@@ -32,7 +34,7 @@ LISTS: dict[str, Tensor] = {  # is the token a query?
 needs_native = pytest.mark.skipif(not extension.has_cpu(), reason=extension.status())
 
 
-def make_block(hidden: int, heads: int, size: int, inner: int, biased: bool = False) -> Block:
+def make_block(hidden: int, heads: int, size: int, inner: int, distant: bool = False) -> Block:
     torch.manual_seed(hidden)
 
     def linear(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +44,7 @@ def make_block(hidden: int, heads: int, size: int, inner: int, biased: bool = Fa
     return Block(
         linear(3 * heads * size, hidden), linear(hidden, heads * size), norms[0], linear(inner, hidden),
         linear(hidden, inner), norms[1], heads, size**-0.5, "gelu",
-        distance_bias=torch.randn(heads, 2 * max(LENGTHS) - 1) if biased else None,
+        distances=random_distances(heads, size, max(LENGTHS)) if distant else None,
     )  # fmt: skip
 
 
@@ -86,10 +88,10 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_op_sets(op_set: Any, biased: bool) -> None:
+@pytest.mark.parametrize("distant", [False, True])
+def test_op_sets(op_set: Any, distant: bool) -> None:
     sizes = (48, 3, 16, 77) if op_set is cpu_torch else (40, 5, 8, 77)
-    x, weights = torch.randn(TOKENS, sizes[0]), op_set.prepare_block(make_block(*sizes, biased), torch.float32)
+    x, weights = torch.randn(TOKENS, sizes[0]), op_set.prepare_block(make_block(*sizes, distant), torch.float32)
     whole, kept = op_set.block(x, BOUNDS, weights), op_set.keys_values(x, BOUNDS, weights)
     # plain torch multiplies other numbers of rows in another order
     tolerance = {"atol": 1e-5 if op_set is reference else 0.0, "rtol": 0.0}
@@ -103,8 +105,8 @@ def test_op_sets(op_set: Any, biased: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 def test_every_instruction_set(instructions: str, dtype: torch.dtype, threads: int) -> None:
-    for *sizes, biased in ((64, 2, 32, 130, False), (33, 2, 18, 31, True)):
-        x, weights = torch.randn(TOKENS, sizes[0]), cpu.prepare_block(make_block(*sizes, biased), dtype)
+    for *sizes, distant in ((64, 2, 32, 130, False), (33, 2, 18, 31, True)):
+        x, weights = torch.randn(TOKENS, sizes[0]), cpu.prepare_block(make_block(*sizes, distant), dtype)
         whole, sums = cpu.block_sums(x, BOUNDS, weights)
         assert torch.equal(cpu.block(x, BOUNDS, weights), whole)
         assert torch.equal(cpu.output_norm(sums, weights), whole)
@@ -165,7 +167,7 @@ def test_what_does_not_fit_is_refused() -> None:
         cpu.block(x, BOUNDS, weights, Queries(queries.tokens.long(), queries.bounds))
     with pytest.raises(ValueError, match="query 9 is token 251, expected tokens of row 9, which are 252 to 256"):
         cpu.block(x, BOUNDS, weights, Queries(queries.tokens[[*range(9), 8]], queries.bounds))
-    short = make_block(40, 5, 8, 77)._replace(distance_bias=torch.randn(5, 2 * max(LENGTHS) - 3))
+    short = make_block(40, 5, 8, 77)._replace(distances=random_distances(5, 8, max(LENGTHS) - 1))
     with pytest.raises(ValueError, match=f"a row has {max(LENGTHS)} tokens, expected at most {max(LENGTHS) - 1}"):
         cpu.block(x, BOUNDS, cpu.prepare_block(short, torch.float32))
     kept = cpu.keys_values(x, BOUNDS, weights)

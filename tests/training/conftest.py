@@ -17,6 +17,11 @@ from ..conftest import own_names
 
 GOOD, BAD, FILL = ("good", "fine", "great"), ("bad", "poor", "awful"), ("film", "plot", "a", "the", "is", "very")
 
+DISENTANGLED = {
+    "relative_attention": True, "position_buckets": 8, "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
+    "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0, "embedding_size": 48,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,7 +57,7 @@ def relatives(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         sizes = {
             "vocab_size": 16, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
             "intermediate_size": 64, "max_position_embeddings": 40, "embedding_size": 24, "model_type": family,
-        }  # fmt: skip
+        } | (DISENTANGLED if family == "deberta-v2" else {})  # fmt: skip
         config = transformers.AutoConfig.for_model(**own_names(sizes))
         transformers.AutoModel.from_config(config).save_pretrained(path)
         return path

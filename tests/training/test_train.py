@@ -58,8 +58,10 @@ def test_trains_writes_and_calibrates(encoder: Path, rows: Path, tmp_path: Path,
         ("distilbert", {"system": "full-model"}),
         ("electra", {}),
         ("mpnet", {"layers": 2}),
+        ("deberta-v2", {"layers": 2}),
+        ("deberta-v2", {"system": "full-model"}),
     ],
-    ids=["bert", "distilbert", "distilbert's own head", "electra", "mpnet"],
+    ids=["bert", "distilbert", "distilbert's own head", "electra", "mpnet", "deberta-v2", "deberta-v2's own head"],
 )
 def test_engine_answers_as_the_trained_model(
     encoder: Path, relatives: Callable[[str], Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
