@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import models
@@ -23,6 +24,7 @@ from .rows import Row, make_rows, padded
 
 CALIBRATION_ROWS = 30
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # in the order of BertForSequenceClassification's arguments
+FAMILY = "family-"
 
 
 def source(model: Model) -> Path:
@@ -31,7 +33,20 @@ def source(model: Model) -> Path:
         return random_checkpoint(CACHE, model, "classifier")
     if model == BUNDLED:
         return open_checkpoint().path
+    if model.startswith(FAMILY):
+        return models.family_checkpoint(CACHE, model.removeprefix(FAMILY))
     return random_checkpoint(CACHE, int(model.removeprefix("random-")), "authors")
+
+
+def inputs(model: Model) -> tuple[str, ...]:
+    """Those of INPUTS that it takes: some families have no token types."""
+    return INPUTS[:2] if model in {FAMILY + kind for kind in ("distilbert", "mpnet", "deberta-v2")} else INPUTS
+
+
+def batch_of(model: Model, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """A padded batch as the model takes it."""
+    batch = padded(rows)
+    return {name: batch[name] for name in inputs(model)}
 
 
 def rows_of(model: Model, n: int, seed: int = 0) -> list[Row]:
@@ -40,7 +55,14 @@ def rows_of(model: Model, n: int, seed: int = 0) -> list[Row]:
 
 
 def load_transformers(model: Model, dtype: torch.dtype) -> Any:
-    """A module from INPUTS to logits, or to an object that has `logits`."""
+    """A module from `inputs` to logits, or to an object that has `logits`."""
+    if isinstance(model, str) and model.startswith(FAMILY):
+        from transformers import AutoModelForSequenceClassification
+
+        of_family = AutoModelForSequenceClassification.from_pretrained(
+            source(model), dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+        return of_family.eval()
     if isinstance(model, str):
         return FullDepth(Eager(open_checkpoint() if model == BUNDLED else read(source(model)))).eval().to(dtype)
     from transformers import BertForSequenceClassification
@@ -56,7 +78,7 @@ def openvino_fp32(model: Model) -> Path:
     def make(directory: Path) -> None:
         import openvino
 
-        converted = openvino.convert_model(load_transformers(model, torch.float32), example_input=_example())
+        converted = openvino.convert_model(load_transformers(model, torch.float32), example_input=_example(model))
         openvino.save_model(converted, directory / "model.xml", compress_to_fp16=False)
 
     return kept("openvino", model, "fp32", make) / "model.xml"
@@ -70,7 +92,7 @@ def openvino_int8(model: Model) -> Path:
         import openvino
 
         plain = openvino.Core().read_model(openvino_fp32(model))
-        rows = [padded([row]) for row in rows_of(model, CALIBRATION_ROWS, seed=2)]
+        rows = [batch_of(model, [row]) for row in rows_of(model, CALIBRATION_ROWS, seed=2)]
         quantised = nncf.quantize(
             plain, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION_ROWS
         )
@@ -81,14 +103,14 @@ def openvino_int8(model: Model) -> Path:
 
 def onnx_fp32(model: Model) -> Path:
     def make(directory: Path) -> None:
-        example = _example()
+        example, names = _example(model), inputs(model)
         torch.onnx.export(
             load_transformers(model, torch.float32),
-            tuple(example[name] for name in INPUTS),
+            tuple(example[name] for name in names),
             directory / "model.onnx",
-            input_names=list(INPUTS),
+            input_names=list(names),
             output_names=["logits"],
-            dynamic_axes={name: {0: "rows", 1: "tokens"} for name in INPUTS},
+            dynamic_axes={name: {0: "rows", 1: "tokens"} for name in names},
             dynamo=False,
         )
 
@@ -106,9 +128,9 @@ def onnx_int8(model: Model) -> Path:
     return kept("onnxruntime", model, "int8", make) / "model.onnx"
 
 
-def _example() -> dict[str, torch.Tensor]:
+def _example(model: Model) -> dict[str, torch.Tensor]:
     ids = torch.randint(1, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return {name: torch.from_numpy(array) for name, array in batch_of(model, ids.tolist()).items()}
 
 
 def place(package: str, model: Model, precision: str) -> Path:

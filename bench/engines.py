@@ -17,7 +17,7 @@ import pfengine
 
 from . import conversions
 from .knobs import CONTESTANTS, BatchSize, Model
-from .rows import PEERS_STREAM, Row, fixed_batches, padded
+from .rows import PEERS_STREAM, Row, fixed_batches
 
 Call = Callable[[list[Row]], np.ndarray]  # a batch of rows -> logits [rows, labels]
 
@@ -132,18 +132,19 @@ def first_line(error: BaseException) -> str:
 
 
 def _transformers(model: Model, precision: str) -> Call:
-    return _torch_call(conversions.load_transformers(model, DTYPES[precision]))
+    return _torch_call(model, conversions.load_transformers(model, DTYPES[precision]))
 
 
 def _compiled(model: Model, precision: str) -> Call:
-    return _torch_call(torch.compile(conversions.load_transformers(model, DTYPES[precision]), dynamic=True))
+    compiled = torch.compile(conversions.load_transformers(model, DTYPES[precision]), dynamic=True)
+    return _torch_call(model, compiled)
 
 
-def _torch_call(model: Any) -> Call:
+def _torch_call(model: Model, module: Any) -> Call:
     @torch.inference_mode()
     def call(rows: list[Row]) -> np.ndarray:
-        batch = {name: torch.from_numpy(array) for name, array in padded(rows).items()}
-        out = model(**batch)
+        batch = {name: torch.from_numpy(array) for name, array in conversions.batch_of(model, rows).items()}
+        out = module(**batch)
         return getattr(out, "logits", out).float().numpy()
 
     return call
@@ -156,7 +157,7 @@ def _onnx_runtime(model: Model, precision: str) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda rows: session.run(None, padded(rows))[0]
+    return lambda rows: session.run(None, conversions.batch_of(model, rows))[0]
 
 
 def _openvino(model: Model, precision: str) -> Call:
@@ -171,7 +172,7 @@ def _openvino(model: Model, precision: str) -> Call:
     }
     request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
     # copied: the next call overwrites what the request returns
-    return lambda rows: request.infer(padded(rows))[0].copy()
+    return lambda rows: request.infer(conversions.batch_of(model, rows))[0].copy()
 
 
 def _pfengine(model: Model, precision: str) -> Call:

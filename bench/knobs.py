@@ -26,7 +26,8 @@ PICTURES = os.environ.get("PFENGINE_BENCH_PICTURES")  # a directory
 
 BatchSize = int | None  # None: "stream"
 BUNDLED = "bundled"
-# a hidden size: random weights and a classifier; of the overview BUNDLED, or "random-768" for random weights and exits
+# a hidden size: random weights and a classifier; "family-electra": those of another family; of the overview BUNDLED, or
+# "random-768" for random weights and exits
 Model = int | str
 
 

@@ -28,6 +28,20 @@ EXIT_HEADS: dict[str, tuple[dict[str, Any], int]] = {  # with the number of laye
     "authors, every second layer": (PAST_FUTURE, 2),
     "folded": (PAST_FUTURE | {"learner": "linear"}, 1),
 }
+BASE = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY, "max_position_embeddings": 512}  # transformers' rest
+FAMILIES: dict[str, dict[str, Any]] = {  # config.json of a model of base size, by model_type
+    "distilbert": {"vocab_size": VOCABULARY, "n_layers": 6},
+    "electra": BASE | {
+        "embedding_size": 768, "hidden_size": 768, "num_attention_heads": HEADS_OF_ATTENTION, "intermediate_size": 3072,
+    },
+    "mpnet": BASE | {"max_position_embeddings": 514},
+    "deberta-v2": BASE | {  # version 3
+        "hidden_size": 768, "num_attention_heads": HEADS_OF_ATTENTION, "intermediate_size": 3072,
+        "relative_attention": True, "position_buckets": 256, "max_relative_positions": -1, "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm", "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+}  # fmt: skip
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -59,6 +73,19 @@ def random_tagger(directory: Path, hidden: int) -> Path:
         "exit_layers": list(range(1, LAYERS + 1)),
     }  # fmt: skip
     return kept(directory / f"tagger-{hidden}", lambda stage: write(stage, hidden, manifest, tensors))
+
+
+def family_checkpoint(directory: Path, kind: str) -> Path:
+    """A classifier of another family with random weights, as transformers makes and saves it."""
+
+    def make(stage: Path) -> None:
+        import transformers
+
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(kind, num_labels=LABELS, **FAMILIES[kind])
+        transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(stage)
+
+    return kept(directory / kind, make)
 
 
 def write(stage: Path, hidden: int, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:

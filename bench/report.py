@@ -19,12 +19,14 @@ Record = dict[str, Any]
 PEERS = ("transformers", "openvino", "nncf", "onnx", "onnxruntime")
 
 EXITS: dict[int, list[Record]] = {}  # batch size -> records of test_exits
-TABLES: dict[str, list[Record]] = {"full_depth": [], "latency": [], "replay": [], "head": [], "quality": []}
+TABLES: dict[str, list[Record]] = {"full_depth": [], "latency": [], "replay": [], "head": [], "families": [],
+                                       "quality": []}  # fmt: skip
 TITLES = {
     "full_depth": "full depth, no exits: fixed batches by length; in a stream pfengine makes its own, peers 32 rows",
     "latency": "full depth, one row a call",
     "replay": "exits replayed, speed-ups against the same engine with exits off",
     "head": "every exit tested, no row leaves: time beyond that of the encoder with no exits, in thrice the rounds",
+    "families": "other encoder families of base size, full depth, rows of 25 tokens",
     "quality": "the bundled checkpoint: labels as fp32's of the same weights at full depth, and with its own exits",
 }
 # key, heading, format
@@ -63,6 +65,14 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("head", "head", "<s"),
         ("share_of_encoder", "of the encoder", ".1%"),
         ("share_beyond_bare_exits", "beyond bare exits", ".1%"),
+    ),
+    "families": (
+        ("family", "family", "<s"),
+        ("batch_size", "batch", "s"),
+        ("contestant", "contestant", "<s"),
+        ("rows_per_second", "rows/s", ".1f"),
+        ("speedup_over_best_peer", "over the best peer", ".2f"),
+        ("speedup_over_openvino", "over OpenVINO", ".2f"),
     ),
     "quality": (
         ("contestant", "contestant", "<s"),

@@ -34,6 +34,10 @@ OP_SETS = ("cpu", "cpu_torch", "reference")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
+DISENTANGLED = {  # as DeBERTa-v3 has it
+    "relative_attention": True, "position_buckets": 12, "max_relative_positions": -1, "pos_att_type": ["c2p", "p2c"],
+    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
+}  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {  # awkward on purpose: head sizes 12, 8, 10 and 7, no power of two
     "bert": {"model_type": "bert", "hidden_size": 48, "num_attention_heads": 4, "hidden_act": "gelu"},
     "roberta": {"model_type": "roberta", "hidden_size": 40, "num_attention_heads": 5, "hidden_act": "relu"},
@@ -45,10 +49,8 @@ SIZES: dict[str, dict[str, Any]] = {  # awkward on purpose: head sizes 12, 8, 10
     "electra": {
         "model_type": "electra", "hidden_size": 44, "num_attention_heads": 4, "hidden_act": "gelu", "embedding_size": 20
     },
-    "deberta-v2": {
+    "deberta-v2": DISENTANGLED | {
         "model_type": "deberta-v2", "hidden_size": 36, "num_attention_heads": 4, "hidden_act": "gelu",
-        "relative_attention": True, "position_buckets": 12, "max_relative_positions": -1, "pos_att_type": "p2c|c2p",
-        "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
     },
     "mpnet": {"model_type": "mpnet", "hidden_size": 45, "num_attention_heads": 5, "hidden_act": "gelu"},
 }  # fmt: skip
@@ -62,7 +64,8 @@ Make = Callable[..., Path]
 def own_names(raw: dict[str, Any]) -> dict[str, Any]:
     """config.json as BERT has it with the names of its own family."""
     family = FAMILIES[raw["model_type"]]
-    return {family.key(name): value for name, value in raw.items() if name not in family.lacks}
+    lacks = {*family.lacks, *(["embedding_size"] if family.embedding_projection is None else [])}
+    return {family.key(name): value for name, value in raw.items() if name not in lacks}
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ def architectures(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     }  # fmt: skip
     if kind == "deberta-v2":
         config |= {
-            "embedding_size": heads * head_size, "relative_attention": True, "share_att_key": draw(st.booleans()),
+            "relative_attention": True, "share_att_key": draw(st.booleans()),
             "pos_att_type": draw(st.sampled_from(["c2p", "p2c", "c2p|p2c"])),
             "position_buckets": draw(st.sampled_from([-1, 4, 60])), "norm_rel_ebd": "layer_norm",
             "position_biased_input": draw(st.booleans()), "type_vocab_size": draw(st.integers(0, 2)),

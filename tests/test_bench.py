@@ -104,7 +104,7 @@ def test_what_a_person_runs(tmp_path: Path) -> None:
         (["bench/"], False, {"test_overview"}),
         (
             ["bench/"], True,
-            {f"test_{suite}" for suite in ("exits", "full_depth", "head", "latency", "quality", "replay")},
+            {f"test_{suite}" for suite in ("exits", "families", "full_depth", "head", "latency", "quality", "replay")},
         ),
         (["bench/test_replay.py::test_replay"], False, {"test_replay"}),
     ],

@@ -14,7 +14,7 @@ from pfengine.heads import Classifier
 from pfengine.manifest import Manifest, parse_manifest
 from pfengine.tokenizer_classes import CLASSES
 
-from .conftest import own_names
+from .conftest import DISENTANGLED, own_names
 
 BASE = {
     "model_type": "bert", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 4, "intermediate_size": 32,
@@ -32,8 +32,7 @@ def parsed(**fields: Any) -> Any:
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_defaults_are_those_of_transformers(model_type: str) -> None:
-    wider = {} if FAMILIES[model_type].embedding_projection is None else {"embedding_size": 16}
-    ours = parsed(model_type=model_type, **wider)
+    ours = parsed(model_type=model_type, embedding_size=16)
     theirs = transformers.AutoConfig.for_model(**own_names(BASE | {"model_type": model_type}))
     assert ours.type_vocab_size == getattr(theirs, "type_vocab_size", 0)
     assert ours.layer_norm_eps == getattr(theirs, "layer_norm_eps", 1e-12)
@@ -46,12 +45,6 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
     )
     assert ours.max_tokens == 40 - (2 if FAMILIES[model_type].positions_after_pad else 0)
     assert ours.head_size == 8
-
-
-DISENTANGLED = {
-    "relative_attention": True, "position_buckets": 8, "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
-    "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(

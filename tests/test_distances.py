@@ -6,7 +6,7 @@ import torch
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from pfengine.distances import BUCKETS, bucket, by_distance
-from pfengine.ops import bias_of
+from pfengine.ops.distances import Distances, distance_scores
 
 
 def test_buckets_are_those_of_transformers() -> None:
@@ -17,7 +17,8 @@ def test_buckets_are_those_of_transformers() -> None:
 
 def test_each_query_and_key_have_the_bias_of_their_distance() -> None:
     table, positions = torch.randn(BUCKETS, 3), torch.tensor([0, 4, 11])
-    found = bias_of(by_distance(table, 12), positions, 12)
+    q, k = torch.zeros(3, 3, 4), torch.zeros(3, 12, 4)
+    found = distance_scores(q, k, positions, 1.0, Distances(by_distance(table, 12)))
     assert found.shape == (3, 3, 12)
     for i, query in enumerate(positions.tolist()):
         for key in range(12):

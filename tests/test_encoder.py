@@ -14,7 +14,7 @@ from pfengine import encoder, reader
 from pfengine.model import build
 from pfengine.tokenization import Row, pack
 
-from .conftest import own_names
+from .conftest import DISENTANGLED, own_names
 
 TOLERANCE = 2e-5  # fp32, another order of sums through 12 layers
 TINY = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 80, "vocab_size": 120}
@@ -22,11 +22,7 @@ ODD = {"hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "int
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
-DEBERTA = {  # version 3
-    "relative_attention": True, "position_buckets": 256, "max_relative_positions": -1, "pos_att_type": ["p2c", "c2p"],
-    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
-    "max_position_embeddings": 512,
-}  # fmt: skip
+DEBERTA = DISENTANGLED | {"position_buckets": 256, "max_position_embeddings": 512}
 CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("bert", TINY, False),
     ("bert", ODD | {"hidden_act": "relu"}, False),

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 import pfengine
 
-from .conftest import own_names
+from .conftest import DISENTANGLED, own_names
 
 CORPUS = [
     "a charming and often affecting journey", "unflinchingly bleak and desperate", "the film is Very GOOD, really!",
@@ -75,13 +75,10 @@ FAMILIES = {
     "roberta": (roberta_tokenizer, {"max_position_embeddings": 66, "type_vocab_size": 1}),
     "albert": (albert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24, "classifier_dropout_prob": 0.0}),
     "mpnet": (bert_tokenizer, {"max_position_embeddings": 66}),
-    "deberta-v2": (albert_tokenizer, {
-        "max_position_embeddings": 64, "type_vocab_size": 0, "relative_attention": True, "position_buckets": 16,
-        "pos_att_type": ["c2p", "p2c"], "share_att_key": True, "position_biased_input": False,
-    }),
+    "deberta-v2": (albert_tokenizer, DISENTANGLED | {"max_position_embeddings": 64}),
     "electra": (bert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24}),
     "distilbert": (bert_tokenizer, {"max_position_embeddings": 64}),  # gives token types, which the model ignores
-}  # fmt: skip
+}
 PROBLEMS: list[tuple[int, str | None]] = [
     (2, None),
     (3, "single_label_classification"),

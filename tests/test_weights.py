@@ -24,7 +24,7 @@ from pfengine.config import ACTIVATIONS
 from pfengine.families import FAMILIES
 from pfengine.storage import SCALE
 
-from .conftest import SIZES, own_names
+from .conftest import DISENTANGLED, SIZES, own_names
 
 Tensors = dict[str, Tensor]
 Make = Callable[..., Path]
@@ -38,7 +38,7 @@ def model(kind: str) -> Any:
     sizes = {
         "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 40, "num_labels": 3,
-    }  # fmt: skip
+    } | (DISENTANGLED if kind == "deberta-v2" else {})  # fmt: skip
     config = transformers.AutoConfig.for_model(**own_names(sizes | {"model_type": kind, "embedding_size": 16}))
     made = transformers.AutoModelForSequenceClassification.from_config(config)
     for parameter in made.parameters():

@@ -13,14 +13,9 @@ import tokenizers
 import torch
 import transformers
 
-from ..conftest import own_names
+from ..conftest import DISENTANGLED, own_names
 
 GOOD, BAD, FILL = ("good", "fine", "great"), ("bad", "poor", "awful"), ("film", "plot", "a", "the", "is", "very")
-
-DISENTANGLED = {
-    "relative_attention": True, "position_buckets": 8, "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
-    "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0, "embedding_size": 48,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from pfengine.folder import Folder
 from pfengine.training.model import ExitModel
 from pfengine.training.stored_states import encoded, read_states
 
-from ..conftest import SIZES, own_names
+from ..conftest import DISENTANGLED, SIZES, own_names
 from .conftest import BAD, FILL, GOOD
 
 FAMILIES = tuple(SIZES)
@@ -68,7 +68,7 @@ def fine_tuned(family: str, path: Path, encoder: Path, problem: str) -> Path:
     sizes = {
         "model_type": family, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
         "intermediate_size": 64, "max_position_embeddings": 40, "embedding_size": 16,
-    }  # fmt: skip
+    } | (DISENTANGLED if family == "deberta-v2" else {})  # fmt: skip
     config = transformers.AutoConfig.for_model(
         vocab_size=len(words), id2label=dict(enumerate(NAMES[problem])), problem_type=TYPES.get(problem),
         label2id={name: i for i, name in enumerate(NAMES[problem])}, pad_token_id=0, bos_token_id=2, eos_token_id=3,
