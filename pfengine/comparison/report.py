@@ -26,11 +26,12 @@ def markdown(found: Comparison) -> str:
     """The tables, the conditions under which they were measured, and the commands."""
     conditions, options = found.runs[0]["conditions"], found.options
     early = found.keys[1:]
-    seeds = ", ".join(map(str, found.seeds))
+    seeds = f"Means over the seeds {', '.join(map(str, found.seeds))}, ± their standard deviation"
+    seeds = seeds if len(found.seeds) > 1 else f"One seed, {found.seeds[0]}"
     lines = [
         f"# Systems on {conditions['data']}",
         "",
-        f"{found.metric} in % on {conditions['rows']} rows. Means over the seeds {seeds}, ± their standard deviation; "
+        f"{found.metric} in % on {conditions['rows']} rows. {seeds}; "
         "in brackets layer speed-up / wall-clock speed-up.",
         f"Standard error of one run, from its number of rows: at most {100 * _error(found):.1f}.",
         f"All start from {options['model']}, with {options.get('max_rows') or 'all'} training rows and {_told(options)}"

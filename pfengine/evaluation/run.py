@@ -187,10 +187,15 @@ def _choices(engine: Engine, path: str, thresholds: Sequence[float], speedups: S
 
 
 def _beside(engine: Engine, path: str, speedups: Sequence[float]) -> list[Choice]:
-    """Settings of a checkpoint to compare: the same speed-ups where it has exits and its table covers them."""
+    """Settings of a checkpoint to compare: the same speed-ups where it has exits and its table covers them.
+
+    At a speed-up of 1 it is at full depth, though its criterion lets rows leave at every threshold.
+    """
     table = [point["layer_speedup"] for point in engine.checkpoint.manifest.calibration]
     reached = [s for s in speedups if table and min(table) <= s <= max(table)]
-    return _at_speedups(engine, path, reached) or [(engine, path, "full depth", Never())]
+    full: list[Choice] = [(engine, path, "full depth", Never())]
+    choices = _at_speedups(engine, path, reached)
+    return full + choices if not choices or (1 in speedups and 1 not in reached) else choices
 
 
 def _at_speedups(engine: Engine, path: str, speedups: Sequence[float]) -> list[Choice]:

@@ -142,6 +142,21 @@ def test_comparison_in_one_run(
     assert "layer speed-up" in (tmp_path / "report" / "curve.svg").read_text()
 
 
+def test_full_depth_beside_a_checkpoint_that_its_criterion_does_not_keep_there(
+    calibrated: Path, make_text_checkpoint: Callable[..., Path], rows: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(calibrated, tmp_path / "other"))
+    manifest = json.loads((other / "pfengine.json").read_text())
+    manifest["calibration"] = [point for point in manifest["calibration"] if point["layer_speedup"] > 1.2]
+    (other / "pfengine.json").write_text(json.dumps(manifest))
+    report = evaluate(calibrated, rows, compare=[other], speedups=[1.0, 1.5], repeats=1)
+    names = [(Path(s.checkpoint).name, s.name, s.layer_speedup > 1) for s in report.settings]
+    assert names == [
+        ("main", "full depth", False), ("main", "speedup 1", False), ("main", "speedup 1.5", True),
+        ("other", "full depth", False), ("other", "speedup 1.5", True),
+    ]  # fmt: skip
+
+
 def test_a_model_without_exits_has_a_table_but_no_pictures(
     make_text_checkpoint: Callable[..., Path], rows: Path, tmp_path: Path
 ) -> None:
