@@ -134,7 +134,7 @@ def ask(threads):
 
 expected, before = ask(1)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
-limit = pages * resource.getpagesize() + (32 << 20)  # a few threads' stacks
+limit = pages * resource.getpagesize() + (36 << 20)  # the stacks of four threads, and half of one for the work
 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 limited = ask(64)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
