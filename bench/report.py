@@ -19,8 +19,6 @@ Record = dict[str, Any]
 PEERS = ("transformers", "openvino", "nncf", "onnx", "onnxruntime")
 
 EXITS: dict[int, list[Record]] = {}  # batch size -> records of test_exits
-TABLES: dict[str, list[Record]] = {"full_depth": [], "latency": [], "replay": [], "head": [], "families": [],
-                                       "quality": []}  # fmt: skip
 TITLES = {
     "full_depth": "full depth, no exits: fixed batches by length; in a stream pfengine makes its own, peers 32 rows",
     "latency": "full depth, one row a call",
@@ -29,6 +27,7 @@ TITLES = {
     "families": "other encoder families of base size, full depth, rows of 25 tokens",
     "quality": "the bundled checkpoint: labels as fp32's of the same weights at full depth, and with its own exits",
 }
+TABLES: dict[str, list[Record]] = {name: [] for name in TITLES}
 # key, heading, format
 _PLACE = (("hidden", "hidden", "d"), ("batch_size", "batch", "s"))
 COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {

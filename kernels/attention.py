@@ -1,11 +1,11 @@
 """softmax(q k^T scale + b) v within each row of a ragged batch, all heads, bidirectional, of all queries or some.
 
-b: what `Distances` between queries and keys add, or nothing.
+b: what distances between queries and keys add, or nothing.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import triton
@@ -20,20 +20,9 @@ SEVERAL, MANY = 4, 4096  # rows per program, where rows are short and rows times
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-class Distances(NamedTuple):
-    """Added to scaled scores, each part optional, as `pfengine.ops.distances` says. Rows have at most P tokens."""
-
-    bias: Tensor | None = None  # float32 [A, 2 P - 1]
-    bucket: Tensor | None = None  # int32 [2 P - 1]
-    keys: Tensor | None = None  # [A, buckets, D], of the dtype of queries and keys
-    queries: Tensor | None = None  # the same
-
-    @property
-    def most(self) -> int:
-        """P."""
-        by_distance = self.bias if self.bucket is None else self.bucket
-        assert by_distance is not None
-        return (by_distance.shape[-1] + 1) // 2
+# of `pfengine.ops.distances`: bias, float32 [A, 2 P - 1]; bucket, int32 [2 P - 1]; keys and queries, [A, buckets, D] of
+# the dtype of queries and keys
+Distances = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 @triton.jit
@@ -198,8 +187,9 @@ def attention(
     if listed is not None:
         check("queries", listed[0], qkv.dtype, -1, width, like=qkv)
         check("bounds of queries", listed[1], torch.int32, rows + 1, like=qkv)
-    given = distances or Distances()
-    tables = [table for table in (given.keys, given.queries) if table is not None]
+    bias, bucket, of_keys, of_queries = distances or (None, None, None, None)
+    tables = [table for table in (of_keys, of_queries) if table is not None]
+    by_distance = bias if bucket is None else bucket
     if distances is not None:
         _check_distances(distances, heads, width // heads, qkv)
     if query_tokens is not None:
@@ -218,17 +208,18 @@ def attention(
         (triton.cdiv(rows, several) * blocks * heads,),
         {
             "queries": qkv if listed is None else listed[0], "keys_values": qkv, "out": out, "cu_seqlens": cu_seqlens,
-            "query_bounds": None if listed is None else listed[1], "bias": given.bias, "of_keys": given.keys,
-            "of_queries": given.queries, "bucket": given.bucket,
+            "query_bounds": None if listed is None else listed[1], "bias": bias, "of_keys": of_keys,
+            "of_queries": of_queries, "bucket": bucket,
             "query_tokens": None if distances is None else query_tokens,
-            "distances": 1 if distances is None else distances.most, "buckets": tables[0].shape[1] if tables else 1,
+            "distances": 1 if by_distance is None else (by_distance.shape[-1] + 1) // 2,
+            "buckets": tables[0].shape[1] if tables else 1,
             "count": count, "heads": heads, "size": width // heads, "blocks": blocks, "scale": scale * LOG2_E.value,
         },
         {
             "QUERIES": where, "PRECISION": configs.precision(qkv.dtype), "ROWS": several,
-            "STEPS": longest.bit_length() if given.bucket is not None and query_tokens is not None else 0,
+            "STEPS": longest.bit_length() if bucket is not None and query_tokens is not None else 0,
             "BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_D": power_of_two(width // heads, 16),
-            "WINDOW": power_of_two(block_m + BLOCK_N) if given.bucket is not None else 1,
+            "WINDOW": power_of_two(block_m + BLOCK_N) if bucket is not None else 1,
         },
         num_warps=8 if tables and qkv.dtype == torch.float32 else 4,
         max_registers=255 if tables and qkv.dtype == torch.float32 else None,

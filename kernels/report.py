@@ -27,7 +27,7 @@ from triton.compiler import ASTSource
 
 from . import configs
 from .answers import answer
-from .attention import Distances, attention
+from .attention import attention
 from .decide import Decided, ExitTest, Form
 from .decide_tokens import decide_tokens
 from .embedding import embed
@@ -135,7 +135,7 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
         heads = size // head_size
         bias, bucket = _empty(heads, 2 * 512 - 1), _empty(2 * 512 - 1, dtype=torch.int32)
         tables = _empty(heads, 512, head_size, dtype=dtype), _empty(heads, 512, head_size, dtype=dtype)
-        for distances in (Distances(bias), Distances(None, bucket, *tables)):
+        for distances in ((bias, None, None, None), (None, bucket, *tables)):
             attention(qkv, bounds, heads, 1.0, longest, count, "all", distances)
             attention(listed[0], bounds, heads, 1.0, longest, count, listed[1], distances, source_rows)
     for out_dtype in {torch.float32, dtype}:

@@ -160,13 +160,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         fields.fault("quantization_config", "is set; give the unquantised weights (for int8: `pfengine convert`)")
     if raw.get("auto_map"):
         warn(f"{file}: 'auto_map' names code beside it, which is never run: it is loaded as a {model_type}")
-    activation = fields.get(
-        key("hidden_act"),
-        f"one of {', '.join(ACTIVATIONS)}",
-        lambda v: isinstance(v, str) and v in ACTIVATIONS,
-        "gelu",
-        family.default_activation,
-    )
+    activation = _activation(fields, key("hidden_act"), ACTIVATIONS, family.default_activation)
     vocab_size = fields.count("vocab_size")
     max_positions = fields.count("max_position_embeddings")
     pad = family.default_pad_token_id
@@ -194,11 +188,9 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         if buckets < BUCKETS:
             fields.fault("relative_attention_num_buckets", f"is {buckets}; distances are put into {BUCKETS} buckets")
     form = disentangled.parse(fields, max_positions, hidden, hidden // heads) if family.disentangled else None
-    pooler = family.pooler_activation
+    pooler = POOLER_ACTIVATIONS[family.pooler_activation]
     if family.says_pooler_activation:
-        names = ", ".join(POOLER_ACTIVATIONS)
-        known = lambda v: isinstance(v, str) and v in POOLER_ACTIVATIONS  # noqa: E731
-        pooler = fields.get("pooler_hidden_act", f"one of {names}", known, pooler, pooler)
+        pooler = _activation(fields, "pooler_hidden_act", POOLER_ACTIVATIONS, family.pooler_activation)
     labels = _labels(fields)
     return BackboneConfig(
         family=family,
@@ -208,7 +200,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         num_layers=layers,
         num_heads=heads,
         intermediate_size=fields.count(key("intermediate_size")),
-        activation=ACTIVATIONS[activation],
+        activation=activation,
         layer_norm_eps=eps,
         max_position_embeddings=max_positions,
         has_positions=has_positions,
@@ -216,13 +208,21 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         pad_token_id=pad,
         distance_buckets=buckets,
         disentangled=form,
-        pooler_activation=POOLER_ACTIVATIONS[pooler],
+        pooler_activation=pooler,
         num_groups=groups,
         inner_group_num=inner,
         labels=labels,
         problem_type=_problem_type(fields, len(labels)),
         raw=raw,
     )
+
+
+def _activation(fields: Fields, key: str, known: dict[str, Activation], default: str) -> Activation:
+    """What the function is that config.json names, or the default; "gelu" where the name is wrong."""
+    name: str = fields.get(
+        key, f"one of {', '.join(known)}", lambda v: isinstance(v, str) and v in known, "gelu", default
+    )
+    return known[name]
 
 
 def _labels(fields: Fields) -> tuple[str, ...]:

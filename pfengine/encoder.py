@@ -78,7 +78,7 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
     if config.family.distance_bias is not None:
         bias = tensors[f"{prefix}{config.family.distance_bias}.weight"]
         shared = Distances(by_distance(bias, config.max_tokens))
-    if config.disentangled is not None and config.disentangled.used:
+    if config.disentangled is not None and config.disentangled.used and config.disentangled.terms > 1:
         table = config.disentangled.table(tensors, prefix, config.layer_norm_eps)
     trim_heap()  # returns the memory of the head's float32 tensors
     # the tables first: in float32 they are the largest tensors of all, and now nothing else is in memory

@@ -42,6 +42,7 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("deberta-v2", ODD | DEBERTA | {"position_buckets": 11, "pos_att_type": "c2p", "share_att_key": False}, False),
     ("deberta-v2", ODD | DEBERTA | {"position_buckets": -1, "pos_att_type": "P2C", "norm_rel_ebd": "none"}, False),
     ("deberta-v2", TINY | DEBERTA | {"share_att_key": False, "max_relative_positions": 300}, False),
+    ("deberta-v2", TINY | DEBERTA | {"pos_att_type": []}, False),
     ("deberta-v2", TINY | {"position_biased_input": True, "type_vocab_size": 2, "pos_att_type": ["c2p"]}, False),
     ("bert", SMALL, True),
     ("bert", BASE, True),

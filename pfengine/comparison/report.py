@@ -26,8 +26,9 @@ def markdown(found: Comparison) -> str:
     """The tables, the conditions under which they were measured, and the commands."""
     conditions, options = found.runs[0]["conditions"], found.options
     early = found.keys[1:]
-    seeds = f"Means over the seeds {', '.join(map(str, found.seeds))}, ± their standard deviation"
-    seeds = seeds if len(found.seeds) > 1 else f"One seed, {found.seeds[0]}"
+    seeds = f"One seed, {found.seeds[0]}"
+    if len(found.seeds) > 1:
+        seeds = f"Means over the seeds {', '.join(map(str, found.seeds))}, ± their standard deviation"
     lines = [
         f"# Systems on {conditions['data']}",
         "",

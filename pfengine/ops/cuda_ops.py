@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.attention import Distances, attention
+from ..kernels.attention import attention
 from ..kernels.embedding import embed as embed_kernel
 from ..kernels.imitation_pooled import imitation_pooled
 from ..kernels.layer_norm import Others, add_layer_norm
@@ -23,6 +23,7 @@ from ..kernels.mean import mean as mean_kernel
 from ..kernels.query_mean import query_mean as query_mean_kernel
 from ..kernels.signals import signals
 from . import Activation, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, reference
+from .distances import Distances
 from .reference import PreparedAttentive, PreparedBlock
 from .rule import Signal
 

@@ -116,11 +116,13 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
 
 
 def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
-    return prepared(block, dtype, prepare_linear)
+    small = torch.float32 if dtype == torch.int8 else dtype
+    by_distance = distances.prepared(block.distances, lambda x: x.to(small), lambda x: x.to(small))
+    return prepared(block, dtype, prepare_linear)._replace(distances=by_distance)
 
 
 def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor, torch.dtype], Any]) -> PreparedBlock:
-    """Prepare a block, its linear layers by `prepare`."""
+    """Prepare a block, its linear layers by `prepare`; its distances stay as they are."""
     small = torch.float32 if dtype == torch.int8 else dtype
     return PreparedBlock(
         qkv=prepare(*block.qkv, dtype),
@@ -132,7 +134,7 @@ def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor
         num_heads=block.num_heads,
         scale=block.scale,
         activation=block.activation,
-        distances=distances.prepared(block.distances, lambda x: x.to(small), lambda x: x.to(small)),
+        distances=block.distances,
     )
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfengine.kernels.attention import Distances, attention
-from pfengine.ops.distances import Distances as Parts
-from pfengine.ops.distances import distance_scores
+from pfengine.kernels.attention import attention
+from pfengine.ops.distances import Distances, distance_scores
 
 
 def formula(
@@ -20,7 +19,7 @@ def formula(
         q = q[:, :1] if first_only else q
         scores = (q @ k.mT).float().to(torch.promote_types(qkv.dtype, torch.float32)) * scale
         if distances is not None:
-            parts = Parts(
+            parts = Distances(
                 *(
                     None if part is None else part.long() if i == 1 else part.to(scores.dtype)
                     for i, part in enumerate(distances)
