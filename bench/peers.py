@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import pfengine
 
+from .peer_heads import build
 from .rows import Row
 
 CHECKPOINT = os.environ.get("PFENGINE_BENCH_CHECKPOINT", "sst2")
-HEAD = "exit_head."
 Answers = tuple[np.ndarray, np.ndarray]  # logits [rows, labels], exit layers [rows]
 
 
@@ -73,21 +72,10 @@ class Eager:
         missing, extra = self.encoder.load_state_dict(weights, strict=False)
         assert not extra, extra
         assert all("position_ids" in key for key in missing), missing
-        self.head = {key.removeprefix(HEAD): value for key, value in ckpt.tensors.items() if key.startswith(HEAD)}
+        self.head = build(ckpt.manifest["head"], ckpt.tensors)
         self.n, self.labels = config.num_hidden_layers, len(ckpt.config["id2label"])
         self.pad = ckpt.config.get("pad_token_id", 0)
         self.rows = ckpt.rows
-
-    def pooled(self, first: Tensor, layer: int) -> Tensor:
-        return torch.tanh(F.linear(first, self.head["poolers.weight"][layer], self.head["poolers.bias"][layer]))
-
-    def slot(self, state: Tensor, layer: int) -> Tensor:
-        return F.linear(state, self.head["projections.weight"][layer], self.head["projections.bias"][layer])
-
-    def logits(self, past: Tensor, future: Tensor, layers: int) -> Tensor:
-        gate = F.linear(torch.tanh(past[..., self.labels :] / layers), self.head["gate.weight"], self.head["gate.bias"])
-        keep = torch.sigmoid(gate)
-        return 2 * keep * past[..., : self.labels] + (2 - 2 * keep) * future
 
     @torch.inference_mode()
     def full_depth(self, texts: Sequence[str], batch_size: int) -> Answers:
@@ -103,8 +91,7 @@ class Eager:
                 ids[i, : len(row)] = torch.tensor(row)
                 mask[i, : len(row)] = 1
             hidden = self.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]
-            past = torch.stack([self.slot(self.pooled(h[:, 0], i), i) for i, h in enumerate(hidden)]).sum(0)
-            out[[row_id for row_id, _ in batch]] = self.logits(past, torch.zeros(1), self.n)
+            out[[row_id for row_id, _ in batch]] = self.head.full_depth(hidden, mask)
         return out.numpy(), np.full(len(rows), self.n)
 
     @torch.inference_mode()
@@ -113,17 +100,11 @@ class Eager:
         logits, exits = [], []
         for row in self.rows(texts):
             x = self.encoder.embeddings(input_ids=torch.tensor(row)[None])
-            past = torch.zeros(1, 2 * self.labels)
+            mask, past = torch.ones(1, len(row)), None
             for i in range(self.n):
                 x = self.encoder.encoder.layer[i](x)
                 x = x[0] if isinstance(x, tuple) else x
-                pooled = self.pooled(x[:, 0], i)
-                past = past + self.slot(pooled, i)
-                future = torch.zeros(1, self.labels)
-                for j in range(i + 1, self.n):
-                    weight, bias = self.head["learners.weight"][j - 1], self.head["learners.bias"][j - 1]
-                    future = future + self.slot(torch.tanh(F.linear(pooled, weight, bias)), j)[:, : self.labels]
-                answer = self.logits(past, future, i + 1)
+                answer, past = self.head.step(x, mask, i, past)
                 log_p = torch.log_softmax(answer, -1)
                 if i == self.n - 1 or -(log_p.exp() * log_p).sum().item() < threshold:
                     break
@@ -137,18 +118,13 @@ class FullDepth(nn.Module):
 
     def __init__(self, eager: Eager) -> None:
         super().__init__()
-        self.encoder, self.eager = eager.encoder, eager
-        self.weights = nn.ParameterDict(
-            {key.replace(".", "_"): nn.Parameter(value, requires_grad=False) for key, value in eager.head.items()}
-        )
-        eager.head = {key: self.weights[key.replace(".", "_")] for key in eager.head}
+        self.encoder, self.head = eager.encoder, eager.head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         out = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, output_hidden_states=True
         )
-        states = [self.eager.slot(self.eager.pooled(h[:, 0], i), i) for i, h in enumerate(out.hidden_states[1:])]
-        return self.eager.logits(torch.stack(states).sum(0), torch.zeros(1), self.eager.n)
+        return self.head.full_depth(out.hidden_states[1:], attention_mask)
 
 
 def contestants(ckpt: Opened, batch_size: int) -> dict[str, Callable[[Sequence[str]], Answers]]:
