@@ -40,7 +40,11 @@ def source(model: Model) -> Path:
 
 def inputs(model: Model) -> tuple[str, ...]:
     """Those of INPUTS that it takes: some families have no token types."""
-    return INPUTS[:2] if model in {FAMILY + kind for kind in ("distilbert", "mpnet", "deberta-v2")} else INPUTS
+    return (
+        INPUTS[:2]
+        if model in {FAMILY + kind for kind in ("distilbert", "mpnet", "modernbert", "deberta-v2")}
+        else INPUTS
+    )
 
 
 def batch_of(model: Model, rows: Sequence[Row]) -> dict[str, np.ndarray]:

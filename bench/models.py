@@ -35,6 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # config.json of a model of base size, 
         "embedding_size": 768, "hidden_size": 768, "num_attention_heads": HEADS_OF_ATTENTION, "intermediate_size": 3072,
     },
     "mpnet": BASE | {"max_position_embeddings": 514},
+    "modernbert": {"vocab_size": VOCABULARY, "pad_token_id": 0},  # its base model's sizes: 22 layers
     "deberta-v2": BASE | {  # version 3
         "hidden_size": 768, "num_attention_heads": HEADS_OF_ATTENTION, "intermediate_size": 3072,
         "relative_attention": True, "position_buckets": 256, "max_relative_positions": -1, "share_att_key": True,

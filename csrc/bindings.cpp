@@ -130,18 +130,13 @@ void run_block(const cpu::Kernels& kernels, const cpu::Block& block, Address x, 
                  memory<float>("sums", sums, {out_rows, hidden}, true), threads);
 }
 
-void output_norm(const cpu::Kernels& kernels, const cpu::Block& block, Address sums, std::int64_t tokens,
-                 Address numbers, std::int64_t rows, Address out, int threads) {
+void run_norm(const cpu::Kernels& kernels, const cpu::Norm& norm, Address x, std::int64_t rows, std::int64_t size,
+              Address out, int threads) {
   check_threads(threads);
-  check_rows("tokens", tokens);
-  check("rows", rows, 0, tokens);
-  const std::int64_t hidden = block.output.outputs;
-  const auto* wanted = memory<const std::int32_t>("numbers", numbers, {rows}, true);
-  for (std::int64_t i = 0, least = 0; wanted && i < rows; ++i) {
-    least = check("a number of a row, in rising order,", wanted[i], least, tokens - 1) + 1;
-  }
-  cpu::output_norm(kernels, block, memory<const float>("sums", sums, {tokens, hidden}), wanted, rows,
-                   memory<float>("out", out, {tokens, hidden}), threads);
+  check_rows("rows", rows);
+  check("size", size, 1, kWidest);
+  cpu::run_norm(kernels, norm, size, memory<const float>("x", x, {rows, size}), nullptr, rows, nullptr,
+                memory<float>("out", out, {rows, size}), threads);
 }
 
 void run_linear(const cpu::Kernels& kernels, cpu::Precision precision, const cpu::Linear& linear,
@@ -269,8 +264,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_block", &run_block, "kernels"_a, "block"_a, "x"_a, "tokens"_a, "cu_seqlens"_a, "rows"_a, "kind"_a,
         "queries"_a, "query_tokens"_a, "query_bounds"_a, "targets"_a, "kept"_a, "out"_a, "out_rows"_a, "sums"_a,
         "threads"_a, NoGil());
-  m.def("output_norm", &output_norm, "kernels"_a, "block"_a, "sums"_a, "tokens"_a, "numbers"_a, "rows"_a, "out"_a,
-        "threads"_a, NoGil());
+  m.def("run_norm", &run_norm, "kernels"_a, "norm"_a, "x"_a, "rows"_a, "size"_a, "out"_a, "threads"_a, NoGil());
   m.def("poison_scratch", [](bool on) { cpu::poisons_scratch = on; }, "on"_a);
   m.def("run_linear", &run_linear, "kernels"_a, "precision"_a, "linear"_a, "first_column"_a, "columns"_a,
         "activation"_a, "x"_a, "stride"_a, "rows"_a, "add"_a, "add_stride"_a, "out"_a, "threads"_a, NoGil());

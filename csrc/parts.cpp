@@ -101,10 +101,18 @@ cpu::Distances make_distances(std::int64_t heads, std::int64_t words, std::int64
           memory<const std::uint32_t>("queries", queries, {heads, words, stride}, true)};
 }
 
+cpu::Rotary make_rotary(std::int64_t half, std::int64_t most, Address angles) {
+  check("half", half, 1, kWidest / 2);
+  check("most", most, 1, kWidest);
+  return {half, most, memory<const float>("angles", angles, {most, 2 * half})};
+}
+
 cpu::Block make_block(Precision precision, cpu::Activation activation, std::int64_t heads, std::int64_t head_size,
                       float scale, const cpu::Linear& qkv, const cpu::Linear& attention_output,
-                      const cpu::Linear& intermediate, const cpu::Linear& output, const cpu::Norm& attention_norm,
-                      const cpu::Norm& output_norm, const std::optional<cpu::Distances>& distances) {
+                      const cpu::Linear& intermediate, const cpu::Linear& output,
+                      const std::optional<cpu::Norm>& attention_norm, const cpu::Norm& output_norm, bool norm_first,
+                      bool gated, const std::optional<cpu::Distances>& distances,
+                      const std::optional<cpu::Rotary>& rotary, const std::optional<std::int64_t>& window) {
   check_heads(precision, heads, head_size, scale);
   check_linear("qkv", qkv, precision);
   check_linear("attention_output", attention_output, precision);
@@ -116,13 +124,35 @@ cpu::Block make_block(Precision precision, cpu::Activation activation, std::int6
   check_same("inputs of attention_output", attention_output.inputs, heads * head_size);
   check_same("outputs of attention_output", attention_output.outputs, hidden);
   check_same("inputs of intermediate", intermediate.inputs, hidden);
-  check_same("inputs of output", output.inputs, intermediate.outputs);
+  require(norm_first || attention_norm, "attention_norm must be given where norms come after what they normalise");
+  if (gated) {
+    check("outputs of intermediate", intermediate.outputs, 2 * output.inputs, kWidest);
+  } else {
+    check_same("inputs of output", output.inputs, intermediate.outputs);
+  }
   if (distances) {
     check_same("heads of distances", distances->heads, heads);
     check_same("words of distances", distances->words, head_size / (precision == Precision::fp32 ? 1 : 2));
   }
-  return {precision,        activation,   heads,  head_size,      scale,       qkv,
-          attention_output, intermediate, output, attention_norm, output_norm, distances.value_or(cpu::Distances{})};
+  if (window) check("window", *window, 0, kWidest);
+  require(!window || !distances, "distances must not be given with a window");
+  if (rotary) check("half of rotary", rotary->half, 1, head_size / 2);
+  return {precision,
+          activation,
+          heads,
+          head_size,
+          scale,
+          qkv,
+          attention_output,
+          intermediate,
+          output,
+          attention_norm,
+          output_norm,
+          norm_first,
+          gated,
+          distances.value_or(cpu::Distances{}),
+          rotary.value_or(cpu::Rotary{}),
+          window.value_or(-1)};
 }
 
 cpu::Attentive make_attentive(Precision precision, std::int64_t heads, std::int64_t head_size, float scale,
@@ -155,9 +185,10 @@ cpu::Merge make_merge(cpu::Gate kind, std::int64_t labels, std::int64_t width, c
 }
 
 cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_precision, const MaybeLinear& pooler,
-                    cpu::Activation pooler_activation, const cpu::Linear& past, const MaybeLinear& folded,
-                    const MaybeLinear& learners, cpu::Activation activation, const MaybeLinear& projection,
-                    const MaybeLinear& learned, const cpu::Merge& merge, const std::optional<cpu::Attentive>& attentive,
+                    cpu::Activation pooler_activation, const std::optional<cpu::Norm>& pooler_norm,
+                    const cpu::Linear& past, const MaybeLinear& folded, const MaybeLinear& learners,
+                    cpu::Activation activation, const MaybeLinear& projection, const MaybeLinear& learned,
+                    const cpu::Merge& merge, const std::optional<cpu::Attentive>& attentive,
                     const std::optional<cpu::QueryMean>& queries) {
   const std::int64_t size = past.inputs;
   check_linear("past", past, Precision::fp32, true);
@@ -167,6 +198,7 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
     check_same("inputs of pooler", pooler->inputs, size);
     check_same("outputs of pooler", pooler->outputs, size);
   }
+  require(pooler || !pooler_norm, "pooler_norm must not be given without a pooler");
   require(!folded || !learners, "folded and learners must not be given together");
   require(!learners == !projection, "learners and projection must be given together");
   if (folded) {
@@ -194,7 +226,7 @@ cpu::Exit make_exit(cpu::Reads reads, Precision precision, Precision learner_pre
   require((reads == cpu::Reads::query) == queries.has_value(),
           "queries must be given where reads is 'query', and only there");
   if (queries) check_same("size of queries", queries->size, size);
-  return {reads,      precision,  learner_precision, pooler, pooler_activation, past,   folded, learners,
+  return {reads,      precision,  learner_precision, pooler, pooler_activation, pooler_norm, past, folded, learners,
           activation, projection, learned,           merge,  attentive,         queries};
 }
 
@@ -214,7 +246,8 @@ cpu::Layer make_layer(const std::vector<cpu::Block>& blocks, const std::optional
 }
 
 cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projection, Precision precision,
-                      const std::vector<cpu::Layer>& layers, bool renormalises) {
+                      const std::vector<cpu::Layer>& layers, bool renormalises,
+                      const std::optional<cpu::Norm>& final_norm) {
   require(!layers.empty(), "a model must have at least one layer");
   require(layers.back().exit.has_value(), "the last layer must have an exit");
   const std::int64_t hidden = layers.front().blocks.front().output.outputs;
@@ -228,7 +261,10 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projec
   }
   std::int64_t width = 0;  // of the past up to here
   for (const cpu::Layer& layer : layers) {
-    for (const cpu::Block& block : layer.blocks) check_same("hidden size of a block", block.output.outputs, hidden);
+    for (const cpu::Block& block : layer.blocks) {
+      check_same("hidden size of a block", block.output.outputs, hidden);
+      require(!renormalises || !block.norm_first, "renormalises must be false where norms come first");
+    }
     if (!layer.exit) continue;
     check_same("inputs of an exit", layer.exit->hidden(), hidden);
     check_same("labels of an exit", layer.exit->merge.labels, labels);
@@ -241,7 +277,7 @@ cpu::Model make_model(const cpu::Embedding& embedding, const MaybeLinear& projec
   }
   require(!renormalises || layers.back().exit->scores_tokens(),
           "renormalises must be false unless the exits score tokens");
-  return {embedding, projection, precision, layers, renormalises};
+  return {embedding, projection, precision, layers, renormalises, final_norm};
 }
 
 cpu::Linear columns_of(const cpu::Kernels& kernels, const cpu::Linear& linear, Precision precision,
@@ -301,11 +337,12 @@ void bind_parts(py::module_& m) {
            "token_types"_a, "size"_a, "bf16"_a, "norm"_a);
   py::class_<cpu::Distances>(m, "Distances")
       .def(py::init(&make_distances), py::kw_only(), "heads"_a, "words"_a, "most"_a, "bias"_a, "keys"_a, "queries"_a);
+  py::class_<cpu::Rotary>(m, "Rotary").def(py::init(&make_rotary), py::kw_only(), "half"_a, "most"_a, "angles"_a);
   m.attr("DISTANCE_ZEROS") = cpu::Distances::kZeros;
   py::class_<cpu::Block>(m, "Block")
       .def(py::init(&make_block), py::kw_only(), "precision"_a, "activation"_a, "heads"_a, "head_size"_a, "scale"_a,
            "qkv"_a, "attention_output"_a, "intermediate"_a, "output"_a, "attention_norm"_a, "output_norm"_a,
-           "distances"_a);
+           "norm_first"_a, "gated"_a, "distances"_a, "rotary"_a, "window"_a);
   py::enum_<cpu::Queries::Kind>(m, "Queries")
       .value("all", cpu::Queries::all)
       .value("firsts", cpu::Queries::firsts)
@@ -321,13 +358,13 @@ void bind_parts(py::module_& m) {
   py::class_<cpu::QueryMean>(m, "QueryMean")
       .def(py::init(&make_query_mean), py::kw_only(), "queries"_a, "count"_a, "size"_a);
   py::class_<cpu::Exit>(m, "Exit").def(py::init(&make_exit), py::kw_only(), "reads"_a, "precision"_a,
-                                       "learner_precision"_a, "pooler"_a, "pooler_activation"_a, "past"_a, "folded"_a,
-                                       "learners"_a, "activation"_a, "projection"_a, "learned"_a, "merge"_a,
-                                       "attentive"_a, "queries"_a);
+                                       "learner_precision"_a, "pooler"_a, "pooler_activation"_a, "pooler_norm"_a,
+                                       "past"_a, "folded"_a, "learners"_a, "activation"_a, "projection"_a, "learned"_a,
+                                       "merge"_a, "attentive"_a, "queries"_a);
   py::class_<cpu::Layer>(m, "Layer").def(py::init(&make_layer), py::kw_only(), "blocks"_a, "exit"_a, "adds_from"_a);
   py::class_<cpu::Model>(m, "Model")
       .def(py::init(&make_model), py::kw_only(), "embedding"_a, "projection"_a, "precision"_a, "layers"_a,
-           "renormalises"_a)
+           "renormalises"_a, "final_norm"_a)
       .def_property_readonly("num_layers", &cpu::Model::num_layers)
       .def_property_readonly("labels", &cpu::Model::labels)
       .def_property_readonly("scores_tokens", &cpu::Model::scores_tokens);

@@ -1,6 +1,7 @@
 """softmax(q k^T scale + b) v within each row of a ragged batch, all heads, bidirectional, of all queries or some.
 
-b: what distances between queries and keys add, or nothing.
+b: what distances between queries and keys add, or nothing. Where there is a window, keys that are farther away have no
+weight.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def _of_distances(table, bucket, distances, first, head, buckets, size, is_colum
 
 @triton.jit
 def _attend(
-    queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens, distances,
-    buckets, row, head, first_query, heads, size, scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr,
+    queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens,
+    distances, buckets, window, row, head, first_query, heads, size, scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr,
     STEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one row and head, from query `first_query` on; nothing where the row has no more.
@@ -92,11 +93,17 @@ def _attend(
     if bias is not None:
         at_distance_0 = bias + head * (2 * distances - 1) + distances - 1
     q = tl.load(queries + (query_start + query)[:, None] * query_width + at_head[None, :], mask=is_query, other=0.0)
+    first_block, end_block = 0, key_count
+    if window is not None:
+        lowest_position = tl.min(tl.where(query < count, position, length), 0)
+        highest_position = tl.max(tl.where(query < count, position, 0), 0)
+        first_block = tl.maximum(lowest_position - window, 0) // BLOCK_N * BLOCK_N
+        end_block = tl.minimum(key_count, highest_position + window + 1)
     first_keys = keys_values + (key_width - 2 * width)
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     weight = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for first_key in range(0, key_count, BLOCK_N):
+    for first_key in range(first_block, end_block, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)
         is_key = key < length
         at = (start + key) * key_width
@@ -119,9 +126,14 @@ def _attend(
             of_both = is_key[None, :] & (query < count)[:, None]
             scores += LOG2_E * tl.load(at_distance_0 + key[None, :] - position[:, None], mask=of_both, other=0.0)
         scores = tl.where(is_key[None, :], scores, float("-inf"))
+        if window is not None:
+            scores = tl.where(tl.abs(key[None, :] - position[:, None]) <= window, scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))
-        p = tl.exp2(scores - larger[:, None])
-        shrink = tl.exp2(largest - larger)
+        base = larger
+        if window is not None:  # of a query that sees no key so far
+            base = tl.where(larger == float("-inf"), 0.0, larger)
+        p = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(largest - base)
         weight = weight * shrink + tl.sum(p, 1)
         v = tl.load(
             first_keys + width + at[:, None] + at_head[None, :], mask=is_key[:, None] & is_column[None, :], other=0.0
@@ -135,9 +147,10 @@ def _attend(
 
 @triton.jit
 def _attention_kernel(
-    queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens, distances,
-    buckets, count, heads, size, blocks, scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr, STEPS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
+    queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens,
+    distances, buckets, window, count, heads, size, blocks, scale, QUERIES: tl.constexpr,
+    PRECISION: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % heads  # heads of the same tokens run one after the other, as they share cache lines
     place = tl.program_id(0) // heads
@@ -145,7 +158,7 @@ def _attention_kernel(
     for i in range(row, tl.minimum(row + ROWS, tl.load(count))):
         _attend(
             queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens,
-            distances, buckets, i, head, first_query, heads, size, scale, QUERIES, PRECISION, STEPS, BLOCK_M, BLOCK_N,
+            distances, buckets, window, i, head, first_query, heads, size, scale, QUERIES, PRECISION, STEPS, BLOCK_M, BLOCK_N,
             BLOCK_D, WINDOW,
         )  # fmt: skip
 
@@ -160,6 +173,7 @@ def attention(
     queries: Literal["all", "first"] | tuple[Tensor, Tensor] = "all",
     distances: Distances | None = None,
     query_tokens: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Attention within each of the first `count` rows. Output of other rows is uninitialised.
 
@@ -169,7 +183,8 @@ def attention(
     queries: may also be a tensor of queries [Q, A D] and bounds, int32 [R + 1]. Row r has queries bounds[r] to
     bounds[r + 1], at most `longest`. Then qkv is only keys and values, [T, 2 A D], and the result is [Q, A D].
     distances: what they add; no row has more than P tokens. query_tokens: with a tensor of queries, which of the T
-    tokens each is, int32 or int64 [Q]; None: they are their row's tokens in order.
+    tokens each is, int32 or int64 [Q]; None: they are their row's tokens in order. window: keys so many
+    tokens away or less.
     Raises ValueError for anything else.
     """
     listed = None if isinstance(queries, str) else queries
@@ -192,6 +207,8 @@ def attention(
     by_distance = bias if bucket is None else bucket
     if distances is not None:
         _check_distances(distances, heads, width // heads, qkv)
+    if window is not None and window < 0:
+        raise ValueError(f"window is {window}, expected at least 0")
     if query_tokens is not None:
         if listed is None:
             raise ValueError("query_tokens is given without a tensor of queries")
@@ -202,6 +219,7 @@ def attention(
     # in 16 bits 64 queries, 16 per warp, however many there are, so that the order of sums is the same
     block_m = 16 if qkv.dtype == torch.float32 else 32 if tables else 64  # with 32 keys 63 distances, a tile of 64
     blocks = triton.cdiv(1 if queries == "first" else longest, block_m)
+    large = qkv.dtype == torch.float32 and (bool(tables) or window is not None)  # in registers
     several = SEVERAL if blocks == 1 and rows * heads >= MANY else 1
     launch(
         _attention_kernel,
@@ -210,7 +228,7 @@ def attention(
             "queries": qkv if listed is None else listed[0], "keys_values": qkv, "out": out, "cu_seqlens": cu_seqlens,
             "query_bounds": None if listed is None else listed[1], "bias": bias, "of_keys": of_keys,
             "of_queries": of_queries, "bucket": bucket,
-            "query_tokens": None if distances is None else query_tokens,
+            "query_tokens": None if distances is None and window is None else query_tokens, "window": window,
             "distances": 1 if by_distance is None else (by_distance.shape[-1] + 1) // 2,
             "buckets": tables[0].shape[1] if tables else 1,
             "count": count, "heads": heads, "size": width // heads, "blocks": blocks, "scale": scale * LOG2_E.value,
@@ -221,8 +239,8 @@ def attention(
             "BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_D": power_of_two(width // heads, 16),
             "WINDOW": power_of_two(block_m + BLOCK_N) if bucket is not None else 1,
         },
-        num_warps=8 if tables and qkv.dtype == torch.float32 else 4,
-        max_registers=255 if tables and qkv.dtype == torch.float32 else None,
+        num_warps=8 if large else 4,
+        max_registers=255 if large else None,
     )  # fmt: skip
     return out
 

@@ -64,13 +64,20 @@ def activate(x, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def finish(
     total, bias, add, add_source_rows, first_row, first_column, rows, columns, add_width, add_from,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """activation(total + bias) + add for the tile of a product that begins at this row and column."""
+    """activation(total + bias) + add for the tile of a product that begins at this row and column.
+
+    GATED: columns are pairs of a value and a gate, and the result is activation(value) gate, half as many.
+    """
     row, column = tl.arange(0, total.shape[0]), tl.arange(0, total.shape[1])
     is_row, is_column = first_row + row < rows, first_column + column < columns
     total += tl.load(bias + first_column + column, mask=is_column, other=0.0)[None, :]
-    total = activate(total, ACTIVATION, PRECISION)
+    if GATED:
+        values, gates = tl.split(tl.reshape(total, (total.shape[0], total.shape[1] // 2, 2)))
+        total = activate(values, ACTIVATION, PRECISION) * gates
+    else:
+        total = activate(total, ACTIVATION, PRECISION)
     if add is not None:
         if add_source_rows is not None:
             row_at = tl.load(add_source_rows + first_row + row, mask=is_row, other=0).to(tl.int64) * add_width

@@ -50,7 +50,9 @@ def _add_layer_norm_kernel(
             other = tl.load(other_rows + row)
         kept = tl.load(others + other.to(tl.int64) * size + column, mask=is_column & is_other, other=0.0)
         total = tl.where(is_other, kept.to(tl.float32), total)
-    y = normalise(total, is_column, size, weight, bias, column, eps)
+    y = total
+    if weight is not None:
+        y = normalise(total, is_column, size, weight, bias, column, eps)
     if others is not None and not RENORMALISES:
         y = tl.where(is_other, total, y)
     tl.store(out + at, y.to(out.dtype.element_ty), mask=is_column)
@@ -69,8 +71,8 @@ class Others(NamedTuple):
 def add_layer_norm(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     eps: float,
     count: Tensor,
     *,
@@ -81,7 +83,8 @@ def add_layer_norm(
 ) -> Tensor:
     """LayerNorm of x + residual, of the first `count` rows. Output past `count` is uninitialised.
 
-    x: [T, H], fp32, fp16 or bf16; residual: [R, H], any of these dtypes, or None for zero; weight, bias: fp32 [H];
+    x: [T, H], fp32, fp16 or bf16; residual: [R, H], any of these dtypes, or None for zero; weight, bias: fp32 [H], or
+    None both, and nothing is normalised;
     count: int32 [1], at most R. source_rows: int32 [R], the row of x that each row is, or None: R = T. With `others`
     source_rows is given, and -1 in it marks a row of those. sums: any float [R, H], to be filled with what LayerNorm is
     applied to. Returns [R, H] of x's dtype; or fills `out`. Raises ValueError for anything else.
@@ -91,8 +94,11 @@ def add_layer_norm(
     for name, part in (("residual", residual), ("out", out), ("sums", sums)):
         if part is not None:
             check(name, part, FLOATS, rows, size, like=x)
-    check("weight", weight, torch.float32, size, like=x)
-    check("bias", bias, torch.float32, size, like=x)
+    for name, part in (("weight", weight), ("bias", bias)):
+        if part is not None:
+            check(name, part, torch.float32, size, like=x)
+    if (weight is None) != (bias is None):
+        raise ValueError("weight and bias must be given together")
     check_count("count", count, x)
     if others is not None:
         check("others.x", others.x, FLOATS, rows if others.rows is None else -1, size, like=x)

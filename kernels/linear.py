@@ -19,7 +19,7 @@ from .tma_linear import launch_tma, tma_tile
 @triton.jit
 def _linear_kernel(
     x, weight, bias, add, out, source_rows, add_source_rows, count, columns, inner, add_width, add_from,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, GATED: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows = tl.load(count)
@@ -46,8 +46,11 @@ def _linear_kernel(
         total = tl.dot(a, b, total, input_precision=PRECISION)
     total = finish(
         total, bias, add, add_source_rows, first_row, first_column, rows, columns, add_width, add_from,
-        ACTIVATION, PRECISION,
+        ACTIVATION, PRECISION, GATED,
     )  # fmt: skip
+    if GATED:
+        columns, column = columns // 2, first_column // 2 + tl.arange(0, BLOCK_N // 2)
+        is_column = column < columns
     to = out + row.to(tl.int64)[:, None] * columns + column[None, :]
     tl.store(to, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
@@ -65,6 +68,7 @@ def linear(
     add_from: int = 0,
     out: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """`reference.linear` of the first `count` rows. Output past `count` is uninitialised.
 
@@ -72,32 +76,34 @@ def linear(
     count: int32 [1], at most R. source_rows: int32 [R], the row of x that each row is, or None: R = T. add: [A, W], any
     of these dtypes; N columns from `add_from` on are added to row r, from row r of add or, with add_source_rows, int32
     [R], from row add_source_rows[r].
+    gated: rows of weight are pairs of a value and its gate, and the result, [R, N / 2], is activation(value) gate;
+    nothing is added then.
     Returns [R, N] of `out_dtype`, by default x's; or fills `out`. Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
     check("weight", weight, (x.dtype, torch.float32), -1, x.shape[1], like=x)
     arguments = arguments_of(
-        x, weight, bias, count, source_rows, add, add_source_rows, add_from, out, out_dtype or x.dtype
+        x, weight, bias, count, source_rows, add, add_source_rows, add_from, out, out_dtype or x.dtype, gated=gated
     )
     processors = tma_processors(x.device)
     tile = tma_tile(arguments, activation) if processors else None
     if tile is None:
-        launch_by_pointers(arguments, activation)
+        launch_by_pointers(arguments, activation, gated)
     else:
-        launch_tma(arguments, activation, tile, processors)
+        launch_tma(arguments, activation, tile, processors, gated)
     return arguments["out"]
 
 
-def launch_by_pointers(arguments: dict[str, Any], activation: str) -> None:
+def launch_by_pointers(arguments: dict[str, Any], activation: str, gated: bool = False) -> None:
     """The kernel for every device, dtype and place of rows."""
-    (rows, columns), dtype = arguments["out"].shape, arguments["weight"].dtype
+    rows, columns, dtype = len(arguments["out"]), arguments["columns"], arguments["weight"].dtype
     tile = configs.tile(rows, columns, dtype)
     launch(
         _linear_kernel,
         (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
         arguments,
         {
-            "ACTIVATION": activation, "PRECISION": configs.precision(dtype),
+            "ACTIVATION": activation, "PRECISION": configs.precision(dtype), "GATED": gated,
             "EVEN_K": arguments["inner"] % tile.block_k == 0,
             "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
         },
@@ -118,6 +124,7 @@ def arguments_of(
     out: Tensor | None,
     out_dtype: torch.dtype,
     dtypes: Sequence[torch.dtype] = FLOATS,
+    gated: bool = False,
 ) -> dict[str, Any]:
     """The arguments of a kernel for `linear`; "out" is made where there is none. Raises ValueError as `linear` does.
 
@@ -133,10 +140,13 @@ def arguments_of(
             raise ValueError(f"add has {add.shape[1]} columns, expected {columns} from column {add_from} on")
     if add_source_rows is not None:
         check("add_source_rows", add_source_rows, torch.int32, rows, like=x)
+    if gated and (columns % 2 or add is not None):
+        raise ValueError(f"weight has {columns} rows, expected pairs of a value and a gate, and nothing to add")
+    width = columns // 2 if gated else columns
     if out is not None:
-        check("out", out, dtypes, rows, columns, like=x)
+        check("out", out, dtypes, rows, width, like=x)
     else:
-        out = torch.empty(rows, columns, dtype=out_dtype, device=x.device)
+        out = torch.empty(rows, width, dtype=out_dtype, device=x.device)
     return {
         "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "source_rows": source_rows,
         "add_source_rows": add_source_rows, "count": count, "columns": columns, "inner": inner,

@@ -40,6 +40,7 @@ from .layer_norm import Others, add_layer_norm
 from .linear import linear
 from .mean import maximum, mean
 from .query_mean import query_mean
+from .rotate import rotate
 from .signals import NAMES, signals
 from .survivors import Survivors, remaining, survivors
 from .thin_linear import thin_linear
@@ -138,6 +139,7 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
         for distances in ((bias, None, None, None), (None, bucket, *tables)):
             attention(qkv, bounds, heads, 1.0, longest, count, "all", distances)
             attention(listed[0], bounds, heads, 1.0, longest, count, listed[1], distances, source_rows)
+    _norms_first(x, bounds, source_rows, count)
     for out_dtype in {torch.float32, dtype}:
         mean(x, bounds, count, out_dtype)
         query_mean(x, bounds, _empty(size // 32, size), count, out_dtype)
@@ -148,6 +150,23 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
         survivors(bounds, ids, leave, 512, count, out, earlier_rows=out.source_rows, earlier_firsts=out.source_firsts)
         survivors(bounds, ids, leave, 512, count, out, earlier_rows=out.source_rows)
         remaining(ids, _empty(2, dtype=torch.int32))
+
+
+def _norms_first(x: Tensor, bounds: Tensor, source_rows: Tensor, count: Tensor) -> None:
+    """What ModernBERT's layers launch that others do not."""
+    (rows, size), dtype, vector = x.shape, x.dtype, _empty(x.shape[1])
+    linear(x, _empty(3 * size, size, dtype=dtype), _empty(3 * size), "gelu", count, gated=True)
+    add_layer_norm(x, None, vector, vector, 1e-5, count, source_rows=source_rows)
+    others = Others(x, source_rows, renormalises=False)
+    add_layer_norm(x, None, None, None, 0.0, count, source_rows=source_rows, others=others)
+    heads, angles = size // 64, _empty(512, 64)
+    rotate(x, bounds, angles, heads, 64, 512, count)
+    rotate(x, bounds, angles, heads, 64, 512, count, bounds, source_rows)
+    qkv, listed = _empty(rows, 3 * size, dtype=dtype), _empty(rows, 2 * size, dtype=dtype)
+    for longest in (16, 512):
+        for queries in ("all", "first"):
+            attention(qkv, bounds, heads, 1.0, longest, count, queries, window=64)  # type: ignore[arg-type]
+        attention(listed, bounds, heads, 1.0, longest, count, (x, bounds), query_tokens=source_rows, window=64)
 
 
 def _attentive(x: Tensor, bounds: Tensor, count: Tensor, width: int = 128, heads: int = 2) -> None:

@@ -18,8 +18,8 @@ ALIGNMENT = 16  # bytes: of the first number of each row
 @triton.jit
 def _tma_linear_kernel(
     x, weight, bias, add, out, source_rows, add_source_rows, count, columns, inner, add_width, add_from,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PERSISTENT: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, GATED: tl.constexpr, PERSISTENT: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """weight, out and, without source_rows, x are descriptors: nothing is read or written outside of those tensors.
 
@@ -32,19 +32,19 @@ def _tma_linear_kernel(
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             compute(
                 tile, x, weight, bias, add, out, source_rows, add_source_rows, rows, columns, inner, add_width,
-                add_from, ACTIVATION, PRECISION, PARTS, BLOCK_M, BLOCK_N, BLOCK_K,
+                add_from, ACTIVATION, PRECISION, GATED, PARTS, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
     elif tl.program_id(0) < tiles:  # no loop: what is written takes the shared memory of what was read
         compute(
             tl.program_id(0), x, weight, bias, add, out, source_rows, add_source_rows, rows, columns, inner, add_width,
-            add_from, ACTIVATION, PRECISION, PARTS, BLOCK_M, BLOCK_N, BLOCK_K,
+            add_from, ACTIVATION, PRECISION, GATED, PARTS, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
 
 @triton.jit
 def compute(
     tile, x, weight, bias, add, out, source_rows, add_source_rows, rows, columns, inner, add_width, add_from,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile; they are numbered along the rows of blocks."""
@@ -70,9 +70,9 @@ def compute(
         column = first_column + i * (BLOCK_N // PARTS)
         part = finish(
             parts[i], bias, add, add_source_rows, first_row, column, rows, columns, add_width, add_from,
-            ACTIVATION, PRECISION,
+            ACTIVATION, PRECISION, GATED,
         )  # fmt: skip
-        out.store([first_row, column], part.to(out.dtype))
+        out.store([first_row, column // 2 if GATED else column], part.to(out.dtype))
 
 
 def tma_tile(arguments: dict[str, Any], activation: str) -> configs.Tile | None:
@@ -82,7 +82,7 @@ def tma_tile(arguments: dict[str, Any], activation: str) -> configs.Tile | None:
     of whole blocks of K, and x must have fewer than 2^31 numbers.
     """
     x, weight, out = (arguments[name] for name in ("x", "weight", "out"))
-    (rows, columns), inner = out.shape, arguments["inner"]
+    rows, columns, inner = len(out), arguments["columns"], arguments["inner"]
     if not x.dtype == weight.dtype == out.dtype or x.dtype == torch.float32:
         return None
     if any(matrix.stride(0) * 2 % ALIGNMENT or matrix.data_ptr() % ALIGNMENT for matrix in (x, weight, out)):
@@ -93,11 +93,16 @@ def tma_tile(arguments: dict[str, Any], activation: str) -> configs.Tile | None:
     return tile if inner % tile.block_k == 0 and x.numel() < 2**31 else None
 
 
-def launch_tma(arguments: dict[str, Any], activation: str, tile: configs.Tile, processors: int) -> None:
+def launch_tma(
+    arguments: dict[str, Any], activation: str, tile: configs.Tile, processors: int, gated: bool = False
+) -> None:
     """Launch the kernel. processors: multiprocessors of the device."""
-    (rows, columns), precision = arguments["out"].shape, configs.precision(arguments["weight"].dtype)
+    rows, columns = len(arguments["out"]), arguments["columns"]
+    precision = configs.precision(arguments["weight"].dtype)
     tiles = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
     blocks = {"weight": [tile.block_n, tile.block_k], "out": [tile.block_m, tile.block_n // tile.parts]}
+    if gated:
+        blocks["out"][1] //= 2
     if arguments["source_rows"] is None:
         blocks["x"] = [tile.block_m, tile.block_k]
     launch(
@@ -105,7 +110,7 @@ def launch_tma(arguments: dict[str, Any], activation: str, tile: configs.Tile, p
         (min(tiles, processors) if tile.persistent else tiles,),
         arguments,
         {
-            "ACTIVATION": activation, "PRECISION": precision, "PERSISTENT": tile.persistent, "PARTS": tile.parts,
+            "ACTIVATION": activation, "PRECISION": precision, "GATED": gated, "PERSISTENT": tile.persistent, "PARTS": tile.parts,
             "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
         },
         num_warps=tile.num_warps,

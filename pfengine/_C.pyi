@@ -98,10 +98,17 @@ class Block:
         attention_output: Linear,
         intermediate: Linear,
         output: Linear,
-        attention_norm: Norm,
+        attention_norm: Norm | None,
         output_norm: Norm,
+        norm_first: bool,
+        gated: bool,
         distances: Distances | None,
+        rotary: Rotary | None,
+        window: int | None,
     ) -> None: ...
+
+class Rotary:
+    def __init__(self, *, half: int, most: int, angles: int) -> None: ...
 
 class Distances:
     def __init__(self, *, heads: int, words: int, most: int, bias: int, keys: int, queries: int) -> None: ...
@@ -136,9 +143,7 @@ def run_block(
     sums: int,
     threads: int,
 ) -> None: ...
-def output_norm(
-    kernels: Kernels, block: Block, sums: int, tokens: int, numbers: int, rows: int, out: int, threads: int
-) -> None: ...
+def run_norm(kernels: Kernels, norm: Norm, x: int, rows: int, size: int, out: int, threads: int) -> None: ...
 def poison_scratch(on: bool) -> None: ...  # for tests: all scratch memory starts as NaN
 def run_linear(
     kernels: Kernels,
@@ -198,6 +203,7 @@ class Exit:
         learner_precision: Precision,
         pooler: Linear | None,
         pooler_activation: Activation,
+        pooler_norm: Norm | None,
         past: Linear,
         folded: Linear | None,
         learners: Linear | None,
@@ -224,6 +230,7 @@ class Model:
         precision: Precision,
         layers: list[Layer],
         renormalises: bool,
+        final_norm: Norm | None,
     ) -> None: ...
     @property
     def num_layers(self) -> int: ...

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import disentangled
+from . import disentangled, modern
 from .disentangled import Disentangled
 from .distances import BUCKETS
 from .errors import shown
 from .families import FAMILIES, Family, Shapes, find_family
 from .json_fields import Fields, is_int, is_number
 from .messages import warn
+from .modern import Modern
 from .ops import Activation
 
 ACTIVATIONS: dict[str, Activation] = {  # transformers' names, and what each of them is by its formula
@@ -49,6 +50,7 @@ class BackboneConfig:
     pad_token_id: int
     distance_buckets: int  # rows of the table of biases by distance; 0: there is none
     disentangled: Disentangled | None
+    modern: Modern | None
     pooler_activation: Activation
     num_groups: int
     inner_group_num: int
@@ -99,36 +101,64 @@ class BackboneConfig:
         """Every tensor of the encoder with its shape."""
         family, hidden, inner, embedding = self.family, self.hidden_size, self.intermediate_size, self.embedding_size
         tables = f"{family.prefix}embeddings."
-        shapes: Shapes = {f"{tables}word_embeddings.weight": (self.vocab_size, embedding)}
+        shapes: Shapes = {f"{family.prefix}{family.embeddings}.weight": (self.vocab_size, embedding)}
         if self.has_positions:
             shapes[f"{tables}position_embeddings.weight"] = (self.max_position_embeddings, embedding)
         if self.type_vocab_size:
             shapes[f"{tables}token_type_embeddings.weight"] = (self.type_vocab_size, embedding)
-        shapes |= {f"{tables}LayerNorm.weight": (embedding,), f"{tables}LayerNorm.bias": (embedding,)}
+        shapes |= self._norm(family.prefix + family.embedding_norm, embedding)
+        if family.final_norm is not None:
+            shapes |= self._norm(family.prefix + family.final_norm)
         if family.distance_bias is not None:
             shapes[f"{family.prefix}{family.distance_bias}.weight"] = (self.distance_buckets, self.num_heads)
         if self.embedding_projection is not None:
             shapes |= _linear(self.embedding_projection, hidden, embedding)
-        sizes = {"intermediate": (inner, hidden), "output": (hidden, inner)}
+        sizes = {
+            "qkv": (3 * hidden, hidden),
+            "intermediate": (2 * inner if family.gated else inner, hidden),
+            "output": (hidden, inner),
+        }
         blocks = sorted({block for layer in self.block_keys() for block in layer})
         if self.disentangled is not None:
             shapes |= self.disentangled.shapes(family.prefix, blocks, hidden)
         for block in blocks:
             for part, key in family.block_parts.items():
+                if part == "attention_norm" and not self.norms_attention(block):
+                    continue
                 if part.endswith("norm"):
-                    shapes |= {f"{block}{key}.weight": (hidden,), f"{block}{key}.bias": (hidden,)}
+                    shapes |= self._norm(block + key)
                 else:
-                    shapes |= _linear(block + key, *sizes.get(part, (hidden, hidden)))
+                    shapes |= _linear(block + key, *sizes.get(part, (hidden, hidden)), bias=self._has_bias(part))
         return shapes
+
+    def norms_attention(self, block: str) -> bool:
+        """Has the block of this key a norm of attention? Where norms come first, the first layer's has none."""
+        return not self.family.norm_first or block not in self.block_keys()[0]
+
+    def _norm(self, key: str, size: int | None = None) -> Shapes:
+        """Shapes of a LayerNorm of hidden states, or of so many numbers."""
+        shape = (self.hidden_size if size is None else size,)
+        has_bias = self.modern is None or self.modern.norm_biases
+        return {f"{key}.{kind}": shape for kind in (("weight", "bias") if has_bias else ("weight",))}
+
+    def _has_bias(self, part: str) -> bool:
+        """Has a linear layer of a block a bias?"""
+        if self.modern is None:
+            return True
+        return self.modern.feed_forward_biases if part in ("intermediate", "output") else self.modern.attention_biases
 
     def classifier_shapes(self) -> Shapes:
         """Tensors of the classification head of a plain Hugging Face directory, with their shapes."""
-        pooler = _linear(self.family.pooler, self.hidden_size, self.hidden_size)
-        return pooler | _linear(self.family.classifier, self.num_labels, self.hidden_size)
+        bias = self.modern is None or self.modern.pooler_bias
+        shapes = _linear(self.family.pooler, self.hidden_size, self.hidden_size, bias=bias)
+        if self.family.pooler_norm is not None:
+            shapes |= self._norm(self.family.pooler_norm)
+        return shapes | _linear(self.family.classifier, self.num_labels, self.hidden_size)
 
 
-def _linear(key: str, out_features: int, in_features: int) -> Shapes:
-    return {f"{key}.weight": (out_features, in_features), f"{key}.bias": (out_features,)}
+def _linear(key: str, out_features: int, in_features: int, bias: bool = True) -> Shapes:
+    weight: Shapes = {f"{key}.weight": (out_features, in_features)}
+    return weight | {f"{key}.bias": (out_features,)} if bias else weight
 
 
 def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> BackboneConfig | None:
@@ -149,6 +179,9 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     groups = fields.count("num_hidden_groups", 1, MAX_LAYERS) if family.shares_layers else 1
     if hidden % heads:
         fields.fault(key("hidden_size"), f"is {hidden}, which {key('num_attention_heads')} = {heads} does not divide")
+    if family.modern and hidden // heads % 2:
+        fault = f"is {hidden}, which makes heads of {hidden // heads} numbers; rotary positions take an even number"
+        fields.fault(key("hidden_size"), fault)
     if groups > layers:
         fields.fault("num_hidden_groups", f"is {groups}, more than {key('num_hidden_layers')} = {layers}")
     if raw.get("position_embedding_type", "absolute") not in ("absolute", None):
@@ -174,9 +207,9 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     inner = fields.count("inner_group_num", 1, MAX_LAYERS) if family.shares_layers else 1
     if max(layers, groups) * inner > MAX_BLOCKS:
         fields.fault("inner_group_num", f"is {inner}, which makes more than {MAX_BLOCKS} blocks")
-    eps, types, has_positions = family.default_norm_eps, 0, True
+    eps, types, has_positions = family.default_norm_eps, 0, not family.modern
     if "layer_norm_eps" not in family.lacks:
-        eps = fields.get("layer_norm_eps", "a number > 0", lambda v: is_number(v) and v > 0, 1e-12, eps)
+        eps = fields.get(key("layer_norm_eps"), "a number > 0", lambda v: is_number(v) and v > 0, 1e-12, eps)
     if family.lean_tables:
         types = fields.get("type_vocab_size", "an integer >= 0", lambda v: is_int(v) and v >= 0, 0, 0)
         has_positions = fields.get("position_biased_input", "true or false", lambda v: isinstance(v, bool), True, True)
@@ -190,7 +223,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
     form = disentangled.parse(fields, max_positions, hidden, hidden // heads) if family.disentangled else None
     pooler = POOLER_ACTIVATIONS[family.pooler_activation]
     if family.says_pooler_activation:
-        pooler = _activation(fields, "pooler_hidden_act", POOLER_ACTIVATIONS, family.pooler_activation)
+        pooler = _activation(fields, key("pooler_hidden_act"), POOLER_ACTIVATIONS, family.pooler_activation)
     labels = _labels(fields)
     return BackboneConfig(
         family=family,
@@ -208,6 +241,7 @@ def parse_backbone(raw: Any, faults: list[str], file: str = "config.json") -> Ba
         pad_token_id=pad,
         distance_buckets=buckets,
         disentangled=form,
+        modern=modern.parse(fields, layers) if family.modern else None,
         pooler_activation=pooler,
         num_groups=groups,
         inner_group_num=inner,

@@ -88,7 +88,11 @@ def distances_of(
         return F.linear(table, *part).view(len(table), heads, -1).transpose(0, 1).contiguous()
 
     ahead = torch.arange(1 - most, most, dtype=torch.int64, device="cpu")  # j - i
-    return Distances(bucket=form.bucket(-ahead), keys=by_head(keys, form.keys), queries=by_head(queries, form.queries))
+    return Distances(
+        bucket=form.bucket(-ahead).to(table.device),
+        keys=by_head(keys, form.keys),
+        queries=by_head(queries, form.queries),
+    )
 
 
 def parse(fields: Fields, max_positions: int, hidden: int, head_size: int) -> Disentangled:

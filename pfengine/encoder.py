@@ -13,9 +13,10 @@ from .batch import RaggedInputs
 from .config import BackboneConfig
 from .disentangled import OWN_KEYS, OWN_QUERIES, distances_of
 from .distances import by_distance
-from .families import PARTS
-from .ops import AnyQueries, Block, Distances, Norm, OpSet
+from .modern import LayerAttention
+from .ops import AnyQueries, Block, Distances, Norm, OpSet, Rotary
 from .ops.padding import pad_inputs, pad_outputs
+from .ops.rotary import angles
 from .storage import trim_heap
 
 
@@ -27,6 +28,7 @@ class Encoder:
     embedding: Any
     embedding_projection: Any | None  # embedding size -> hidden size
     layers: list[list[Any]]
+    final_norm: Any | None = None  # heads read states through it
 
 
 def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Encoder:
@@ -34,21 +36,28 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
     prefix = config.family.prefix
 
     def norm(key: str) -> Norm:
-        return Norm(tensors[f"{key}.weight"], tensors[f"{key}.bias"], config.layer_norm_eps)
+        return norm_of(tensors, key, config.layer_norm_eps)
 
     def linear(key: str) -> tuple[Tensor, Tensor]:
-        return tensors[f"{key}.weight"], tensors[f"{key}.bias"]
+        return linear_of(tensors, key)
 
     def block(key: str) -> Any:
-        part = {name: key + config.family.block_parts[name] for name in PARTS}
+        part = {name: key + place for name, place in config.family.block_parts.items()}
         heads, alignment = config.num_heads, ops.HEAD_ALIGNMENT
-        qkv = _joined(pad_outputs(*linear(part[name]), heads, alignment) for name in ("query", "key", "value"))
-        output = pad_inputs(tensors[f"{part['attention_output']}.weight"], heads, alignment)
+        if "qkv" in part:
+            weight, bias = linear(part["qkv"])
+            parts = list(zip(weight.chunk(3), bias.chunk(3), strict=True))
+        else:
+            parts = [linear(part[name]) for name in ("query", "key", "value")]
+        qkv = _joined(pad_outputs(*each, heads, alignment) for each in parts)
+        del parts
+        output, bias = linear(part["attention_output"])
+        modern = attention.get(key)
         return ops.prepare_block(
             Block(
                 qkv=qkv,
-                attention_output=(output, tensors[f"{part['attention_output']}.bias"]),
-                attention_norm=norm(part["attention_norm"]),
+                attention_output=(pad_inputs(output, heads, alignment), bias),
+                attention_norm=norm(part["attention_norm"]) if config.norms_attention(key) else None,
                 intermediate=linear(part["intermediate"]),
                 output=linear(part["output"]),
                 output_norm=norm(part["output_norm"]),
@@ -56,6 +65,10 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
                 scale=config.attention_scale,
                 activation=config.activation,
                 distances=distances(key, qkv) if table is not None else shared,
+                rotary=None if modern is None else rotary[modern.rotary_base],
+                window=None if modern is None else modern.window,
+                norm_first=config.family.norm_first,
+                gated=config.family.gated,
             ),
             dtype,
         )
@@ -83,24 +96,44 @@ def prepare(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], d
     trim_heap()  # returns the memory of the head's float32 tensors
     # the tables first: in float32 they are the largest tensors of all, and now nothing else is in memory
     tables = f"{prefix}embeddings."
-    word = tensors[f"{tables}word_embeddings.weight"]
+    word = tensors[f"{prefix}{config.family.embeddings}.weight"]
     position = tensors[f"{tables}position_embeddings.weight"] if config.has_positions else None
     token_type = tensors[f"{tables}token_type_embeddings.weight"] if config.type_vocab_size else None
-    embedding = ops.prepare_embedding((word, position, token_type), norm(f"{tables}LayerNorm"), dtype)
+    embedding_norm = norm(prefix + config.family.embedding_norm)
+    embedding = ops.prepare_embedding((word, position, token_type), embedding_norm, dtype)
+    where = word.device
     del word, position, token_type
     prefixes, blocks = config.block_keys(), {}
+    attention: dict[str, LayerAttention] = {}
+    rotary: dict[float, Rotary] = {}
+    for (key,), of_layer in zip(prefixes, config.modern.attention, strict=True) if config.modern else ():
+        attention[key], base = of_layer, of_layer.rotary_base
+        if base not in rotary:
+            rotary[base] = Rotary(angles(base, config.head_size, config.max_tokens).angles.to(where))
     for key in dict.fromkeys(key for layer in prefixes for key in layer):
         blocks[key] = block(key)
         if dtype != torch.float32:
             trim_heap()  # returns the memory of its float32 tensors, which are larger than it is
     trim_heap()
-    projection = config.embedding_projection
+    projection, final_norm = config.embedding_projection, config.family.final_norm
     return Encoder(
         ops=ops,
         embedding=embedding,
         embedding_projection=None if projection is None else ops.prepare_linear(*linear(projection), dtype),
         layers=[[blocks[key] for key in layer] for layer in prefixes],
+        final_norm=None if final_norm is None else ops.prepare_norm(norm(prefix + final_norm), dtype),
     )
+
+
+def linear_of(tensors: Mapping[str, Tensor], key: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer; zeros where it has no bias."""
+    weight, bias = tensors[f"{key}.weight"], tensors.get(f"{key}.bias")
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def norm_of(tensors: Mapping[str, Tensor], key: str, eps: float) -> Norm:
+    """The parameters of a LayerNorm; zeros where it has no bias."""
+    return Norm(*linear_of(tensors, key), eps)
 
 
 def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -113,6 +146,11 @@ def embed(encoder: Encoder, inputs: RaggedInputs) -> Tensor:
     """Token ids to the hidden states that enter layer 1, [T, H]."""
     x = encoder.ops.embed(inputs.ids, inputs.positions, inputs.types, encoder.embedding)
     return x if encoder.embedding_projection is None else encoder.ops.linear(x, encoder.embedding_projection, "none")
+
+
+def seen(encoder: Encoder, x: Tensor) -> Tensor:
+    """What heads see of states: [T, H] -> the same."""
+    return x if encoder.final_norm is None else encoder.ops.norm(x, encoder.final_norm)
 
 
 def layer(encoder: Encoder, number: int, x: Tensor, cu_seqlens: Tensor, queries: AnyQueries = "all") -> Tensor:

@@ -153,7 +153,7 @@ def run_reference(
         for layer in range(1, model.num_layers + 1):
             x = encoder.layer(model.encoder, layer, x, inputs.cu_seqlens)
             reads = model.head.reads(layer)
-            read = model.head.read(ops, layer, x, inputs.cu_seqlens)
+            read = model.head.read(ops, layer, encoder.seen(model.encoder, x), inputs.cu_seqlens)
             bounds = inputs.cu_seqlens if reads == "all" else torch.tensor([0, 1], dtype=torch.int32, device=x.device)
             scores, head_state = model.head.step(layer, read, bounds, head_state, answer=layer in model.exit_layers)
             if scores is None or layer == model.num_layers:

@@ -1,8 +1,8 @@
 """Encoder families: what differs between BERT and its relatives, as fields and key-name maps.
 
 A further family is an entry here. Key names are those of transformers. Inside pfengine a block (one attention and one
-feed-forward network) always has the same eight parts; a family says under which key each part is stored, and under
-which key each block of layer i.
+feed-forward network) always has the same parts; a family says under which key each part is stored, and under which key
+each block of layer i. Queries, keys and values are three parts, or one of them side by side.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
-
-PARTS = ("query", "key", "value", "attention_output", "attention_norm", "intermediate", "output", "output_norm")
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,13 @@ class Family:
     block_parts: dict[str, str]
     pooler: str  # dense on the first token, before the classifier of a plain Hugging Face directory
     classifier: str = "classifier"
+    embeddings: str = "embeddings.word_embeddings"  # after the prefix
+    embedding_norm: str = "embeddings.LayerNorm"  # likewise
+    final_norm: str | None = None  # likewise: exits read the states of every layer through it
+    pooler_norm: str | None = None  # of what the pooler gives
+    norm_first: bool = False  # come norms before attention and feed-forward network? The first layer lacks the former
+    gated: bool = False  # does `intermediate` make gates as well?
+    modern: bool = False  # rotary positions, windows, linear layers and norms without biases: `pfengine.modern`
     distance_bias: str | None = None  # table [buckets, heads] of what attention scores are biased by, at every layer
     disentangled: bool = False  # do queries and keys score distances? `pfengine.disentangled`
     embedding_projection: str | None = None  # linear map from embedding to hidden size; None where the two are one
@@ -187,9 +192,43 @@ DEBERTA = Family(
     lean_tables=True,
 )
 
+MODERNBERT = Family(
+    name="modernbert",
+    model_types=("modernbert",),
+    tokenizers=("TokenizersBackend",),
+    prefix="model.",
+    block_key="layers.{layer}.",
+    block_parts={
+        "qkv": "attn.Wqkv",
+        "attention_output": "attn.Wo",
+        "attention_norm": "attn_norm",
+        "intermediate": "mlp.Wi",
+        "output": "mlp.Wo",
+        "output_norm": "mlp_norm",
+    },
+    embeddings="embeddings.tok_embeddings",
+    embedding_norm="embeddings.norm",
+    final_norm="final_norm",
+    norm_first=True,
+    gated=True,
+    modern=True,
+    pooler="head.dense",
+    pooler_norm="head.norm",
+    pooler_activation="gelu",
+    says_pooler_activation=True,
+    default_norm_eps=1e-5,
+    default_pad_token_id=50283,
+    config_keys={
+        "layer_norm_eps": "norm_eps",
+        "hidden_act": "hidden_activation",
+        "pooler_hidden_act": "classifier_activation",
+    },
+    lacks=("type_vocab_size",),
+)
+
 FAMILIES = {
     kind: family
-    for family in (BERT, ROBERTA, ALBERT, DISTILBERT, ELECTRA, MPNET, DEBERTA)
+    for family in (BERT, ROBERTA, ALBERT, DISTILBERT, ELECTRA, MPNET, DEBERTA, MODERNBERT)
     for kind in family.model_types
 }
 

@@ -60,7 +60,12 @@ def build(ckpt: Checkpoint, ops: OpSet, dtype: torch.dtype, device: torch.device
         carrier: Carrier | None = None
         if exits is not None:
             carrier = ops.prepare_model(
-                encoder.embedding, encoder.embedding_projection, encoder.layers, exits, head.renormalises
+                encoder.embedding,
+                encoder.embedding_projection,
+                encoder.layers,
+                exits,
+                head.renormalises,
+                encoder.final_norm,
             )
         if carrier is None:
             flight, where = TokenFlight if head.tags else TorchFlight, device or torch.device("cpu")

@@ -33,7 +33,7 @@ def check_model(backbone: BackboneConfig, manifest: Manifest) -> tuple[list[str]
     head, kind = manifest.head, HEADS.get(manifest.head["type"])
     if kind is None:
         return [f"'head.type' is {shown(head['type'])}; it must be one of {HEADS.known}", *of_criterion], {}
-    if of_head := kind.config_faults(head):
+    if of_head := kind.config_faults(head) or kind.misfits(backbone, head):
         return of_head + of_criterion, {}
     able = kind.layers(backbone, head)
     if unable := [layer for layer in manifest.exit_layers if layer not in able]:

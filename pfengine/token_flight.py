@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import encoder
 from .batch import Packed
 from .ops import Queries
 from .ops.flight import Answers, Exit
@@ -70,7 +71,8 @@ class TokenFlight(TorchFlight):
         self._leave(gone, answered=True, freezes=rule.tokens.freezes)
 
     def _read(self) -> Tensor:
-        return self.x if len(self.first) == len(self.x) else self.x.index_select(0, self.first)
+        x = self.x if len(self.first) == len(self.x) else self.x.index_select(0, self.first)
+        return encoder.seen(self.carrier.encoder, x)
 
     def _bounds(self) -> Tensor:
         return self.word_bounds

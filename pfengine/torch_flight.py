@@ -168,7 +168,9 @@ class TorchFlight(Flight):
 
     @_computing
     def states(self) -> Tensor:
-        return (self.x if self._reads == "query" else self._read()).float().clone()
+        if self._reads == "query":
+            return encoder.seen(self.carrier.encoder, self.x).float().clone()
+        return self._read().float().clone()
 
     def _gone_before(self) -> Tensor:
         """Rows that have left and are still carried, bool [R]: none. For tag heads, words, bool [W]."""
@@ -254,13 +256,16 @@ class TorchFlight(Flight):
 
     def _read(self) -> Tensor:
         """What the head reads of the present layer: [R, H], or all tokens [T, H]."""
+        weights = self.carrier.encoder
         match self._reads:
             case "first" if self.half_done is not None:
-                return self.half_done.first.index_select(0, self.half_done.rows)
+                return encoder.seen(weights, self.half_done.first.index_select(0, self.half_done.rows))
             case "first":
-                return self.x if len(self.x) == len(self) else self.x.index_select(0, self.cu_seqlens[:-1])
+                first = self.x if len(self.x) == len(self) else self.x.index_select(0, self.cu_seqlens[:-1])
+                return encoder.seen(weights, first)
             case _:
-                return self.carrier.head.read(self.carrier.encoder.ops, self.layer, self.x, self.cu_seqlens)
+                x = encoder.seen(weights, self.x)
+                return self.carrier.head.read(weights.ops, self.layer, x, self.cu_seqlens)
 
     def _bounds(self) -> Tensor:
         """The bounds of rows in what `_read` gives: int32 [R + 1]."""

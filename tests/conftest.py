@@ -52,6 +52,10 @@ SIZES: dict[str, dict[str, Any]] = {  # awkward on purpose: head sizes 12, 8, 10
     "deberta-v2": DISENTANGLED | {
         "model_type": "deberta-v2", "hidden_size": 36, "num_attention_heads": 4, "hidden_act": "gelu",
     },
+    "modernbert": {
+        "model_type": "modernbert", "hidden_size": 40, "num_attention_heads": 4, "hidden_act": "gelu",
+        "local_attention": 12, "pad_token_id": 0,
+    },
     "mpnet": {"model_type": "mpnet", "hidden_size": 45, "num_attention_heads": 5, "hidden_act": "gelu"},
 }  # fmt: skip
 COMMON = {

@@ -67,6 +67,7 @@ def exit_arguments() -> Arguments:
         "attentive": None, "queries": None, "reads": C.Reads.first,
         "precision": C.Precision.fp32, "learner_precision": C.Precision.fp32,
         "pooler": linear(HIDDEN, HIDDEN), "pooler_activation": C.Activation.relu,
+        "pooler_norm": C.Norm(**norm_arguments()),
         "learned": linear(HIDDEN, 1, row_major=True),
         "past": linear(HIDDEN, 2 * LABELS, row_major=True), "folded": None, "learners": linear(HIDDEN, 64),
         "activation": C.Activation.tanh, "projection": linear(64, LABELS, row_major=True), "merge": merge(),
@@ -87,7 +88,7 @@ def model_arguments() -> Arguments:
     layer = C.Layer(blocks=[block()], exit=C.Exit(**exit_arguments()), adds_from=0)
     embedding = C.Embedding(**embedding_arguments())
     return {"embedding": embedding, "projection": None, "precision": C.Precision.fp32, "layers": [layer] * LAYERS,
-            "renormalises": False}  # fmt: skip
+            "renormalises": False, "final_norm": C.Norm(**norm_arguments())}  # fmt: skip
 
 
 def block_arguments() -> Arguments:
@@ -97,6 +98,7 @@ def block_arguments() -> Arguments:
         "attention_output": linear(HIDDEN, HIDDEN, torch.int8), "intermediate": linear(HIDDEN, INNER, torch.int8),
         "output": linear(INNER, HIDDEN, torch.int8), "attention_norm": C.Norm(**norm_arguments()),
         "output_norm": C.Norm(**norm_arguments()), "distances": C.Distances(**distances_arguments()),
+        "norm_first": False, "gated": False, "rotary": C.Rotary(**rotary_arguments()), "window": None,
     }  # fmt: skip
 
 
@@ -105,6 +107,10 @@ def distances_arguments(**changes: Any) -> Arguments:
     good = {"heads": HEADS, "words": words, "most": 5, "bias": room(HEADS, stride),
             "keys": room(HEADS, words, stride), "queries": room(HEADS, words, stride)}  # fmt: skip
     return good | changes
+
+
+def rotary_arguments() -> Arguments:
+    return {"half": HIDDEN // HEADS // 2, "most": 5, "angles": room(5, HIDDEN // HEADS)}
 
 
 def batch() -> Arguments:
@@ -152,6 +158,7 @@ GOOD: dict[str, Callable[[], Arguments]] = {
     "Norm": norm_arguments,
     "Embedding": embedding_arguments,
     "Distances": distances_arguments,
+    "Rotary": rotary_arguments,
     "Block": block_arguments,
     "Merge": lambda: {"kind": C.Gate.authors, "labels": LABELS, "width": 1, "gate": linear(1, 1), "gate_states": 2.0},
     "Exit": exit_arguments,
@@ -168,9 +175,8 @@ GOOD: dict[str, Callable[[], Arguments]] = {
     "keys_values": lambda: with_kernels(block=(weights := block()), x=room(5, HIDDEN), **batch(),
                                         kept=room(5, C.kept_stride(weights) // 4), threads=2),
     "run_block": lambda: queries_of(block(torch.int8), 1, 2, 4),
-    "output_norm": lambda: with_kernels(block=block(), sums=room(5, HIDDEN), tokens=5,
-                                        numbers=at(torch.tensor([0, 1, 4]).int()), rows=3, out=room(5, HIDDEN),
-                                        threads=2),
+    "run_norm": lambda: with_kernels(norm=C.Norm(**norm_arguments()), x=room(5, HIDDEN), rows=5, size=HIDDEN,
+                                     out=room(5, HIDDEN), threads=2),
     "run_linear": lambda: with_kernels(precision=C.Precision.fp32, linear=linear(8, 96), first_column=32, columns=64,
                                        activation=C.Activation.gelu, x=room(3, 8), stride=8, rows=3, add=room(3, 64),
                                        add_stride=64, out=room(3, 64), threads=2),

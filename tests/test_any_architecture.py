@@ -50,6 +50,9 @@ def architectures(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
             "position_buckets": draw(st.sampled_from([-1, 4, 60])), "norm_rel_ebd": "layer_norm",
             "position_biased_input": draw(st.booleans()), "type_vocab_size": draw(st.integers(0, 2)),
         }  # fmt: skip
+    if kind == "modernbert":  # rotary positions take numbers in pairs
+        config |= {"hidden_size": heads * (head_size + head_size % 2), "pad_token_id": 0}
+        config |= {"local_attention": draw(st.sampled_from([2, 16, 128])), "norm_bias": draw(st.booleans())}
     return own_names(config), draw(st.integers(0, 10**6))
 
 

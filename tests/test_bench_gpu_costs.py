@@ -30,6 +30,7 @@ from pfengine.kernels.launch import Launch, recording
 from pfengine.kernels.layer_norm import add_layer_norm
 from pfengine.kernels.linear import linear
 from pfengine.kernels.mean import mean
+from pfengine.kernels.rotate import rotate
 from pfengine.kernels.signals import signals
 
 PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}
@@ -124,6 +125,20 @@ def test_costs_by_hand() -> None:
     )
     moved = 2 * (3 * 64 + 128 * 64) + 4 * (128 + 2 * 128 + 2 * 3 * 2 + 1)  # shares of two chunks
     assert cost(launch, LENGTHS) == Cost(2 * 3 * 128 * 64 + 2 * 3 * 128 * 2, moved)
+
+
+def test_costs_of_modernbert_by_hand() -> None:
+    """A window of one token either way, rotary positions of half of each head, and gates."""
+    bounds = meta(4, dtype=torch.int32)
+    launch = launched(lambda: attention(meta(9, 192), bounds, 4, 0.25, 5, COUNT, window=1))
+    assert cost(launch, LENGTHS).flops == 4 * 64 * ((2 + 3 + 2) + 1 + (2 + 3 + 3 + 3 + 2))
+    launch = launched(lambda: attention(meta(9, 192), bounds, 4, 0.25, 5, COUNT, "first", window=1))
+    assert cost(launch, LENGTHS).flops == 4 * 64 * (2 + 1 + 2)
+    launch = launched(lambda: rotate(meta(9, 192), bounds, meta(512, 8, dtype=torch.float32), 8, 16, 5, COUNT))
+    assert cost(launch, LENGTHS) == Cost(3 * 9 * 8 * 8, 2 * 2 * 9 * 8 * 8 + 4 * 5 * 8 + 2 * 4 * 4 + 4)
+    bias = meta(128, dtype=torch.float32)
+    launch = launched(lambda: linear(meta(9, 64), meta(128, 64), bias, "gelu", COUNT, gated=True))
+    assert cost(launch, LENGTHS) == Cost(2 * 9 * 128 * 64, 2 * (9 * 64 + 128 * 64 + 9 * 64) + 4 * 128 + 4)
 
 
 def test_costs_of_other_reads_by_hand() -> None:

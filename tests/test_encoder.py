@@ -22,6 +22,8 @@ ODD = {"hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "int
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
+MODERN = {"max_position_embeddings": 520, "local_attention": 12, "pad_token_id": 0}
+BIASES = dict.fromkeys(["attention_bias", "mlp_bias", "norm_bias", "classifier_bias"], True)
 DEBERTA = DISENTANGLED | {"position_buckets": 256, "max_position_embeddings": 512}
 CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("bert", TINY, False),
@@ -44,6 +46,9 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("deberta-v2", TINY | DEBERTA | {"share_att_key": False, "max_relative_positions": 300}, False),
     ("deberta-v2", TINY | DEBERTA | {"pos_att_type": []}, False),
     ("deberta-v2", TINY | {"position_biased_input": True, "type_vocab_size": 2, "pos_att_type": ["c2p"]}, False),
+    ("modernbert", TINY | MODERN | {"num_hidden_layers": 7}, False),
+    ("modernbert", ODD | MODERN | BIASES | {"num_attention_heads": 7, "layer_types": ["sliding_attention"] * 3}, False),
+    ("modernbert", ODD | MODERN | {"num_attention_heads": 1, "local_attention": 2, "hidden_act": "gelu_new"}, False),
     ("bert", SMALL, True),
     ("bert", BASE, True),
     ("roberta", BASE | ROBERTA, True),
@@ -51,6 +56,7 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("distilbert", BASE | {"num_hidden_layers": 6}, True),
     ("mpnet", BASE | {"max_position_embeddings": 514}, True),
     ("deberta-v2", BASE | DEBERTA, True),
+    ("modernbert", BASE | MODERN | {"num_hidden_layers": 22, "intermediate_size": 1152, "local_attention": 128}, True),
     ("electra", BASE | {"embedding_size": 768}, True),
     ("electra", SMALL | {"embedding_size": 128}, True),
 ]  # fmt: skip
@@ -95,6 +101,8 @@ def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_s
         for number in range(1, model.num_layers + 1):
             ours.append(encoder.layer(model.encoder, number, ours[-1], inputs.cu_seqlens))
         first = encoder.layer(model.encoder, model.num_layers, ours[-2], inputs.cu_seqlens, "first")
+        # transformers' last state is what heads see
+        first, ours[-1] = encoder.seen(model.encoder, first), encoder.seen(model.encoder, ours[-1])
         for row, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True):
             states = theirs(
                 input_ids=torch.from_numpy(row.ids)[None],

@@ -21,7 +21,7 @@ LAYERS = {
     "kernels": "kernels",
     "ops": "ops",
     "checkpoint": "cascade_manifest checkpoint config destination disentangled distances families file_hashes folder "
-    "json_fields manifest storage weights",
+    "json_fields manifest modern storage weights",
     "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows words",
     "parts": "encoder exits heads",
     "engine": "engine model token_flight torch_flight",

@@ -41,14 +41,16 @@ C = extension._C
 HUGE = [1 << 31, 1 << 40, (1 << 62) + 1, (1 << 63) - 1]
 ONE_BYTE = {"stay", "leave", "tokens", "new_tokens"}  # which lie at any address
 EIGHT_BYTES = {"row_ids", "new_row_ids", "ids", "positions", "types", "slots"}
-OPTIONAL = {("run_block", "targets"), ("run_block", "kept"), ("run_block", "sums"), ("output_norm", "numbers"),
+OPTIONAL = {("run_block", "targets"), ("run_block", "kept"), ("run_block", "sums"),
             ("run_linear", "add"), ("run_exit", "add"), ("run_exit", "learned"), ("run_decide", "learned"),
             ("run_merge", "future"), ("Distances", "bias"), ("Distances", "keys"),
             ("Distances", "queries")}  # fmt: skip
+OPTIONAL_PARTS = {"exit", "gate", "pooler", "pooler_norm", "learners", "projection", "folded", "learned", "distances",
+                  "rotary", "final_norm"}  # fmt: skip
 SIZES = {"rows", "tokens", "labels", "width_bytes", "columns", "first_column", "first", "inputs", "outputs", "words",
          "positions", "token_types", "size", "heads", "head_size", "width", "queries", "out_rows",
-         "window", "layer", "most"}  # fmt: skip
-AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size", "window", "layer", "most"}
+         "window", "layer", "most", "half"}  # fmt: skip
+AT_LEAST_ONE = {"labels", "inputs", "outputs", "size", "heads", "head_size", "window", "layer", "most", "half"}
 
 
 def is_address(name: str, argument: str, value: Any) -> bool:
@@ -98,11 +100,10 @@ def nonsense(name: str, argument: str, value: Any) -> Iterator[tuple[Any, type[E
         if name != "ExitRule":
             yield [], ValueError
     elif not isinstance(value, (bool, int, float, bytes)) and value is not None:
-        yield from ((wrong, TypeError) for wrong in ("x", object(), C.Norm if argument != "norm" else C.Linear))
-        if (
-            argument not in ("exit", "gate", "pooler", "learners", "projection", "folded", "learned", "distances")
-            or name == "run_exit"
-        ):
+        yield from ((wrong, TypeError) for wrong in ("x", object(), C.Norm if "norm" not in argument else C.Linear))
+        if argument == "attention_norm":
+            yield None, ValueError  # only where norms come first
+        elif argument not in OPTIONAL_PARTS or name == "run_exit":
             yield None, TypeError
 
 

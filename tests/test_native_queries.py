@@ -57,10 +57,6 @@ WRONG: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "in place, but side by side": ("run_block", lambda: on_itself(C.Queries.list, 1, 2, 4) | {"targets": 0}),
     "in place, first tokens elsewhere": ("run_block", lambda: on_itself(C.Queries.firsts, 0, 3)),
     "half in place": ("run_block", lambda: {"x": (states := room(9, HIDDEN)), "out": states + 4 * HIDDEN}),
-    "numbers that fall": ("output_norm", lambda: {"numbers": at(torch.tensor([0, 4, 1]).int())}),
-    "a number after the last": ("output_norm", lambda: {"numbers": at(torch.tensor([0, 1, 5]).int())}),
-    "a number below 0": ("output_norm", lambda: {"numbers": at(torch.tensor([-1, 1, 4]).int())}),
-    "more rows than there are": ("output_norm", lambda: {"numbers": 0, "rows": 6}),
 }  # fmt: skip
 
 

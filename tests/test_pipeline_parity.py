@@ -70,11 +70,33 @@ def albert_tokenizer() -> transformers.PreTrainedTokenizerBase:
     )  # fmt: skip
 
 
+def modernbert_tokenizer() -> transformers.PreTrainedTokenizerBase:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", [("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=64, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
 FAMILIES = {
     "bert": (bert_tokenizer, {"max_position_embeddings": 64}),
     "roberta": (roberta_tokenizer, {"max_position_embeddings": 66, "type_vocab_size": 1}),
     "albert": (albert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24, "classifier_dropout_prob": 0.0}),
     "mpnet": (bert_tokenizer, {"max_position_embeddings": 66}),
+    "modernbert": (
+        modernbert_tokenizer,
+        {"max_position_embeddings": 64, "local_attention": 12, "classifier_pooling": "mean", "norm_bias": True},
+    ),
     "deberta-v2": (albert_tokenizer, DISENTANGLED | {"max_position_embeddings": 64}),
     "electra": (bert_tokenizer, {"max_position_embeddings": 64, "embedding_size": 24}),
     "distilbert": (bert_tokenizer, {"max_position_embeddings": 64}),  # gives token types, which the model ignores

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -103,3 +104,13 @@ def test_a_long_text_is_cut(tmp_path: Path) -> None:
     assert len(cut.tags) < len(LONG.split())
     with pytest.raises(pfengine.InputError, match="row 0: has more than 64 tokens"):
         engine.tag([LONG], truncation="error")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_of_tokens_equal_transformers(tmp_path: Path, family: str) -> None:
+    pipe = save(tmp_path, family, LABELS["plain"])
+    ids = torch.tensor([[5, 9, 12, 7, 30, 6, 11, 19, 8, 44, 13, 5, 5, 17]])
+    with torch.no_grad():
+        theirs = pipe.model(input_ids=ids).logits[0].numpy()
+    ours = pfengine.load(tmp_path).layer_logits({"input_ids": ids[0].tolist()})[-1][0]
+    np.testing.assert_allclose(ours, theirs, atol=3e-5, rtol=0)  # fp32 sums in another order

@@ -71,10 +71,26 @@ def _attention(launch: Launch, use: Use) -> Cost:
     tokens, width = sum(use.lengths), _shape(launch, "out")[1]
     kinds = {"all": use.lengths, "first": (1,) * len(use.lengths), "list": use.queries}
     queries = kinds[launch.constants["QUERIES"]]
-    pairs = sum(asking * asked for asking, asked in zip(queries, use.lengths, strict=True))
+    pairs = sum(_pairs(*row, launch.arguments["window"]) for row in zip(queries, use.lengths, strict=True))
     scored = sum(launch.arguments[table] is not None for table in ("of_keys", "of_queries"))  # products of distances
     moved = _bytes(launch, queries=sum(queries) * width, keys_values=2 * tokens * width)
     return Cost((4 + 2 * scored) * width * pairs, moved)
+
+
+def _pairs(queries: int, tokens: int, window: int | None) -> int:
+    """Pairs of a row's queries, spread evenly over it or the first token, and the keys that they see."""
+    if window is None:
+        return queries * tokens
+    places = range(1) if queries == 1 else range(0, tokens, max(1, tokens // max(queries, 1)))
+    seen = sum(min(place, window) + min(tokens - 1 - place, window) + 1 for place in places)
+    return round(seen * queries / len(places))
+
+
+def _rotate(launch: Launch, use: Use) -> Cost:
+    """Six operations for each two numbers of a head, which are read and written."""
+    tokens, turned = _shape(launch, "x")[0], _shape(launch, "angles")[1]
+    numbers = tokens * launch.arguments["heads"] * turned
+    return Cost(3 * numbers, _bytes(launch, x=2 * numbers, angles=max(use.lengths) * turned))
 
 
 def _decides(launch: Launch, **numbers: int) -> int:
@@ -169,6 +185,7 @@ COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "add_layer_norm": _add_layer_norm,
     "embed": _embed,
     "attention": _attention,
+    "rotate": _rotate,
     "exit_head": _exit_head,
     "imitation": _imitation,
     "imitation_max": _imitation_max,

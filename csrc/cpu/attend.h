@@ -58,25 +58,30 @@ PFENGINE_INLINE void pack_values(const uint16_t* values, ptrdiff_t stride, int64
   }
 }
 
-// softmax(scale x) of a row in `out`, without the division; returns the sum to divide by. Zeros from `tokens` to
-// `padded`.
+// A query's keys: [begin, end), and the whole vectors of the tile's keys around them, from `low` to `high`.
+struct Keys {
+  int64_t low, begin, end, high;
+
+  // y where there is a key in the vector from i on, `other` elsewhere.
+  PFENGINE_INLINE Floats mask(Floats y, Floats other, int64_t i) const {
+    if (i + kWidth > end) y = lanes() < (int32_t)(end - i) ? y : other;
+    if (i < begin) y = lanes() < (int32_t)(begin - i) ? other : y;
+    return y;
+  }
+};
+
+// softmax(scale x) of a row's keys in `out`, without the division; returns the sum to divide by. Zeros at the other
+// places from `low` to `high`.
 template <typename Number>
-PFENGINE_INLINE float exponentials(const float* x, float scale, int64_t tokens, int64_t padded, Number* out) {
+PFENGINE_INLINE float exponentials(const float* x, float scale, const Keys& keys, Number* out) {
   const Floats lowest = splat(-__builtin_inff());  // where all scores are -inf, the weights are nan, as in torch
-  const auto scores = [&](int64_t i) {
-    const Floats y = load<Floats>(x + i);
-    return i + kWidth <= tokens ? y : lanes() < (int32_t)(tokens - i) ? y : lowest;
-  };
   Floats top = lowest;
-  for (int64_t i = 0; i < tokens; i += kWidth) top = max(scores(i), top);
+  for (int64_t i = keys.low; i < keys.end; i += kWidth) top = max(keys.mask(load<Floats>(x + i), lowest, i), top);
   const float most = largest(top);
   Floats total{};
-  for (int64_t i = 0; i < padded; i += kWidth) {
+  for (int64_t i = keys.low; i < keys.high; i += kWidth) {
     Floats y{};
-    if (i < tokens) {
-      y = exp((load<Floats>(x + i) - most) * scale);
-      if (i + kWidth > tokens) y = lanes() < (int32_t)(tokens - i) ? y : Floats{};
-    }
+    if (i < keys.end) y = keys.mask(exp((load<Floats>(x + i) - most) * scale), Floats{}, i);
     total += y;
     store_floats(out + i, y, kWidth);
   }
@@ -88,6 +93,13 @@ inline int64_t attention_scratch(int64_t tokens, int64_t size, bool has_products
   const int64_t padded = padded_tokens(tokens), columns = (size + kPanel - 1) / kPanel * kPanel;
   const int64_t products = has_products ? distance_scratch(padded) : 0;
   return 4 * (padded * size + (tokens + 1) * columns + 2 * kTileRows * padded + products);
+}
+
+// The keys that a window shows to queries at these positions.
+PFENGINE_INLINE Keys keys_near(const Attention& a, int64_t first_position, int64_t last_position) {
+  const int64_t before = first_position - a.window, after = last_position + a.window + 1;
+  const int64_t begin = before > 0 ? before : 0, end = after < a.tokens ? after : a.tokens;
+  return {begin / kPanel * kPanel, begin, end, padded_tokens(end)};
 }
 
 template <class Dot>
@@ -105,9 +117,14 @@ void attend(const Attention& a) {
   const int64_t weight_stride = padded / group;
   DistanceScores<Dot> by_distance(a, groups, padded, (float*)weights + kTileRows * padded);
   for (int64_t first = 0; first < a.queries;) {
-    const int64_t rows = by_distance.rows(first, next_rows(a.queries - first));
+    int64_t rows = by_distance.rows(first, next_rows(a.queries - first));
+    Keys keys_of_tile{0, 0, a.tokens, padded};
+    if (a.window >= 0) {
+      while (a.position(first + rows - 1) - a.position(first) >= kPanel) --rows;
+      keys_of_tile = keys_near(a, a.position(first), a.position(first + rows - 1));
+    }
     const uint32_t* queries = (const uint32_t*)a.query + first * stride;
-    for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
+    for (int64_t panel = keys_of_tile.low / kPanel; panel * kPanel < keys_of_tile.high; ++panel) {
       tile<Dot>(rows, queries, stride, keys + panel * groups * kPanel, groups, (uint32_t*)scores + panel * kPanel,
                 padded);
     }
@@ -115,11 +132,18 @@ void attend(const Attention& a) {
     float share[kTileRows];
     for (int64_t i = 0; i < rows; ++i) {
       Number* to = (Number*)(weights + i * weight_stride);
-      share[i] = 1.0f / exponentials(scores + i * padded, a.scale, a.tokens, padded, to);
+      Keys own = keys_of_tile;
+      if (a.window >= 0) {
+        const Keys near = keys_near(a, a.position(first + i), a.position(first + i));
+        own.begin = near.begin, own.end = near.end;
+      }
+      share[i] = 1.0f / exponentials(scores + i * padded, a.scale, own, to);
     }
+    const int64_t first_group = keys_of_tile.low / group, last_group = (keys_of_tile.end + group - 1) / group;
     for (int64_t column = 0; column < a.size; column += kPanel) {
       alignas(64) uint32_t sums[kTileRows * kPanel];
-      tile<Dot>(rows, weights, weight_stride, values + column * token_groups, token_groups, sums, kPanel);
+      tile<Dot>(rows, weights, weight_stride, values + column * token_groups, last_group, sums, kPanel, PanelStride{},
+                first_group);
       for (int64_t i = 0; i < rows; ++i) {
         for (int v = 0; v < kVectors; ++v) {
           const int64_t at = column + v * kWidth, left = a.size - at, count = left < kWidth ? left : kWidth;

@@ -14,7 +14,7 @@
 namespace pfengine::cpu {
 namespace {
 
-constexpr std::int64_t kNumbersPerThread = 32768;  // of output_norm; below this, waking a thread costs more
+constexpr std::int64_t kNumbersPerThread = 32768;  // of run_norm; below this, waking a thread costs more
 
 void check(const Context& context) {
   check_ends(context.cu_seqlens, context.rows, context.tokens);
@@ -22,11 +22,15 @@ void check(const Context& context) {
 }
 
 void check_lengths(const Block& block, const Context& context) {
-  const std::int64_t longest = longest_row(context.cu_seqlens, context.rows), most = block.distances.most;
-  if (most && longest > most) {
+  if (!block.distances.most && !block.rotary.angles) return;
+  const std::int64_t longest = longest_row(context.cu_seqlens, context.rows);
+  const auto check_most = [&](std::int64_t most, const char* tables) {
+    if (!most || longest <= most) return;
     throw std::invalid_argument("a row has " + std::to_string(longest) + " tokens, expected at most " +
-                                std::to_string(most) + ", as the tables by distance have it");
-  }
+                                std::to_string(most) + ", as the tables " + tables + " have it");
+  };
+  check_most(block.distances.most, "by distance");
+  check_most(block.rotary.most, "of angles");
 }
 
 void check(const Context& context, const Queries& queries) {
@@ -59,16 +63,30 @@ void check(const Context& context, const Queries& queries) {
   }
 }
 
+// The position of each token in its row, where a block needs them.
+const std::int32_t* positions_of(const Block& block, const Context& context) {
+  if (!block.rotary.angles) return nullptr;
+  static thread_local std::vector<std::int32_t> positions;
+  positions.resize(context.tokens);
+  for (std::int64_t row = 0; row < context.rows; ++row) {
+    const std::int32_t start = context.cu_seqlens[row], end = context.cu_seqlens[row + 1];
+    std::iota(positions.begin() + start, positions.begin() + end, 0);
+  }
+  return positions.data();
+}
+
 // All tokens are queries, and their keys and values are not kept: one product makes all three.
 void run_whole(const Kernels& kernels, const Block& block, const Context& context, const Output& out, int threads) {
   const std::int32_t* starts = context.cu_seqlens;
   const std::int64_t hidden = block.output.outputs;
   const Workload work{starts, nullptr, context.rows, longest_row(starts, context.rows)};
+  const std::int32_t* positions = positions_of(block, context);
   run_chunks<ChunkRun>(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
     const std::int64_t start = starts[chunk.first_row], count = starts[chunk.last_row] - start;
     const float* x = context.x + start * hidden;
     const ChunkRun::Space& space = run.space();
     run.project(x, hidden, count, space.qkv, run.all_panels());
+    run.rotate(space.qkv, count, 0, 2, [&](std::int64_t i) { return positions[start + i]; });
     run.attend(chunk.last_row - chunk.first_row, space.qkv, space.qkv, [&](std::int64_t i) {
       const std::int64_t first = starts[chunk.first_row + i] - start;
       const std::int64_t length = starts[chunk.first_row + i + 1] - starts[chunk.first_row + i];
@@ -93,6 +111,7 @@ void run_queries(const Kernels& kernels, const Block& block, const Context& cont
     tokens = starts;
   }
   const Workload work{bounds, starts, context.rows, longest_row(starts, context.rows)};
+  const std::int32_t* positions = positions_of(block, context);
   run_chunks<ChunkRun>(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
     const std::int64_t first = bounds[chunk.first_row], count = bounds[chunk.last_row] - first;
     if (!count) return;
@@ -105,6 +124,8 @@ void run_queries(const Kernels& kernels, const Block& block, const Context& cont
       stride = space.residual.stride / 4;
     }
     run.project(x, stride, count, space.qkv, run.query_panels());
+    run.rotate(space.qkv, count, 0, 1,
+               [&](std::int64_t i) { return positions[queries.kind == Queries::all ? first + i : tokens[first + i]]; });
     run.attend(chunk.last_row - chunk.first_row, space.qkv, kept, [&](std::int64_t i) {
       const std::int64_t row = chunk.first_row + i;
       return Span{starts[row], starts[row + 1] - starts[row], bounds[row] - first, bounds[row + 1] - bounds[row],
@@ -122,12 +143,15 @@ std::int64_t kept_stride(const Block& block) {
 
 void keys_values(const Kernels& kernels, const Block& block, const Context& context, char* kept, int threads) {
   check(context);
+  check_lengths(block, context);
   const std::int64_t hidden = block.output.outputs, stride = kept_stride(block);
   const Workload work{context.cu_seqlens, nullptr, context.rows, 0};
+  const std::int32_t* positions = positions_of(block, context);
   run_chunks<ChunkRun>(kernels, block, work, threads, [&](const ChunkRun& run, const Chunk& chunk) {
-    const std::int64_t start = context.cu_seqlens[chunk.first_row];
-    run.project(context.x + start * hidden, hidden, context.cu_seqlens[chunk.last_row] - start,
-                {kept + start * stride, stride}, run.key_value_panels());
+    const std::int64_t start = context.cu_seqlens[chunk.first_row], count = context.cu_seqlens[chunk.last_row] - start;
+    const Buffer to{kept + start * stride, stride};
+    run.project(context.x + start * hidden, hidden, count, to, run.key_value_panels());
+    run.rotate(to, count, 1, 2, [&](std::int64_t i) { return positions[start + i]; });
   });
 }
 
@@ -150,13 +174,11 @@ void run_block(const Kernels& kernels, const Block& block, const Context& contex
   run_queries(kernels, block, context, queries, {const_cast<char*>(kept), stride}, to, threads);
 }
 
-void output_norm(const Kernels& kernels, const Block& block, const float* sums, const std::int32_t* rows,
-                 std::int64_t count, float* out, int threads) {
-  const std::int64_t hidden = block.output.outputs;
-  run_team(threads_for(1.0 * count * hidden, kNumbersPerThread, threads), [&](const Member& member) {
+void run_norm(const Kernels& kernels, const Norm& norm, std::int64_t size, const float* x, const std::int32_t* from,
+              std::int64_t count, const std::int32_t* to, float* out, int threads) {
+  run_team(threads_for(1.0 * count * size, kNumbersPerThread, threads), [&](const Member& member) {
     member.each(count, [&](std::int64_t i) {
-      const std::int64_t at = (rows ? rows[i] : i) * hidden;
-      kernels.layer_norm(sums + at, block.output_norm, hidden, out + at);
+      kernels.layer_norm(x + (from ? from[i] : i) * size, norm, size, out + (to ? to[i] : i) * size);
     });
   });
 }

@@ -3,20 +3,28 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "kernels.h"
 
 namespace pfengine::cpu {
 
 // Hidden size H = output.outputs, `heads` heads of `head_size` numbers.
+// Norms come after attention and after the feed-forward network, each with its residual. norm_first: they come before,
+// `output_norm` before the feed-forward network, and attention may have none; what goes on is sums alone.
+// gated: `intermediate` makes as many gates as there are inputs of `output`, as `Target` says.
 struct Block {
   Precision precision;
   Activation activation;
   std::int64_t heads, head_size;
   float scale;  // of the attention scores
   Linear qkv, attention_output, intermediate, output;
-  Norm attention_norm, output_norm;
+  std::optional<Norm> attention_norm;
+  Norm output_norm;
+  bool norm_first, gated;
   Distances distances;  // where there are any, a row has at most `most` tokens
+  Rotary rotary;        // where it has angles, too
+  std::int64_t window;  // as in Attention
 };
 
 // All tokens of a batch; these give the keys and values. x: float32 [tokens, H]. Row r is tokens cu_seqlens[r] to
@@ -54,13 +62,13 @@ void keys_values(const Kernels& kernels, const Block& block, const Context& cont
 // out may be context.x where every query's target is its own token; then other tokens keep their states.
 // A query's numbers have the same bits whatever the other queries are, and with any number of threads.
 // Throws std::invalid_argument as keys_values does, where tokens or targets do not rise or tokens leave their row, and
-// where a row is longer than `distances` allows.
+// where a row is longer than `distances` or `rotary` allows.
 void run_block(const Kernels& kernels, const Block& block, const Context& context, const Queries& queries,
                const char* kept, float* out, float* sums, int threads);
 
-// Applies the block's output norm to rows of such sums: those that `rows` [count] lists, or the first `count` (null).
-// out has the same rows, and may be `sums`. Its other rows stay as they are.
-void output_norm(const Kernels& kernels, const Block& block, const float* sums, const std::int32_t* rows,
-                 std::int64_t count, float* out, int threads);
+// Applies a norm to `count` rows of x, `size` numbers each: those that `from` [count] lists, or the first ones (null).
+// They become the rows of out that `to` lists, or the first ones. With from and to alike, out may be x.
+void run_norm(const Kernels& kernels, const Norm& norm, std::int64_t size, const float* x, const std::int32_t* from,
+              std::int64_t count, const std::int32_t* to, float* out, int threads);
 
 }  // namespace pfengine::cpu

@@ -16,6 +16,7 @@ struct Heads {
   std::int64_t count, size;
   float scale;  // of the attention scores
   Distances distances = {};
+  std::int64_t window = -1;
 
   std::int64_t width() const { return count * size; }
 };
@@ -63,7 +64,7 @@ class ChunkProducts {
                                qkv.stride / number, span.tokens, span.queries, size, heads_.scale,
                                out.row<char>(span.query) + column * out_number, out.stride / out_number, bf16_out,
                                scratch_.row<char>(member_.index), heads_.distances.of(column / size), span.query_tokens,
-                               span.first});
+                               span.first, heads_.window});
     });
     member_.wait();
   }

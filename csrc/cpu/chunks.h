@@ -46,7 +46,7 @@ class ChunkRun : public ChunkProducts {
     Buffer words;        // what the next product reads
     Buffer qkv;          // fp32 or bf16
     Buffer sums;         // float32: a product with its residual; int8: attention before it is quantised
-    Buffer hidden;       // float32: between attention and feed-forward network
+    Buffer hidden;       // float32: between attention and feed-forward network; where norms come first, what they give
     Buffer inner;        // fp32 or bf16
     Buffer inner_words;  // int8
     Buffer residual;     // float32: the gathered tokens
@@ -59,7 +59,7 @@ class ChunkRun : public ChunkProducts {
                               Space& space) {
     const std::int64_t number = block.precision == Precision::fp32 ? 4 : 2;
     const std::int64_t word_number = block.precision == Precision::int8 ? 1 : number;
-    const std::int64_t hidden = block.output.outputs, inner = block.intermediate.outputs;
+    const std::int64_t hidden = block.output.outputs, inner = block.output.inputs;
     const std::int64_t widest = std::max(hidden, block.heads * block.head_size);
     Layout layout(memory);
     space.words = layout.take(most.tokens, word_number * widest + 4);
@@ -76,7 +76,8 @@ class ChunkRun : public ChunkProducts {
   }
 
   ChunkRun(const Kernels& kernels, const Block& block, const Space& space, const Member& member)
-      : ChunkProducts(kernels, {block.precision, block.heads, block.head_size, block.scale, block.distances},
+      : ChunkProducts(kernels,
+                      {block.precision, block.heads, block.head_size, block.scale, block.distances, block.window},
                       space.words, space.factors, space.attention, member),
         block_(block),
         space_(space),
@@ -89,7 +90,25 @@ class ChunkRun : public ChunkProducts {
 
   // Computes these panels of queries, keys and values for `count` tokens.
   void project(const float* x, std::int64_t stride, std::int64_t count, const Buffer& qkv, Range panels) const {
+    if (block_.norm_first && block_.attention_norm) {
+      normalise(x, stride, count, *block_.attention_norm);
+      x = space_.hidden.row<float>(0);
+      stride = space_.hidden.stride / 4;
+    }
     multiply(to_words(x, stride, count, hidden_), block_.qkv, plain(qkv, bf16()), panels);
+  }
+
+  // Turns the queries (part 0), the keys (part 1), or both, of `count` tokens, where positions are rotary.
+  template <typename PositionOf>
+  void rotate(const Buffer& qkv, std::int64_t count, int first_part, int last_part, PositionOf position_of) const {
+    const Rotary& rotary = block_.rotary;
+    if (!rotary.angles) return;
+    const std::int64_t width = heads_.width() * (bf16() ? 2 : 4);  // bytes
+    member_.each(count, [&](std::int64_t i) {
+      kernels_.rotate[bf16()](qkv.row<char>(i) + first_part * width, (last_part - first_part) * heads_.count,
+                              heads_.size, rotary.angles + position_of(i) * 2 * rotary.half, rotary.half);
+    });
+    member_.wait();
   }
 
   Range all_panels() const { return panels_of(block_.qkv.outputs); }
@@ -112,27 +131,39 @@ class ChunkRun : public ChunkProducts {
     target.residual = residual;
     target.residual_stride = residual_stride;
     multiply(attended_words(attended(), count), block_.attention_output, target);
-    member_.each(count, [&](std::int64_t i) {
-      kernels_.layer_norm(space_.sums.row<float>(i), block_.attention_norm, hidden_, space_.hidden.row<float>(i));
-    });
-    member_.wait();
+    normalise(space_.sums.row<float>(0), space_.sums.stride / 4, count,
+              block_.norm_first ? block_.output_norm : *block_.attention_norm);
     Target inner = plain(space_.inner, bf16());
     inner.activation = block_.activation;
+    if (block_.gated) inner.gated = block_.output.inputs;
     multiply(to_words(space_.hidden.row<float>(0), space_.hidden.stride / 4, count, hidden_), block_.intermediate,
              inner);
-    target.residual = space_.hidden.row<float>(0);
-    target.residual_stride = space_.hidden.stride / 4;
+    const Buffer& residuals = block_.norm_first ? space_.sums : space_.hidden;
+    target.residual = residuals.row<float>(0);
+    target.residual_stride = residuals.stride / 4;
     multiply(inner_words(count), block_.output, target);
     member_.each(count, [&](std::int64_t i) {
       const float* sums = space_.sums.row<float>(i);
       const std::int64_t at = out.row(first + i) * hidden_;
       if (out.sums) std::copy(sums, sums + hidden_, out.sums + at);
-      kernels_.layer_norm(sums, block_.output_norm, hidden_, out.out + at);
+      if (block_.norm_first) {
+        std::copy(sums, sums + hidden_, out.out + at);
+      } else {
+        kernels_.layer_norm(sums, block_.output_norm, hidden_, out.out + at);
+      }
     });
     member_.wait();
   }
 
  private:
+  // LayerNorm of `count` rows of x, into `hidden`.
+  void normalise(const float* x, std::int64_t stride, std::int64_t count, const Norm& norm) const {
+    member_.each(count, [&](std::int64_t i) {
+      kernels_.layer_norm(x + i * stride, norm, hidden_, space_.hidden.row<float>(i));
+    });
+    member_.wait();
+  }
+
   // Where attention writes its results. int8 quantises them into words afterwards.
   const Buffer& attended() const { return block_.precision == Precision::int8 ? space_.sums : space_.words; }
 

@@ -55,6 +55,13 @@ class ExitRun {
            float* learned) const {
     const std::int64_t size = exit_.past.inputs, width = exit_.past.outputs, labels = exit_.merge.labels;
     if (exit_.pooler) pool(x, at, rows);
+    if (exit_.pooler && exit_.pooler_norm) {
+      member_.each(rows, [&](std::int64_t row) {
+        float* state = space_.states.row<float>(row);
+        kernels_.layer_norm(state, *exit_.pooler_norm, size, state);
+      });
+      member_.wait();
+    }
     const auto state = [&](std::int64_t row) {
       return exit_.pooler ? space_.states.row<float>(row) : x + at(row) * size;
     };

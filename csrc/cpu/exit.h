@@ -31,15 +31,17 @@ void merge_row(const Kernels& kernels, const Merge& merge, const float* past, co
 // of them, each token for itself unless the exit is attentive.
 enum class Reads { first, mean, query, all };
 
-// pooler: state = pooler_activation(W x + b); without it the state is x itself. past: what is added up from exit to
-// exit; first the past of the merge, then its gates. Future, one of these or none: `folded` of the state, or
-// `projection` [labels, columns] of what `learners` [columns, H] with an activation give. learned: W [1, H] of a score
-// that a criterion may read, sigmoid(W s + b). attentive, queries: make x of all tokens of a row, before run_exit.
+// pooler: state = pooler_activation(W x + b), and then pooler_norm of it, where there is one; without it the state is
+// x. past: what is added up from exit to exit; first the past of the merge, then its gates. Future, one of these or
+// none: `folded` of the state, or `projection` [labels, columns] of what `learners` [columns, H] with an activation
+// give. learned: W [1, H] of a score that a criterion may read, sigmoid(W s + b). attentive, queries: make x of all
+// tokens of a row, before run_exit.
 struct Exit {
   Reads reads;
   Precision precision, learner_precision;
   std::optional<Linear> pooler;
   Activation pooler_activation;
+  std::optional<Norm> pooler_norm;
   Linear past;
   std::optional<Linear> folded;
   std::optional<Linear> learners;

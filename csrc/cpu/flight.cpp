@@ -295,20 +295,38 @@ std::int64_t Flight::state_count() const {
 }
 
 void Flight::states(float* out) const {
+  const Reads reads = model_.reads(layer_);
+  // `count` states, as exits see them
+  const auto append = [&](const float* x, std::int64_t count) {
+    if (model_.final_norm) {
+      run_norm(kernels_, *model_.final_norm, hidden_, x, nullptr, count, nullptr, out, 1);
+    } else {
+      std::copy_n(x, count * hidden_, out);
+    }
+    out += count * hidden_;
+  };
+  std::vector<float> seen;
   for (std::int64_t row = 0; row < rows_; ++row) {
     const std::int64_t held = at_.held[row], start = at_.bounds[held];
-    const Reads reads = model_.reads(layer_);
+    const std::int32_t tokens = at_.bounds[held + 1] - at_.bounds[held];
+    const float* x = at_.x + start * hidden_;
     if (by_token_) {
       for (std::int64_t word = at_.word_bounds[row]; word < at_.word_bounds[row + 1]; ++word) {
-        out = std::copy_n(at_.x + at_.first[word] * hidden_, hidden_, out);
+        append(at_.x + at_.first[word] * hidden_, 1);
       }
     } else if (reads == Reads::all || reads == Reads::query) {
-      out = std::copy_n(at_.x + start * hidden_, (at_.bounds[held + 1] - start) * hidden_, out);
+      append(x, tokens);
     } else if (reads == Reads::mean) {
-      run_mean(at_.x, at_.bounds + held, 1, hidden_, out);
+      if (model_.final_norm) {
+        seen.resize(tokens * hidden_);
+        run_norm(kernels_, *model_.final_norm, hidden_, x, nullptr, tokens, nullptr, seen.data(), 1);
+        x = seen.data();
+      }
+      const std::int32_t bounds[] = {0, tokens};
+      run_mean(x, bounds, 1, hidden_, out);
       out += hidden_;
     } else {
-      out = std::copy_n(half_done_ ? at_.read + held * hidden_ : at_.x + start * hidden_, hidden_, out);
+      append(half_done_ ? at_.read + held * hidden_ : x, 1);
     }
   }
 }

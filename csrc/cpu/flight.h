@@ -107,6 +107,9 @@ class Flight {
   bool needs_exit(bool answer) const { return current().exit && (answer || model_.carries(layer_)); }
   void score(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count,
              const std::int32_t* units, bool answer, int threads);
+  void score_states(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count,
+                    const std::int32_t* units, bool answer, int threads);
+  const float* seen(const float* x, const std::int32_t* tokens, std::int64_t count, int threads);
   void decide_leaving(const ExitRule& rule, int threads);
   std::int64_t list_tokens(std::uint8_t frozen);
   std::int64_t list_waiting();

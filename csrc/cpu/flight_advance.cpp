@@ -101,19 +101,21 @@ void Flight::run_rows(bool answer, int threads) {
   if (firsts) std::iota(at_.bounds, at_.bounds + rows_ + 1, 0);  // x has one token per row now
   if (!needs_exit(answer)) return;
   if (half_done_) {
-    score(at_.read, rows_, nullptr, rows_, nullptr, answer, threads);
+    score_states(at_.read, rows_, nullptr, rows_, nullptr, answer, threads);
   } else if (firsts) {
-    score(at_.x, rows_, nullptr, rows_, nullptr, answer, threads);
+    score_states(at_.x, rows_, nullptr, rows_, nullptr, answer, threads);
   } else if (reads == Reads::first) {
-    score(at_.x, at_.bounds[rows_], at_.bounds, rows_, nullptr, answer, threads);
+    score_states(at_.x, at_.bounds[rows_], at_.bounds, rows_, nullptr, answer, threads);
   } else {
     const Exit& exit = *current().exit;
+    Context tokens = context();
+    tokens.x = seen(at_.x, nullptr, tokens.tokens, threads);
     if (exit.attentive) {
-      run_attentive(kernels_, *exit.attentive, context(), at_.read, threads);
+      run_attentive(kernels_, *exit.attentive, tokens, at_.read, threads);
     } else if (exit.queries) {
-      run_query_mean(kernels_, *exit.queries, at_.x, at_.bounds, rows_, at_.read, threads);
+      run_query_mean(kernels_, *exit.queries, tokens.x, at_.bounds, rows_, at_.read, threads);
     } else {
-      run_mean(at_.x, at_.bounds, rows_, hidden_, at_.read);
+      run_mean(tokens.x, at_.bounds, rows_, hidden_, at_.read);
     }
     score(at_.read, rows_, nullptr, rows_, nullptr, answer, threads);
   }
@@ -134,14 +136,14 @@ void Flight::run_tokens(bool answer, bool freezes, int threads) {
     run_block(kernels_, block, context(), asking < tokens ? listed : Queries{}, nullptr, at_.x, sums, threads);
     if (!model_.renormalises || asking == tokens || ends) continue;
     const std::int64_t frozen = list_tokens(1);
-    output_norm(kernels_, block, at_.sums, at_.queries, frozen, at_.x, threads);
+    run_norm(kernels_, block.output_norm, hidden_, at_.sums, at_.queries, frozen, at_.queries, at_.x, threads);
   }
   if (!needs_exit(answer)) return;
   if (!last()) {
-    score(at_.x, tokens, words < tokens ? at_.first : nullptr, words, nullptr, answer, threads);
+    score_states(at_.x, tokens, words < tokens ? at_.first : nullptr, words, nullptr, answer, threads);
     return;
   }
-  score(at_.x, tokens, at_.queries, count, at_.waiting, answer, threads);
+  score_states(at_.x, tokens, at_.queries, count, at_.waiting, answer, threads);
   for (std::int64_t i = 0; answer && i < count; ++i) write_answer(i, at_.unit_slots[at_.waiting[i]]);
 }
 
@@ -172,6 +174,25 @@ std::int64_t Flight::list_waiting() {
     at_.ends[row + 1] = count;
   }
   return count;
+}
+
+// What exits see of `count` states: through the final norm, in `next_x`, where there is one. tokens: which rows of x
+// they are; null: the first ones.
+const float* Flight::seen(const float* x, const std::int32_t* tokens, std::int64_t count, int threads) {
+  if (!model_.final_norm) return x;
+  run_norm(kernels_, *model_.final_norm, hidden_, x, tokens, count, nullptr, at_.next_x, threads);
+  return at_.next_x;
+}
+
+// `score` of states, which exits see through the final norm.
+void Flight::score_states(const float* x, std::int64_t tokens, const std::int32_t* starts, std::int64_t count,
+                          const std::int32_t* units, bool answer, int threads) {
+  if (model_.final_norm) {
+    x = seen(x, starts, count, threads);
+    tokens = count;
+    starts = nullptr;
+  }
+  score(x, tokens, starts, count, units, answer, threads);
 }
 
 // Runs the exit after this layer on `count` rows of x [tokens, H]. starts: as in run_exit. units [count]: the unit that

@@ -19,6 +19,7 @@ const Kernels kKernels = {
     {attend<F32>, attend<Bf16>},
     attention_scratch,
     weigh,
+    {rotate<float>, rotate<uint16_t>},
     dots,
     activate_row,
     layer_norm,

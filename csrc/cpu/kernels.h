@@ -40,7 +40,9 @@ struct Rows {
   std::int64_t count;
 };
 
-// Where products go: out[row][column] = activation(...) + residual[row][column], float32 or bf16.
+// Where products go: out[row][column] = activation(...) + residual[row][column], float32 or bf16. `out` may be
+// `residual`. gated > 0: a panel holds half as many columns, as many gates after them, and out[row][column], of `gated`
+// columns, is activation(column) times its gate.
 struct Target {
   void* out;
   std::ptrdiff_t stride;  // in numbers
@@ -48,6 +50,16 @@ struct Target {
   Activation activation;
   const float* residual;  // [rows, residual_stride], or null
   std::ptrdiff_t residual_stride;
+  std::int64_t gated = 0;
+};
+
+// Rotary positions (Su et al., RoFormer, section 3.2.2): numbers j and j + half of a head, for j < half, are turned by
+// an angle that depends on j and on the token's position in its row, which is less than `most`. angles: [most, 2 half],
+// cosines, then sines.
+struct Rotary {
+  std::int64_t half = 0;
+  std::int64_t most = 0;
+  const float* angles = nullptr;
 };
 
 // What attention adds to scores before they are scaled, by the distance from a query at i to a key at j of its row,
@@ -86,6 +98,7 @@ struct Attention {
   Distances distances;               // of the head
   const std::int32_t* query_tokens;  // which token of the context each query is; null: query i is token i of the row
   std::int64_t first_token;          // of the row, in the context
+  std::int64_t window;               // queries see keys at most so many tokens away; negative: all keys
 
   std::int64_t position(std::int64_t query) const { return query_tokens ? query_tokens[query] - first_token : query; }
 };
@@ -114,6 +127,8 @@ struct Kernels {
   void (*attend[2])(const Attention& attention);
   std::int64_t (*attention_scratch)(std::int64_t tokens, std::int64_t size, bool has_products);
   void (*weigh)(const Weighing& weighing);
+  // Turns `heads` heads of `size` numbers, fp32 or bf16, of a token at the position that `angles` are of.
+  void (*rotate[2])(void* x, std::int64_t heads, std::int64_t size, const float* angles, std::int64_t half);
 
   // out[i] = x times row i of `weights`, `stride` numbers apart, for `outputs` of them.
   void (*dots)(const float* x, const float* weights, std::ptrdiff_t stride, std::int64_t size, std::int64_t outputs,

@@ -30,6 +30,7 @@ struct Model {
   Precision precision;  // of projection
   std::vector<Layer> layers;
   bool renormalises;
+  std::optional<Norm> final_norm;  // exits read states through it
 
   std::int64_t num_layers() const { return layers.size(); }
   std::int64_t hidden() const { return layers.front().blocks.front().output.outputs; }

@@ -16,27 +16,54 @@ PFENGINE_INLINE Floats activate(Floats x) {
   return x;
 }
 
-// Finishes one vector of columns of a tile's rows: scale (where quantised), bias, activation, residual, store.
+// What a vector of sums of `Dot` is: scaled (where quantised), and with its bias.
+template <class Dot>
+class Finisher {
+ public:
+  PFENGINE_INLINE Finisher(const Linear& linear, int64_t column, int64_t count)
+      : bias_(load_floats(linear.bias + column, count)) {
+    if constexpr (kQuantised) {
+      scale_ = load_floats(linear.scale + column, count);
+      weight_sum_ = load_floats(linear.weight_sum + column, count);
+    }
+  }
+
+  PFENGINE_INLINE Floats operator()(const uint32_t* sums, const Rows& x, int64_t row) const {
+    if constexpr (kQuantised) {
+      const Floats exact = __builtin_convertvector(load<Ints>(sums), Floats) * scale_;
+      return (exact - weight_sum_ * x.zero_point[row]) * x.scale[row] + bias_;
+    }
+    return load<Floats>(sums) + bias_;
+  }
+
+ private:
+  static constexpr bool kQuantised = sizeof(typename Dot::Number) == 1;
+  Floats bias_, scale_{}, weight_sum_{};
+};
+
+// Finishes a panel of a tile whose second half gates the first: activation, gate, store.
+template <class Dot, Activation kActivation, typename Number>
+void finish_gated(const uint32_t* sums, int64_t first_row, int64_t rows, const Rows& x, const Linear& linear,
+                  const Target& target, int64_t panel) {
+  static_assert(kVectors == 2);
+  const int64_t to = panel * kWidth, left = target.gated - to, count = left < kWidth ? left : kWidth;
+  if (left <= 0) return;
+  const Finisher<Dot> value(linear, panel * kPanel, kWidth), gate(linear, panel * kPanel + kWidth, kWidth);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = first_row + i;
+    const Floats y = activate<kActivation, sizeof(Number) == 2>(value(sums + i * kPanel, x, row));
+    store_floats((Number*)target.out + row * target.stride + to, y * gate(sums + i * kPanel + kWidth, x, row), count);
+  }
+}
+
+// Finishes one vector of columns of a tile's rows: activation, residual, store.
 template <class Dot, Activation kActivation, typename Number>
 void finish(const uint32_t* sums, int64_t first_row, int64_t rows, const Rows& x, const Linear& linear,
             const Target& target, int64_t column, int64_t count) {
-  constexpr bool quantised = sizeof(typename Dot::Number) == 1;
-  const Floats bias = load_floats(linear.bias + column, count);
-  Floats scale{}, weight_sum{};
-  if constexpr (quantised) {
-    scale = load_floats(linear.scale + column, count);
-    weight_sum = load_floats(linear.weight_sum + column, count);
-  }
+  const Finisher<Dot> value(linear, column, count);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = first_row + i;
-    Floats y;
-    if constexpr (quantised) {
-      const Floats exact = __builtin_convertvector(load<Ints>(sums + i * kPanel), Floats) * scale;
-      y = (exact - weight_sum * x.zero_point[row]) * x.scale[row] + bias;
-    } else {
-      y = load<Floats>(sums + i * kPanel) + bias;
-    }
-    y = activate<kActivation, sizeof(Number) == 2>(y);
+    Floats y = activate<kActivation, sizeof(Number) == 2>(value(sums + i * kPanel, x, row));
     if (target.residual) y += load_floats(target.residual + row * target.residual_stride + column, count);
     store_floats((Number*)target.out + row * target.stride + column, y, count);
   }
@@ -52,7 +79,11 @@ void multiply_as(const Rows& x, const Linear& linear, const Target& target, int6
     for (int64_t row = 0; row < x.count;) {
       const int64_t rows = next_rows(x.count - row);
       tile<Dot>(rows, x.words + row * x.stride, x.stride, weights, words, sums, kPanel);
-      for (int v = 0; v < kVectors; ++v) {
+      if (target.gated) {
+        target.bf16 ? finish_gated<Dot, kActivation, uint16_t>(sums, row, rows, x, linear, target, panel)
+                    : finish_gated<Dot, kActivation, float>(sums, row, rows, x, linear, target, panel);
+      }
+      for (int v = 0; !target.gated && v < kVectors; ++v) {
         const int64_t column = panel * kPanel + v * kWidth;
         const int64_t left = linear.outputs - column, count = left < kWidth ? left : kWidth;
         if (left <= 0) break;

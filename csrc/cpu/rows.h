@@ -97,6 +97,19 @@ void quantise_row(const Number* x, int64_t size, uint32_t* out, float* scale, fl
   });
 }
 
+template <typename Number>
+void rotate(void* x, int64_t heads, int64_t size, const float* angles, int64_t half) {
+  for (int64_t head = 0; head < heads; ++head) {
+    Number *low = (Number*)x + head * size, *high = low + half;
+    each_vector(half, [&](int64_t i, int64_t count) {
+      const Floats cosine = load_floats(angles + i, count), sine = load_floats(angles + half + i, count);
+      const Floats a = load_floats(low + i, count), b = load_floats(high + i, count);
+      store_floats(low + i, a * cosine - b * sine, count);
+      store_floats(high + i, b * cosine + a * sine, count);
+    });
+  }
+}
+
 inline void add_rows(const void* const* rows, int count, bool bf16, int64_t size, float* out) {
   each_vector(size, [&](int64_t i, int64_t left) {
     Floats total{};

@@ -148,14 +148,16 @@ PFENGINE_INLINE void tile_run(int64_t rows, const uint32_t* a, ptrdiff_t stride,
 }
 
 // The same for 1 to kTileRows rows. A row's sums have the same bits whatever the number of rows. They are summed in
-// runs of kRun groups, so that rounding errors grow with the length of a run, not of the whole.
+// runs of kRun groups, so that rounding errors grow with the length of a run, not of the whole. first: where the sums
+// begin; a row whose groups before a later one are zeros has the same bits from there.
 template <class Dot, typename Stride = PanelStride>
 PFENGINE_INLINE void tile(int64_t rows, const uint32_t* a, ptrdiff_t stride, const uint32_t* b, int64_t words,
-                          uint32_t* out, ptrdiff_t out_stride, Stride b_stride = {}) {
+                          uint32_t* out, ptrdiff_t out_stride, Stride b_stride = {}, int64_t first = 0) {
   const int64_t run = sizeof(typename Dot::Number) == 1 ? words : kRun;  // integers are exact
-  for (int64_t p = 0; p < words; p += run) {
-    const int64_t count = words - p < run ? words - p : run;
-    tile_run<Dot>(rows, a + p, stride, b + p * b_stride, b_stride, count, out, out_stride, p > 0);
+  for (int64_t p = first, count; p < words; p += count) {
+    count = run - p % run;
+    if (words - p < count) count = words - p;
+    tile_run<Dot>(rows, a + p, stride, b + p * b_stride, b_stride, count, out, out_stride, p > first);
   }
 }
 

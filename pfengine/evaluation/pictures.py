@@ -46,8 +46,9 @@ def draw_curves(curves: Sequence[Curve], settings: Sequence[Setting], metric: st
             scores = [100 * point["metrics"][metric] for point in curve.points]
             axes.plot(speedups, scores, color=color, label=f"{name} ({curve.criterion})")
         if curve.oracle is not None:
-            score = 100 * curve.oracle.metrics[metric]
-            axes.plot(curve.oracle.layer_speedup, score, "*", color=color, markersize=11, label=f"{name}, oracle")
+            score, speedup = 100 * curve.oracle.metrics[metric], curve.oracle.layer_speedup
+            outside = f": {score:.1f} at {speedup:.1f}x, right of the picture" if speedup > MAX_SPEEDUP else ""
+            axes.plot(speedup, score, "*", color=color, markersize=11, label=f"{name}, oracle{outside}")
     lines = {curve.checkpoint for curve in curves if len(curve.points) > 1}
     static = [s for s in settings if s.checkpoint not in lines]
     for i, setting in enumerate(static):

@@ -82,6 +82,11 @@ class ExitHead(ABC):
         return [f"'head.{key}' is not an option of this head" for key in sorted(set(head) - {"type"})]
 
     @staticmethod
+    def misfits(config: BackboneConfig, head: dict[str, Any]) -> list[str]:
+        """Why a `head` object without faults does not fit this encoder, one sentence per reason."""
+        return []
+
+    @staticmethod
     def learns(head: dict[str, Any]) -> bool:
         """Does it add a score of its own, which says how likely an answer is wrong (`Scores.learned`)?"""
         return False

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from ..config import BackboneConfig
+from ..encoder import linear_of, norm_of
 from ..families import Shapes
 from ..ops import Exit, OpSet
 from .base import register
 from .prepared import PreparedHead
+from .reading import Reading
 
 
 @register
 class Classifier(PreparedHead):
-    """logits = W_c f(W_p h[first] + b_p) + b_c, f the model's `pooler_activation`, as in transformers."""
+    """logits = W_c f(W_p h + b_p) + b_c, f the model's `pooler_activation`, as in transformers.
+
+    h is the first token's, or the mean of the row's tokens. ModernBERT has a LayerNorm after f.
+    """
 
     name = "classifier"
 
@@ -37,12 +42,29 @@ class Classifier(PreparedHead):
         tensors: Mapping[str, Tensor],
         dtype: torch.dtype,
     ) -> None:
-        pooler, classifier = config.family.pooler, config.family.classifier
+        classifier = config.family.classifier
         self.ops = ops
-        self.pooler = ops.prepare_linear(tensors[f"{pooler}.weight"], tensors[f"{pooler}.bias"], dtype)
-        self.classifier = ops.prepare_linear(
-            tensors[f"{classifier}.weight"], tensors[f"{classifier}.bias"], torch.float32
+        self.reading = Reading(None, {"reads": "first" if config.modern is None else config.modern.pooling}, {})
+        self.parts = Exit(
+            config.num_labels,
+            ops.prepare_linear(*linear_of(tensors, classifier), torch.float32),
+            reads=self.reading.kind,
+            **pooler_of(ops, config, tensors, dtype),
         )
-        self.pooler_activation = config.pooler_activation
-        exit = Exit(config.num_labels, self.classifier, self.pooler, pooler_activation=self.pooler_activation)
-        self.exits = [*[None] * (config.num_layers - 1), ops.prepare_exit(exit)]
+        self.exits = [*[None] * (config.num_layers - 1), ops.prepare_exit(self.parts)]
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What the classifier is applied to: [R, H] -> [R, H]."""
+        parts = self.parts
+        state = self.ops.linear(x, parts.pooler, parts.pooler_activation)
+        return state if parts.pooler_norm is None else self.ops.norm(state, parts.pooler_norm)
+
+
+def pooler_of(ops: OpSet, config: BackboneConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """The fields of `Exit` that are the pooler of a plain Hugging Face model."""
+    norm = config.family.pooler_norm
+    return {
+        "pooler": ops.prepare_linear(*linear_of(tensors, config.family.pooler), dtype),
+        "pooler_activation": config.pooler_activation,
+        "pooler_norm": norm and ops.prepare_norm(norm_of(tensors, norm, config.layer_norm_eps), dtype),
+    }

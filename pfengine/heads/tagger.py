@@ -12,6 +12,7 @@ from ..config import BackboneConfig
 from ..families import Shapes
 from ..ops import Exit, OpSet, Reads
 from .base import PREFIX, OwnTensors, register
+from .classifier import pooler_of
 from .prepared import PreparedHead
 
 CHOICES = {"frozen": ("kept", "renormalised"), "freezes": ("words", "first-pieces")}
@@ -38,6 +39,12 @@ class Tagger(PreparedHead):
             if head.get(key, known[0]) not in known:
                 faults.append(f"'head.{key}' is {head[key]!r}; it must be one of {', '.join(known)}")
         return faults
+
+    @staticmethod
+    def misfits(config: BackboneConfig, head: dict[str, Any]) -> list[str]:
+        if head.get("frozen") != "renormalised" or not config.family.norm_first:
+            return []
+        return [f"'head.frozen' is 'renormalised'; layers of {config.family.name} do not end with a norm: use 'kept'"]
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
@@ -68,7 +75,10 @@ class Tagger(PreparedHead):
 
 @register
 class TokenClassifier(PreparedHead):
-    """logits = W h + w after the last layer: the head of a plain Hugging Face token-classification model."""
+    """logits = W h + w after the last layer: the head of a plain Hugging Face token-classification model.
+
+    That of ModernBERT applies it to f(V h + v), normalised, as its sequence classifier does; see `Classifier`.
+    """
 
     name = "token-classifier"
     tags = True
@@ -79,6 +89,8 @@ class TokenClassifier(PreparedHead):
 
     @staticmethod
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
+        if config.family.pooler_norm is not None:
+            return config.classifier_shapes()
         return {"classifier.weight": (config.num_labels, config.hidden_size), "classifier.bias": (config.num_labels,)}
 
     def __init__(
@@ -91,7 +103,10 @@ class TokenClassifier(PreparedHead):
     ) -> None:
         self.ops = ops
         past = ops.prepare_linear(tensors["classifier.weight"], tensors["classifier.bias"], torch.float32)
-        exit = ops.prepare_exit(Exit(config.num_labels, past=past, reads="all"))
+        pooler: dict[str, Any] = {}
+        if config.family.pooler_norm is not None:
+            pooler = pooler_of(ops, config, tensors, dtype)
+        exit = ops.prepare_exit(Exit(config.num_labels, past=past, reads="all", **pooler))
         self.exits = [*[None] * (config.num_layers - 1), exit]
 
     def reads(self, layer: int) -> Reads:

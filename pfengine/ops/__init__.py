@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .distances import Distances as Distances
 from .flight import Carrier
+from .rotary import Rotary as Rotary
 from .rule import Signal
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu", "tanh"]
@@ -32,11 +33,16 @@ class Norm(NamedTuple):
 
 
 class Block(NamedTuple):
-    """An attention and a feed-forward network as float32 tensors, not prepared. d: head size, I: inner size."""
+    """An attention and a feed-forward network as float32 tensors, not prepared. d: head size, I: inner size.
+
+    Norms come after attention and after the feed-forward network, each after its residual. norm_first: they come
+    before, `output_norm` before the feed-forward network; attention may have none. What goes on is the sum alone.
+    gated: `intermediate` is [2 I, H], and its second half multiplies the activation of its first.
+    """
 
     qkv: tuple[Tensor, Tensor]  # [3 heads d, H] and [3 heads d]: queries, keys and values side by side
     attention_output: tuple[Tensor, Tensor]  # [H, heads d], [H]
-    attention_norm: Norm
+    attention_norm: Norm | None
     intermediate: tuple[Tensor, Tensor]  # [I, H], [I]
     output: tuple[Tensor, Tensor]  # [H, I], [H]
     output_norm: Norm
@@ -44,6 +50,10 @@ class Block(NamedTuple):
     scale: float  # of the attention scores
     activation: Activation
     distances: Distances | None = None
+    rotary: Rotary | None = None
+    window: int | None = None  # queries see keys at most so many tokens away; None: all of their row
+    norm_first: bool = False
+    gated: bool = False
 
 
 class Queries(NamedTuple):
@@ -79,7 +89,7 @@ class Exit(NamedTuple):
 
     x: the first token of a row, the mean of its tokens, or each token, as `reads` says. With "query" it is what
     `queries` make of a row's tokens; with `attentive`, which reads all tokens, it is what that gives for a row.
-    State: s = pooler_activation(pooler(x)), or x where there is no pooler.
+    State: s = pooler_norm(pooler_activation(pooler(x))), or x where there is no pooler; most have no pooler_norm.
     Past: `past` applied to s, plus the sum that earlier exits pass on. Its first `labels` numbers are scores, the next
     `width` numbers are gates.
     Future: `folded` applied to s, or the projection of the states that `imitation` guesses from s, or none.
@@ -92,6 +102,7 @@ class Exit(NamedTuple):
     past: Any
     pooler: Any | None = None
     pooler_activation: Activation = "tanh"
+    pooler_norm: Any | None = None  # what prepare_norm returned
     folded: Any | None = None
     imitation: tuple[Any, int] | None = None  # what prepare_imitation returned, and the layer
     gate_kind: Literal["none", "paper", "authors"] = "none"
@@ -127,6 +138,12 @@ class OpSet(Protocol):
     def linear(self, x: Tensor, weights: Any, activation: Activation, add: Tensor | None = None) -> Tensor:
         """activation(x W^T + b) + add: [rows, in], [rows, out] -> [rows, out], float32 or the dtype of the weights."""
 
+    def prepare_norm(self, norm: Norm, dtype: torch.dtype) -> Any:
+        """Prepare a LayerNorm for `norm`. dtype: of the large products."""
+
+    def norm(self, x: Tensor, weights: Any) -> Tensor:
+        """LayerNorm of each row: [rows, H] -> the same."""
+
     def prepare_embedding(self, tables: Tables, norm: Norm, dtype: torch.dtype) -> Any:
         """Word, position and token type tables for `embed`."""
 
@@ -150,7 +167,7 @@ class OpSet(Protocol):
         queries: AnyQueries = "all",
         kept: Any | None = None,
     ) -> Tensor:
-        """The output of the queries: attention within each row, then feed-forward, each with residual and LayerNorm.
+        """The output of the queries: attention within each row, then feed-forward, as `Block` says.
 
         [T, H] -> [T, H] for all tokens, [R, H] for each row's first token, [Q, H] for a list, in its order. The context
         is all tokens. kept: what `keys_values` returned, or None to compute it here. A token's output has the same bits
@@ -160,7 +177,7 @@ class OpSet(Protocol):
     def block_sums(
         self, x: Tensor, cu_seqlens: Tensor, weights: Any, queries: Literal["all"] | Queries = "all"
     ) -> tuple[Tensor, Tensor]:
-        """`block`, and the sums that its output norm was applied to, both [T or Q, H]."""
+        """`block`, and the sums that its output norm was applied to, both [T or Q, H]; the same with norms first."""
 
     def output_norm(self, sums: Tensor, weights: Any) -> Tensor:
         """The block's output norm, applied to such sums: [Q, H] -> [Q, H]."""
@@ -209,6 +226,7 @@ class OpSet(Protocol):
         layers: list[list[Any]],
         exits: list[tuple[Any, int] | None],
         renormalises: bool = False,
+        final_norm: Any | None = None,
     ) -> Carrier | None:
         """A carrier of flights through what this op set prepared; None where it has none of its own.
 
@@ -216,7 +234,8 @@ class OpSet(Protocol):
         each layer None, or the exit after it and a column: this exit's past is added to the columns of the previous
         exit's past from that one on, or to nothing where it is -1. The last layer has an exit. renormalises: of a tag
         head. True: the state of a token that has left becomes each later layer's output norm, applied to the sum
-        before the last output norm that the token took part in. False: its state stays as it is.
+        before the last output norm that the token took part in. False: its state stays as it is. final_norm: what
+        `prepare_norm` returned; exits read the states of tokens through it.
         """
 
     def prepare_exit(self, parts: Exit) -> Any:

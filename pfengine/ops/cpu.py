@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,21 @@ from .cpu_exit import prepare_exit as prepare_exit
 from .cpu_exit import prepare_queries as prepare_queries
 from .cpu_exit import query_mean as query_mean
 from .cpu_model import prepare_model as prepare_model
-from .packing import Embedding, Imitation, Linear, PreparedBlock, pack_distances, pack_linear
+from .packing import (
+    Embedding,
+    Imitation,
+    Linear,
+    PreparedBlock,
+    PreparedNorm,
+    pack_distances,
+    pack_gated,
+    pack_linear,
+    pack_rotary,
+)
 from .packing import fast_precisions as fast_precisions
 from .packing import kernels as kernels
 from .packing import prepare_linear as prepare_linear
+from .packing import prepare_norm as prepare_norm
 from .quantisation import LEARNER_BITS
 from .reference import composed_pooled
 from .rule import Signal
@@ -76,10 +87,19 @@ def _linear(
     return out
 
 
-def _norm(norm: Norm, size: int) -> tuple[Any, tuple[Tensor, ...]]:
-    parts = {"weight": norm.weight.float().contiguous(), "bias": norm.bias.float().contiguous()}
-    where = {name: address(name, part, torch.float32, (size,)) for name, part in parts.items()}
-    return extension._C.Norm(eps=norm.eps, **where), tuple(parts.values())
+def norm(x: Tensor, weights: PreparedNorm) -> Tensor:
+    x, rows = contiguous(x), x.shape[0]
+    out, to = new_output((rows, weights.size), torch.float32)
+    extension._C.run_norm(
+        kernels=kernels(),
+        norm=weights.native,
+        x=address("x", x, torch.float32, (rows, weights.size)),
+        rows=rows,
+        size=weights.size,
+        out=to,
+        threads=extension.threads(),
+    )
+    return out
 
 
 def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embedding:
@@ -88,7 +108,7 @@ def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embeddi
     assert word is not None
     size = word.shape[1]
     positions, types = (0 if table is None else len(table) for table in (position, token_type))
-    native_norm, parts = _norm(norm, size)
+    prepared_norm = prepare_norm(norm)
     native = extension._C.Embedding(
         word=address("word", word, dtype, (len(word), size)),
         position=address("position", position, dtype, (positions, size)),
@@ -98,10 +118,10 @@ def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embeddi
         token_types=types,
         size=size,
         bf16=dtype == torch.bfloat16,
-        norm=native_norm,
+        norm=prepared_norm.native,
     )
     tensors = tuple(table for table in (word, position, token_type) if table is not None)
-    return Embedding(native, size, (*tensors, *parts))
+    return Embedding(native, size, (*tensors, *prepared_norm.tensors))
 
 
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
@@ -123,27 +143,34 @@ def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> 
 
 def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
     C = extension._C
-    parts = {}
+    parts: dict[str, Linear] = {}
     for name in ("qkv", "attention_output", "intermediate", "output"):
         weight, bias = getattr(block, name)
-        parts[name] = pack_linear(weight, bias, dtype)
-    hidden = parts["output"].outputs
-    attention_norm, attention_tensors = _norm(block.attention_norm, hidden)
-    output_norm, output_tensors = _norm(block.output_norm, hidden)
+        pack = pack_gated if name == "intermediate" and block.gated else pack_linear
+        parts[name] = pack(weight, bias, dtype)
+    attention_norm = None if block.attention_norm is None else prepare_norm(block.attention_norm)
+    output_norm = prepare_norm(block.output_norm)
     distances, distance_tensors = pack_distances(block, dtype)
+    rotary, rotary_tensors = pack_rotary(block.rotary)
     native = C.Block(
         precision=parts["qkv"].precision,
         activation=getattr(C.Activation, block.activation),
         heads=block.num_heads,
         head_size=parts["qkv"].outputs // (3 * block.num_heads),
         scale=block.scale,
-        attention_norm=attention_norm,
-        output_norm=output_norm,
+        attention_norm=None if attention_norm is None else attention_norm.native,
+        output_norm=output_norm.native,
+        norm_first=block.norm_first,
+        gated=block.gated,
         distances=distances,
+        rotary=rotary,
+        window=block.window,
         **{name: part.native for name, part in parts.items()},
     )
-    tensors = [*attention_tensors, *output_tensors, *(t for part in parts.values() for t in part.tensors)]
-    return PreparedBlock(native, hidden, C.kept_stride(native), (*tensors, *distance_tensors))
+    norms = [norm for norm in (attention_norm, output_norm) if norm is not None]
+    tensors = [t for norm in norms for t in norm.tensors] + [t for part in parts.values() for t in part.tensors]
+    hidden, kept_stride = parts["output"].outputs, C.kept_stride(native)
+    return PreparedBlock(native, hidden, kept_stride, output_norm, (*tensors, *distance_tensors, *rotary_tensors))
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
@@ -220,19 +247,7 @@ def _block(
 
 
 def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
-    sums, rows = contiguous(sums), sums.shape[0]
-    out, to = new_output((rows, weights.hidden), torch.float32)
-    extension._C.output_norm(
-        kernels=kernels(),
-        block=weights.native,
-        sums=address("sums", sums, torch.float32, (rows, weights.hidden)),
-        tokens=rows,
-        numbers=0,  # null: all rows
-        rows=rows,
-        out=to,
-        threads=extension.threads(),
-    )
-    return out
+    return norm(sums, weights.output_norm)
 
 
 def prepare_imitation(

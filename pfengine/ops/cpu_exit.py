@@ -69,6 +69,7 @@ def prepare_exit(parts: Exit) -> PreparedExit:
         learner_precision=learner_precision,
         pooler=None if parts.pooler is None else parts.pooler.native,
         pooler_activation=getattr(C.Activation, parts.pooler_activation),
+        pooler_norm=None if parts.pooler_norm is None else parts.pooler_norm.native,
         past=parts.past.native,
         folded=None if parts.folded is None else parts.folded.native,
         learners=learners,

@@ -13,7 +13,7 @@ from .. import extension
 from ..batch import Packed
 from .cpu_rule import native_rule
 from .flight import Answers, Carrier, Exit, Flight, check_mask
-from .packing import Embedding, Linear, PreparedBlock, PreparedExit, kernels
+from .packing import Embedding, Linear, PreparedBlock, PreparedExit, PreparedNorm, kernels
 from .rule import ExitRule
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def prepare_model(
     layers: list[list[PreparedBlock]],
     exits: list[tuple[PreparedExit, int] | None],
     renormalises: bool = False,
+    final_norm: PreparedNorm | None = None,
 ) -> CpuModel:
     """As `OpSet.prepare_model`."""
     C, native_layers = extension._C, []
@@ -136,5 +137,6 @@ def prepare_model(
         precision=C.Precision.fp32 if projection is None else projection.precision,
         layers=native_layers,
         renormalises=renormalises,
+        final_norm=None if final_norm is None else final_norm.native,
     )
-    return CpuModel(native, (embedding, projection, layers, exits))
+    return CpuModel(native, (embedding, projection, layers, exits, final_norm))

@@ -25,11 +25,14 @@ from .reference import (
     PreparedBlock,
     embed,
     mean,
+    norm,
     output_norm,
     prepare_embedding,
     prepare_exit,
     prepare_model,
+    prepare_norm,
     signal,
+    unseen,
 )
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "keys_values",
     "linear",
     "mean",
+    "norm",
     "output_norm",
     "pooled",
     "prepare_attentive",
@@ -54,6 +58,7 @@ __all__ = [
     "prepare_imitation",
     "prepare_linear",
     "prepare_model",
+    "prepare_norm",
     "prepare_queries",
     "project",
     "signal",
@@ -143,7 +148,8 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
-    return linear(x, weights.qkv, "none")  # includes queries, as the weights are packed in one piece
+    # includes queries, as the weights are packed in one piece
+    return reference.projected(x, cu_seqlens, weights, linear)
 
 
 def block(
@@ -165,6 +171,7 @@ def attention(
     scale: float,
     queries: Queries | None = None,
     by_distance: Distances | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """One fused call for each run of rows of equal length. Batches are sorted by length, so runs are long.
 
@@ -183,14 +190,14 @@ def attention(
             stop += 1
         group = qkv[bounds[start] : bounds[stop]].view(stop - start, length, 3, num_heads, -1)
         count = 1 if first_only else length
-        y = _attend(group.permute(2, 0, 3, 1, 4), count, scale, by_distance)
+        y = _attend(group.permute(2, 0, 3, 1, 4), count, scale, by_distance, window)
         target = out[start:stop] if first_only else out[bounds[start] : bounds[stop]]
         target.view(stop - start, count, num_heads, width // num_heads).copy_(y.transpose(1, 2))
         start = stop
     return out if first_only or queries is None else out.index_select(0, queries.tokens)
 
 
-def _attend(qkv: Tensor, queries: int, scale: float, by_distance: Distances | None) -> Tensor:
+def _attend(qkv: Tensor, queries: int, scale: float, by_distance: Distances | None, window: int | None) -> Tensor:
     """Attention of the first `queries` tokens: [3, rows, heads, tokens, d] -> [rows, heads, queries, d].
 
     torch's kernel gives each thread scratch of queries x (tokens + d + 2) floats, for up to 32 queries at a time. A
@@ -203,9 +210,12 @@ def _attend(qkv: Tensor, queries: int, scale: float, by_distance: Distances | No
         q, k, v = (torch.cat([x, x]) for x in (q, k, v))
     q = F.pad(q[:, :, :queries], (0, 0, 0, -queries % 16 if queries < 32 else 0))
     bias = None
-    if by_distance is not None:  # of queries that are padding: any
-        places = torch.arange(q.shape[2], dtype=torch.int64, device="cpu").clamp(max=queries - 1)
-        bias = distance_scores(q, k, places, scale, by_distance, _multiply_heads).expand(len(q), -1, -1, -1)
+    places = torch.arange(q.shape[2], dtype=torch.int64, device="cpu").clamp(max=queries - 1)  # of padding: any
+    if window is not None and window < k.shape[2] - 1:
+        bias = q.new_zeros(len(places), k.shape[2]).masked_fill_(unseen(places, k.shape[2], window), -torch.inf)
+    if by_distance is not None:
+        scores = distance_scores(q, k, places, scale, by_distance, _multiply_heads)
+        bias = (scores if bias is None else scores + bias).expand(len(q), -1, -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)[:rows, :, :queries]
 
 

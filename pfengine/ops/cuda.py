@@ -16,6 +16,7 @@ from .cuda_ops import (
     keys_values,
     linear,
     mean,
+    norm,
     output_norm,
     pooled,
     prepare_attentive,
@@ -24,6 +25,7 @@ from .cuda_ops import (
     prepare_exit,
     prepare_imitation,
     prepare_linear,
+    prepare_norm,
     prepare_queries,
     project,
     query_mean,
@@ -32,7 +34,7 @@ from .cuda_ops import (
 
 __all__ = [
     "HEAD_ALIGNMENT", "OWN_THREADS", "attentive", "block", "block_sums", "embed", "exit", "gate_merge", "guesses",
-    "keys_values", "linear", "mean", "output_norm", "pooled", "prepare_attentive", "prepare_block",
-    "prepare_embedding", "prepare_exit", "prepare_imitation", "prepare_linear", "prepare_model", "prepare_queries",
-    "project", "query_mean", "signal",
+    "keys_values", "linear", "mean", "norm", "output_norm", "pooled", "prepare_attentive", "prepare_block",
+    "prepare_embedding", "prepare_exit", "prepare_imitation", "prepare_linear", "prepare_model", "prepare_norm",
+    "prepare_queries", "project", "query_mean", "signal",
 ]  # fmt: skip

@@ -11,8 +11,8 @@ from ..kernels.decide import NUMBERS, Form
 from ..kernels.launch import power_of_two
 from ..kernels.survivors import Survivors
 from ..kernels.token_list import TokenList
-from . import Exit, Reads
-from .cuda_ops import Embedding, Linear
+from . import Exit, Norm, Reads
+from .cuda_ops import Embedding, Linear, norm
 from .reference import PreparedBlock
 from .rule import TokenRule
 
@@ -25,11 +25,16 @@ class PreparedModel(NamedTuple):
     layers: list[list[PreparedBlock]]
     exits: list[tuple[Exit, int] | None]  # as in `OpSet.prepare_model`
     renormalises: bool = False  # likewise
+    final_norm: Norm | None = None  # likewise
 
     def exit(self, layer: int) -> tuple[Exit, int]:
         after = self.exits[layer - 1]
         assert after is not None
         return after
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What exits see of states: [T, H] -> the same."""
+        return x if self.final_norm is None else norm(x, self.final_norm)
 
     def reads(self, layer: int) -> Reads:
         """What the first exit at or after `layer` reads."""

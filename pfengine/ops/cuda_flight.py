@@ -205,11 +205,13 @@ class CudaFlight(CudaRows, Flight):
         reads, here = lane.weights.reads(self.layer), self._here(lane)
         if reads == "first":
             firsts = here.source_firsts if self._position.states_moved else here.bounds
-            return lane.buffers.states[self.layer % 2].index_select(0, firsts[: self._rows]).float()
+            states = lane.buffers.states[self.layer % 2].index_select(0, firsts[: self._rows])
+            return lane.weights.seen(states).float()
+        tokens = lane.weights.seen(self._packed_states(lane))
         if reads in ("query", "all"):
-            return self._packed_states(lane).float()
+            return tokens.float()
         count = torch.full((1,), self._rows, dtype=torch.int32, device=lane.device)
-        return mean(self._packed_states(lane), here.bounds[: self._rows + 1].contiguous(), count)
+        return mean(tokens, here.bounds[: self._rows + 1].contiguous(), count)
 
     def _may_overlap(self, bucket: Bucket) -> bool:
         return bucket.tokens <= OVERLAP_TOKENS

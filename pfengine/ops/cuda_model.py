@@ -13,6 +13,7 @@ import torch
 
 from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
+from . import Norm
 from .cuda_buffers import PreparedModel
 from .cuda_flight import CudaFlight
 from .cuda_lanes import Lane
@@ -117,5 +118,6 @@ def prepare_model(
     layers: list[list[PreparedBlock]],
     exits: list[tuple[Any, int] | None],
     renormalises: bool = False,
+    final_norm: Norm | None = None,
 ) -> CudaModel:
-    return CudaModel(PreparedModel(embedding, projection, layers, exits, renormalises))
+    return CudaModel(PreparedModel(embedding, projection, layers, exits, renormalises, final_norm))

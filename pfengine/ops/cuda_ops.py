@@ -21,6 +21,7 @@ from ..kernels.linear import linear as linear_kernel
 from ..kernels.mean import maximum as maximum_kernel
 from ..kernels.mean import mean as mean_kernel
 from ..kernels.query_mean import query_mean as query_mean_kernel
+from ..kernels.rotate import rotate
 from ..kernels.signals import signals
 from . import Activation, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, reference
 from .distances import Distances
@@ -60,8 +61,13 @@ def full(number: int, device: torch.device) -> Tensor:
         return torch.full((1,), number, dtype=torch.int32, device=device)
 
 
-def _norm(norm: Norm) -> Norm:
+def prepare_norm(norm: Norm, dtype: torch.dtype = torch.float32) -> Norm:
+    """As `OpSet.prepare_norm`; norms are computed in float32, whatever dtype is."""
     return Norm(norm.weight.float().contiguous(), norm.bias.float().contiguous(), norm.eps)
+
+
+def norm(x: Tensor, weights: Norm) -> Tensor:
+    return add_layer_norm(x.contiguous(), None, *weights, full(len(x), x.device))
 
 
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
@@ -83,7 +89,7 @@ def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embeddi
     word, *others = tables
     position, token_type = (None if table is None else table.to(dtype).contiguous() for table in others)
     word = word.to(dtype).contiguous()
-    return Embedding((word, position, token_type), _norm(norm))
+    return Embedding((word, position, token_type), prepare_norm(norm))
 
 
 def embed(ids: Tensor, positions: Tensor, types: Tensor, weights: Embedding) -> Tensor:
@@ -104,8 +110,12 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
         dtypes = (torch.float32, torch.int32, dtype, dtype)
         parts = zip(block.distances, dtypes, strict=True)
         distances = Distances(*(None if part is None else part.to(kind).contiguous() for part, kind in parts))
+    if block.gated:
+        weight, bias = (part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in block.intermediate)
+        prepared = prepared._replace(intermediate=prepare_linear(weight, bias, dtype))
+    attention_norm = None if block.attention_norm is None else prepare_norm(block.attention_norm)
     return prepared._replace(
-        attention_norm=_norm(block.attention_norm), output_norm=_norm(block.output_norm), distances=distances
+        attention_norm=attention_norm, output_norm=prepare_norm(block.output_norm), distances=distances
     )
 
 
@@ -127,7 +137,14 @@ class Frozen(NamedTuple):
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
     """As `OpSet.keys_values`: [T, 2 heads d]."""
-    return run_linear(x, _of_keys_values(weights), "none", full(len(x), x.device))
+    count = full(len(x), x.device)
+    x, _ = _before_attention(x.contiguous(), weights, count, None)
+    kept = run_linear(x, _of_keys_values(weights), "none", count)
+    if weights.rotary is None or not len(x):
+        return kept
+    heads, rows, longest = weights.num_heads, len(cu_seqlens) - 1, int(cu_seqlens.diff().max())
+    size = kept.shape[1] // (2 * heads)
+    return rotate(kept, cu_seqlens, weights.rotary.angles, heads, size, longest, full(rows, x.device))
 
 
 def block(
@@ -189,28 +206,44 @@ def run_block(
     """
     rows, tokens = counts
     token_sources, first_sources = sources or (None, None)
+    heads, scale = weights.num_heads, weights.scale
+    options: dict[str, Any] = {"distances": weights.distances, "window": weights.window}
+
+    def turned(x: Tensor, parts: int, **queries: Tensor | None) -> Tensor:
+        """Queries and keys (2 parts), or one of them (1), at their positions."""
+        if weights.rotary is None:
+            return x
+        size, angles = len(weights.qkv.bias) // (3 * heads), weights.rotary.angles
+        return rotate(x, bounds, angles, parts * heads, size, longest, rows, **queries)
+
     if isinstance(queries, Listed) or kept is not None:
         assert isinstance(queries, Listed) or queries == "all"
         if kept is None:
-            kept = run_linear(x, _of_keys_values(weights), "none", tokens, source_rows=token_sources)
+            read, read_sources = _before_attention(x, weights, tokens, token_sources)
+            kept = turned(run_linear(read, _of_keys_values(weights), "none", tokens, source_rows=read_sources), 1)
         of_queries = token_sources
         query_bounds, places = bounds, None
         if isinstance(queries, Listed):
             of_queries, query_bounds, tokens, places = queries
-        asked = run_linear(x, _of_queries(weights), "none", tokens, source_rows=of_queries)
+        read, read_sources = _before_attention(x, weights, tokens, of_queries)
+        asked = run_linear(read, _of_queries(weights), "none", tokens, source_rows=read_sources)
+        asked = turned(asked, 1, bounds=None if places is None else query_bounds, tokens=places)
         attended = attention(
-            kept, bounds, weights.num_heads, weights.scale, longest, rows, (asked, query_bounds),
-            weights.distances, places,
-        )  # fmt: skip
+            kept, bounds, heads, scale, longest, rows, (asked, query_bounds), query_tokens=places, **options
+        )
         token_sources = of_queries
     else:
-        qkv = run_linear(x, weights.qkv, "none", tokens, source_rows=token_sources)
-        attended = attention(qkv, bounds, weights.num_heads, weights.scale, longest, rows, queries, weights.distances)
+        read, read_sources = _before_attention(x, weights, tokens, token_sources)
+        qkv = turned(run_linear(read, weights.qkv, "none", tokens, source_rows=read_sources), 2)
+        attended = attention(qkv, bounds, heads, scale, longest, rows, queries, **options)
         if queries == "first":
             tokens, token_sources = rows, bounds[:-1] if first_sources is None else first_sources
     total = run_linear(attended, weights.attention_output, "none", tokens, add=x, add_source_rows=token_sources)
+    if weights.norm_first:
+        return _feed_forward_first(total, weights, tokens, counts[1], out, frozen)
+    assert weights.attention_norm is not None
     x = add_layer_norm(total, None, *weights.attention_norm, tokens)
-    inner = run_linear(x, weights.intermediate, weights.activation, tokens)
+    inner = run_linear(x, weights.intermediate, weights.activation, tokens, gated=weights.gated)
     if frozen is None:
         total = run_linear(inner, weights.output, "none", tokens, add=x, out=sums)
         return add_layer_norm(total, None, *weights.output_norm, tokens, out=out), total
@@ -225,8 +258,31 @@ def run_block(
     return out, sums
 
 
+def _before_attention(
+    x: Tensor, weights: PreparedBlock, count: Tensor, sources: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What queries, keys and values are made of, and which of its rows to read, where norms come first; else x."""
+    if not weights.norm_first or weights.attention_norm is None:
+        return x, sources
+    return add_layer_norm(x, None, *weights.attention_norm, count, source_rows=sources), None
+
+
+def _feed_forward_first(
+    x: Tensor, weights: PreparedBlock, count: Tensor, tokens: Tensor, out: Tensor | None, frozen: Frozen | None
+) -> tuple[Tensor, Tensor]:
+    """The rest of `run_block` where norms come first. x: the sum after attention; count: of its rows."""
+    read = add_layer_norm(x, None, *weights.output_norm, count)
+    inner = run_linear(read, weights.intermediate, weights.activation, count, gated=weights.gated)
+    total = run_linear(inner, weights.output, "none", count, add=x, out=out if frozen is None else None)
+    if frozen is not None:
+        total = add_layer_norm(
+            total, None, None, None, 0.0, tokens, out=out, source_rows=frozen.numbers, others=frozen.others
+        )
+    return total, total
+
+
 def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
-    return add_layer_norm(sums.contiguous(), None, *weights.output_norm, full(len(sums), sums.device))
+    return norm(sums, weights.output_norm)
 
 
 def _of_queries(weights: PreparedBlock) -> Linear:
@@ -285,6 +341,7 @@ def exit(x: Tensor, weights: Exit, add: Tensor | None, answer: bool) -> tuple[Te
         state = x.to(weights.pooler.weight.dtype).contiguous()
         count, activation = full(len(x), x.device), weights.pooler_activation
         state = run_linear(state, weights.pooler, activation, count, out_dtype=torch.float32)
+    state = state if weights.pooler_norm is None else norm(state, weights.pooler_norm)
     past = linear(state, weights.past, "none", add)
     if not answer:
         return None, past, None

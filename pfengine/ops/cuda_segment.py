@@ -16,10 +16,12 @@ from ..kernels.decide import Decided, ExitTest, Form
 from ..kernels.exit_head import exit_head
 from ..kernels.gate_merge import gate_merge
 from ..kernels.imitation import imitation
+from ..kernels.layer_norm import add_layer_norm
 from ..kernels.mean import mean
 from ..kernels.query_mean import query_mean
 from ..kernels.survivors import Survivors, remaining, survivors
 from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
+from . import Exit, Norm
 from .cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm
 from .cuda_ops import Linear, run_attentive, run_block, run_embed, run_linear
 from .cuda_tokens import frozen_of, let_tokens_go, sums_of, units_of
@@ -214,6 +216,9 @@ def _run_exit(
         return None
     rows, count, labels = len(here.slots), here.counts[:1], parts.labels
     state, source_rows = x, None if final or parts.reads == "all" else here.bounds[:-1]
+    if weights.final_norm is not None:
+        x = _seen(x, weights.final_norm, parts, here, source_rows)
+        state, source_rows = x, None if parts.reads == "first" else source_rows
     dtype = (
         torch.float32 if parts.pooler is None else parts.pooler.weight.dtype
     )  # of what is read, where it is made here
@@ -228,6 +233,9 @@ def _run_exit(
             state, parts.pooler, parts.pooler_activation, count, source_rows=source_rows, out_dtype=torch.float32
         )
         source_rows = None
+    if parts.pooler_norm is not None:
+        weight, bias, eps = parts.pooler_norm
+        state = add_layer_norm(state, None, weight, bias, eps, count)
     add: dict[str, Any] = {}
     if adds_from >= 0 and before:
         width = len(weights.exit(before)[0].past.weight)
@@ -271,6 +279,14 @@ def _run_exit(
     return gate_merge(
         past, labels, parts.width, parts.gate_kind, test, count, future=future, gate=gate, states=parts.states, out=out
     )
+
+
+def _seen(x: Tensor, norm: Norm, parts: Exit, here: Survivors, firsts: Tensor | None) -> Tensor:
+    """What an exit sees of states: first tokens [R, H], found by `firsts` where x has all, or all tokens [T, H]."""
+    per_unit = parts.reads == "first" or parts.scores_tokens
+    count = here.counts[:1] if per_unit else here.counts[1:]
+    weight, bias, eps = norm
+    return add_layer_norm(x, None, weight, bias, eps, count, source_rows=firsts if parts.reads == "first" else None)
 
 
 def _answers(buffers: Buffers, here: Survivors) -> dict[str, Any]:

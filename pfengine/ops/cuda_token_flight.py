@@ -71,7 +71,7 @@ class CudaTokenFlight(CudaFlight):
         self._rows, self._tokens, self._queries = rows, tokens, queries
 
     def _read_states(self, lane: Lane) -> Tensor:
-        return self._packed_states(lane).float()[torch.from_numpy(self._words(lane)).to(lane.device)]
+        return lane.weights.seen(self._packed_states(lane)).float()[torch.from_numpy(self._words(lane)).to(lane.device)]
 
     def _leave_unsent(self, packed: Packed, gone: np.ndarray) -> None:
         dropped, words = self._dropped_of(packed).copy(), self._pieces > 0

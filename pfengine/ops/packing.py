@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import extension
 from ..errors import ConfigError
 from ..extension import address
-from . import Activation, Block
+from . import Activation, Block, Norm, Rotary
 from .quantisation import quantise_weight
 
 if TYPE_CHECKING:
@@ -55,10 +55,17 @@ class Embedding(NamedTuple):
     tensors: tuple[Tensor, ...]
 
 
+class PreparedNorm(NamedTuple):
+    native: _C.Norm
+    size: int
+    tensors: tuple[Tensor, ...]
+
+
 class PreparedBlock(NamedTuple):
     native: _C.Block
     hidden: int
     kept_stride: int  # bytes per token of what keys_values makes
+    output_norm: PreparedNorm
     tensors: tuple[Tensor, ...]
 
 
@@ -136,6 +143,34 @@ def _halves(numbers: Tensor) -> Tensor:
     """int8 [out, in] of -7 to 7 to int8 [out, in / 2]. A word holds 8, the first 4 in the low halves of its bytes."""
     words = F.pad(numbers, (0, -numbers.shape[1] % 8)).unflatten(1, (-1, 2, 4))
     return (words[:, :, 1] * 16 + (words[:, :, 0] & 15)).flatten(1)
+
+
+def prepare_norm(norm: Norm, dtype: torch.dtype = torch.float32) -> PreparedNorm:
+    """As `OpSet.prepare_norm`; norms are computed in float32, whatever dtype is."""
+    size = len(norm.weight)
+    parts = {"weight": norm.weight.float().contiguous(), "bias": norm.bias.float().contiguous()}
+    where = {name: address(name, part, torch.float32, (size,)) for name, part in parts.items()}
+    return PreparedNorm(extension._C.Norm(eps=norm.eps, **where), size, tuple(parts.values()))
+
+
+def pack_gated(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+    """Values and gates, [2 I, H] and [2 I], so that each panel has the gates of the values in its first half."""
+    half = kernels().panel // 2
+
+    def paired(x: Tensor) -> Tensor:
+        values, gates = (F.pad(part, (0, 0) * (x.dim() - 1) + (0, -len(part) % half)) for part in x.chunk(2))
+        return torch.stack([values.unflatten(0, (-1, half)), gates.unflatten(0, (-1, half))], 1).flatten(0, 2)
+
+    return pack_linear(paired(weight), paired(bias), dtype)
+
+
+def pack_rotary(rotary: Rotary | None) -> tuple[_C.Rotary | None, tuple[Tensor, ...]]:
+    """The angles of rotary positions, and the tensors that it holds the addresses of."""
+    if rotary is None:
+        return None, ()
+    angles, (most, size) = rotary.angles, rotary.angles.shape
+    to = address("angles", angles, torch.float32, (most, size))
+    return extension._C.Rotary(half=size // 2, most=most, angles=to), (angles,)
 
 
 def pack_distances(block: Block, dtype: torch.dtype) -> tuple[_C.Distances | None, tuple[Tensor, ...]]:

@@ -16,6 +16,7 @@ from .decide import signal as signal
 from .distances import Distances, distance_scores
 from .flight import Carrier
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
+from .rotary import Rotary, positions_of, turned
 
 HEAD_ALIGNMENT = 1
 OWN_THREADS = False
@@ -37,7 +38,7 @@ class PreparedBlock(NamedTuple):
 
     qkv: Any
     attention_output: Any
-    attention_norm: Norm
+    attention_norm: Norm | None
     intermediate: Any
     output: Any
     output_norm: Norm
@@ -45,6 +46,10 @@ class PreparedBlock(NamedTuple):
     scale: float
     activation: Activation
     distances: Any | None
+    rotary: Rotary | None = None
+    window: int | None = None
+    norm_first: bool = False
+    gated: bool = False
 
 
 class Imitation(NamedTuple):
@@ -95,7 +100,8 @@ def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | Non
 
 
 def prepare_norm(norm: Norm, dtype: torch.dtype) -> Norm:
-    return Norm(norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+    small = torch.float32 if dtype == torch.int8 else dtype
+    return Norm(norm.weight.to(small), norm.bias.to(small), norm.eps)
 
 
 def prepare_embedding(tables: Tables, norm: Norm, dtype: torch.dtype) -> Embedding:
@@ -123,24 +129,47 @@ def prepare_block(block: Block, dtype: torch.dtype) -> PreparedBlock:
 
 def prepared(block: Block, dtype: torch.dtype, prepare: Callable[[Tensor, Tensor, torch.dtype], Any]) -> PreparedBlock:
     """Prepare a block, its linear layers by `prepare`; its distances stay as they are."""
-    small = torch.float32 if dtype == torch.int8 else dtype
+    intermediate: Any
+    if block.gated:  # values and gates apart: torch computes an activation of part of a row in another way
+        halves = zip(*(part.chunk(2) for part in block.intermediate), strict=True)
+        intermediate = tuple(prepare(weight, bias, dtype) for weight, bias in halves)
+    else:
+        intermediate = prepare(*block.intermediate, dtype)
     return PreparedBlock(
         qkv=prepare(*block.qkv, dtype),
         attention_output=prepare(*block.attention_output, dtype),
-        attention_norm=prepare_norm(block.attention_norm, small),
-        intermediate=prepare(*block.intermediate, dtype),
+        attention_norm=None if block.attention_norm is None else prepare_norm(block.attention_norm, dtype),
+        intermediate=intermediate,
         output=prepare(*block.output, dtype),
-        output_norm=prepare_norm(block.output_norm, small),
+        output_norm=prepare_norm(block.output_norm, dtype),
         num_heads=block.num_heads,
         scale=block.scale,
         activation=block.activation,
         distances=block.distances,
+        rotary=block.rotary,
+        window=block.window,
+        norm_first=block.norm_first,
+        gated=block.gated,
     )
 
 
 def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor:
     """As `OpSet.keys_values`. The result holds the queries of all tokens too; `block` takes those it needs."""
-    return linear(x, weights.qkv, "none")
+    return projected(x, cu_seqlens, weights, linear)
+
+
+def projected(
+    x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock, linear: Callable[[Tensor, Any, Activation], Tensor]
+) -> Tensor:
+    """Queries, keys and values of all tokens, at their positions: [T, 3 heads d]."""
+    if weights.norm_first and weights.attention_norm is not None:
+        x = norm(x, weights.attention_norm)
+    qkv = linear(x, weights.qkv, "none")
+    if weights.rotary is None:
+        return qkv
+    parts = qkv.unflatten(1, (3, weights.num_heads, -1))
+    queries_keys = turned(parts[:, :2], positions_of(cu_seqlens, len(x)), weights.rotary)
+    return torch.cat([queries_keys, parts[:, 2:]], 1).flatten(1)
 
 
 def block(
@@ -156,7 +185,7 @@ def block_sums(
 
 
 def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
-    return layer_norm(sums, weights.output_norm)
+    return norm(sums, weights.output_norm)
 
 
 def composed(
@@ -166,28 +195,37 @@ def composed(
     queries: AnyQueries,
     kept: Tensor | None,
     linear: Callable[[Tensor, Any, Activation], Tensor],
-    attention: Callable[[Tensor, Tensor, int, float, Queries | None, Distances | None], Tensor],
+    attention: Callable[[Tensor, Tensor, int, float, Queries | None, Distances | None, int | None], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """`block_sums` for an op set with this `linear` and `attention`. kept: queries, keys and values of all tokens."""
     if queries == "first":
         rows = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
         queries = Queries(cu_seqlens[:-1], rows)
     asked = None if queries == "all" else queries
-    qkv = linear(x, weights.qkv, "none") if kept is None else kept
-    attended = attention(qkv, cu_seqlens, weights.num_heads, weights.scale, asked, weights.distances)
+    qkv = projected(x, cu_seqlens, weights, linear) if kept is None else kept
+    heads, scale = weights.num_heads, weights.scale
+    attended = attention(qkv, cu_seqlens, heads, scale, asked, weights.distances, weights.window)
     x = x if asked is None else x.index_select(0, asked.tokens)
-    x = add_layer_norm(linear(attended, weights.attention_output, "none"), x, weights.attention_norm)
-    inner = linear(x, weights.intermediate, weights.activation)
-    sums = linear(inner, weights.output, "none") + x
-    return layer_norm(sums, weights.output_norm), sums
+    x = linear(attended, weights.attention_output, "none") + x
+    if weights.norm_first:
+        sums = linear(feed_forward(norm(x, weights.output_norm), weights, linear), weights.output, "none") + x
+        return sums, sums
+    assert weights.attention_norm is not None
+    x = norm(x, weights.attention_norm)
+    sums = linear(feed_forward(x, weights, linear), weights.output, "none") + x
+    return norm(sums, weights.output_norm), sums
 
 
-def add_layer_norm(x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
-    return layer_norm(x + residual, norm)
+def feed_forward(x: Tensor, weights: PreparedBlock, linear: Callable[[Tensor, Any, Activation], Tensor]) -> Tensor:
+    """What `output` of a block multiplies: [T, H] -> [T, I]."""
+    if not weights.gated:
+        return linear(x, weights.intermediate, weights.activation)
+    values, gates = weights.intermediate
+    return linear(x, values, weights.activation) * linear(x, gates, "none")
 
 
-def layer_norm(x: Tensor, norm: Norm) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+def norm(x: Tensor, weights: Norm) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights.weight, weights.bias, weights.eps)
 
 
 def attention(
@@ -197,6 +235,7 @@ def attention(
     scale: float,
     queries: Queries | None = None,
     by_distance: Distances | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Attention of all tokens, or of the queries: [T, 3 heads d] -> [T or Q, heads d]."""
     bounds = cu_seqlens.tolist()
@@ -211,9 +250,17 @@ def attention(
         scores = q @ k.transpose(1, 2) * scale
         if by_distance is not None:
             scores = scores + distance_scores(q, k, places, scale, by_distance)
+        if window is not None:
+            scores = scores.masked_fill(unseen(places, stop - start, window), -torch.inf)
         y = torch.softmax(scores, dim=-1) @ v
         rows.append(y.transpose(0, 1).flatten(1))
     return torch.cat(rows) if rows else qkv.new_empty(0, qkv.shape[1] // 3)
+
+
+def unseen(places: Tensor, tokens: int, window: int) -> Tensor:
+    """Which of a row's tokens a query at each place does not see: bool [Q, T]."""
+    keys = torch.arange(tokens, dtype=torch.int64, device=places.device)
+    return (keys[None, :] - places[:, None]).abs() > window
 
 
 def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -351,6 +398,7 @@ def prepare_model(
     layers: list[list[Any]],
     exits: list[tuple[Any, int] | None],
     renormalises: bool = False,
+    final_norm: Norm | None = None,
 ) -> Carrier | None:
     return None
 
@@ -368,6 +416,7 @@ def composed_exit(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """`exit`, made of an op set's `linear`, `guesses`, `project` and `gate_merge`."""
     state = x if parts.pooler is None else ops.linear(x, parts.pooler, parts.pooler_activation)
+    state = state if parts.pooler_norm is None else ops.norm(state, parts.pooler_norm)
     past = ops.linear(state, parts.past, "none", add)
     if not answer:
         return None, past, None

@@ -233,6 +233,8 @@ class ExitModel(nn.Module):
         if self.training and self.freezing.detaches(layer):
             hidden = hidden.detach()
         read, onward = self.pass_on(layer, hidden)
+        if self.backbone_config.family.final_norm is not None:
+            read = self.backbone.get_submodule(self.backbone_config.family.final_norm)(read)  # type: ignore[union-attr]
         states.append(self._read(read, self.reads[layer - 1]))
         return (onward, *output[1:]) if isinstance(output, tuple) else onward
 

@@ -32,8 +32,8 @@ class FullModel(ExitModel):
     def scores(self, states: Sequence[Tensor], bounds: Tensor | None) -> list[Scores]:
         """Dropout comes after the pooler, as in transformers."""
         head = Classifier(reference, self.backbone_config, self.head_config, self.head_tensors(), torch.float32)
-        pooled = reference.linear(states[-1], head.pooler, head.pooler_activation)
-        return [Scores(reference.linear(self.drop(pooled), head.classifier, "none"))]
+        pooled = head.pooled(states[-1])
+        return [Scores(reference.linear(self.drop(pooled), head.parts.past, "none"))]
 
 
 def linear_head(options: Mapping[str, Any], shared_pooler: bool) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def encoder_config(source: Path, labels: tuple[str, ...], layers: int | None) ->
         if isinstance(given, int) and layers > given:
             raise ConfigError(f"layers is {layers}; {source} has {given}")
         raw[key] = layers
+        if isinstance(raw.get("layer_types"), list):
+            raw["layer_types"] = raw["layer_types"][:layers]
     faults: list[str] = []
     config = parse_backbone(raw, faults)
     if config is None or faults:

@@ -70,6 +70,8 @@ def train(config: TrainingConfig) -> Path:
     set_seed(config.seed)
     backbone_config = encoder_config(source, labels, config.layers)
     system, head = SYSTEMS[config.system], config.head(backbone_config.family.shares_pooler, backbone_config.num_layers)
+    if faults := HEADS[head["type"]].misfits(backbone_config, head):
+        raise ConfigError("; ".join(faults))
     last = HEADS[head["type"]].layers(backbone_config, head)[-1]
     if last < backbone_config.num_layers:  # no layer above the last exit is ever run
         backbone_config = encoder_config(source, labels, last)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pfengine.kernels.attention import attention
+from pfengine.ops import reference
 from pfengine.ops.distances import Distances, distance_scores
 
 
@@ -93,6 +94,23 @@ def test_a_list_of_queries(
     some = attention(kv, bounds, heads, 0.2, 40, count(3), (q, of_rows), distances, tokens)
     assert some.shape == (7, width)
     assert torch.equal(some[:5], every[tokens[:5]])
+
+
+@pytest.mark.parametrize("window", [0, 9, 200])
+def test_windows(draw: Any, count: Any, check: Any, device: torch.device, dtype: torch.dtype, window: int) -> None:
+    lengths, heads, size, scale = [5, 1, 70, 33], 2, 20, 0.2
+    qkv = draw(sum(lengths), 3 * heads * size, dtype=dtype)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    every = attention(qkv, bounds, heads, scale, 128, count(4), window=window)
+    check(every, lambda qkv: reference.attention(qkv, bounds, heads, scale, window=window), [qkv])
+    assert torch.equal(attention(qkv, bounds, heads, scale, 128, count(4), "first", window=window), every[bounds[:-1]])
+    tokens = torch.tensor([1, 4, 5, 6, 40, 75, 90, 108], device=device)
+    of_rows = torch.tensor([0, 2, 3, 6, 8], dtype=torch.int32, device=device)
+    q, kv = qkv[tokens, : heads * size].contiguous(), qkv[:, heads * size :].contiguous()
+    some = attention(kv, bounds, heads, scale, 128, count(4), (q, of_rows), query_tokens=tokens, window=window)
+    assert torch.equal(some, every[tokens])
+    with pytest.raises(ValueError, match="window is -1"):
+        attention(qkv, bounds, heads, scale, 128, count(4), window=-1)
 
 
 def test_no_row_is_left(draw: Any, count: Any, device: torch.device) -> None:

@@ -110,3 +110,27 @@ def test_wrong_arguments_are_refused(wrong: dict[str, Tensor], text: str) -> Non
     }
     with pytest.raises(ValueError, match=text):
         linear(**(good | wrong))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize(("tokens", "outputs"), [(1, 7), (70, 40), (300, 33)])
+def test_gates(
+    draw: Any, count: Any, check: Any, dtype: torch.dtype, tokens: int, outputs: int, activation: str
+) -> None:
+    x, weight = draw(tokens, 48, dtype=dtype), draw(2 * outputs, 48, dtype=dtype, scale=48**-0.5)
+    bias = draw(2 * outputs)
+    ours = linear(x, weight, bias, activation, count(tokens), gated=True)
+    assert ours.shape == (tokens, outputs)
+
+    def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        values = formula(x, weight[::2], bias[::2], None, activation)
+        return values * formula(x, weight[1::2], bias[1::2], None, "none")
+
+    check(ours, gated, [x, weight, bias])
+    assert torch.equal(linear(x[:1].contiguous(), weight, bias, activation, count(1), gated=True), ours[:1])
+
+
+def test_gates_come_in_pairs_and_nothing_is_added(draw: Any, count: Any) -> None:
+    for outputs, add in ((3, None), (4, draw(2, 4))):
+        with pytest.raises(ValueError, match=f"weight has {outputs} rows, expected pairs"):
+            linear(draw(2, 8), draw(outputs, 8), draw(outputs), "gelu", count(2), add=add, gated=True)

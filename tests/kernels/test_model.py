@@ -88,6 +88,8 @@ def test_every_head(
         ("distilbert", "classifier"),
         ("electra", "authors"),
         ("mpnet", "authors"),
+        ("modernbert", "authors"),
+        ("modernbert", "classifier"),
         ("deberta-v2", "authors"),
         ("electra", "classifier"),
     ],

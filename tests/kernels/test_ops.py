@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pfengine.ops import Block, Norm, Queries, cuda, reference
 
+from ..ops.modern import modern
+
 HIDDEN, INNER, HEADS, SCALE = 32, 48, 2, 0.3
 LENGTHS = [4, 1, 19, 6]
 
@@ -55,6 +57,29 @@ def test_queries(draw: Any, device: torch.device, dtype: torch.dtype) -> None:
     some, some_sums = cuda.block_sums(given, bounds, weights, queries)
     assert torch.equal(some, every[tokens])
     assert torch.equal(some_sums, sums[tokens])
+
+
+@pytest.mark.parametrize("first_layer", [True, False])
+def test_norms_first(draw: Any, device: torch.device, dtype: torch.dtype, first_layer: bool) -> None:
+    def linear(out: int, into: int) -> tuple[Tensor, Tensor]:
+        return draw(out, into, scale=into**-0.5), draw(out, scale=0.3)
+
+    block, x = modern(parts(draw), linear, 19, first_layer), draw(sum(LENGTHS), HIDDEN)
+    bounds = torch.tensor([0, 4, 5, 24, 30], dtype=torch.int32, device=device)
+    weights, given = cuda.prepare_block(block, dtype), x.to(dtype)
+    every, sums = cuda.block_sums(given, bounds, weights)
+    exact = reference.block(x, bounds, reference.prepare_block(block, torch.float32))
+    # sums of numbers up to 8, rounded to 24, 11 or 8 bits some ten times on the way
+    tolerance = {torch.float32: 2e-5, torch.float16: 3e-2, torch.bfloat16: 0.2}[dtype]
+    torch.testing.assert_close(every.float(), exact, atol=tolerance, rtol=0)
+    assert torch.equal(sums, every)
+    kept = cuda.keys_values(given, bounds, weights)
+    tokens = torch.tensor([1, 3, 4, 5, 20, 23], dtype=torch.int32, device=device)
+    queries = Queries(tokens, torch.tensor([0, 2, 3, 6, 6], dtype=torch.int32, device=device))
+    for keys_values in (None, kept):
+        assert torch.equal(cuda.block(given, bounds, weights, "all", keys_values), every)
+        assert torch.equal(cuda.block(given, bounds, weights, "first", keys_values), every[bounds[:-1]])
+        assert torch.equal(cuda.block(given, bounds, weights, queries, keys_values), every[tokens])
 
 
 def test_nobody_asks(draw: Any, device: torch.device) -> None:

@@ -73,7 +73,12 @@ class Parts {
             linear(hidden, inner, precision),
             linear(inner, hidden, precision),
             norm(hidden),
-            norm(hidden)};
+            norm(hidden),
+            false,
+            false,
+            {},
+            {},
+            -1};
   }
 
   Exit exit(Reads reads, Precision precision, std::int64_t hidden, std::int64_t labels) {
@@ -84,6 +89,7 @@ class Parts {
             learned,
             linear(hidden, hidden, precision),
             Activation::tanh,
+            norm(hidden),
             linear(hidden, 2 * labels, Precision::fp32, true),
             std::nullopt,
             linear(hidden, imitated, learned),
@@ -155,7 +161,7 @@ class Case {
               threads);
     append(all, out);
     append(all, sums);
-    output_norm(kernels_, block_, sums.data(), nullptr, tokens, sums.data(), threads);
+    run_norm(kernels_, block_.output_norm, hidden_, sums.data(), nullptr, tokens, nullptr, sums.data(), threads);
     append(all, sums);
     std::vector<float> wide(tokens * block_.intermediate.outputs);
     run_linear(kernels_, precision_, block_.intermediate, {0, block_.intermediate.outputs}, Activation::relu,

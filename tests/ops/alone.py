@@ -111,7 +111,7 @@ def sums_of(ops: Any, x: Tensor, bounds: Tensor, block: Any) -> tuple[Tensor, Te
     if ops is not reference:
         return ops.block_sums(x, bounds, block)
     attended = reference.attention(ops.linear(x, block.qkv, "none"), bounds, block.num_heads, block.scale)
-    y = reference.add_layer_norm(ops.linear(attended, block.attention_output, "none"), x, block.attention_norm)
+    y = reference.norm(ops.linear(attended, block.attention_output, "none") + x, block.attention_norm)
     sums = ops.linear(ops.linear(y, block.intermediate, block.activation), block.output, "none") + y
     return normed(ops, sums, block), sums
 

@@ -62,14 +62,27 @@ def distances(heads: int, head_size: int, most: int, dtype: torch.dtype) -> Any:
     return C.Distances(heads=heads, words=words, most=most, bias=room(heads, stride), **tables)
 
 
-def run_everything(dtype: torch.dtype, head_size: int) -> None:
+def kind_of(modern: bool, heads: int, head_size: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What a block has of ModernBERT or of DeBERTa."""
+    if not modern:
+        tables = distances(heads, head_size, 17, dtype)
+        return {"distances": tables, "norm_first": False, "gated": False, "rotary": None, "window": None}
+    half = head_size // 2
+    rotary = C.Rotary(half=half, most=17, angles=room(17, 2 * half)) if half else None
+    return {"distances": None, "norm_first": True, "gated": True, "rotary": rotary, "window": 3}
+
+
+def run_everything(dtype: torch.dtype, head_size: int, modern: bool) -> None:
     heads, hidden, inner, rows, tokens = 2, 2 * head_size + 1, 31, 3, 26
     precision = getattr(C.Precision, {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}[dtype])
     sizes = {"qkv": (hidden, 3 * heads * head_size), "attention_output": (heads * head_size, hidden),
              "intermediate": (hidden, inner), "output": (inner, hidden)}  # fmt: skip
+    if modern:
+        half = cpu.kernels().panel // 2
+        sizes["intermediate"] = hidden, 2 * half * -(-inner // half)
     block = C.Block(
         precision=precision, activation=C.Activation.gelu, heads=heads, head_size=head_size, scale=0.2,
-        attention_norm=norm(hidden), output_norm=norm(hidden), distances=distances(heads, head_size, 17, dtype),
+        attention_norm=norm(hidden), output_norm=norm(hidden), **kind_of(modern, heads, head_size, dtype),
         **{k: linear(*v, dtype) for k, v in sizes.items()},
     )  # fmt: skip
     x = at_the_end(torch.randn(tokens, hidden))
@@ -87,7 +100,7 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
                 C.run_block(*batch, kind, count, 0, 0, 0, keys_values, room(count, hidden), count, sums, threads)
             chosen = (C.Queries.list, 5, queries, bounds, targets, keys_values)
             C.run_block(*batch, *chosen, room(7, hidden), 7, room(7, hidden), threads)
-        C.output_norm(cpu.kernels(), block, x, tokens, queries, 5, room(tokens, hidden), threads)
+        C.run_norm(cpu.kernels(), norm(hidden), x, tokens, hidden, room(tokens, hidden), threads)
         ids = at_the_end(torch.arange(tokens) % 7)
         tables = {name: room(7, hidden, dtype=torch.bfloat16) for name in ("word", "position", "token_type")}
         embedding = C.Embedding(
@@ -98,7 +111,7 @@ def run_everything(dtype: torch.dtype, head_size: int) -> None:
         learned = C.Precision.int4 if dtype == torch.int8 else precision
         exit = C.Exit(
             precision=precision, learner_precision=learned, pooler=linear(hidden, hidden, dtype),
-            pooler_activation=C.Activation.relu,
+            pooler_activation=C.Activation.relu, pooler_norm=norm(hidden),
             past=linear(hidden, 6, torch.float32, row_major=True), folded=None, reads=C.Reads.first,
             learned=linear(hidden, 1, torch.float32, row_major=True),
             learners=linear(hidden, 2 * hidden, dtype, bits=4), activation=C.Activation.tanh,
@@ -140,7 +153,8 @@ def test_buffers_end_where_memory_ends(instructions: str, dtype: torch.dtype, mo
             size = 0
             try:
                 for size in (1, 7, 15, *range(31, 49)) if dtype == torch.float32 else range(2, 68, 4):
-                    run_everything(dtype, size)
+                    for modern in (False, True):
+                        run_everything(dtype, size, modern)
                     _kept.clear()
                 size = 0
             finally:

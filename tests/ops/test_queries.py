@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from pfengine import extension
-from pfengine.ops import Block, Norm, Queries, cpu, cpu_torch, reference
+from pfengine.ops import Block, Norm, Queries, Rotary, cpu, cpu_torch, reference
+from pfengine.ops.rotary import angles
 
 from .distances import random_distances
+from .modern import modern
 
 LENGTHS = [1, 3, 1, 17, 64, 2, 33, 1, 130, 5]
 BOUNDS = torch.tensor([0, *LENGTHS]).cumsum(0).int()
@@ -34,18 +36,24 @@ LISTS: dict[str, Tensor] = {  # is the token a query?
 needs_native = pytest.mark.skipif(not extension.has_cpu(), reason=extension.status())
 
 
-def make_block(hidden: int, heads: int, size: int, inner: int, distant: bool = False) -> Block:
+KINDS = ("plain", "distant", "modern", "modern, first layer")
+
+
+def make_block(hidden: int, heads: int, size: int, inner: int, kind: str = "plain") -> Block:
     torch.manual_seed(hidden)
 
     def linear(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
         return torch.randn(outputs, inputs) / inputs**0.5, 0.1 * torch.randn(outputs)
 
     norms = [Norm(1 + 0.1 * torch.randn(hidden), 0.1 * torch.randn(hidden), 1e-12) for _ in range(2)]
-    return Block(
+    block = Block(
         linear(3 * heads * size, hidden), linear(hidden, heads * size), norms[0], linear(inner, hidden),
         linear(hidden, inner), norms[1], heads, size**-0.5, "gelu",
-        distances=random_distances(heads, size, max(LENGTHS)) if distant else None,
+        distances=random_distances(heads, size, max(LENGTHS)) if kind == "distant" else None,
     )  # fmt: skip
+    if not kind.startswith("modern"):
+        return block
+    return modern(block, linear, max(LENGTHS), first_layer=kind.endswith("first layer"))
 
 
 def listed(chosen: Tensor) -> Queries:
@@ -88,11 +96,13 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("distant", [False, True])
-def test_op_sets(op_set: Any, distant: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_op_sets(op_set: Any, kind: str) -> None:
     sizes = (48, 3, 16, 77) if op_set is cpu_torch else (40, 5, 8, 77)
-    x, weights = torch.randn(TOKENS, sizes[0]), op_set.prepare_block(make_block(*sizes, distant), torch.float32)
+    block, x = make_block(*sizes, kind), torch.randn(TOKENS, sizes[0])
+    weights, plain = op_set.prepare_block(block, torch.float32), reference.prepare_block(block, torch.float32)
     whole, kept = op_set.block(x, BOUNDS, weights), op_set.keys_values(x, BOUNDS, weights)
+    torch.testing.assert_close(whole, reference.block(x, BOUNDS, plain), atol=2e-5, rtol=0)
     # plain torch multiplies other numbers of rows in another order
     tolerance = {"atol": 1e-5 if op_set is reference else 0.0, "rtol": 0.0}
     for keys_values in (None, kept):
@@ -105,11 +115,16 @@ def test_op_sets(op_set: Any, distant: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 def test_every_instruction_set(instructions: str, dtype: torch.dtype, threads: int) -> None:
-    for *sizes, distant in ((64, 2, 32, 130, False), (33, 2, 18, 31, True)):
-        x, weights = torch.randn(TOKENS, sizes[0]), cpu.prepare_block(make_block(*sizes, distant), dtype)
+    for *sizes, kind in ((64, 2, 32, 130, "plain"), (33, 2, 18, 31, "distant"), (33, 2, 18, 31, "modern")):
+        block, x = make_block(*sizes, kind), torch.randn(TOKENS, sizes[0])
+        weights = cpu.prepare_block(block, dtype)
         whole, sums = cpu.block_sums(x, BOUNDS, weights)
+        # of numbers up to 7: products in 24 or 8 bits; in int8 both round rows alike, but for numbers between two steps
+        tolerance = {torch.float32: 2e-5, torch.bfloat16: 0.1, torch.int8: 0.1}[dtype]
+        exact = reference.block(x.to(torch.float32), BOUNDS, reference.prepare_block(block, torch.float32))
+        torch.testing.assert_close(whole, exact, atol=tolerance, rtol=0)
         assert torch.equal(cpu.block(x, BOUNDS, weights), whole)
-        assert torch.equal(cpu.output_norm(sums, weights), whole)
+        assert torch.equal(sums if block.norm_first else cpu.output_norm(sums, weights), whole)
         kept = cpu.keys_values(x, BOUNDS, weights)
         assert torch.equal(cpu.block(x, BOUNDS, weights, "all", kept), whole)
         for keys_values in (None, kept):
@@ -140,21 +155,29 @@ def test_what_is_no_target_is_left_alone() -> None:
 
 
 @needs_native
-def test_output_norm_of_some_rows() -> None:
-    x, weights = torch.randn(TOKENS, 40), cpu.prepare_block(make_block(40, 5, 8, 77), torch.int8)
-    whole, sums = cpu.block_sums(x, BOUNDS, weights)
-    numbers, states = listed(LISTS["a third, at random"]).tokens, x.clone()
-    extension._C.output_norm(
-        kernels=cpu.kernels(), block=weights.native, sums=at(sums), tokens=TOKENS, numbers=at(numbers),
-        rows=len(numbers), out=at(states), threads=2,
-    )  # fmt: skip
-    assert torch.equal(states, torch.where(LISTS["a third, at random"][:, None], whole, x))
-
-
-@needs_native
 def test_memory_is_poisoned() -> None:
     output, _ = extension.new_output((2, 3), torch.float32)
     assert output.isnan().all()
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("window", [0, 1, 31, 64, 500])
+def test_windows_of_long_rows(dtype: torch.dtype, window: int) -> None:
+    """Runs of sums, panels of keys and tiles of queries begin and end anywhere in a window."""
+    bounds = torch.tensor([0, 700, 701, 1100], dtype=torch.int32)
+    block = make_block(32, 2, 16, 40, "modern")._replace(window=window, rotary=Rotary(angles(10.0, 16, 700).angles))
+    x, weights = torch.randn(1100, 32), cpu.prepare_block(block, dtype)
+    whole = cpu.block(x, bounds, weights)
+    exact = reference.block(x, bounds, reference.prepare_block(block, torch.float32))
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 0.1, torch.int8: 0.15}[dtype]  # as above
+    torch.testing.assert_close(whole, exact, atol=tolerance, rtol=0)
+    kept = cpu.keys_values(x, bounds, weights)
+    for tokens in ([0, 5, 699, 700, 701], [350], list(range(100, 140)), list(range(0, 1100, 7))):
+        each = torch.tensor(tokens, dtype=torch.int32)
+        before = torch.searchsorted(each, bounds.contiguous()).int()
+        for keys_values in (None, kept):
+            assert torch.equal(cpu.block(x, bounds, weights, Queries(each, before), keys_values), whole[tokens])
 
 
 @needs_native
@@ -170,6 +193,10 @@ def test_what_does_not_fit_is_refused() -> None:
     short = make_block(40, 5, 8, 77)._replace(distances=random_distances(5, 8, max(LENGTHS) - 1))
     with pytest.raises(ValueError, match=f"a row has {max(LENGTHS)} tokens, expected at most {max(LENGTHS) - 1}"):
         cpu.block(x, BOUNDS, cpu.prepare_block(short, torch.float32))
+    short = make_block(40, 5, 8, 77, "modern")._replace(rotary=Rotary(angles(10.0, 8, 129).angles))
+    for call in (cpu.block, cpu.keys_values):
+        with pytest.raises(ValueError, match="a row has 130 tokens, expected at most 129, as the tables of angles"):
+            call(x, BOUNDS, cpu.prepare_block(short, torch.float32))
     kept = cpu.keys_values(x, BOUNDS, weights)
     with pytest.raises(ValueError, match=r"kept is torch.uint8 \[100\]"):
         cpu.block(x, BOUNDS, weights, queries, kept[:100])

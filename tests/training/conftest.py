@@ -52,7 +52,9 @@ def relatives(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         sizes = {
             "vocab_size": 16, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
             "intermediate_size": 64, "max_position_embeddings": 40, "embedding_size": 24, "model_type": family,
-        } | (DISENTANGLED if family == "deberta-v2" else {})  # fmt: skip
+        }  # fmt: skip
+        sizes |= DISENTANGLED if family == "deberta-v2" else {}
+        sizes |= {"pad_token_id": 0, "local_attention": 4} if family == "modernbert" else {}
         config = transformers.AutoConfig.for_model(**own_names(sizes))
         transformers.AutoModel.from_config(config).save_pretrained(path)
         return path

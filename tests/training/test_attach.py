@@ -175,7 +175,11 @@ def test_states_are_those_of_transformers(plain: Path, reads: str) -> None:
     for i, row in enumerate(rows):
         with torch.no_grad():
             out = model(input_ids=torch.from_numpy(row["input_ids"])[None], output_hidden_states=True)
-        every = torch.stack([hidden[0] for hidden in out.hidden_states[1:]], 1)  # [tokens, n, H]
+        states = out.hidden_states[1:]
+        if ckpt.backbone.family.final_norm is not None:  # which transformers has applied to the last ones
+            with torch.no_grad():
+                states = [*map(model.base_model.final_norm, states[:-1]), states[-1]]
+        every = torch.stack([hidden[0] for hidden in states], 1)  # [tokens, n, H]
         theirs = {"first": every[:1], "mean": every.mean(0, keepdim=True)}.get(reads, every)
         torch.testing.assert_close(found[i]["states"], theirs, atol=2e-5, rtol=1e-5)  # fp32, four layers
         torch.testing.assert_close(found[i]["labels"], out.logits[0].softmax(-1), atol=2e-5, rtol=1e-5)

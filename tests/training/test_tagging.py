@@ -208,6 +208,14 @@ def test_words_leave_in_training_as_in_the_engine(
     np.testing.assert_allclose(joint.transpose(0, 1).numpy(), full, atol=2e-5, rtol=0)
 
 
+def test_tokens_of_modernbert_leave_in_training_as_in_the_engine(
+    model_of: Callable[..., Any], random_rows: Callable[..., Any]
+) -> None:
+    test_words_leave_in_training_as_in_the_engine(model_of, random_rows, "modernbert", "words", "kept")
+    with pytest.raises(pfengine.CheckpointError, match=r"layers of modernbert do not end with a norm: use 'kept'"):
+        model_of("modernbert", "renormalised")
+
+
 def test_the_second_phase_begins_with_a_copy_of_the_first(model_of: Callable[..., Any]) -> None:
     model, _ = model_of("bert", "kept")
     assert not torch.equal(model.stage_1.exit_head.classifiers_weight, model.exit_head.classifiers_weight)
