@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .convert.run import convert
     from .evaluation import calibrate, evaluate
     from .pipeline import pipeline
-    from .training import TrainingConfig, attach, train
+    from .training import TrainingConfig, attach, train, tune
 
 __all__ = [
     "CheckpointError",
@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "pipeline",
     "train",
+    "tune",
 ]
 
 _LAZY = {  # name -> module
@@ -49,6 +50,7 @@ _LAZY = {  # name -> module
     "attach": "training",
     "TrainingConfig": "training",
     "train": "training",
+    "tune": "training",
     "calibrate": "evaluation",
     "evaluate": "evaluation",
     "compare": "comparison",

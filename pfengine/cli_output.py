@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .api import Engine
     from .demo import Outcome
     from .evaluation import Calibration, Report
+    from .evaluation.tuned import Tuned
 
 
 def print_result(row: Any, result: Any, as_json: bool) -> None:
@@ -87,6 +88,30 @@ def print_report(report: Report) -> None:
         print_table(exits)
         for sentence in remarks(curve):
             show(sentence)
+
+
+def print_tuned(made: Tuned) -> None:
+    promise = made.guarantee
+    table = Table("model", "rows/s", "p50 of one row, ms", "agreement %", "layer speed-up")
+    for each in made.contestants:
+        table.add_row(
+            each["name"], f"{each['rows_per_second']:,.0f}", f"{each['p50_ms']:.1f}",
+            f"{100 * each['agreement']:.2f}", f"{each['layer_speedup']:.2f}",
+        )  # fmt: skip
+    deep = next(each for each in made.candidates if each.precision == made.precision)
+    share = f"{deep.full_depth_agreement:.2%} of {made.rows} texts"
+    show(f"at full depth the tuned model agrees with the original on {share}")
+    print_table(table)
+    for name, reason in made.skipped.items():
+        show(f"{name}: {reason}")
+    kept = f"at least {1 - promise.limit:.4g} of rows are answered as by the original in fp32"
+    show(
+        f"with confidence {promise.confidence:g} {kept}: {made.precision}, threshold {promise.threshold:.4f}, "
+        f"{promise.faults} of {promise.rows} held-out texts otherwise"
+    )
+    if made.falls_back:
+        show("rows of which no exit is sure fall back to the original")
+    show(made.checkpoint)
 
 
 def print_calibration(outcome: Calibration) -> None:

@@ -10,6 +10,7 @@ from typer.main import get_command
 
 from . import cli_io, cli_output, console, training
 from .cli_options import Command, training_option, with_options
+from .errors import ConfigError
 from .training.config import DEFAULTS, OPTIONS, TYPES, TrainingConfig
 
 GRID = inspect.Parameter(
@@ -37,8 +38,20 @@ def _train_options() -> list[inspect.Parameter]:
     return [*(training_option(name, default, TYPES[name]) for name, default in given.items()), GRID, CONTEXT]
 
 
+TUNE = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+    for name, default, kind, option in (
+        ("tune", False, bool, typer.Option("--tune", help="Train the encoder too, and keep a promise; see below.")),
+        ("agreement", None, float | None, typer.Option(help="With --tune: promised share of rows. [default: 0.99]")),
+        ("confidence", None, float | None, typer.Option(help="With --tune: of the promise. [default: 0.95]")),
+        ("fallback", True, bool, typer.Option(help="With --tune: may unsure rows fall back to the model itself?")),
+        ("as_json", False, bool, typer.Option("--json", help="With --tune: JSON on standard output, for machines.")),
+    )
+]
+
+
 def _attach_options() -> list[inspect.Parameter]:
-    types, options = get_type_hints(training.attach), [CONTEXT]
+    types, options = get_type_hints(training.attach), [CONTEXT, *TUNE]
     for name, parameter in inspect.signature(training.attach).parameters.items():
         option = "data" if name == "source" else name
         if option in OPTIONS:
@@ -110,12 +123,38 @@ def train(*, ctx: typer.Context, grid: bool, labels: str | None, **given: Any) -
     cli_output.print_json({"output": str(best), "grid": cells})
 
 
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    """Is an option on the command line, rather than left at its default?"""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 @with_options(_attach_options())
-def attach(*, ctx: typer.Context, model: str, data: str, output: str, **given: Any) -> None:
-    """Add exits to a finished model, from unlabelled text; its full depth answers as before, bit for bit."""
+def attach(
+    *, ctx: typer.Context, model: str, data: str, output: str, tune: bool, agreement: float | None,
+    confidence: float | None, fallback: bool, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Add exits to a finished model, from unlabelled text; its full depth answers as before, bit for bit.
+
+    With --tune a copy of its encoder is trained together with exits to answer as the model does. The fastest precision
+    and threshold are chosen that keep a promise on texts held out: so many rows are answered as by the model in fp32.
+    Options that are not given have the defaults of `pfengine train` then, and half of the texts are held out.
+    """
 
     def progress(parts: Any, total: int) -> Any:
         return cli_io.progress(parts, total, "full model")
 
-    options = _parsed(given["system"], ctx.obj)
-    console.show(training.attach(model, data, output, **given, options=options, progress=progress))
+    if not tune:
+        if agreement is not None or confidence is not None or not fallback or as_json:
+            raise ConfigError("agreement, confidence, fallback and json are for --tune; see `pfengine calibrate`")
+        options = _parsed(given["system"], ctx.obj)
+        console.show(training.attach(model, data, output, **given, options=options, progress=progress))
+        return
+    told = {name: value for name, value in given.items() if _is_given(ctx, name)}
+    told |= {"options": _parsed(told.get("system", DEFAULTS["system"]), ctx.obj)}
+    told |= {name: value for name, value in (("agreement", agreement), ("confidence", confidence)) if value is not None}
+    made = training.tune(model, data, output, fallback=fallback, progress=progress, **told)
+    if as_json:
+        cli_output.print_json(made.to_json())
+    else:
+        cli_output.print_tuned(made)

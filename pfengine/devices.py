@@ -72,9 +72,12 @@ def find_op_set(device: torch.device) -> OpSet:
 
 
 def auto_precision(manifest: Manifest | CascadeManifest, device: torch.device) -> str:
-    """The fastest precision known to answer as fp32 does; fp32 where there is a guarantee, which is for fp32 alone."""
-    if device.type != "cpu" or not extension.has_cpu() or manifest.guarantee is not None:
+    """The fastest precision known to answer as fp32 does; where there is a guarantee, the one that it is for."""
+    if device.type != "cpu" or not extension.has_cpu():
         return "fp32"
+    if manifest.guarantee is not None:
+        promised = manifest.guarantee.get("precision", "fp32")
+        return promised if promised in DTYPES else "fp32"
     for name in cpu.fast_precisions():
         check = manifest.precisions.get(name)
         if check is None:

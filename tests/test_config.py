@@ -278,3 +278,65 @@ def test_families_are_told_apart_by_their_prefix() -> None:
         apart = {"query", "key", "value"} & set(family.block_parts) or {"qkv"}
         assert len(apart) in (1, 3)
         assert set(family.block_parts) == PARTS | apart
+
+
+MODERN = BASE | {"model_type": "modernbert", "pad_token_id": 0}
+WILD = {  # what the config.json of the published base model has of this, under its old names
+    "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "local_attention": 128,
+    "classifier_pooling": "mean", "norm_bias": False, "mlp_bias": False, "attention_bias": False,
+    "classifier_bias": False, "classifier_activation": "gelu", "layer_norm_eps": 1e-5, "norm_eps": 1e-5,
+    "position_embedding_type": "absolute", "reference_compile": None, "sparse_prediction": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        WILD,
+        WILD | {"num_hidden_layers": 9, "global_attn_every_n_layers": 4, "local_attention": 31},
+        {"layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]},
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e4}}},
+        {"rope_parameters": {"sliding_attention": {"rope_theta": 77}}, "global_rope_theta": 9.5},
+        {"global_rope_theta": 1e6, "local_rope_theta": None},
+    ],
+)
+def test_modernbert_is_read_as_transformers_reads_it(fields: dict[str, Any]) -> None:
+    raw = own_names(MODERN | fields)
+    faults: list[str] = []
+    ours = parse_backbone(dict(raw), faults)
+    assert not faults
+    assert ours is not None
+    assert ours.modern is not None
+    theirs = transformers.AutoConfig.for_model(**{key: value for key, value in raw.items() if value is not None})
+    windows = {"full_attention": None, "sliding_attention": theirs.sliding_window}
+    assert [each.window for each in ours.modern.attention] == [windows[kind] for kind in theirs.layer_types]
+    bases = [theirs.rope_parameters[kind]["rope_theta"] for kind in theirs.layer_types]
+    assert [each.rotary_base for each in ours.modern.attention] == bases
+    assert ours.modern.pooling == {"cls": "first", "mean": "mean"}[theirs.classifier_pooling]
+    assert (ours.layer_norm_eps, ours.has_positions, ours.type_vocab_size) == (theirs.norm_eps, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'rope_parameters' asks for rope_scaling"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "'rope_parameters' asks for 'linear'; only rotary positions that are not scaled are supported",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 0}}}, "has the base 0 for full_attention"),
+        ({"rope_parameters": {"full_attention": 3}}, "has 3 for full_attention; it must be an object"),
+        ({"global_rope_theta": -1.0}, "'global_rope_theta' is -1.0; it must be a number > 0"),
+        ({"layer_types": ["full_attention"] * 3}, "it must be a list of 4 of"),
+        ({"layer_types": ["full_attention"] * 3 + ["chunked_attention"]}, "it must be a list of 4 of"),
+        ({"classifier_pooling": "max"}, "'classifier_pooling' is 'max'; it must be 'cls' or 'mean'"),
+        ({"local_attention": 1}, "'local_attention' is 1; it must be an integer >= 2"),
+        ({"hidden_size": 21}, "makes heads of 7 numbers; rotary positions take an even number"),
+        ({"norm_bias": 1}, "'norm_bias' is 1; it must be true or false"),
+        ({"classifier_activation": "selu"}, "'classifier_activation' is 'selu'; it must be one of gelu"),
+    ],
+)
+def test_what_modernbert_cannot_be(fields: dict[str, Any], fault: str) -> None:
+    parse_backbone(own_names(MODERN | fields), faults := [])
+    assert [found for found in faults if fault in found], faults

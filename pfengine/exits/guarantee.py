@@ -97,6 +97,7 @@ def guarantee(
     learned: np.ndarray | None = None,
     tolerance: float | None = None,
     label_sets: bool = False,
+    reference: np.ndarray | None = None,
 ) -> Guarantee:
     """The fastest threshold of `criterion.grid` for which P(share of rows at fault <= limit) >= confidence.
 
@@ -106,6 +107,8 @@ def guarantee(
     the full model| > tolerance. With labels, int64 [rows], it
     is accuracy: a row is at fault where the full model is right and the early answer is not. Then accuracy falls by no
     more than `limit`; rows that only the early answer gets right do not count in its favour.
+
+    reference: logits of another full model, float32 [rows, labels], which agreement is with instead.
 
     Raises ConfigError for numbers outside (0, 1), for regression without a tolerance, and for labels to which the full
     model's answers are unrelated, TooFewRows with the number that is needed, NotShown where no threshold keeps the
@@ -130,7 +133,7 @@ def guarantee(
         taken = simulation.exits(criterion.with_threshold(threshold))
         answers = answers_at(logits, exit_layers, taken)
         if labels is None:
-            at_fault = ~alike(answers, logits[-1], tolerance, label_sets)
+            at_fault = ~alike(answers, logits[-1] if reference is None else reference, tolerance, label_sets)
         else:
             at_fault = (full == labels) & (answers.argmax(-1) != labels)
         faults = int(at_fault.sum())

@@ -9,8 +9,9 @@ from .model import ExitModel
 from .phases import HeldOut, Phase, trains_exits
 from .run import train
 from .systems import SYSTEMS, Converter, System, register
+from .tuning import tune
 
 __all__ = [
     "SYSTEMS", "Converter", "ExitModel", "HeldOut", "Phase", "System", "TrainingConfig", "attach", "depth_weighted",
-    "exit_loss", "register", "train", "trains_exits",
+    "exit_loss", "register", "train", "trains_exits", "tune",
 ]  # fmt: skip

@@ -37,7 +37,7 @@ class Rows(Dataset[dict[str, Any]]):
 
 
 def encode(texts: Sequence[Any], labels: Sequence[Any] | None, tokenizer: Tokenizer) -> Rows:
-    """texts: rows as `Engine.classify` takes them; labels: one id or float per row, a list of ids for rows of words.
+    """texts: rows as `Engine.classify` takes them; labels: one id, float or array per row, for words a list of ids.
 
     Words that truncation cuts off lose their labels. ConfigError names a bad row.
     """
@@ -82,6 +82,9 @@ class Collator:
                     batch[key] = _padded([row[key] for row in rows], padding)
         elif "labels" in rows[0]:
             labels = [row["labels"] for row in rows]
+            if isinstance(labels[0], np.ndarray):
+                batch["labels"] = torch.from_numpy(np.stack(labels))
+                return batch
             kind = torch.float32 if isinstance(labels[0], float) else torch.int64
             batch["labels"] = torch.tensor(labels, dtype=kind, device="cpu")
         return batch

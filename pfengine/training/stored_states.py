@@ -83,10 +83,10 @@ def read_states(ckpt: Checkpoint, teacher: Engine, exits: ExitModel, rows: list[
         for layer in range(1, reader.num_layers + 1):
             flight.advance(reader.full_depth, until=layer, scores=False)
             states[units, layer - 1] = flight.states().cpu()
-    return States(states, bounds, _answers(_logits(teacher, states, exits, rows), ckpt.backbone.problem_type))
+    return States(states, bounds, answers_of(_logits(teacher, states, exits, rows), ckpt.backbone.problem_type))
 
 
-def _answers(logits: Tensor, problem_type: str) -> Tensor:
+def answers_of(logits: Tensor, problem_type: str) -> Tensor:
     """What exits learn in the place of labels: probabilities [rows, C], of label sets [rows, C, 2]; scores [rows]."""
     if problem_type == REGRESSION and logits.shape[1] == 1:
         return logits[:, 0]

@@ -211,7 +211,7 @@ def test_words_leave_in_training_as_in_the_engine(
 def test_tokens_of_modernbert_leave_in_training_as_in_the_engine(
     model_of: Callable[..., Any], random_rows: Callable[..., Any]
 ) -> None:
-    test_words_leave_in_training_as_in_the_engine(model_of, random_rows, "modernbert", "words", "kept")
+    test_words_leave_in_training_as_in_the_engine(model_of, random_rows, "modernbert", "kept", "words")
     with pytest.raises(pfengine.CheckpointError, match=r"layers of modernbert do not end with a norm: use 'kept'"):
         model_of("modernbert", "renormalised")
 

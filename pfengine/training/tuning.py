@@ -1,0 +1,198 @@
+"""A faster model from a finished one and unlabelled text: encoder and exits learn what the model answers.
+
+The finished model stays the judge. Every figure, and the promise, is agreement with its answers in fp32.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import data, reader, saving
+from ..api import Engine, load
+from ..bundled import find
+from ..cascade_manifest import CascadeManifest
+from ..cascade_saving import fill_cascade, part_of
+from ..checkpoint import Checkpoint
+from ..errors import ConfigError
+from ..evaluation.tuned import Candidate, Tuned, report, risk_of_each, search
+from ..exits.base import MULTI, REGRESSION
+from ..exits.guarantee import rows_needed
+from ..heads import HEADS
+from ..manifest import Manifest
+from .config import TrainingConfig
+from .criterion import add_calibration, check_criterion
+from .fit import fit, remove_state
+from .model import ExitModel
+from .pretrained import read_encoder
+from .resume import hash_files, hash_rows
+from .rows import Collator, encode
+from .stored_states import answers_of
+from .systems import SYSTEMS
+
+PASS = 1024  # rows that the finished model answers at a time, between which progress is shown
+
+
+def tune(
+    model: str | os.PathLike[str],
+    source: str | Path,
+    output: str | os.PathLike[str],
+    *,
+    agreement: float = 0.99,
+    confidence: float = 0.95,
+    fallback: bool = True,
+    hold_out: int | None = None,
+    max_length: int | None = None,
+    max_rows: int | None = 50_000,
+    progress: Any = None,
+    **options: Any,
+) -> Tuned:
+    """Make the plain sequence-classification directory `model` faster, from unlabelled text, and keep a promise.
+
+    A copy of its encoder is trained with exits, by the system `system` (default: the engine's own recipe), to answer as
+    the model does. Then the fastest setting is searched for that keeps the promise on texts it was not trained on:
+    with a probability of at least `confidence` over these texts, at least `agreement` of future rows get the label, or
+    the set of labels, that the model gives in fp32. A setting is a precision, a threshold, and whether rows of which no
+    exit is sure fall back to the model itself (`fallback`). All settings that are compared share the risk 1 -
+    confidence equally. What is written is a checkpoint, or a cascade of it and the model where rows fall back.
+    `load` runs it in the precision that the promise was shown for.
+
+    source: what `attach` reads; labels in it are used in the report only. hold_out: texts that the promise is shown on;
+    default: half of them. max_rows: how many of the first texts are used. options: further ones of `TrainingConfig`.
+    progress: wraps a pass over the texts, given how many parts there are.
+
+    Raises ConfigError where data, model or options do not fit, or where the texts are too few for the promise,
+    NotShown where no setting keeps it, CheckpointError for the directory, TrainingError where the loss stops being a
+    number.
+    """
+    for name, value in (("agreement", agreement), ("confidence", confidence)):
+        if not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
+    output = Path(output)
+    saving.check_writable(output, cascade=fallback)
+    limits: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
+    config = TrainingConfig(
+        os.fspath(model), os.fspath(source), os.fspath(output), max_rows=max_rows, **limits, **cast(Any, options)
+    ).filled()
+    original = reader.read(find(model))
+    judge = load(original, precision="fp32", criterion="never", max_length=max_length)
+    _check(original, model)
+    columns: dict[str, Any] = {
+        "text": config.text_column, "pair": config.pair_column, "label": config.label_column
+    }  # fmt: skip
+    file = data.locate(source, "train")
+    examples = data.read(file, **columns, kind=config.data_format, labelled=False, max_rows=config.max_rows)
+    wanted = len(examples) // 2 if hold_out is None else hold_out
+    if wanted < (needed := rows_needed(1 - agreement, risk_of_each(confidence, fallback))):
+        raise ConfigError(
+            f"{data.display_name(file)}: {wanted} of {len(examples)} texts are held out, and {needed} are needed to "
+            f"show an agreement of {agreement:g} with confidence {confidence:g}, more where rows are answered "
+            "otherwise; give more texts, or ask for less"
+        )
+    kept, held_out = data.split_off(examples, wanted, config.seed, data.display_name(file))
+    kept_rows, unseen = [example.row for example in kept], [example.row for example in held_out]
+    tuned = _trained(original, judge, config, kept, held_out, kept_rows, progress)
+    answers = _answers(judge, unseen, progress)
+
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.tuned.", dir=output.parent) as folder:
+        stage = Path(folder, "tuned")
+        stage.mkdir()
+        saving.fill(stage, original.backbone.raw, tuned.manifest, tuned.tensors, original.tokenizer)
+        values = None if original.backbone.problem_type == MULTI else answers.argmax(1)
+        add_calibration(stage, unseen, values, 1.0, judge.max_length)  # the threshold is searched for below
+        candidates = search(
+            reader.read(stage), original, unseen, answers, agreement=agreement, confidence=confidence,
+            fallback=fallback, max_length=judge.max_length,
+        )  # fmt: skip
+        best = max((each for each in candidates if each.promised), key=lambda each: each.predicted_rows_per_second)
+        _write(output, reader.read(stage), original, best)
+    remove_state(config, tuned.recipe)
+    return report(output, original, judge, unseen, answers, candidates, best)
+
+
+class _Trained(NamedTuple):
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+    recipe: ExitModel
+
+
+def _check(original: Checkpoint, model: str | os.PathLike[str]) -> None:
+    if original.manifest.head["type"] != "classifier":
+        raise ConfigError(f"{model} has exits already; tuning takes a plain sequence-classification directory")
+    if original.backbone.problem_type == REGRESSION:
+        raise ConfigError(f"{model} gives scores of regression; tuning takes labels, and attach scores")
+    if original.backbone.num_layers < 2:
+        raise ConfigError(f"{model} has one layer: there is no earlier layer to exit at")
+
+
+def _trained(
+    original: Checkpoint,
+    judge: Engine,
+    config: TrainingConfig,
+    kept: Sequence[data.Example],
+    held_out: Sequence[data.Example],
+    rows: Sequence[Any],
+    progress: Any,
+) -> _Trained:
+    """A copy of the encoder with exits, trained on what the judge answers to the rows."""
+    system, backbone = SYSTEMS[config.system], original.backbone
+    head = config.head(backbone.family.shares_pooler, backbone.num_layers)
+    if HEADS[head["type"]].tags or len(HEADS[head["type"]].layers(backbone, head)) < 2:
+        raise ConfigError(f"system is {config.system!r}, which has no exits that score rows")
+    if backbone.problem_type == MULTI and not system.label_sets:
+        known = ", ".join(name for name, each in SYSTEMS.items() if each.label_sets)
+        raise ConfigError(f"system is {config.system!r}, which learns one label per row; take one of {known}")
+    own = "binary-confidence" if backbone.problem_type == MULTI else system.criterion_of(head)
+    written = config.criterion or own
+    assert written is not None  # the criterion of labels
+    check_criterion(written, head, backbone)
+    torch.manual_seed(config.seed)
+    encoder, _ = read_encoder(original.path, backbone)
+    recipe = system.recipe(encoder, backbone, head, dropout=config.dropout, options=config.flat())
+    if recipe.cascade or type(recipe).after_training is not ExitModel.after_training:
+        raise ConfigError(f"system is {config.system!r}, which learns from labelled rows; tuning has none")
+    logits = torch.from_numpy(_answers(judge, rows, progress))
+    labels = list(answers_of(logits, backbone.problem_type).numpy())
+    inputs = {"data": hash_rows(kept, held_out), "model": hash_files(original.path)}
+    fit(recipe, recipe, encode(rows, labels, judge.tokenizer), config, Collator(backbone), inputs)
+    manifest = Manifest(
+        system=config.system,
+        head=head,
+        criterion=written,
+        exit_layers=recipe.exit_layers,
+        training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out), "tuned": True},
+    )
+    return _Trained(manifest, recipe.checkpoint_tensors(), recipe)
+
+
+def _answers(engine: Engine, rows: Sequence[Any], progress: Any) -> np.ndarray:
+    """The full model's logits, float32 [rows, labels]."""
+    starts: Iterable[int] = range(0, len(rows), PASS)
+    shown = progress(starts, len(range(0, len(rows), PASS))) if progress is not None else starts
+    return np.concatenate([engine.predict(rows[start : start + PASS]).logits for start in shown])
+
+
+def _write(output: Path, tuned: Checkpoint, original: Checkpoint, best: Candidate) -> None:
+    """The checkpoint at the promised threshold, or a cascade of it and the model."""
+    assert best.promised is not None
+    threshold, promise = best.promised.threshold, best.record()
+    if not best.falls_back:
+        manifest = replace(tuned.manifest, threshold=threshold, guarantee=promise)
+        with saving.replacing(output) as stage:
+            saving.fill(stage, tuned.backbone.raw, manifest, tuned.tensors, tuned.tokenizer)
+        return
+    assert tuned.manifest.criterion is not None
+    first = replace(tuned, manifest=replace(tuned.manifest, threshold=threshold))
+    cascade = CascadeManifest(
+        2, "tuned", tuned.manifest.criterion, threshold, guarantee=promise, training=tuned.manifest.training
+    )
+    with saving.replacing(output, cascade=True) as stage:
+        fill_cascade(stage, cascade, [part_of(first), part_of(original)])

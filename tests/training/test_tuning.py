@@ -1,0 +1,117 @@
+"""A faster model from a finished one and unlabelled text, which keeps its promise on texts that nobody has seen."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import pfengine
+from pfengine import cli
+from pfengine.cascade_reader import CascadeCheckpoint
+from pfengine.evaluation import tuned
+from pfengine.exits.calibration import alike
+from pfengine.exits.guarantee import NotShown
+
+from .conftest import BAD, FILL, GOOD
+from .test_attach import fine_tuned
+
+
+def made_up(rows: int, seed: int) -> list[str]:
+    draw, found = random.Random(seed), list[str]()
+    for _ in range(rows):
+        words = [draw.choice(GOOD + BAD), *draw.choices(FILL + GOOD + BAD, k=draw.randint(0, 8))]
+        draw.shuffle(words)
+        found.append(" ".join(words))
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "texts.txt"
+    file.write_text("".join(f"{row}\n" for row in dict.fromkeys(made_up(2500, 5))))
+    return file
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
+    return fine_tuned("bert", tmp_path_factory.mktemp("plain") / "bert", encoder, "labels")
+
+
+OPTIONS: dict[str, Any] = {"epochs": 8, "learning_rate": 1e-3, "hold_out": 500, "agreement": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("family", "problem", "fallback"),
+    [("bert", "labels", True), ("bert", "labels", False), ("modernbert", "labels", True), ("bert", "label sets", True)],
+)
+def test_the_promise_is_kept_on_other_texts(
+    tmp_path_factory: pytest.TempPathFactory, encoder: Path, texts: Path, tmp_path: Path, family: str, problem: str,
+    fallback: bool,
+) -> None:  # fmt: skip
+    plain = fine_tuned(family, tmp_path_factory.mktemp("plain") / family, encoder, problem)
+    made = pfengine.tune(plain, texts, tmp_path / "out", fallback=fallback, **OPTIONS)
+    others = made_up(1000, seed=77)
+    judge = pfengine.load(plain, precision="fp32").predict(others)
+    engine = pfengine.load(tmp_path / "out")
+    assert engine.precision == made.precision
+    assert isinstance(engine.checkpoint, CascadeCheckpoint) == made.falls_back
+    out = engine.predict(others)
+    share = alike(out.logits, judge.logits, label_sets=problem == "label sets").mean()
+    assert share >= 0.95
+    assert out.layer_speedup > 1.2
+    assert engine.checkpoint.manifest.guarantee["precision"] == made.precision  # type: ignore[index]
+    assert made.guarantee.limit == pytest.approx(0.05)
+    ours, theirs = made.contestants[-1], made.contestants[0]
+    assert (theirs["name"], theirs["agreement"]) == ("original, transformers fp32", 1.0)
+    # what the promise counted on the held-out texts is what the engine that was written answers to them
+    assert made.guarantee.faults == round((1 - ours["agreement"]) * made.rows)
+    assert made.guarantee.layer_speedup == pytest.approx(ours["layer_speedup"])
+    tried = {(each.precision, each.falls_back) for each in made.candidates}
+    assert tried == {(p, f) for p in tuned.precisions() for f in ((False, True) if fallback else (False,))}
+    json.dumps(made.to_json())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_one_command(bert: Path, texts: Path, tmp_path: Path) -> None:
+    arguments = ["attach", str(bert), str(texts), str(tmp_path / "out"), "--tune", "--agreement", "0.9"]
+    shown = CliRunner().invoke(cli.app, [*arguments, "--hold-out", "200", "--epochs", "2", "--max-rows", "600"])
+    assert shown.exception is None, shown.output
+    assert "original, transformers fp32" in shown.output
+    assert "with confidence 0.95 at least 0.9 of rows are answered as by the original in fp32" in shown.output
+    told = pfengine.load(tmp_path / "out").checkpoint.manifest
+    training = told.training
+    assert (training["system"], training["epochs"], training["held_out_rows"]) == ("pfengine", 2.0, 200)
+
+
+def test_what_cannot_be_tuned(bert: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(pfengine.ConfigError, match=r"300 of \d+ texts are held out, and \d+ are needed to show"):
+        pfengine.tune(bert, texts, tmp_path / "out", hold_out=300)
+    with pytest.raises(pfengine.ConfigError, match="agreement is 1; it must be between 0 and 1"):
+        pfengine.tune(bert, texts, tmp_path / "out", agreement=1)
+    with pytest.raises(pfengine.ConfigError, match="has exits already"):
+        pfengine.tune("sst2", texts, tmp_path / "out")
+    with pytest.raises(pfengine.ConfigError, match="system is 'full-model', which has no exits"):
+        pfengine.tune(bert, texts, tmp_path / "out", system="full-model", agreement=0.9)
+    with pytest.raises(pfengine.ConfigError, match="agreement, confidence, fallback and json are for --tune"):
+        cli.app(["attach", str(bert), str(texts), str(tmp_path / "out"), "--json"], standalone_mode=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_promise_that_no_setting_keeps(bert: Path, texts: Path, tmp_path: Path) -> None:
+    """After a single step the model agrees with the original by chance, and there is nothing to fall back to."""
+    with pytest.raises(NotShown, match=r"no setting keeps the promise: at full depth the tuned model agrees .*%"):
+        pfengine.tune(bert, texts, tmp_path / "out", fallback=False, **OPTIONS | {"epochs": 0.01})
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_settings_share_the_risk() -> None:
+    count = len(tuned.precisions())
+    assert tuned.risk_of_each(0.95, False) == pytest.approx(1 - 0.05 / count)
+    assert tuned.risk_of_each(0.95, True) == pytest.approx(1 - 0.05 / (2 * count))
+    assert np.isclose(tuned.precisions().count("fp32"), 1)
