@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..tokenization import Unreadable
 from .columns import LABELS, PAIRS, TAGS, TEXTS, WORDS, Columns, clipped, text_columns
 from .examples import Example, TaggedExample
-from .labels import as_text, label_ids, names_of, number, read_as, scores
+from .labels import as_text, label_ids, label_sets, names_of, number, read_as, scores
 from .lines import COMPRESSED, STDIN, display_name
 from .records import BLANK, FORMATS, SUFFIXES, checked, read_records
 from .split import hold_out, split_off
@@ -35,6 +35,7 @@ __all__ = [
     "find_split",
     "hold_out",
     "label_ids",
+    "label_sets",
     "locate",
     "names_of",
     "number",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..errors import ConfigError
 from ..messages import warn
@@ -18,10 +21,21 @@ _NUMERAL = re.compile(r"(?<![A-Za-z0-9])[0-9]+(?![A-Za-z0-9])")  # a number with
 _DEFAULT = re.compile(r"LABEL_([0-9]{1,18})")  # what transformers calls a class without a name
 
 
+class LabelSet(str):
+    """The labels of a row that may have several or none: a JSON list, as the file has it."""
+
+    __slots__ = ()
+
+
 def as_text(value: Any) -> str | None:
-    """A label of a file as text; None where it is missing. ConfigError for a value that cannot be a label."""
+    """A label of a file as text; None where it is missing. ConfigError for a value that cannot be a label.
+
+    A list of names or numbers becomes a `LabelSet`.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, (list, tuple)) and all(isinstance(each, (str, int, float)) for each in value):
+        return LabelSet(json.dumps(list(value)))
     if isinstance(value, (list, dict, bytes, tuple, set)):
         raise ConfigError(f"has a label of type {type(value).__name__}; it must be a name or a number")
     return str(value).strip() or None
@@ -40,9 +54,11 @@ def names_of(found: Iterable[str]) -> tuple[str, ...]:
     """Class names from the labels of a file: as they are written, in numeric order where all are integers, else sorted.
 
     No names, which means regression, where all are numbers and at least one has a fraction. Integers that are all
-    written as floats ("1.0", as pandas does) are those integers.
+    written as floats ("1.0", as pandas does) are those integers. ConfigError for lists of labels.
     """
     names = set(found)
+    if lists := [name for name in names if isinstance(name, LabelSet)]:
+        raise ConfigError(f"the labels are lists, such as {clipped(min(lists))}; a model learns one label per row here")
     numbers = [number(name) for name in names]
     if None not in numbers and any(value != math.floor(value) for value in numbers if value is not None):
         return ()
@@ -89,6 +105,9 @@ def label_ids(examples: Sequence[Example], labels: tuple[str, ...], file: str) -
 
 def fitted(found: dict[str, int], labels: tuple[str, ...], file: str) -> dict[str, int]:
     """The id of each label, as `read_as` reads them; found: label -> first row. ConfigError names one that is wrong."""
+    for label, row in found.items():
+        if isinstance(label, LabelSet):
+            raise ConfigError(f"{file}, row {row}: has a list of labels, {clipped(label)}; the model gives one per row")
     ids = read_as(list(found), labels)
     if ids is None:
         raise ConfigError(f"{file}, {_misfit(found, labels)}")
@@ -108,6 +127,45 @@ def _misfit(found: dict[str, int], labels: tuple[str, ...]) -> str:
     if fitting is not None and wrong in ids and not numbered:
         return f"{reason}, while row {found[fitting]} has {clipped(fitting)!r}; label all rows by name, or all by id"
     return reason
+
+
+def label_sets(examples: Sequence[Example], labels: tuple[str, ...], file: str) -> np.ndarray:
+    """Which labels each row has, bool [rows, labels].
+
+    A row's labels are a list of names, or of ids, as `read_as` reads them, or of as many floats as there are labels,
+    above 1/2 for those it has. Text is a list in JSON, or names with | between them. ConfigError names the first row
+    that does not fit.
+    """
+    found, rows = dict[str, int](), list[list[str]]()
+    truth = np.zeros((len(examples), len(labels)), bool)
+    for row, example in enumerate(examples):
+        if example.label is None:
+            raise ConfigError(f"{file} has no column with labels; name it, or give one of {', '.join(LABELS)}")
+        values = _members(example.label)
+        if values and all(isinstance(value, float) for value in values):
+            if len(values) != len(labels):
+                raise ConfigError(f"{file}, row {row}: has {len(values)} numbers, and the model {len(labels)} labels")
+            truth[row] = np.array(values) > 0.5
+            values = []
+        if len(values) == len(labels) and all(value in (0, 1) for value in values):
+            raise ConfigError(
+                f"{file}, row {row}: {clipped(example.label)} may be ids or zeros and ones; give floats, or names"
+            )
+        rows.append([str(value) for value in values])
+        for name in rows[-1]:
+            found.setdefault(name, row)
+    ids = fitted(found, labels, file)
+    for row, names in enumerate(rows):
+        truth[row, [ids[name] for name in names]] = True
+    return truth
+
+
+def _members(label: str) -> list[Any]:
+    try:
+        values = json.loads(label) if label.startswith("[") else None
+    except ValueError:
+        values = None
+    return values if isinstance(values, list) else [name.strip() for name in label.split("|") if name.strip()]
 
 
 def scores(examples: Sequence[Example], file: str) -> list[float]:

@@ -41,7 +41,8 @@ def judge_exits(
     """Every exit judged by its scores on labelled rows.
 
     logits: float32 [exits, rows, labels]; with one label they are scores of regression, which have no confidence: then
-    only `metrics` and `deviation` are given. truth: label ids, or numbers for regression, [rows]. learned: float32
+    only `metrics` and `deviation` are given. truth: label ids, or numbers for regression, [rows]; bool [rows, labels]
+    where labels are given or not each by itself, and then only `metrics` and `agreement` are given. learned: float32
     [exits, rows], the head's own score of being wrong, nan after the last layer.
     """
     if logits.shape[2] == 1:
@@ -50,6 +51,13 @@ def judge_exits(
         return [
             ExitQuality(layer, measure(metrics, own, truth), None, float(gap), None, None, None, None, None)
             for layer, own, gap in zip(exit_layers, scores, gaps, strict=True)
+        ]
+    if truth.ndim == 2:
+        sets = logits > 0
+        same = (sets == sets[-1]).all(-1).mean(1)
+        return [
+            ExitQuality(layer, measure(metrics, own, truth), float(share), None, None, None, None, None, None)
+            for layer, own, share in zip(exit_layers, sets, same, strict=True)
         ]
     answers = logits.argmax(-1)
     difficulty = (answers != truth).sum(0)

@@ -1,4 +1,4 @@
-"""The metrics of GLUE, by scikit-learn and scipy; those of taggers are in `tagged`."""
+"""The metrics of GLUE and of label sets, by scikit-learn and scipy; those of taggers are in `tagged`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,27 @@ def _scipy(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     return score
 
 
+def _of_sets(average: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    def score(answers: np.ndarray, truth: np.ndarray) -> float:
+        import sklearn.metrics
+
+        return float(sklearn.metrics.f1_score(truth, answers, average=average, zero_division=0.0))
+
+    return score
+
+
+def _subset_accuracy(answers: np.ndarray, truth: np.ndarray) -> float:
+    return float((answers == truth).all(1).mean())
+
+
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _sklearn("accuracy"),
     "f1": _sklearn("f1"),
     "pearson": _scipy("pearsonr"),
     "spearman": _scipy("spearmanr"),
+    "micro_f1": _of_sets("micro"),
+    "macro_f1": _of_sets("macro"),
+    "subset_accuracy": _subset_accuracy,
 }
 
 
@@ -50,7 +66,7 @@ Metrics = tuple[str, ...] | Mapping[str, TagMetric]
 
 
 def measure(metrics: Metrics, answers: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Each metric of answers against the truth, both [rows]: label ids, or numbers for regression."""
+    """Each metric of answers against the truth: label ids, or numbers for regression, [rows]; bool [rows, labels]."""
     known = metrics if isinstance(metrics, Mapping) else METRICS
     try:
         return {name: known[name](answers, truth) for name in metrics}
@@ -70,8 +86,8 @@ def standard_error(metric: str | TagMetric, answers: np.ndarray, truth: np.ndarr
     """
     if not isinstance(metric, str):
         return metric.standard_error(answers)
-    if metric == "accuracy":
-        share = float(np.mean(answers == truth))
+    if metric in ("accuracy", "subset_accuracy"):
+        share = METRICS[metric](answers, truth)
         return float(np.sqrt(share * (1 - share) / len(truth)))
     return deviation(resampled(metric, answers, truth))
 
@@ -98,8 +114,14 @@ def resampled(metric: str, answers: np.ndarray, truth: np.ndarray) -> np.ndarray
     samples, counts = _samples(len(truth))
     if metric in ("pearson", "spearman"):
         return np.array([METRICS[metric](answers[part], truth[part]) for part in samples])
-    right = answers == truth
-    if metric == "accuracy":
+    if truth.ndim == 2 and metric != "subset_accuracy":
+        common, either = counts @ (answers & truth), counts @ answers + counts @ truth  # by label
+        if metric == "micro_f1":
+            common, either = common.sum(1, keepdims=True), either.sum(1, keepdims=True)
+        shares: np.ndarray = (2 * common / np.maximum(either, 1)).mean(1)
+        return shares
+    right = answers == truth if truth.ndim == 1 else (answers == truth).all(1)
+    if metric in ("accuracy", "subset_accuracy"):
         found: np.ndarray = counts @ right / len(truth)
         return found
     labels = np.arange(max(truth.max(initial=0), answers.max(initial=0), 1) + 1)

@@ -16,6 +16,7 @@ from ..api import BATCH_TOKENS, Engine, Predictions, load
 from ..data import Example, TaggedExample
 from ..errors import ConfigError
 from ..exits import Criterion, DataCriterion, Never
+from ..exits.base import MULTI, REGRESSION, SINGLE
 from ..exits.calibration import layer_speedup
 from ..exits.guarantee import unrelated
 from ..exits.text import parse_form
@@ -80,8 +81,10 @@ def evaluate(
     for engine, other in zip(engines[1:], compare, strict=True):
         if engine.model.head.tags != tags:
             raise ConfigError(f"{path if tags else other} tags words, and {other if tags else path} classifies rows")
-        if engine.labels != main.labels or _regression(engine) != _regression(main):
-            raise ConfigError(f"{other} has the labels {', '.join(engine.labels)}; {path} {', '.join(main.labels)}")
+        ours, theirs = (each.model.config.problem_type for each in (main, engine))
+        if engine.labels != main.labels or ours != theirs:
+            mine = f"{path} {', '.join(main.labels)} ({ours})"
+            raise ConfigError(f"{other} has the labels {', '.join(engine.labels)} ({theirs}); {mine}")
     file = data.locate(source, "dev")
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     examples: Sequence[Example | TaggedExample]
@@ -114,7 +117,9 @@ def evaluate(
         start = time.perf_counter()
         results[index] = _run(choices[index][0], choices[index][3], examples, batch_tokens, batch_size)
         seconds[index].append(time.perf_counter() - start)
-    doubtful = not tags and not _regression(main) and len(truth) >= ROWS_TO_DOUBT and len(set(truth)) > 1
+    doubtful = (
+        not (tags or _regression(main) or _label_sets(main)) and len(truth) >= ROWS_TO_DOUBT and len(set(truth)) > 1
+    )
     if doubtful and results[0] is not None:
         doubt = unrelated(results[0].label_ids, truth)
         if doubt is not None:
@@ -146,13 +151,26 @@ def evaluate(
     )
 
 
+FITTING = {  # metrics of each problem type, the leading one first
+    SINGLE: ("accuracy", "f1"),
+    REGRESSION: ("pearson", "spearman"),
+    MULTI: ("micro_f1", "macro_f1", "subset_accuracy"),
+}
+
+
 def _regression(engine: Engine) -> bool:
     return engine.model.config.problem_type == "regression"
 
 
+def _label_sets(engine: Engine) -> bool:
+    return engine.model.config.problem_type == MULTI
+
+
 def _truth(engine: Engine, examples: Sequence[Example], source: str | Path) -> np.ndarray:
-    """Label ids, or numbers for regression, of labelled rows."""
+    """Label ids, or numbers for regression, of labelled rows; bool [rows, labels] where each is given or not."""
     file = data.display_name(Path(source))
+    if _label_sets(engine):
+        return data.label_sets(examples, engine.labels, file)
     if not _regression(engine):
         return np.array(data.label_ids(examples, engine.labels, file))
     truth = np.array(data.scores(examples, file))
@@ -166,16 +184,14 @@ def _metrics(engine: Engine, source: str | Path, asked: Sequence[str]) -> tuple[
     for name in asked:
         if name not in METRICS:
             raise ConfigError(f"metric {name!r} is unknown; there are {', '.join(METRICS)}")
-    if problem == "multi_label_classification":
-        raise ConfigError("evaluate takes single-label classification and regression, not multi_label_classification")
-    fitting = ("pearson", "spearman") if problem == "regression" else ("accuracy", "f1")
+    fitting = FITTING[problem]
     if any(name not in fitting for name in asked):
         raise ConfigError(f"metrics {', '.join(asked)}: a {problem} model is scored by {' or '.join(fitting)}")
     if asked:
         return tuple(asked)
     if task is not None and all(name in fitting for name in task.metrics):
         return task.metrics
-    return fitting if problem == "regression" else ("accuracy",)
+    return ("accuracy",) if problem == SINGLE else fitting
 
 
 def _choices(engine: Engine, path: str, thresholds: Sequence[float], speedups: Sequence[float]) -> list[Choice]:
@@ -227,7 +243,7 @@ def _setting(
     of_tokens: float | None = None
     taken = result.exit_layers[result.exit_layers > 0]  # those of words are padded
     if words is None:
-        answers = answers_of(result.logits)
+        answers = answers_of(result.logits, _label_sets(engine))
     else:
         answers = words.flat(result.label_ids, result.exit_layers > 0, UNANSWERED)
         freezes = isinstance(rule, DataCriterion) and (token_rule := rule.tokens()) is not None and token_rule.freezes

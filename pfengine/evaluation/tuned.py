@@ -27,7 +27,7 @@ from ..exits.calibration import alike
 from ..exits.guarantee import Guarantee, NotShown, guarantee
 from ..exits.text import parse_form
 from ..ops import cpu
-from .peers import transformers_peer
+from .peers import openvino_peer, transformers_peer
 
 SAMPLE, SINGLE_ROWS, ROUNDS, BATCH = 256, 40, 3, 32  # rows that are timed; those timed one a call; repeats
 
@@ -143,10 +143,17 @@ def report(
     engine = load(output, max_length=judge.max_length)
     calls: dict[str, Callable[[Sequence[Any]], Any]] = {}
     skipped: dict[str, str] = {}
-    try:
-        calls["original, transformers fp32"] = transformers_peer(original, judge.tokenizer, BATCH)
-    except ImportError as error:
-        skipped["original, transformers fp32"] = f"transformers is not installed ({error})"
+    peers: dict[str, Callable[[], Any]] = {
+        "original, transformers fp32": partial(transformers_peer, original, judge.tokenizer, BATCH),
+        "original, OpenVINO int8": partial(openvino_peer, original, judge.tokenizer, BATCH, texts),
+    }
+    for peer, make in peers.items():
+        try:
+            calls[peer] = make()
+        except ImportError as error:
+            skipped[peer] = str(error)
+        except Exception as error:  # a converter may fail in any way, and the model is written by now
+            skipped[peer] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     calls["original, pfengine fp32"] = lambda rows: judge.predict(rows, batch_size=BATCH).logits
     name = f"tuned, pfengine {engine.precision}"
     calls[name] = lambda rows: engine.predict(rows, batch_size=BATCH).logits

@@ -90,7 +90,14 @@ def check(file: Path) -> None:
 def checked_labels(examples: list[Example]) -> list[str]:
     said = []
     found = [example.label for example in examples if example.label is not None]
-    names = data.names_of(found)
+    try:
+        assert data.label_sets(examples, ("negative", "positive"), "f").shape == (len(examples), 2)
+    except pfengine.ConfigError as error:
+        said.append(str(error))
+    try:
+        names = data.names_of(found)
+    except pfengine.ConfigError as error:  # lists of labels
+        return [*said, str(error)]
     for labels in (names, ("negative", "positive")):
         try:
             ids = data.label_ids(examples, labels, "f") if labels else data.scores(examples, "f")

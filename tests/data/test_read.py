@@ -206,7 +206,7 @@ def test_no_label_at_all_is_none_where_none_is_needed(tmp_path: Path, name: str,
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", '{"text": "a", "label": [1]}\n', "line 1: has a label of type list"),
+        ("x.jsonl", '{"text": "a", "label": [[1]]}\n', "line 1: has a label of type list"),
         (
             "x.jsonl",
             '{"text": "a"}\n{"text": "b", "text_pair": "c"}\n',
