@@ -92,11 +92,12 @@ def print_report(report: Report) -> None:
 
 def print_tuned(made: Tuned) -> None:
     promise = made.guarantee
-    table = Table("model", "rows/s", "p50 of one row, ms", "agreement %", "layer speed-up")
+    scored = [name for name in ("accuracy",) if name in made.contestants[0]]
+    table = Table("model", "rows/s", "p50 of one row, ms", "agreement %", *(f"{n} %" for n in scored), "layer speed-up")
     for each in made.contestants:
         table.add_row(
             each["name"], f"{each['rows_per_second']:,.0f}", f"{each['p50_ms']:.1f}",
-            f"{100 * each['agreement']:.2f}", f"{each['layer_speedup']:.2f}",
+            f"{100 * each['agreement']:.2f}", *(f"{100 * each[n]:.1f}" for n in scored), f"{each['layer_speedup']:.2f}",
         )  # fmt: skip
     deep = next(each for each in made.candidates if each.precision == made.precision)
     share = f"{deep.full_depth_agreement:.2%} of {made.rows} texts"

@@ -59,7 +59,9 @@ class Tuned:
     falls_back: bool
     guarantee: Guarantee
     candidates: tuple[Candidate, ...]
-    contestants: tuple[dict[str, Any], ...]  # name, rows_per_second, p50_ms of one row, agreement, layer_speedup
+    contestants: tuple[
+        dict[str, Any], ...
+    ]  # name, rows_per_second, p50_ms of one row, agreement, layer_speedup[, accuracy]
     skipped: dict[str, str]  # contestants that are missing, and why
 
     def to_json(self) -> dict[str, Any]:
@@ -136,8 +138,12 @@ def report(
     answers: np.ndarray,
     candidates: tuple[Candidate, ...],
     best: Candidate,
+    truth: np.ndarray | None = None,
 ) -> Tuned:
-    """Time what was written beside the original, in one run, and count agreement on the held-out texts."""
+    """Time what was written beside the original, in one run, and count agreement on the held-out texts.
+
+    truth: label ids of the texts, int64 [rows], where they are known; then accuracy is counted, too.
+    """
     assert best.promised is not None
     label_sets = original.backbone.problem_type == MULTI
     engine = load(output, max_length=judge.max_length)
@@ -175,6 +181,7 @@ def report(
                 "agreement": float(alike(found, answers, label_sets=label_sets).mean()),
                 "layer_speedup": float(out.layer_speedup) if each == name else 1.0,
             }
+            | ({} if truth is None else {"accuracy": float((found.argmax(1) == truth).mean())})
         )
     return Tuned(
         os.fspath(output), len(texts), engine.precision, best.falls_back, best.promised, candidates,

@@ -27,6 +27,8 @@ from ..evaluation.tuned import Candidate, Tuned, report, risk_of_each, search
 from ..exits.base import MULTI, REGRESSION
 from ..exits.guarantee import rows_needed
 from ..heads import HEADS
+from ..heads.attached import has_exits
+from ..heads.classifier import Classifier
 from ..manifest import Manifest
 from .config import TrainingConfig
 from .criterion import add_calibration, check_criterion
@@ -57,13 +59,13 @@ def tune(
 ) -> Tuned:
     """Make the plain sequence-classification directory `model` faster, from unlabelled text, and keep a promise.
 
-    A copy of its encoder is trained with exits, by the system `system` (default: the engine's own recipe), to answer as
-    the model does. Then the fastest setting is searched for that keeps the promise on texts it was not trained on:
-    with a probability of at least `confidence` over these texts, at least `agreement` of future rows get the label, or
-    the set of labels, that the model gives in fp32. A setting is a precision, a threshold, and whether rows of which no
-    exit is sure fall back to the model itself (`fallback`). All settings that are compared share the risk 1 -
-    confidence equally. What is written is a checkpoint, or a cascade of it and the model where rows fall back.
-    `load` runs it in the precision that the promise was shown for.
+    A copy of its encoder and classifier is trained with exits, by the system `system` (default: the engine's own
+    recipe), to answer as the model does. Then the fastest setting is searched for that keeps the promise on texts that
+    training has not seen: with a probability of at least `confidence` over these texts, at least `agreement` of future
+    rows get the label, or the set of labels, that the model gives in fp32. A setting is a precision, a threshold, and
+    whether rows of which no exit is sure fall back to the model itself (`fallback`). All settings that are compared
+    share the risk 1 - confidence equally. What is written is a checkpoint, or a cascade of it and the model where rows
+    fall back. `load` runs it in the precision that the promise was shown for.
 
     source: what `attach` reads; labels in it are used in the report only. hold_out: texts that the promise is shown on;
     default: half of them. max_rows: how many of the first texts are used. options: further ones of `TrainingConfig`.
@@ -89,7 +91,7 @@ def tune(
         "text": config.text_column, "pair": config.pair_column, "label": config.label_column
     }  # fmt: skip
     file = data.locate(source, "train")
-    examples = data.read(file, **columns, kind=config.data_format, labelled=False, max_rows=config.max_rows)
+    examples = _read(file, {**columns, "kind": config.data_format, "max_rows": config.max_rows})
     wanted = len(examples) // 2 if hold_out is None else hold_out
     if wanted < (needed := rows_needed(1 - agreement, risk_of_each(confidence, fallback))):
         raise ConfigError(
@@ -115,13 +117,30 @@ def tune(
         best = max((each for each in candidates if each.promised), key=lambda each: each.predicted_rows_per_second)
         _write(output, reader.read(stage), original, best)
     remove_state(config, tuned.recipe)
-    return report(output, original, judge, unseen, answers, candidates, best)
+    return report(output, original, judge, unseen, answers, candidates, best, _truth(held_out, judge))
 
 
 class _Trained(NamedTuple):
     manifest: Manifest
     tensors: dict[str, Tensor]
     recipe: ExitModel
+
+
+def _read(file: Path, options: dict[str, Any]) -> list[data.Example]:
+    """The rows, with their labels where every row has one; these are for the report alone."""
+    try:
+        return data.read(file, **options)
+    except ConfigError:
+        return data.read(file, **options, labelled=False)
+
+
+def _truth(examples: Sequence[data.Example], judge: Engine) -> np.ndarray | None:
+    """Label ids, where the file has labels that are the model's."""
+    found = [example.label for example in examples if example.label is not None]
+    if len(found) < len(examples) or judge.model.config.problem_type == MULTI:
+        return None
+    ids = data.read_as(found, judge.labels)
+    return None if ids is None else np.array([ids[label] for label in found])
 
 
 def _check(original: Checkpoint, model: str | os.PathLike[str]) -> None:
@@ -144,27 +163,32 @@ def _trained(
 ) -> _Trained:
     """A copy of the encoder with exits, trained on what the judge answers to the rows."""
     system, backbone = SYSTEMS[config.system], original.backbone
-    head = config.head(backbone.family.shares_pooler, backbone.num_layers)
-    if HEADS[head["type"]].tags or len(HEADS[head["type"]].layers(backbone, head)) < 2:
+    exits = config.head(backbone.family.shares_pooler, backbone.num_layers)
+    if not has_exits(HEADS[exits["type"]]) or len(HEADS[exits["type"]].layers(backbone, exits)) < 2:
         raise ConfigError(f"system is {config.system!r}, which has no exits that score rows")
+    head = {"type": "attached", "exits": exits}  # full depth begins as the model itself
     if backbone.problem_type == MULTI and not system.label_sets:
         known = ", ".join(name for name, each in SYSTEMS.items() if each.label_sets)
         raise ConfigError(f"system is {config.system!r}, which learns one label per row; take one of {known}")
-    own = "binary-confidence" if backbone.problem_type == MULTI else system.criterion_of(head)
+    own = "binary-confidence" if backbone.problem_type == MULTI else system.criterion_of(exits)
     written = config.criterion or own
     assert written is not None  # the criterion of labels
     check_criterion(written, head, backbone)
     torch.manual_seed(config.seed)
     encoder, _ = read_encoder(original.path, backbone)
     recipe = system.recipe(encoder, backbone, head, dropout=config.dropout, options=config.flat())
-    if recipe.cascade or type(recipe).after_training is not ExitModel.after_training:
-        raise ConfigError(f"system is {config.system!r}, which learns from labelled rows; tuning has none")
+    fixed = ("after_training", "head", "fill")  # methods whose heads, labels or files are of a kind of their own
+    if recipe.cascade or any(getattr(type(recipe), name) is not getattr(ExitModel, name) for name in fixed):
+        raise ConfigError(f"system is {config.system!r}, whose recipe does not train exits of a finished model")
+    recipe.load_head(
+        {**recipe.head_tensors(), **{key: original.tensors[key] for key in Classifier.shapes(backbone, {})}}
+    )
     logits = torch.from_numpy(_answers(judge, rows, progress))
     labels = list(answers_of(logits, backbone.problem_type).numpy())
     inputs = {"data": hash_rows(kept, held_out), "model": hash_files(original.path)}
     fit(recipe, recipe, encode(rows, labels, judge.tokenizer), config, Collator(backbone), inputs)
     manifest = Manifest(
-        system=config.system,
+        system="attached",
         head=head,
         criterion=written,
         exit_layers=recipe.exit_layers,
