@@ -41,10 +41,27 @@ def _train_options() -> list[inspect.Parameter]:
 TUNE = [
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
     for name, default, kind, option in (
-        ("tune", False, bool, typer.Option("--tune", help="Train the encoder too, and keep a promise; see below.")),
+        ("tune", False, bool, typer.Option("--tune", help="Train for a promise of agreement; see below.")),
         ("agreement", None, float | None, typer.Option(help="With --tune: promised share of rows. [default: 0.99]")),
         ("confidence", None, float | None, typer.Option(help="With --tune: of the promise. [default: 0.95]")),
-        ("fallback", True, bool, typer.Option(help="With --tune: may unsure rows fall back to the model itself?")),
+        (
+            "encoder_rate",
+            None,
+            float | None,
+            typer.Option(help="With --tune: learning rate of the encoder. [default: 0]"),
+        ),
+        (
+            "augment",
+            None,
+            float | None,
+            typer.Option(help="With --tune: rows made of the texts, for each. [default: 3]"),
+        ),
+        (
+            "fallback",
+            None,
+            bool | None,
+            typer.Option(help="With --tune: may unsure rows fall back to the model itself?"),
+        ),
         ("as_json", False, bool, typer.Option("--json", help="With --tune: JSON on standard output, for machines.")),
     )
 ]
@@ -132,28 +149,36 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
 @with_options(_attach_options())
 def attach(
     *, ctx: typer.Context, model: str, data: str, output: str, tune: bool, agreement: float | None,
-    confidence: float | None, fallback: bool, as_json: bool, **given: Any,
+    confidence: float | None, encoder_rate: float | None, augment: float | None, fallback: bool | None, as_json: bool,
+    **given: Any,
 ) -> None:  # fmt: skip
     """Add exits to a finished model, from unlabelled text; its full depth answers as before, bit for bit.
 
-    With --tune a copy of its encoder is trained together with exits to answer as the model does. The fastest precision
-    and threshold are chosen that keep a promise on texts held out: so many rows are answered as by the model in fp32.
-    Options that are not given have the defaults of `pfengine train` then, and half of the texts are held out.
+    With --tune exits that weigh all tokens learn from the texts and from rows made of them, and the encoder too where
+    --encoder-rate is given. The fastest precision and threshold are chosen that keep a promise on texts held out: so
+    many rows are answered as by the model in fp32. Options that are not given have the defaults of `pfengine train`
+    then, but the learning rate, 0.001; half of the texts are held out.
     """
 
     def progress(parts: Any, total: int) -> Any:
         return cli_io.progress(parts, total, "full model")
 
+    own: dict[str, Any] = {
+        "agreement": agreement, "confidence": confidence, "encoder_rate": encoder_rate, "augment": augment,
+        "fallback": fallback,
+    }  # fmt: skip
+    own = {name: value for name, value in own.items() if value is not None}
     if not tune:
-        if agreement is not None or confidence is not None or not fallback or as_json:
-            raise ConfigError("agreement, confidence, fallback and json are for --tune; see `pfengine calibrate`")
+        if own or as_json:
+            raise ConfigError(
+                f"{next(iter(own), 'json')} is for --tune; for a promise of exits see `pfengine calibrate`"
+            )
         options = _parsed(given["system"], ctx.obj)
         console.show(training.attach(model, data, output, **given, options=options, progress=progress))
         return
     told = {name: value for name, value in given.items() if _is_given(ctx, name)}
     told |= {"options": _parsed(told.get("system", DEFAULTS["system"]), ctx.obj)}
-    told |= {name: value for name, value in (("agreement", agreement), ("confidence", confidence)) if value is not None}
-    made = training.tune(model, data, output, fallback=fallback, progress=progress, **told)
+    made = training.tune(model, data, output, progress=progress, **told, **own)
     if as_json:
         cli_output.print_json(made.to_json())
     else:

@@ -36,6 +36,9 @@ class ExitModel(nn.Module):
     of pfengine.json. options: those of the training run by name, as in `TrainingConfig`. `checkpoint_tensors` is what
     `pfengine.load` reads. phase, step, epoch_step: where the run is, for the loss; optimiser steps count from 0 in each
     phase, and in each epoch. cascade: does `fill` write a cascade?
+
+    schedule: the phases, unless a recipe says otherwise; own_rates: learning rates of parameters, by name, that go
+    before those of a recipe; still: does the encoder run without dropout, as one that is not trained should?
     """
 
     cascade: ClassVar[bool] = False
@@ -54,6 +57,9 @@ class ExitModel(nn.Module):
         self.backbone, self.backbone_config, self.head_config = backbone, config, head
         self.dropout, self.freezing, self.options = dropout, freezing or Freezing(), options or {}
         self.phase, self.step, self.epoch_step = Phase(), 0, 0
+        self.own_rates: dict[str, float] = {}
+        self.schedule: tuple[Phase, ...] = (Phase(),)
+        self.still = False
         std = float(config.raw.get("initializer_range", 0.02))
         self._keys: dict[str, str] = {}
         self.exit_head = nn.Module()  # no ParameterDict: DataParallel's copies of one are empty
@@ -72,6 +78,12 @@ class ExitModel(nn.Module):
         self._calls = threading.local()  # DataParallel runs its copies in threads
         for module in self._layers() if backbone is not None else ():
             module.register_forward_hook(self._after_layer)
+
+    def train(self, mode: bool = True) -> ExitModel:
+        super().train(mode)
+        if self.still and self.backbone is not None:
+            self.backbone.eval()
+        return self
 
     def head_tensors(self) -> dict[str, Tensor]:
         """The head's parameters under their checkpoint keys."""
@@ -140,7 +152,7 @@ class ExitModel(nn.Module):
 
     def phases(self) -> tuple[Phase, ...]:
         """The parts of a training run, one after the other."""
-        return (Phase(),)
+        return self.schedule
 
     def fixed(self) -> list[Tensor]:
         """Views of parts of trained parameters that do not change in the present phase, such as those of one exit."""
@@ -156,7 +168,7 @@ class ExitModel(nn.Module):
         """
         rate = self.phase.learning_rate or self.options.get("learning_rate")
         names = [name for name in dict(self.named_parameters()) if name.endswith(QUERIES)]
-        return dict.fromkeys(names, QUERY_RATE * rate) if rate else {}
+        return (dict.fromkeys(names, QUERY_RATE * rate) if rate else {}) | self.own_rates
 
     def initialise(self, pooler: tuple[Tensor, Tensor]) -> None:
         """Start from the pretrained encoder's own pooler, where it has one.

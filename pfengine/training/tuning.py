@@ -1,10 +1,11 @@
-"""A faster model from a finished one and unlabelled text: encoder and exits learn what the model answers.
+"""A faster model from a finished one and unlabelled text: exits, and the encoder if wanted, learn what it answers.
 
 The finished model stays the judge. Every figure, and the promise, is agreement with its answers in fp32.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -30,16 +31,19 @@ from ..heads import HEADS
 from ..heads.attached import has_exits
 from ..heads.classifier import Classifier
 from ..manifest import Manifest
+from .augmenting import augmented
 from .config import TrainingConfig
 from .criterion import add_calibration, check_criterion
 from .fit import fit, remove_state
 from .model import ExitModel
+from .phases import Phase
 from .pretrained import read_encoder
 from .resume import hash_files, hash_rows
 from .rows import Collator, encode
 from .stored_states import answers_of
 from .systems import SYSTEMS
 
+EXIT_RATE = 1e-3  # of exits, where no learning rate is given
 PASS = 1024  # rows that the finished model answers at a time, between which progress is shown
 
 
@@ -50,7 +54,9 @@ def tune(
     *,
     agreement: float = 0.99,
     confidence: float = 0.95,
-    fallback: bool = True,
+    encoder_rate: float = 0.0,
+    fallback: bool | None = None,
+    augment: float = 3.0,
     hold_out: int | None = None,
     max_length: int | None = None,
     max_rows: int | None = 50_000,
@@ -59,13 +65,17 @@ def tune(
 ) -> Tuned:
     """Make the plain sequence-classification directory `model` faster, from unlabelled text, and keep a promise.
 
-    A copy of its encoder and classifier is trained with exits, by the system `system` (default: the engine's own
-    recipe), to answer as the model does. Then the fastest setting is searched for that keeps the promise on texts that
-    training has not seen: with a probability of at least `confidence` over these texts, at least `agreement` of future
-    rows get the label, or the set of labels, that the model gives in fp32. A setting is a precision, a threshold, and
-    whether rows of which no exit is sure fall back to the model itself (`fallback`). All settings that are compared
-    share the risk 1 - confidence equally. What is written is a checkpoint, or a cascade of it and the model where rows
-    fall back. `load` runs it in the precision that the promise was shown for.
+    Exits of the system `system` (default: the engine's own recipe) are trained to answer as the model does, on the
+    texts and on rows made of them (`augment` times as many; see `augmenting`), at the learning rate `learning_rate`
+    (default: 1e-3). encoder_rate: the learning rate at which encoder and classifier then move too, for one epoch; 0:
+    they stay, and full depth answers as the model, bit for bit.
+
+    Then the fastest setting is searched for that keeps the promise on texts that training has not seen: with a
+    probability of at least `confidence` over these texts, at least `agreement` of future rows get the label, or the set
+    of labels, that the model gives in fp32. A setting is a precision, a threshold, and whether rows of which no exit is
+    sure fall back to the model itself (`fallback`; default: only where the encoder moves). All settings that are
+    compared share the risk 1 - confidence equally. What is written is a checkpoint, or a cascade of it and the model
+    where rows fall back. `load` runs it in the precision that the promise was shown for.
 
     source: what `attach` reads; labels in it are used in the report only. hold_out: texts that the promise is shown on;
     default: half of them. max_rows: how many of the first texts are used. options: further ones of `TrainingConfig`.
@@ -78,8 +88,13 @@ def tune(
     for name, value in (("agreement", agreement), ("confidence", confidence)):
         if not isinstance(value, (int, float)) or not 0 < value < 1:
             raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
+    for name, value in (("encoder_rate", encoder_rate), ("augment", augment)):
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ConfigError(f"{name} is {value!r}; it must be a number of at least 0")
+    fallback = encoder_rate > 0 if fallback is None else fallback
     output = Path(output)
     saving.check_writable(output, cascade=fallback)
+    options.setdefault("learning_rate", EXIT_RATE)
     limits: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     config = TrainingConfig(
         os.fspath(model), os.fspath(source), os.fspath(output), max_rows=max_rows, **limits, **cast(Any, options)
@@ -100,8 +115,15 @@ def tune(
             "otherwise; give more texts, or ask for less"
         )
     kept, held_out = data.split_off(examples, wanted, config.seed, data.display_name(file))
-    kept_rows, unseen = [example.row for example in kept], [example.row for example in held_out]
-    tuned = _trained(original, judge, config, kept, held_out, kept_rows, progress)
+    kept_rows: list[Any] = [example.row for example in kept]
+    unseen = [example.row for example in held_out]
+    kept_rows += augmented(kept_rows, judge.tokenizer, augment, config.seed)
+    inputs = {
+        "data": hash_rows(kept, held_out),
+        "model": hash_files(original.path),
+        "tuning": f"{encoder_rate} {augment}",
+    }
+    tuned = _trained(original, judge, config, encoder_rate, kept_rows, inputs, progress)
     answers = _answers(judge, unseen, progress)
 
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.tuned.", dir=output.parent) as folder:
@@ -156,12 +178,12 @@ def _trained(
     original: Checkpoint,
     judge: Engine,
     config: TrainingConfig,
-    kept: Sequence[data.Example],
-    held_out: Sequence[data.Example],
+    encoder_rate: float,
     rows: Sequence[Any],
+    inputs: dict[str, str],
     progress: Any,
 ) -> _Trained:
-    """A copy of the encoder with exits, trained on what the judge answers to the rows."""
+    """The model with exits, trained on what the judge answers to the rows. inputs: as in `fit`."""
     system, backbone = SYSTEMS[config.system], original.backbone
     exits = config.head(backbone.family.shares_pooler, backbone.num_layers)
     if not has_exits(HEADS[exits["type"]]) or len(HEADS[exits["type"]].layers(backbone, exits)) < 2:
@@ -177,22 +199,27 @@ def _trained(
     torch.manual_seed(config.seed)
     encoder, _ = read_encoder(original.path, backbone)
     recipe = system.recipe(encoder, backbone, head, dropout=config.dropout, options=config.flat())
-    fixed = ("after_training", "head", "fill")  # methods whose heads, labels or files are of a kind of their own
+    # methods of heads, labels or files of a kind of their own
+    fixed = ("after_training", "head", "fill", "phases")
     if recipe.cascade or any(getattr(type(recipe), name) is not getattr(ExitModel, name) for name in fixed):
         raise ConfigError(f"system is {config.system!r}, whose recipe does not train exits of a finished model")
-    recipe.load_head(
-        {**recipe.head_tensors(), **{key: original.tensors[key] for key in Classifier.shapes(backbone, {})}}
-    )
+    own_classifier = {key: original.tensors[key] for key in Classifier.shapes(backbone, {})}
+    recipe.load_head({**recipe.head_tensors(), **own_classifier})
+    of_exits = {id(value) for key, value in recipe.head_tensors().items() if key not in own_classifier}
+    names = {name for name, value in recipe.named_parameters() if id(value) in of_exits}
+    recipe.own_rates = dict.fromkeys(names, cast(float, config.learning_rate))
+    recipe.schedule, recipe.still = (Phase("exits", trains=names.__contains__),), not encoder_rate
+    if encoder_rate:
+        recipe.schedule += (Phase("exits and encoder", epochs=1.0, learning_rate=encoder_rate),)
     logits = torch.from_numpy(_answers(judge, rows, progress))
     labels = list(answers_of(logits, backbone.problem_type).numpy())
-    inputs = {"data": hash_rows(kept, held_out), "model": hash_files(original.path)}
     fit(recipe, recipe, encode(rows, labels, judge.tokenizer), config, Collator(backbone), inputs)
     manifest = Manifest(
         system="attached",
         head=head,
         criterion=written,
         exit_layers=recipe.exit_layers,
-        training=config.record() | {"rows": len(kept), "held_out_rows": len(held_out), "tuned": True},
+        training=config.record() | {"rows": len(rows), "encoder_rate": encoder_rate},
     )
     return _Trained(manifest, recipe.checkpoint_tensors(), recipe)
 

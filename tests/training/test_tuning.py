@@ -47,15 +47,21 @@ OPTIONS: dict[str, Any] = {"epochs": 8, "learning_rate": 1e-3, "hold_out": 500, 
 
 
 @pytest.mark.parametrize(
-    ("family", "problem", "fallback"),
-    [("bert", "labels", True), ("bert", "labels", False), ("modernbert", "labels", True), ("bert", "label sets", True)],
+    ("family", "problem", "rate", "fallback"),
+    [
+        ("bert", "labels", 0.0, None),
+        ("modernbert", "labels", 0.0, None),
+        ("bert", "label sets", 0.0, None),
+        ("bert", "labels", 1e-4, None),
+        ("bert", "labels", 1e-4, False),
+    ],
 )
 def test_the_promise_is_kept_on_other_texts(
     tmp_path_factory: pytest.TempPathFactory, encoder: Path, texts: Path, tmp_path: Path, family: str, problem: str,
-    fallback: bool,
+    rate: float, fallback: bool | None,
 ) -> None:  # fmt: skip
     plain = fine_tuned(family, tmp_path_factory.mktemp("plain") / family, encoder, problem)
-    made = pfengine.tune(plain, texts, tmp_path / "out", fallback=fallback, **OPTIONS)
+    made = pfengine.tune(plain, texts, tmp_path / "out", encoder_rate=rate, fallback=fallback, **OPTIONS)
     others = made_up(1000, seed=77)
     judge = pfengine.load(plain, precision="fp32").predict(others)
     engine = pfengine.load(tmp_path / "out")
@@ -73,7 +79,12 @@ def test_the_promise_is_kept_on_other_texts(
     assert made.guarantee.faults == round((1 - ours["agreement"]) * made.rows)
     assert made.guarantee.layer_speedup == pytest.approx(ours["layer_speedup"])
     tried = {(each.precision, each.falls_back) for each in made.candidates}
-    assert tried == {(p, f) for p in tuned.precisions() for f in ((False, True) if fallback else (False,))}
+    may_fall_back = rate > 0 and fallback is not False
+    assert tried == {(p, f) for p in tuned.precisions() for f in ((False, True) if may_fall_back else (False,))}
+    if not rate:  # full depth is the model's own, bit for bit
+        exact = pfengine.load(tmp_path / "out", precision="fp32").predict(others, criterion="never")
+        np.testing.assert_array_equal(exact.logits, pfengine.load(plain, precision="fp32").predict(others).logits)
+        assert [each.full_depth_agreement for each in made.candidates if each.precision == "fp32"] == [1.0]
     json.dumps(made.to_json())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -86,7 +97,8 @@ def test_one_command(bert: Path, texts: Path, tmp_path: Path) -> None:
     assert "with confidence 0.95 at least 0.9 of rows are answered as by the original in fp32" in shown.output
     told = pfengine.load(tmp_path / "out").checkpoint.manifest
     training = told.training
-    assert (training["system"], training["epochs"], training["held_out_rows"]) == ("pfengine", 2.0, 200)
+    assert (training["system"], training["epochs"], training["learning_rate"]) == ("pfengine", 2.0, 1e-3)
+    assert training["rows"] % 4 == 0  # with three rows made of each text
 
 
 def test_what_cannot_be_tuned(bert: Path, texts: Path, tmp_path: Path) -> None:
@@ -98,15 +110,15 @@ def test_what_cannot_be_tuned(bert: Path, texts: Path, tmp_path: Path) -> None:
         pfengine.tune("sst2", texts, tmp_path / "out")
     with pytest.raises(pfengine.ConfigError, match="system is 'full-model', which has no exits"):
         pfengine.tune(bert, texts, tmp_path / "out", system="full-model", agreement=0.9)
-    with pytest.raises(pfengine.ConfigError, match="agreement, confidence, fallback and json are for --tune"):
+    with pytest.raises(pfengine.ConfigError, match="json is for --tune"):
         cli.app(["attach", str(bert), str(texts), str(tmp_path / "out"), "--json"], standalone_mode=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_promise_that_no_setting_keeps(bert: Path, texts: Path, tmp_path: Path) -> None:
-    """After a single step the model agrees with the original by chance, and there is nothing to fall back to."""
+    """A learning rate that ruins the encoder, and nothing to fall back to."""
     with pytest.raises(NotShown, match=r"no setting keeps the promise: at full depth the tuned model agrees .*%"):
-        pfengine.tune(bert, texts, tmp_path / "out", fallback=False, **OPTIONS | {"epochs": 0.01})
+        pfengine.tune(bert, texts, tmp_path / "out", encoder_rate=0.1, fallback=False, **OPTIONS | {"epochs": 0.3})
     assert not (tmp_path / "out").exists()
 
 
