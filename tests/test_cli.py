@@ -302,7 +302,7 @@ def test_json_has_no_numbers_that_json_lacks(value: float) -> None:
 def test_info(run) -> None:
     result = run("info", "sst2", "--json")
     facts = result.json[0]
-    assert (facts["system"], facts["family"], facts["layers"]) == ("past-future", "bert", 12)
+    assert (facts["system"], facts["family"], facts["layers"]) == ("pfengine", "bert", 12)
     assert facts["labels"] == ["negative", "positive"]
     assert facts["storage"] == "int8-rows"
     assert facts["megabytes"] < 45

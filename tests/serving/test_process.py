@@ -134,6 +134,9 @@ def test_a_model_that_names_code_of_its_own(tmp_path: Path) -> None:
     path = Path(shutil.copytree(find("sst2"), tmp_path / "theirs"))
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling.Theirs"}}))
+    manifest = json.loads((path / "pfengine.json").read_text())
+    manifest.pop("files")  # a deliberate edit
+    (path / "pfengine.json").write_text(json.dumps(manifest))
     with pytest.warns(UserWarning, match="never run"):
         engine = pfengine.load(path)
     with pytest.raises(pfengine.ConfigError, match=r"config.json of theirs names code beside it \('auto_map'\)"):

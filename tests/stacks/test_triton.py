@@ -106,7 +106,7 @@ def test_requests_share_one_call_of_the_engine_and_fail_alone(model: Any, monkey
         request([b"\xff\xfe"]),
         request([TEXTS[2]], cancelled=True),
         request([TEXTS[2]], parameters={"threshold": 0}),
-        request(TEXTS[:1], [TEXTS[1]], parameters={"speedup": "2"}),
+        request(TEXTS[:1], [TEXTS[3]], parameters={"speedup": "2"}),
         request([TEXTS[3], long], shape=(2,)),
         request([TEXTS[3]], parameters={"threshold": "much"}),
         request(TEXTS[:2], TEXTS[:1]),
@@ -122,7 +122,7 @@ def test_requests_share_one_call_of_the_engine_and_fail_alone(model: Any, monkey
     for place, rows, options in (
         (0, TEXTS[:2], {}),
         (3, [TEXTS[2]], {"threshold": 0}),
-        (4, [(TEXTS[0], TEXTS[1])], {"speedup": 2}),
+        (4, [(TEXTS[0], TEXTS[3])], {"speedup": 2}),
         (5, [TEXTS[3], long], {}),
         (8, [TEXTS[3]], {}),
         (12, [], {}),
