@@ -54,8 +54,9 @@ def _of_distances(table, bucket, distances, first, head, buckets, size, is_colum
 @triton.jit
 def _attend(
     queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens,
-    distances, buckets, window, row, head, first_query, heads, size, scale, QUERIES: tl.constexpr, PRECISION: tl.constexpr,
-    STEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
+    distances, buckets, window, row, head, first_query, heads, size, scale, QUERIES: tl.constexpr,
+    PRECISION: tl.constexpr, STEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one row and head, from query `first_query` on; nothing where the row has no more.
 
@@ -158,8 +159,8 @@ def _attention_kernel(
     for i in range(row, tl.minimum(row + ROWS, tl.load(count))):
         _attend(
             queries, keys_values, out, cu_seqlens, query_bounds, bias, of_keys, of_queries, bucket, query_tokens,
-            distances, buckets, window, i, head, first_query, heads, size, scale, QUERIES, PRECISION, STEPS, BLOCK_M, BLOCK_N,
-            BLOCK_D, WINDOW,
+            distances, buckets, window, i, head, first_query, heads, size, scale, QUERIES, PRECISION, STEPS, BLOCK_M,
+            BLOCK_N, BLOCK_D, WINDOW,
         )  # fmt: skip
 
 

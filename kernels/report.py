@@ -154,19 +154,16 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
 
 def _norms_first(x: Tensor, bounds: Tensor, source_rows: Tensor, count: Tensor) -> None:
     """What ModernBERT's layers launch that others do not."""
-    (rows, size), dtype, vector = x.shape, x.dtype, _empty(x.shape[1])
+    (rows, size), dtype, vector, angles = x.shape, x.dtype, _empty(x.shape[1]), _empty(512, 64)
     linear(x, _empty(3 * size, size, dtype=dtype), _empty(3 * size), "gelu", count, gated=True)
     add_layer_norm(x, None, vector, vector, 1e-5, count, source_rows=source_rows)
-    others = Others(x, source_rows, renormalises=False)
-    add_layer_norm(x, None, None, None, 0.0, count, source_rows=source_rows, others=others)
-    heads, angles = size // 64, _empty(512, 64)
-    rotate(x, bounds, angles, heads, 64, 512, count)
-    rotate(x, bounds, angles, heads, 64, 512, count, bounds, source_rows)
-    qkv, listed = _empty(rows, 3 * size, dtype=dtype), _empty(rows, 2 * size, dtype=dtype)
-    for longest in (16, 512):
-        for queries in ("all", "first"):
-            attention(qkv, bounds, heads, 1.0, longest, count, queries, window=64)  # type: ignore[arg-type]
-        attention(listed, bounds, heads, 1.0, longest, count, (x, bounds), query_tokens=source_rows, window=64)
+    add_layer_norm(x, None, None, None, 0.0, count, source_rows=source_rows, others=Others(x, source_rows, False))
+    for some in ((), (bounds, source_rows)):
+        rotate(x, bounds, angles, size // 64, 64, 512, count, *some)
+    for longest, queries in itertools.product((16, 512), ("all", "first", (x, bounds))):
+        parts, tokens = (3, None) if isinstance(queries, str) else (2, source_rows)
+        read = _empty(rows, parts * size, dtype=dtype)
+        attention(read, bounds, size // 64, 1.0, longest, count, queries, None, tokens, 64)  # type: ignore[arg-type]
 
 
 def _attentive(x: Tensor, bounds: Tensor, count: Tensor, width: int = 128, heads: int = 2) -> None:
@@ -365,6 +362,7 @@ _launches: list[Launch] = []  # for worker processes, as kernels do not pickle
 
 def run(archs: tuple[int, ...], only: str | None = None, jobs: int | None = None) -> list[Compiled]:
     """Compile every shipped variant for every arch, with progress on stderr. only: kernels whose name contains this."""
+    from rich.console import Console
     from rich.progress import track
 
     _launches[:] = [launch for launch in shipped() if only is None or only in launch.kernel.__name__]
@@ -372,8 +370,6 @@ def run(archs: tuple[int, ...], only: str | None = None, jobs: int | None = None
     work = [(i, arch) for i, arch in pairs if arch >= 90 or not _launches[i].blocks]
     pool = ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=multiprocessing.get_context("fork"))
     with pool:
-        from rich.console import Console
-
         return list(track(pool.map(_compiled, work), "compiling", len(work), console=Console(stderr=True)))
 
 

@@ -55,8 +55,9 @@ def rotate(
 
     x: [T, W], fp32, fp16 or bf16, whose first `heads` times `size` columns are heads; cu_seqlens: int32 [R + 1], row r
     is tokens cu_seqlens[r] to cu_seqlens[r + 1], at most `longest`; angles: fp32 [P, d], as in `ops.rotary`, d <= size;
-    count: int32 [1], at most R. bounds, tokens: x is of some tokens, bounds[r] to bounds[r + 1] of row r, int32 [R + 1],
-    and which tokens they are, int32 or int64 [T]; None: x is of all tokens in order. Raises ValueError for anything else.
+    count: int32 [1], at most R. bounds, tokens: x is of some tokens, bounds[r] to bounds[r + 1] of row r, int32
+    [R + 1], and which tokens they are, int32 or int64 [T]; None: x is of all tokens in order.
+    Raises ValueError for anything else.
     """
     check("x", x, FLOATS, -1, -1, like=x)
     check("cu_seqlens", cu_seqlens, torch.int32, -1, like=x)
@@ -64,7 +65,9 @@ def rotate(
     check_count("count", count, x)
     rows, (turned, columns) = cu_seqlens.shape[0] - 1, (angles.shape[1], x.shape[1])
     if turned % 2 or turned > size or heads * size > columns:
-        raise ValueError(f"{heads} heads of {size} numbers do not take angles of {turned}, or not fit {columns} columns")
+        raise ValueError(
+            f"{heads} heads of {size} numbers do not take angles of {turned}, or not fit {columns} columns"
+        )
     if (bounds is None) != (tokens is None):
         raise ValueError("bounds and tokens must be given together")
     if bounds is not None and tokens is not None:

@@ -110,8 +110,8 @@ def launch_tma(
         (min(tiles, processors) if tile.persistent else tiles,),
         arguments,
         {
-            "ACTIVATION": activation, "PRECISION": precision, "GATED": gated, "PERSISTENT": tile.persistent, "PARTS": tile.parts,
-            "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
+            "ACTIVATION": activation, "PRECISION": precision, "GATED": gated, "PERSISTENT": tile.persistent,
+            "PARTS": tile.parts, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
         },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

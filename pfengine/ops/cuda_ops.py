@@ -139,12 +139,11 @@ def keys_values(x: Tensor, cu_seqlens: Tensor, weights: PreparedBlock) -> Tensor
     """As `OpSet.keys_values`: [T, 2 heads d]."""
     count = full(len(x), x.device)
     x, _ = _before_attention(x.contiguous(), weights, count, None)
-    kept = run_linear(x, _of_keys_values(weights), "none", count)
+    kept = run_linear(x, _parts(weights, 1, 3), "none", count)
     if weights.rotary is None or not len(x):
         return kept
-    heads, rows, longest = weights.num_heads, len(cu_seqlens) - 1, int(cu_seqlens.diff().max())
-    size = kept.shape[1] // (2 * heads)
-    return rotate(kept, cu_seqlens, weights.rotary.angles, heads, size, longest, full(rows, x.device))
+    heads, longest, rows = weights.num_heads, int(cu_seqlens.diff().max()), full(len(cu_seqlens) - 1, x.device)
+    return rotate(kept, cu_seqlens, weights.rotary.angles, heads, kept.shape[1] // (2 * heads), longest, rows)
 
 
 def block(
@@ -204,8 +203,7 @@ def run_block(
     are in order. kept: what `keys_values` returned; not with "all", nor with sources. frozen: the result is of all
     tokens, and those that are no queries are as this says. Fills `out` and `sums` where they are given.
     """
-    rows, tokens = counts
-    token_sources, first_sources = sources or (None, None)
+    (rows, tokens), (token_sources, first_sources) = counts, sources or (None, None)
     heads, scale = weights.num_heads, weights.scale
     options: dict[str, Any] = {"distances": weights.distances, "window": weights.window}
 
@@ -220,13 +218,13 @@ def run_block(
         assert isinstance(queries, Listed) or queries == "all"
         if kept is None:
             read, read_sources = _before_attention(x, weights, tokens, token_sources)
-            kept = turned(run_linear(read, _of_keys_values(weights), "none", tokens, source_rows=read_sources), 1)
+            kept = turned(run_linear(read, _parts(weights, 1, 3), "none", tokens, source_rows=read_sources), 1)
         of_queries = token_sources
         query_bounds, places = bounds, None
         if isinstance(queries, Listed):
             of_queries, query_bounds, tokens, places = queries
         read, read_sources = _before_attention(x, weights, tokens, of_queries)
-        asked = run_linear(read, _of_queries(weights), "none", tokens, source_rows=read_sources)
+        asked = run_linear(read, _parts(weights, 0, 1), "none", tokens, source_rows=read_sources)
         asked = turned(asked, 1, bounds=None if places is None else query_bounds, tokens=places)
         attended = attention(
             kept, bounds, heads, scale, longest, rows, (asked, query_bounds), query_tokens=places, **options
@@ -285,14 +283,10 @@ def output_norm(sums: Tensor, weights: PreparedBlock) -> Tensor:
     return norm(sums, weights.output_norm)
 
 
-def _of_queries(weights: PreparedBlock) -> Linear:
+def _parts(weights: PreparedBlock, first: int, last: int) -> Linear:
+    """Of queries (0), keys (1) and values (2) those from `first` to before `last`."""
     width = len(weights.qkv.weight) // 3
-    return Linear(weights.qkv.weight[:width], weights.qkv.bias[:width])
-
-
-def _of_keys_values(weights: PreparedBlock) -> Linear:
-    width = len(weights.qkv.weight) // 3
-    return Linear(weights.qkv.weight[width:], weights.qkv.bias[width:])
+    return Linear(weights.qkv.weight[first * width : last * width], weights.qkv.bias[first * width : last * width])
 
 
 def prepare_imitation(

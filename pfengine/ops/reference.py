@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +12,11 @@ from torch import Tensor
 
 from . import Activation, AnyQueries, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, TokenPooling, distances
 from .decide import signal as signal
-from .distances import Distances, distance_scores
+from .distances import Distances
 from .flight import Carrier
+from .plain_attention import attention as attention
+from .plain_attention import composed_query_mean as composed_query_mean
+from .plain_attention import unseen as unseen
 from .quantisation import LEARNER_BITS, fake_quantise_rows, quantise_weight
 from .rotary import Rotary, positions_of, turned
 
@@ -228,41 +230,6 @@ def norm(x: Tensor, weights: Norm) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weights.weight, weights.bias, weights.eps)
 
 
-def attention(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    num_heads: int,
-    scale: float,
-    queries: Queries | None = None,
-    by_distance: Distances | None = None,
-    window: int | None = None,
-) -> Tensor:
-    """Attention of all tokens, or of the queries: [T, 3 heads d] -> [T or Q, heads d]."""
-    bounds = cu_seqlens.tolist()
-    asked = bounds if queries is None else queries.bounds.tolist()
-    rows = []
-    for row, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        q, k, v = qkv[start:stop].view(stop - start, 3, num_heads, -1).permute(1, 2, 0, 3)  # [heads, tokens, d]
-        places = torch.arange(stop - start, dtype=torch.int64, device=qkv.device)
-        if queries is not None:
-            places = queries.tokens[asked[row] : asked[row + 1]] - start
-            q = q.index_select(1, places)
-        scores = q @ k.transpose(1, 2) * scale
-        if by_distance is not None:
-            scores = scores + distance_scores(q, k, places, scale, by_distance)
-        if window is not None:
-            scores = scores.masked_fill(unseen(places, stop - start, window), -torch.inf)
-        y = torch.softmax(scores, dim=-1) @ v
-        rows.append(y.transpose(0, 1).flatten(1))
-    return torch.cat(rows) if rows else qkv.new_empty(0, qkv.shape[1] // 3)
-
-
-def unseen(places: Tensor, tokens: int, window: int) -> Tensor:
-    """Which of a row's tokens a query at each place does not see: bool [Q, T]."""
-    keys = torch.arange(tokens, dtype=torch.int64, device=places.device)
-    return (keys[None, :] - places[:, None]).abs() > window
-
-
 def mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     lengths = cu_seqlens.diff()
     row_of = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int64, device=x.device), lengths)
@@ -276,22 +243,6 @@ def prepare_queries(queries: Tensor) -> Linear:
 
 def query_mean(x: Tensor, cu_seqlens: Tensor, queries: Linear) -> Tensor:
     return composed_query_mean(x, cu_seqlens, queries, linear)
-
-
-def composed_query_mean(
-    x: Tensor, cu_seqlens: Tensor, queries: Any, linear: Callable[[Tensor, Any, Activation], Tensor]
-) -> Tensor:
-    """`query_mean` for an op set with this `linear`."""
-    x, rows = x.float(), len(cu_seqlens) - 1
-    row_of = torch.repeat_interleave(torch.arange(rows, dtype=torch.int64, device=x.device), cu_seqlens.diff())
-    scores = linear(x, queries, "none")  # [T, K]
-    most = torch.full((rows, scores.shape[1]), -torch.inf, dtype=torch.float32, device=x.device)
-    most = most.scatter_reduce_(0, row_of.unsqueeze(1).expand_as(scores), scores.detach(), "amax")
-    shares = torch.exp(scores - most[row_of])
-    total = torch.zeros_like(most).index_add_(0, row_of, shares)
-    weighed = shares.unsqueeze(2) * x.view(len(x), scores.shape[1], -1)
-    sums = weighed.new_zeros(rows, *weighed.shape[1:]).index_add_(0, row_of, weighed)
-    return (sums / total.unsqueeze(2)).flatten(1)
 
 
 def prepare_attentive(parts: Attentive, dtype: torch.dtype) -> PreparedAttentive:

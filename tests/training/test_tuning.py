@@ -50,10 +50,10 @@ OPTIONS: dict[str, Any] = {"epochs": 8, "learning_rate": 1e-3, "hold_out": 500, 
     ("family", "problem", "rate", "fallback"),
     [
         ("bert", "labels", 0.0, None),
-        ("modernbert", "labels", 0.0, None),
-        ("bert", "label sets", 0.0, None),
+        pytest.param("modernbert", "labels", 0.0, None, marks=pytest.mark.slow),
+        pytest.param("bert", "label sets", 0.0, None, marks=pytest.mark.slow),
         ("bert", "labels", 1e-4, None),
-        ("bert", "labels", 1e-4, False),
+        pytest.param("bert", "labels", 1e-4, False, marks=pytest.mark.slow),
     ],
 )
 def test_the_promise_is_kept_on_other_texts(
