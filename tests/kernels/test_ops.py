@@ -26,6 +26,18 @@ def parts(draw: Any) -> Block:
                  linear(HIDDEN, INNER), norms[1], HEADS, SCALE, "gelu")  # fmt: skip
 
 
+def check_queries(x: Tensor, bounds: Tensor, weights: Any, every: Tensor) -> Queries:
+    """Any choice of queries, with keys and values given or not, has the bits of all queries; returns a choice."""
+    kept = cuda.keys_values(x, bounds, weights)
+    tokens = torch.tensor([1, 3, 4, 5, 20, 23], dtype=torch.int32, device=x.device)
+    queries = Queries(tokens, torch.tensor([0, 2, 3, 6, 6], dtype=torch.int32, device=x.device))
+    for keys_values in (None, kept):
+        assert torch.equal(cuda.block(x, bounds, weights, "all", keys_values), every)
+        assert torch.equal(cuda.block(x, bounds, weights, "first", keys_values), every[bounds[:-1]])
+        assert torch.equal(cuda.block(x, bounds, weights, queries, keys_values), every[tokens])
+    return queries
+
+
 def formula(x: Tensor, block: Block) -> tuple[Tensor, Tensor]:
     """The block of one row, and the sums before its last norm."""
     q, k, v = F.linear(x, *block.qkv).unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)
@@ -47,16 +59,10 @@ def test_queries(draw: Any, device: torch.device, dtype: torch.dtype) -> None:
     torch.testing.assert_close(every.float(), torch.cat([y for y, _ in exact]), atol=tolerance, rtol=0)
     torch.testing.assert_close(sums.float(), torch.cat([s for _, s in exact]), atol=tolerance, rtol=0)
     assert torch.equal(cuda.output_norm(sums, weights), every)
-    kept = cuda.keys_values(given, bounds, weights)
-    tokens = torch.tensor([1, 3, 4, 5, 20, 23], dtype=torch.int32, device=device)
-    queries = Queries(tokens, torch.tensor([0, 2, 3, 6, 6], dtype=torch.int32, device=device))
-    for keys_values in (None, kept):
-        assert torch.equal(cuda.block(given, bounds, weights, "all", keys_values), every)
-        assert torch.equal(cuda.block(given, bounds, weights, "first", keys_values), every[bounds[:-1]])
-        assert torch.equal(cuda.block(given, bounds, weights, queries, keys_values), every[tokens])
+    queries = check_queries(given, bounds, weights, every)
     some, some_sums = cuda.block_sums(given, bounds, weights, queries)
-    assert torch.equal(some, every[tokens])
-    assert torch.equal(some_sums, sums[tokens])
+    assert torch.equal(some, every[queries.tokens])
+    assert torch.equal(some_sums, sums[queries.tokens])
 
 
 @pytest.mark.parametrize("first_layer", [True, False])
@@ -73,13 +79,7 @@ def test_norms_first(draw: Any, device: torch.device, dtype: torch.dtype, first_
     tolerance = {torch.float32: 2e-5, torch.float16: 3e-2, torch.bfloat16: 0.2}[dtype]
     torch.testing.assert_close(every.float(), exact, atol=tolerance, rtol=0)
     assert torch.equal(sums, every)
-    kept = cuda.keys_values(given, bounds, weights)
-    tokens = torch.tensor([1, 3, 4, 5, 20, 23], dtype=torch.int32, device=device)
-    queries = Queries(tokens, torch.tensor([0, 2, 3, 6, 6], dtype=torch.int32, device=device))
-    for keys_values in (None, kept):
-        assert torch.equal(cuda.block(given, bounds, weights, "all", keys_values), every)
-        assert torch.equal(cuda.block(given, bounds, weights, "first", keys_values), every[bounds[:-1]])
-        assert torch.equal(cuda.block(given, bounds, weights, queries, keys_values), every[tokens])
+    check_queries(given, bounds, weights, every)
 
 
 def test_nobody_asks(draw: Any, device: torch.device) -> None:
