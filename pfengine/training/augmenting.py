@@ -32,17 +32,18 @@ def augmented(rows: Sequence[Any], tokenizer: Tokenizer, times: float, seed: int
         return []
     inner = [np.array([int(i) not in special for i in row.ids]) for row in whole]
     # one run of tokens between special ones
-    single = [i for i, own in enumerate(inner) if np.count_nonzero(np.diff(own.astype(np.int8)) == 1) + own[0] == 1]
+    one_run = [np.count_nonzero(np.diff(own.astype(np.int8)) == 1) + own[0] == 1 for own in inner]
+    single = [i for i, one in enumerate(one_run) if one]
     found = []
     for _ in range(round(times * len(rows))):
         i = draw.randrange(len(whole))
         row, own, kind = whole[i], inner[i], draw.random()
-        if kind >= CROP and (kind < THIN or i not in single):
+        if kind >= CROP and (kind < THIN or not one_run[i]):
             kept = ~own | np.array([draw.random() >= DROPPED for _ in own])
             found.append(_row(row.ids[kept], None if row.types is None else row.types[kept]))
             continue
         body = np.flatnonzero(own)
-        if i not in single or len(body) < 2:
+        if not one_run[i] or len(body) < 2:
             found.append(_row(row.ids, row.types))
             continue
         first, last = body[0], body[-1] + 1
