@@ -163,7 +163,7 @@ def label_sets(examples: Sequence[Example], labels: tuple[str, ...], file: str) 
 def _members(label: str) -> list[Any]:
     try:
         values = json.loads(label) if label.startswith("[") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     return values if isinstance(values, list) else [name.strip() for name in label.split("|") if name.strip()]
 

@@ -102,6 +102,8 @@ def test_forms_of_a_file(tmp_path: Path, form: str) -> None:
         ("[0, 1, 0]", r"rows, row 1: \[0, 1, 0\] may be ids or zeros and ones; give floats, or names"),
         ("[0.0, 1.0]", "rows, row 1: has 2 numbers, and the model 3 labels"),
         ("[7]", r"rows, row 1: label '7' is not one of"),
+        ("[" * 3000, r"rows, row 1: label '\[+\.*' is not one of"),
+        (f"[{'9' * 5000}]", r"rows, row 1: label '\[9+\.*' is not one of"),
         (None, "rows has no column with labels"),
     ],
 )
