@@ -158,15 +158,14 @@ def page(driver: Any, client: Client) -> Iterator[Page]:
 
 
 def test_a_text(page: Page, sst2: pfengine.Engine) -> None:
-    for text in ("a charming and often affecting journey", "not bad"):
+    for text in ("a charming and often affecting journey", "it is not without charm"):
         page.ask(text)
         answer = sst2.predict([text])
         layer, label = int(answer.exit_layers[0]), sst2.labels[answer.label_ids[0]]
         assert page.exit_layer == layer
         assert page.text("headline") == f"{label} {100 * answer.probabilities[0].max():.1f}% after layer {layer} of 12"
-        assert page.text("saved").startswith(
-            f"{12 - layer} of 12 layers not computed: {12 / layer:.1f} times fewer. Timed"
-        )
+        fewer = f"{12 / layer:.{1 if layer > 1 else 0}f}"
+        assert page.text("saved").startswith(f"{12 - layer} of 12 layers not computed: {fewer} times fewer. Timed")
         assert page.all("tr.cut")[0].text == f"not computed: {12 - layer} of 12 layers"
         assert len(page.all("#layers tbody tr:not(.cut)")) == 12
         assert len(page.all(".dot")) == 11  # nothing is asked after the last layer
@@ -177,7 +176,7 @@ def test_a_text(page: Page, sst2: pfengine.Engine) -> None:
 
 
 def test_the_threshold_by_keyboard_number_and_drag(page: Page, client: Client, sst2: pfengine.Engine) -> None:
-    text, seen = "not bad", set()
+    text, seen = "it is not without charm", set()  # its exits grow sure one after the other
     steps = client.ask("/ui/explain", {"text": text})[1]["rows"][0]["steps"]
     page.ask(text)
     slider, number = page.at("threshold"), page.at("threshold-number")
