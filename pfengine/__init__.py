@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .cascade_saving import cascade
     from .comparison import compare
     from .convert.run import convert
-    from .evaluation import calibrate, evaluate
+    from .evaluation import calibrate, calibrate_ranking, evaluate
     from .pipeline import pipeline
     from .training import TrainingConfig, attach, train, tune
 
@@ -31,6 +31,7 @@ __all__ = [
     "TrainingError",
     "attach",
     "calibrate",
+    "calibrate_ranking",
     "cascade",
     "compare",
     "convert",
@@ -52,6 +53,7 @@ _LAZY = {  # name -> module
     "train": "training",
     "tune": "training",
     "calibrate": "evaluation",
+    "calibrate_ranking": "evaluation",
     "evaluate": "evaluation",
     "compare": "comparison",
 }

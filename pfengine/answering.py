@@ -24,6 +24,8 @@ class Host(Protocol):
     model: Model
     precision: str
     checkpoint: Checkpoint | CascadeCheckpoint
+    criterion: Any
+    own_criterion: Any
 
     @property
     def labels(self) -> tuple[str, ...]: ...

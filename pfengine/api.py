@@ -63,13 +63,12 @@ def load(
     directory (runs at full depth), or the name of a bundled checkpoint ("sst2"); also a checkpoint that was read.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
-    for and that answered as fp32 does when the checkpoint was calibrated. It is fp32 where that was never measured, or
-    where a guarantee was given.
-    criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3"; default: the
-    checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the checkpoint's
-    calibration table. In a cascade the three are about what runs between its models; within each model runs the
-    criterion of the model's own checkpoint. max_length: longest row in tokens, at most what the model allows; in a
-    cascade each model takes at most what it allows itself.
+    for and that answered as fp32 does when the checkpoint was calibrated; fp32 where that was never measured, or where
+    a guarantee was given. criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3";
+    default: the checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the
+    checkpoint's calibration table. In a cascade the three are about what runs between its models; within each model
+    runs the criterion of the model's own checkpoint. max_length: longest row in tokens, at most what the model allows;
+    in a cascade each model takes at most what it allows itself.
     token_types: does the second text of a pair have token type 1? None: as transformers 5 decides. For ALBERT it gives
     type 0, while version 4 trained with type 1. A checkpoint saved by version 4 warns at its first pair; give True.
 
@@ -87,6 +86,7 @@ def load(
     how = Preparation(find_op_set(target), target, precision, max_length, token_types)
     model, tokenizer, sums = prepare(ckpt, how)
     engine = Engine(ckpt.checked(), model, tokenizer, rule, target, precision)
+    engine.own_criterion = rule if criterion is threshold is speedup is None else None
     where = directory.name if directory.parent == BUNDLED else os.path.abspath(directory)
     engine.source = Source(where, {"max_length": max_length, "token_types": token_types}, sums)
     return engine
@@ -128,8 +128,9 @@ class Engine(Tagging, Ranking):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is None:
             raise pickle.PicklingError("this engine was not made by pfengine.load: nothing says where to load it again")
-        options = {"device": str(self.device), "precision": self.precision, "criterion": self.criterion}
-        return reload, (load, self.source.path, self.source.options | options, self.mark)
+        told = {} if self.criterion is self.own_criterion else {"criterion": self.criterion}
+        options = self.source.options | {"device": str(self.device), "precision": self.precision} | told
+        return reload, (load, self.source.path, options, self.mark)
 
     def __copy__(self) -> Engine:
         other = object.__new__(type(self))
@@ -138,7 +139,8 @@ class Engine(Tagging, Ranking):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         other = copy.copy(self)  # weights do not change
-        other.criterion = copy.deepcopy(self.criterion, memo)
+        if self.criterion is not self.own_criterion:  # the checkpoint's own is data, which does not change either
+            other.criterion = copy.deepcopy(self.criterion, memo)
         return other
 
     @property

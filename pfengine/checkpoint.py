@@ -23,6 +23,7 @@ from .storage import Stored
 from .weights import WEIGHTS as WEIGHTS
 
 CONFIG, MANIFEST = "config.json", "pfengine.json"
+CROSS_ENCODER = "config_sentence_transformers.json"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_FILES = (
     *VOCABULARY_FILES,
@@ -131,7 +132,12 @@ def read_config(folder: Folder) -> Any:
         raise CheckpointError(folder.path, [f"is a cascade; one of its models is needed here, such as {example}"])
     if not folder.has(CONFIG) and (hint := weights.foreign(folder)):
         raise CheckpointError(folder.path, [f"{CONFIG} is missing{hint}"])
-    return folder.json(CONFIG)
+    raw = folder.json(CONFIG)
+    if isinstance(raw, dict) and folder.has(CROSS_ENCODER):  # sentence-transformers asks this file first
+        saved = folder.json(CROSS_ENCODER)
+        if isinstance(saved, dict) and isinstance(path := saved.get("activation_fn"), str):
+            raw["sentence_transformers"] = {"activation_fn": path}
+    return raw
 
 
 def tokenizer_files(path: str | os.PathLike[str] | Folder) -> dict[str, bytes] | None:

@@ -22,6 +22,7 @@ from .cli_options import (
     TextColumn,
     numbers,
 )
+from .errors import ConfigError
 from .strict_json import dumps
 
 
@@ -36,12 +37,22 @@ def calibrate(
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Regression: guaranteed largest distance from full depth, of 99% of rows."),
+        typer.Option(
+            help="Regression: guaranteed largest distance from full depth, of 99% of rows. With --rank: how far from "
+            "the last wanted document's score others may stand for it; default 0."
+        ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the guarantee.")] = 0.95,
     choose_layers: Annotated[
         bool, typer.Option("--choose-layers", help="Test only the exits that save time, at equal agreement.")
     ] = False,
+    rank: Annotated[
+        bool,
+        typer.Option(
+            "--rank", help="For ranking: rows are queries with a document each, and the promise is about the best."
+        ),
+    ] = False,
+    top_k: Annotated[int | None, typer.Option(help="With --rank: how many documents are wanted; default 10.")] = None,
     out: Annotated[str | None, typer.Option(help="Directory for a calibrated copy; default: in place.")] = None,
     input_format: Format = "auto",
     text_column: TextColumn = None,
@@ -52,10 +63,30 @@ def calibrate(
     """Find thresholds on held-out rows and write them into the checkpoint.
 
     With --agreement, --accuracy-drop or, for regression, --tolerance the threshold comes with a guarantee; if there are
-    too few rows for it, the exit code is 1.
+    too few rows for it, the exit code is 1. With --rank documents leave early that are surely not among the best
+    --top-k of their query: in --agreement of queries (default 0.95) the best are those of full depth.
     """
     from .evaluation import calibrate as run
+    from .evaluation import calibrate_ranking
 
+    if rank:
+        others = {"--criterion": criterion, "--speedup": speedup, "--accuracy-drop": accuracy_drop,
+                  "--choose-layers": choose_layers or None, "--label-column": label_column}  # fmt: skip
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ConfigError(f"--rank does not go with {', '.join(given)}")
+        ranked = calibrate_ranking(
+            checkpoint, data, top_k=10 if top_k is None else top_k, agreement=0.95 if agreement is None else agreement,
+            confidence=confidence, tolerance=tolerance or 0.0, out=out, data_format=input_format,
+            text_column=text_column, pair_column=pair_column,
+            notify=lambda stage: console.say(f"calibrate: {stage}"),
+        )  # fmt: skip
+        if as_json:
+            cli_output.print_json(ranked.to_json())
+        else:
+            cli_output.print_ranking_calibration(ranked)
+        return
+    if top_k is not None:
+        raise ConfigError("--top-k is for ranking; give --rank with it")
     outcome = run(
         checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
         tolerance=tolerance, confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,

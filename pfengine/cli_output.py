@@ -18,7 +18,7 @@ from .strict_json import dumps
 if TYPE_CHECKING:
     from .api import Engine
     from .demo import Outcome
-    from .evaluation import Calibration, Report
+    from .evaluation import Calibration, RankingCalibration, Report
     from .evaluation.tuned import Tuned
 
 
@@ -153,6 +153,28 @@ def print_calibration(outcome: Calibration) -> None:
             f"({promise.faults} of {promise.rows} at fault, p = {promise.p_value:.3g})"
         )
     show(f"threshold now: {outcome.threshold}")
+
+
+def print_ranking_calibration(made: RankingCalibration) -> None:
+    promised, k = made.guarantee, made.rule.k
+    table = Table("exit", "margin", "documents that leave %")
+    layers = [*(f"{layer}" for layer in made.exit_layers[:-1]), f"{made.exit_layers[-1]} (last)"]
+    margins = [*(f"{margin:.4f}" if margin < float("inf") else "not tested" for margin in made.rule.margins), ""]
+    for layer, margin, share in zip(layers, margins, made.exits, strict=True):
+        table.add_row(layer, margin, f"{100 * share:.1f}")
+    show(f"{made.checkpoint}: the best {k} of {made.queries} queries of {made.data}")
+    print_table(table)
+    swaps = f", up to {promised.tolerance:g} in the score of rank {k}" if promised.tolerance else ""
+    show(
+        f"with confidence {promised.confidence:g} the best {k} are those of full depth in at least "
+        f"{1 - promised.limit:.4g} of queries{swaps}: layer speed-up {promised.layer_speedup:.2f} "
+        f"({promised.faults} of {promised.queries} at fault, p = {promised.p_value:.3g})"
+    )
+    for name, found in made.precisions.items():
+        show(
+            f"{name}: the best {k} are those of its own full depth in {found['same_set']:.1%} of these queries "
+            f"(p = {found['p_value']:.3g}); at full depth they are those of fp32 in {found['full_depth_same_set']:.1%}"
+        )
 
 
 def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:

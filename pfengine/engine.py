@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,21 +34,23 @@ def run(model: Model, packed: Packed, rule: ExitRule | CriterionFunction, answer
     if isinstance(rule, ExitRule):
         flight.advance(rule, until=model.num_layers)
         return
-    for _ in exits(model, flight, rule, answers.base, every=False):
+    tested = [layer for layer in model.exit_layers if not isinstance(rule, Criterion) or rule.tests(layer)]
+    for _ in exits(model, flight, rule, answers.base, tested):
         pass
 
 
 def exits(
-    model: Model, flight: Flight, rule: ExitRule | CriterionFunction, base: int, every: bool = True
+    model: Model, flight: Flight, rule: ExitRule | CriterionFunction, base: int, stops: Collection[int] | None = None
 ) -> Generator[Exit, None, None]:
     """Take a flight to the last layer, stopping after exits before it for a caller who watches.
 
     Yields the rows (of tag heads the words) that the rule lets stay; those that it lets go have left. Until the next
-    exit is asked for, the caller may let more of them leave. base: as in `Answers`. every: stop after exits that the
-    rule does not test too. Rows are dropped where this raises, or is closed before its end.
+    exit is asked for, the caller may let more of them leave. base: as in `Answers`. stops: the layers of the exits to
+    stop after, all that a callable tests among them; None: all. Rows are dropped where this raises, or is closed
+    before its end.
     """
     try:
-        yield from _exits(model, flight, rule, base, every)
+        yield from _exits(model, flight, rule, base, stops)
     except BaseException:
         units = len(flight.states()) if model.head.tags else len(flight)
         flight.leave(np.ones(units, bool), answered=False)  # frees at once what they hold of a GPU
@@ -56,14 +58,14 @@ def exits(
 
 
 def _exits(
-    model: Model, flight: Flight, rule: ExitRule | CriterionFunction, base: int, every: bool
+    model: Model, flight: Flight, rule: ExitRule | CriterionFunction, base: int, stops: Collection[int] | None
 ) -> Generator[Exit, None, None]:
     decided, call = (rule, None) if isinstance(rule, ExitRule) else (model.full_depth, checked(rule))
     state, scored = None, None  # of a callable: what rows carry from exit to exit, and their slots
     for layer in model.exit_layers[:-1]:
-        tested = not isinstance(rule, Criterion) or rule.tests(layer)  # by a callable
-        if not every and not tested:
+        if stops is not None and layer not in stops:
             continue
+        tested = not isinstance(rule, Criterion) or rule.tests(layer)  # by a callable
         with isolated():
             exit = flight.advance(decided, until=layer)
             if exit is None:

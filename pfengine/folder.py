@@ -59,9 +59,10 @@ class File:
                 if not count:
                     break
                 done += count
-        except OSError as error:
+            now = os.fstat(self._descriptor)
+        except OSError as error:  # also in a thread that still reads while the interpreter ends, and closes the file
             raise CheckpointError(self.path, [f"{self.name} cannot be read: {_reason(error)}"]) from None
-        if done < len(view) or not _same(os.fstat(self._descriptor), self.status):
+        if done < len(view) or not _same(now, self.status):
             raise changed(self.path, self.name)
 
     def stream(self) -> _Stream:

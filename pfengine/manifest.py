@@ -23,6 +23,7 @@ class Manifest:
     calibration: tuple[dict[str, Any], ...] = ()
     guarantee: dict[str, Any] | None = None  # of the threshold, from `calibrate`
     precisions: dict[str, dict[str, Any]] = field(default_factory=dict)  # how they compare to fp32, from `calibrate`
+    ranking: dict[str, Any] | None = None  # the margins of `exits.top_k`, and their guarantee, from `calibrate_ranking`
     storage: str = "float"
     training: dict[str, Any] = field(default_factory=dict)
     # sizes and hashes of the files saved with it, see `file_hashes`; {} where unknown
@@ -39,7 +40,7 @@ class Manifest:
             "calibration": list(self.calibration),
             "storage": self.storage,
             "training": self.training,
-        } | {key: value for key in ("guarantee", "precisions", "files") if (value := getattr(self, key))}
+        } | {key: value for key in ("guarantee", "precisions", "ranking", "files") if (value := getattr(self, key))}
 
 
 def parse_manifest(raw: Any, num_layers: int, faults: list[str], file: str = "pfengine.json") -> Manifest | None:
@@ -73,6 +74,7 @@ def parse_manifest(raw: Any, num_layers: int, faults: list[str], file: str = "pf
             {},
         ),
         exit_layers=tuple(layers),
+        ranking=fields.get("ranking", RANKING_FIELDS, lambda v: _is_ranking(v, len(layers) - 1), None, None),
         storage=fields.get("storage", f"one of {', '.join(STORAGES)}", lambda v: v in STORAGES, "float", "float"),
         files=fields.get(
             "files",
@@ -111,6 +113,15 @@ def judged_fields(fields: Fields) -> dict[str, Any]:
 
 CALIBRATION_FIELDS = "a list of objects with 'threshold', 'layer_speedup' and counts as 'exit_rows'"
 PRECISION_FIELDS = "an object of precisions with 'agreement', 'full_depth_agreement' and 'layer_speedup_ratio'"
+
+RANKING_FIELDS = "an object with a whole number 'top_k' and 'margins', a number >= 0 or null per exit before the last"
+
+
+def _is_ranking(value: Any, exits: int) -> bool:
+    if not isinstance(value, dict) or not isinstance(margins := value.get("margins"), list):
+        return False
+    fit = all(margin is None or (is_number(margin) and margin >= 0) for margin in margins)
+    return fit and len(margins) == exits and is_int(value.get("top_k")) and value["top_k"] > 0
 
 
 def _is_precisions(value: Any) -> bool:

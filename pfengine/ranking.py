@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from .answering import Host, answered
 from .answers import FUNCTIONS, probabilities
+from .config import BackboneConfig
 from .engine import CriterionFunction
 from .errors import ConfigError, InputError
 from .exits import Criterion
+from .exits.top_k import TopK
+from .inference import Answered
+from .manifest import Manifest
+from .messages import warn
 from .options import whole
 from .per_row import Number
+from .ranked import answer_top_k
 from .rows import Unreadable, rows_of
 
 ACTIVATIONS = ("sigmoid", "none")  # of FUNCTIONS
 
 
 class Ranking:
-    """The part of an engine that ranks documents."""
+    """The part of an engine that ranks documents.
+
+    own_criterion: the checkpoint's, where `load` was told no other; else None.
+    """
+
+    own_criterion: CriterionFunction | None = None
 
     def rank(
         self: Host,
@@ -41,21 +53,28 @@ class Ranking:
         """The documents by their score for a query, best first: {"index", "score", "exit_layer"}.
 
         "index" is the document's place in `documents`, 0-based, and "exit_layer" the layer after which the pair of
-        query and document left, 1-based. Each pair leaves by itself. In a cascade there is also "model", as in
-        `Engine.classify`. Documents are ordered by their logits, which tell apart what a sigmoid rounds to 1. Those
-        with equal logits keep the order of the input.
+        query and document left, 1-based. In a cascade there is also "model", as in `Engine.classify`. Documents are
+        ordered by their logits, which tell apart what a sigmoid rounds to 1. Those with equal logits keep the order of
+        the input.
+
+        Where the checkpoint has margins for the best k (`calibrate_ranking`), top_k is at most k, and nobody says
+        otherwise by `criterion`, `threshold` or `speedup`, here or in `load`, documents leave that are surely not among
+        the best k. The others go through all layers, so that the answer has their own scores. For a larger top_k no
+        document leaves, and a warning says so. In all other cases each pair leaves by itself.
 
         The model is a cross-encoder: it has one label. query: a string. documents: an iterable of strings or
         {"text"}, read to its end. A dict may also have the document's own "threshold" or "speedup"; other keys are
         ignored. Without documents the answer is []. An empty document is scored as the query alone, as `classify` does.
         top_k: only the best so many; None: all of them.
         return_documents: also the key "text", the document as it was given.
-        activation: what makes a score of a logit, "sigmoid" or "none". None is what `classify` does: "none" where the
-        checkpoint's problem type is regression, else "sigmoid". It does not change the order.
+        activation: what makes a score of a logit, "sigmoid" or "none". None is what sentence-transformers saved with
+        the model, and where it saved nothing what `classify` does: "none" where the checkpoint's problem type is
+        regression, else "sigmoid". It does not change the order.
         on_error: "raise" an InputError that names the first document without an answer, or "return" {"error", "row"}
         for each of them, after the others and in input order. They do not count for `top_k`.
 
-        Other options are those of `Engine.classify`. Raises ConfigError where the model is no cross-encoder, the query
+        Other options are those of `Engine.classify`, except that all documents are one batch where the margins decide.
+        Raises ConfigError where the model is no cross-encoder, the query
         is no string, or the options do not fit the model or each other.
         """
         if on_error not in ("raise", "return"):
@@ -74,7 +93,12 @@ class Ranking:
             raise ConfigError(f"query is of type {type(query).__name__}; it must be a string")
         given = _listed(documents)
         rows = [_row(query, document) for document in given]
-        windows = answered(self, rows, criterion, threshold, speedup, truncation, batch_tokens, batch_size)
+        kind = self.model.config.problem_type if activation is None else FUNCTIONS[activation]
+        if activation is None and (saved := saved_activation(self.model.config)) is not None:
+            kind = FUNCTIONS[saved]
+        windows, of_margins = _answers(
+            self, rows, top, criterion, threshold, speedup, truncation, batch_tokens, batch_size
+        )
         indexes, logits, layers, models, failed = [], list[np.ndarray](), list[int](), list[int](), []
         for window, scores, exit_layers, of_model in windows:
             for i, row in enumerate(window):
@@ -90,14 +114,76 @@ class Ranking:
         if not indexes:
             return failed
         found = np.stack(logits)
-        problem = self.model.config.problem_type if activation is None else FUNCTIONS[activation]
-        values = probabilities(found, problem)[:, 0]
+        values = probabilities(found, kind)[:, 0]
         return [
             {"index": indexes[i], "score": float(values[i]), "exit_layer": layers[i]}
             | ({"model": models[i]} if models[i] else {})
             | ({"text": _text(given[indexes[i]])} if return_documents else {})
-            for i in np.argsort(-found[:, 0], kind="stable")[:top]
+            for i in _best_first(found[:, 0], np.array(layers) < self.model.num_layers if of_margins else None)[:top]
         ] + failed
+
+
+def _answers(
+    engine: Host,
+    rows: list[Any],
+    top: int | None,
+    criterion: Any,
+    threshold: Number,
+    speedup: Number,
+    truncation: Any,
+    batch_tokens: int,
+    batch_size: int | None,
+) -> tuple[Iterator[Answered], bool]:
+    """The answers to the rows of one query, and whether the margins for its best decided; else each row by itself."""
+    margins = top_k_margins(engine.checkpoint.manifest, engine.model.exit_layers)
+    told = any(each is not None for each in (criterion, threshold, speedup)) or engine.own_criterion is None
+    own = any(isinstance(row, dict) and ("threshold" in row or "speedup" in row) for row in rows)
+    if margins is None or top is None or told or own or engine.criterion is not engine.own_criterion:
+        return answered(engine, rows, criterion, threshold, speedup, truncation, batch_tokens, batch_size), False
+    if top > margins.k:
+        warn(
+            f"top_k is {top}, and {engine.checkpoint.path} was calibrated for the best {margins.k}: no document leaves "
+            "early"
+        )
+        return answered(engine, rows, "never", None, None, truncation, batch_tokens, batch_size), False
+    runner = engine._runner(batch_tokens, batch_size, truncation)
+    window = [row for part in engine._windows(rows, truncation, runner.batch_tokens) for row in part]
+    return iter([answer_top_k(engine.model, window, margins, engine.precision)]), True
+
+
+def _best_first(logits: np.ndarray, left: np.ndarray | None) -> np.ndarray:
+    """Places by their logits, the largest first; after all others those that `left` because they are not wanted.
+
+    Logits of different layers do not compare: one that left with a higher score than a document of the last layer was
+    surely below it there.
+    """
+    if left is None:
+        return np.argsort(-logits, kind="stable")
+    return np.lexsort((-logits, left))
+
+
+def top_k_margins(manifest: Any, exit_layers: tuple[int, ...]) -> TopK | None:
+    """The rule that `calibrate_ranking` wrote into a checkpoint; None where there is none, as in a cascade."""
+    if not isinstance(manifest, Manifest) or manifest.ranking is None or manifest.exit_layers != exit_layers:
+        return None
+    margins = (math.inf if margin is None else float(margin) for margin in manifest.ranking["margins"])
+    return TopK(manifest.ranking["top_k"], tuple(margins))
+
+
+def saved_activation(config: BackboneConfig) -> str | None:
+    """What sentence-transformers saved as the activation of a cross-encoder, one of ACTIVATIONS; None where nothing.
+
+    Raises ConfigError for an activation of another kind.
+    """
+    saved = config.raw.get("sentence_transformers")
+    path = saved.get("activation_fn") if isinstance(saved, dict) else None
+    path = path or config.raw.get("sbert_ce_default_activation_function")
+    if path is None:
+        return None
+    kind = {"Identity": "none", "Sigmoid": "sigmoid"}.get(str(path).rpartition(".")[2])
+    if kind is None:
+        raise ConfigError(f"the model's activation is {path!r}; give activation='sigmoid' or 'none'")
+    return kind
 
 
 def _listed(documents: Any) -> list[Any]:

@@ -26,7 +26,7 @@ LAYERS = {
     "parts": "encoder exits heads",
     "engine": "engine model token_flight torch_flight",
     "api": "answering answers api bundled cascade_model cascade_reader cascade_runner cascade_saving devices inference "
-    "loading per_row ranking reader reload saving tagging",
+    "loading per_row ranked ranking reader reload saving tagging",
     "whole runs": "comparison convert evaluation training",
     "faces": "__init__ __main__ cli cli_comparison cli_evaluation cli_export cli_io cli_options cli_output cli_ranking "
     "cli_serving cli_tagging cli_training console demo pipeline pipeline_options serving stacks",

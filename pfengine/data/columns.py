@@ -13,6 +13,7 @@ PAIRS = (  # columns of the two texts of a pair: plain names first, then GLUE's 
     ("sentence", "sentence2"),
     ("question1", "question2"),
     ("premise", "hypothesis"),
+    ("query", "document"),
     ("question", "sentence"),
     ("#1 String", "#2 String"),
 )

@@ -26,6 +26,8 @@ from ..exits.placement import judge, place
 from ..exits.selection import choose
 from ..exits.text import check_fits, lacks_threshold, parse_form
 from ..heads import HEADS
+from ..manifest import Manifest
+from ..messages import warn
 from ..per_row import own_exits
 from ..reader import read
 from .calibrated import Calibration, LayerChoice, outcome, warn_of_few, write
@@ -95,7 +97,7 @@ def calibrate(
     if out is None and BUNDLED in directory.parents:
         raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
     target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
-    own = _criterion(engine, criterion)
+    own, before_layers, ranking = _criterion(engine, criterion), engine.exit_layers, _ranking(engine)
     cascaded = isinstance(engine.checkpoint, CascadeCheckpoint)
     if cascaded and (choose_layers or speedup == 1):
         raise ConfigError(
@@ -124,7 +126,7 @@ def calibrate(
     warn_of_few(texts, source)
     if choose_layers and engine.exit_layers != every_exit(engine):
         whole = read(directory)
-        every = replace(whole.manifest, exit_layers=every_exit(engine))  # whatever was chosen earlier
+        every = replace(whole.manifest, exit_layers=every_exit(engine), ranking=None)  # whatever was chosen earlier
         engine = load(replace(whole, manifest=every), precision="fp32", criterion="never")
     models = None
     if cascaded:
@@ -174,7 +176,12 @@ def calibrate(
         "guarantee": None if promised is None else asdict(promised),
     }
     before = engine.checkpoint.manifest
-    manifest = replace(before, **(found if cascaded else found | {"exit_layers": exit_layers}))
+    if not cascaded:
+        if ranking is not None and exit_layers != before_layers:
+            warn(f"{path} had margins for ranking, which are of other exits; calibrate it for ranking again")
+            ranking = None
+        found |= {"exit_layers": exit_layers, "ranking": ranking}
+    manifest = replace(before, **found)
     if speedup is not None and choice is None:
         rule = _at_speedup(engine, own, table, speedup)
         reached = _slowest(own, scores, exit_layers) if isinstance(rule, Never) else float(rule.threshold)
@@ -213,6 +220,12 @@ def _calibrate_tags(
         manifest = replace(manifest, threshold=slowest if isinstance(rule, Never) else float(rule.threshold))
     precisions = write(engine, manifest, target, rows, notify)
     return outcome(manifest, target, source, len(rows), engine.exit_layers, None, None, precisions)
+
+
+def _ranking(engine: Engine) -> dict[str, Any] | None:
+    """The margins for ranking that the checkpoint has."""
+    manifest = engine.checkpoint.manifest
+    return manifest.ranking if isinstance(manifest, Manifest) else None
 
 
 def _share(name: str, value: Any) -> float:

@@ -101,6 +101,13 @@ class ExitHead(ABC):
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
         """Shapes of all tensors of the head, by key."""
 
+    @classmethod
+    def level(cls, config: BackboneConfig, head: dict[str, Any]) -> dict[str, Tensor]:
+        """Biases, by key, with which every exit scores about 1 where its weights are small; {} where none are known."""
+        key = f"{PREFIX}classifiers.bias"
+        shape = cls.shapes(config, head).get(key)
+        return {} if shape is None else {key: torch.ones(shape, dtype=torch.float32, device="cpu")}
+
     @abstractmethod
     def __init__(
         self,

@@ -115,6 +115,23 @@ class PastFuture(PreparedHead):
             shapes |= {f"{PREFIX}gate.weight": (width, width), f"{PREFIX}gate.bias": (width,)}
         return shapes
 
+    @classmethod
+    def level(cls, config: BackboneConfig, head: dict[str, Any]) -> dict[str, Tensor]:
+        options, labels = Options.of(head), config.num_labels
+        found = {
+            key: torch.zeros(shape, dtype=torch.float32, device="cpu")
+            for key, shape in cls.shapes(config, head).items()
+            if key.removeprefix(PREFIX) in ("past.bias", "future.bias", "projections.bias")
+        }
+        for key, value in found.items():
+            if options.incorporate == "concat-shared":  # past and future are one sum, over all layers
+                value[-1 if options.future else 0, :labels] = 1
+            else:
+                value[:, :labels] = 0.5 if options.future and options.gate == "none" else 1
+                if key == f"{PREFIX}past.bias":
+                    value[-1, :labels] = 1  # after the last layer the past is all
+        return found
+
     def __init__(
         self,
         ops: OpSet,

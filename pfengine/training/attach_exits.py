@@ -17,6 +17,7 @@ from ..exits.base import MULTI, REGRESSION, SINGLE
 from ..heads import HEADS, Attached
 from ..heads.attached import has_exits
 from ..manifest import Manifest
+from ..messages import warn
 from .config import TrainingConfig
 from .criterion import add_calibration, check_criterion
 from .fit import fit, remove_state
@@ -116,8 +117,8 @@ def attach(
             f"system is {config.system!r}, which learns one label per row, and {model} is for {MULTI}; take one of "
             f"{', '.join(known)}"
         )
-    written = config.criterion or ("binary-confidence" if problem == MULTI else chosen.criterion_of(head))
-    assert written is not None  # the criterion of labels
+    usual = "binary-confidence" if problem == MULTI else chosen.criterion_of(head, regression=problem == REGRESSION)
+    written = config.criterion or usual or "never"
     check_criterion(written, head, ckpt.backbone)
     if type(exits).after_training is not ExitModel.after_training:
         raise ConfigError(
@@ -151,4 +152,9 @@ def attach(
         saving.fill(stage, ckpt.backbone.raw, manifest, tensors, ckpt.tokenizer)
         add_calibration(stage, unseen, answers, config.speedup, teacher.max_length)
     remove_state(config, exits)
+    if written == "never":
+        warn(
+            f"{output} has exits, and no criterion lets rows leave there yet: give `calibrate` one, such as "
+            "patience:,0.1, or --rank for the best documents of a query"
+        )
     return output

@@ -95,6 +95,17 @@ class ExitModel(nn.Module):
             for key, value in self.head_tensors().items():
                 value.copy_(tensors[key])
 
+    def start_at(self, score: float) -> None:
+        """Let every exit of regression begin at this score.
+
+        The scores of data may lie far from 0. An optimiser moves a weight by its learning rate per step, so hundreds of
+        steps would go into finding their mean.
+        """
+        level = HEADS[self.head_config["type"]].level(self.backbone_config, self.head_config)
+        with torch.no_grad():
+            for key, value in level.items():
+                self.head_tensors()[key].copy_(value * score)
+
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All tensors as fp32 under their checkpoint keys."""
         family = self.backbone_config.family

@@ -106,6 +106,8 @@ def train(config: TrainingConfig) -> Path:
     further = encode([example.row for example in more], None, tokenizer)
     if pooler is not None:
         model.initialise(pooler)
+    if not labels:
+        model.start_at(float(np.mean(label_values(kept, labels, name))))
     fit(model, model, _rows(kept, labels, tokenizer), config, collator, inputs, further)
     if type(model).after_training is not ExitModel.after_training:
         fitted = model.after_training(held_out_scores(model, _rows(held_out, labels, tokenizer).rows, collator))

@@ -245,7 +245,10 @@ def test_labels_that_are_given_or_not(
 def test_scores(make_plain: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
     plain, rows = make_plain("bert", "scores"), [example.row for example in data.read(texts)]
     with pytest.raises(pfengine.ConfigError, match="criterion 'entropy' makes no sense for problem_type 'regression'"):
-        pfengine.attach(plain, texts, tmp_path / "ckpt", hold_out=200)
+        pfengine.attach(plain, texts, tmp_path / "ckpt", hold_out=200, criterion="entropy")
+    with pytest.warns(UserWarning, match="has exits, and no criterion lets rows leave there yet: give `calibrate` one"):
+        still = pfengine.attach(plain, texts, tmp_path / "still", epochs=1, hold_out=200)
+    assert (pfengine.load(still, precision="fp32").predict(rows[:9]).exit_layers == 4).all()
     out = pfengine.attach(
         plain, texts, tmp_path / "ckpt", epochs=8, hold_out=200, batch_size=16, criterion="patience:,0.2", speedup=1.5
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -240,6 +241,31 @@ def test_numbers_as_labels_make_a_regression(encoder: Path, rows: Path, tmp_path
     assert values[0] > 3.5
     assert values[1] < 1.5
     assert json.loads((out / "pfengine.json").read_text())["training"]["held_out_score"] > 0.9
+
+
+FORMS: list[dict[str, Any]] = [
+    {"form": "paper"}, {"form": "authors"}, {"form": "paper", "incorporate": "max"}, {"form": "paper", "gate": "none"},
+    {"form": "authors", "states": "past", "gate": "none"}, {"form": "authors", "states": "future"},
+    {"form": "authors", "gate": "none"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"system": name} for name in ("pfengine", "pabee", "berxit", "elbert", "elasticbert")]
+    + [{"system": "past-future"} | form for form in FORMS],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_scores_far_from_zero(encoder: Path, rows: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Every exit begins at their mean, so that a few steps at a low rate do not end near 0."""
+    lines = (rows / "train.tsv").read_text().splitlines()
+    (tmp_path / "train.tsv").write_text(
+        "\n".join([lines[0], *(line.replace("\t1", "\t50.5").replace("\t0", "\t49.5") for line in lines[1:])]) + "\n"
+    )
+    how: dict[str, Any] = {"labels": None, "epochs": 1, "learning_rate": 1e-4, **options}
+    out = pfengine.train(config(encoder, tmp_path, tmp_path / "ckpt", **how))
+    logits = pfengine.load(out, precision="fp32").layer_logits(["a good film", "a bad film", "bleak"])
+    assert np.abs(logits - 50).max() < 1.5
 
 
 def test_progress_is_logged_without_a_terminal(
