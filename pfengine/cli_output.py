@@ -105,7 +105,8 @@ def print_tuned(made: Tuned) -> None:
     print_table(table)
     for name, reason in made.skipped.items():
         show(f"{name}: {reason}")
-    kept = f"at least {1 - promise.limit:.4g} of rows are answered as by the original in fp32"
+    as_was = "answered as" if promise.tolerance is None else f"scored within {promise.tolerance:g} of what they are"
+    kept = f"at least {1 - promise.limit:.4g} of rows are {as_was} by the original in fp32"
     show(
         f"with confidence {promise.confidence:g} {kept}: {made.precision}, threshold {promise.threshold:.4f}, "
         f"{promise.faults} of {promise.rows} held-out texts otherwise"

@@ -45,6 +45,12 @@ TUNE = [
         ("agreement", None, float | None, typer.Option(help="With --tune: promised share of rows. [default: 0.99]")),
         ("confidence", None, float | None, typer.Option(help="With --tune: of the promise. [default: 0.95]")),
         (
+            "tolerance",
+            None,
+            float | None,
+            typer.Option(help="With --tune, of regression: promised distance from the model's score."),
+        ),
+        (
             "encoder_rate",
             None,
             float | None,
@@ -149,23 +155,24 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
 @with_options(_attach_options())
 def attach(
     *, ctx: typer.Context, model: str, data: str, output: str, tune: bool, agreement: float | None,
-    confidence: float | None, encoder_rate: float | None, augment: float | None, fallback: bool | None, as_json: bool,
+    confidence: float | None, tolerance: float | None, encoder_rate: float | None, augment: float | None,
+    fallback: bool | None, as_json: bool,
     **given: Any,
 ) -> None:  # fmt: skip
     """Add exits to a finished model, from unlabelled text; its full depth answers as before, bit for bit.
 
     With --tune exits that weigh all tokens learn from the texts and from rows made of them, and the encoder too where
     --encoder-rate is given. The fastest precision and threshold are chosen that keep a promise on texts held out: so
-    many rows are answered as by the model in fp32. Options that are not given have the defaults of `pfengine train`
-    then, but the learning rate, 0.001; half of the texts are held out.
+    many rows are answered as by the model in fp32, or scored within --tolerance of it. Options that are not given have
+    the defaults of `pfengine train` then, but the learning rate, 0.001; half of the texts are held out.
     """
 
     def progress(parts: Any, total: int) -> Any:
         return cli_io.progress(parts, total, "full model")
 
     own: dict[str, Any] = {
-        "agreement": agreement, "confidence": confidence, "encoder_rate": encoder_rate, "augment": augment,
-        "fallback": fallback,
+        "agreement": agreement, "confidence": confidence, "tolerance": tolerance, "encoder_rate": encoder_rate,
+        "augment": augment, "fallback": fallback,
     }  # fmt: skip
     own = {name: value for name, value in own.items() if value is not None}
     if not tune:

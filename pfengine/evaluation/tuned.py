@@ -88,10 +88,12 @@ def search(
     confidence: float,
     fallback: bool,
     max_length: int | None,
+    tolerance: float | None = None,
 ) -> tuple[Candidate, ...]:
     """Every setting with its fastest threshold that keeps the promise; NotShown where none does.
 
-    answers: the original's logits in fp32, float32 [rows, labels]. Both models must have the same labels.
+    answers: the original's logits in fp32, float32 [rows, labels]. Both models must have the same labels. tolerance: of
+    regression, how far a score may be from the original's.
     """
     own = parse_form(tuned.manifest.criterion or "never")
     assert isinstance(own, DataCriterion)
@@ -102,7 +104,7 @@ def search(
         full = load(original, precision=precision, criterion="never", max_length=max_length)
         scores, layers, sample = engine.layer_scores(texts), engine.exit_layers, texts[:SAMPLE]
         rate = len(sample) / statistics.median(seconds_of(partial(full.predict, sample, batch_size=BATCH)))
-        deep = float(alike(scores.logits[-1], answers, label_sets=label_sets).mean())
+        deep = float(alike(scores.logits[-1], answers, tolerance, label_sets).mean())
         for falls_back in (False, True) if fallback else (False,):
             logits, learned, ends = scores.logits, scores.learned, layers
             if falls_back:
@@ -113,7 +115,7 @@ def search(
             try:
                 promised = guarantee(
                     own, logits, None, ends, limit=1 - agreement, confidence=risk_of_each(confidence, fallback),
-                    learned=learned, label_sets=label_sets, reference=answers,
+                    learned=learned, tolerance=tolerance, label_sets=label_sets, reference=answers,
                 )  # fmt: skip
             except NotShown as error:
                 found.append(Candidate(precision, falls_back, deep, None, str(error), 0.0))
@@ -139,10 +141,12 @@ def report(
     candidates: tuple[Candidate, ...],
     best: Candidate,
     truth: np.ndarray | None = None,
+    tolerance: float | None = None,
 ) -> Tuned:
     """Time what was written beside the original, in one run, and count agreement on the held-out texts.
 
-    truth: label ids of the texts, int64 [rows], where they are known; then accuracy is counted, too.
+    truth: label ids of the texts, int64 [rows], where they are known; then accuracy is counted, too. tolerance: as in
+    `search`.
     """
     assert best.promised is not None
     label_sets = original.backbone.problem_type == MULTI
@@ -178,7 +182,7 @@ def report(
                 "name": each,
                 "rows_per_second": len(timed) / statistics.median(seconds[each]),
                 "p50_ms": 1000 * statistics.median(lone[each]),
-                "agreement": float(alike(found, answers, label_sets=label_sets).mean()),
+                "agreement": float(alike(found, answers, tolerance, label_sets).mean()),
                 "layer_speedup": float(out.layer_speedup) if each == name else 1.0,
             }
             | ({} if truth is None else {"accuracy": float((found.argmax(1) == truth).mean())})

@@ -47,6 +47,10 @@ class Attached(ExitHead):
     def shapes(config: BackboneConfig, head: dict[str, Any]) -> Shapes:
         return HEADS[head["exits"]["type"]].shapes(config, head["exits"]) | Classifier.shapes(config, {})
 
+    @classmethod
+    def level(cls, config: BackboneConfig, head: dict[str, Any]) -> dict[str, Tensor]:
+        return HEADS[head["exits"]["type"]].level(config, head["exits"])
+
     def __init__(
         self,
         ops: OpSet,

@@ -126,6 +126,8 @@ def attach(
         )
     rows = encoded([example.row for example in kept], teacher)
     stored = read_states(ckpt, teacher, exits, rows, progress)
+    if problem == REGRESSION:
+        exits.start_at(float(stored.answers.mean()))
     inputs = {"data": hash_rows(kept, held_out), "model": hash_files(ckpt.path)}
     fit(OnStates(exits), exits, stored, config, stack, inputs)
 

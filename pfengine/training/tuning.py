@@ -25,7 +25,7 @@ from ..cascade_saving import fill_cascade, part_of
 from ..checkpoint import Checkpoint
 from ..errors import ConfigError
 from ..evaluation.tuned import Candidate, Tuned, report, risk_of_each, search
-from ..exits.base import MULTI, REGRESSION
+from ..exits.base import MULTI, REGRESSION, SINGLE, number
 from ..exits.guarantee import rows_needed
 from ..heads import HEADS
 from ..heads.attached import has_exits
@@ -54,6 +54,7 @@ def tune(
     *,
     agreement: float = 0.99,
     confidence: float = 0.95,
+    tolerance: float | None = None,
     encoder_rate: float = 0.0,
     fallback: bool | None = None,
     augment: float = 3.0,
@@ -72,7 +73,9 @@ def tune(
 
     Then the fastest setting is searched for that keeps the promise on texts that training has not seen: with a
     probability of at least `confidence` over these texts, at least `agreement` of future rows get the label, or the set
-    of labels, that the model gives in fp32. A setting is a precision, a threshold, and whether rows of which no exit is
+    of labels, that the model gives in fp32. Of a model that gives scores of regression they get a score within
+    `tolerance` of its, which must be given then; exits agree by the criterion "patience:,tolerance" unless another is
+    given. A setting is a precision, a threshold, and whether rows of which no exit is
     sure fall back to the model itself (`fallback`; default: only where the encoder moves). All settings that are
     compared share the risk 1 - confidence equally. What is written is a checkpoint, or a cascade of it and the model
     where rows fall back. `load` runs it in the precision that the promise was shown for.
@@ -91,6 +94,8 @@ def tune(
     for name, value in (("encoder_rate", encoder_rate), ("augment", augment)):
         if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value!r}; it must be a number of at least 0")
+    if tolerance is not None and (tolerance := number("tolerance", tolerance)) <= 0:
+        raise ConfigError(f"tolerance is {tolerance!r}; it must be above 0")
     fallback = encoder_rate > 0 if fallback is None else fallback
     output = Path(output)
     saving.check_writable(output, cascade=fallback)
@@ -101,7 +106,7 @@ def tune(
     ).filled()
     original = reader.read(find(model))
     judge = load(original, precision="fp32", criterion="never", max_length=max_length)
-    _check(original, model)
+    _check(original, model, tolerance)
     columns: dict[str, Any] = {
         "text": config.text_column, "pair": config.pair_column, "label": config.label_column
     }  # fmt: skip
@@ -123,6 +128,8 @@ def tune(
         "model": hash_files(original.path),
         "tuning": f"{encoder_rate} {augment}",
     }
+    if tolerance is not None and config.criterion is None:
+        config = replace(config, criterion=f"patience:,{tolerance:g}")
     tuned = _trained(original, judge, config, encoder_rate, kept_rows, inputs, progress)
     answers = _answers(judge, unseen, progress)
 
@@ -130,16 +137,16 @@ def tune(
         stage = Path(folder, "tuned")
         stage.mkdir()
         saving.fill(stage, original.backbone.raw, tuned.manifest, tuned.tensors, original.tokenizer)
-        values = None if original.backbone.problem_type == MULTI else answers.argmax(1)
+        values = {MULTI: None, REGRESSION: answers[:, 0], SINGLE: answers.argmax(1)}[original.backbone.problem_type]
         add_calibration(stage, unseen, values, 1.0, judge.max_length)  # the threshold is searched for below
         candidates = search(
             reader.read(stage), original, unseen, answers, agreement=agreement, confidence=confidence,
-            fallback=fallback, max_length=judge.max_length,
+            fallback=fallback, max_length=judge.max_length, tolerance=tolerance,
         )  # fmt: skip
         best = max((each for each in candidates if each.promised), key=lambda each: each.predicted_rows_per_second)
         _write(output, reader.read(stage), original, best)
     remove_state(config, tuned.recipe)
-    return report(output, original, judge, unseen, answers, candidates, best, _truth(held_out, judge))
+    return report(output, original, judge, unseen, answers, candidates, best, _truth(held_out, judge), tolerance)
 
 
 class _Trained(NamedTuple):
@@ -159,17 +166,21 @@ def _read(file: Path, options: dict[str, Any]) -> list[data.Example]:
 def _truth(examples: Sequence[data.Example], judge: Engine) -> np.ndarray | None:
     """Label ids, where the file has labels that are the model's."""
     found = [example.label for example in examples if example.label is not None]
-    if len(found) < len(examples) or judge.model.config.problem_type == MULTI:
+    if len(found) < len(examples) or judge.model.config.problem_type != SINGLE:
         return None
     ids = data.read_as(found, judge.labels)
     return None if ids is None else np.array([ids[label] for label in found])
 
 
-def _check(original: Checkpoint, model: str | os.PathLike[str]) -> None:
+def _check(original: Checkpoint, model: str | os.PathLike[str], tolerance: float | None) -> None:
     if original.manifest.head["type"] != "classifier":
         raise ConfigError(f"{model} has exits already; tuning takes a plain sequence-classification directory")
-    if original.backbone.problem_type == REGRESSION:
-        raise ConfigError(f"{model} gives scores of regression; tuning takes labels, and attach scores")
+    if (original.backbone.problem_type == REGRESSION) != (tolerance is not None):
+        raise ConfigError(
+            f"{model} gives scores of regression; give tolerance, how far a score may be from the model's"
+            if tolerance is None
+            else f"tolerance is for scores of regression, and {model} gives labels; give agreement alone"
+        )
     if original.backbone.num_layers < 2:
         raise ConfigError(f"{model} has one layer: there is no earlier layer to exit at")
 
@@ -203,6 +214,9 @@ def _trained(
     fixed = ("after_training", "head", "fill", "phases")
     if recipe.cascade or any(getattr(type(recipe), name) is not getattr(ExitModel, name) for name in fixed):
         raise ConfigError(f"system is {config.system!r}, whose recipe does not train exits of a finished model")
+    logits = torch.from_numpy(_answers(judge, rows, progress))
+    if backbone.problem_type == REGRESSION:
+        recipe.start_at(float(logits.mean()))
     own_classifier = {key: original.tensors[key] for key in Classifier.shapes(backbone, {})}
     recipe.load_head({**recipe.head_tensors(), **own_classifier})
     of_exits = {id(value) for key, value in recipe.head_tensors().items() if key not in own_classifier}
@@ -211,8 +225,8 @@ def _trained(
     recipe.schedule, recipe.still = (Phase("exits", trains=names.__contains__),), not encoder_rate
     if encoder_rate:
         recipe.schedule += (Phase("exits and encoder", epochs=1.0, learning_rate=encoder_rate),)
-    logits = torch.from_numpy(_answers(judge, rows, progress))
-    labels = list(answers_of(logits, backbone.problem_type).numpy())
+    wanted = answers_of(logits, backbone.problem_type)
+    labels = wanted.tolist() if wanted.dim() == 1 else list(wanted.numpy())
     fit(recipe, recipe, encode(rows, labels, judge.tokenizer), config, Collator(backbone), inputs)
     manifest = Manifest(
         system="attached",

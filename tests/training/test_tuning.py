@@ -52,6 +52,9 @@ OPTIONS: dict[str, Any] = {"epochs": 8, "learning_rate": 1e-3, "hold_out": 500, 
         ("bert", "labels", 0.0, None),
         pytest.param("modernbert", "labels", 0.0, None, marks=pytest.mark.slow),
         pytest.param("bert", "label sets", 0.0, None, marks=pytest.mark.slow),
+        ("bert", "scores", 0.0, None),
+        pytest.param("bert", "scores", 1e-4, None, marks=pytest.mark.slow),
+        pytest.param("bert", "one label", 0.0, None, marks=pytest.mark.slow),
         ("bert", "labels", 1e-4, None),
         pytest.param("bert", "labels", 1e-4, False, marks=pytest.mark.slow),
     ],
@@ -61,14 +64,15 @@ def test_the_promise_is_kept_on_other_texts(
     rate: float, fallback: bool | None,
 ) -> None:  # fmt: skip
     plain = fine_tuned(family, tmp_path_factory.mktemp("plain") / family, encoder, problem)
-    made = pfengine.tune(plain, texts, tmp_path / "out", encoder_rate=rate, fallback=fallback, **OPTIONS)
+    tolerance = {"tolerance": 0.2} if problem == "scores" else {}
+    made = pfengine.tune(plain, texts, tmp_path / "out", encoder_rate=rate, fallback=fallback, **OPTIONS, **tolerance)
     others = made_up(1000, seed=77)
     judge = pfengine.load(plain, precision="fp32").predict(others)
     engine = pfengine.load(tmp_path / "out")
     assert engine.precision == made.precision
     assert isinstance(engine.checkpoint, CascadeCheckpoint) == made.falls_back
     out = engine.predict(others)
-    share = alike(out.logits, judge.logits, label_sets=problem == "label sets").mean()
+    share = alike(out.logits, judge.logits, tolerance.get("tolerance"), problem in ("label sets", "one label")).mean()
     assert share >= 0.95
     assert out.layer_speedup > 1.2
     assert engine.checkpoint.manifest.guarantee["precision"] == made.precision  # type: ignore[index]
@@ -102,8 +106,12 @@ def test_one_command(bert: Path, texts: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_tuned(bert: Path, texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(pfengine.ConfigError, match=r"300 of \d+ texts are held out, and \d+ are needed to show"):
-        pfengine.tune(bert, texts, tmp_path / "out", hold_out=300)
+    with pytest.raises(pfengine.ConfigError, match=r"250 of \d+ texts are held out, and \d+ are needed to show"):
+        pfengine.tune(bert, texts, tmp_path / "out", hold_out=250)
+    with pytest.raises(pfengine.ConfigError, match=r"tolerance is for scores of regression, and .* gives labels"):
+        pfengine.tune(bert, texts, tmp_path / "out", tolerance=0.1)
+    with pytest.raises(pfengine.ConfigError, match=r"tolerance is 0\.0; it must be above 0"):
+        pfengine.tune(bert, texts, tmp_path / "out", tolerance=0)
     with pytest.raises(pfengine.ConfigError, match="agreement is 1; it must be between 0 and 1"):
         pfengine.tune(bert, texts, tmp_path / "out", agreement=1)
     with pytest.raises(pfengine.ConfigError, match="has exits already"):
