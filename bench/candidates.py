@@ -4,7 +4,8 @@
 
 Queries are drawn from the sentences of the files given first, and documents from these and the `--corpus` files. No
 labels are read. A query is not its own candidate. Two files of queries from one population: `--queries 600` for one,
-`--skip 600` for the other. Output: a line "query<TAB>document" per candidate, best first.
+`--skip 600` for the other. With `--sample 16 --teacher cross-encoder/` it makes rows to train on. Output: a line
+"query<TAB>document" per candidate, best first, with a score where there is a teacher.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import typer
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
+import pfengine
 from pfengine import data
 
 K1, B = 1.2, 0.75
@@ -30,20 +32,28 @@ def main(
     queries: Annotated[int, typer.Option(min=1)] = 500,
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many queries first, those of another file.")] = 0,
     documents: Annotated[int, typer.Option(min=1, help="Candidates of a query.")] = 100,
+    sample: Annotated[int | None, typer.Option(min=1, help="Keep so many of a query's candidates, at random.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Cross-encoder that scores the pairs: a third column.")] = None,
     seed: int = 0,
 ) -> None:
     asked, found = sentences(queries_of), sentences([*queries_of, *corpus])
-    random.Random(seed).shuffle(asked)
+    draw = random.Random(seed)
+    draw.shuffle(asked)
     drawn = asked[skip : skip + queries]
     vectorizer = CountVectorizer(token_pattern=r"\w+")
     weights = bm25(vectorizer.fit_transform(found))
     scores = vectorizer.transform(drawn).sign() @ weights.T
-    lines = ["query\tdocument"]
+    pairs = []
     for i, query in enumerate(drawn):
         row = scores[i].toarray()[0]
         best = np.argsort(-row, kind="stable")[: documents + 1]
         others = [found[j] for j in best if found[j] != query and row[j] > 0][:documents]
-        lines += [f"{query}\t{document}" for document in others]
+        kept = others if sample is None else draw.sample(others, min(sample, len(others)))
+        pairs += [(query, document) for document in kept]
+    lines = ["\t".join(pair) for pair in (("query", "document"), *pairs)]
+    if teacher is not None:
+        scores = pfengine.load(teacher, criterion="never").predict(pairs).logits[:, 0]
+        lines = [f"{line}\t{value}" for line, value in zip(lines, ("score", *scores), strict=True)]
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
