@@ -46,7 +46,7 @@ def test_every_option_of_a_training_run_is_on_the_command_line() -> None:
 def test_every_option_of_attach_is_on_the_command_line() -> None:
     shown = parameters("attach")
     options = set(ATTACH) - {"source", "options", "progress"} | {"data"}
-    tuning = {"tune", "agreement", "confidence", "encoder_rate", "augment", "fallback", "as_json"}
+    tuning = {"tune", "agreement", "confidence", "tolerance", "encoder_rate", "augment", "fallback", "as_json"}
     assert set(shown) - {"help"} == options | tuning
     for name in options - {"model", "data", "output"}:
         assert shown[name].default == ATTACH[name].default

@@ -14,12 +14,12 @@ from ..api import load
 from ..bundled import find
 from ..errors import ConfigError
 from ..exits.base import MULTI, REGRESSION, SINGLE
-from ..heads import HEADS, Attached
-from ..heads.attached import has_exits
+from ..heads import Attached
 from ..manifest import Manifest
 from ..messages import warn
 from .config import TrainingConfig
-from .criterion import add_calibration, check_criterion
+from .criterion import add_calibration
+from .finished import check_model, check_system, criterion_of, exits_of
 from .fit import fit, remove_state
 from .model import ExitModel
 from .resume import hash_files, hash_rows
@@ -90,36 +90,20 @@ def attach(
         hold_out=hold_out, max_rows=max_rows, seed=seed, save_every=save_every, speedup=speedup, precision="fp32",
         options=options or {}, **limits,
     )  # fmt: skip
-    if not has_exits(HEADS[config.head(shared_pooler=False)["type"]]):
-        raise ConfigError(f"system is {config.system!r}, which has no exits to attach")
+    check_system(config)
     limit = None if max_length is None else config.max_length
     ckpt = reader.read(find(model))  # only once, as the files may be replaced in the meantime
     teacher = load(ckpt, precision="fp32", criterion="never", max_length=limit)
-    if ckpt.manifest.head["type"] != "classifier":
-        raise ConfigError(f"{model} has exits already; attach takes a plain sequence-classification directory")
-    problem, labels = ckpt.backbone.problem_type, ckpt.backbone.num_labels
-    if problem == REGRESSION and labels > 1:
-        raise ConfigError(f"{model} gives {labels} scores per row; attach takes one score, or labels")
-    if ckpt.backbone.num_layers < 2:
-        raise ConfigError(f"{model} has one layer: there is no earlier layer to exit at")
+    check_model(ckpt, model)
+    problem, head = ckpt.backbone.problem_type, exits_of(config, ckpt.backbone)
     columns: dict[str, Any] = {"text": text_column, "pair": pair_column, "label": label_column}
     file = data.locate(source, "train")
     examples = data.read(file, **columns, kind=data_format, labelled=False, max_rows=config.max_rows)
     kept, held_out = data.split_off(examples, config.hold_out, config.seed, data.display_name(file))
 
-    head = config.head(ckpt.backbone.family.shares_pooler, ckpt.backbone.num_layers)
     torch.manual_seed(config.seed)
-    chosen = SYSTEMS[config.system]
-    exits = chosen.recipe(None, ckpt.backbone, head, dropout=config.dropout, options=config.flat())
-    if problem == MULTI and not SYSTEMS[config.system].label_sets:
-        known = [name for name, each in SYSTEMS.items() if each.label_sets]
-        raise ConfigError(
-            f"system is {config.system!r}, which learns one label per row, and {model} is for {MULTI}; take one of "
-            f"{', '.join(known)}"
-        )
-    usual = "binary-confidence" if problem == MULTI else chosen.criterion_of(head, regression=problem == REGRESSION)
-    written = config.criterion or usual or "never"
-    check_criterion(written, head, ckpt.backbone)
+    exits = SYSTEMS[config.system].recipe(None, ckpt.backbone, head, dropout=config.dropout, options=config.flat())
+    written = criterion_of(config, head, ckpt.backbone)
     if type(exits).after_training is not ExitModel.after_training:
         raise ConfigError(
             f"system is {config.system!r}, which is fitted to labelled rows after training; attach has no labels"

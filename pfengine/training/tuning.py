@@ -27,13 +27,12 @@ from ..errors import ConfigError
 from ..evaluation.tuned import Candidate, Tuned, report, risk_of_each, search
 from ..exits.base import MULTI, REGRESSION, SINGLE, number
 from ..exits.guarantee import rows_needed
-from ..heads import HEADS
-from ..heads.attached import has_exits
 from ..heads.classifier import Classifier
 from ..manifest import Manifest
 from .augmenting import augmented
 from .config import TrainingConfig
-from .criterion import add_calibration, check_criterion
+from .criterion import add_calibration
+from .finished import check_model, check_system, criterion_of, exits_of
 from .fit import fit, remove_state
 from .model import ExitModel
 from .phases import Phase
@@ -104,6 +103,7 @@ def tune(
     config = TrainingConfig(
         os.fspath(model), os.fspath(source), os.fspath(output), max_rows=max_rows, **limits, **cast(Any, options)
     ).filled()
+    check_system(config)
     original = reader.read(find(model))
     judge = load(original, precision="fp32", criterion="never", max_length=max_length)
     _check(original, model, tolerance)
@@ -173,16 +173,13 @@ def _truth(examples: Sequence[data.Example], judge: Engine) -> np.ndarray | None
 
 
 def _check(original: Checkpoint, model: str | os.PathLike[str], tolerance: float | None) -> None:
-    if original.manifest.head["type"] != "classifier":
-        raise ConfigError(f"{model} has exits already; tuning takes a plain sequence-classification directory")
+    check_model(original, model)
     if (original.backbone.problem_type == REGRESSION) != (tolerance is not None):
         raise ConfigError(
             f"{model} gives scores of regression; give tolerance, how far a score may be from the model's"
             if tolerance is None
             else f"tolerance is for scores of regression, and {model} gives labels; give agreement alone"
         )
-    if original.backbone.num_layers < 2:
-        raise ConfigError(f"{model} has one layer: there is no earlier layer to exit at")
 
 
 def _trained(
@@ -196,17 +193,9 @@ def _trained(
 ) -> _Trained:
     """The model with exits, trained on what the judge answers to the rows. inputs: as in `fit`."""
     system, backbone = SYSTEMS[config.system], original.backbone
-    exits = config.head(backbone.family.shares_pooler, backbone.num_layers)
-    if not has_exits(HEADS[exits["type"]]) or len(HEADS[exits["type"]].layers(backbone, exits)) < 2:
-        raise ConfigError(f"system is {config.system!r}, which has no exits that score rows")
+    exits = exits_of(config, backbone)
+    written = criterion_of(config, exits, backbone)
     head = {"type": "attached", "exits": exits}  # full depth begins as the model itself
-    if backbone.problem_type == MULTI and not system.label_sets:
-        known = ", ".join(name for name, each in SYSTEMS.items() if each.label_sets)
-        raise ConfigError(f"system is {config.system!r}, which learns one label per row; take one of {known}")
-    own = "binary-confidence" if backbone.problem_type == MULTI else system.criterion_of(exits)
-    written = config.criterion or own
-    assert written is not None  # the criterion of labels
-    check_criterion(written, head, backbone)
     torch.manual_seed(config.seed)
     encoder, _ = read_encoder(original.path, backbone)
     recipe = system.recipe(encoder, backbone, head, dropout=config.dropout, options=config.flat())
