@@ -13,6 +13,7 @@ from . import extension
 from .cascade_reader import CascadeCheckpoint
 from .checkpoint import Checkpoint
 from .console import printable, show, write, writing
+from .manifest import Manifest
 from .strict_json import dumps
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def facts_of(engine: Engine, seconds: float) -> dict[str, Any]:
         "criterion": manifest.criterion,
         "threshold": manifest.threshold,
         "calibration": list(manifest.calibration),
+        **({"ranking": manifest.ranking} if isinstance(manifest, Manifest) and manifest.ranking else {}),
         "storage": ", ".join(dict.fromkeys(each.manifest.storage for each in models)),
         "megabytes": round(sum(f.stat().st_size for each in folders for f in each.iterdir() if f.is_file()) / 1e6, 1),
         "load_seconds": round(seconds, 2),

@@ -25,7 +25,7 @@ from ..messages import warn
 from ..options import whole
 from .precisions import CHECKED
 
-PART = 16  # queries scored between two notices
+PARTS = 10  # of the queries, each with a notice
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,10 @@ def _scores(engine: Engine, rows: list[list[tuple[str, str]]], notify: Callable[
     """float32 [exits, queries, documents], -inf in places without a document."""
     most = max(map(len, rows))
     found = np.full((len(engine.exit_layers), len(rows), most), -np.inf, np.float32)
-    for start in range(0, len(rows), PART):
+    size = -(-len(rows) // PARTS)
+    for start in range(0, len(rows), size):
         notify(f"scores of query {start + 1} of {len(rows)} at {len(engine.exit_layers)} exits, {engine.precision}")
-        part = rows[start : start + PART]
+        part = rows[start : start + size]
         logits = engine.layer_logits([row for group in part for row in group])[..., 0]
         at = 0
         for i, group in enumerate(part):

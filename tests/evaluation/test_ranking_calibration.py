@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pfengine
-from pfengine import cli
+from pfengine import cli, cli_output
 from pfengine.exits.guarantee import TooFewRows
 
 Make = Callable[..., Path]
@@ -44,7 +44,7 @@ def reranker(make_text_checkpoint: Make, tmp_path_factory: pytest.TempPathFactor
     plain = make_text_checkpoint(labels=1, head="classifier", criterion="never", config={"problem_type": "regression"})
     pairs = written(folder / "pairs.tsv", queries(80, seed=0))
     with pytest.warns(UserWarning, match="or --rank for the best documents of a query"):
-        return pfengine.attach(plain, pairs, folder / "out", epochs=3, hold_out=50)
+        return pfengine.attach(plain, pairs, folder / "out", epochs=12, hold_out=50, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_promise_is_kept_on_other_queries(calibrated: tuple[Path, Any]) -> N
     path, found = calibrated
     assert found.guarantee.p_value <= 0.05
     assert found.guarantee.queries == 120
-    assert found.guarantee.layer_speedup > 1.02, "some documents leave"
+    assert found.guarantee.layer_speedup > 1.05, "some documents leave"
     engine = pfengine.load(path, precision="fp32")
     swaps = layers = 0
     others = queries(150, seed=2)
@@ -194,6 +194,7 @@ def test_on_the_command_line(
     assert "calibrate: scores of query 1 of 120" in err
     code, out, err = run("--rank", "--top-k", "3", "--agreement", "0.8", "--tolerance", "0.02", "--json")
     assert json.loads(out)["rule"]["top_k"] == 3
+    assert cli_output.facts_of(pfengine.load(path), 0.0)["ranking"]["top_k"] == 3  # what `pfengine info` shows
     code, out, err = run("--top-k", "3")
     assert code != 0
     assert "--top-k is for ranking; give --rank with it" in err
