@@ -74,8 +74,8 @@ class Ranking:
         for each of them, after the others and in input order. They do not count for `top_k`.
 
         Other options are those of `Engine.classify`, except that all documents are one batch where the margins decide.
-        Raises ConfigError where the model is no cross-encoder, the query
-        is no string, or the options do not fit the model or each other.
+        Raises ConfigError where the model is no cross-encoder, the query is no string, or the options do not fit the
+        model or each other.
         """
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")

@@ -15,7 +15,7 @@ from .guarantee import NotShown, binomial_tail
 from .top_k import TopK, exits_taken, same_set
 
 SHARES = (1.0, 0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.9, 0.85, 0.8)  # of queries that an exit alone answers right
-FLOOR = 0.1
+FLOOR = 0.1  # of an exit's spread, see `proportions`
 EXIT_COST = 0.03  # layers: what testing an exit costs a row, as eleven exits cost 3% of twelve layers
 FACTORS = tuple(float(factor) for factor in np.round(np.geomspace(4, 0.5, 40), 4))  # slowest first
 
