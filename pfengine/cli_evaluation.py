@@ -69,6 +69,9 @@ def calibrate(
     from .evaluation import calibrate as run
     from .evaluation import calibrate_ranking
 
+    def notify(stage: str) -> None:
+        console.say(f"calibrate: {stage}")
+
     if rank:
         others = {"--criterion": criterion, "--speedup": speedup, "--accuracy-drop": accuracy_drop,
                   "--choose-layers": choose_layers or None, "--label-column": label_column}  # fmt: skip
@@ -78,7 +81,7 @@ def calibrate(
             checkpoint, data, top_k=10 if top_k is None else top_k, agreement=0.95 if agreement is None else agreement,
             confidence=confidence, tolerance=tolerance or 0.0, out=out, data_format=input_format,
             text_column=text_column, pair_column=pair_column,
-            notify=lambda stage: console.say(f"calibrate: {stage}"),
+            notify=notify,
         )  # fmt: skip
         if as_json:
             cli_output.print_json(ranked.to_json())
@@ -91,7 +94,7 @@ def calibrate(
         checkpoint, data, criterion=criterion, speedup=speedup, agreement=agreement, accuracy_drop=accuracy_drop,
         tolerance=tolerance, confidence=confidence, choose_layers=choose_layers, out=out, data_format=input_format,
         text_column=text_column, pair_column=pair_column, label_column=label_column,
-        notify=lambda stage: console.say(f"calibrate: {stage}"),
+        notify=notify,
     )  # fmt: skip
     if as_json:
         cli_output.print_json(outcome.to_json())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -93,9 +92,8 @@ class Ranking:
             raise ConfigError(f"query is of type {type(query).__name__}; it must be a string")
         given = _listed(documents)
         rows = [_row(query, document) for document in given]
-        kind = self.model.config.problem_type if activation is None else FUNCTIONS[activation]
-        if activation is None and (saved := saved_activation(self.model.config)) is not None:
-            kind = FUNCTIONS[saved]
+        function = activation or saved_activation(self.model.config)
+        kind = self.model.config.problem_type if function is None else FUNCTIONS[function]
         windows, of_margins = _answers(
             self, rows, top, criterion, threshold, speedup, truncation, batch_tokens, batch_size
         )
@@ -166,8 +164,7 @@ def top_k_margins(manifest: Any, exit_layers: tuple[int, ...]) -> TopK | None:
     """The rule that `calibrate_ranking` wrote into a checkpoint; None where there is none, as in a cascade."""
     if not isinstance(manifest, Manifest) or manifest.ranking is None or manifest.exit_layers != exit_layers:
         return None
-    margins = (math.inf if margin is None else float(margin) for margin in manifest.ranking["margins"])
-    return TopK(manifest.ranking["top_k"], tuple(margins))
+    return TopK.of(manifest.ranking)
 
 
 def saved_activation(config: BackboneConfig) -> str | None:

@@ -13,13 +13,12 @@ import numpy as np
 
 from .. import data, saving
 from ..api import Engine, load
-from ..bundled import BUNDLED
 from ..cascade_reader import CascadeCheckpoint
 from ..checkpoint import Checkpoint
 from ..engine import LayerScores
 from ..errors import ConfigError, shown
 from ..exits import Criterion, DataCriterion, Never, Numbers
-from ..exits.base import MULTI, REGRESSION, number
+from ..exits.base import MULTI, REGRESSION, number, share
 from ..exits.calibration import calibration_table, exits_taken
 from ..exits.guarantee import Guarantee, guarantee
 from ..exits.placement import judge, place
@@ -30,7 +29,7 @@ from ..manifest import Manifest
 from ..messages import warn
 from ..per_row import own_exits
 from ..reader import read
-from .calibrated import Calibration, LayerChoice, outcome, warn_of_few, write
+from .calibrated import Calibration, LayerChoice, outcome, target_of, warn_of_few, write
 from .costs import measure_costs
 from .model_answers import answers_of_models
 from .tagged import Words, tag_table
@@ -80,9 +79,9 @@ def calibrate(
         raise ConfigError("give agreement or accuracy_drop, not both")
     if speedup is not None and (agreement is not None or accuracy_drop is not None):
         raise ConfigError("give speedup or a promise, not both: each sets the threshold")
-    agreement = None if agreement is None else _share("agreement", agreement)
-    accuracy_drop = None if accuracy_drop is None else _share("accuracy_drop", accuracy_drop)
-    confidence = _share("confidence", confidence)
+    agreement = None if agreement is None else share("agreement", agreement)
+    accuracy_drop = None if accuracy_drop is None else share("accuracy_drop", accuracy_drop)
+    confidence = share("confidence", confidence)
     if tolerance is not None and (tolerance := number("tolerance", tolerance)) < 0:
         raise ConfigError(f"tolerance is {tolerance!r}; it must be at least 0")
     if speedup is not None and (speedup := number("speedup", speedup)) < 1:
@@ -94,9 +93,7 @@ def calibrate(
             f"{path} tags words, and those of a row are not independent: no promise can be proved on them, nor layers "
             "chosen by it; give speedup"
         )
-    if out is None and BUNDLED in directory.parents:
-        raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
-    target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
+    target = target_of(engine, path, out)
     own, before_layers, ranking = _criterion(engine, criterion), engine.exit_layers, _ranking(engine)
     cascaded = isinstance(engine.checkpoint, CascadeCheckpoint)
     if cascaded and (choose_layers or speedup == 1):
@@ -226,14 +223,6 @@ def _ranking(engine: Engine) -> dict[str, Any] | None:
     """The margins for ranking that the checkpoint has."""
     manifest = engine.checkpoint.manifest
     return manifest.ranking if isinstance(manifest, Manifest) else None
-
-
-def _share(name: str, value: Any) -> float:
-    """A number between 0 and 1, of numpy or not, as a Python float."""
-    share = number(name, value)
-    if not 0 < share < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
-    return share
 
 
 def every_exit(engine: Engine) -> tuple[int, ...]:

@@ -10,9 +10,11 @@ from typing import Any
 
 from .. import data, saving
 from ..api import Engine
+from ..bundled import BUNDLED
 from ..cascade_manifest import CascadeManifest
 from ..cascade_reader import open_checkpoint
 from ..cascade_saving import refill
+from ..errors import ConfigError
 from ..exits.guarantee import Guarantee
 from ..exits.placement import Placement
 from ..messages import warn
@@ -73,6 +75,14 @@ def outcome(
         layers=choice,
         precisions=precisions,
     )
+
+
+def target_of(engine: Engine, path: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path:
+    """Where to write: the engine's own directory, or `out`. ConfigError where that is the package's own."""
+    directory = engine.checkpoint.path
+    if out is None and BUNDLED in directory.parents:
+        raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
+    return directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
 
 
 def write(

@@ -16,6 +16,11 @@ from ..exits.calibration import alike
 CHECKED = ("bf16", "int8")
 
 
+def checked_here() -> tuple[str, ...]:
+    """The faster precisions that run here."""
+    return tuple(name for name in CHECKED if name != "int8" or extension.has_cpu())
+
+
 def check_precisions(path: str | os.PathLike[str], rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """For each precision that runs here, and answers all rows, what `Manifest.precisions` holds.
 
@@ -40,9 +45,7 @@ def check_precisions(path: str | os.PathLike[str], rows: Sequence[Any]) -> dict[
         return float((ours.label_ids == theirs.label_ids)[answered].mean())
 
     found = {}
-    for precision in CHECKED:
-        if precision == "int8" and not extension.has_cpu():
-            continue
+    for precision in checked_here():
         engine = load(path, precision=precision)
         try:
             ours, deep = engine.predict(rows), engine.predict(rows, criterion="never")

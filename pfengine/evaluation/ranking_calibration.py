@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import data, extension, saving
+from .. import data, saving
 from ..api import Engine, load
-from ..bundled import BUNDLED
 from ..cascade_reader import CascadeCheckpoint, open_checkpoint
 from ..cascade_saving import refill
 from ..errors import ConfigError, InputError
-from ..exits.base import number
+from ..exits.base import number, share
 from ..exits.guarantee import TooFewRows, binomial_tail, rows_needed
 from ..exits.top_k import TopK
 from ..exits.top_k_search import Queries, RankingGuarantee, promise, proportions
 from ..manifest import Manifest
 from ..messages import warn
 from ..options import whole
-from .precisions import CHECKED
+from .calibrated import target_of
+from .precisions import checked_here
 
 PARTS = 10  # of the queries, each with a notice
 
@@ -48,7 +48,7 @@ class RankingCalibration:
     precisions: dict[str, dict[str, float]]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"rule": ranking_field(self.rule)}
+        return asdict(self) | {"rule": self.rule.record()}
 
 
 def calibrate_ranking(
@@ -80,15 +80,13 @@ def calibrate_ranking(
     promise cannot be proved on so few queries, NotShown where no margins keep it.
     """
     k = whole("top_k", top_k)
-    limit, sure = 1 - _share("agreement", agreement), _share("confidence", confidence)
+    limit, sure = 1 - share("agreement", agreement), share("confidence", confidence)
     if (tolerance := number("tolerance", tolerance)) < 0:
         raise ConfigError(f"tolerance is {tolerance!r}; it must be at least 0")
     engine = load(path, precision="fp32", criterion="never")
     directory = engine.checkpoint.path
     _check_model(engine, path)
-    if out is None and BUNDLED in directory.parents:
-        raise ConfigError(f"{path} is bundled with the package; give the calibrated copy a directory with out")
-    target = directory if out is None or os.path.realpath(out) == os.path.realpath(directory) else Path(out)
+    target = target_of(engine, path, out)
     saving.check_writable(target)
     name = data.display_name(Path(source))
     file = data.locate(source, "dev")
@@ -117,7 +115,7 @@ def calibrate_ranking(
     precisions = _precisions(engine, rows[cut:], fresh, rule, promised, notify)
     manifest = engine.checkpoint.manifest
     assert isinstance(manifest, Manifest)
-    field = ranking_field(rule) | {"guarantee": asdict(promised), "precisions": precisions}
+    field = rule.record() | {"guarantee": asdict(promised), "precisions": precisions}
     manifest = replace(manifest, ranking=field)
     if target == directory:
         saving.write_manifest(directory, manifest)
@@ -135,18 +133,6 @@ def calibrate_ranking(
         exits=fresh.leaving(rule),
         precisions=precisions,
     )
-
-
-def ranking_field(rule: TopK) -> dict[str, Any]:
-    """What `Manifest.ranking` holds of the rule. JSON has no inf; null stands for it."""
-    return {"top_k": rule.k, "margins": [margin if np.isfinite(margin) else None for margin in rule.margins]}
-
-
-def _share(name: str, value: Any) -> float:
-    share = number(name, value)
-    if not 0 < share < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
-    return share
 
 
 def _check_model(engine: Engine, path: Any) -> None:
@@ -196,9 +182,7 @@ def _precisions(
 ) -> dict[str, dict[str, float]]:
     """How each faster precision that runs here ranks the queries of the promise."""
     found = {}
-    for precision in CHECKED:
-        if precision == "int8" and not extension.has_cpu():
-            continue
+    for precision in checked_here():
         other = load(engine.checkpoint.path, precision=precision, criterion="never")
         try:
             queries = Queries(_scores(other, rows, notify), exact.exit_layers)

@@ -130,6 +130,14 @@ def number(name: str, value: Any) -> float:
     return real
 
 
+def share(name: str, value: Any) -> float:
+    """A number between 0 and 1, neither included, as a Python float. Raises ConfigError, which begins with `name`."""
+    real = number(name, value)
+    if not 0 < real < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be between 0 and 1")
+    return real
+
+
 def whole_number(name: str, value: Any) -> int:
     """An integer from 1 to 2^31 - 1. Raises ConfigError, which begins with `name`, for anything else."""
     real = number(name, value)

@@ -8,7 +8,9 @@ all candidates of a query at once too; its rules keep a fixed number or share of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,15 @@ class TopK:
 
     k: int
     margins: tuple[float, ...]
+
+    def record(self) -> dict[str, Any]:
+        """What pfengine.json holds of it. JSON has no inf; null stands for it."""
+        return {"top_k": self.k, "margins": [margin if np.isfinite(margin) else None for margin in self.margins]}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> TopK:
+        """The rule of such a record."""
+        return cls(record["top_k"], tuple(np.inf if margin is None else float(margin) for margin in record["margins"]))
 
     def tests(self, number: int) -> bool:
         """Is exit `number`, from 0 on, tested?"""
