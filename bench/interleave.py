@@ -32,12 +32,13 @@ def interleave(
     check: Callable[[dict[str, Any]], Any],
     rounds: int = ROUNDS,
     seconds: float = math.inf,
+    settle: bool = False,
 ) -> Rounds:
     """Time every contestant once per round, after a warm-up round whose answers `check` gets.
 
     `check` raises where nothing should be timed, or returns the names of contestants that should not be. At least one
     round is timed. No further round begins if, at the pace of the last one, it would end more than `seconds` after the
-    start.
+    start. settle: call each once more, untimed, before it is timed: the threads of the one before may still be awake.
     """
     start = began = time.perf_counter()
     result = Rounds(answers={name: call() for name, call in calls.items()})
@@ -50,6 +51,8 @@ def interleave(
             break
         began = before
         for name, call in timed.items():
+            if settle:
+                call()
             before = time.perf_counter()
             call()
             result.seconds[name].append(time.perf_counter() - before)

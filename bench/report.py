@@ -25,6 +25,7 @@ TITLES = {
     "replay": "exits replayed, speed-ups against the same engine with exits off",
     "head": "every exit tested, no row leaves: time beyond that of the encoder with no exits, in thrice the rounds",
     "families": "other encoder families of base size, full depth, rows of 25 tokens",
+    "long_rows": "long rows at full depth, one batch a call",
     "quality": "the bundled checkpoint: labels as fp32's of the same weights at full depth, and with its own exits",
 }
 TABLES: dict[str, list[Record]] = {name: [] for name in TITLES}
@@ -70,6 +71,15 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("batch_size", "batch", "s"),
         ("contestant", "contestant", "<s"),
         ("rows_per_second", "rows/s", ".1f"),
+        ("speedup_over_best_peer", "over the best peer", ".2f"),
+        ("speedup_over_openvino", "over OpenVINO", ".2f"),
+    ),
+    "long_rows": (
+        ("model", "model", "<s"),
+        ("shape", "tokens a row", "s"),
+        ("rows", "rows", "d"),
+        ("contestant", "contestant", "<s"),
+        ("tokens_per_second", "tokens/s", ".0f"),
         ("speedup_over_best_peer", "over the best peer", ".2f"),
         ("speedup_over_openvino", "over OpenVINO", ".2f"),
     ),

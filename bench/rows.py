@@ -19,6 +19,10 @@ def make_rows(n: int, seed: int = 0) -> list[Row]:
     return [generator.integers(1, VOCABULARY, length).tolist() for length in lengths]
 
 
+def rows_of_length(tokens: int, n: int, seed: int = 0) -> list[Row]:
+    return np.random.default_rng(seed).integers(1, VOCABULARY, (n, tokens)).tolist()
+
+
 def fixed_batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[int]]:
     """Indices of each batch's rows, sorted by length so that little is padding; unsorted for batches of one row."""
     order = list(range(len(rows)))

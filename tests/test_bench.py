@@ -104,7 +104,8 @@ def test_what_a_person_runs(tmp_path: Path) -> None:
         (["bench/"], False, {"test_overview"}),
         (
             ["bench/"], True,
-            {f"test_{suite}" for suite in ("exits", "families", "full_depth", "head", "latency", "quality", "replay")},
+            {"test_exits", "test_families", "test_full_depth", "test_head", "test_latency", "test_long_rows",
+             "test_quality", "test_replay"},
         ),
         (["bench/test_replay.py::test_replay"], False, {"test_replay"}),
     ],
@@ -124,6 +125,13 @@ def test_no_more_rounds_than_there_is_time() -> None:
     calls = {"a": lambda: 1, "b": lambda: 2}
     assert len(interleave(calls, lambda answers: (), rounds=5, seconds=0).seconds["a"]) == 1
     assert len(interleave(calls, lambda answers: (), rounds=5).seconds["b"]) == 5
+
+
+def test_each_settles_before_it_is_timed() -> None:
+    order: list[str] = []
+    rounds = interleave({name: partial(order.append, name) for name in "ab"}, lambda answers: (), rounds=2, settle=True)
+    assert "".join(order) == "ab" + 2 * "aabb"
+    assert len(rounds.seconds["a"]) == 2
 
 
 def test_peers_too_slow_for_the_time_are_left_out() -> None:

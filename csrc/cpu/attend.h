@@ -62,29 +62,41 @@ PFENGINE_INLINE void pack_values(const uint16_t* values, ptrdiff_t stride, int64
 struct Keys {
   int64_t low, begin, end, high;
 
+  // Where the first vector with keys begins.
+  PFENGINE_INLINE int64_t first() const { return begin / kWidth * kWidth; }
+
   // y where there is a key in the vector from i on, `other` elsewhere.
   PFENGINE_INLINE Floats mask(Floats y, Floats other, int64_t i) const {
-    if (i + kWidth > end) y = lanes() < (int32_t)(end - i) ? y : other;
-    if (i < begin) y = lanes() < (int32_t)(begin - i) ? other : y;
-    return y;
+    if (i >= begin && i + kWidth <= end) return y;
+    const Ints at = lanes() + (int32_t)(i - low);
+    return (at >= (int32_t)(begin - low)) & (at < (int32_t)(end - low)) ? y : other;
   }
 };
 
-// softmax(scale x) of a row's keys in `out`, without the division; returns the sum to divide by. Zeros at the other
-// places from `low` to `high`.
-template <typename Number>
-PFENGINE_INLINE float exponentials(const float* x, float scale, const Keys& keys, Number* out) {
-  const Floats lowest = splat(-__builtin_inff());  // where all scores are -inf, the weights are nan, as in torch
+// The largest score of a query's keys; -inf where all are: then the weights are nan, as in torch.
+PFENGINE_INLINE float largest_score(const float* x, const Keys& keys) {
+  const Floats lowest = splat(-__builtin_inff());
   Floats top = lowest;
-  for (int64_t i = keys.low; i < keys.end; i += kWidth) top = max(keys.mask(load<Floats>(x + i), lowest, i), top);
-  const float most = largest(top);
+  for (int64_t i = keys.first(); i < keys.end; i += kWidth) top = max(keys.mask(load<Floats>(x + i), lowest, i), top);
+  return largest(top);
+}
+
+// softmax(scale x) of a query's keys in `out`, without the division; returns the sum to divide by. most: the largest x.
+// Zeros at the other places from `low` to `high`.
+template <typename Number>
+PFENGINE_INLINE float exponentials(const float* x, float most, float scale, const Keys& keys, Number* out) {
+  constexpr bool rough = sizeof(Number) == 2;
+  if constexpr (rough) scale *= 1.44269504f;  // log2(e)
+  int64_t i = keys.low;
+  for (; i < keys.first(); i += kWidth) store_floats(out + i, Floats{}, kWidth);
   Floats total{};
-  for (int64_t i = keys.low; i < keys.high; i += kWidth) {
-    Floats y{};
-    if (i < keys.end) y = keys.mask(exp((load<Floats>(x + i) - most) * scale), Floats{}, i);
+  for (; i < keys.end; i += kWidth) {
+    const Floats power = (load<Floats>(x + i) - most) * scale;
+    const Floats y = keys.mask(rough ? exp2_rough(power) : exp(power), Floats{}, i);
     total += y;
     store_floats(out + i, y, kWidth);
   }
+  for (; i < keys.high; i += kWidth) store_floats(out + i, Floats{}, kWidth);
   return sum(total);
 }
 
@@ -129,15 +141,20 @@ void attend(const Attention& a) {
                 padded);
     }
     by_distance.add(first, rows, scores);
-    float share[kTileRows];
-    for (int64_t i = 0; i < rows; ++i) {
-      Number* to = (Number*)(weights + i * weight_stride);
+    const auto keys_of = [&](int64_t i) {
       Keys own = keys_of_tile;
       if (a.window >= 0) {
         const Keys near = keys_near(a, a.position(first + i), a.position(first + i));
         own.begin = near.begin, own.end = near.end;
       }
-      share[i] = 1.0f / exponentials(scores + i * padded, a.scale, own, to);
+      return own;
+    };
+    // the largest of all rows first: no exponential waits for one
+    float most[kTileRows], share[kTileRows];
+    for (int64_t i = 0; i < rows; ++i) most[i] = largest_score(scores + i * padded, keys_of(i));
+    for (int64_t i = 0; i < rows; ++i) {
+      Number* to = (Number*)(weights + i * weight_stride);
+      share[i] = 1.0f / exponentials(scores + i * padded, most[i], a.scale, keys_of(i), to);
     }
     const int64_t first_group = keys_of_tile.low / group, last_group = (keys_of_tile.end + group - 1) / group;
     for (int64_t column = 0; column < a.size; column += kPanel) {

@@ -69,6 +69,21 @@ void finish(const uint32_t* sums, int64_t first_row, int64_t rows, const Rows& x
   }
 }
 
+// Fetches what `finish` of a panel will touch, while the sums are made: its lines are a row apart.
+PFENGINE_INLINE void prefetch_target(const Target& target, int64_t first_row, int64_t rows, int64_t column) {
+  const int64_t number = target.bf16 ? 2 : 4;
+  for (int64_t row = first_row; row < first_row + rows; ++row) {
+    const char* to = (const char*)target.out + (row * target.stride + column) * number;
+    __builtin_prefetch(to, 1);
+    if (!target.bf16) __builtin_prefetch(to + 4 * kWidth, 1);
+    if (target.residual) {
+      const float* from = target.residual + row * target.residual_stride + column;
+      __builtin_prefetch(from);
+      __builtin_prefetch(from + kWidth);
+    }
+  }
+}
+
 template <class Dot, Activation kActivation>
 void multiply_as(const Rows& x, const Linear& linear, const Target& target, int64_t first, int64_t last) {
   constexpr int64_t numbers = 4 / sizeof(typename Dot::Number) * Dot::kGroups;
@@ -78,6 +93,7 @@ void multiply_as(const Rows& x, const Linear& linear, const Target& target, int6
     const uint32_t* weights = linear.weights + panel * words * kPanel;
     for (int64_t row = 0; row < x.count;) {
       const int64_t rows = next_rows(x.count - row);
+      prefetch_target(target, row, rows, panel * (target.gated ? kWidth : kPanel));
       tile<Dot>(rows, x.words + row * x.stride, x.stride, weights, words, sums, kPanel);
       if (target.gated) {
         target.bf16 ? finish_gated<Dot, kActivation, uint16_t>(sums, row, rows, x, linear, target, panel)

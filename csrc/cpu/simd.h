@@ -28,6 +28,10 @@ typedef uint8_t Bytes __attribute__((vector_size(kWidth)));
 
 #define PFENGINE_INLINE inline __attribute__((always_inline))
 
+#if defined(__AVX512F__)
+constexpr uint16_t kAll = 0xffff;  // all lanes. Of functions without masks GCC 12 warns
+#endif
+
 template <typename V>
 PFENGINE_INLINE V load(const void* from) {
   V v;
@@ -48,10 +52,26 @@ PFENGINE_INLINE Words splat(uint32_t x) {
 }
 // These return y where either is nan: with the bound as first argument they keep a nan.
 PFENGINE_INLINE Floats min(Floats x, Floats y) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_min_ps(kAll, (__m512)x, (__m512)y);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_min_ps((__m256)x, (__m256)y);
+#elif defined(__SSE2__)
+  return (Floats)_mm_min_ps((__m128)x, (__m128)y);
+#else
   return x < y ? x : y;
+#endif
 }
 PFENGINE_INLINE Floats max(Floats x, Floats y) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_max_ps(kAll, (__m512)x, (__m512)y);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps((__m256)x, (__m256)y);
+#elif defined(__SSE2__)
+  return (Floats)_mm_max_ps((__m128)x, (__m128)y);
+#else
   return x > y ? x : y;
+#endif
 }
 
 // Round to nearest even, for |x| < 2^22.
@@ -74,23 +94,41 @@ PFENGINE_INLINE Halves to_bf16(Floats x) {
 #endif
 }
 
-// Adds lanes in a fixed order, so that a row's result is the same wherever it is.
-PFENGINE_INLINE float sum(Floats x) {
-  float part[kWidth];
-  store(part, x);
-  for (int step = kWidth / 2; step; step /= 2) {
-    for (int i = 0; i < step; ++i) part[i] += part[i + step];
+// The halves of a vector. Nothing takes the vector's address, which would keep a running sum in memory.
+#if defined(__AVX512F__)
+PFENGINE_INLINE __m256 low_half(__m512 x) {
+  return (__m256)_mm512_maskz_extractf64x4_pd(0xf, (__m512d)x, 0);
+}
+PFENGINE_INLINE __m256 high_half(__m512 x) {
+  return (__m256)_mm512_maskz_extractf64x4_pd(0xf, (__m512d)x, 1);
+}
+#endif
+#if defined(__AVX2__)
+PFENGINE_INLINE __m128 low_half(__m256 x) {
+  return _mm256_castps256_ps128(x);
+}
+PFENGINE_INLINE __m128 high_half(__m256 x) {
+  return _mm256_extractf128_ps(x, 1);
+}
+#endif
+
+// Joins the upper half of the lanes to the lower one until one is left: a fixed order, so that a row's result is the
+// same wherever it is.
+template <typename V, typename Join>
+PFENGINE_INLINE float fold(V x, Join join) {
+  if constexpr (sizeof(V) > 16) {
+    return fold(join(low_half(x), high_half(x)), join);
+  } else {
+    return join(join(x[0], x[2]), join(x[1], x[3]));
   }
-  return part[0];
+}
+
+PFENGINE_INLINE float sum(Floats x) {
+  return fold(x, [](auto a, auto b) { return a + b; });
 }
 
 PFENGINE_INLINE float largest(Floats x) {
-  float part[kWidth];
-  store(part, x);
-  for (int step = kWidth / 2; step; step /= 2) {
-    for (int i = 0; i < step; ++i) part[i] = part[i] > part[i + step] ? part[i] : part[i + step];
-  }
-  return part[0];
+  return fold(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // e^x within 2 ulp for -87 <= x <= 88; e^-87 below; nan for nan.
@@ -106,6 +144,20 @@ PFENGINE_INLINE Floats exp(Floats x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   return p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+// 2^x within a part in 300,000, less than what bf16 rounds away, for x < 128; 2^-126 below -126; nan for nan. 1 for 0.
+PFENGINE_INLINE Floats exp2_rough(Floats x) {
+  x = max(splat(-126.0f), x);
+  const Floats magic = splat(12582912.0f + 127);  // rounds x, and leaves the exponent of 2^round(x) in the lowest byte
+  const Floats rounded = x + magic;
+  const Floats f = x - (rounded - magic);
+  Floats p = splat(0.00958432536572218f);  // minimax for |f| <= 1/2, with 1 for 0
+  p = p * f + 0.05590752139687538f;
+  p = p * f + 0.2402406632900238f;
+  p = p * f + 0.693123996257782f;
+  p = p * f + 1.0f;
+  return p * (Floats)((Words)rounded << 23);
 }
 
 // Within 2 ulp. Near 0, where 1 - 2 / (e^2x + 1) cancels, a polynomial.
