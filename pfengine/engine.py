@@ -78,7 +78,7 @@ def _exits(
                     flight.leave(leave)
                     if not model.head.tags:  # a word that has left is scored until its row has left
                         staying = (~leave).nonzero().squeeze(1)
-                        state, exit = select_rows(state, staying), _of(exit, staying)
+                        state, exit = select_rows(state, staying), of_rows(exit, staying)
                 scored = exit.slots
         if not len(flight):
             return
@@ -87,7 +87,7 @@ def _exits(
         flight.advance(decided, until=model.num_layers)
 
 
-def _of(exit: Exit, rows: Tensor) -> Exit:
+def of_rows(exit: Exit, rows: Tensor) -> Exit:
     """The exit of these rows only."""
     logits, learned = (None if scores is None else scores[rows] for scores in (exit.logits, exit.learned))
     return Exit(exit.layer, logits, exit.slots[rows], learned)

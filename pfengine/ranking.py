@@ -117,7 +117,7 @@ class Ranking:
             {"index": indexes[i], "score": float(values[i]), "exit_layer": layers[i]}
             | ({"model": models[i]} if models[i] else {})
             | ({"text": _text(given[indexes[i]])} if return_documents else {})
-            for i in _best_first(found[:, 0], np.array(layers) < self.model.num_layers if of_margins else None)[:top]
+            for i in best_first(found[:, 0], np.array(layers) < self.model.num_layers if of_margins else None)[:top]
         ] + failed
 
 
@@ -133,10 +133,10 @@ def _answers(
     batch_size: int | None,
 ) -> tuple[Iterator[Answered], bool]:
     """The answers to the rows of one query, and whether the margins for its best decided; else each row by itself."""
-    margins = top_k_margins(engine.checkpoint.manifest, engine.model.exit_layers)
-    told = any(each is not None for each in (criterion, threshold, speedup)) or engine.own_criterion is None
+    margins = own_margins(engine)
+    told = any(each is not None for each in (criterion, threshold, speedup))
     own = any(isinstance(row, dict) and ("threshold" in row or "speedup" in row) for row in rows)
-    if margins is None or top is None or told or own or engine.criterion is not engine.own_criterion:
+    if margins is None or top is None or told or own:
         return answered(engine, rows, criterion, threshold, speedup, truncation, batch_tokens, batch_size), False
     if top > margins.k:
         warn(
@@ -149,7 +149,7 @@ def _answers(
     return iter([answer_top_k(engine.model, window, margins, engine.precision)]), True
 
 
-def _best_first(logits: np.ndarray, left: np.ndarray | None) -> np.ndarray:
+def best_first(logits: np.ndarray, left: np.ndarray | None) -> np.ndarray:
     """Places by their logits, the largest first; after all others those that `left` because they are not wanted.
 
     Logits of different layers do not compare: one that left with a higher score than a document of the last layer was
@@ -158,6 +158,13 @@ def _best_first(logits: np.ndarray, left: np.ndarray | None) -> np.ndarray:
     if left is None:
         return np.argsort(-logits, kind="stable")
     return np.lexsort((-logits, left))
+
+
+def own_margins(engine: Host) -> TopK | None:
+    """The checkpoint's margins; None where it has none, or `load` was told when rows leave."""
+    if engine.own_criterion is None or engine.criterion is not engine.own_criterion:
+        return None
+    return top_k_margins(engine.checkpoint.manifest, engine.model.exit_layers)
 
 
 def top_k_margins(manifest: Any, exit_layers: tuple[int, ...]) -> TopK | None:

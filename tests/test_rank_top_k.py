@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import pickle
 import shutil
@@ -14,41 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 import pfengine
 from pfengine.exits.top_k import TopK, exits_taken
 from pfengine.ranked import answer_top_k
 
-from .conftest import WORDS
+from .margins import DOCUMENTS, QUERY, RULE, K, checkpoint_with_margins, with_margins
 
 Make = Callable[..., Path]
-K, MARGINS = 4, [0.3, None, 0.1, 0.05]
-RULE = TopK(K, tuple(math.inf if margin is None else margin for margin in MARGINS))
-QUERY = "is the film very good"
-DOCUMENTS = [" ".join(np.random.default_rng(i).choice(WORDS[:18], 2 + i % 17)) for i in range(40)]
-
-
-def raised(path: Path) -> Path:
-    """The scores of lower exits are higher, as those of exits that see less may be."""
-    tensors = load_file(path / "model.safetensors")
-    tensors["exit_head.classifiers.bias"] += torch.tensor([9.0, 7, 5, 3, 0])[:, None]
-    save_file(tensors, path / "model.safetensors")
-    return path
-
-
-def with_margins(path: Path, **changes: Any) -> Path:
-    said = json.loads((path / "pfengine.json").read_text())
-    said["ranking"] = {"top_k": K, "margins": MARGINS} | changes
-    (path / "pfengine.json").write_text(json.dumps(said))
-    return path
 
 
 @pytest.fixture(scope="module")
 def checkpoint(make_text_checkpoint: Make) -> Path:
-    how = {"criterion": "patience:,0.8", "threshold": 2.0, "config": {"problem_type": "regression"}}
-    return raised(with_margins(make_text_checkpoint(labels=1, head="linear", **how)))
+    return checkpoint_with_margins(make_text_checkpoint)
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16", "int8"])

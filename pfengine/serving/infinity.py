@@ -10,7 +10,7 @@ from pydantic import Field
 
 from .endpoint import Call, Endpoint
 from .failures import Failure
-from .requests import Knobbed, best_first, check_ranks
+from .requests import Knobbed, best_documents, best_first, check_ranks
 from .served import Answer, Served
 from .shapes import InfinityClasses, InfinityModels, InfinityRanks
 
@@ -52,7 +52,8 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
     """Documents by their score for a query, best first."""
     model = _model(call, body.model)
     check_ranks(model)
-    answer = await call.answer(model, [(body.query, document) for document in body.documents], body.knobs(), one=True)
+    rows = [(body.query, document) for document in body.documents]
+    answer = await call.answer(model, rows, body.knobs(top_k=body.top_n), one=True)
     scores = (answer.logits if body.raw_scores else model.probabilities(answer, "multi_label_classification"))[:, 0]
     results = [
         {
@@ -61,7 +62,7 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
             "document": body.documents[i] if body.return_documents else None,
             "exit_layer": int(answer.exit_layers[i]),
         }
-        for i in best_first(answer.logits[:, 0], body.top_n)
+        for i in best_documents(answer, body.top_n)
     ]
     return {"object": "rerank", "results": results} | _usage(model, answer)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..exits.selection import Selection
+from ..exits.top_k import TopK
 from ..rows import Row
 from .failures import Failure
 
@@ -24,13 +25,20 @@ class Job:
 
     rows: tokenised, with their thresholds filled in. selection: what they run. deadline: by time.monotonic(), None for
     none. done: called once, in a thread of the scheduler's or the submitter's, when all rows are answered or the job
-    has failed. Only the scheduler changes what is below `done`. Its rows may be answered by several threads at once.
+    has failed. top_k: the rows are the documents of a query, and run this instead, in a batch of their own. Only the
+    scheduler changes what is below `top_k`. The rows may be answered by several threads at once.
     """
 
     def __init__(
-        self, rows: Sequence[Row], selection: Selection, deadline: float | None, done: Callable[[Job], None]
+        self,
+        rows: Sequence[Row],
+        selection: Selection,
+        deadline: float | None,
+        done: Callable[[Job], None],
+        top_k: TopK | None = None,
     ) -> None:
         self.rows, self.selection, self.deadline, self.done = rows, selection, deadline, done
+        self.top_k = top_k
         self.arrived = time.monotonic()
         self.started = self.finished = 0.0
         self._changing = threading.Lock()
@@ -49,7 +57,7 @@ class Job:
     @property
     def key(self) -> Any:
         """Rows of jobs with equal keys may share a batch: they run the same criterion, up to its threshold."""
-        return id(self.selection)
+        return id(self.selection if self.top_k is None else self)
 
     @property
     def over(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from .. import engine
 from ..answers import has_answer
@@ -21,6 +22,7 @@ from ..batching import pack
 from ..cascade_runner import CascadeRunner
 from ..errors import InputError
 from ..inference import RowAnswers
+from ..ops.flight import Exit, Flight
 from ..torch_state import isolated
 from .failures import Failure
 from .queue import Place
@@ -46,13 +48,16 @@ class _Passage:
         self.rows = [place.job.rows[place.row]._replace(row_id=i) for i, place in enumerate(places)]
         self.under_way = np.ones(len(places), bool)
         self.usual = places[0].job.usual
+        self.top_k = places[0].job.top_k
 
     def fly(self, stops: bool) -> None:
         model = self.engine.model
         answers = RowAnswers(0, len(self.rows), model.config.num_labels)
-        rule: Any = self.places[0].job.selection.rule(model.num_layers, model.exit_layers, 0, self.rows)
         packed = pack(self.rows, model.config)
-        if stops:
+        rule: Any = model.full_depth
+        if self.top_k is None:
+            rule = self.places[0].job.selection.rule(model.num_layers, model.exit_layers, 0, self.rows)
+        if stops or self.top_k is not None:
             self.fly_and_stop(packed, rule, answers)
         else:
             with isolated():
@@ -64,9 +69,13 @@ class _Passage:
         model, jobs = self.engine.model, [place.job for place in self.places]
         flight = model.carrier.start(packed, answers.slots(packed), answers)
         deadlines = np.array([np.inf if job.deadline is None else job.deadline for job in jobs])
+        tested = {layer: number for number, layer in enumerate(model.exit_layers[:-1]) if self.tests(number)}
+        where = tested if np.isinf(deadlines).all() else None
         before = time.monotonic()
-        with contextlib.closing(engine.exits(model, flight, rule, answers.base)) as exits:
+        with contextlib.closing(engine.exits(model, flight, rule, answers.base, where)) as exits:
             for exit in exits:
+                if self.top_k is not None and exit.layer in tested:
+                    exit = self.leave_out(flight, exit, tested[exit.layer])
                 left = np.flatnonzero(self.under_way & (answers.exit_layers > 0))
                 self.deliver(left, answers.logits, answers.exit_layers)
                 now = time.monotonic()
@@ -82,6 +91,18 @@ class _Passage:
                 if (gone := due | given_up).any():
                     self.under_way[slots[gone]] = False
                     flight.leave(gone, answered=False)
+
+    def tests(self, number: int) -> bool:
+        """Is exit `number`, from 0 on, one to stop after?"""
+        return self.top_k is None or self.top_k.tests(number)
+
+    def leave_out(self, flight: Flight, exit: Exit, number: int) -> Exit:
+        """Let documents leave that are surely not among a query's best; gives the exit of those that stay."""
+        assert self.top_k is not None
+        assert exit.logits is not None
+        leave = self.top_k.leave(number, exit.logits[:, 0].numpy(force=True))
+        flight.leave(leave)
+        return engine.of_rows(exit, torch.from_numpy(np.flatnonzero(~leave)).to(exit.slots.device))
 
     def cascade(self) -> None:
         """All models of a cascade, without a stop."""

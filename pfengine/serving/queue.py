@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -63,7 +64,7 @@ class Queue:
             self._changed.notify(rows)
 
     def take(self, tokens: int, rows: int | None) -> list[Place] | None:
-        """The next rows, which share a key: at most so many tokens and rows, but always one.
+        """The next rows, which share a key: at most so many tokens and rows, but always one; of a query all documents.
 
         Waits until there are some. Rows are divided among all threads that wait, so that a request of many rows is
         answered by all of them. None where the queue has been closed and nothing is left in it.
@@ -115,7 +116,8 @@ class Queue:
 
     def _handed_out(self, heap: list[tuple[tuple[float, int], Job]], tokens: int, rows: int | None) -> list[Place]:
         found: list[Place] = []
-        room = tokens
+        whole = heap[0][1].top_k is not None
+        room, rows = (math.inf, None) if whole else (tokens, rows)
         while heap and (rows is None or len(found) < rows):
             job = heap[0][1]
             if job.over:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..ranking import best_first as best_that_stayed
 from .failures import Failure
-from .served import Knobs, Served
+from .served import Answer, Knobs, Served
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -28,8 +29,8 @@ class Knobbed(BaseModel):
         None, description="The best answer there is after so many milliseconds is sent."
     )
 
-    def knobs(self, truncate: bool | None = None) -> Knobs:
-        return Knobs(self.threshold, self.speedup, self.criterion, self.deadline_ms, truncate)
+    def knobs(self, truncate: bool | None = None, top_k: int | None = None) -> Knobs:
+        return Knobs(self.threshold, self.speedup, self.criterion, self.deadline_ms, truncate, top_k)
 
 
 def check_ranks(model: Served) -> None:
@@ -45,6 +46,14 @@ def best_first(scores: np.ndarray, top: int | None = None) -> list[int]:
     """
     order = np.argsort(-scores, kind="stable")
     return [int(place) for place in (order if top is None else order[:top])]
+
+
+def best_documents(answer: Answer, top: int | None) -> list[int]:
+    """The places of a query's documents, best first; None: of all."""
+    if not answer.by_margins:
+        return best_first(answer.logits[:, 0], top)
+    left = answer.exit_layers < answer.exit_layers.max()
+    return [int(place) for place in best_that_stayed(answer.logits[:, 0], left)[:top]]
 
 
 def rows_of_ids(rows: Sequence[Any]) -> list[Any]:

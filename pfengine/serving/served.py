@@ -18,6 +18,7 @@ from ..errors import ConfigError, InputError
 from ..exits.data import DataCriterion
 from ..exits.selection import CheckpointExits, Selection, form_of, select
 from ..per_row import own_exits
+from ..ranking import own_margins
 from ..rows import Row, size
 from .bodies import ClientGone
 from .drift import Drift, expected_exits
@@ -38,7 +39,8 @@ CRITERIA_KEPT = 64  # of those that requests bring
 class Knobs:
     """What a request may say beside its rows; None where it says nothing.
 
-    deadline_ms: from its arrival; the best answer there is by then is sent.
+    deadline_ms: from its arrival; the best answer there is by then is sent. top_k: the rows are the documents of a
+    query, and only so many of the best are wanted.
     """
 
     threshold: float | None = None
@@ -46,13 +48,15 @@ class Knobs:
     criterion: str | None = None
     deadline_ms: float | None = None
     truncate: bool | None = None
+    top_k: int | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
     """The answers to the rows of a request, in order.
 
-    failures: by row. tokens: of each row. arrived_at: by time.time(); from there on come the three stages, in seconds.
+    failures: by row. tokens: of each row. by_margins: have documents left that are surely not among the best, whose
+    scores say no more than that? arrived_at: by time.time(); from there on come the three stages, in seconds.
     """
 
     logits: np.ndarray  # float32 [rows, labels]; nan for a row that failed
@@ -65,6 +69,7 @@ class Answer:
     inference: float
     arrived_at: float = 0.0
     characters: int = 0  # of all rows
+    by_margins: bool = False
 
 
 class Served:
@@ -75,6 +80,7 @@ class Served:
         self.created = int(time.time())
         self._exits = own_exits(engine.checkpoint, engine.model.exit_layers)
         self.selection = self._with_criterion(None, None, None)
+        self.margins = own_margins(engine)
         scheduler.totals.drift = self._drift()
         self._by_text = functools.lru_cache(CRITERIA_KEPT)(self._with_criterion)
 
@@ -111,8 +117,11 @@ class Served:
         good = [row for row in found if isinstance(row, Row)]
         read_at = time.monotonic()
         deadline = None if knobs.deadline_ms is None else arrived + knobs.deadline_ms / 1000
-        job = Job(good, selection, deadline, _nothing)
-        job.usual = selection is self.selection
+        margins = self.margins if self._by_margins(knobs) else None
+        if margins is not None and len(good) > (most := self.engine.model.carrier.max_rows):
+            raise Failure("validation", f"at most {most} documents are ranked by the model's margins; send fewer")
+        job = Job(good, selection, deadline, _nothing, margins)
+        job.usual = selection is self.selection and margins is None
         if good and not self.scheduler.run_at_once(job):
             future: asyncio.Future[None] = loop.create_future()
             job.done = functools.partial(_done, loop, future)
@@ -133,7 +142,7 @@ class Served:
         waited, computed = started - read_at, max(0.0, job.finished - started)
         at = time.time() - (time.monotonic() - arrived)
         stages = read_at - arrived, waited, computed
-        return Answer(logits, exit_layers, models, failures, tokens, *stages, at, length)
+        return Answer(logits, exit_layers, models, failures, tokens, *stages, at, length, margins is not None)
 
     def probabilities(self, answer: Answer, problem_type: str | None = None) -> np.ndarray:
         """float32 [rows, labels]; problem_type: None for the model's own."""
@@ -213,8 +222,10 @@ class Served:
             raise Failure("unsupported", "this model is a cascade, which takes no deadline_ms")
         selection = self.selection
         try:
-            if knobs.criterion is not None or knobs.threshold is not None or knobs.speedup is not None:
+            if not _says_nothing(knobs):
                 selection = self._by_text(knobs.criterion, knobs.threshold, knobs.speedup)
+            elif self.margins is not None and knobs.top_k is not None and knobs.top_k > self.margins.k:
+                selection = self._by_text("never", None, None)  # as Engine.rank does: nothing is known of so many
         except ConfigError as error:
             raise Failure("validation", _public(str(error), self.engine)) from None
         tokenizer = self.engine.tokenizer
@@ -230,6 +241,11 @@ class Served:
         if isinstance(row, Row) and row.truncated:
             return InputError(row.row_id, f"must have at most {self.max_length} tokens; it has more")
         return row
+
+    def _by_margins(self, knobs: Knobs) -> bool:
+        """Do the checkpoint's margins for the best k decide?"""
+        wanted = self.margins is not None and knobs.top_k is not None and knobs.top_k <= self.margins.k
+        return wanted and _says_nothing(knobs)
 
     def _with_criterion(self, criterion: str | None, threshold: float | None, speedup: float | None) -> Selection:
         return select(self._exits, criterion, threshold, speedup, self.engine.criterion, None)
@@ -258,6 +274,11 @@ class Served:
                 watch.cancel()
             if not job.over:
                 self.scheduler.cancel(job)
+
+
+def _says_nothing(knobs: Knobs) -> bool:
+    """Does a request leave it to the server when rows leave?"""
+    return knobs.criterion is knobs.threshold is knobs.speedup is None
 
 
 def _nothing(job: Job) -> None:

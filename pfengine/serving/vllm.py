@@ -10,7 +10,7 @@ from pydantic import Field
 
 from .endpoint import Call, Endpoint
 from .failures import Failure
-from .requests import Knobbed, best_first, check_ranks, rows_of_ids
+from .requests import Knobbed, best_documents, check_ranks, rows_of_ids
 from .served import Answer, Served
 from .shapes import VllmClasses, VllmModels, VllmRanks, VllmScores
 
@@ -111,7 +111,8 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
     """Documents by their score for a query, best first."""
     model = call.state.model(body.model)
     check_ranks(model)
-    answer = await _answer(call, model, [(body.query, document) for document in body.documents], body)
+    top = body.top_n or None
+    answer = await _answer(call, model, [(body.query, document) for document in body.documents], body, top)
     scores = _scores(model, answer, body)
     results = [
         {
@@ -120,7 +121,7 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
             "relevance_score": float(scores[i]),
             "exit_layer": int(answer.exit_layers[i]),
         }
-        for i in best_first(answer.logits[:, 0], body.top_n or None)
+        for i in best_documents(answer, top)
     ]
     return _response("rerank", model, answer) | {"results": results}
 
@@ -142,13 +143,13 @@ async def models(call: Call) -> Any:
     return {"object": "list", "data": data}
 
 
-async def _answer(call: Call, model: Served, rows: list[Any], body: Pooling) -> Answer:
+async def _answer(call: Call, model: Served, rows: list[Any], body: Pooling, top_k: int | None = None) -> Answer:
     cut = body.truncate_prompt_tokens
     if cut is not None and cut not in (-1, model.max_length):
         raise Failure("validation", f"truncate_prompt_tokens is {cut}; it must be -1 or {model.max_length}")
     if body.truncation_side not in (None, model.engine.tokenizer.side):
         raise Failure("validation", f"truncation_side is {body.truncation_side}; the tokenizer cuts on the other side")
-    return await call.answer(model, rows, body.knobs(True if cut is not None else None), one=True)
+    return await call.answer(model, rows, body.knobs(True if cut is not None else None, top_k), one=True)
 
 
 def _scores(model: Served, answer: Answer, body: Pooling) -> Any:
