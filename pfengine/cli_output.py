@@ -100,7 +100,7 @@ def print_tuned(made: Tuned) -> None:
             each["name"], f"{each['rows_per_second']:,.0f}", f"{each['p50_ms']:.1f}",
             f"{100 * each['agreement']:.2f}", *(f"{100 * each[n]:.1f}" for n in scored), f"{each['layer_speedup']:.2f}",
         )  # fmt: skip
-    deep = next(each for each in made.candidates if each.precision == made.precision)
+    deep = next(each for each in made.candidates if each.precision == made.precision)  # exits are a precision's
     share = f"{deep.full_depth_agreement:.2%} of {made.rows} texts"
     show(f"at full depth the tuned model agrees with the original on {share}")
     print_table(table)
@@ -112,6 +112,7 @@ def print_tuned(made: Tuned) -> None:
         f"with confidence {promise.confidence:g} {kept}: {made.precision}, threshold {promise.threshold:.4f}, "
         f"{promise.faults} of {promise.rows} held-out texts otherwise"
     )
+    show(f"exits are tested after layers {', '.join(map(str, deep.exit_layers))}")
     if made.falls_back:
         show("rows of which no exit is sure fall back to the original")
     show(made.checkpoint)

@@ -162,9 +162,9 @@ def attach(
     """Add exits to a finished model, from unlabelled text; its full depth answers as before, bit for bit.
 
     With --tune exits that weigh all tokens learn from the texts and from rows made of them, and the encoder too where
-    --encoder-rate is given. The fastest precision and threshold are chosen that keep a promise on texts held out: so
-    many rows are answered as by the model in fp32, or scored within --tolerance of it. Options that are not given have
-    the defaults of `pfengine train` then, but the learning rate, 0.001; half of the texts are held out.
+    --encoder-rate is given. The fastest precision, exits to test and threshold are chosen that keep a promise on texts
+    held out: so many rows are answered as by the model in fp32, or scored within --tolerance of it. Options that are
+    not given have the defaults of `pfengine train` then, but the learning rate, 0.001; half of the texts are held out.
     """
 
     def progress(parts: Any, total: int) -> Any:

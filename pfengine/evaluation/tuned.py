@@ -1,8 +1,9 @@
 """Which setting of a tuned model is the fastest that keeps a promise against the model it was made from; and how fast.
 
-A setting is a precision, a threshold, and whether rows of which no exit is sure fall back to the original. Thresholds
-of one setting are tested in a fixed order (`exits.guarantee`); the settings share the risk equally (Bonferroni), so the
-promise of whichever is chosen holds with the confidence that was asked for.
+A setting is a precision, the exits that are tested in it, a threshold, and whether rows of which no exit is sure fall
+back to the original. Exits are chosen by measured time on texts of the training: the promise's texts have no say in it.
+Thresholds of one setting are tested in a fixed order (`exits.guarantee`); the settings share the risk equally
+(Bonferroni), so the promise of whichever is chosen holds with the confidence that was asked for.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from ..exits import DataCriterion
 from ..exits.base import MULTI
 from ..exits.calibration import alike
 from ..exits.guarantee import Guarantee, NotShown, guarantee
+from ..exits.placement import place
 from ..exits.text import parse_form
+from ..manifest import Manifest
 from ..ops import cpu
+from .costs import measure_costs
 from .peers import openvino_peer, transformers_peer
 
 SAMPLE, SINGLE_ROWS, ROUNDS, BATCH = 256, 40, 3, 32  # rows that are timed; those timed one a call; repeats
+CHOOSING = 2048  # texts that tested exits are chosen on
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,18 @@ class Candidate:
 
     precision: str
     falls_back: bool
+    exit_layers: tuple[int, ...]  # of the tuned model, that are tested
     full_depth_agreement: float  # of the tuned model alone, no exits taken, with the original in fp32
     promised: Guarantee | None  # its layer speed-up counts the original's layers where rows fall back to it
     reason: str | None  # why there is no promise
     predicted_rows_per_second: float  # from the original's speed in this precision; 0 without a promise
+
+    def tested(self, manifest: Manifest) -> Manifest:
+        """The tuned model's manifest, with the exits that are tested in this setting."""
+        form = parse_form(manifest.criterion or "never")
+        assert isinstance(form, DataCriterion)
+        form = form.for_exits(manifest.exit_layers, self.exit_layers)
+        return replace(manifest, exit_layers=self.exit_layers, criterion=form.form)
 
     def record(self) -> dict[str, Any]:
         """What pfengine.json says of the promise."""
@@ -83,6 +96,7 @@ def search(
     original: Checkpoint,
     texts: Sequence[Any],
     answers: np.ndarray,
+    seen: Sequence[Any],
     *,
     agreement: float,
     confidence: float,
@@ -92,17 +106,20 @@ def search(
 ) -> tuple[Candidate, ...]:
     """Every setting with its fastest threshold that keeps the promise; NotShown where none does.
 
-    answers: the original's logits in fp32, float32 [rows, labels]. Both models must have the same labels. tolerance: of
-    regression, how far a score may be from the original's.
+    answers: the original's logits in fp32, float32 [rows, labels]. Both models must have the same labels. seen: texts
+    of the training. tolerance: of regression, how far a score may be from the original's.
     """
-    own = parse_form(tuned.manifest.criterion or "never")
-    assert isinstance(own, DataCriterion)
+    form = parse_form(tuned.manifest.criterion or "never")
+    assert isinstance(form, DataCriterion)
     label_sets = original.backbone.problem_type == MULTI
     found: list[Candidate] = []
     for precision in precisions():
         engine = load(tuned, precision=precision, criterion="never", max_length=max_length)
         full = load(original, precision=precision, criterion="never", max_length=max_length)
-        scores, layers, sample = engine.layer_scores(texts), engine.exit_layers, texts[:SAMPLE]
+        layers = worth_testing(engine, form, seen[:CHOOSING], agreement, tolerance, label_sets)
+        own = form.for_exits(engine.exit_layers, layers)
+        engine.model = replace(engine.model, exit_layers=layers)
+        scores, sample = engine.layer_scores(texts), texts[:SAMPLE]
         rate = len(sample) / statistics.median(seconds_of(partial(full.predict, sample, batch_size=BATCH)))
         deep = float(alike(scores.logits[-1], answers, tolerance, label_sets).mean())
         for falls_back in (False, True) if fallback else (False,):
@@ -118,11 +135,11 @@ def search(
                     learned=learned, tolerance=tolerance, label_sets=label_sets, reference=answers,
                 )  # fmt: skip
             except NotShown as error:
-                found.append(Candidate(precision, falls_back, deep, None, str(error), 0.0))
+                found.append(Candidate(precision, falls_back, layers, deep, None, str(error), 0.0))
                 continue
             speedup = promised.layer_speedup * full.num_layers / ends[-1]
             promised = replace(promised, layer_speedup=speedup, confidence=confidence)
-            found.append(Candidate(precision, falls_back, deep, promised, None, rate * speedup))
+            found.append(Candidate(precision, falls_back, layers, deep, promised, None, rate * speedup))
     if not any(each.promised for each in found):
         deep = max(each.full_depth_agreement for each in found)
         raise NotShown(
@@ -130,6 +147,25 @@ def search(
             f"{len(texts)} held-out texts; give more texts, train for more epochs, or ask for less than {agreement:g}"
         )
     return tuple(found)
+
+
+def worth_testing(
+    engine: Engine,
+    form: DataCriterion,
+    texts: Sequence[Any],
+    agreement: float,
+    tolerance: float | None,
+    label_sets: bool,
+) -> tuple[int, ...]:
+    """The exits that make these texts fastest at an agreement with full depth: a tested exit costs time, too.
+
+    All of them where no threshold keeps that agreement.
+    """
+    if not texts or len(engine.exit_layers) == 1:
+        return engine.exit_layers
+    scores, costs = engine.layer_scores(texts), measure_costs(engine, texts[:SAMPLE], form)
+    found = place(form, scores.logits, engine.exit_layers, costs, agreement, scores.learned, tolerance, label_sets)
+    return engine.exit_layers if found is None else found.exit_layers
 
 
 def report(

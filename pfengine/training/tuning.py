@@ -74,7 +74,7 @@ def tune(
     probability of at least `confidence` over these texts, at least `agreement` of future rows get the label, or the set
     of labels, that the model gives in fp32. Of a model that gives scores of regression they get a score within
     `tolerance` of its, which must be given then; exits agree by the criterion "patience:,tolerance" unless another is
-    given. A setting is a precision, a threshold, and whether rows of which no exit is
+    given. A setting is a precision, the exits that are tested, a threshold, and whether rows of which no exit is
     sure fall back to the model itself (`fallback`; default: only where the encoder moves). All settings that are
     compared share the risk 1 - confidence equally. What is written is a checkpoint, or a cascade of it and the model
     where rows fall back. `load` runs it in the precision that the promise was shown for.
@@ -138,12 +138,13 @@ def tune(
         stage.mkdir()
         saving.fill(stage, original.backbone.raw, tuned.manifest, tuned.tensors, original.tokenizer)
         values = {MULTI: None, REGRESSION: answers[:, 0], SINGLE: answers.argmax(1)}[original.backbone.problem_type]
-        add_calibration(stage, unseen, values, 1.0, judge.max_length)  # the threshold is searched for below
         candidates = search(
-            reader.read(stage), original, unseen, answers, agreement=agreement, confidence=confidence,
-            fallback=fallback, max_length=judge.max_length, tolerance=tolerance,
+            reader.read(stage), original, unseen, answers, [example.row for example in kept], agreement=agreement,
+            confidence=confidence, fallback=fallback, max_length=judge.max_length, tolerance=tolerance,
         )  # fmt: skip
         best = max((each for each in candidates if each.promised), key=lambda each: each.predicted_rows_per_second)
+        saving.write_manifest(stage, best.tested(reader.read(stage).manifest))
+        add_calibration(stage, unseen, values, 1.0, judge.max_length)
         _write(output, reader.read(stage), original, best)
     remove_state(config, tuned.recipe)
     return report(output, original, judge, unseen, answers, candidates, best, _truth(held_out, judge), tolerance)

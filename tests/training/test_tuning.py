@@ -17,6 +17,7 @@ from pfengine.cascade_reader import CascadeCheckpoint
 from pfengine.evaluation import tuned
 from pfengine.exits.calibration import alike
 from pfengine.exits.guarantee import NotShown
+from pfengine.exits.placement import Costs, Price
 
 from .conftest import BAD, FILL, GOOD
 from .test_attach import fine_tuned
@@ -82,6 +83,9 @@ def test_the_promise_is_kept_on_other_texts(
     # what the promise counted on the held-out texts is what the engine that was written answers to them
     assert made.guarantee.faults == round((1 - ours["agreement"]) * made.rows)
     assert made.guarantee.layer_speedup == pytest.approx(ours["layer_speedup"])
+    (layers,) = {each.exit_layers for each in made.candidates if each.precision == made.precision}
+    of_exits = engine.checkpoint.cascade.members[0] if made.falls_back else engine.checkpoint  # type: ignore[union-attr]
+    assert of_exits.manifest.exit_layers == layers  # type: ignore[union-attr]
     tried = {(each.precision, each.falls_back) for each in made.candidates}
     may_fall_back = rate > 0 and fallback is not False
     assert tried == {(p, f) for p in tuned.precisions() for f in ((False, True) if may_fall_back else (False,))}
@@ -128,6 +132,23 @@ def test_a_promise_that_no_setting_keeps(bert: Path, texts: Path, tmp_path: Path
     with pytest.raises(NotShown, match=r"no setting keeps the promise: at full depth the tuned model agrees .*%"):
         pfengine.tune(bert, texts, tmp_path / "out", encoder_rate=0.1, fallback=False, **OPTIONS | {"epochs": 0.3})
     assert not (tmp_path / "out").exists()
+
+
+def test_exits_that_cost_more_than_they_save_are_not_tested(
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Testing the first exit is made to cost as much as ten layers, or nothing, in the place of what was measured."""
+    first = []
+    for price in (10.0, 0.0):
+        none, extra = np.zeros(4), np.array([price, 0, 0, 0])
+        costs = Costs(Price(none + 1, none), Price(extra, none), 32.0, 0.0)
+        monkeypatch.setattr(tuned, "measure_costs", lambda *_, costs=costs: costs)
+        made = pfengine.tune(bert, texts, tmp_path / f"{price}", **OPTIONS | {"agreement": 0.9})
+        manifest = pfengine.load(tmp_path / f"{price}").checkpoint.manifest
+        assert [sum(point["exit_rows"]) for point in manifest.calibration] == [500] * len(manifest.calibration)
+        first.append(1 in manifest.exit_layers)  # type: ignore[union-attr]
+        assert all(each.exit_layers[-1] == 4 for each in made.candidates)
+    assert first == [False, True]
 
 
 def test_all_settings_share_the_risk() -> None:
