@@ -13,7 +13,7 @@ from .._version import __version__
 from ..answers import probabilities
 from .endpoint import Call, Endpoint
 from .failures import Failure, check_rows
-from .requests import Knobbed, best_first, check_ranks
+from .requests import Knobbed, best_documents, best_first, check_ranks
 from .served import Answer, Served
 from .shapes import Health, Info, Label, Token
 
@@ -58,6 +58,9 @@ class RerankRequest(Knobbed):
     truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
     raw_scores: bool = False
     return_text: bool = False
+    top_n: Annotated[int, Field(gt=0, le=1_000_000)] | None = Field(
+        None, description="So many of the best; what only this server understands."
+    )
 
 
 class TokenizeRequest(BaseModel):
@@ -93,13 +96,13 @@ async def rerank(call: Call, body: RerankRequest) -> Any:
         raise Failure("empty", "`texts` cannot be empty")
     _check_direction(body.truncation_direction, model)
     rows = [(body.query, text) for text in body.texts]
-    answer = await call.answer(model, rows, body.knobs(body.truncate), one=True)
+    answer = await call.answer(model, rows, body.knobs(body.truncate, body.top_n), one=True)
     scores = _scores(model, answer, body.raw_scores, None)[:, 0]
     return [
         {"index": i}
         | ({"text": body.texts[i]} if body.return_text else {})
         | {"score": float(scores[i]), "exit_layer": int(answer.exit_layers[i])}
-        for i in best_first(answer.logits[:, 0])
+        for i in best_documents(answer, body.top_n)
     ]
 
 

@@ -80,6 +80,15 @@ def test_as_rank(client: Client, engine: pfengine.Engine, path: str, top: int) -
     assert min(layers) < max(layers) == 5, "all documents were one batch, and some left early"
 
 
+def test_texts_of_text_embeddings_inference(client: Client, engine: pfengine.Engine) -> None:
+    """Whose own requests have no number; then all texts are answered, each pair by itself."""
+    for more, options in (({"top_n": K}, {"top_k": K}), ({}, {})):
+        status, found, _ = client.ask("/rerank", {"query": QUERY, "texts": DOCUMENTS} | more)
+        assert status == 200
+        assert [(each["index"], each["exit_layer"]) for each in found] == ranked(engine, **options)
+    assert client.ask("/rerank", {"query": QUERY, "texts": DOCUMENTS, "top_n": 0})[0] == 422
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_when_margins_have_no_say(client: Client, engine: pfengine.Engine, path: str) -> None:
     """For all documents each pair leaves by itself, as for what the request says; for more than k none leaves."""
