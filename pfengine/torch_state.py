@@ -77,6 +77,20 @@ def alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def all_together(threads: int) -> Iterator[None]:
+    """Takes back `keep_to_one_thread` until the end of the block: this thread's calls use `threads` threads."""
+    if not _outside.alone or _set_threads is None:
+        yield
+        return
+    _outside.alone = False
+    _set_threads(threads)
+    try:
+        yield
+    finally:
+        keep_to_one_thread()
+
+
+@contextlib.contextmanager
 def on_one_thread() -> Iterator[None]:
     """Let torch compute on one thread, in this thread. For small operations between calls of `_C`.
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from .. import extension
 from ..api import Engine
 from ..exits.data import is_data
-from ..torch_state import alone, keep_to_one_thread
+from ..torch_state import all_together, alone, keep_to_one_thread
 from .failures import Failure
 from .job import Job
 from .limits import Limits
@@ -51,7 +51,8 @@ class Scheduler:
         self.engine, self.limits = model, limits
         self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
         on_gpu = model.device.type != "cpu"
-        self.threads = threads or (model.model.worker_threads if on_gpu else extension.threads())
+        self.cores = extension.threads()
+        self.threads = threads or (model.model.worker_threads if on_gpu else self.cores)
         self.one_core_each = self.threads > 1 and not on_gpu
         self.may_run_at_once = not on_gpu and model.cascade is None
         self.totals = Totals(model.num_layers)
@@ -169,10 +170,18 @@ class Scheduler:
             under_way[:] = places
             self._busy_since[number] = time.monotonic()
             try:
-                self.run_isolated(places)
+                with self._cores_for(places):
+                    self.run_isolated(places)
             finally:
                 self._busy_since[number] = None
             under_way.clear()
+
+    def _cores_for(self, places: Sequence[Place]) -> contextlib.AbstractContextManager[None]:
+        """All cores for a query's documents, which no other thread can share, where there is nothing else to do."""
+        whole = places[0].job.top_k is not None
+        return (
+            all_together(self.cores) if whole and self.busy == 1 and not self.queue.rows else contextlib.nullcontext()
+        )
 
     def run_isolated(self, places: Sequence[Place], stops: bool = True) -> None:
         """Answer rows. Where that fails, each is tried alone, so that one of them cannot take the others with it."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import pfengine
+from pfengine import extension
 from pfengine.rows import Row
 from pfengine.serving import scheduler
 from pfengine.serving.job import Job
@@ -20,6 +21,7 @@ from pfengine.serving.limits import Limits
 from pfengine.serving.passage import run
 from pfengine.serving.queue import Place
 from pfengine.serving.requests import best_documents
+from pfengine.serving.scheduler import Scheduler
 from pfengine.serving.served import Answer, Served
 from pfengine.serving.server import served
 from pfengine.serving.totals import Totals
@@ -144,6 +146,28 @@ def test_a_deadline_ranks_by_the_last_exit_that_was_reached(model: Served) -> No
     np.testing.assert_array_equal(job.logits, scores)
     answer = Answer(scores, job.exit_layers, None, {}, [], 0.0, 0.0, 0.0, by_margins=True)
     assert best_documents(answer, K) == np.argsort(-scores[:, 0], kind="stable")[:K].tolist()
+
+
+@pytest.mark.skipif(extension.threads() < 2, reason="there is one core, or torch uses one thread")
+def test_a_query_has_all_cores_where_nothing_else_is_under_way(
+    client: Client, model: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores: list[int] = []
+
+    def recorded(*arguments: Any) -> None:
+        cores.append(extension.threads())
+        run(*arguments)
+
+    monkeypatch.setattr(scheduler, "run", recorded)
+    ask(client, "/v1/rerank", top_n=K)
+    assert cores == [extension.threads()]
+    cores.clear()
+    ask(client, "/v1/rerank")
+    assert set(cores) == {1}, "other batches have a core each, after a query too"
+    cores.clear()
+    monkeypatch.setattr(Scheduler, "busy", 2)
+    ask(client, "/v1/rerank", top_n=K)
+    assert cores == [1]
 
 
 def test_a_query_that_nobody_waits_for(model: Served) -> None:
