@@ -86,12 +86,12 @@ def test_every_head(
         ("albert", "authors"),
         pytest.param("distilbert", "authors", marks=pytest.mark.slow),
         ("distilbert", "classifier"),
-        ("electra", "authors"),
+        pytest.param("electra", "authors", marks=pytest.mark.wide),
         ("mpnet", "authors"),
         ("modernbert", "authors"),
-        ("modernbert", "classifier"),
+        pytest.param("modernbert", "classifier", marks=pytest.mark.wide),
         ("deberta-v2", "authors"),
-        ("electra", "classifier"),
+        pytest.param("electra", "classifier", marks=pytest.mark.wide),
     ],
 )
 def test_every_family(make_checkpoint: Make, random_rows: Any, device: torch.device, family: str, head: str) -> None:

@@ -213,8 +213,20 @@ def test_exits_read_what_their_head_reads(
     np.testing.assert_array_equal(np.concatenate([each.exit_layers for each in alone]), early.exit_layers[:20])
 
 
-@pytest.mark.parametrize("system", ["past-future", "linear", "pfengine"])
-@pytest.mark.parametrize("problem", ["label sets", "one label"])
+@pytest.mark.parametrize(
+    ("problem", "system"),
+    [
+        ("label sets", "pfengine"),
+        ("one label", "linear"),
+        *(
+            pytest.param(problem, system, marks=pytest.mark.wide)
+            for problem, system in (
+                ("label sets", "past-future"), ("label sets", "linear"), ("one label", "past-future"),
+                ("one label", "pfengine"),
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_labels_that_are_given_or_not(
     make_plain: Callable[..., Path], texts: Path, tmp_path: Path, problem: str, system: Any
 ) -> None:

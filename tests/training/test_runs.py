@@ -252,8 +252,17 @@ FORMS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     "options",
-    [{"system": name} for name in ("pfengine", "pabee", "berxit", "elbert", "elasticbert")]
-    + [{"system": "past-future"} | form for form in FORMS],
+    [
+        *({"system": name} for name in ("pfengine", "elbert")),
+        {"system": "past-future"} | FORMS[0],
+        *(
+            pytest.param(options, marks=pytest.mark.wide)
+            for options in (
+                *({"system": name} for name in ("pabee", "berxit", "elasticbert")),
+                *({"system": "past-future"} | form for form in FORMS[1:]),
+            )
+        ),
+    ],
     ids=lambda options: "-".join(options.values()),
 )
 def test_scores_far_from_zero(encoder: Path, rows: Path, tmp_path: Path, options: dict[str, Any]) -> None:

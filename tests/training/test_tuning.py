@@ -53,10 +53,10 @@ OPTIONS: dict[str, Any] = {"epochs": 8, "learning_rate": 1e-3, "hold_out": 500, 
         ("bert", "labels", 0.0, None),
         pytest.param("modernbert", "labels", 0.0, None, marks=pytest.mark.slow),
         pytest.param("bert", "label sets", 0.0, None, marks=pytest.mark.slow),
-        ("bert", "scores", 0.0, None),
+        pytest.param("bert", "scores", 0.0, None, marks=pytest.mark.slow),
         pytest.param("bert", "scores", 1e-4, None, marks=pytest.mark.slow),
         pytest.param("bert", "one label", 0.0, None, marks=pytest.mark.slow),
-        ("bert", "labels", 1e-4, None),
+        pytest.param("bert", "labels", 1e-4, None, marks=pytest.mark.slow),
         pytest.param("bert", "labels", 1e-4, False, marks=pytest.mark.slow),
     ],
 )
@@ -134,6 +134,7 @@ def test_a_promise_that_no_setting_keeps(bert: Path, texts: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_exits_that_cost_more_than_they_save_are_not_tested(
     bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
