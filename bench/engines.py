@@ -16,6 +16,7 @@ import torch
 import pfengine
 
 from . import conversions
+from .interleave import Rounds
 from .knobs import CONTESTANTS, BatchSize, Model
 from .rows import PEERS_STREAM, Row, fixed_batches
 
@@ -117,6 +118,20 @@ def disagreeing(answers: dict[str, Any]) -> set[str]:
     found = differences(answers)
     REFUSED.update(found)
     return set(found)
+
+
+def beside_peers(rounds: Rounds) -> dict[str, dict[str, Any]]:
+    """Of each contestant that was timed: the fastest peer, and how many times as fast as it and as OpenVINO it is."""
+    peers = [name for name in rounds.seconds if not name.startswith("pfengine")]
+    best = min(peers, key=rounds.median)
+    return {
+        name: {
+            "best_peer": best,
+            "speedup_over_best_peer": rounds.speedup(name, best),
+            "speedup_over_openvino": rounds.speedup(name, openvino_peer(name)),
+        }
+        for name in rounds.seconds
+    }
 
 
 def stop_unless_timed(name: str, records: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from . import engines, report
 from .conversions import FAMILY
-from .engines import NAMES, contestants, disagreeing, openvino_peer
+from .engines import NAMES, beside_peers, contestants, disagreeing
 from .interleave import interleave
 from .knobs import ROWS, BatchSize, batch_name, batch_sizes
 from .models import FAMILIES
@@ -24,8 +24,6 @@ def measured(kind: str, batch_size: BatchSize) -> dict[str, Any]:
     rows = make_rows(ROWS)
     calls = {name: partial(each.run, rows, batch_size) for name, each in contestants(FAMILY + kind).items()}
     rounds = interleave(calls, disagreeing)
-    peers = [name for name in rounds.seconds if not name.startswith("pfengine")]
-    best = min(peers, key=rounds.median)
     records = {
         name: {
             "family": kind,
@@ -33,11 +31,9 @@ def measured(kind: str, batch_size: BatchSize) -> dict[str, Any]:
             "contestant": name,
             "rows": len(rows),
             "rows_per_second": len(rows) / rounds.median(name),
-            "best_peer": best,
-            "speedup_over_best_peer": rounds.speedup(name, best),
-            "speedup_over_openvino": rounds.speedup(name, openvino_peer(name)),
         }
-        for name in rounds.seconds
+        | found
+        for name, found in beside_peers(rounds).items()
     }
     report.TABLES["families"] += records.values()
     return {"calls": calls, "records": records}

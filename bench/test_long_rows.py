@@ -10,7 +10,7 @@ import pytest
 
 from . import engines, report
 from .conversions import FAMILY
-from .engines import NAMES, contestants, disagreeing, openvino_peer
+from .engines import NAMES, beside_peers, contestants, disagreeing
 from .interleave import interleave
 from .knobs import HIDDEN, Model
 from .rows import Row, make_rows, rows_of_length
@@ -42,8 +42,6 @@ def measured(model: Model, shape: str) -> dict[str, Any]:
         batch_size = SHORT if shape == MIXED and not each.streams else len(rows)
         calls[name] = partial(each.run, rows, batch_size)
     rounds = interleave(calls, disagreeing, settle=True)
-    peers = [name for name in rounds.seconds if not name.startswith("pfengine")]
-    best = min(peers, key=rounds.median)
     records = {
         name: {
             "model": f"BERT {model}" if isinstance(model, int) else model.removeprefix(FAMILY),
@@ -53,11 +51,9 @@ def measured(model: Model, shape: str) -> dict[str, Any]:
             "tokens": sum(map(len, rows)),
             "median_seconds": rounds.median(name),
             "tokens_per_second": sum(map(len, rows)) / rounds.median(name),
-            "best_peer": best,
-            "speedup_over_best_peer": rounds.speedup(name, best),
-            "speedup_over_openvino": rounds.speedup(name, openvino_peer(name)),
         }
-        for name in rounds.seconds
+        | found
+        for name, found in beside_peers(rounds).items()
     }
     report.TABLES["long_rows"] += records.values()
     return {"calls": calls, "records": records}

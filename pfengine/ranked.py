@@ -31,7 +31,7 @@ def answer_top_k(model: Model, window: Sequence[Row | InputError], rule: TopK, p
     if rows:
         packed = pack(rows, model.config)
         flight = model.carrier.start(packed, answers.slots(packed), answers)
-        tested = {layer: number for number, layer in enumerate(model.exit_layers[:-1]) if rule.tests(number)}
+        tested = rule.tested(model.exit_layers)
         for exit in exits(model, flight, model.full_depth, 0, tested):
             assert exit.logits is not None
             flight.leave(rule.leave(tested[exit.layer], exit.logits[:, 0].numpy(force=True)))

@@ -8,7 +8,7 @@ all candidates of a query at once too; its rules keep a fixed number or share of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,10 @@ class TopK:
     def tests(self, number: int) -> bool:
         """Is exit `number`, from 0 on, tested?"""
         return bool(np.isfinite(self.margins[number]))
+
+    def tested(self, exit_layers: Sequence[int]) -> dict[int, int]:
+        """The number, from 0 on, of each tested exit by its layer. exit_layers: with the last layer."""
+        return {layer: number for number, layer in enumerate(exit_layers[:-1]) if self.tests(number)}
 
     def leave(self, number: int, scores: np.ndarray) -> np.ndarray:
         """Which documents leave after exit `number`: float32 [..., documents] -> bool of the same shape.

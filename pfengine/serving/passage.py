@@ -69,12 +69,12 @@ class _Passage:
         model, jobs = self.engine.model, [place.job for place in self.places]
         flight = model.carrier.start(packed, answers.slots(packed), answers)
         deadlines = np.array([np.inf if job.deadline is None else job.deadline for job in jobs])
-        tested = {layer: number for number, layer in enumerate(model.exit_layers[:-1]) if self.tests(number)}
-        where = tested if np.isinf(deadlines).all() else None
+        tested = {} if self.top_k is None else self.top_k.tested(model.exit_layers)
+        where = tested if self.top_k is not None and np.isinf(deadlines).all() else None
         before = time.monotonic()
         with contextlib.closing(engine.exits(model, flight, rule, answers.base, where)) as exits:
             for exit in exits:
-                if self.top_k is not None and exit.layer in tested:
+                if exit.layer in tested:
                     exit = self.leave_out(flight, exit, tested[exit.layer])
                 left = np.flatnonzero(self.under_way & (answers.exit_layers > 0))
                 self.deliver(left, answers.logits, answers.exit_layers)
@@ -91,10 +91,6 @@ class _Passage:
                 if (gone := due | given_up).any():
                     self.under_way[slots[gone]] = False
                     flight.leave(gone, answered=False)
-
-    def tests(self, number: int) -> bool:
-        """Is exit `number`, from 0 on, one to stop after?"""
-        return self.top_k is None or self.top_k.tests(number)
 
     def leave_out(self, flight: Flight, exit: Exit, number: int) -> Exit:
         """Let documents leave that are surely not among a query's best; gives the exit of those that stay."""

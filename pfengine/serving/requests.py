@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..ranking import best_first as best_that_stayed
+from .. import ranking
 from .failures import Failure
 from .served import Answer, Knobs, Served
 
@@ -39,21 +39,18 @@ def check_ranks(model: Served) -> None:
         raise Failure("unsupported", "model is not a re-ranker model: it has more than one label")
 
 
-def best_first(scores: np.ndarray, top: int | None = None) -> list[int]:
-    """The places of scores, the largest first, and of equal ones the first first.
+def best_first(scores: np.ndarray, top: int | None = None, left: np.ndarray | None = None) -> list[int]:
+    """The places of scores, the largest first, and of equal ones the first first; after all others those that `left`.
 
     To rank, give logits: the sigmoid of those from about 17 on is 1 in float32.
     """
-    order = np.argsort(-scores, kind="stable")
-    return [int(place) for place in (order if top is None else order[:top])]
+    return [int(place) for place in ranking.best_first(scores, left)[:top]]
 
 
 def best_documents(answer: Answer, top: int | None) -> list[int]:
     """The places of a query's documents, best first; None: of all."""
-    if not answer.by_margins:
-        return best_first(answer.logits[:, 0], top)
-    left = answer.exit_layers < answer.exit_layers.max()
-    return [int(place) for place in best_that_stayed(answer.logits[:, 0], left)[:top]]
+    left = answer.exit_layers < answer.exit_layers.max() if answer.by_margins else None
+    return best_first(answer.logits[:, 0], top, left)
 
 
 def rows_of_ids(rows: Sequence[Any]) -> list[Any]:

@@ -138,12 +138,13 @@ def tune(
         stage.mkdir()
         saving.fill(stage, original.backbone.raw, tuned.manifest, tuned.tensors, original.tokenizer)
         values = {MULTI: None, REGRESSION: answers[:, 0], SINGLE: answers.argmax(1)}[original.backbone.problem_type]
+        staged = reader.read(stage)
         candidates = search(
-            reader.read(stage), original, unseen, answers, [example.row for example in kept], agreement=agreement,
+            staged, original, unseen, answers, [example.row for example in kept], agreement=agreement,
             confidence=confidence, fallback=fallback, max_length=judge.max_length, tolerance=tolerance,
         )  # fmt: skip
         best = max((each for each in candidates if each.promised), key=lambda each: each.predicted_rows_per_second)
-        saving.write_manifest(stage, best.tested(reader.read(stage).manifest))
+        saving.write_manifest(stage, best.tested(staged.manifest))
         add_calibration(stage, unseen, values, 1.0, judge.max_length)
         _write(output, reader.read(stage), original, best)
     remove_state(config, tuned.recipe)
