@@ -33,7 +33,7 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
         seen = np.concatenate([[0], np.cumsum(ids != pad)])
         positions = np.where(ids != pad, pad + seen[1:] - seen[starts], pad)
     else:
-        positions = np.concatenate([np.arange(length) for length in lengths]) if rows else ids
+        positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths)
     row_ids = np.array([row.row_id for row in rows], dtype=np.int64)
     pieces = None
     if any(row.first_pieces is not None for row in rows):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from . import words
+from . import id_rows, words
 from .batching import batches as batches
 from .batching import pack as pack
 from .config import BackboneConfig
@@ -97,7 +97,12 @@ class Tokenizer:
         """Tokenise (row id, row) pairs; a bad row gives an error in its place, and the others are unaffected."""
         out: list[Row | InputError] = []
         texts: list[tuple[int, int, Text]] = []
-        for row_id, value in rows:
+        rows = list(rows)
+        read = id_rows.read(rows, self.max_length, self.config.vocab_size, self.config.type_vocab_size)
+        for (row_id, value), ready in zip(rows, read, strict=True):
+            if ready is not None:
+                out.append(ready)
+                continue
             try:
                 parsed = parse(row_id, value, self.tags)
                 if isinstance(parsed, Text):

@@ -88,8 +88,9 @@ class _Source:
         """The next rows to tokenise together, about `most` tokens: a character makes at most about one token."""
         block: list[tuple[int, Any]] = []
         tokens = characters = 0
+        timed = self.flush_when_slow and self.row_thread is None
         while self.failure is None and len(block) < min(rows, BLOCK_ROWS) and not (block and self.is_late()):
-            before = time.perf_counter()
+            before = time.perf_counter() if timed else 0.0
             try:
                 numbered = next(self.rows, None)
             except Exception as error:
@@ -97,7 +98,7 @@ class _Source:
                 break
             if numbered is None:
                 break
-            if self.row_thread is None:
+            if timed:
                 self.waited += time.perf_counter() - before
             block.append(numbered)
             length = size(numbered[1])

@@ -105,7 +105,7 @@ def test_what_a_person_runs(tmp_path: Path) -> None:
         (
             ["bench/"], True,
             {"test_exits", "test_families", "test_full_depth", "test_head", "test_latency", "test_long_rows",
-             "test_quality", "test_replay"},
+             "test_quality", "test_reading", "test_replay"},
         ),
         (["bench/test_replay.py::test_replay"], False, {"test_replay"}),
     ],

@@ -22,7 +22,8 @@ LAYERS = {
     "ops": "ops",
     "checkpoint": "cascade_manifest checkpoint config destination disentangled distances families file_hashes folder "
     "json_fields manifest modern storage weights",
-    "text": "batching data rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files windows words",
+    "text": "batching data id_rows rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files "
+    "windows words",
     "parts": "encoder exits heads",
     "engine": "engine model token_flight torch_flight",
     "api": "answering answers api bundled cascade_model cascade_reader cascade_runner cascade_saving devices inference "
