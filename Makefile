@@ -48,6 +48,12 @@ ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what h
 # what runs the extension
 demo serve-demo test test-all test-plain fuzz soak bench: ext
 
+.PHONY: ptx
+ptx:  ## what nvcc makes of csrc/cuda/condition.cu, for drivers from CUDA 12.4 on
+	nvcc -ptx -arch=compute_80 -o build/condition.ptx csrc/cuda/condition.cu
+	( echo '// What nvcc makes of csrc/cuda/condition.cu; `make ptx` writes it.'; \
+		sed -e '/^\/\//d' -e 's/^\.version .*/.version 8.4/' build/condition.ptx | cat -s ) > pfengine/ops/condition.ptx
+
 wheel: $(VENV)/.dev  ## a manylinux wheel in dist/ with the kernels of every instruction set
 	rm -rf build/lib* build/wheel
 	PFENGINE_EXT=$(or $(PFENGINE_EXT),cpu) $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel

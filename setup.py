@@ -1,4 +1,4 @@
-"""Builds pfengine._C as PFENGINE_EXT says: auto (default: as much as this machine can) | cpu | cuda | 0 (nothing).
+"""Builds pfengine._C as PFENGINE_EXT says: auto (default: where it can be) | cpu (or fail) | 0 (not at all).
 
 CMake and ninja build it in build/ and compile only what has changed; CMakeLists.txt says what it is made of.
 PFENGINE_SANITIZE: the compiler's sanitizers to build it with, such as "address,undefined"; see `make sanitize`.
@@ -23,14 +23,13 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).parent.resolve()
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MODE = os.environ.get("PFENGINE_EXT", "auto")
-CPU, CUDA = "C++", "C++ and CUDA"
-ATTEMPTS = {"auto": [CUDA, CPU], "cuda": [CUDA], "cpu": [CPU], "0": []}
+MODES = ("auto", "cpu", "0")
 # Another value of one of these gets another folder: CMake keeps what it once read, and objects of two kinds do not mix
-KEPT = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDA_HOME", "CUDA_PATH", "CUDAFLAGS", "CUDAHOSTCXX", "PFENGINE_SANITIZE")
+KEPT = ("CXX", "CXXFLAGS", "LDFLAGS", "PFENGINE_SANITIZE")
 
 
 class BuildExtension(build_ext):
-    """Tries the richest build first; only `auto` settles for less, and says so."""
+    """Only `auto` goes on without the library, and says so."""
 
     def run(self) -> None:
         self.by_hand = self.inplace and not self.editable_mode  # `setup.py build_ext --inplace`, as `make ext` calls it
@@ -40,17 +39,16 @@ class BuildExtension(build_ext):
         super().run()
 
     def build_extension(self, extension: Extension) -> None:
-        for attempt in ATTEMPTS[MODE]:
-            try:
-                build_library(attempt, Path(self.get_ext_fullpath(extension.name)))
-            except (OSError, subprocess.CalledProcessError) as error:
-                reason = error if isinstance(error, OSError) else "the reason is above"
-                print(f"pfengine._C ({attempt}) could not be built: {reason}", file=sys.stderr)
-                if self.by_hand and "--build" in getattr(error, "cmd", ()):
-                    sys.exit("csrc does not compile with what CMake found; the reason is above")  # whatever MODE is
-            else:
-                print(f"pfengine._C ({attempt}) was built")
-                return
+        try:
+            build_library(Path(self.get_ext_fullpath(extension.name)))
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = error if isinstance(error, OSError) else "the reason is above"
+            print(f"pfengine._C could not be built: {reason}", file=sys.stderr)
+            if self.by_hand and "--build" in getattr(error, "cmd", ()):
+                sys.exit("csrc does not compile with what CMake found; the reason is above")  # whatever MODE is
+        else:
+            print("pfengine._C was built")
+            return
         if MODE != "auto":
             raise CompileError(f"PFENGINE_EXT={MODE}: pfengine._C could not be built; the reason is above")
         print("pfengine._C was not built: pfengine will run on torch alone", file=sys.stderr)
@@ -69,18 +67,17 @@ def remove_built(root: Path) -> None:
         old.unlink()
 
 
-def build_library(attempt: str, target: Path) -> None:
+def build_library(target: Path) -> None:
     """By the CMake and ninja beside this Python, as in a virtual environment, or else on the PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     cmake, ninja = (shutil.which(name, path=path) or name for name in ("cmake", "ninja"))
-    chosen = [attempt, SUFFIX, str(ROOT), *map(os.environ.get, KEPT)]
+    chosen = [SUFFIX, str(ROOT), *map(os.environ.get, KEPT)]
     folder = ROOT / "build" / f"cmake-{zlib.crc32(repr(chosen).encode()):08x}"
     options = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_MAKE_PROGRAM": ninja,
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
-        "PFENGINE_CUDA": attempt == CUDA,
         "PFENGINE_SANITIZE": os.environ.get("PFENGINE_SANITIZE", ""),
     }
     defined = [f"-D{name}={value}" for name, value in options.items()]
@@ -91,9 +88,9 @@ def build_library(attempt: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if MODE not in ATTEMPTS:
-        sys.exit(f"PFENGINE_EXT is {MODE!r}, expected one of {', '.join(ATTEMPTS)}")
+    if MODE not in MODES:
+        sys.exit(f"PFENGINE_EXT is {MODE!r}, expected one of {', '.join(MODES)}")
     setup(
-        ext_modules=[Extension("pfengine._C", [], optional=MODE == "auto")] if ATTEMPTS[MODE] else [],
+        ext_modules=[Extension("pfengine._C", [], optional=MODE == "auto")] if MODE != "0" else [],
         cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
     )

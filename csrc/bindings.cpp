@@ -19,9 +19,7 @@
 #include "flights.h"
 #include "parts.h"
 #include "rules.h"
-#ifdef PFENGINE_CUDA
-#include "cuda/compact.h"
-#endif
+#include "segment_loops.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -226,29 +224,6 @@ void run_embed(const cpu::Kernels& kernels, const cpu::Embedding& embedding, Add
   cpu::run_embed(kernels, embedding, all, tokens, memory<float>("out", out, {tokens, embedding.size}), threads);
 }
 
-#ifdef PFENGINE_CUDA
-int compact_cuda(Address tokens, std::int64_t width_bytes, std::int64_t token_count, Address cu_seqlens,
-                 Address row_ids, Address stay, std::int64_t rows, Address new_tokens, Address new_cu_seqlens,
-                 Address new_row_ids, Address shift, Address counts, int device, Address stream) {
-  check("width_bytes", width_bytes, 0, kMostRows);
-  check_rows("token_count", token_count);
-  check("device", device, 0, kMostRows);
-  const auto* borders = bounds(cu_seqlens, rows);
-  return cuda::compact(
-      memory<const char>("tokens", tokens, {token_count, width_bytes}), width_bytes, token_count, borders,
-      memory<const std::int64_t>("row_ids", row_ids, {rows}), memory<const std::uint8_t>("stay", stay, {rows}), rows,
-      memory<char>("new_tokens", new_tokens, {token_count, width_bytes}),
-      memory<std::int32_t>("new_cu_seqlens", new_cu_seqlens, {rows + 1}),
-      memory<std::int64_t>("new_row_ids", new_row_ids, {rows}), memory<std::int32_t>("shift", shift, {rows}),
-      memory<std::int32_t>("counts", counts, {2}), device, stream);
-}
-
-py::tuple cuda_device_count() {
-  const auto devices = without_gil(cuda::device_count);  // the first call starts the driver
-  return py::make_tuple(devices.count, devices.error);
-}
-#endif
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -256,6 +231,7 @@ PYBIND11_MODULE(_C, m) {
   bind_parts(m);
   bind_rules(m);
   bind_flights(m);
+  bind_segment_loops(m);
   m.def("count_kept", &count_kept, "cu_seqlens"_a, "stay"_a, "rows"_a, "tokens"_a);
   m.def("compact", &compact, "tokens"_a, "width_bytes"_a, "cu_seqlens"_a, "row_ids"_a, "stay"_a, "rows"_a,
         "new_tokens"_a, "new_cu_seqlens"_a, "new_row_ids"_a, "threads"_a, NoGil());
@@ -278,14 +254,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_merge", &run_merge, "kernels"_a, "merge"_a, "past"_a, "gates"_a, "future"_a, "rows"_a, "out"_a, NoGil());
   m.def("run_embed", &run_embed, "kernels"_a, "embedding"_a, "ids"_a, "positions"_a, "types"_a, "tokens"_a, "out"_a,
         "threads"_a, NoGil());
-#ifdef PFENGINE_CUDA
-  m.attr("has_cuda") = true;
-  m.def("compact_cuda", &compact_cuda, "tokens"_a, "width_bytes"_a, "token_count"_a, "cu_seqlens"_a, "row_ids"_a,
-        "stay"_a, "rows"_a, "new_tokens"_a, "new_cu_seqlens"_a, "new_row_ids"_a, "shift"_a, "counts"_a, "device"_a,
-        "stream"_a, NoGil());
-  m.def("cuda_device_count", &cuda_device_count);
-  m.def("cuda_error_string", &cuda::error_string, "error"_a);
-#else
-  m.attr("has_cuda") = false;
-#endif
 }

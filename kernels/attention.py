@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import configs
 from .launch import FLOATS, check, check_count, launch, power_of_two
+from .scratch import empty
 
 BLOCK_N = 32  # keys at a time, in every batch, so that a row's sums keep their order
 SEVERAL, MANY = 4, 4096  # rows per program, where rows are short and rows times heads are at least so many
@@ -216,7 +217,7 @@ def attention(
         check("query_tokens", query_tokens, (torch.int32, torch.int64), listed[0].shape[0], like=qkv)
     where = "list" if listed is not None else queries
     results = listed[0].shape[0] if listed is not None else rows if queries == "first" else qkv.shape[0]
-    out = torch.empty(results, width, dtype=qkv.dtype, device=qkv.device)
+    out = empty(results, width, dtype=qkv.dtype, device=qkv.device)
     # in 16 bits 64 queries, 16 per warp, however many there are, so that the order of sums is the same
     block_m = 16 if qkv.dtype == torch.float32 else 32 if tables else 64  # with 32 keys 63 distances, a tile of 64
     blocks = triton.cdiv(1 if queries == "first" else longest, block_m)

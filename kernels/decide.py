@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .functions import CHANGE, LABEL_REPEATS, LAYER, LEARNED, SIGNALS, label_of, signal_of
 from .launch import check
+from .scratch import empty
 
 COMPARISONS, MEMORIES = ("<", "<=", ">", ">="), ("none", "running", "votes", "sum", "side", "trend", "range")
 RUNNING, VOTES, SUM, SIDE, TREND, RANGE = (tl.constexpr(i) for i in range(1, 7))  # numbers in MEMORIES
@@ -101,11 +102,11 @@ class Decided(NamedTuple):
     @classmethod
     def empty(cls, rows: int, labels: int, device: torch.device, clauses: int | None = None) -> Decided:
         """Uninitialised. clauses: for how many signals there is room."""
-        signals = None if clauses is None else torch.empty(clauses, rows, dtype=torch.float32, device=device)
+        signals = None if clauses is None else empty(clauses, rows, dtype=torch.float32, device=device)
         return cls(
-            torch.empty(rows, labels, dtype=torch.float32, device=device),
+            empty(rows, labels, dtype=torch.float32, device=device),
             signals,
-            torch.empty(rows, dtype=torch.bool, device=device),
+            empty(rows, dtype=torch.bool, device=device),
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .launch import FLOATS, check, check_count, launch, power_of_two
 from .layer_norm import normalise, warps
+from .scratch import empty
 
 
 @triton.jit
@@ -69,7 +70,7 @@ def embed(
     if out is not None:
         check("out", out, FLOATS, ids.shape[0], size, like=ids)
     else:
-        out = torch.empty(ids.shape[0], size, dtype=word.dtype, device=ids.device)
+        out = empty(ids.shape[0], size, dtype=word.dtype, device=ids.device)
     block = power_of_two(size, 16)
     launch(
         _embed_kernel,

@@ -11,6 +11,7 @@ from . import configs
 from .decide import check_labels
 from .functions import activate
 from .launch import FLOATS, check, check_count, launch, rows_of
+from .scratch import empty
 
 BLOCK_N, BLOCK_C = 64, 16  # fixed, because the cuts of a sum decide its last bit
 
@@ -108,7 +109,7 @@ def imitation(
     labels = projection.shape[0]
     check_labels(labels)
     chunks = triton.cdiv(columns, BLOCK_N)
-    shares = torch.empty(chunks, rows, labels, dtype=torch.float32, device=states.device)
+    shares = empty(chunks, rows, labels, dtype=torch.float32, device=states.device)
     block_m, block_k = (32, 32) if learners.dtype == torch.float32 else (64, 64)
     launch(
         _imitation_kernel,

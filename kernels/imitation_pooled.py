@@ -21,6 +21,7 @@ from . import configs
 from .decide import check_labels
 from .imitation import BLOCK_C, BLOCK_N, guess, write_shares
 from .launch import FLOATS, check, check_count, launch, power_of_two
+from .scratch import empty
 
 Pooling = Literal["max", "attention"]
 WEIGHED = 2048  # numbers of a tile of the second kernel
@@ -150,14 +151,14 @@ def imitation_pooled(
         "BLOCK_K": block_k, "BLOCK_C": BLOCK_C,
     }  # fmt: skip
     if pooling == "max":
-        shares = torch.empty(chunks, rows, labels, dtype=torch.float32, device=states.device)
+        shares = empty(chunks, rows, labels, dtype=torch.float32, device=states.device)
         launch(_imitation_max_kernel, grid, arguments | {"shares": shares}, constants, num_warps=4)
         return shares
-    products = torch.empty(chunks, ahead, rows, dtype=torch.float32, device=states.device)
-    shares = torch.empty(chunks, ahead, rows, labels, dtype=torch.float32, device=states.device)
+    products = empty(chunks, ahead, rows, dtype=torch.float32, device=states.device)
+    shares = empty(chunks, ahead, rows, labels, dtype=torch.float32, device=states.device)
     parts = {"products": products, "shares": shares}
     launch(_imitation_attend_kernel, grid, arguments | parts, constants, num_warps=4)
-    out = torch.empty(1, rows, labels, dtype=torch.float32, device=states.device)
+    out = empty(1, rows, labels, dtype=torch.float32, device=states.device)
     block_j = power_of_two(ahead)
     block_r = max(1, WEIGHED // (block_j * BLOCK_C))
     launch(

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import FLOATS, check, check_count, launch, power_of_two, rows_of
+from .scratch import empty
 
 
 @triton.jit
@@ -107,7 +108,7 @@ def add_layer_norm(
         if source_rows is None:
             raise ValueError("there are other rows than those of x, but source_rows, which marks them, is None")
     if out is None:
-        out = torch.empty(rows, size, dtype=x.dtype, device=x.device)
+        out = empty(rows, size, dtype=x.dtype, device=x.device)
     block = power_of_two(size, 16)
     launch(
         _add_layer_norm_kernel,

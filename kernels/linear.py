@@ -13,6 +13,7 @@ from torch import Tensor
 from . import configs
 from .functions import finish
 from .launch import FLOATS, check, check_count, launch, rows_of, tma_processors
+from .scratch import empty
 from .tma_linear import launch_tma, tma_tile
 
 
@@ -146,7 +147,7 @@ def arguments_of(
     if out is not None:
         check("out", out, dtypes, rows, width, like=x)
     else:
-        out = torch.empty(rows, width, dtype=out_dtype, device=x.device)
+        out = empty(rows, width, dtype=out_dtype, device=x.device)
     return {
         "x": x, "weight": weight, "bias": bias, "add": add, "out": out, "source_rows": source_rows,
         "add_source_rows": add_source_rows, "count": count, "columns": columns, "inner": inner,

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import FLOATS, check, check_count, launch
+from .scratch import empty
 
 BLOCK = 128
 
@@ -70,7 +71,7 @@ def _of_rows(kernel: Any, x: Tensor, bounds: Tensor, count: Tensor, out_dtype: t
     check("bounds", bounds, torch.int32, -1, like=x)
     check_count("count", count, x)
     rows, size = bounds.shape[0] - 1, x.shape[1]
-    out = torch.empty(rows, size, dtype=out_dtype, device=x.device)
+    out = empty(rows, size, dtype=out_dtype, device=x.device)
     blocks = triton.cdiv(size, BLOCK)
     launch(
         kernel,

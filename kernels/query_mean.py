@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import FLOATS, check, check_count, launch, power_of_two
+from .scratch import empty
 
 
 @triton.jit
@@ -57,7 +58,7 @@ def query_mean(
     groups = queries.shape[0]
     if not groups or size % groups:
         raise ValueError(f"queries is {list(queries.shape)}; their number must divide {size}")
-    out = torch.empty(rows, size, dtype=out_dtype, device=x.device)
+    out = empty(rows, size, dtype=out_dtype, device=x.device)
     width = size // groups
     launch(
         _query_mean_kernel,

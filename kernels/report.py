@@ -42,7 +42,7 @@ from .mean import maximum, mean
 from .query_mean import query_mean
 from .rotate import rotate
 from .signals import NAMES, signals
-from .survivors import Survivors, remaining, survivors
+from .survivors import Report, Survivors, remaining, survivors
 from .thin_linear import thin_linear
 from .token_list import TokenList
 
@@ -146,10 +146,11 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
     _attentive(x, bounds, count)
     if rows <= 4096:
         leave, out = _empty(rows, dtype=torch.bool), Survivors.empty(rows, 8192, ids.device)
-        survivors(bounds, ids, leave, 512, count, out)
-        survivors(bounds, ids, leave, 512, count, out, earlier_rows=out.source_rows, earlier_firsts=out.source_firsts)
-        survivors(bounds, ids, leave, 512, count, out, earlier_rows=out.source_rows)
-        remaining(ids, _empty(2, dtype=torch.int32))
+        report = Report(_empty(1, dtype=torch.int64), _empty(3, dtype=torch.int64))
+        survivors(bounds, ids, leave, count, out, report=report)
+        survivors(bounds, ids, leave, count, out, earlier_rows=out.source_rows, earlier_firsts=out.source_firsts)
+        survivors(bounds, ids, leave, count, out, earlier_rows=out.source_rows)
+        remaining(ids, _empty(2, dtype=torch.int32), report)
 
 
 def _norms_first(x: Tensor, bounds: Tensor, source_rows: Tensor, count: Tensor) -> None:
@@ -244,7 +245,7 @@ def _tokens(rows: int = 256, tokens: int = 8192, size: int = 768) -> None:
     to_layers, frozen, given, sources = (_empty(tokens, dtype=kind) for kind in kinds)
     for names in ((), ("earlier_firsts",), ("earlier_rows", "earlier_firsts")):
         survivors(
-            bounds, slots, leave, 512, count, Survivors.empty(rows, tokens, slots.device), frozen=frozen, asking=counts,
+            bounds, slots, leave, count, Survivors.empty(rows, tokens, slots.device), frozen=frozen, asking=counts,
             tokens=TokenList.empty(rows, tokens, slots.device), **dict.fromkeys(names, counts),  # type: ignore[arg-type]
         )  # fmt: skip
     words = _empty(tokens, dtype=torch.int32)

@@ -1,7 +1,10 @@
-"""Which rows are left after an exit, and where the next layer reads them from. Nothing moves.
+"""Which rows are left after an exit, and where the next layer reads them from. Nothing moves, and it is one launch.
 
 A move would read and write every state of every row that stays. Instead the next layer's first product and its residual
 read the states through `source_tokens`. Their output is packed.
+
+The host learns how many rows are left without a copy or an event. The GPU writes the numbers to memory of the host,
+each beside a ticket, and the host reads them until it sees the ticket that it has given out for this batch.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check, check_count, launch, power_of_two
-from .token_list import TokenList, list_tokens
+from .launch import check, check_count, launch
+from .token_list import TokenList
 
-MAX_ROWS = 4096  # one program handles all rows
-BLOCK_T = 128
+MAX_ROWS = 4096  # every program reads what is known of all rows before its own
+ROWS, BLOCK_T = 16, 128  # a program's own rows, and their tokens at a time
+SCAN = 512  # rows at a time. The same for every batch, so that there is one variant of the kernel
+TICKET = 32  # from this bit on
 
 
 class Survivors(NamedTuple):
@@ -38,61 +43,112 @@ class Survivors(NamedTuple):
         return cls(numbers(rows + 1), numbers(rows, torch.int64), *map(numbers, (rows, rows, tokens, 2)))
 
 
+class Report(NamedTuple):
+    """Where the host reads what is left: number + ticket * 2^32 of rows, tokens and queries."""
+
+    ticket: Tensor  # int64 [1], on the device
+    words: Tensor  # int64 [3], in memory of the host that the GPU writes
+
+
+@triton.jit
+def _tell(report, ticket, rows, tokens, queries):
+    mark = tl.load(ticket) << 32
+    tl.store(report, mark | rows.to(tl.int64))
+    tl.store(report + 1, mark | tokens.to(tl.int64))
+    tl.store(report + 2, mark | queries.to(tl.int64))
+
+
 @triton.jit
 def _survivors_kernel(
-    bounds, slots, leave, count, earlier_rows, earlier_firsts, asking, new_bounds, new_slots, new_rows, new_firsts,
-    new_counts, query_bounds, query_count, BLOCK: tl.constexpr,
+    bounds, slots, leave, count, earlier_rows, earlier_firsts, new_bounds, new_slots, new_rows, new_firsts, new_tokens,
+    new_counts, asking, frozen, query_bounds, query_count, token_slots, numbers, queries, sources, ticket, report,
+    ROWS: tl.constexpr, SCAN: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    row = tl.arange(0, BLOCK)
-    is_row = row < tl.load(count)
-    stays = is_row & (tl.load(leave + row, mask=is_row, other=1) == 0)
-    begin = tl.load(bounds + row, mask=is_row, other=0)
-    length = tl.where(stays, tl.load(bounds + row + 1, mask=is_row, other=0) - begin, 0)
+    rows = tl.load(count)
+    first_row = tl.program_id(0) * ROWS
+    if first_row >= tl.maximum(rows, 1):
+        return
+    kept, kept_tokens, asked = rows * 0, rows * 0, rows * 0  # of the rows before
+    for begin in range(0, first_row, SCAN):
+        row = begin + tl.arange(0, SCAN)
+        stays = tl.load(leave + row, mask=row < first_row, other=1) == 0
+        length = tl.load(bounds + row + 1, mask=stays, other=0) - tl.load(bounds + row, mask=stays, other=0)
+        kept += tl.sum(stays.to(tl.int32), 0)
+        kept_tokens += tl.sum(length, 0)
+        if asking is not None:
+            asked += tl.sum(tl.load(asking + row, mask=stays, other=0), 0)
+    row = first_row + tl.arange(0, ROWS)
+    is_row = row < rows
+    stays = tl.load(leave + row, mask=is_row, other=1) == 0
+    begin = tl.load(bounds + row, mask=stays, other=0)
+    length = tl.load(bounds + row + 1, mask=stays, other=0) - begin
     source, first = row, begin
     if earlier_rows is not None:
-        source = tl.load(earlier_rows + row, mask=is_row, other=0)
+        source = tl.load(earlier_rows + row, mask=stays, other=0)
     if earlier_firsts is not None:
-        first = tl.load(earlier_firsts + row, mask=is_row, other=0)
-    ends = tl.cumsum(length, 0)
-    numbers = tl.cumsum(stays.to(tl.int32), 0)  # from 1 on, of those that stay
-    tl.store(new_bounds + row, 0, mask=row == 0)
-    tl.store(new_bounds + numbers, ends, mask=stays)
-    tl.store(new_slots + numbers - 1, tl.load(slots + row, mask=is_row, other=0), mask=stays)
-    tl.store(new_rows + numbers - 1, source, mask=stays)
-    tl.store(new_firsts + numbers - 1, first, mask=stays)
-    tl.store(new_counts + row, tl.sum(stays.to(tl.int32), 0), mask=row == 0)
-    tl.store(new_counts + row, tl.sum(length, 0), mask=row == 1)
+        first = tl.load(earlier_firsts + row, mask=stays, other=0)
+    slot = tl.load(slots + row, mask=stays, other=0)
+    number = kept + tl.cumsum(stays.to(tl.int32), 0) - 1
+    start = kept_tokens + tl.cumsum(length, 0) - length
+    tl.store(new_bounds + number, start, mask=stays)
+    tl.store(new_slots + number, slot, mask=stays)
+    tl.store(new_rows + number, source, mask=stays)
+    tl.store(new_firsts + number, first, mask=stays)
+    kept += tl.sum(stays.to(tl.int32), 0)
+    kept_tokens += tl.sum(length, 0)
     if asking is not None:
-        queries = tl.where(stays, tl.load(asking + row, mask=is_row, other=0), 0)
-        tl.store(query_bounds + row, 0, mask=row == 0)
-        tl.store(query_bounds + numbers, tl.cumsum(queries, 0), mask=stays)
-        tl.store(query_count + row, tl.sum(queries, 0), mask=row == 0)
+        asks = tl.load(asking + row, mask=stays, other=0)
+        query = asked + tl.cumsum(asks, 0) - asks
+        tl.store(query_bounds + number, query, mask=stays)
+        asked += tl.sum(asks, 0)
+    if first_row + ROWS >= rows:  # the program of the last row knows all of them
+        tl.store(new_bounds + kept, kept_tokens)
+        tl.store(new_counts, kept)
+        tl.store(new_counts + 1, kept_tokens)
+        if asking is not None:
+            tl.store(query_bounds + kept, asked)
+            tl.store(query_count, asked)
+        if report is not None:
+            if asking is not None:
+                _tell(report, ticket, kept, kept_tokens, asked)
+            else:
+                _tell(report, ticket, kept, kept_tokens, kept_tokens)
+    for step in range(0, tl.max(length, 0), BLOCK_T):
+        offset = step + tl.arange(0, BLOCK_T)
+        is_token = offset[None, :] < length[:, None]
+        token, read = start[:, None] + offset[None, :], first[:, None] + offset[None, :]
+        tl.store(new_tokens + token, read, mask=is_token)
+        if asking is not None:
+            token_slot = slot[:, None] + offset[None, :]
+            tl.store(token_slots + token, token_slot, mask=is_token)
+            hot = is_token & (tl.load(frozen + token_slot, mask=is_token, other=1) == 0)
+            at = query[:, None] + tl.cumsum(hot.to(tl.int32), 1) - 1
+            tl.store(numbers + token, tl.where(hot, at, -1), mask=is_token)
+            tl.store(queries + at, token, mask=hot)
+            tl.store(sources + at, read, mask=hot)
+            query += tl.sum(hot.to(tl.int32), 1)
 
 
 @triton.jit
-def _tokens_kernel(bounds, firsts, tokens, counts, blocks, BLOCK_T: tl.constexpr):
-    row = tl.program_id(0) // blocks
-    if row >= tl.load(counts):
-        return
-    start = tl.load(bounds + row)
-    token = start + tl.program_id(0) % blocks * BLOCK_T + tl.arange(0, BLOCK_T)
-    tl.store(tokens + token, tl.load(firsts + row) + token - start, mask=token < tl.load(bounds + row + 1))
+def _remaining_kernel(exit_layers, counts, ticket, report, SCAN: tl.constexpr):
+    rows, tokens = tl.load(counts), tl.load(counts + 1)
+    some = rows * 0
+    for begin in range(0, rows, SCAN):
+        row = begin + tl.arange(0, SCAN)
+        waits = tl.load(exit_layers + row, mask=row < rows, other=1) == 0
+        some = tl.maximum(some, tl.max(waits.to(tl.int32), 0))
+    tl.debug_barrier()  # all threads must have read the counts before one writes
+    tl.store(counts, rows * some)
+    tl.store(counts + 1, tokens * some)
+    if report is not None:
+        _tell(report, ticket, rows * some, tokens * some, tokens * some)
 
 
-@triton.jit
-def _remaining_kernel(exit_layers, counts, BLOCK: tl.constexpr):
-    row = tl.arange(0, BLOCK)
-    rows = tl.load(counts)
-    waits = (row < rows) & (tl.load(exit_layers + row, mask=row < rows, other=1) == 0)
-    some = tl.max(waits.to(tl.int32), 0)
-    tl.store(counts + row, 0, mask=row < 2 - 2 * some)
-
-
-def remaining(exit_layers: Tensor, counts: Tensor) -> Tensor:
+def remaining(exit_layers: Tensor, counts: Tensor, report: Report | None = None) -> Tensor:
     """Set `counts` to zeros once every row has an answer, and return them.
 
-    exit_layers: int64 [R], 0 for no answer yet; counts: int32 [2]: rows, at most R and 4,096, and tokens. Raises
-    ValueError for anything else.
+    exit_layers: int64 [R], 0 for no answer yet; counts: int32 [2]: rows, at most R and 4,096, and tokens. report: tells
+    the host the counts. Raises ValueError for anything else.
     """
     rows = exit_layers.shape[0]
     check("exit_layers", exit_layers, torch.int64, rows, like=exit_layers)
@@ -102,9 +158,8 @@ def remaining(exit_layers: Tensor, counts: Tensor) -> Tensor:
     launch(
         _remaining_kernel,
         (1,),
-        {"exit_layers": exit_layers, "counts": counts},
-        {"BLOCK": power_of_two(rows, 2)},
-        num_warps=4 if rows <= 1024 else 8,
+        {"exit_layers": exit_layers, "counts": counts, **_arguments(report, exit_layers)},
+        {"SCAN": SCAN},
     )
     return counts
 
@@ -113,7 +168,6 @@ def survivors(
     bounds: Tensor,
     slots: Tensor,
     leave: Tensor,
-    longest: int,
     count: Tensor,
     out: Survivors,
     *,
@@ -122,15 +176,17 @@ def survivors(
     tokens: TokenList | None = None,
     frozen: Tensor | None = None,
     asking: Tensor | None = None,
+    report: Report | None = None,
 ) -> Survivors:
     """Fill `out` with those of the first `count` rows that do not leave, in the same order, and return it.
 
-    bounds: int32 [R + 1], as in `Survivors`; slots: int64 [R]; leave: bool [R]; longest: no row has more tokens; count:
-    int32 [1], at most R; R is at most 4,096. out: for as many rows, in other memory than the inputs. earlier_rows,
-    earlier_firsts: int32 [R], `source_rows` and `source_firsts` of survivors whose states are still at their source;
-    the new survivors then name the same source. tokens: to be filled too. frozen: uint8 [P] by slot, not 0 for a token
-    that is no query; asking: int32 [R], how many tokens of each row are queries. A row's slot is then that of its first
-    token, and those of its other tokens follow. Raises ValueError for anything else.
+    bounds: int32 [R + 1], as in `Survivors`; slots: int64 [R]; leave: bool [R]; count: int32 [1], at most R; R is at
+    most 4,096. out: for as many rows, in other memory than the inputs. earlier_rows, earlier_firsts: int32 [R],
+    `source_rows` and `source_firsts` of survivors whose states are still at their source; the new survivors then name
+    the same source. tokens: to be filled too. frozen: uint8 [P] by slot, not 0 for a token that is no query; asking:
+    int32 [R], how many tokens of each row are queries. A row's slot is then that of its first token, and those of its
+    other tokens follow. report: tells the host what is left; without `tokens` all tokens are queries. Raises ValueError
+    for anything else.
     """
     rows = slots.shape[0]
     check("bounds", bounds, torch.int32, rows + 1, like=slots)
@@ -140,45 +196,42 @@ def survivors(
         if earlier is not None:
             check(name, earlier, torch.int32, rows, like=slots)
     check_count("count", count, slots)
-    if rows > MAX_ROWS or longest < 1:
-        raise ValueError(f"there are {rows} rows of {longest} tokens, expected at most {MAX_ROWS} rows, of one or more")
+    if rows > MAX_ROWS:
+        raise ValueError(f"there are {rows} rows, expected at most {MAX_ROWS}")
     check("out.bounds", out.bounds, torch.int32, rows + 1, like=slots)
     check("out.slots", out.slots, torch.int64, rows, like=slots)
     for name in ("source_rows", "source_firsts", "source_tokens", "counts"):
         size = {"source_tokens": -1, "counts": 2}.get(name, rows)
         check(f"out.{name}", getattr(out, name), torch.int32, size, like=slots)
-    if tokens is not None:
-        if frozen is None or asking is None:
-            raise ValueError("a list of tokens is wanted, but frozen or asking, of which it is made, is None")
+    if (tokens is None, frozen is None, asking is None) not in ((True, True, True), (False, False, False)):
+        raise ValueError("a list of tokens is made of frozen and asking; give all three, or none")
+    if tokens is not None and frozen is not None and asking is not None:
         check("frozen", frozen, torch.uint8, -1, like=slots)
         check("asking", asking, torch.int32, rows, like=slots)
         tokens.check(rows, out.source_tokens.shape[0], like=slots)
+    listed = [None] * len(TokenList._fields) if tokens is None else tokens
+    names = ("token_slots", "numbers", "queries", "sources", "query_bounds", "query_count")  # of `TokenList`, in order
     launch(
         _survivors_kernel,
-        (1,),
+        (max(triton.cdiv(rows, ROWS), 1),),
         {
             "bounds": bounds, "slots": slots, "leave": leave.view(torch.uint8), "count": count,
-            "earlier_rows": earlier_rows, "earlier_firsts": earlier_firsts, "asking": asking, "new_bounds": out.bounds,
+            "earlier_rows": earlier_rows, "earlier_firsts": earlier_firsts, "new_bounds": out.bounds,
             "new_slots": out.slots, "new_rows": out.source_rows, "new_firsts": out.source_firsts,
-            "new_counts": out.counts, "query_bounds": None if tokens is None else tokens.bounds,
-            "query_count": None if tokens is None else tokens.query_count,
+            "new_tokens": out.source_tokens, "new_counts": out.counts, "asking": asking, "frozen": frozen,
+            **dict(zip(names, listed, strict=True)), **_arguments(report, slots),
         },
-        {"BLOCK": power_of_two(rows, 2)},
-        num_warps=4 if rows <= 1024 else 8,
-        max_registers=255,  # it is one program; and without a limit triton 3.9 spills on sm_80
-    )  # fmt: skip
-    if tokens is not None and frozen is not None:
-        list_tokens(out.bounds, out.slots, out.source_firsts, out.source_tokens, out.counts, frozen, tokens)
-        return out
-    blocks = triton.cdiv(longest, BLOCK_T)
-    launch(
-        _tokens_kernel,
-        (rows * blocks,),
-        {
-            "bounds": out.bounds, "firsts": out.source_firsts, "tokens": out.source_tokens, "counts": out.counts,
-            "blocks": blocks,
-        },
-        {"BLOCK_T": BLOCK_T},
-        num_warps=1,
+        {"ROWS": ROWS, "SCAN": SCAN, "BLOCK_T": BLOCK_T if tokens is None else BLOCK_T // 2},
     )  # fmt: skip
     return out
+
+
+def _arguments(report: Report | None, like: Tensor) -> dict[str, Tensor | None]:
+    """The arguments of a kernel that calls `_tell`. Raises ValueError where the host's memory cannot be written."""
+    if report is None:
+        return {"ticket": None, "report": None}
+    check("ticket", report.ticket, torch.int64, 1, like=like)
+    check("words", report.words, torch.int64, 3, like=report.words)
+    if like.is_cuda and not report.words.is_pinned():
+        raise ValueError("the words of a report are in memory that the GPU cannot write; pin it")
+    return {"ticket": report.ticket, "report": report.words}

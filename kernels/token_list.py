@@ -5,13 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from .launch import check, launch
-
-BLOCK_T = 128
+from .launch import check
 
 
 class TokenList(NamedTuple):
@@ -44,47 +40,3 @@ class TokenList(NamedTuple):
         for name, size in (("numbers", tokens), ("queries", -1), ("sources", -1), ("bounds", rows + 1)):
             check(f"{name} of tokens", getattr(self, name), torch.int32, size, like=like)
         check("query_count", self.query_count, torch.int32, 1, like=like)
-
-
-@triton.jit
-def _token_list_kernel(
-    bounds, slots, firsts, source_tokens, counts, frozen, query_bounds, token_slots, numbers, queries, sources,
-    BLOCK_T: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0)
-    if row >= tl.load(counts):
-        return
-    start, stop = tl.load(bounds + row), tl.load(bounds + row + 1)
-    first, first_slot, query = tl.load(firsts + row), tl.load(slots + row), tl.load(query_bounds + row)
-    for begin in range(start, stop, BLOCK_T):
-        token = begin + tl.arange(0, BLOCK_T)
-        is_token = token < stop
-        slot, source = first_slot + (token - start), first + (token - start)
-        asks = is_token & (tl.load(frozen + slot, mask=is_token, other=1) == 0)
-        number = query + tl.cumsum(asks.to(tl.int32), 0) - 1
-        tl.store(source_tokens + token, source, mask=is_token)
-        tl.store(token_slots + token, slot, mask=is_token)
-        tl.store(numbers + token, tl.where(asks, number, -1), mask=is_token)
-        tl.store(queries + number, token, mask=asks)
-        tl.store(sources + number, source, mask=asks)
-        query += tl.sum(asks.to(tl.int32), 0)
-
-
-def list_tokens(
-    bounds: Tensor, slots: Tensor, firsts: Tensor, source_tokens: Tensor, counts: Tensor, frozen: Tensor, out: TokenList
-) -> None:
-    """Fill `source_tokens` and all of `out` but its bounds and query_count, which must be there, for `counts[0]` rows.
-
-    Called by `survivors`, which checks the arguments; they are parts of `Survivors`.
-    """
-    launch(
-        _token_list_kernel,
-        (slots.shape[0],),
-        {
-            "bounds": bounds, "slots": slots, "firsts": firsts, "source_tokens": source_tokens, "counts": counts,
-            "frozen": frozen, "query_bounds": out.bounds, "token_slots": out.slots, "numbers": out.numbers,
-            "queries": out.queries, "sources": out.sources,
-        },
-        {"BLOCK_T": BLOCK_T},
-        num_warps=1,
-    )  # fmt: skip

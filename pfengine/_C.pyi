@@ -1,7 +1,8 @@
 """pfengine._C as Python sees it. This is where go-to-definition stops; the C++ is in csrc.
 
 csrc/parts.cpp has the parts of a model, from Linear to Model, with find_kernels, columns_of and kept_stride.
-csrc/rules.cpp has exit rules with run_signal and run_decide, csrc/flights.cpp has Flight, csrc/bindings.cpp all others.
+csrc/rules.cpp has exit rules with run_signal and run_decide, csrc/flights.cpp has Flight, csrc/segment_loops.cpp has
+SegmentLoop, csrc/bindings.cpp all others.
 
 An argument of type int is the address of an array, or a size. 0 is the null address. What must lie at an address is
 said where the function is declared in csrc/cpu or csrc/cuda; the callers in Python check it.
@@ -10,8 +11,6 @@ said where the function is declared in csrc/cpu or csrc/cuda; the callers in Pyt
 import enum
 
 import numpy as np
-
-has_cuda: bool  # are the three functions with "cuda" in their name there?
 
 def count_kept(cu_seqlens: int, stay: int, rows: int, tokens: int) -> tuple[int, int]: ...
 def compact(
@@ -26,24 +25,27 @@ def compact(
     new_row_ids: int,
     threads: int,
 ) -> None: ...
-def compact_cuda(
-    tokens: int,
-    width_bytes: int,
-    token_count: int,
-    cu_seqlens: int,
-    row_ids: int,
-    stay: int,
-    rows: int,
-    new_tokens: int,
-    new_cu_seqlens: int,
-    new_row_ids: int,
-    shift: int,
-    counts: int,
-    device: int,
-    stream: int,
-) -> int: ...
-def cuda_device_count() -> tuple[int, int]: ...
-def cuda_error_string(error: int) -> str: ...
+
+class SegmentLoop:
+    def __init__(
+        self, launch: int, query: int, words: int, slots: int, least_tokens: int, least_longest: int
+    ) -> None: ...
+    def add(self, segment: int, bucket: tuple[int, int, int, int], graph: int) -> None: ...
+    def clear(self) -> None: ...
+    def drop_oldest(self) -> tuple[int, tuple[int, int, int, int]]: ...
+    def run(
+        self,
+        segments: list[int],
+        slots: list[int],
+        next: int,
+        rows: int,
+        tokens: int,
+        queries: int,
+        bucket: tuple[int, int, int, int] | None,
+        longest: int,
+        ticket: int,
+        stream: int,
+    ) -> tuple[int, int, int, int]: ...
 
 class Precision(enum.Enum):
     fp32 = 0

@@ -76,10 +76,8 @@ def compacted(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor)
     """The rows of a ragged batch where `stay`, bool [R], is true, in the same order, moved together.
 
     tokens: [T, ...]; cu_seqlens: int32 [R + 1], row r is tokens cu_seqlens[r] to cu_seqlens[r + 1]; row_ids: int64 [R].
-    By `_C` where it is there, otherwise by torch; the results are the same.
+    On a CPU by `_C` where it is there, otherwise by torch; the results are the same.
     """
-    if tokens.is_cuda and extension.has_cuda():
-        return extension.compact_cuda(tokens, cu_seqlens, row_ids, stay)
     if tokens.is_cpu and extension.has_cpu():
         return extension.compact(tokens, cu_seqlens, row_ids, stay)
     lengths = cu_seqlens.diff()

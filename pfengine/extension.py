@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 import math
@@ -54,24 +53,9 @@ def threads() -> int:
     return min(forking.torch_threads(), cpu_count.available())
 
 
-@functools.cache
-def has_cuda() -> bool:
-    """Is the CUDA code there, and a GPU that runs it?"""
-    return not _missing and _C.has_cuda and _C.cuda_device_count()[0] > 0
-
-
 def status() -> str:
-    """What was built and what was not, with the reason, in one line."""
-    if _missing:
-        return f"no pfengine._C: {_missing}"
-    if not _C.has_cuda:
-        return "pfengine._C with C++ code; built without CUDA"
-    devices, error = _C.cuda_device_count()
-    if error:
-        return f"pfengine._C with C++ and CUDA code; no GPU: {_C.cuda_error_string(error)}"
-    if not devices:
-        return "pfengine._C with C++ and CUDA code; no GPU of compute capability 8.0 or more"
-    return f"pfengine._C with C++ and CUDA code; GPUs: {devices}"
+    """Is it there, and if not, why, in one line."""
+    return f"no pfengine._C: {_missing}" if _missing else "pfengine._C is there"
 
 
 def warn_once() -> None:
@@ -84,22 +68,19 @@ def warn_once() -> None:
         )
 
 
-def address(
-    name: str, x: Tensor | None, dtype: torch.dtype, shape: Sequence[int], *, apart: bool = False, cuda: bool = False
-) -> int:
+def address(name: str, x: Tensor | None, dtype: torch.dtype, shape: Sequence[int], *, apart: bool = False) -> int:
     """The address of x's first number, for _C, which cannot check it; 0 for None.
 
-    apart: x is [rows, columns], and there may be gaps between its rows. cuda: x is on a GPU, not on the CPU. Raises
-    ValueError where x has another dtype or shape, is on another device, or is not contiguous.
+    apart: x is [rows, columns], and there may be gaps between its rows. Raises ValueError where x has another dtype or
+    shape, is not on the CPU, or is not contiguous.
     """
     if x is None:
         return 0
-    there = x.is_cuda if cuda else x.is_cpu
-    if x.dtype is not dtype or x.shape != shape or not there or not (x.is_contiguous() or (apart and in_rows(x))):
+    if x.dtype is not dtype or x.shape != shape or not x.is_cpu or not (x.is_contiguous() or (apart and in_rows(x))):
         spread = "" if x.is_contiguous() else ", not contiguous,"
         raise ValueError(
             f"{name} is {x.dtype} {list(x.shape)}{spread} on {x.device}, expected contiguous {dtype} {list(shape)} on "
-            f"{'a GPU' if cuda else 'the CPU'}"
+            "the CPU"
         )
     return x.data_ptr()
 
@@ -131,7 +112,7 @@ def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -
     tokens: [T, ...], any dtype; cu_seqlens: int32 [R + 1], rising from 0 to T; row_ids: int64 [R]; stay: bool [R].
     Raises ValueError where these do not fit together, RuntimeError where _C is missing.
     """
-    tokens, cu_seqlens, row_ids, stay = _checked(tokens, cu_seqlens, row_ids, stay, "cpu")
+    tokens, cu_seqlens, row_ids, stay = _checked(tokens, cu_seqlens, row_ids, stay)
     rows = row_ids.shape[0]
     bounds, staying = (
         address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,)),
@@ -154,46 +135,6 @@ def compact(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -
     return out
 
 
-def compact_cuda(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> Compacted:
-    """`compact` for CUDA tensors. It waits for the GPU once, to learn the sizes of its results."""
-    (new_tokens, new_cu_seqlens, new_row_ids), counts = compact_cuda_async(tokens, cu_seqlens, row_ids, stay)
-    rows, kept_tokens = counts.tolist()
-    if rows < 0:
-        raise ValueError(f"cu_seqlens does not rise from 0 to the {tokens.shape[0]} tokens there are")
-    return new_tokens[:kept_tokens], new_cu_seqlens[: rows + 1], new_row_ids[:rows]
-
-
-def compact_cuda_async(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> tuple[Compacted, Tensor]:
-    """`compact` for CUDA tensors, without a wait: buffers as large as the input, and how much of them is filled.
-
-    The second result, int32 [2] on the device, is the number of rows and tokens filled. Rows is -1 where cu_seqlens is
-    wrong. The buffers are uninitialised beyond these numbers.
-    """
-    tokens, cu_seqlens, row_ids, stay = _checked(tokens, cu_seqlens, row_ids, stay, "cuda")
-    rows = row_ids.shape[0]
-    out = _empty(tokens, cu_seqlens, row_ids, rows, tokens.shape[0])
-    shift, counts = cu_seqlens.new_empty(rows), cu_seqlens.new_empty(2)
-    error = _C.compact_cuda(
-        tokens=address("tokens", tokens, tokens.dtype, tokens.shape, cuda=True),
-        width_bytes=_width_bytes(tokens),
-        token_count=tokens.shape[0],
-        cu_seqlens=address("cu_seqlens", cu_seqlens, torch.int32, (rows + 1,), cuda=True),
-        row_ids=address("row_ids", row_ids, torch.int64, (rows,), cuda=True),
-        stay=address("stay", stay, torch.bool, (rows,), cuda=True),
-        rows=rows,
-        new_tokens=address("new_tokens", out[0], tokens.dtype, tokens.shape, cuda=True),
-        new_cu_seqlens=address("new_cu_seqlens", out[1], torch.int32, (rows + 1,), cuda=True),
-        new_row_ids=address("new_row_ids", out[2], torch.int64, (rows,), cuda=True),
-        shift=address("shift", shift, torch.int32, (rows,), cuda=True),
-        counts=address("counts", counts, torch.int32, (2,), cuda=True),
-        device=tokens.get_device(),
-        stream=torch.cuda.current_stream(tokens.device).cuda_stream,
-    )
-    if error:
-        raise RuntimeError(f"compaction on {tokens.device} failed: {_C.cuda_error_string(error)} (CUDA error {error})")
-    return out, counts
-
-
 def _empty(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, rows: int, kept_tokens: int) -> Compacted:
     return tokens.new_empty((kept_tokens, *tokens.shape[1:])), cu_seqlens.new_empty(rows + 1), row_ids.new_empty(rows)
 
@@ -202,10 +143,10 @@ def _width_bytes(tokens: Tensor) -> int:
     return math.prod(tokens.shape[1:]) * tokens.element_size()
 
 
-def _checked(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor, device: str) -> tuple[Tensor, ...]:
+def _checked(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor) -> tuple[Tensor, ...]:
     """The four tensors, contiguous. Raises an error for whatever would make _C access memory that is not theirs."""
-    if _missing or (device == "cuda" and not _C.has_cuda):
-        raise RuntimeError(f"compaction on {device} is not available: {status()}")
+    if _missing:
+        raise RuntimeError(f"compaction is not available: {status()}")
     if not tokens.dim():
         raise ValueError("tokens has no dimensions, expected [T, ...]")
     if tokens.requires_grad and torch.is_grad_enabled():
@@ -220,7 +161,6 @@ def _checked(tokens: Tensor, cu_seqlens: Tensor, row_ids: Tensor, stay: Tensor, 
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape)}")
     tensors = {"tokens": tokens, "cu_seqlens": cu_seqlens, "row_ids": row_ids, "stay": stay}
     for name, tensor in tensors.items():
-        if tensor.device.type != device or tensor.device != tokens.device:
-            where = device if tokens.device.type != device else tokens.device
-            raise ValueError(f"{name} is on {tensor.device}, expected {where}")
+        if not tensor.is_cpu:
+            raise ValueError(f"{name} is on {tensor.device}, expected cpu")
     return tuple(tensor.contiguous() for tensor in tensors.values())

@@ -1,62 +1,84 @@
-"""CMakeLists.txt builds csrc/cuda for every GPU we support, without spilling a register; it takes nvcc and no GPU."""
+"""csrc/cuda as nvcc compiles it. It takes the toolkit, and no GPU."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import pybind11
 import pytest
+
+from pfengine.ops import cuda_driver
 
 ROOT = Path(__file__).parent.parent
 HOMES = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
 NVCC = shutil.which("nvcc", path=os.pathsep.join([*(f"{home}/bin" for home in HOMES if home), os.environ["PATH"]]))
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME, CUDA_PATH, /usr/local/cuda or on the PATH"),
-]
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME, CUDA_PATH, /usr/local/cuda or on the PATH")
 
 
-def cmake(folder: Path, *arguments: str | Path, **environment: str) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [shutil.which("cmake", path=path) or "cmake", *arguments]
-    environment = {**os.environ, "PATH": path, **environment}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def nvcc(*arguments: str | Path) -> str:
+    done = subprocess.run([str(NVCC), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def configure(folder: Path, *options: str, **environment: str) -> None:
-    python = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    cmake(folder, "-G", "Ninja", "-S", ROOT, "-B", folder, *python, "-DPFENGINE_CUDA=ON", *options, **environment)
+@pytest.mark.slow
+@needs_nvcc
+def test_the_ptx_is_that_of_the_source(tmp_path: Path) -> None:
+    """Except for its version: the first driver that knows conditional nodes must be able to read it."""
+    nvcc("-ptx", "-arch=compute_80", "-o", tmp_path / "made.ptx", ROOT / "csrc/cuda/condition.cu")
+
+    def code(text: str) -> list[str]:
+        lines = (line.strip() for line in text.splitlines() if not line.lstrip().startswith("//"))
+        return [line for line in lines if line and not line.startswith(".version")]
+
+    shipped = cuda_driver.CONDITION.read_text()
+    assert code(shipped) == code((tmp_path / "made.ptx").read_text())
+    assert re.search(r"^\.version 8\.4$", shipped, re.MULTILINE)
 
 
-def test_compiles_without_spills(tmp_path: Path) -> None:
-    configure(tmp_path, "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CUDA_FLAGS=-Xptxas=-v -Werror=all-warnings")
-    told = cmake(tmp_path, "--build", ".", "--target", "cuda", "--verbose")
-    sources = {path.name for path in (ROOT / "csrc").rglob("*.cu")}
-    assert set(re.findall(r"(\w+\.cu)\.o\b", told)) == sources
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
-    assert spills, told
-    assert set(spills) == {"0"}, told
-    assert set(re.findall(r"for '(sm_\d+)'", told)) == {"sm_80", "sm_90"}
-    assert "compute_90,sm_90" in told or "sm_90,compute_90" in told  # PTX, for what comes after
-    assert "cudart_static" in (tmp_path / "build.ninja").read_text()
+@pytest.mark.slow
+@needs_nvcc
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_ptx_compiles_without_spills(arch: str, tmp_path: Path) -> None:
+    told = nvcc("-cubin", f"-arch={arch}", "-Xptxas=-v", "-o", tmp_path / "made.cubin", cuda_driver.CONDITION)
+    assert "0 bytes spill stores, 0 bytes spill loads" in told
 
 
-@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
-def test_the_environment_says_where_nvcc_is(variable: str, tmp_path: Path) -> None:
-    """A mere wrapper there leads to the toolkit, too."""
-    wrapper = tmp_path / "cuda" / "bin" / "nvcc"
-    wrapper.parent.mkdir(parents=True)
-    wrapper.write_text(f'#!/bin/sh\nexec {NVCC} "$@"\n')
-    wrapper.chmod(0o755)
-    environment = {"CUDA_HOME": str(tmp_path / "nowhere"), variable: str(tmp_path / "cuda")}
-    configure(tmp_path, **environment)
-    assert str(wrapper) in (tmp_path / "CMakeFiles" / "rules.ninja").read_text()
-    assert "cudart_static" in (tmp_path / "build.ninja").read_text()
+@pytest.mark.slow
+@needs_nvcc
+def test_the_loop_is_plain_enough_for_nvcc(tmp_path: Path) -> None:
+    source, object_file = ROOT / "csrc/cuda/segment_loop.cpp", tmp_path / "made.o"
+    nvcc("-c", "-std=c++17", "-Werror=all-warnings", f"-I{ROOT / 'csrc'}", "-o", object_file, source)
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_structures_are_laid_out_as_in_cuda(tmp_path: Path) -> None:
+    names = {cuda_driver.NodeParams: "CUgraphNodeParams", cuda_driver.KernelParams: "CUDA_KERNEL_NODE_PARAMS_v3",
+             cuda_driver.ConditionParams: "CUDA_CONDITIONAL_NODE_PARAMS"}  # fmt: skip
+    members = {"kind": "type", "shared": "sharedMemBytes", "arguments": "kernelParams", "bodies": "phGraph_out",
+               "function": "func", "count": "size", "context": "ctx", "node": "kernel"}  # fmt: skip
+    lines, expected = [], []
+    for ours, theirs in names.items():
+        lines.append(f"sizeof({theirs})")
+        expected.append(ctypes.sizeof(ours))
+        for name, *_ in ours._fields_:
+            if name in ("reserved", "padding", "grid", "block"):
+                continue
+            lines.append(f"offsetof({theirs}, {members.get(name, name)})")
+            expected.append(getattr(ours, name).offset)
+    lines += ["offsetof(CUDA_KERNEL_NODE_PARAMS_v3, gridDimX)", "offsetof(CUDA_KERNEL_NODE_PARAMS_v3, blockDimX)"]
+    expected += [cuda_driver.KernelParams.grid.offset, cuda_driver.KernelParams.block.offset]
+    lines += ["CU_GRAPH_NODE_TYPE_KERNEL", "CU_GRAPH_NODE_TYPE_CONDITIONAL", "CU_GRAPH_COND_TYPE_IF",
+              "CU_STREAM_NON_BLOCKING"]  # fmt: skip
+    expected += [cuda_driver.KERNEL, cuda_driver.CONDITIONAL, cuda_driver.IF, cuda_driver.NON_BLOCKING]
+    body = "".join(f'std::printf("%d\\n", (int)({line}));' for line in lines)
+    source = "#include <cuda.h>\n#include <cstddef>\n#include <cstdio>\nint main() {" + body + "}\n"
+    (tmp_path / "layout.cpp").write_text(source)
+    nvcc("-o", tmp_path / "layout", tmp_path / "layout.cpp")
+    found = subprocess.run([tmp_path / "layout"], capture_output=True, text=True, check=True).stdout.split()
+    assert dict(zip(lines, map(int, found), strict=True)) == dict(zip(lines, expected, strict=True))

@@ -13,7 +13,6 @@ import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,8 +24,6 @@ from pfengine import extension
 from pfengine.batch import compacted
 
 needs_cpu = pytest.mark.skipif(not extension.has_cpu(), reason=extension.status())
-needs_cuda = pytest.mark.skipif(not extension.has_cuda(), reason=extension.status())
-DEVICES = [pytest.param("cpu", marks=needs_cpu), pytest.param("cuda", marks=needs_cuda)]
 DTYPES = [torch.float32, torch.bfloat16, torch.int8, torch.int64]
 LENGTHS = {
     "no rows": [],
@@ -79,28 +76,23 @@ def assert_same(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
             assert torch.equal(one.reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8))
 
 
-def compact(device: str, *batch: Tensor) -> Batch:
-    call = extension.compact_cuda if device == "cuda" else extension.compact
-    return call(*(tensor.to(device) for tensor in batch))
-
-
-@pytest.mark.parametrize("device", DEVICES)
+@needs_cpu
 @pytest.mark.parametrize("stays", STAYS)
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equals_torch(device: str, dtype: torch.dtype, lengths: str, stays: str) -> None:
+def test_equals_torch(dtype: torch.dtype, lengths: str, stays: str) -> None:
     batch = make(LENGTHS[lengths], (24,), dtype)
     stay = torch.tensor(STAYS[stays](len(LENGTHS[lengths])), dtype=torch.bool)
-    assert_same(compact(device, *batch, stay), expected(*batch, stay))
+    assert_same(extension.compact(*batch, stay), expected(*batch, stay))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@needs_cpu
 @pytest.mark.parametrize("width", [(), (0,), (1,), (3,), (7,), (8,), (384,), (2, 5)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float32], ids=str)
-def test_widths(device: str, dtype: torch.dtype, width: tuple[int, ...]) -> None:
+def test_widths(dtype: torch.dtype, width: tuple[int, ...]) -> None:
     batch = make([4, 1, 9, 2], width, dtype)
     stay = torch.tensor([True, False, True, True])
-    assert_same(compact(device, *batch, stay), expected(*batch, stay))
+    assert_same(extension.compact(*batch, stay), expected(*batch, stay))
 
 
 @needs_cpu
@@ -130,8 +122,8 @@ def test_any_batch(rows: list[tuple[int, bool]], width: int, dtype: torch.dtype)
     assert_same(extension.compact(*batch, stay), expected(*batch, stay))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_inputs_that_are_not_contiguous(device: str) -> None:
+@needs_cpu
+def test_inputs_that_are_not_contiguous() -> None:
     tokens, cu_seqlens, row_ids = make([3, 2, 4], (8,))
     stay = torch.tensor([False, True, True])
     strided = [
@@ -139,17 +131,17 @@ def test_inputs_that_are_not_contiguous(device: str) -> None:
         *(torch.stack([part, part], 1)[:, 0] for part in (cu_seqlens, row_ids, stay)),
     ]
     assert not any(part.is_contiguous() for part in strided)
-    assert_same(compact(device, *strided), expected(tokens, cu_seqlens, row_ids, stay))
+    assert_same(extension.compact(*strided), expected(tokens, cu_seqlens, row_ids, stay))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@needs_cpu
 @pytest.mark.parametrize("offset", [1, 2, 4, 8])
-def test_tokens_at_any_address(device: str, offset: int) -> None:
+def test_tokens_at_any_address(offset: int) -> None:
     """A view into other memory is not aligned to the 16 bytes that the GPU moves at once."""
     _, cu_seqlens, row_ids = make([3, 2, 4], (16,))
-    memory = torch.randint(-128, 128, (9 * 16 + offset,), dtype=torch.int8).to(device)
+    memory = torch.randint(-128, 128, (9 * 16 + offset,), dtype=torch.int8)
     tokens, stay = memory[offset:].view(9, 16), torch.tensor([False, True, True])
-    assert_same(compact(device, tokens, cu_seqlens, row_ids, stay), expected(tokens.cpu(), cu_seqlens, row_ids, stay))
+    assert_same(extension.compact(tokens, cu_seqlens, row_ids, stay), expected(tokens, cu_seqlens, row_ids, stay))
 
 
 @needs_cpu
@@ -206,7 +198,7 @@ def test_either_import_order(first: str) -> None:
     subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(script), _C.__file__, first], check=True)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@needs_cpu
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -224,14 +216,12 @@ def test_either_import_order(first: str) -> None:
         ({"cu_seqlens": torch.tensor([0, 9, 5]).int()}, "cu_seqlens (falls from 9 to 5 at row 1|does not rise)"),
     ],
 )
-def test_errors_name_the_argument(device: str, change: dict[str, Tensor], message: str) -> None:
+def test_errors_name_the_argument(change: dict[str, Tensor], message: str) -> None:
     names = ("tokens", "cu_seqlens", "row_ids", "stay")
     good = (torch.rand(5, 4), torch.tensor([0, 2, 5]).int(), torch.tensor([7, 8]), torch.tensor([True, False]))
     batch = {**dict(zip(names, good, strict=True)), **change}
-    moved = {name: part if part.is_meta else part.to(device) for name, part in batch.items()}
-    call = extension.compact_cuda if device == "cuda" else extension.compact
     with pytest.raises(ValueError, match=message):
-        call(**moved)
+        extension.compact(**batch)
 
 
 @needs_cpu
@@ -240,27 +230,6 @@ def test_thread_count_is_checked() -> None:
 
     with pytest.raises(ValueError, match="threads is 0, expected at least 1"):
         _C.compact(0, 1, 0, 0, 0, 0, 0, 0, 0, 0)
-
-
-@needs_cpu
-@pytest.mark.skipif(extension.has_cuda(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_an_error() -> None:
-    batch = (*make([2, 3], (4,)), torch.tensor([True, False]))
-    with pytest.raises(
-        (RuntimeError, ValueError), match=r"compaction on cuda is not available|tokens is on cpu, expected cuda"
-    ):
-        extension.compact_cuda(*batch)
-
-
-@needs_cuda
-def test_cuda_leaves_the_counts_on_the_device() -> None:
-    batch = tuple(part.cuda() for part in make([3, 2, 4], (8,)))
-    stay = torch.tensor([True, False, True]).cuda()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        buffers, counts = extension.compact_cuda_async(*batch, stay)
-        assert counts.is_cuda
-        assert counts.tolist() == [2, 7]
-    assert [part.shape[0] for part in buffers] == [9, 4, 3]
 
 
 def test_compaction_is_the_same_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +257,7 @@ def test_works_without_and_keeps_the_reason(tmp_path: Path, library: bytes | Non
     script = """
         import torch, pfengine.extension
         from pfengine.batch import compacted
-        assert not pfengine.extension.has_cpu() and not pfengine.extension.has_cuda()
+        assert not pfengine.extension.has_cpu()
         batch = torch.arange(5.0), torch.tensor([0, 2, 5]).int(), torch.arange(2)
         assert compacted(*batch, torch.tensor([False, True]))[0].tolist() == [2, 3, 4]
         print(pfengine.extension.status())
@@ -310,7 +279,7 @@ def test_what_is_missing_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: p
     (record,) = caplog.records
     assert "it was not built" in record.getMessage()
     assert "slower" in record.getMessage()
-    with pytest.raises(RuntimeError, match=r"compaction on cpu is not available: no pfengine._C: it was not built"):
+    with pytest.raises(RuntimeError, match=r"compaction is not available: no pfengine._C: it was not built"):
         extension.compact(*make([1], (1,)), torch.tensor([True]))
 
 
@@ -321,25 +290,6 @@ def test_nothing_is_said_where_it_is_there(caplog: pytest.LogCaptureFixture, mon
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("built", "expected_status"),
-    [
-        ({"has_cuda": False}, "pfengine._C with C++ code; built without CUDA"),
-        ({"devices": (0, 35)}, "pfengine._C with C++ and CUDA code; no GPU: old driver"),
-        ({"devices": (0, 0)}, "pfengine._C with C++ and CUDA code; no GPU of compute capability 8.0 or more"),
-        ({"devices": (2, 0)}, "pfengine._C with C++ and CUDA code; GPUs: 2"),
-    ],
-)
-def test_status(monkeypatch: pytest.MonkeyPatch, built: dict[str, Any], expected_status: str) -> None:
-    class FakeModule:
-        has_cuda = built.get("has_cuda", True)
-
-        def cuda_device_count(self) -> tuple[int, int]:
-            return built["devices"]
-
-        def cuda_error_string(self, error: int) -> str:
-            return "old driver"
-
+def test_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "_missing", "")
-    monkeypatch.setattr(extension, "_C", FakeModule(), raising=False)
-    assert extension.status() == expected_status
+    assert extension.status() == "pfengine._C is there"

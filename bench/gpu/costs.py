@@ -198,8 +198,6 @@ COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "answer": _answer,
     "signals": _no_products,
     "survivors": _no_products,
-    "tokens": _no_products,
     "decide_tokens": _no_products,
-    "token_list": _no_products,
     "remaining": _no_products,
 }

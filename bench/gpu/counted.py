@@ -15,6 +15,7 @@ from pfengine.checkpoint import Checkpoint
 from pfengine.config import parse_backbone
 from pfengine.heads import HEADS
 from pfengine.kernels.launch import Launch, recording
+from pfengine.kernels.scratch import Scratch
 from pfengine.manifest import Manifest
 from pfengine.model import build
 from pfengine.ops import cuda
@@ -55,7 +56,10 @@ class Pass:
         self.segments = segments(weights, Position(), self.rule, tested, n, scores=True, overlap=overlap)
         with torch.inference_mode():
             numbers = numbers_of(self.exit_rule).size
-            self.buffers = Buffers(weights, Sizes(self.bucket.rows, self.bucket.tokens, numbers, width))
+            device = weights.embedding.tables[0].device
+            words = torch.zeros(n + 1, 3, dtype=torch.int64, pin_memory=device.type == "cuda")
+            sizes = Sizes(self.bucket.rows, self.bucket.tokens, numbers, width)
+            self.buffers = Buffers(weights, sizes, words, (Scratch(device), Scratch(device)))
             if self.buffers.inbox.device.type != "meta":
                 self.fill()
 
@@ -82,6 +86,9 @@ class Pass:
     def run(self) -> None:
         for segment in self.segments:
             run_segment(self.weights, self.buffers, segment, self.bucket)
+        for scratch in self.buffers.scratch:
+            if scratch.is_too_small():
+                scratch.grow()
 
     def noted(self, run: bool = False) -> list[Launch]:
         """What is launched; on the meta device too, where it does not run."""

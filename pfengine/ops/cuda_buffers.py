@@ -9,14 +9,15 @@ from torch import Tensor
 
 from ..kernels.decide import NUMBERS, Form
 from ..kernels.launch import power_of_two
-from ..kernels.survivors import Survivors
+from ..kernels.scratch import Scratch
+from ..kernels.survivors import Report, Survivors
 from ..kernels.token_list import TokenList
 from . import Exit, Norm, Reads
 from .cuda_ops import Embedding, Linear, norm
 from .reference import PreparedBlock
 from .rule import TokenRule
 
-LEAST_TOKENS, LEAST_LONGEST = 16, 16  # of a bucket; with smaller ones no kernel is faster
+LEAST_TOKENS, LEAST_LONGEST = 16, 64  # of a bucket; with smaller ones no kernel of 16-bit numbers is faster
 
 
 class PreparedModel(NamedTuple):
@@ -149,11 +150,14 @@ class TokenBuffers:
 class Buffers:
     """What outlives a segment, at fixed addresses, for batches of up to these sizes.
 
-    `inbox`, int64, holds all that a batch brings, so that one copy sends it: the counts, the bounds of rows, the
-    numbers of the exit rule, then ids, positions and types of the bucket's tokens.
+    `inbox`, int64, holds all that a batch brings, so that one copy sends it: the counts, the ticket of the batch, the
+    bounds of rows, the numbers of the exit rule, then ids, positions and types of the bucket's tokens.
     """
 
-    def __init__(self, weights: PreparedModel, sizes: Sizes) -> None:
+    def __init__(self, weights: PreparedModel, sizes: Sizes, words: Tensor, scratch: tuple[Scratch, Scratch]) -> None:
+        """words: int64 [n + 1, 3], in memory of the host, for the `Report` after each of n layers. scratch: for
+        launches on the main stream and beside it.
+        """
         device = weights.embedding.tables[0].device
         dtype = weights.embedding.tables[0].dtype
         exits = [after[0] for after in weights.exits if after is not None]
@@ -164,7 +168,8 @@ class Buffers:
             return torch.empty(*shape, dtype=dtype, device=device)
 
         self.sizes, self.labels, self.layers = sizes, weights.labels, len(weights.layers)
-        self.numbers_from = 1 + rows // 2 + 1
+        self.words, self.scratch = words, scratch
+        self.numbers_from = 2 + rows // 2 + 1
         self.tokens = TokenBuffers(weights, sizes) if weights.tags else None
         self.ids_from = -(-(self.numbers_from + -(-sizes.numbers // 2)) // 16) * 16
         self.inbox = torch.zeros(self.ids_from + 3 * tokens, dtype=torch.int64, device=device)
@@ -187,7 +192,11 @@ class Buffers:
 
     def counts_and_bounds(self, inbox: Tensor) -> tuple[Tensor, Tensor]:
         """Counts int32 [2] and bounds int32 [R + 1] of an inbox."""
-        return inbox[:1].view(torch.int32), inbox[1 : self.numbers_from].view(torch.int32)[: self.sizes.rows + 1]
+        return inbox[:1].view(torch.int32), inbox[2 : self.numbers_from].view(torch.int32)[: self.sizes.rows + 1]
+
+    def report(self, layer: int) -> Report:
+        """Where the host reads how many are left after this layer."""
+        return Report(self.inbox[1:2], self.words[layer])
 
     def numbers(self, inbox: Tensor, rule: RuleForm) -> tuple[Tensor, Tensor]:
         """fp32 [n, K, 3]: threshold, times and temperature; and fp32 [L, V, R]: numbers by slot."""

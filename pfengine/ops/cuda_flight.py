@@ -16,9 +16,10 @@ from ..kernels.answers import answer
 from ..kernels.mean import mean
 from ..kernels.survivors import MAX_ROWS, survivors
 from .cuda_buffers import Bucket, PreparedModel, RuleForm
+from .cuda_graphs import Left
 from .cuda_joining import concatenated, without
 from .cuda_lanes import Lane
-from .cuda_rows import Carried, CudaRows, Units, wait
+from .cuda_rows import Carried, CudaRows, Units
 from .cuda_rule import by_slot_shape, forms_of
 from .cuda_segment import segments
 from .flight import Exit, Flight
@@ -70,17 +71,11 @@ class CudaFlight(CudaRows, Flight):
     def _run(self, lane: Lane, rule: ExitRule, until: int, scores: bool, bucket: Bucket, overlap: bool) -> bool:
         """Queue the launches up to `until`; False where no row was left on the way."""
         way = segments(lane.weights, self._position, self._structure, rule.tested, until, scores, overlap)
-        events: list[torch.cuda.Event | None] = []
-        for i, segment in enumerate(way):
-            if i >= 2:
-                wait(events[i - 2])
-                self._note(*lane.counts[i - 2].tolist())
-                if not self._rows:
-                    return False
-                bucket = bucket if overlap else self._bucket()
-            lane.run(segment, bucket)
-            self._position = segment.after(lane.weights)
-            events.append(lane.count(i, self._position.batch, bucket) if i < len(way) - 1 else None)
+        before = Left(self._rows, self._tokens, self._queries)
+        self._note(*lane.advance(way, before, self._longest, bucket if overlap else None))
+        if not self._rows:
+            return False
+        self._position = way[-1].after(lane.weights)
         tested = until < len(lane.weights.layers) and bool(rule.tested[until - 1])
         self._scored = lane.weights.exits[until - 1] is not None and (scores or tested)
         return True
@@ -141,7 +136,7 @@ class CudaFlight(CudaRows, Flight):
             )  # fmt: skip
         self._position = position._replace(batch=1 - max(position.batch, 0), states_moved=True, past_moved=True)
         survivors(
-            here.bounds, here.slots, leave, bucket.longest, here.counts[:1], self._here(lane), earlier_rows=rows_of,
+            here.bounds, here.slots, leave, here.counts[:1], self._here(lane), earlier_rows=rows_of,
             earlier_firsts=here.source_firsts if position.states_moved else None,
         )  # fmt: skip
 

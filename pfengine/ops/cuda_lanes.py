@@ -3,97 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+import itertools
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .. import extension
 from ..batch import Packed
+from ..kernels.scratch import Scratch
+from ..kernels.survivors import TICKET
 from ..torch_state import isolated
-from .cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm, Sizes
+from . import cuda_driver, cuda_whole
+from .cuda_buffers import LEAST_LONGEST, LEAST_TOKENS, Bucket, Buffers, PreparedModel, RuleForm, Sizes
+from .cuda_graphs import Graphs, Left, Recorder
 from .cuda_rule import fill_by_slot, numbers_of
 from .cuda_segment import Segment, run_segment
 from .rule import ExitRule
 
-log = logging.getLogger("pfengine")
-
-MAX_GRAPHS = 1024  # per lane; one for each segment and bucket
-GRAPH_MEMORY = 1 / 16  # the share of the GPU's memory that the graphs of a lane may hold
-LEAST_ROWS, LEAST_TOKENS, LEAST_CLAUSES = 64, 1024, 2  # of a lane's buffers, so that they seldom grow
-
-_recording = threading.Lock()  # lanes may replay at the same time, but record one after the other
-
-
-class Recorder:
-    """Records launches as CUDA graphs. The graphs share their memory, so they run one after the other on one stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin anew; nothing recorded so far may be replayed."""
-        self.pool, self.bytes = torch.cuda.graph_pool_handle(), 0
-
-    def record(self, launches: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with _recording:
-            before = torch.cuda.memory_reserved(self.device)
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                launches()
-            except BaseException:
-                with contextlib.suppress(RuntimeError):  # it would raise the same failure again
-                    graph.capture_end()
-                self.pool = torch.cuda.graph_pool_handle()  # torch may believe that the old pool is still recording
-                raise
-            graph.capture_end()
-            self.bytes += max(0, torch.cuda.memory_reserved(self.device) - before)
-        return graph
-
-
-class Graphs:
-    """Graphs by key. The first time of a key compiles what it needs, the second records, later ones replay.
-
-    The least recently used graph is dropped when there are more than `most`, all when they hold more than `most_bytes`.
-    """
-
-    def __init__(self, recorder: Recorder, most: int, most_bytes: float) -> None:
-        self.recorder, self.most, self.most_bytes = recorder, most, most_bytes
-        self.known: OrderedDict[Hashable, torch.cuda.CUDAGraph | None] = OrderedDict()
-
-    def run(self, key: Hashable, launches: Callable[[], None]) -> None:
-        """Do what `launches` does, on the current stream. It must launch the same each time, at the same addresses."""
-        graph = None
-        if key in self.known:
-            graph = self.known[key] or self.record(launches)
-        if graph is None:
-            launches()
-        else:
-            graph.replay()
-        self.known[key] = graph
-        self.known.move_to_end(key)
-        if len(self.known) > self.most:
-            self.known.popitem(last=False)
-
-    def record(self, launches: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """None where recording fails, as when a thread waits for the whole device; it is tried again the next time."""
-        try:
-            return self.recorder.record(launches)
-        except RuntimeError as error:
-            log.warning("launches could not be recorded as a CUDA graph and run one by one this time: %s", error)
-            return None
-
-    def has_too_much(self) -> bool:
-        return self.recorder.bytes > self.most_bytes
-
-    def clear(self) -> None:
-        self.known.clear()
-        self.recorder.clear()
+ROOM_FOR_ROWS, ROOM_FOR_TOKENS, ROOM_FOR_CLAUSES = 64, 1024, 2  # of a lane's buffers, so that they seldom grow
+LOOKS = 1000  # for what the GPU writes, between two questions whether it still works
 
 
 class Lane:
@@ -103,32 +36,52 @@ class Lane:
         self.weights = weights
         self.device = weights.embedding.tables[0].device
         self.graphs: Graphs | None = None  # None without a GPU
+        self.whole: cuda_whole.WholeFlights | None = None
         self.stream: torch.cuda.Stream | None = None
         self.side: torch.cuda.Stream | None = None
-        if self.device.type == "cuda":
-            memory = torch.cuda.get_device_properties(self.device).total_memory
-            self.graphs = Graphs(Recorder(self.device), MAX_GRAPHS, GRAPH_MEMORY * memory)
-            self.stream, self.side = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
         n, labels = len(weights.layers), weights.labels
-        self.counts = self.pinned(n + 1, 3, dtype=torch.int32)  # rows, tokens and queries after each segment
-        numbers = LEAST_CLAUSES * (3 * n + (LEAST_TOKENS if weights.tags else LEAST_ROWS))
+        self.scratch = Scratch(self.device), Scratch(self.device)
+        if self.device.type == "cuda":
+            self.stream, self.side = (_own_stream(self, self.device) for _ in range(2))
+        self.words = self.pinned(n + 1, 3, dtype=torch.int64)  # what the GPU says is left after each layer
+        self.words.zero_()
+        self.tickets, self.ticket = itertools.count(1), 0
+        if self.device.type == "cuda":
+            self.graphs = Graphs(Recorder(self.scratch), self._loop())
+            if cuda_whole.is_on():
+                self.whole = cuda_whole.WholeFlights(cuda_driver.driver(), self.graphs)
+        numbers = ROOM_FOR_CLAUSES * (3 * n + (ROOM_FOR_TOKENS if weights.tags else ROOM_FOR_ROWS))
         with self.active():  # on the stream that reads what is filled in here
-            self.fit(Sizes(LEAST_ROWS, LEAST_TOKENS, numbers, labels + 2))
+            self.fit(Sizes(ROOM_FOR_ROWS, ROOM_FOR_TOKENS, numbers, labels + 2))
+
+    def _loop(self) -> Any:
+        """What replays segments without Python in between; None where `_C` is missing."""
+        if not extension.has_cpu():
+            return None
+        driver = cuda_driver.driver()
+        functions = driver.address("cuGraphLaunch"), driver.address("cuStreamQuery")
+        return extension._C.SegmentLoop(*functions, self.words.data_ptr(), len(self.words), LEAST_TOKENS, LEAST_LONGEST)
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Memory on the host, to and from which copies need not be waited for."""
+        """Memory on the host, which the GPU can write, and to and from which copies need not be waited for."""
         return torch.empty(*shape, dtype=dtype, device="cpu", pin_memory=self.stream is not None)
 
     def fit(self, sizes: Sizes) -> None:
         """Make buffers of these sizes; what was in the old ones is lost."""
-        if self.graphs is not None:
-            self.graphs.clear()  # they hold the addresses of the buffers
-        buffers = Buffers(self.weights, sizes)
+        self.forget_graphs()
+        buffers = Buffers(self.weights, sizes, self.words, self.scratch)
         inbox = self.pinned(len(buffers.inbox), dtype=torch.int64)
         inbox.zero_()
         logits = self.pinned(buffers.units, buffers.labels, dtype=torch.float32)
         exit_layers = self.pinned(buffers.units, dtype=torch.int64)
         self.buffers, self.inbox, self.logits, self.exit_layers = buffers, inbox, logits, exit_layers
+
+    def forget_graphs(self) -> None:
+        """For they hold addresses of memory that is about to be given back."""
+        if self.whole is not None:
+            self.whole.clear()
+        if self.graphs is not None:
+            self.graphs.clear()
 
     def has_room(self, sizes: Sizes) -> bool:
         return self.buffers.sizes.largest(sizes) == self.buffers.sizes
@@ -167,8 +120,6 @@ class Lane:
         for stream in (self.side, self.stream):
             if stream is not None:
                 stream.synchronize()
-        if self.graphs is not None and self.graphs.has_too_much():
-            self.graphs.clear()
 
     def send(self, packed: Packed, rule: ExitRule, structure: RuleForm, slots: np.ndarray, bucket: Bucket) -> None:
         """Send a batch and its rule to the inbox, in one copy. Nothing of the flight before may be under way."""
@@ -183,10 +134,12 @@ class Lane:
         buffers.begin(len(packed.cu_seqlens) - 1, len(slots))
 
     def write_batch(self, bounds: np.ndarray) -> None:
-        """Write counts and bounds of R rows, int32 [R + 1], to the inbox on the host."""
+        """Write counts, a new ticket and the bounds of R rows, int32 [R + 1], to the inbox on the host."""
         counts, to = (part.numpy() for part in self.buffers.counts_and_bounds(self.inbox))
         counts[:] = len(bounds) - 1, bounds[-1]
         to[: len(bounds)] = bounds
+        self.ticket = next(self.tickets) % (1 << 31)
+        self.inbox[1] = self.ticket
 
     def write_rule(self, rule: ExitRule, structure: RuleForm, slots: np.ndarray) -> None:
         """Write the numbers of a rule for these slots, int64 [units], to the inbox on the host."""
@@ -199,7 +152,34 @@ class Lane:
         used = self.buffers.ids_from
         self.buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
 
+    def advance(self, way: Sequence[Segment], left: Left, longest: int, bucket: Bucket | None) -> Left:
+        """Queue segments one after the other. Returns a bound of what is left before the last; no rows: all have left.
+
+        left: what is left now; longest: tokens of the longest row. bucket: of all segments, where rows stay together;
+        None: a segment's is that of the rows left after the one before the one before it.
+        """
+        slots, i = [segment.reports for segment in way], 0
+        loop = None if self.graphs is None else self.graphs.loop
+        numbers = [] if self.graphs is None else [self.graphs.number(segment) for segment in way]
+        stream = 0 if self.stream is None else self.stream.cuda_stream
+        if self.whole is not None and bucket is not None:
+            counts = self.buffers.batch(way[0].at.batch, bucket).counts.data_ptr()
+            if self.whole.launch(way, bucket, counts, stream):
+                return left
+        while True:
+            if loop is not None:
+                i, *found = loop.run(numbers, slots, i, *left, bucket, longest, self.ticket, stream)
+                left = Left(*found)
+            elif 2 <= i < len(way) and slots[i - 2] >= 0:
+                left = self.left_after(slots[i - 2])
+            if i == len(way) or not left.rows:
+                return left
+            self.run(way[i], bucket or Bucket.of(left.rows, left.tokens, longest, left.queries))
+            i += 1
+
     def run(self, segment: Segment, bucket: Bucket) -> None:
+        """Launch a segment by itself."""
+
         def launches() -> None:
             run_segment(self.weights, self.buffers, segment, bucket, self.side)
 
@@ -207,11 +187,50 @@ class Lane:
             launches()
         else:
             self.graphs.run((segment, bucket), launches)
+        if any(each.is_too_small() for each in self.scratch):
+            self.synchronize()
+            self.forget_graphs()
+            for each in self.scratch:
+                if each.is_too_small():
+                    each.grow()
 
-    def count(self, number: int, batch: int, bucket: Bucket) -> torch.cuda.Event | None:
-        """Copy the numbers of rows, tokens and queries to `counts[number]`. The event says when they have arrived."""
-        counts, tokens, to = self.buffers.batch(batch, bucket).counts, self.buffers.tokens, self.counts[number]
-        to[:2].copy_(counts, non_blocking=True)
-        if tokens is not None:
-            to[2:].copy_(tokens.lists[batch].query_count if batch >= 0 else counts[1:], non_blocking=True)
-        return None if self.stream is None else self.stream.record_event()
+    def left_after(self, layer: int) -> Left:
+        """What the GPU says is left after a layer of this flight; this waits for it to say so."""
+        words = self.words[layer].numpy()
+        for looks in itertools.count(1):
+            found = words.copy()
+            if (found >> TICKET == self.ticket).all():
+                return Left(*(found & (1 << TICKET) - 1).tolist())
+            if looks % LOOKS == 0 or self.stream is None:
+                done = self.stream is None or self.stream.query()  # raises where the GPU has failed
+                if done and (words >> TICKET != self.ticket).any():
+                    raise RuntimeError(
+                        f"the GPU has done all that was launched, but has not said how many rows are left after layer "
+                        f"{layer}"
+                    )
+            time.sleep(0)
+        raise AssertionError("counting never ends")
+
+    def count(self, batch: int, bucket: Bucket) -> Left:
+        """What is left of a batch, by `Position.batch`. This waits until nothing is under way."""
+        rows, count = self.buffers.batch(batch, bucket).counts.tolist()
+        tokens = self.buffers.tokens
+        if tokens is None or batch < 0:
+            return Left(rows, count, count)
+        return Left(rows, count, int(tokens.lists[batch].query_count))
+
+
+def _own_stream(owner: Lane, device: torch.device) -> torch.cuda.Stream:
+    """A stream that nobody else uses, as long as `owner` lives. What others launch would end up in our graphs."""
+    driver = cuda_driver.driver()
+    with torch.cuda.device(device):
+        torch.cuda.current_stream().query()  # makes the device's context this thread's, whatever it did before
+        stream = driver.new_stream()
+    weakref.finalize(owner, _destroy_stream, driver, device, stream)
+    return torch.cuda.ExternalStream(stream, device)
+
+
+def _destroy_stream(driver: cuda_driver.Driver, device: torch.device, stream: int) -> None:
+    with contextlib.suppress(Exception), torch.cuda.device(device):  # at the end of the process CUDA may be gone
+        torch.cuda.current_stream().synchronize()
+        driver.destroy_stream(stream)

@@ -22,6 +22,7 @@ from ..kernels.mean import maximum as maximum_kernel
 from ..kernels.mean import mean as mean_kernel
 from ..kernels.query_mean import query_mean as query_mean_kernel
 from ..kernels.rotate import rotate
+from ..kernels.scratch import empty
 from ..kernels.signals import signals
 from . import Activation, Attentive, Block, Exit, Norm, Pooling, Queries, Tables, reference
 from .distances import Distances
@@ -246,9 +247,7 @@ def run_block(
         total = run_linear(inner, weights.output, "none", tokens, add=x, out=sums)
         return add_layer_norm(total, None, *weights.output_norm, tokens, out=out), total
     total = run_linear(inner, weights.output, "none", tokens, add=x)
-    sums = (
-        torch.empty(len(frozen.numbers), total.shape[1], dtype=total.dtype, device=x.device) if sums is None else sums
-    )
+    sums = empty(len(frozen.numbers), total.shape[1], dtype=total.dtype, device=x.device) if sums is None else sums
     out = add_layer_norm(
         total, None, *weights.output_norm, counts[1], out=out, source_rows=frozen.numbers, others=frozen.others,
         sums=sums if frozen.others.renormalises else None,

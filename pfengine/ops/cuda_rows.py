@@ -113,9 +113,7 @@ class CudaRows:
         self._rows, self._tokens, self._queries = rows, tokens, tokens
 
     def _count(self, lane: Lane) -> None:
-        last = len(lane.counts) - 1
-        wait(lane.count(last, self._position.batch, self._bucket()))
-        self._note(*lane.counts[last].tolist())
+        self._note(*lane.count(self._position.batch, self._bucket()))
         self._unknown = False
 
     def _packed_states(self, lane: Lane) -> Tensor:
@@ -203,8 +201,3 @@ class CudaRows:
                 lane.synchronize()  # nothing of this flight is under way when the next one comes
         finally:
             self._release(lane)
-
-
-def wait(event: torch.cuda.Event | None) -> None:
-    if event is not None:
-        event.synchronize()

@@ -19,6 +19,7 @@ from ..kernels.imitation import imitation
 from ..kernels.layer_norm import add_layer_norm
 from ..kernels.mean import mean
 from ..kernels.query_mean import query_mean
+from ..kernels.scratch import empty, using
 from ..kernels.survivors import Survivors, remaining, survivors
 from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
 from . import Exit, Norm
@@ -49,6 +50,11 @@ class Segment(NamedTuple):
     overlap: bool = False  # do exits run beside the next layer, whose rows stay together? See `run_segment`
     pending: bool = False  # with overlap: is the exit after the layer before these still to run?
     ends: bool = True  # do all rows leave after the model's last layer, if it is among these?
+
+    @property
+    def reports(self) -> int:
+        """The layer after which the host is told how many rows are left; -1: none, as none can leave."""
+        return self.last if self.tested else self.at.layer if self.pending else -1
 
     def after(self, weights: PreparedModel) -> Position:
         """The position of the rows after this segment."""
@@ -97,8 +103,16 @@ def run_segment(
     the same however many rows they have, goes on whole (`overlap`). Then the exit after the segment before runs beside
     this one, on the stream `side` if there is one. Once no row is left, that exit sets the counts to zero, and all
     later launches are empty, also those of this segment. Nothing reads what launches of this segment wrote before that.
-    Exit layers must be 0 beforehand.
+    Exit layers must be 0 beforehand. What launches of a layer hand to each other lies in the scratch of `buffers`.
     """
+    with using(buffers.scratch[0]):
+        buffers.scratch[0].begin()
+        _run_segment(weights, buffers, segment, bucket, side)
+
+
+def _run_segment(
+    weights: PreparedModel, buffers: Buffers, segment: Segment, bucket: Bucket, side: torch.cuda.Stream | None
+) -> None:
     at, last = segment.at, segment.last
     first, n, here = at.layer + 1, len(weights.layers), buffers.batch(at.batch, bucket)
     rows, tokens = here.counts[:1], here.counts[1:]
@@ -109,12 +123,15 @@ def run_segment(
 
         def decide() -> None:
             x = buffers.states[(first - 1) % 2][: bucket.tokens]
-            _run_exit(weights, buffers, segment, first - 1, x, units, bucket.longest, tests=True, past_moved=False)
-            remaining(buffers.exit_layers[: bucket.rows], here.counts)
+            with using(buffers.scratch[1]):
+                buffers.scratch[1].begin()
+                _run_exit(weights, buffers, segment, first - 1, x, units, bucket.longest, tests=True, past_moved=False)
+            remaining(buffers.exit_layers[: bucket.rows], here.counts, buffers.report(segment.reports))
 
         _fork(side, decide)
     past_moved = at.past_moved
     for layer in range(first, last + 1):
+        buffers.scratch[0].begin()
         x = _run_layer(weights, buffers, segment, layer, bucket, here, (rows, tokens))
         if segment.pending and layer == first:
             _join(side)  # what follows writes what that exit reads, and reads what it writes
@@ -128,10 +145,11 @@ def run_segment(
             continue
         to = 1 - max(at.batch, 0)
         if buffers.tokens is None:
-            survivors(here.bounds, here.slots, decided.leave, bucket.longest, rows, buffers.batch(to, bucket))
+            out, report = buffers.batch(to, bucket), buffers.report(layer)
+            survivors(here.bounds, here.slots, decided.leave, rows, out, report=report)
         else:
             test = _test(buffers, segment, layer, here, segment.rule.forms, part=1)
-            let_tokens_go(buffers, bucket, here, to, test, segment.rule.tokens, decided)
+            let_tokens_go(buffers, bucket, here, to, test, segment.rule.tokens, decided, report=buffers.report(layer))
 
 
 def _run_layer(
@@ -251,7 +269,7 @@ def _run_exit(
     forms, signals = segment.rule.forms if tests and not final else None, None
     if forms is not None and buffers.tokens is not None:
         forms = tuple(form.signal_alone() for form in forms)
-        signals = torch.empty(len(forms), rows, dtype=torch.float32, device=x.device)
+        signals = empty(len(forms), rows, dtype=torch.float32, device=x.device)
     out = Decided(buffers.scores[:rows], signals, buffers.leave[:rows])
     if final:
         once = segment.overlap or buffers.tokens is not None

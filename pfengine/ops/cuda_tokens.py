@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels.decide import Decided, ExitTest
 from ..kernels.decide_tokens import decide_tokens
 from ..kernels.layer_norm import Others
-from ..kernels.survivors import Survivors, survivors
+from ..kernels.survivors import Report, Survivors, survivors
 from ..kernels.token_list import TokenList
 from .cuda_buffers import Bucket, Buffers
 from .cuda_ops import Frozen, Listed
@@ -67,11 +67,12 @@ def let_tokens_go(
     source_tokens: Tensor | None = None,
     earlier_rows: Tensor | None = None,
     earlier_firsts: Tensor | None = None,
+    report: Report | None = None,
 ) -> None:
     """Words leave as the rule says, or those that are `given`; then `to`, a `Position.batch`, lists what is left.
 
     The pieces of words that leave are frozen unless the rule does not freeze. source_tokens: where the scores are read
-    from.
+    from. report: tells the host how many are left.
     """
     tokens = buffers.tokens
     assert tokens is not None
@@ -83,7 +84,7 @@ def let_tokens_go(
         source_rows=source_tokens,
     )  # fmt: skip
     survivors(
-        here.bounds, here.slots, leave, bucket.longest, here.counts[:1], buffers.batch(to, bucket),
-        earlier_rows=earlier_rows, earlier_firsts=earlier_firsts, tokens=tokens.listed(to, bucket),
-        frozen=tokens.frozen, asking=asking,
+        here.bounds, here.slots, leave, here.counts[:1], buffers.batch(to, bucket), earlier_rows=earlier_rows,
+        earlier_firsts=earlier_firsts, tokens=tokens.listed(to, bucket), frozen=tokens.frozen, asking=asking,
+        report=report,
     )  # fmt: skip

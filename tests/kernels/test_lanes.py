@@ -2,61 +2,107 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 import pfengine
-from pfengine import reader
+from pfengine import extension, reader
 from pfengine.exits import Entropy, Never, Patience, Replay
 from pfengine.kernels.decide import Form
 from pfengine.kernels.launch import recording
 from pfengine.model import build
 from pfengine.ops import cuda, cuda_flight, cuda_lanes
-from pfengine.ops.cuda_buffers import Bucket, PreparedModel, RuleForm
-from pfengine.ops.cuda_lanes import Graphs, Lane, Recorder
+from pfengine.ops.cuda_buffers import LEAST_LONGEST, LEAST_TOKENS, Bucket, PreparedModel, RuleForm
+from pfengine.ops.cuda_graphs import Graphs
+from pfengine.ops.cuda_lanes import Lane
 from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS, CudaModel
 from pfengine.ops.cuda_segment import Position, run_segment, segments
+from pfengine.ops.cuda_whole import WholeFlights
 from pfengine.ops.decide import signal
+
+from ..ops.fake_driver import FakeDriver
 
 Make = Callable[..., Path]
 OPTIONS: dict[str, Any] = {
     "head": {"type": "past-future", "pooler": "per-layer"},
-    "config": {"num_hidden_layers": 3},
+    "config": {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 24},
 }
 
 
 class Recording:
     """Stands in for a CUDA graph: launches with the arguments of the first time, whatever they hold by now."""
 
+    made: ClassVar[list[Recording]] = []
+
     def __init__(self, launches: Callable[[], None]) -> None:
         with recording() as self.recorded:
             launches()
+        self.made.append(self)
 
     def replay(self) -> None:
         for one in self.recorded:
             one.run()
 
+    def raw_cuda_graph(self) -> int:
+        """Its place in `made`, from 1 on."""
+        return self.made.index(self) + 1
+
+    raw_cuda_graph_exec = raw_cuda_graph
+
+
+class Made(Mapping[int, Callable[[], None]]):
+    """What `Recording.raw_cuda_graph` stands for."""
+
+    def __getitem__(self, graph: int) -> Callable[[], None]:
+        return Recording.made[graph - 1].replay
+
+    def __len__(self) -> int:
+        return len(Recording.made)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(1, len(self) + 1))
+
 
 class FakeRecorder:
-    bytes = 0
-
     def __init__(self) -> None:
-        self.recordings, self.cleared = 0, 0
+        self.recordings = 0
 
     def record(self, launches: Callable[[], None]) -> Recording:
         self.recordings += 1
-        self.bytes += 10
         return Recording(launches)
 
-    def clear(self) -> None:
-        self.cleared += 1
-        self.bytes = 0
+
+class FakeLoop:
+    """`_C.SegmentLoop` over a stand-in for the CUDA driver, which replays a `Recording` at once."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.launched, self.failing = 0, 0  # failing: what the next launch gives
+
+        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+        def launch(graph: int, stream: int) -> int:
+            self.launched += 1
+            if not self.failing:
+                Recording.made[graph - 1].replay()
+            return self.failing
+
+        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+        def query(stream: int) -> int:
+            return 0
+
+        self.kept = launch, query
+        addresses = (ctypes.cast(each, ctypes.c_void_p).value for each in self.kept)
+        words = lane.words.data_ptr(), len(lane.words)
+        self.loop = extension._C.SegmentLoop(*addresses, *words, LEAST_TOKENS, LEAST_LONGEST)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loop, name)
 
 
 @pytest.fixture
@@ -71,18 +117,29 @@ def on_device(path: Path, device: torch.device) -> tuple[pfengine.Engine, CudaMo
     return engine, engine.model.carrier
 
 
-def with_graphs(path: Path, device: torch.device, recorder: Any, most: int = 99, most_bytes: float = 1e9) -> Any:
+def with_graphs(path: Path, device: torch.device, recorder: Any, how: str = "one by one") -> Any:
+    """An engine with a single lane, whose graphs are stand-ins. how: "one by one", "loop" or "whole"."""
     engine, model = on_device(path, device)
     lane = Lane(model.weights)
-    lane.graphs = Graphs(recorder, most, most_bytes)
+    lane.graphs = Graphs(recorder, FakeLoop(lane) if how == "loop" else None)
+    if how == "whole":
+        lane.whole = WholeFlights(FakeDriver(Made()), lane.graphs)
     model.free.put(lane)
     model.made = MAX_FLIGHTS
     return engine
 
 
+def lane_of(engine: Any) -> Lane:
+    """The only one."""
+    lane = engine.model.carrier.free.get_nowait()
+    engine.model.carrier.free.put(lane)
+    return lane
+
+
 def test_buckets() -> None:
-    assert Bucket.of(1, 1, 1) == (1, 16, 16, 16)
+    assert Bucket.of(1, 1, 1) == (1, 16, 64, 16)
     assert Bucket.of(5, 70, 33) == (8, 128, 64, 128)
+    assert Bucket.of(5, 70, 65) == (8, 128, 128, 128)
     assert Bucket.of(5, 70, 33, queries=33) == (8, 128, 64, 64)
     assert Bucket.of(4096, 65536, 512) == (4096, 65536, 512, 65536)
 
@@ -117,32 +174,55 @@ def test_where_rows_are_after_a_segment() -> None:
     assert carries_nothing.after(weights) == Position(3, 0, True, True, 1)
 
 
+needs_loop = pytest.mark.skipif(not extension.has_cpu(), reason=extension.status())
+HOW = ["one by one", pytest.param("loop", marks=needs_loop), "whole"]
+
+
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize(
     ("criterion", "overlap_tokens"),
     [
         (Entropy(0.9), 0),
-        *(
-            pytest.param(each, overlap, marks=pytest.mark.slow)
-            for each, overlap in ((Never(), 0), (Patience(1), 0), (Replay([3, 1, 3, 2]), 512))
-        ),
+        (Replay([3, 1, 3, 2]), 512),
+        *(pytest.param(each, overlap, marks=pytest.mark.slow) for each, overlap in ((Never(), 0), (Patience(1), 0))),
     ],
     ids=repr,
 )
 def test_recorded_launches_give_the_same_answers(
     make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder, criterion: Any,
-    overlap_tokens: int, monkeypatch: pytest.MonkeyPatch,
+    overlap_tokens: int, how: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(cuda_flight, "OVERLAP_TOKENS", overlap_tokens)
     if device.type == "cuda":
         pytest.skip("the GPU has graphs of its own")
     path = make_checkpoint("bert", **OPTIONS)
-    engine, plain = with_graphs(path, device, recorder), on_device(path, device)[0]
-    for seed in range(2, 5):  # the buckets are the same
+    engine, plain = with_graphs(path, device, recorder, how), on_device(path, device)[0]
+    for seed in range(2, 7):  # the buckets are the same
         rows = random_rows([seed, 2, 3, 5])
         ours, expected = (each.predict(rows, criterion=criterion) for each in (engine, plain))
         np.testing.assert_array_equal(ours.exit_layers, expected.exit_layers)
         np.testing.assert_array_equal(ours.logits, expected.logits)
     assert recorder.recordings
+    lane: Any = lane_of(engine)
+    if how == "loop":
+        assert lane.graphs.loop.launched
+    if how == "whole":  # where rows do not stay together each segment has a size of its own
+        assert bool(lane.whole.made) == (overlap_tokens > 0)
+
+
+@needs_loop
+def test_a_launch_that_fails_in_the_loop_is_that_batchs_error(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder
+) -> None:
+    engine = with_graphs(make_checkpoint("bert", **OPTIONS), device, recorder, "loop")
+    rows = random_rows([2, 2, 3, 5])
+    expected = [engine.predict(rows, criterion="never").logits for _ in range(2)]
+    loop: Any = lane_of(engine).graphs.loop  # type: ignore[union-attr]
+    loop.failing = 719
+    with pytest.raises(RuntimeError, match="cuGraphLaunch failed: CUDA error 719"):
+        engine.predict(rows, criterion="never")
+    loop.failing = 0
+    np.testing.assert_array_equal(engine.predict(rows, criterion="never").logits, expected[0])
 
 
 @pytest.mark.slow
@@ -170,93 +250,12 @@ def test_tag_heads_are_recorded_and_warmed_up_too(
     np.testing.assert_array_equal(plain.predict(rows, criterion=criterion).logits, expected.logits)
 
 
-def test_launches_are_recorded_the_second_time_and_the_oldest_forgotten(recorder: FakeRecorder) -> None:
-    ran: list[str] = []
-    graphs = Graphs(recorder, most=2, most_bytes=25)  # type: ignore[arg-type]
-    for key in "aaab":
-        graphs.run(key, lambda key=key: ran.append(key))  # type: ignore[misc]
-    assert recorder.recordings == 1
-    assert ran == ["a", "a", "b"]  # run, recorded (which is what the stand-in calls it for), run
-    graphs.run("c", lambda: None)
-    assert list(graphs.known) == ["b", "c"]
-    graphs.run("c", lambda: None)
-    graphs.run("b", lambda: None)
-    assert graphs.has_too_much()
-    graphs.clear()
-    assert not graphs.known
-    assert not graphs.has_too_much()
-
-
-def test_launches_that_cannot_be_recorded_still_run(
-    recorder: FakeRecorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[int] = []
-    graphs = Graphs(recorder, most=2, most_bytes=25)  # type: ignore[arg-type]
-
-    def fail(_: Any) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FakeRecorder, "record", lambda self, launches: fail(launches))
-        for _ in range(2):
-            graphs.run("a", lambda: ran.append(1))
-    assert len(ran) == 2
-    assert "could not be recorded" in caplog.text
-    graphs.run("a", lambda: ran.append(1))
-    assert recorder.recordings == 1
-
-
-def test_a_recording_that_fails_ends_and_the_next_one_has_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch has it: `capture_end` says again what failed, and leaves the pool of that recording unusable."""
-    pools, ended = iter(range(9)), []
-
-    class Graph:
-        failed = False
-
-        def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
-            self.pool = pool
-
-        def capture_end(self) -> None:
-            ended.append(self.pool)
-            if self.failed:
-                raise RuntimeError("operation failed due to a previous error during capture")
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph, raising=False)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools), raising=False)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-    recorder = Recorder(torch.device("cuda", 0))
-    assert recorder.record(lambda: None).pool == 0  # type: ignore[attr-defined]
-
-    def interrupted() -> None:
-        monkeypatch.setattr(Graph, "failed", True)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        recorder.record(interrupted)
-    monkeypatch.setattr(Graph, "failed", False)
-    assert recorder.record(lambda: None).pool == 1  # type: ignore[attr-defined]
-    assert ended == [0, 0, 1]
-
-
-def test_graphs_that_hold_too_much_memory_are_dropped(
-    make_checkpoint: Make, random_rows: Any, device: torch.device, recorder: FakeRecorder
-) -> None:
-    if device.type == "cuda":
-        pytest.skip("the GPU has graphs of its own")
-    engine = with_graphs(make_checkpoint("bert", **OPTIONS), device, recorder, most_bytes=5)
-    before = recorder.cleared
-    for _ in range(2):
-        engine.predict(random_rows([5, 6]), criterion="never")
-    assert recorder.cleared == before + 1
-    engine.predict(random_rows([5, 6]), criterion="never")
-
-
 @pytest.mark.slow
 def test_buffers_grow_to_the_largest_batch(
     make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_lanes, "LEAST_ROWS", 2)
-    monkeypatch.setattr(cuda_lanes, "LEAST_TOKENS", 16)
+    monkeypatch.setattr(cuda_lanes, "ROOM_FOR_ROWS", 2)
+    monkeypatch.setattr(cuda_lanes, "ROOM_FOR_TOKENS", 16)
     engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
     few = random_rows([3, 4])
     before = engine.predict(few, criterion="never")
@@ -337,3 +336,25 @@ def test_a_batch_that_fails_leaves_the_model_usable(
             engine.predict(rows, criterion="never")
     assert model.free.qsize() == model.made == 1
     np.testing.assert_array_equal(engine.predict(rows, criterion="never").logits, expected)
+
+
+def test_once_scratch_has_grown_nothing_is_allocated(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a graph holds no memory of its own, and none can be given back while it has its address."""
+    engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
+    rows = random_rows([3, 9, 2])
+    expected = engine.predict(rows, criterion=Entropy(0.9)).logits
+    allocated: list[str] = []
+
+    def run(*arguments: Any) -> None:
+        with monkeypatch.context() as patch:
+            for name in ("empty", "zeros", "full", "empty_like", "empty_strided"):
+                patch.setattr(torch, name, lambda *_, name=name, **__: allocated.append(name))
+            run_segment(*arguments)
+
+    monkeypatch.setattr(cuda_lanes, "run_segment", run)
+    found = engine.predict(rows, criterion=Entropy(0.9)).logits
+    np.testing.assert_array_equal(found, expected)
+    assert not allocated
+    assert not any(scratch.is_too_small() for scratch in model.take().scratch)

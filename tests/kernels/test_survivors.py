@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfengine.kernels.survivors import Survivors, remaining, survivors
+from pfengine.kernels.survivors import ROWS, SCAN, TICKET, Report, Survivors, remaining, survivors
 from pfengine.kernels.token_list import TokenList
 
 
@@ -28,7 +28,7 @@ def test_survivors(count: Any, device: torch.device, lengths: list[int], pattern
     out = Survivors.empty(rows, int(bounds[-1]), device)
     for part in out:
         part.fill_(-7)
-    found = survivors(bounds, slots, leave, max(lengths), count(used), out)
+    found = survivors(bounds, slots, leave, count(used), out)
     stay = [row for row in range(used) if not leave[row]]
     tokens = [token for row in stay for token in range(int(bounds[row]), int(bounds[row + 1]))]
     left = len(stay)
@@ -43,13 +43,45 @@ def test_survivors(count: Any, device: torch.device, lengths: list[int], pattern
     assert (found.bounds[left + 1 :] == -7).all()
 
 
+@pytest.mark.parametrize("beyond", [0, 5])
+def test_many_rows_and_what_the_host_is_told(count: Any, device: torch.device, beyond: int) -> None:
+    """More than a program looks at at a time. The last of them may leave, or not be there at all."""
+    lengths = [row % 3 + 1 for row in range(SCAN + 2 * ROWS + 1)]
+    bounds, slots = drawn(lengths, device)
+    rows = len(lengths)
+    leave = (torch.arange(rows) % 5 != 1).to(device)
+    used, out, report = rows - beyond, Survivors.empty(rows, int(bounds[-1]), device), told(device)
+    survivors(bounds, slots, leave, count(used), out, report=report)
+    stay = [row for row in range(used) if not leave[row]]
+    tokens = [token for row in stay for token in range(int(bounds[row]), int(bounds[row + 1]))]
+    assert out.counts.tolist() == [len(stay), len(tokens)]
+    assert out.source_rows[: len(stay)].tolist() == stay
+    assert out.source_tokens[: len(tokens)].tolist() == tokens
+    assert [int(word) >> TICKET for word in report.words] == [41] * 3
+    assert [int(word) & 0xFFFFFFFF for word in report.words] == [len(stay), len(tokens), len(tokens)]
+
+
+def test_no_rows_at_all(count: Any, device: torch.device) -> None:
+    bounds, slots = drawn([2, 3], device)
+    out, report = Survivors.empty(2, 5, device), told(device)
+    survivors(bounds, slots, slots < 0, count(0), out, report=report)
+    assert out.counts.tolist() == [0, 0]
+    assert int(out.bounds[0]) == 0
+    assert report.words.tolist() == [41 << TICKET] * 3
+
+
+def told(device: torch.device) -> Report:
+    words = torch.zeros(3, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return Report(torch.tensor([41], dtype=torch.int64, device=device), words)
+
+
 def test_survivors_of_survivors_that_have_not_moved(count: Any, device: torch.device) -> None:
     bounds, slots = drawn([3, 2, 4, 1, 5], device)
     first, second = (Survivors.empty(5, 15, device) for _ in range(2))
-    survivors(bounds, slots, torch.tensor([0, 1, 0, 0, 0], dtype=torch.bool, device=device), 5, count(5), first)
+    survivors(bounds, slots, torch.tensor([0, 1, 0, 0, 0], dtype=torch.bool, device=device), count(5), first)
     leave = torch.tensor([1, 0, 0, 1, 1], dtype=torch.bool, device=device)
     earlier = {"earlier_rows": first.source_rows, "earlier_firsts": first.source_firsts}
-    survivors(first.bounds, first.slots, leave, 5, first.counts[:1], second, **earlier)
+    survivors(first.bounds, first.slots, leave, first.counts[:1], second, **earlier)
     assert second.counts.tolist() == [2, 5]
     assert second.slots[:2].tolist() == slots[[2, 3]].tolist()
     assert second.source_rows[:2].tolist() == [2, 3]
@@ -69,12 +101,14 @@ def test_tokens_that_are_queries_are_listed(count: Any, device: torch.device, co
     out, tokens = Survivors.empty(4, 400, device), TokenList.empty(4, 400, device)
     for part in (*out, *tokens):
         part.fill_(-7)
-    survivors(bounds, slots, leave, 200, count(4), out, tokens=tokens, frozen=by_slot, asking=asking)
+    report = told(device)
+    survivors(bounds, slots, leave, count(4), out, tokens=tokens, frozen=by_slot, asking=asking, report=report)
     asks = (~frozen).nonzero().flatten()
     total, queries = len(every), len(asks)
     ends = [int((asks < sum(lengths[s] for s in stay[:r])).sum()) for r in range(4)]
     assert tokens.slots[:total].tolist() == every.tolist()
     assert tokens.query_count.tolist() == [queries]
+    assert [int(word) & 0xFFFFFFFF for word in report.words] == [len(stay), total, queries]
     assert tokens.bounds[:4].tolist() == ends
     assert tokens.queries[:queries].tolist() == asks.tolist()
     sources = torch.cat([torch.arange(int(bounds[r]), int(bounds[r + 1]), device=device) for r in stay])
@@ -91,19 +125,20 @@ def test_remaining(device: torch.device, answered: list[int], used: int) -> None
     exit_layers = torch.zeros(4, dtype=torch.int64, device=device)
     exit_layers[answered] = 7
     counts = torch.tensor([used, 5], dtype=torch.int32, device=device)
-    some = any(row not in answered for row in range(used))
-    assert remaining(exit_layers, counts).tolist() == ([used, 5] if some else [0, 0])
+    some, report = any(row not in answered for row in range(used)), told(device)
+    assert remaining(exit_layers, counts, report).tolist() == ([used, 5] if some else [0, 0])
+    assert [int(word) & 0xFFFFFFFF for word in report.words] == ([used, 5, 5] if some else [0, 0, 0])
 
 
 def test_wrong_arguments_are_refused() -> None:
     bounds, slots = drawn([2, 3], torch.device("cpu"))
     leave, one, out = slots > 0, torch.ones(1, dtype=torch.int32), Survivors.empty(2, 5, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"bounds is torch.int32 \[2\]"):
-        survivors(bounds[:2], slots, leave, 3, one, out)
+        survivors(bounds[:2], slots, leave, one, out)
     with pytest.raises(ValueError, match=r"out.counts is torch.int32 \[1\]"):
-        survivors(bounds, slots, leave, 3, one, out._replace(counts=one))
-    with pytest.raises(ValueError, match="a list of tokens is wanted, but frozen or asking"):
-        survivors(bounds, slots, leave, 3, one, out, tokens=TokenList.empty(2, 5, slots.device))
+        survivors(bounds, slots, leave, one, out._replace(counts=one))
+    with pytest.raises(ValueError, match="give all three, or none"):
+        survivors(bounds, slots, leave, one, out, tokens=TokenList.empty(2, 5, slots.device))
     many = torch.zeros(4097, dtype=torch.int64)
-    with pytest.raises(ValueError, match="there are 4097 rows of 3 tokens, expected at most 4096"):
-        survivors(torch.zeros(4098, dtype=torch.int32), many, many > 0, 3, one, out)
+    with pytest.raises(ValueError, match="there are 4097 rows, expected at most 4096"):
+        survivors(torch.zeros(4098, dtype=torch.int32), many, many > 0, one, out)

@@ -1,0 +1,199 @@
+"""Graphs that are recorded, kept and replayed, over a stand-in for torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pfengine.kernels.scratch import Scratch, using
+from pfengine.kernels.scratch import empty as scratch_empty
+from pfengine.ops.cuda_buffers import Bucket, RuleForm
+from pfengine.ops.cuda_graphs import Graphs, Recorder
+from pfengine.ops.cuda_segment import Position, Segment
+
+CPU = torch.device("cpu")
+BUCKET = Bucket(1, 16, 64, 16)
+A, B, C = ((Segment(Position(), last, RuleForm()), BUCKET) for last in (1, 2, 3))
+
+
+class Recorded:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def replay(self) -> None: ...
+    def raw_cuda_graph(self) -> int:
+        return self.number
+
+    def raw_cuda_graph_exec(self) -> int:
+        return self.number
+
+
+class FakeRecorder:
+    recordings = 0
+
+    def record(self, launches: Callable[[], None]) -> Recorded:
+        launches()
+        self.recordings += 1
+        return Recorded(self.recordings)
+
+
+class FakeLoop:
+    """Knows which graphs it was given, and forgets them in that order."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[Any, int] = {}
+
+    def add(self, segment: int, bucket: Bucket, graph: int) -> None:
+        self.graphs[segment, bucket] = graph
+
+    def clear(self) -> None:
+        self.graphs.clear()
+
+    def drop_oldest(self) -> tuple[int, tuple[int, int, int, int]]:
+        segment, bucket = next(iter(self.graphs))
+        del self.graphs[segment, bucket]
+        return segment, tuple(bucket)  # type: ignore[return-value]
+
+    def run(self, *_: Any) -> tuple[int, int, int, int]:
+        raise NotImplementedError
+
+
+def test_launches_are_recorded_the_second_time_and_the_oldest_forgotten() -> None:
+    recorder, ran = FakeRecorder(), []
+    graphs = Graphs(recorder, most=2)
+    for key in (A, A, A, B):
+        graphs.run(key, lambda key=key: ran.append(key))  # type: ignore[misc]
+    assert recorder.recordings == 1
+    assert ran == [A, A, B]  # run, recorded (which is what the stand-in calls it for), run
+    graphs.run(C, lambda: None)
+    assert list(graphs.known) == [A, C]  # B was only run, so that nothing but compiling it is done again
+    for key in (C, B):
+        graphs.run(key, lambda: None)
+    assert A in graphs.known
+    graphs.clear()
+    before = graphs.recorder.recordings
+    graphs.run(A, lambda: None)
+    assert graphs.recorder.recordings == before + 1  # it was compiled long ago
+
+
+def test_with_a_loop_the_graph_that_the_loop_used_longest_ago_is_forgotten() -> None:
+    loop = FakeLoop()
+    graphs = Graphs(FakeRecorder(), loop, most=2)
+    for key in (A, B, B, A):
+        graphs.run(key, lambda: None)
+    assert list(loop.graphs) == [(graphs.number(B[0]), BUCKET), (graphs.number(A[0]), BUCKET)]
+    for _ in range(2):  # the first time what was not recorded goes, which is the newcomer
+        graphs.run(C, lambda: None)
+    assert set(graphs.known) == {A, B}
+    graphs.most = 3
+    for _ in range(2):
+        graphs.run(C, lambda: None)
+    graphs.most = 2
+    graphs.run(C, lambda: None)
+    assert set(graphs.known) == {A, C}
+    assert len(loop.graphs) == 2
+    graphs.clear()
+    assert not loop.graphs
+    assert not any(graphs.known.values())
+
+
+def test_launches_that_cannot_be_recorded_still_run(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    graphs = Graphs(FakeRecorder())
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeRecorder, "record", fail)
+        for _ in range(2):
+            graphs.run(A, lambda: ran.append(1))
+    assert len(ran) == 2
+    assert "could not be recorded" in caplog.text
+    graphs.run(A, lambda: ran.append(1))
+    assert graphs.recorder.recordings == 1
+
+
+class Graph:
+    """As torch has it: `capture_end` says again what failed. A pool that is still recording cannot be recorded to."""
+
+    failing = False
+    ended = 0
+
+    def __init__(self, keep_graph: bool) -> None:
+        assert keep_graph
+
+    def capture_begin(self, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+
+    def capture_end(self) -> None:
+        Graph.ended += 1
+        if Graph.failing:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def instantiate(self) -> None: ...
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError, MemoryError])
+def test_a_recording_that_fails_ends_and_the_next_one_succeeds(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], at_the_end: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph, raising=False)
+    monkeypatch.setattr(Graph, "ended", 0)
+    scratch = Scratch(CPU)
+    recorder = Recorder([scratch])
+
+    def fails() -> None:
+        assert scratch.fixed
+        monkeypatch.setattr(Graph, "failing", True)
+        if not at_the_end:
+            raise kind("stopped")
+
+    with pytest.raises(RuntimeError if at_the_end else kind):
+        recorder.record(fails)
+    assert Graph.ended == 1
+    assert not scratch.fixed
+    monkeypatch.setattr(Graph, "failing", False)
+    recorder.record(lambda: None)
+    assert Graph.ended == 2
+
+
+def test_scratch_gives_the_same_memory_again() -> None:
+    scratch = Scratch(CPU)
+    with using(scratch):
+        first = scratch_empty(3, 5, dtype=torch.float32, device=CPU)
+        assert scratch.is_too_small()
+        assert first.shape == (3, 5)
+    scratch.grow()
+    assert not scratch.is_too_small()
+    addresses = []
+    for _ in range(2):
+        scratch.begin()
+        with using(scratch):
+            parts = [scratch_empty(3, 5, dtype=torch.float32, device=CPU)]
+        addresses.append(parts[0].data_ptr())
+    assert addresses == [scratch.memory.data_ptr()] * 2
+    assert scratch_empty(2, dtype=torch.bool, device=CPU).data_ptr() != addresses[0]  # outside it is torch's
+
+
+def test_parts_of_scratch_do_not_overlap_and_nothing_is_allocated_while_recording() -> None:
+    scratch = Scratch(CPU)
+    shapes = [(0, 4), (1, 1), (7, 9), (300,)]
+    for _ in range(2):
+        scratch.begin()
+        parts = [scratch.empty(shape, torch.float16) for shape in shapes]
+        if scratch.is_too_small():
+            scratch.grow()
+    for i, part in enumerate(parts):
+        part.fill_(i)
+    assert all((part == i).all() for i, part in enumerate(parts))
+    assert all(part.data_ptr() % 64 == 0 for part in parts if part.numel())
+    scratch.fixed = True
+    with pytest.raises(RuntimeError, match="a graph wants 1792 bytes of scratch memory, and there are 1280"):
+        scratch.empty((200,), torch.float16)
