@@ -25,7 +25,7 @@ SegmentLoop make(Address launch, Address query, Address words, std::int64_t slot
   check("least_tokens", least_tokens, 1, kMostRows);
   check("least_longest", least_longest, 1, kMostRows);
   return SegmentLoop(reinterpret_cast<cuda::Launch>(launch), reinterpret_cast<cuda::Query>(query),
-                     memory<const std::uint64_t>("words", words, {slots, 3}), slots, least_tokens, least_longest);
+                     memory<const std::uint64_t>("words", words, {slots, 4}), slots, least_tokens, least_longest);
 }
 
 py::tuple run(SegmentLoop& loop, const std::vector<std::int64_t>& segments, const std::vector<std::int64_t>& slots,

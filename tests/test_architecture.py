@@ -143,7 +143,7 @@ def test_a_name_that_is_gone_is_noticed(wrong: str) -> None:
 def bound_in_cpp() -> dict[str, list[str]]:
     """The functions and classes of `_C` with the names of their arguments, as csrc hands them to pybind11."""
     found: dict[str, list[str]] = {}
-    for file in ("bindings", "flights", "parts", "rules"):
+    for file in ("bindings", "flights", "parts", "rules", "segment_loops"):
         source = (ROOT / f"csrc/{file}.cpp").read_text()
         for name, rest in re.findall(r'\bm\.def\(\s*"(\w+)",(.*?)\);\n', source, re.DOTALL):
             found[name] = re.findall(r'"(\w+)"_a', rest)

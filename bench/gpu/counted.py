@@ -57,7 +57,7 @@ class Pass:
         with torch.inference_mode():
             numbers = numbers_of(self.exit_rule).size
             device = weights.embedding.tables[0].device
-            words = torch.zeros(n + 1, 3, dtype=torch.int64, pin_memory=device.type == "cuda")
+            words = torch.zeros(n + 1, 4, dtype=torch.int64, pin_memory=device.type == "cuda")
             sizes = Sizes(self.bucket.rows, self.bucket.tokens, numbers, width)
             self.buffers = Buffers(weights, sizes, words, (Scratch(device), Scratch(device)))
             if self.buffers.inbox.device.type != "meta":

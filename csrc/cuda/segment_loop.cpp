@@ -73,7 +73,7 @@ SegmentLoop::Stop SegmentLoop::run(const std::vector<std::int64_t>& segments, co
 }
 
 Left SegmentLoop::wait(std::int64_t slot, std::uint32_t ticket, void* stream) const {
-  const std::uint64_t* words = words_ + 3 * slot;
+  const std::uint64_t* words = words_ + 4 * slot;
   cpu::Pause pause;
   bool done = false;
   for (int looks = 1;; ++looks) {

@@ -155,7 +155,7 @@ class Buffers:
     """
 
     def __init__(self, weights: PreparedModel, sizes: Sizes, words: Tensor, scratch: tuple[Scratch, Scratch]) -> None:
-        """words: int64 [n + 1, 3], in memory of the host, for the `Report` after each of n layers. scratch: for
+        """words: int64 [n + 1, 4], in memory of the host, for the `Report` after each of n layers. scratch: for
         launches on the main stream and beside it.
         """
         device = weights.embedding.tables[0].device
@@ -196,7 +196,7 @@ class Buffers:
 
     def report(self, layer: int) -> Report:
         """Where the host reads how many are left after this layer."""
-        return Report(self.inbox[1:2], self.words[layer])
+        return Report(self.inbox[1:2], self.words[layer, :3])
 
     def numbers(self, inbox: Tensor, rule: RuleForm) -> tuple[Tensor, Tensor]:
         """fp32 [n, K, 3]: threshold, times and temperature; and fp32 [L, V, R]: numbers by slot."""

@@ -15,12 +15,12 @@ from ..batch import Packed
 from ..kernels.answers import answer
 from ..kernels.mean import mean
 from ..kernels.survivors import MAX_ROWS, survivors
-from .cuda_buffers import Bucket, PreparedModel, RuleForm
+from .cuda_buffers import Bucket, PreparedModel
 from .cuda_graphs import Left
 from .cuda_joining import concatenated, without
 from .cuda_lanes import Lane
 from .cuda_rows import Carried, CudaRows, Units
-from .cuda_rule import by_slot_shape, forms_of
+from .cuda_rule import form_of
 from .cuda_segment import segments
 from .flight import Exit, Flight
 from .rule import ExitRule
@@ -215,8 +215,7 @@ class CudaFlight(CudaRows, Flight):
         """Bring a new batch, or the numbers of a new rule, into the inbox."""
         if rule is self._rule and self._packed is None:
             return
-        forms = forms_of(rule)
-        structure = RuleForm(forms, by_slot_shape(rule, forms), rule.tokens)
+        structure = form_of(rule)
         wanted = lane.buffers.sizes_for(structure, bucket)
         contents = None
         if not lane.has_room(wanted):

@@ -43,7 +43,7 @@ class Lane:
         self.scratch = Scratch(self.device), Scratch(self.device)
         if self.device.type == "cuda":
             self.stream, self.side = (_own_stream(self, self.device) for _ in range(2))
-        self.words = self.pinned(n + 1, 3, dtype=torch.int64)  # what the GPU says is left after each layer
+        self.words = self.pinned(n + 1, 4, dtype=torch.int64)  # what the GPU says is left after each layer, aligned
         self.words.zero_()
         self.tickets, self.ticket = itertools.count(1), 0
         if self.device.type == "cuda":
@@ -196,7 +196,7 @@ class Lane:
 
     def left_after(self, layer: int) -> Left:
         """What the GPU says is left after a layer of this flight; this waits for it to say so."""
-        words = self.words[layer].numpy()
+        words = self.words[layer, :3].numpy()
         for looks in itertools.count(1):
             found = words.copy()
             if (found >> TICKET == self.ticket).all():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import queue
 import threading
 from typing import Any
@@ -14,11 +13,14 @@ import torch
 from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
 from . import Norm
-from .cuda_buffers import PreparedModel
+from .cuda_buffers import Bucket, PreparedModel
 from .cuda_flight import CudaFlight
+from .cuda_graphs import Left
 from .cuda_lanes import Lane
 from .cuda_ops import Embedding, Linear
+from .cuda_segment import Segment
 from .cuda_token_flight import CudaTokenFlight
+from .cuda_warmup import compile_smaller, nobody_leaves
 from .flight import Answers, Carrier
 from .reference import PreparedBlock
 from .rule import ExitRule
@@ -43,6 +45,7 @@ class CudaModel(Carrier):
             torch.cuda.current_stream(device).synchronize()  # the weights are there for every stream
         self.free: queue.SimpleQueue[Lane] = queue.SimpleQueue()  # reentrant: garbage collection puts lanes back
         self.made = 0
+        self.warmed: set[tuple[Segment, Bucket]] = set()  # compiled by `warmup`, for whatever lane
         self.making, self.warming = threading.Lock(), threading.Lock()
 
     def start(self, packed: Packed, slots: np.ndarray, answers: Answers) -> CudaFlight:
@@ -70,19 +73,13 @@ class CudaModel(Carrier):
                 raise IndexError(f"a token has the {name} {bad}; expected 0 to {len(table) - 1}")
 
     def warmup(self, packed: Packed, rule: ExitRule) -> None:
-        """Record what flights of this size launch through all layers, for as many lanes as threads are served."""
+        """Record what flights of this size launch through all layers, for as many lanes as threads are served.
+
+        What they launch after rows have left is compiled, too; it is recorded when it is first used.
+        """
         rows, n = len(packed.row_ids), len(self.weights.layers)
         slots, count = np.zeros(rows, np.int64), max(len(packed.ids), 2)
-
-        def numbers(like: np.ndarray, number: float) -> np.ndarray:
-            return np.full((len(like), 1 if like.shape[1] == 1 else count), number, np.float32)
-
-        nobody = rule._replace(
-            clauses=tuple(
-                clause._replace(threshold=numbers(clause.threshold, math.nan), times=numbers(clause.times, 1))
-                for clause in rule.clauses
-            )
-        )
+        nobody = nobody_leaves(rule, count)
         with self.warming:
             lanes: list[Lane] = []
             try:
@@ -92,6 +89,8 @@ class CudaModel(Carrier):
                     for _ in range(2):  # the second time records
                         answers = Answers(0, count, self.weights.labels)
                         self.flight(lane, _keep, packed, slots, answers).advance(nobody, n)
+                longest = int(np.diff(packed.cu_seqlens).max())
+                compile_smaller(lanes[0], nobody, Left(rows, len(packed.ids), len(packed.ids)), longest, self.warmed)
             finally:
                 for lane in lanes:
                     self.free.put(lane)

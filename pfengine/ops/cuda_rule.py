@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..kernels.decide import NUMBERS, Form
+from .cuda_buffers import RuleForm
 from .rule import WINDOWS, ExitRule, number_at
 
 
@@ -20,6 +21,12 @@ def forms_of(rule: ExitRule) -> tuple[Form, ...]:
         size = clause.size if clause.memory in WINDOWS else 0
         forms.append(Form(clause.signal, clause.comparison, clause.memory, size, tempered, threshold, times))
     return tuple(forms)
+
+
+def form_of(rule: ExitRule) -> RuleForm:
+    """What decides the launches of a rule's segments."""
+    forms = forms_of(rule)
+    return RuleForm(forms, by_slot_shape(rule, forms), rule.tokens)
 
 
 def width_of(forms: tuple[Form, ...], labels: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfengine import extension
@@ -30,7 +30,7 @@ class FakeGPU:
     """Runs what is launched, one after the other; a graph is the number of its segment plus 1."""
 
     def __init__(self) -> None:
-        self.words = np.zeros((SEGMENTS, 3), np.int64)
+        self.words = np.zeros((SEGMENTS, 4), np.int64)
         self.left: dict[int, tuple[int, int, int]] = {}  # what is left after each segment that tells
         self.ticket, self.launched, self.done = 1, 0, 0
         self.ahead: list[int] = []  # at each launch: how many segments were launched but not done
@@ -61,7 +61,7 @@ class FakeGPU:
         while (segment := self.work.get()) is not None:
             time.sleep(self.seconds)
             if segment in self.left:
-                self.words[segment] = self.ticket << 32 | np.array(self.left[segment])
+                self.words[segment, :3] = self.ticket << 32 | np.array(self.left[segment])
             self.done += 1
 
     def run(self, left: tuple[int, int, int] = (5, 70, 70), next: int = 0, **options: Any) -> tuple[int, ...]:
@@ -191,6 +191,7 @@ def test_wrong_arguments_are_refused(gpu: FakeGPU) -> None:
         extension._C.SegmentLoop(1, 1, 0, SEGMENTS, 16, 64)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4096), st.integers(1, 70_000), st.integers(1, 70_000), st.integers(1, 9000))
 def test_buckets_are_those_of_python(rows: int, tokens: int, queries: int, longest: int) -> None:
     from pfengine.ops.cuda_buffers import LEAST_LONGEST, LEAST_TOKENS, Bucket
@@ -198,7 +199,7 @@ def test_buckets_are_those_of_python(rows: int, tokens: int, queries: int, longe
     launched: list[int] = []
     launch = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(lambda graph, _: launched.append(1) or 0)
     address = ctypes.cast(launch, ctypes.c_void_p).value
-    words = np.zeros((1, 3), np.int64)
+    words = np.zeros((1, 4), np.int64)
     loop = extension._C.SegmentLoop(address, address, words.ctypes.data, 1, LEAST_TOKENS, LEAST_LONGEST)
     loop.add(0, Bucket.of(rows, tokens, longest, queries), 1)
     assert loop.run([0], [-1], 0, rows, tokens, queries, None, longest, 1, STREAM)[0] == 1
