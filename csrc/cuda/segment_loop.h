@@ -33,9 +33,8 @@ std::int32_t power_of_two(std::int32_t size, std::int32_t least);
 
 class SegmentLoop {
  public:
-  // words: 4 for each of `slots` places, number + ticket * 2^32 of rows, tokens and queries, which the GPU writes, and one
-  // that is not used.
-  // least_tokens, least_longest: of a bucket.
+  // words: 4 for each of `slots` places, number + ticket * 2^32 of rows, tokens and queries, which the GPU writes, and
+  // one that is not used. least_tokens, least_longest: of a bucket.
   SegmentLoop(Launch launch, Query query, const std::uint64_t* words, std::int64_t slots, std::int32_t least_tokens,
               std::int32_t least_longest);
 
