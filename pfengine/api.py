@@ -342,9 +342,9 @@ class Engine(Tagging, Ranking):
     def warmup(self, rows: Sequence[int] = (1, 8, 32), tokens: Sequence[int] = (16, 32, 64, 128)) -> None:
         """Do in advance what the first calls of these sizes would wait for. No answers change.
 
-        rows: numbers of rows in a batch; tokens: lengths of its rows. Every combination is run. On a GPU kernels are
-        compiled and their launches recorded as CUDA graphs, for the engine's own criterion, through all layers. Raises
-        ConfigError for sizes that are not positive integers.
+        rows: numbers of rows in a batch; tokens: lengths of its rows. Every combination is run. On a GPU launches are
+        compiled and recorded as CUDA graphs, for the engine's own criterion, through all layers, and it is measured
+        when joining batches is worth it. Raises ConfigError for sizes that are not positive integers.
         """
         check_process(self.device, self._process)
         lengths = sorted({min(size, self.max_length) for size in wholes("tokens", tokens)})

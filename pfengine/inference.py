@@ -16,6 +16,7 @@ from .batch import Packed
 from .errors import InputError
 from .exits.data import is_data
 from .exits.selection import Selection
+from .merging import Merger, measured
 from .model import Model
 from .ops.flight import Answers
 from .ops.rule import ExitRule
@@ -173,9 +174,19 @@ class Runner:
         def run(batch: list[Row]) -> None:
             engine.run(self.model, self._packed(batch), rule, answers)
 
-        rows = self._to_run(window)
-        most = min(self.model.carrier.max_rows, self.batch_size or self.model.carrier.max_rows)
-        return (window, answers), [functools.partial(run, batch) for batch in batches(rows, self.batch_tokens, most)]
+        carrier = self.model.carrier
+        most = min(carrier.max_rows, self.batch_size or carrier.max_rows)
+        made = list(batches(self._to_run(window), self.batch_tokens, most))
+        joining = carrier.joining if isinstance(rule, ExitRule) and not self.model.head.tags else None
+        if joining is None or len(made) <= carrier.worker_threads:
+            return (window, answers), [functools.partial(run, batch) for batch in made]
+
+        def run_joined(part: list[list[Row]]) -> None:
+            merger = Merger(carrier, self.model.num_layers, rule, joining, most, self.batch_tokens)
+            merger.run([functools.partial(self._packed, batch) for batch in part], answers)
+
+        parts = [made[i :: carrier.worker_threads] for i in range(carrier.worker_threads)]
+        return (window, answers), [functools.partial(run_joined, part) for part in parts]
 
 
 def warm_up(model: Model, criterion: Any, counts: Sequence[int], lengths: Sequence[int]) -> None:
@@ -185,3 +196,5 @@ def warm_up(model: Model, criterion: Any, counts: Sequence[int], lengths: Sequen
         for length in lengths:
             batch = [Row(i, np.zeros(length, np.int64), None, False) for i in range(count)]
             engine.warmup(model, pack(batch, model.config), rule)
+    if model.carrier.may_join and model.carrier.joining is None and not model.head.tags:
+        model.carrier.joining = measured(model.carrier, model.num_layers, model.config.num_labels)

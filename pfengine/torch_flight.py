@@ -26,7 +26,7 @@ from .heads import ExitHead
 from .heads.base import HeadState, Scores
 from .ops import Queries, Reads
 from .ops.decide import decide
-from .ops.flight import MIN_ROWS_TO_HALVE, Answers, Carrier, Exit, Flight, check_mask
+from .ops.flight import MIN_ROWS_TO_HALVE, Answers, Carrier, Exit, Flight, Joining, check_mask
 from .ops.rule import ExitRule
 from .torch_state import isolated, on_one_thread
 
@@ -56,6 +56,8 @@ class TorchCarrier(Carrier):
     learned: bool = False  # does the head add a score of its own?
     worker_threads: int = 1
     max_flights: int = sys.maxsize
+    may_join: bool = False  # it is not made for speed
+    joining: Joining | None = None
     max_rows: int = sys.maxsize
 
     @property

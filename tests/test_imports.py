@@ -25,7 +25,7 @@ LAYERS = {
     "text": "batching data id_rows rows tasks tokenization tokenizer_classes tokenizer_fields tokenizer_files "
     "windows words",
     "parts": "encoder exits heads",
-    "engine": "engine model token_flight torch_flight",
+    "engine": "engine merging model token_flight torch_flight",
     "api": "answering answers api bundled cascade_model cascade_reader cascade_runner cascade_saving devices inference "
     "loading per_row ranked ranking reader reload saving tagging",
     "whole runs": "comparison convert evaluation training",

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import extension
 from ..batch import Packed
 from .cpu_rule import native_rule
-from .flight import Answers, Carrier, Exit, Flight, check_mask
+from .flight import Answers, Carrier, Exit, Flight, Joining, check_mask
 from .packing import Embedding, Linear, PreparedBlock, PreparedExit, PreparedNorm, kernels
 from .rule import ExitRule
 
@@ -25,6 +25,8 @@ class CpuModel(Carrier):
 
     worker_threads = 1  # a flight has all threads
     max_flights = sys.maxsize
+    may_join = False  # a layer takes as long as it has tokens
+    joining: Joining | None = None
     max_rows = sys.maxsize
 
     def __init__(self, native: _C.Model, parts: Any) -> None:

@@ -21,12 +21,14 @@ from .cuda_ops import Embedding, Linear
 from .cuda_segment import Segment
 from .cuda_token_flight import CudaTokenFlight
 from .cuda_warmup import compile_smaller, nobody_leaves
-from .flight import Answers, Carrier
+from .flight import Answers, Carrier, Joining
 from .reference import PreparedBlock
 from .rule import ExitRule
 
 LANES = 2  # threads served at once: one flight computes while another is sent or answered
-MAX_FLIGHTS = 2 * LANES  # under way at once: each thread may hold one and start another to join it
+# under way at once: a server's thread may hold one and start another to join it; beside them the engine's own threads
+# hold one each and two that wait at the stops of `merging`
+MAX_FLIGHTS = (2 + 3) * LANES
 
 
 class CudaModel(Carrier):
@@ -35,7 +37,8 @@ class CudaModel(Carrier):
     At most MAX_FLIGHTS flights are under way. `start` waits until one of them is done or dropped.
     """
 
-    worker_threads, max_flights, max_rows = LANES, MAX_FLIGHTS, MAX_ROWS
+    worker_threads, max_flights, max_rows, may_join = LANES, MAX_FLIGHTS, MAX_ROWS, True
+    joining: Joining | None = None
 
     def __init__(self, weights: PreparedModel) -> None:
         self.weights = weights

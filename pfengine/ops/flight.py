@@ -110,8 +110,19 @@ def check_mask(gone: Tensor | np.ndarray, units: int | None) -> None:
         raise ValueError(f"gone is {kind} {shape}; expected bool [{'rows' if units is None else units}]")
 
 
+class Joining(NamedTuple):
+    """What decides whether flights are worth joining, as `merging.measured` found it."""
+
+    layer: float  # seconds that a layer takes at least, however few tokens there are
+    flat_tokens: int  # up to about so many tokens it takes no longer
+    join: float  # seconds to stop two flights after the same layer and join them
+
+
 class Carrier(Protocol):
     """A model prepared for flights. Several may be under way at once."""
+
+    may_join: bool  # can joined flights save time? Only where a layer takes as long with fewer tokens
+    joining: Joining | None  # None: not measured, and batches are not joined
 
     @property
     def worker_threads(self) -> int:

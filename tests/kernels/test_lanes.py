@@ -26,6 +26,7 @@ from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS, CudaModel
 from pfengine.ops.cuda_segment import Position, run_segment, segments
 from pfengine.ops.cuda_whole import WholeFlights
 from pfengine.ops.decide import signal
+from pfengine.ops.flight import Joining
 
 from ..ops.fake_driver import FakeDriver
 
@@ -318,6 +319,28 @@ def test_warmup_changes_no_answer(make_checkpoint: Make, random_rows: Any, devic
     after = engine.predict(rows)
     np.testing.assert_array_equal(after.logits, before.logits)
     np.testing.assert_array_equal(after.exit_layers, before.exit_layers)
+
+
+@pytest.mark.slow
+def test_batches_are_joined_as_rows_leave(
+    make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, model = on_device(make_checkpoint("bert", **OPTIONS), device)
+    rows, options = random_rows([3, 9, 2, 5] * 3), {"criterion": Replay([3, 1, 1] * 4), "batch_size": 3}
+    expected = engine.predict(rows, **options)
+    sizes, join = [], cuda_flight.CudaFlight.join
+
+    def noted(self: Any, other: Any) -> None:
+        sizes.append(len(self) + len(other))
+        join(self, other)
+
+    monkeypatch.setattr(cuda_flight.CudaFlight, "join", noted)
+    model.joining = Joining(1e-3, 3000, 1e-4)
+    found = engine.predict(rows, **options)
+    np.testing.assert_array_equal(found.exit_layers, expected.exit_layers)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    assert sizes
+    assert max(sizes) <= 3
 
 
 def test_a_batch_that_fails_leaves_the_model_usable(
