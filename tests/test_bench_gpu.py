@@ -24,7 +24,7 @@ from bench.gpu.report import short  # noqa: E402
 from bench.gpu.results import TABLES, Results, kept  # noqa: E402
 from bench.gpu.test_gpu import plan  # noqa: E402
 from bench.gpu.timing import spans  # noqa: E402
-from bench.gpu.work import AUTOTUNED, COMPILED, EAGER, OVERHEAD, RAGGED, VARLEN  # noqa: E402
+from bench.gpu.work import AUTOTUNED, COMPILED, EAGER, FLASH, OVERHEAD, RAGGED, VARLEN  # noqa: E402
 from pfengine.ops.cuda_flight import CudaFlight  # noqa: E402
 
 
@@ -146,7 +146,8 @@ def test_the_plan_leaves_nothing_out_and_has_the_goals_first() -> None:
 
 
 def test_parts_are_asked_for_by_name() -> None:
-    assert work.asked_for(None) == work.asked_for("") == set(work.PARTS)
+    assert work.asked_for(None) == work.asked_for("") == set(work.PARTS) - {"soak"}
+    assert work.asked_for("soak") == {"soak"}
     assert work.asked_for("tests,goals") == {"tests", "goals"}
     with pytest.raises(ValueError, match="gaols, which is no part; expected some of build, tests, goals"):
         work.asked_for("goals,gaols")
@@ -317,13 +318,20 @@ def test_without_a_gpu_the_script_says_so(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="goes with what else is interpreted")
 def test_a_dry_run_goes_all_the_way(tmp_path: Path) -> None:
     """Kernels are interpreted and the clock shows nothing; all is called as on a GPU but for CUDA's own."""
-    result = run("bench/gpu.sh", OUT=str(tmp_path), PFENGINE_GPU_DRY="1", PFENGINE_GPU_DOCS="1")
+    parts = ",".join((*work.OF_THE_SCRIPT, *work.PARTS))
+    result = run(
+        "bench/gpu.sh", OUT=str(tmp_path), PFENGINE_GPU_DRY="1", PFENGINE_GPU_DOCS="1", PFENGINE_GPU_PARTS=parts
+    )
     log = (tmp_path / "measure.log").read_text()
     assert result.returncode == 0, result.stdout + result.stderr + log
     found = json.loads((tmp_path / "dry.json").read_text())
-    assert set(found["not_measured"]) == {"ragged attention: torch varlen_attn"}  # which no CPU has
+    no_cpu_has = {f"ragged attention: {name}" for name in (VARLEN, FLASH)}
+    assert set(found["not_measured"]) == no_cpu_has
     assert "_flash_attention_forward" in found["not_measured"]["ragged attention: torch varlen_attn"]
-    assert {one["contestant"] for one in found["replay"]} == {"exits off", "1.5x", "2x"}
+    assert {one["contestant"] for one in found["replay"]} == {
+        "exits off", "1.5x", "2x", "1.5x, one graph", "2x, one graph",
+    }  # fmt: skip
+    assert [one["rows"] > 0 for one in found["single"] if one["what"] == "soak"] == [True]
     assert {one["contestant"] for one in found["full_depth"]} >= {"pfengine", EAGER, *COMPILED}
     labels = {one["label"].split(",")[0].split()[0] for one in found["kernels"]}
     assert labels >= {"embed", "linear", "attention", "add_layer_norm", "imitation", "gate_merge", "remaining"}

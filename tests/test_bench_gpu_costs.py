@@ -19,7 +19,7 @@ from bench.gpu import counted
 from bench.gpu.costs import COSTS, Cost, Use, cost, name
 from bench.gpu.counted import Ceilings, Pass, label, lines
 from pfengine import kernels
-from pfengine.kernels import report as shipping
+from pfengine.kernels import shipped as shipping
 from pfengine.kernels.answers import answer
 from pfengine.kernels.attention import attention
 from pfengine.kernels.decide import Decided, ExitTest, Form
@@ -73,7 +73,7 @@ def test_every_launch_of_a_pass_has_a_cost(head: dict[str, Any], every: bool, la
 
 
 def test_every_kernel_has_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "_key", name)  # one launch per kernel; what it was needs kernels that are compiled
+    monkeypatch.setattr(shipping, "variant", name)  # one launch per kernel; what it was needs kernels that are compiled
     found = set()
     for module in pkgutil.iter_modules(kernels.__path__):
         inside = vars(importlib.import_module(f"pfengine.kernels.{module.name}"))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import multiprocessing
 import site
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +28,7 @@ from .costs import cost
 from .counted import Pass, label, lengths, signature, tested
 from .results import Record, Results
 from .timing import Measure, graphed, host_functions, interleaved, profiled, queued, wall
-from .work import DRY, NESTED, OFF, OURS, ROOT, SIZES, VARLEN, Cell, Prediction, engine, exit_layers
+from .work import DRY, FLASH, NESTED, OFF, OURS, ROOT, SIZES, VARLEN, Cell, Prediction, engine, exit_layers
 
 REPEATS = 4  # in a graph
 
@@ -164,8 +167,13 @@ def contestants(bounds: Tensor, heads: int, size: int, longest: int) -> Iterator
         )
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values().flatten(1)
 
+    def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attend = importlib.import_module("flash_attn").flash_attn_varlen_func
+        return attend(q, k, v, bounds, bounds, longest, longest).flatten(1)
+
     yield VARLEN, varlen
     yield NESTED, nested
+    yield FLASH, flash
 
 
 @torch.inference_mode()
@@ -201,3 +209,45 @@ def ragged_attention(device: torch.device, results: Results) -> None:
 
 def _next(calls: Iterator[Callable[[], Tensor]]) -> Tensor:
     return next(calls)()
+
+
+MOST_GROWTH = 2 << 20  # bytes of reserved memory once all sizes have been seen: one block of torch's allocator
+SOAK_BATCHES = 24
+
+
+def soak(device: torch.device, results: Results) -> None:
+    """Two threads, batches of all sizes, with and without graphs: the same bits for minutes, and memory that stays."""
+    hidden, generator = SIZES.hidden[0], np.random.default_rng(1)
+    models = {how: engine(hidden, "authors", device, how) for how in ("as it is", "one graph", "eager")}
+    runs: list[dict[str, Prediction]] = []
+    for i in range(SOAK_BATCHES if not DRY else 2):
+        count = int(generator.integers(1, SIZES.goal_batch + 1))
+        rows = Cell(hidden, "SST-2", count).rows()[:count]
+        layers = generator.integers(1, SIZES.layers + 1, count) if i % 3 else None
+        criterion = f"entropy:{generator.random():.3f}" if i % 2 else "never"
+        runs.append({how: Prediction(model, rows, count, layers, criterion) for how, model in models.items()})
+    wanted = [run["eager"]() for run in runs]
+    counted, reserved = [0, 0], [0, 0]
+
+    def work(thread: int) -> None:
+        order, began = np.random.default_rng(thread), time.monotonic()
+        while (spent := time.monotonic() - began) < SIZES.soak_seconds:
+            i, how = int(order.integers(len(runs))), ("as it is", "one graph")[int(order.integers(2))]
+            found = runs[i][how]()
+            np.testing.assert_array_equal(found.exit_layers, wanted[i].exit_layers)
+            np.testing.assert_array_equal(found.logits, wanted[i].logits)
+            counted[thread] += len(found.logits)
+            if device.type == "cuda" and thread == 0 and (spent < SIZES.soak_seconds / 2 or not reserved[0]):
+                reserved[0] = torch.cuda.memory_reserved(device)
+
+    with ThreadPoolExecutor(2) as pool:
+        for thread in [pool.submit(work, i) for i in range(2)]:
+            thread.result()
+    if device.type == "cuda":
+        reserved[1] = torch.cuda.memory_reserved(device)
+    if reserved[1] - reserved[0] > MOST_GROWTH:
+        raise AssertionError(f"reserved memory grew from {reserved[0]:,} to {reserved[1]:,} bytes in the second half")
+    results.add("single", {
+        "what": "soak", "hidden": hidden, "seconds": SIZES.soak_seconds, "rows": sum(counted),
+        "reserved_bytes": reserved[1], "reserved_bytes_at_half_time": reserved[0],
+    })  # fmt: skip

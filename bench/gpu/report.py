@@ -9,7 +9,7 @@ from ..tables import table
 from .counted import BATCHES, LEADS, Ceilings, Line, count, lengths
 from .counted import HIDDEN as COUNTED_HIDDEN
 from .results import GOALS, HIDDEN, NAME, NOT_ASKED, NOT_MEASURED, Record, Results, find, rates, reached
-from .work import AUTOTUNED, DRY, EAGER, OFF, OURS, OVERHEAD, Cell, Lengths
+from .work import AUTOTUNED, DRY, EAGER, OFF, OURS, OVERHEAD, WHOLE, Cell, Lengths
 
 
 def maybe(value: float | None, times: float = 1.0) -> str:
@@ -254,6 +254,14 @@ def _single(data: Record, letters: Mapping[str, str]) -> Iterator[str]:
                 for r in attention
             ),
         )
+    for r in (r for r in data["single"] if r["what"] == "soak"):
+        yield "\n## Soak"
+        yield (
+            f"Two threads for {r['seconds']:.0f} s, {r['rows']:,} rows in batches of all sizes, exits off, tested and "
+            f"replayed: the bits of launches one by one. Reserved memory at half time and at the end: "
+            f"{r['reserved_bytes_at_half_time'] / 2**20:.0f} and {r['reserved_bytes'] / 2**20:.0f} MiB "
+            f"({letters[r['run']]})."
+        )
 
 
 def _errors(record: Record) -> str:
@@ -272,15 +280,20 @@ def _shares(record: Record, data: Record) -> str:
 def _replays(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator[Sequence[str]]:
     for cell, found in _cells(records):
         runs = {name: same[-1] for name, same in found.items()}
-        yield [
-            *cell, short(runs[OFF]["rows_per_second"]) if OFF in runs else "",
-            *(
-                f"{r['wall_clock_speedup']:.2f} ({r['wall_clock_over_layer_speedup']:.2f}, "
-                f"{r['device_over_layer_speedup']:.2f})" if (r := runs.get(name)) else ""
-                for name in ("1.5x", "2x", "3x", "4x")
-            ),
-            _letters((r["run"] for r in runs.values()), letters),
-        ]  # fmt: skip
+        where, batch = cell
+        for said in ("", WHOLE):
+            shown = [runs.get(f"{speedup}{said}") for speedup in ("1.5x", "2x", "3x", "4x")]
+            if not any(shown):
+                continue
+            yield [
+                where + said, batch, short(runs[OFF]["rows_per_second"]) if OFF in runs else "",
+                *(
+                    f"{r['wall_clock_speedup']:.2f} ({r['wall_clock_over_layer_speedup']:.2f}, "
+                    f"{r['device_over_layer_speedup']:.2f})" if r else ""
+                    for r in shown
+                ),
+                _letters((r["run"] for r in (*shown, runs.get(OFF)) if r), letters),
+            ]  # fmt: skip
 
 
 def _missing(not_measured: Mapping[str, str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import torch
 
 from ..engines import first_line
 from ..report import installed_version
-from .work import COMPILED, DOCS, DRY, EAGER, NESTED, OUT, ROOT, SIZES, STARTED, VARLEN
+from .work import COMPILED, DOCS, DRY, EAGER, NESTED, OUT, ROOT, SIZES, STARTED, VARLEN, WHOLE
 
 Record = dict[str, Any]
 TABLES = ("full_depth", "replay", "kernels", "timeline", "single")
@@ -210,7 +210,19 @@ def number(table: str, key: str, times: float = 1.0, **wanted: Any) -> Callable[
 
 
 def replayed(speedup: str, batch: int) -> Callable[[Record], Found | None]:
-    return number("replay", "wall_clock_over_layer_speedup", lengths="SST-2", batch=batch, contestant=speedup)
+    """Where a flight may be one graph, the better way of the two."""
+
+    def value(data: Record) -> Found | None:
+        wanted = {"hidden": HIDDEN, "lengths": "SST-2", "batch": batch}
+        usual, whole = (find(data, "replay", contestant=speedup + said, **wanted) for said in ("", WHOLE))
+        if usual is None:
+            return None
+        key, note = "wall_clock_over_layer_speedup", ""
+        if whole is not None and whole["run"] == usual["run"] and whole[key] > usual[key]:
+            usual, note = whole, " (one graph)"
+        return Found(usual[key], usual["run"], note)
+
+    return value
 
 
 def at_least(limit: float) -> Callable[[float], bool]:

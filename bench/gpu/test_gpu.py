@@ -13,7 +13,7 @@ import torch
 
 from ..knobs import AT_THE_END
 from . import report
-from .parts import ceilings, kernels, ragged_attention, timelines
+from .parts import ceilings, kernels, ragged_attention, soak, timelines
 from .results import KEPT, OUT_OF_TIME, Results, kept
 from .whole import full_depth, gemm_share, head_share, latency, replay
 from .work import (
@@ -86,6 +86,7 @@ def plan() -> Iterator[Item]:
         for cell in CELLS:
             if (cell, peer) != (FIRST, OVERHEAD):
                 yield _full_depth("peers", cell, peer)
+    yield Item("soak", "soak", soak, needs=int(SIZES.soak_seconds) + 20, limit=int(SIZES.soak_seconds) + 60)
 
 
 def asked(item: Item) -> bool:

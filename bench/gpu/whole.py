@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,9 @@ from .work import (
     OURS,
     RAGGED,
     SIZES,
+    WHOLE,
     Cell,
+    How,
     Prediction,
     engine,
     exit_layers,
@@ -238,8 +241,12 @@ HEAD_ROUNDS = 3  # times as many: a small difference of large numbers
 def replay(cell: Cell, device: torch.device, results: Results) -> None:
     rows = cell.rows()
     runs = {OFF: Prediction(engine(cell.hidden, "authors", device), rows, cell.batch)}
-    for speedup in SIZES.speedups:
-        runs[f"{speedup:g}x"] = Prediction(runs[OFF].engine, rows, cell.batch, exit_layers(rows, speedup))
+    hows: dict[str, How] = {"": "as it is", **({WHOLE: "one graph"} if cell.stays_together() else {})}
+    for speedup, (said, how) in itertools.product(SIZES.speedups, hows.items()):
+        layered = engine(cell.hidden, "authors", device, how)
+        runs[f"{speedup:g}x{said}"] = Prediction(layered, rows, cell.batch, exit_layers(rows, speedup))
+    for model in {id(run.engine): run.engine for run in runs.values()}.values():
+        model.warmup(rows=(cell.batch,), tokens=(max(map(len, rows)),))  # measures when joining batches is worth it
     layers = {}
     for name, run in runs.items():
         found = run().exit_layers

@@ -20,6 +20,8 @@ from pfengine import reader
 from pfengine.exits import Replay
 from pfengine.model import build
 from pfengine.ops import OpSet, cuda, reference
+from pfengine.ops.cuda_flight import OVERLAP_TOKENS
+from pfengine.ops.cuda_model import CudaModel
 
 from .. import models
 from ..knobs import CACHE
@@ -32,13 +34,13 @@ OUT = Path(os.environ.get("PFENGINE_GPU_OUT") or ROOT / "build" / "gpu")
 STARTED = float(os.environ.get("PFENGINE_GPU_STARTED") or time.time())  # of the whole run, seconds since 1970
 DEADLINE = float(os.environ.get("PFENGINE_GPU_DEADLINE") or 510)  # seconds from there
 
-PARTS = ("goals", "timeline", "kernels", "tables", "peers")  # of a run, in this order
+PARTS = ("goals", "timeline", "kernels", "tables", "peers", "soak")  # of a run, in this order
 OF_THE_SCRIPT = ("build", "tests")  # parts that bench/gpu.sh runs before them
 
 
 def asked_for(said: str | None) -> frozenset[str]:
-    """The parts that PFENGINE_GPU_PARTS names, such as "goals,timeline"; all of them where it is not set."""
-    names = frozenset(said.split(",") if said else PARTS)
+    """The parts that PFENGINE_GPU_PARTS names, such as "goals,timeline"; where it is not set all but the soak."""
+    names = frozenset(said.split(",") if said else (part for part in PARTS if part != "soak"))
     if unknown := names - {*PARTS, *OF_THE_SCRIPT}:
         raise ValueError(
             f"PFENGINE_GPU_PARTS names {', '.join(sorted(unknown))}, which is no part; expected some of "
@@ -65,6 +67,7 @@ class Sizes(NamedTuple):
     copy_bytes: int
     gemm_share: tuple[int, int]  # rows and tokens per row
     gemm_batches: int  # of them in a call
+    soak_seconds: float
     latency_tokens: int
     rounds: int
     round_seconds: float  # a contestant's part of a round lasts as long at least
@@ -78,12 +81,13 @@ REAL = Sizes(
     hidden=(768, 384), layers=12, attention_heads=12, vocabulary=8000, precision="bf16",
     batches=(1, 8, 32, 128, 512), goal_batch=128, large_batch=512, yardstick=64, least_rows=64, fixed=128,
     most_tokens=512, speedups=(1.5, 2.0, 3.0, 4.0), gemm=8192, copy_bytes=4 << 30, gemm_share=(256, 128),
-    gemm_batches=4, latency_tokens=32, rounds=7, round_seconds=0.03,
+    gemm_batches=4, soak_seconds=120.0, latency_tokens=32, rounds=7, round_seconds=0.03,
 )  # fmt: skip
 TINY = Sizes(
     hidden=(32,), layers=2, attention_heads=4, vocabulary=90, precision="fp32",
     batches=(1, 2), goal_batch=2, large_batch=3, yardstick=4, least_rows=2, fixed=3, most_tokens=4, speedups=(1.5, 2.0),
-    gemm=64, copy_bytes=1 << 16, gemm_share=(2, 3), gemm_batches=1, latency_tokens=4, rounds=1, round_seconds=0.0,
+    gemm=64, copy_bytes=1 << 16, gemm_share=(2, 3), gemm_batches=1, soak_seconds=0.1, latency_tokens=4, rounds=1,
+    round_seconds=0.0,
 )  # fmt: skip
 SIZES = TINY if DRY else REAL
 
@@ -103,8 +107,9 @@ def seconds_left() -> float:
 OURS, EAGER, RAGGED = "pfengine", "transformers sdpa", "ragged torch, eager"
 AUTOTUNED, OVERHEAD = "torch.compile max-autotune-no-cudagraphs", "torch.compile reduce-overhead"
 COMPILED = (OVERHEAD, AUTOTUNED)  # the one that compiles faster first
-VARLEN, NESTED = "torch varlen_attn", "torch nested SDPA"
+VARLEN, NESTED, FLASH = "torch varlen_attn", "torch nested SDPA", "FlashAttention varlen"
 OFF = "exits off"
+WHOLE = ", one graph"  # after a speed-up
 
 Lengths = Literal["SST-2", "fixed"]
 LENGTHS: tuple[Lengths, ...] = ("SST-2", "fixed")
@@ -125,6 +130,11 @@ class Cell(NamedTuple):
         else:
             rows = fixed_rows(n, SIZES.fixed)
         return [[number % SIZES.vocabulary for number in row[: SIZES.most_tokens]] for row in rows]
+
+    def stays_together(self) -> bool:
+        """Are its batches so small that rows stay together, and a flight may be one graph?"""
+        batches = fixed_batches(self.rows(), self.batch)
+        return max(sum(len(self.rows()[i]) for i in batch) for batch in batches) <= OVERLAP_TOKENS
 
     def __str__(self) -> str:
         tokens = "SST-2 lengths" if self.lengths == "SST-2" else f"{SIZES.fixed} tokens"
@@ -163,12 +173,23 @@ def path(hidden: int, head: str) -> Path:
         return models.random_checkpoint(directory(), hidden, head)
 
 
+How = Literal["as it is", "one graph", "eager"]
+
+
 @functools.cache
-def engine(hidden: int, head: str, device: torch.device) -> pfengine.Engine:
-    """As a user has it; where the run is dry, over the same kernels, interpreted."""
+def engine(hidden: int, head: str, device: torch.device, how: How = "as it is") -> pfengine.Engine:
+    """As a user has it; where the run is dry, over the same kernels, interpreted.
+
+    how: "one graph": a flight of few tokens is one graph; "eager": nothing is recorded.
+    """
     if device.type == "cuda":
-        return pfengine.load(path(hidden, head), device="cuda", precision=SIZES.precision, criterion="never")
-    return engine_over(cuda, hidden, head, device)
+        made = pfengine.load(path(hidden, head), device="cuda", precision=SIZES.precision, criterion="never")
+    else:
+        made = engine_over(cuda, hidden, head, device)
+    carrier = made.model.carrier
+    assert isinstance(carrier, CudaModel)
+    carrier.records, carrier.whole = how != "eager", how == "one graph"
+    return made
 
 
 @functools.cache

@@ -32,7 +32,8 @@ LOOKS = 1000  # for what the GPU writes, between two questions whether it still 
 class Lane:
     """Room for one flight at a time, of any size: buffers grow to the largest flight so far."""
 
-    def __init__(self, weights: PreparedModel) -> None:
+    def __init__(self, weights: PreparedModel, records: bool = True, whole: bool = False) -> None:
+        """On a GPU: records: are launches recorded as CUDA graphs? whole: may a flight be one graph?"""
         self.weights = weights
         self.device = weights.embedding.tables[0].device
         self.graphs: Graphs | None = None  # None without a GPU
@@ -46,9 +47,9 @@ class Lane:
         self.words = self.pinned(n + 1, 4, dtype=torch.int64)  # what the GPU says is left after each layer, aligned
         self.words.zero_()
         self.tickets, self.ticket = itertools.count(1), 0
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and records:
             self.graphs = Graphs(Recorder(self.scratch), self._loop())
-            if cuda_whole.is_on():
+            if whole:
                 self.whole = cuda_whole.WholeFlights(cuda_driver.driver(), self.graphs)
         numbers = ROOM_FOR_CLAUSES * (3 * n + (ROOM_FOR_TOKENS if weights.tags else ROOM_FOR_ROWS))
         with self.active():  # on the stream that reads what is filled in here

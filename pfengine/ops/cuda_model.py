@@ -12,7 +12,7 @@ import torch
 
 from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
-from . import Norm
+from . import Norm, cuda_whole
 from .cuda_buffers import Bucket, PreparedModel
 from .cuda_flight import CudaFlight
 from .cuda_graphs import Left
@@ -48,6 +48,7 @@ class CudaModel(Carrier):
             torch.cuda.current_stream(device).synchronize()  # the weights are there for every stream
         self.free: queue.SimpleQueue[Lane] = queue.SimpleQueue()  # reentrant: garbage collection puts lanes back
         self.made = 0
+        self.records, self.whole = True, cuda_whole.is_on()  # of lanes that are made from now on
         self.warmed: set[tuple[Segment, Bucket]] = set()  # compiled by `warmup`, for whatever lane
         self.making, self.warming = threading.Lock(), threading.Lock()
 
@@ -104,7 +105,7 @@ class CudaModel(Carrier):
             return self.free.get_nowait()
         with self.making:
             if self.made < MAX_FLIGHTS:
-                lane = Lane(self.weights)
+                lane = Lane(self.weights, self.records, self.whole)
                 self.made += 1
                 return lane
         return self.free.get()
