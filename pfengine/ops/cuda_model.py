@@ -17,7 +17,8 @@ from . import Norm
 from .cuda_buffers import PreparedModel
 from .cuda_flight import CudaFlight
 from .cuda_lanes import Lane
-from .cuda_ops import Embedding, Linear
+from .cuda_linear import Linear
+from .cuda_ops import Embedding
 from .cuda_token_flight import CudaTokenFlight
 from .flight import Answers, Carrier
 from .reference import PreparedBlock
