@@ -9,7 +9,7 @@ from ..tables import table
 from .counted import BATCHES, LEADS, Ceilings, Line, count, lengths
 from .counted import HIDDEN as COUNTED_HIDDEN
 from .results import GOALS, HIDDEN, NAME, NOT_ASKED, NOT_MEASURED, Record, Results, find, rates, reached
-from .work import AUTOTUNED, DRY, EAGER, OFF, OURS, OVERHEAD, Cell, Lengths
+from .work import AUTOTUNED, DRY, EAGER, INT8, OFF, OURS, OVERHEAD, Cell, Lengths
 
 
 def maybe(value: float | None, times: float = 1.0) -> str:
@@ -178,9 +178,10 @@ def _timeline(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator
 FULL_DEPTH = """\
 One batch, or several of small ones, in one call; ms: of all of them. Peers: how much faster pfengine is, and that on
 the device. Error: the largest of a logit, as a share of the range of 64 rows' logits, and that of transformers bf16 on
-the same rows. Beside torch operations on ragged batches: in gpu.json.
+the same rows. pfengine int8 is below 1 where that is faster; its logits are off by at most 15% of the range. Beside
+torch operations on ragged batches: in gpu.json.
 """
-SHOWN = (EAGER, OVERHEAD, AUTOTUNED)
+SHOWN = (EAGER, OVERHEAD, AUTOTUNED, INT8)
 
 
 def _peer_name(name: str) -> str:
