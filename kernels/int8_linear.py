@@ -17,6 +17,15 @@ MAX_INNER = 65536  # with more, sums of products of up to 255 and 127 might not 
 
 
 @triton.jit
+def scaled(total, steps, offsets, row, is_row, weight_steps, weight_sums, column, is_column):
+    """A tile of sums of products of numbers, int32, as the product that they stand for, fp32."""
+    offset = tl.load(offsets + row, mask=is_row, other=0)[:, None]
+    total += offset * tl.load(weight_sums + column, mask=is_column, other=0)[None, :]
+    step = tl.load(steps + row, mask=is_row, other=0.0)[:, None]
+    return total.to(tl.float32) * (step * tl.load(weight_steps + column, mask=is_column, other=0.0)[None, :])
+
+
+@triton.jit
 def _int8_linear_kernel(
     x, weight, bias, add, out, source_rows, add_source_rows, count, columns, inner, add_width, add_from,
     steps, offsets, weight_steps, weight_sums,
@@ -29,13 +38,15 @@ def _int8_linear_kernel(
     first_row, first_column = tl.program_id(0) // blocks_n * BLOCK_M, tl.program_id(0) % blocks_n * BLOCK_N
     if first_row >= rows:
         return
-    row, column, k = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    is_row, is_column = row < rows, column < columns
-    source = row
+    m, n, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    is_row, is_column = first_row + m < rows, first_column + n < columns
     if source_rows is not None:
-        source = tl.load(source_rows + row, mask=is_row, other=0)
-    x_at = x + source.to(tl.int64)[:, None] * inner + k[None, :]
-    weight_at = weight + column.to(tl.int64)[None, :] * inner + k[:, None]
+        source = tl.load(source_rows + first_row + m, mask=is_row, other=0)
+        x_at = (x + source.to(tl.int64) * inner)[:, None] + k[None, :]
+    else:  # 32 bits within a tile: addresses of 64 bits would take twice the registers
+        source = first_row + m
+        x_at = x + first_row.to(tl.int64) * inner + (m[:, None] * inner + k[None, :])
+    weight_at = weight + first_column.to(tl.int64) * inner + (n[None, :] * inner + k[:, None])
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for start in range(0, inner, BLOCK_K):
         if EVEN_K:
@@ -45,19 +56,16 @@ def _int8_linear_kernel(
             a = tl.load(x_at + start, mask=is_row[:, None] & (start + k < inner)[None, :], other=0)
             b = tl.load(weight_at + start, mask=is_column[None, :] & (start + k < inner)[:, None], other=0)
         total = tl.dot(a, b, total, out_dtype=tl.int32)
-    offset = tl.load(offsets + source, mask=is_row, other=0)
-    total += offset[:, None] * tl.load(weight_sums + column, mask=is_column, other=0)[None, :]
-    scale = tl.load(steps + source, mask=is_row, other=0.0)[:, None]
-    scale = scale * tl.load(weight_steps + column, mask=is_column, other=0.0)[None, :]
-    scaled = finish(
-        total.to(tl.float32) * scale, bias, add, add_source_rows, first_row, first_column, rows, columns, add_width,
-        add_from, ACTIVATION, "tf32", GATED,
+    total = scaled(total, steps, offsets, source, is_row, weight_steps, weight_sums, first_column + n, is_column)
+    y = finish(
+        total, bias, add, add_source_rows, first_row, first_column, rows, columns, add_width, add_from,
+        ACTIVATION, "tf32", GATED,
     )  # fmt: skip
     if GATED:
-        columns, column = columns // 2, first_column // 2 + tl.arange(0, BLOCK_N // 2)
-        is_column = column < columns
-    to = out + row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(to, scaled.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+        columns, first_column, n = columns // 2, first_column // 2, tl.arange(0, BLOCK_N // 2)
+        is_column = first_column + n < columns
+    to = out + first_row.to(tl.int64) * columns + first_column + (m[:, None] * columns + n[None, :])
+    tl.store(to, y.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 
 def int8_linear(
