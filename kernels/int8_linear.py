@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -9,20 +11,12 @@ from torch import Tensor
 
 from . import configs
 from .functions import finish
-from .launch import check, launch
+from .launch import check, launch, tma_processors
 from .linear import arguments_of
-from .quantise import Quantised
+from .quantise import Quantised, scaled
+from .tma_linear import launch_tma, tma_tile
 
 MAX_INNER = 65536  # with more, sums of products of up to 255 and 127 might not fit in int32
-
-
-@triton.jit
-def scaled(total, steps, offsets, row, is_row, weight_steps, weight_sums, column, is_column):
-    """A tile of sums of products of numbers, int32, as the product that they stand for, fp32."""
-    offset = tl.load(offsets + row, mask=is_row, other=0)[:, None]
-    total += offset * tl.load(weight_sums + column, mask=is_column, other=0)[None, :]
-    step = tl.load(steps + row, mask=is_row, other=0.0)[:, None]
-    return total.to(tl.float32) * (step * tl.load(weight_steps + column, mask=is_column, other=0.0)[None, :])
 
 
 @triton.jit
@@ -85,7 +79,7 @@ def int8_linear(
     out: Tensor | None = None,
     gated: bool = False,
 ) -> Tensor:
-    """`linear` of rows and weights in int8; the product is exact up to one rounding to fp32.
+    """`linear` of rows and weights in int8. Sums of products are exact, and rounded to fp32 once.
 
     x: T rows of K numbers, at most 65,536. weight: int8 [N, K], of -127 to 127; weight_steps: fp32 [N]; weight_sums:
     int32 [N], of the rows of weight. A weight is its step times its number. bias and the other arguments, the result
@@ -102,14 +96,26 @@ def int8_linear(
     arguments = arguments_of(
         numbers, weight, bias, count, source_rows, add, add_source_rows, add_from, out, out_dtype, gated=gated
     )
-    tile = configs.int8_tile(len(arguments["out"]), columns)
+    arguments |= {
+        "steps": x.steps, "offsets": x.offsets, "weight_steps": weight_steps, "weight_sums": weight_sums,
+    }  # fmt: skip
+    processors = tma_processors(weight.device)
+    tile = tma_tile(arguments, activation) if processors else None
+    if tile is None:
+        launch_by_pointers(arguments, activation, gated)
+    else:
+        launch_tma(arguments, activation, tile, processors, gated)
+    return arguments["out"]
+
+
+def launch_by_pointers(arguments: dict[str, Any], activation: str, gated: bool = False) -> None:
+    """The kernel for every device and place of rows."""
+    rows, columns, inner = len(arguments["out"]), arguments["columns"], arguments["inner"]
+    tile = configs.int8_tile(rows, columns)
     launch(
         _int8_linear_kernel,
-        (triton.cdiv(len(arguments["out"]), tile.block_m) * triton.cdiv(columns, tile.block_n),),
-        {
-            **arguments, "steps": x.steps, "offsets": x.offsets, "weight_steps": weight_steps,
-            "weight_sums": weight_sums,
-        },
+        (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
+        arguments,
         {
             "ACTIVATION": activation, "GATED": gated, "EVEN_K": inner % tile.block_k == 0,
             "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
@@ -117,4 +123,3 @@ def int8_linear(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
-    return arguments["out"]

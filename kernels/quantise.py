@@ -58,6 +58,15 @@ def store_quantised(x, numbers, steps, offsets, row, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def scaled(total, steps, offsets, row, is_row, weight_steps, weight_sums, column, is_column):
+    """A tile of sums of products of numbers, int32, as the product that they stand for, fp32."""
+    offset = tl.load(offsets + row, mask=is_row, other=0)[:, None]
+    total += offset * tl.load(weight_sums + column, mask=is_column, other=0)[None, :]
+    step = tl.load(steps + row, mask=is_row, other=0.0)[:, None]
+    return total.to(tl.float32) * (step * tl.load(weight_steps + column, mask=is_column, other=0.0)[None, :])
+
+
+@triton.jit
 def _quantise_rows_kernel(x, source_rows, numbers, steps, offsets, count, size, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     if row >= tl.load(count):

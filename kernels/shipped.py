@@ -56,6 +56,8 @@ def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
     with recording(processors=PROCESSORS) as by_descriptors:
         for size, rows, dtype in itertools.product(hidden, configs.ROWS, FLOATS):
             _layers(size, rows, dtype)
+        for size, rows in itertools.product(hidden, configs.ROWS):
+            _int8(size, rows)
     return list({variant(launch): launch for launch in (*launches, *by_descriptors)}.values())
 
 

@@ -96,6 +96,8 @@ def label(launch: Launch, use: Use) -> str:
     Both kernels of `linear` are that: which one runs depends on the device.
     """
     kind, arguments, constants = name(launch).removeprefix("tma_"), launch.arguments, launch.constants
+    if kind == "linear" and arguments["weight"].dtype == torch.int8:
+        kind = "int8_linear"
     parts = [kind]
     if kind in ("linear", "thin_linear", "int8_linear"):
         columns, inner = arguments["weight"].shape
