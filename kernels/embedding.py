@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import FLOATS, check, check_count, launch, power_of_two
-from .layer_norm import normalise, warps
+from .launch import FLOATS, check, check_count, launch, power_of_two, warps
+from .layer_norm import normalise
 from .scratch import empty
 
 

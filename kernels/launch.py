@@ -128,3 +128,8 @@ def check_count(name: str, count: Tensor, like: Tensor) -> None:
 def power_of_two(size: int, least: int = 1) -> int:
     """The smallest power of two that is at least `size`, and at least `least`, itself a power of two."""
     return max(least, 1 << (max(size, 1) - 1).bit_length())
+
+
+def warps(block: int) -> int:
+    """Warps for a row that one program holds: about eight numbers per thread."""
+    return min(8, max(1, block // 256))

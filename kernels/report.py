@@ -39,7 +39,7 @@ class Compiled(NamedTuple):
     registers: int
     spill_bytes: int
     shared_bytes: int
-    instruction: str  # of matrix products: wgmma, mma or none; and whether tiles are copied by TMA
+    instruction: str  # of matrix products: wgmma, mma or none; .s8 of int8; and whether tiles are copied by TMA
     expected: str  # the instruction that it must have; none where it does not matter
 
     def faults(self) -> list[str]:
@@ -64,15 +64,21 @@ def compiled(launch: Launch, arch: int) -> Compiled:
     ptx = binary.asm["ptx"]
     registers, spilled = _resources(binary.asm["cubin"])
     instruction = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "none"
+    instruction += ".s8" if re.search(r"mma(_async)?\.sync\.\S+\.s8\.s8", ptx) else ""
     instruction += "+tma" if "cp.async.bulk.tensor" in ptx else ""
-    sixteen_bit = launch.constants.get("PRECISION") == "tf32"
+    weight = launch.arguments.get("weight")
+    in_int8, sixteen_bit = (
+        weight is not None and weight.dtype == torch.int8,
+        launch.constants.get("PRECISION") == "tf32",
+    )
     rows = max(launch.constants.get(name, 0) for name in ("BLOCK_M", "WINDOW"))  # of any product
     warpgroup = arch >= 90 and rows >= 64
     kinds = (value.dtype for value in launch.arguments.values() if isinstance(value, Tensor))
     dtype = next((POINTERS[kind][1:] for kind in kinds if kind != torch.int32), "")
     shown = {name: value for name, value in constants.items() if not isinstance(value, bool) or value}
     config = ", ".join([dtype, *(f"{name}={value}" for name, value in shown.items() if name in launch.constants)])
-    expected = ("wgmma" if warpgroup else "mma") if sixteen_bit else "none"
+    expected = ("wgmma" if warpgroup else "mma") if sixteen_bit or in_int8 else "none"
+    expected += ".s8" if in_int8 else ""
     expected += "+tma" if launch.blocks else ""
     return Compiled(
         launch.kernel.__name__.strip("_").removesuffix("_kernel"), config, arch, registers, spilled,

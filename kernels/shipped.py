@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from .exit_head import exit_head
 from .gate_merge import gate_merge
 from .imitation import imitation
 from .imitation_pooled import imitation_pooled
+from .int8_linear import int8_linear
 from .launch import FLOATS, Launch, recording
-from .layer_norm import Others, add_layer_norm
+from .layer_norm import Others, add_layer_norm, quantised_layer_norm
 from .linear import linear
 from .mean import maximum, mean
+from .quantise import Quantised, quantise_rows
 from .query_mean import query_mean
 from .rotate import rotate
 from .signals import NAMES, signals
@@ -46,11 +49,15 @@ def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
         for size, rows, dtype in itertools.product(hidden, configs.ROWS, FLOATS):
             _layers(size, rows, dtype)
             _exits(size, rows, dtype)
+        for size, rows in itertools.product(hidden, configs.ROWS):
+            _int8(size, rows)
         _rules()
         _tokens()
     with recording(processors=PROCESSORS) as by_descriptors:
         for size, rows, dtype in itertools.product(hidden, configs.ROWS, FLOATS):
             _layers(size, rows, dtype)
+        for size, rows in itertools.product(hidden, configs.ROWS):
+            _int8(size, rows)
     return list({variant(launch): launch for launch in (*launches, *by_descriptors)}.values())
 
 
@@ -105,6 +112,35 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
         survivors(bounds, ids, leave, count, out, earlier_rows=out.source_rows, earlier_firsts=out.source_firsts)
         survivors(bounds, ids, leave, count, out, earlier_rows=out.source_rows)
         remaining(ids, _empty(2, dtype=torch.int32), report)
+
+
+def _int8(size: int, rows: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """What layers launch where their large products are in int8, and all else in `dtype`."""
+    count, source_rows = (_empty(n, dtype=torch.int32) for n in (1, rows))
+    x, vector, states = _empty(rows, size, dtype=dtype), _empty(size), Quantised.empty(rows, size, count.device)
+
+    def product(x: Quantised, columns: int, activation: str = "none", **options: Any) -> None:
+        weight = _empty(columns, x.numbers.shape[1], dtype=torch.int8)
+        weights = weight, _empty(columns), _empty(columns, dtype=torch.int32), _empty(columns)
+        int8_linear(x, *weights, activation, count, dtype, **options)
+
+    for columns, sources in itertools.product((3 * size, 2 * size, size), (None, source_rows)):
+        product(states, columns, source_rows=sources)
+    for inner, sources in ((size, None), (size, source_rows), (4 * size, None)):
+        product(Quantised.empty(rows, inner, count.device), size, add=x, add_source_rows=sources)
+    for activation in ("gelu", "gelu_tanh", "relu"):
+        product(states, 4 * size, activation)
+    product(states, 3 * size, "gelu", gated=True)
+    for read, sources in ((x, None), (x, source_rows), (_empty(rows, 4 * size, dtype=dtype), None)):
+        quantise_rows(read, count, source_rows=sources)
+    add_layer_norm(x, None, vector, vector, 1e-12, count, quantised=states)
+    for sources, again in itertools.product((None, source_rows), (False, True)):
+        others, sums = Others(x, sources, again), x if again else None
+        add_layer_norm(
+            x, None, vector, vector, 1e-12, count, source_rows=source_rows, others=others, sums=sums, quantised=states
+        )
+    for sources in (None, source_rows):
+        quantised_layer_norm(x, vector, vector, 1e-5, count, source_rows=sources)
 
 
 def _norms_first(x: Tensor, bounds: Tensor, source_rows: Tensor, count: Tensor) -> None:

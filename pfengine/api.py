@@ -63,7 +63,7 @@ def load(
     directory (runs at full depth), or the name of a bundled checkpoint ("sst2"); also a checkpoint that was read.
     device: "auto" | "cpu" | "cuda" | "cuda:1"; in this version "auto" is the CPU.
     precision: "auto" | "fp32" | "bf16" | "fp16" | "int8". "auto" is the fastest that this processor has instructions
-    for and that answered as fp32 does when the checkpoint was calibrated; fp32 where that was never measured, or where
+    for and that answered as fp32 does when the checkpoint was calibrated; fp32 on GPUs, where that was not measured, or
     a guarantee was given. criterion: an object from `pfengine.exits`, your own callable, or text such as "entropy:0.3";
     default: the checkpoint's own. threshold: its knob. speedup: instead, the layer speed-up to look up in the
     checkpoint's calibration table. In a cascade the three are about what runs between its models; within each model

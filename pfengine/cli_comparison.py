@@ -43,7 +43,7 @@ def _parameters() -> list[inspect.Parameter]:
         option("test", str | None, None, "File with the rows that are reported; default: the dev split of the data."),
         option("report", str | None, None, "Folder for JSON, Markdown and pictures; default: the output."),
         option("device", str, "auto", "Of the measurement: auto (the CPU), cpu, cuda or cuda:1."),
-        option("precision", str, "auto", "Of the measurement: auto, fp32, bf16, int8 (CPU) or fp16 (GPU)."),
+        option("precision", str, "auto", "Of the measurement: auto, fp32, bf16, int8 or fp16 (GPU)."),
         option("batch_size", int, 32, "Rows per batch in the measurement."),
         option("repeats", int, 5, "Timed runs of each setting, interleaved with the full model's."),
         inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False,

@@ -18,7 +18,7 @@ Checkpoint = Annotated[str, typer.Argument(help="Checkpoint directory, or the na
 Threshold = Annotated[float | None, typer.Option(help="Threshold of the checkpoint's criterion.")]
 Speedup = Annotated[float | None, typer.Option(help="Layer speed-up to look up in the calibration table.")]
 Device = Annotated[str, typer.Option(help="auto (the CPU), cpu, cuda or cuda:1.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, int8 (CPU) or fp16 (GPU).")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or fp16 (GPU).")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest row in tokens; longer rows are truncated.")]
 BatchTokens = Annotated[int, typer.Option(help="Most tokens that go through a layer together.")]
 Format = Annotated[str, typer.Option("--format", help=OPTIONS["data_format"].help)]

@@ -90,9 +90,7 @@ def auto_precision(manifest: Manifest | CascadeManifest, device: torch.device) -
 
 def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of a precision. Raises ConfigError where there is none, or the device cannot compute in it."""
-    if precision == "int8" and device.type != "cpu":
-        raise ConfigError("precision 'int8' is for CPUs; use 'bf16', 'fp16' or 'fp32' on a GPU")
-    if precision == "int8" and not extension.has_cpu():
+    if precision == "int8" and device.type == "cpu" and not extension.has_cpu():
         raise ConfigError(
             f"precision 'int8' needs the compiled kernels, which are missing ({extension.status()}); install pfengine "
             "again where there is a C++ compiler, or use 'bf16' or 'fp32'"

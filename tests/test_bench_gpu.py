@@ -20,11 +20,11 @@ sys.path.append(str(ROOT))  # at its end: pfengine stays the one that is install
 from bench.gpu import report, timing, whole, work  # noqa: E402
 from bench.gpu import results as goals  # noqa: E402
 from bench.gpu.parts import copies  # noqa: E402
-from bench.gpu.report import short  # noqa: E402
 from bench.gpu.results import TABLES, Results, kept  # noqa: E402
 from bench.gpu.test_gpu import plan  # noqa: E402
 from bench.gpu.timing import spans  # noqa: E402
-from bench.gpu.work import AUTOTUNED, COMPILED, EAGER, FLASH, OVERHEAD, RAGGED, VARLEN  # noqa: E402
+from bench.gpu.work import AUTOTUNED, COMPILED, EAGER, FLASH, INT8, OVERHEAD, RAGGED, VARLEN  # noqa: E402
+from bench.tables import short  # noqa: E402
 from pfengine.ops.cuda_flight import CudaFlight  # noqa: E402
 
 
@@ -58,6 +58,7 @@ def measured() -> dict[str, Any]:
             peer | {"contestant": "pfengine", "pfengine_is_faster": 1.0, "beside": AUTOTUNED},
             peer | {"contestant": AUTOTUNED, "pfengine_is_faster": 1.2, "beside": AUTOTUNED},
             peer | {"contestant": OVERHEAD, "pfengine_is_faster": 1.1, "beside": OVERHEAD, "run": OLD},
+            peer | {"contestant": INT8, "pfengine_is_faster": 0.7, "pfengine_is_faster_on_device": 0.6, "beside": INT8},
         ],
         "replay": [
             CELL
@@ -116,7 +117,7 @@ def test_the_report_of_a_measurement() -> None:
     assert "- something: RuntimeError: a | b." in text
     assert "- replay at 2 sizes: out of time." in text
     assert "| hidden 768, SST-2 lengths | 128 | 9.00 |  | 2.00 (1.00, 1.00) |  |  | B |" in text
-    assert "| 128 | 5.00 | 2.00 |  | 3.50 | 1.10 | 1.20 | 1.0%, 1.0% | 150% | B, A, B |" in text
+    assert "| 128 | 5.00 | 2.00 |  | 3.50 | 1.10 | 1.20 | 0.70 (0.60) | 1.0%, 1.0% | 150% | B, A, B, B |" in text
     assert "| 128 | 2x | 5.00 | 0.20 | 0.20 | 0.20 | 0.20 (2) | 0.20 | 0.20 | 0.20 | 3 | 1 | 4 | B |" in text
     assert "Python's time at batch 128 by cProfile, as shares of the functions listed: `a` 75%, `b` 25%." in text
     (embed,) = [line for line in text.splitlines() if line.startswith("| embed")]
@@ -142,6 +143,7 @@ def test_the_plan_leaves_nothing_out_and_has_the_goals_first() -> None:
     parts = [item.part for item in items]
     assert parts == sorted(parts, key=("", *work.PARTS).index)
     assert names[0] == "ceilings"
+    assert {f"hidden 768, {tokens}, batch 128: {INT8}" for tokens in ("SST-2 lengths", "128 tokens")} <= set(names)
     assert {name for name, part in zip(names, parts, strict=True) if AUTOTUNED in name and part != "peers"} == set()
 
 
@@ -215,6 +217,11 @@ def test_what_logits_may_be_off_by_does_not_follow_from_one_row(monkeypatch: pyt
     expected.check("a peer", expected.wanted + 0.012)
     with pytest.raises(AssertionError, match=r"more than 0\.013"):
         expected.check("a peer", expected.wanted + 0.013)
+    expected.check(INT8, expected.wanted + 0.037)  # 15% of the range
+    with pytest.raises(
+        AssertionError, match=r"pfengine int8 differ from transformers fp32 by 0\.038, more than 0\.037"
+    ):
+        expected.check(INT8, expected.wanted + 0.038)
     with pytest.raises(AssertionError, match="by nan"):
         expected.check("a peer", expected.wanted * np.nan)
 

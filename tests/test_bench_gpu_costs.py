@@ -26,10 +26,12 @@ from pfengine.kernels.decide import Decided, ExitTest, Form
 from pfengine.kernels.exit_head import exit_head
 from pfengine.kernels.imitation import imitation
 from pfengine.kernels.imitation_pooled import imitation_pooled
+from pfengine.kernels.int8_linear import int8_linear
 from pfengine.kernels.launch import Launch, recording
-from pfengine.kernels.layer_norm import add_layer_norm
+from pfengine.kernels.layer_norm import add_layer_norm, quantised_layer_norm
 from pfengine.kernels.linear import linear
 from pfengine.kernels.mean import mean
+from pfengine.kernels.quantise import Quantised, quantise_rows
 from pfengine.kernels.rotate import rotate
 from pfengine.kernels.signals import signals
 
@@ -70,6 +72,20 @@ def test_every_launch_of_a_pass_has_a_cost(head: dict[str, Any], every: bool, la
         everything = sum(x.numel() * x.element_size() for x in launch.arguments.values() if isinstance(x, Tensor))
         assert least.bytes <= everything
     assert sum(line.launches for line in lines(found, once.use, counted.LEADS)) == len(found)
+
+
+def test_every_launch_in_int8_has_a_cost() -> None:
+    weights = counted.prepare(96, {"type": "classifier"}, layers=2, dtype=torch.int8)
+    once = Pass(weights, [3, 1, 5], counted.tested(weights, False))
+    found = lines(once.noted(), once.use, counted.LEADS)
+    assert all(line.cost.bytes > 0 for line in found)
+    launches = {line.label: line.launches for line in found if "int8" in line.label or "quantise" in line.label}
+    assert launches == {
+        "quantise_rows": 3, "int8_linear 288 x 96": 2, "int8_linear 96 x 96, + add": 1, "int8_linear 384 x 96, gelu": 1,
+        "int8_linear 96 x 384, + add": 1, "quantise_rows, first tokens": 2,
+        "int8_linear 96 x 96, + add, first tokens": 1, "int8_linear 384 x 96, gelu, first tokens": 1,
+        "int8_linear 96 x 384, + add, first tokens": 1,
+    }  # fmt: skip
 
 
 def test_every_kernel_has_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +141,25 @@ def test_costs_by_hand() -> None:
     )
     moved = 2 * (3 * 64 + 128 * 64) + 4 * (128 + 2 * 128 + 2 * 3 * 2 + 1)  # shares of two chunks
     assert cost(launch, LENGTHS) == Cost(2 * 3 * 128 * 64 + 2 * 3 * 128 * 2, moved)
+
+
+def test_costs_of_int8_by_hand() -> None:
+    x, fp32 = Quantised.empty(9, 64, COUNT.device), {"dtype": torch.float32}
+    weights = meta(96, 64, dtype=torch.int8), meta(96, **fp32), meta(96, dtype=torch.int32), meta(96, **fp32)
+    launch = launched(lambda: int8_linear(x, *weights, "gelu", COUNT, torch.bfloat16))
+    moved = 9 * (64 + 4 + 4) + 96 * (64 + 4 + 4 + 4) + 2 * 9 * 96 + 4
+    assert cost(launch, LENGTHS) == Cost(2 * 9 * 96 * 64, moved)
+    assert label(launch, LENGTHS) == "int8_linear 96 x 64, gelu"
+
+    rows = meta(3, dtype=torch.int32)
+    launch = launched(lambda: int8_linear(x, *weights, "none", COUNT, torch.bfloat16, source_rows=rows))
+    moved = 3 * (64 + 4 + 4) + 96 * (64 + 4 + 4 + 4) + 2 * 3 * 96 + 3 * 4 + 4
+    assert cost(launch, LENGTHS) == Cost(2 * 3 * 96 * 64, moved)
+
+    launch = launched(lambda: quantise_rows(meta(9, 64), COUNT, source_rows=rows))
+    assert cost(launch, LENGTHS) == Cost(0, 2 * 3 * 64 + 3 * (64 + 4 + 4) + 3 * 4 + 4)
+    launch = launched(lambda: quantised_layer_norm(meta(9, 64), WEIGHT, WEIGHT, 1e-12, COUNT))
+    assert cost(launch, LENGTHS) == Cost(7 * 9 * 64, 2 * 9 * 64 + 9 * (64 + 4 + 4) + 4 * 2 * 64 + 4)
 
 
 def test_costs_of_modernbert_by_hand() -> None:

@@ -44,7 +44,7 @@ def lengths(rows: int, most: int = 66) -> list[int]:
     return np.random.default_rng(0).integers(1, most + 1, rows).tolist()
 
 
-@pytest.fixture(params=["fp32", "bf16", "fp16"])
+@pytest.fixture(params=["fp32", "bf16", "fp16", "int8"])
 def precision(request: pytest.FixtureRequest) -> str:
     return request.param
 

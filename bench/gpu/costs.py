@@ -51,13 +51,17 @@ def _shape(launch: Launch, key: str) -> tuple[int, ...]:
 
 def _linear(launch: Launch, use: Use) -> Cost:
     rows, (columns, inner) = _shape(launch, "out")[0], _shape(launch, "weight")
-    numbers = {"x": rows * inner, "add": rows * columns}
+    numbers = {"x": rows * inner, "steps": rows, "offsets": rows, "add": rows * columns}
     return Cost(2 * rows * columns * inner, _bytes(launch, **numbers))
 
 
 def _add_layer_norm(launch: Launch, use: Use) -> Cost:
-    numbers = launch.arguments["out"].numel()
-    return Cost((7 if launch.arguments["residual"] is None else 8) * numbers, _bytes(launch))
+    written = launch.arguments["numbers" if launch.arguments["out"] is None else "out"].numel()
+    return Cost((7 if launch.arguments["residual"] is None else 8) * written, _bytes(launch))
+
+
+def _quantise_rows(launch: Launch, use: Use) -> Cost:
+    return Cost(0, _bytes(launch, x=launch.arguments["numbers"].numel()))
 
 
 def _embed(launch: Launch, use: Use) -> Cost:
@@ -182,6 +186,8 @@ COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "linear": _linear,
     "tma_linear": _linear,
     "thin_linear": _linear,
+    "int8_linear": _linear,
+    "quantise_rows": _quantise_rows,
     "add_layer_norm": _add_layer_norm,
     "embed": _embed,
     "attention": _attention,

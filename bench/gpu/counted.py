@@ -31,7 +31,7 @@ from ..rows import make_rows
 from .costs import Cost, Use, cost, name
 
 NOBODY_LEAVES = (Clause("entropy", "<", values(-math.inf)),)
-WEIGHTS = ("weight", "bias", "learners", "projection", "gate", "gate_bias")
+WEIGHTS = ("weight", "weight_steps", "weight_sums", "bias", "learners", "projection", "gate", "gate_bias")
 
 
 class Pass:
@@ -103,14 +103,17 @@ def label(launch: Launch, use: Use) -> str:
     Both kernels of `linear` are that: which one runs depends on the device.
     """
     kind, arguments, constants = name(launch).removeprefix("tma_"), launch.arguments, launch.constants
+    if kind == "linear" and arguments["weight"].dtype == torch.int8:
+        kind = "int8_linear"
     parts = [kind]
-    if kind in ("linear", "thin_linear"):
+    if kind in ("linear", "thin_linear", "int8_linear"):
         columns, inner = arguments["weight"].shape
         parts[0] += f" {columns} x {inner}"
         parts += [constants["ACTIVATION"]] if constants.get("ACTIVATION", "none") != "none" else []
         parts += ["+ add"] if arguments["add"] is not None else []
-    of_tokens = kind in ("linear", "add_layer_norm", "attention")
-    if of_tokens and len(arguments["out"]) == len(use.lengths) != sum(use.lengths):
+    of_tokens = kind in ("linear", "int8_linear", "add_layer_norm", "quantise_rows", "attention")
+    written = arguments["numbers" if arguments.get("out") is None else "out"] if of_tokens else ()
+    if len(written) == len(use.lengths) != sum(use.lengths):
         parts.append("first tokens")
     return ", ".join(parts)
 
@@ -198,8 +201,10 @@ def meta_weights(hidden: int, head: str = "authors", layers: int = LAYERS, label
     return prepare(hidden, EXIT_HEADS[head][0], layers, labels)
 
 
-def prepare(hidden: int, head: dict[str, Any], layers: int = LAYERS, labels: int = 2) -> PreparedModel:
-    """head: as in pfengine.json."""
+def prepare(
+    hidden: int, head: dict[str, Any], layers: int = LAYERS, labels: int = 2, dtype: torch.dtype = torch.bfloat16
+) -> PreparedModel:
+    """head: as in pfengine.json. dtype: of the large products."""
     raw = {
         "model_type": "bert", "hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 4 * hidden,
         "num_attention_heads": HEADS_OF_ATTENTION, "vocab_size": VOCABULARY, "max_position_embeddings": 512,
@@ -211,7 +216,7 @@ def prepare(hidden: int, head: dict[str, Any], layers: int = LAYERS, labels: int
     shapes = backbone.encoder_shapes() | HEADS[head["type"]].shapes(backbone, head)
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     engine = Manifest(system="meta", head=head, criterion="never", exit_layers=tuple(range(1, layers + 1)))
-    model = build(Checkpoint(Path(), backbone, engine, tensors, None), cuda, torch.bfloat16)
+    model = build(Checkpoint(Path(), backbone, engine, tensors, None), cuda, dtype)
     assert isinstance(model.carrier, CudaModel)
     return model.carrier.weights
 

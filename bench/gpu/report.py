@@ -5,25 +5,11 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ..tables import table
+from ..tables import maybe, short, table
 from .counted import BATCHES, LEADS, Ceilings, Line, count, lengths
 from .counted import HIDDEN as COUNTED_HIDDEN
 from .results import GOALS, HIDDEN, NAME, NOT_ASKED, NOT_MEASURED, Record, Results, find, rates, reached
-from .work import AUTOTUNED, DRY, EAGER, OFF, OURS, OVERHEAD, WHOLE, Cell, Lengths
-
-
-def maybe(value: float | None, times: float = 1.0) -> str:
-    return "" if value is None else short(times * value)
-
-
-def short(value: float) -> str:
-    """Three digits or so."""
-    if value == 0:
-        return "0"
-    if value < 0.01:
-        return "<0.01"
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
+from .work import AUTOTUNED, DRY, EAGER, INT8, OFF, OURS, OVERHEAD, WHOLE, Cell, Lengths
 
 INTRODUCTION = """# The GPU path beside its peers
 
@@ -178,9 +164,10 @@ def _timeline(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator
 FULL_DEPTH = """\
 One batch, or several of small ones, in one call; ms: of all of them. Peers: how much faster pfengine is, and that on
 the device. Error: the largest of a logit, as a share of the range of 64 rows' logits, and that of transformers bf16 on
-the same rows. Beside torch operations on ragged batches: in gpu.json.
+the same rows. pfengine int8 is below 1 where that is faster; its logits are off by at most 15% of the range. Beside
+torch operations on ragged batches: in gpu.json.
 """
-SHOWN = (EAGER, OVERHEAD, AUTOTUNED)
+SHOWN = (EAGER, OVERHEAD, AUTOTUNED, INT8)
 
 
 def _peer_name(name: str) -> str:
@@ -247,20 +234,17 @@ def _single(data: Record, letters: Mapping[str, str]) -> Iterator[str]:
     attention = [r for r in data["single"] if r["what"] == "ragged attention"]
     if attention:
         yield "\n## Ragged attention"
-        yield from table(
-            ("", "us", "pfengine is faster", "run"),
-            (
-                (r["contestant"], short(1e6 * r["seconds"]), short(r["pfengine_is_faster"]), letters[r["run"]])
-                for r in attention
-            ),
-        )
+        columns = [
+            (r["contestant"], short(1e6 * r["seconds"]), short(r["pfengine_is_faster"]), letters[r["run"]])
+            for r in attention
+        ]
+        yield from table(("", "us", "pfengine is faster", "run"), columns)
     for r in (r for r in data["single"] if r["what"] == "soak"):
         yield "\n## Soak"
         yield (
-            f"Two threads for {r['seconds']:.0f} s, {r['rows']:,} rows in batches of all sizes, exits off, tested and "
-            f"replayed: the bits of launches one by one. Reserved memory at half time and at the end: "
-            f"{r['reserved_bytes_at_half_time'] / 2**20:.0f} and {r['reserved_bytes'] / 2**20:.0f} MiB "
-            f"({letters[r['run']]})."
+            f"Two threads for {r['seconds']:.0f} s, {r['rows']:,} rows in batches of all sizes: the bits of launches "
+            f"one by one. Reserved at half time: {r['reserved_bytes_at_half_time'] / 2**20:.0f} MiB, at the end: "
+            f"{r['reserved_bytes'] / 2**20:.0f} MiB ({letters[r['run']]})."
         )
 
 
@@ -282,18 +266,19 @@ def _replays(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator[
         runs = {name: same[-1] for name, same in found.items()}
         where, batch = cell
         for said in ("", WHOLE):
-            shown = [runs.get(f"{speedup}{said}") for speedup in ("1.5x", "2x", "3x", "4x")]
-            if not any(shown):
+            if not any(shown := [runs.get(f"{speedup}{said}") for speedup in ("1.5x", "2x", "3x", "4x")]):
                 continue
             yield [
                 where + said, batch, short(runs[OFF]["rows_per_second"]) if OFF in runs else "",
-                *(
-                    f"{r['wall_clock_speedup']:.2f} ({r['wall_clock_over_layer_speedup']:.2f}, "
-                    f"{r['device_over_layer_speedup']:.2f})" if r else ""
-                    for r in shown
-                ),
-                _letters((r["run"] for r in (*shown, runs.get(OFF)) if r), letters),
+                *map(_replay, shown), _letters((r["run"] for r in (*shown, runs.get(OFF)) if r), letters),
             ]  # fmt: skip
+
+
+def _replay(record: Record | None) -> str:
+    if record is None:
+        return ""
+    over = f"{record['wall_clock_over_layer_speedup']:.2f}, {record['device_over_layer_speedup']:.2f}"
+    return f"{record['wall_clock_speedup']:.2f} ({over})"
 
 
 def _missing(not_measured: Mapping[str, str]) -> Iterator[str]:

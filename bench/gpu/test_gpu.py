@@ -21,6 +21,7 @@ from .work import (
     DOCS,
     DRY,
     EAGER,
+    INT8,
     LENGTHS,
     OUT,
     OVERHEAD,
@@ -32,6 +33,7 @@ from .work import (
     device,
     engine,
     exit_layers,
+    int8_engine,
     seconds_left,
 )
 
@@ -52,6 +54,7 @@ class Item(NamedTuple):
 HIDDEN, GOAL, LARGE = SIZES.hidden[0], SIZES.goal_batch, SIZES.large_batch
 FIRST = Cell(HIDDEN, "SST-2", GOAL)
 OF_GOALS = [Cell(HIDDEN, "SST-2", n) for n in sorted({LARGE, 32, 1} & {*SIZES.batches, LARGE}, reverse=True)]
+IN_INT8 = [Cell(HIDDEN, lengths, GOAL) for lengths in LENGTHS]
 CELLS = [Cell(size, lengths, n) for size in SIZES.hidden for lengths in LENGTHS for n in SIZES.batches]
 
 
@@ -76,6 +79,8 @@ def plan() -> Iterator[Item]:
     for hidden in SIZES.hidden:
         for batch in (1, GOAL, LARGE):
             yield Item("kernels", f"hidden {hidden}, batch {batch}: kernels", partial(kernels, hidden, batch))
+    for cell in IN_INT8:
+        yield _full_depth("tables", cell, INT8)
     for cell in CELLS:
         if cell not in OF_GOALS:
             yield _replay("tables", cell)
@@ -126,6 +131,8 @@ def test_warm(cell: Cell) -> None:
         Prediction(engine(cell.hidden, "authors", DEVICE), rows, cell.batch, layers)()
     Prediction(engine(cell.hidden, "authors", DEVICE), rows, cell.batch, None, "entropy:0")()
     Prediction(engine(cell.hidden, "classifier", DEVICE), rows, cell.batch)()
+    if cell in IN_INT8:
+        Prediction(int8_engine(cell.hidden, DEVICE), rows, cell.batch)()
 
 
 @pytest.mark.skipif(DEVICE is None, reason="there is no GPU, and PFENGINE_GPU_DRY=1 is not set")

@@ -22,6 +22,7 @@ from .timing import Measure, interleaved, on_device, queued, synchronize, wall
 from .work import (
     COMPILED,
     DRY,
+    INT8,
     OFF,
     OURS,
     RAGGED,
@@ -33,6 +34,7 @@ from .work import (
     engine,
     exit_layers,
     fixed_rows,
+    int8_engine,
     path,
     ragged_torch,
 )
@@ -145,7 +147,9 @@ class Expected:
         """How far logits are off, as shares of a range. AssertionError where that is too far."""
         span, error = self.yardstick.span, float(np.abs(logits - self.wanted).max())
         allowed = FP32_TOLERANCE
-        if SIZES.dtype == torch.bfloat16:
+        if name == INT8:
+            allowed = TOLERANCE["int8"] * span
+        elif SIZES.dtype == torch.bfloat16:
             allowed = min(TOLERANCE["bf16"] * span, TIMES * max(self.yardstick.error, self.transformers))
         if not error <= allowed:  # nan too
             raise AssertionError(
@@ -170,6 +174,8 @@ def full_depth(cell: Cell, peer: str, device: torch.device, results: Results) ->
         walls[peer] = wall(call, device)
         if isinstance(call, Padded) and len(call.batches) == 1:
             devices[peer] = queued(call.on_device(), device)
+        elif peer == INT8:
+            devices[peer] = on_device(call.batches(), device)
     except Exception as error:
         results.miss(f"{cell}: {peer}", first_line(error))
         return
@@ -190,6 +196,8 @@ def full_depth(cell: Cell, peer: str, device: torch.device, results: Results) ->
 
 
 def _peer(name: str, cell: Cell, rows: Sequence[Row], device: torch.device) -> Any:
+    if name == INT8:
+        return Prediction(int8_engine(cell.hidden, device), rows, cell.batch)
     if name == RAGGED:
         return Prediction(ragged_torch(cell.hidden, device), rows, cell.batch)
     plain = Padded(eager(cell.hidden, device), rows, cell.batch, device)

@@ -19,7 +19,7 @@ import pfengine
 from pfengine import reader
 from pfengine.exits import Replay
 from pfengine.model import build
-from pfengine.ops import OpSet, cuda, reference
+from pfengine.ops import OpSet, cuda, cuda_linear, reference
 from pfengine.ops.cuda_flight import OVERLAP_TOKENS
 from pfengine.ops.cuda_model import CudaModel
 
@@ -108,6 +108,7 @@ OURS, EAGER, RAGGED = "pfengine", "transformers sdpa", "ragged torch, eager"
 AUTOTUNED, OVERHEAD = "torch.compile max-autotune-no-cudagraphs", "torch.compile reduce-overhead"
 COMPILED = (OVERHEAD, AUTOTUNED)  # the one that compiles faster first
 VARLEN, NESTED, FLASH = "torch varlen_attn", "torch nested SDPA", "FlashAttention varlen"
+INT8 = "pfengine int8"
 OFF = "exits off"
 WHOLE = ", one graph"  # after a speed-up
 
@@ -193,15 +194,26 @@ def engine(hidden: int, head: str, device: torch.device, how: How = "as it is") 
 
 
 @functools.cache
+def int8_engine(hidden: int, device: torch.device) -> pfengine.Engine:
+    """`engine` of the classifier with its large products in int8; where the run is dry, all else in fp32."""
+    if device.type == "cuda":
+        return pfengine.load(path(hidden, "classifier"), device="cuda", precision="int8", criterion="never")
+    with mock.patch.object(cuda_linear, "BESIDE_INT8", SIZES.dtype):
+        return engine_over(cuda, hidden, "classifier", device, torch.int8)
+
+
+@functools.cache
 def ragged_torch(hidden: int, device: torch.device) -> pfengine.Engine:
     """Ragged batches in plain torch operations: what the kernels replace."""
     return engine_over(reference, hidden, "classifier", device)
 
 
-def engine_over(ops: OpSet, hidden: int, head: str, device: torch.device) -> pfengine.Engine:
+def engine_over(
+    ops: OpSet, hidden: int, head: str, device: torch.device, dtype: torch.dtype = SIZES.dtype
+) -> pfengine.Engine:
     ckpt = reader.read(path(hidden, head))
     plain = pfengine.load(ckpt.path, device="cpu", precision="fp32", criterion="never")
-    plain.model, plain.device = build(ckpt, ops, SIZES.dtype, device), device
+    plain.model, plain.device = build(ckpt, ops, dtype, device), device
     return plain
 
 

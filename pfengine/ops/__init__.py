@@ -123,7 +123,8 @@ class Exit(NamedTuple):
 class OpSet(Protocol):
     """What every op set offers. Functions `prepare_*` run once at load, and their results are opaque to callers.
 
-    dtype: of the large products. int8: weights are quantised per output channel, activations per row.
+    dtype: of the large products. int8: weights are quantised per output channel, activations per row; an op set may
+    take 16 bits for products outside of blocks.
     """
 
     HEAD_ALIGNMENT: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .cuda_linear import prepare_linear
 from .cuda_model import prepare_model
 from .cuda_ops import (
     HEAD_ALIGNMENT,
@@ -24,7 +25,6 @@ from .cuda_ops import (
     prepare_embedding,
     prepare_exit,
     prepare_imitation,
-    prepare_linear,
     prepare_norm,
     prepare_queries,
     project,

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ..kernels.decide import NUMBERS, Form
 from ..kernels.launch import power_of_two
+from ..kernels.quantise import Quantised, quantise_rows
 from ..kernels.scratch import Scratch
 from ..kernels.survivors import Report, Survivors
 from ..kernels.token_list import TokenList
 from . import Exit, Norm, Reads
-from .cuda_ops import Embedding, Linear, norm
+from .cuda_linear import Int8Linear, Linear
+from .cuda_ops import Embedding, full, norm
 from .reference import PreparedBlock
 from .rule import TokenRule
 
@@ -67,6 +69,12 @@ class PreparedModel(NamedTuple):
     def learned(self) -> bool:
         """Does the head add a score of its own?"""
         return any(after is not None and after[0].learned is not None for after in self.exits)
+
+    @property
+    def quantises_states(self) -> bool:
+        """Does a layer leave its output in int8, too, for the next one's first product?"""
+        block = self.layers[0][0]
+        return isinstance(block.qkv, Int8Linear) and not block.norm_first
 
     @property
     def hidden(self) -> int:
@@ -175,6 +183,8 @@ class Buffers:
         self.inbox = torch.zeros(self.ids_from + 3 * tokens, dtype=torch.int64, device=device)
         self.lane_slots = torch.arange(rows, dtype=torch.int64, device=device)
         self.states = [room(tokens, weights.hidden, dtype=dtype) for _ in range(2)]
+        in_int8 = 2 if weights.quantises_states else 0  # `states` after the first layer and later ones, not the last
+        self.quantised = [Quantised.empty(tokens, weights.hidden, device) for _ in range(in_int8)]
         width = max(len(parts.past.weight) for parts in exits)
         self.pasts = [room(units * width) for _ in range(2)]
         self.memories = [room(units * sizes.width) for _ in range(2)]
@@ -189,6 +199,13 @@ class Buffers:
         if self.tokens is not None:
             self.tokens.frozen[:units].zero_()
             self.lane_slots[:rows].copy_(self.counts_and_bounds(self.inbox)[1][:rows])
+
+    def put_states(self, layer: int, states: Tensor) -> None:
+        """These are the states after `layer`, [T, H], in any order of rows."""
+        to, count = self.states[layer % 2][: len(states)], len(states)
+        to.copy_(states)
+        if self.quantised:
+            quantise_rows(to, full(count, to.device), out=self.quantised[layer % 2].first(count))
 
     def counts_and_bounds(self, inbox: Tensor) -> tuple[Tensor, Tensor]:
         """Counts int32 [2] and bounds int32 [R + 1] of an inbox."""

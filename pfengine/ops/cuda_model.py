@@ -17,7 +17,8 @@ from .cuda_buffers import Bucket, PreparedModel
 from .cuda_flight import CudaFlight
 from .cuda_graphs import Left
 from .cuda_lanes import Lane
-from .cuda_ops import Embedding, Linear
+from .cuda_linear import Linear
+from .cuda_ops import Embedding
 from .cuda_segment import Segment
 from .cuda_token_flight import CudaTokenFlight
 from .cuda_warmup import compile_smaller, nobody_leaves

@@ -141,7 +141,7 @@ class CudaRows:
 
     def _load(self, lane: Lane, contents: Contents) -> None:
         """Replace the rows of this flight by these."""
-        layer, tokens = self.layer, len(contents.states)
+        layer = self.layer
         position = Position(layer, memory=0 if contents.memory is None else 1)
         self._start(contents.slots, contents.bounds, position)
         structure, carried, bucket = self._structure, self._carried.rule, self._bucket()
@@ -154,7 +154,7 @@ class CudaRows:
             lane.write_rule(self._rule, structure, self._slots)
         lane.send_head()
         buffers.begin(len(contents.slots), len(self._slots))
-        buffers.states[layer % 2][:tokens].copy_(contents.states)
+        buffers.put_states(layer, contents.states)
         if contents.past is not None:
             before = lane.weights.exit_before(layer + 1)
             buffers.past(lane.weights.exit_number(before), *contents.past.shape[::-1]).copy_(contents.past)

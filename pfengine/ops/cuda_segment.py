@@ -23,8 +23,10 @@ from ..kernels.scratch import empty, using
 from ..kernels.survivors import Survivors, remaining, survivors
 from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
 from . import Exit, Norm
+from .cuda_block import run_block
 from .cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm
-from .cuda_ops import Linear, run_attentive, run_block, run_embed, run_linear
+from .cuda_linear import Linear, run_linear
+from .cuda_ops import run_attentive, run_embed
 from .cuda_tokens import frozen_of, let_tokens_go, sums_of, units_of
 
 
@@ -164,13 +166,19 @@ def _run_layer(
     """The output of a layer: [T, H], or [R, H] for the last layer where the head reads first tokens."""
     x, sources = buffers.states[(layer - 1) % 2], None
     listed, (before, sums) = None, sums_of(buffers, layer, bucket)
+    final, blocks = layer == len(weights.layers), weights.layers[layer - 1]
+    quantised, out_quantised = None, None
+    if buffers.quantised and layer > 1:
+        quantised = buffers.quantised[(layer - 1) % 2]
+    if buffers.quantised and not final:
+        out_quantised = buffers.quantised[layer % 2].first(bucket.tokens)
     if segment.at.frozen and buffers.tokens is not None:
         listed = buffers.tokens.listed(segment.at.batch, bucket)
     if segment.at.states_moved and layer == segment.at.layer + 1:
         sources = here.source_tokens, here.source_firsts
     else:
         x, before = x[: bucket.tokens], before if before is None else before[: bucket.tokens]
-    final, blocks = layer == len(weights.layers), weights.layers[layer - 1]
+        quantised = quantised if quantised is None else quantised.first(bucket.tokens)
     firsts = final and segment.ends and weights.exit(layer)[0].reads == "first"
     out = None if firsts else buffers.states[layer % 2][: bucket.tokens]
     for i, block in enumerate(blocks, start=1):
@@ -178,9 +186,10 @@ def _run_layer(
         frozen, queries = frozen_of(listed, x, before, sources)
         x, before = run_block(
             x, here.bounds, block, queries or ("first" if firsts and ends else "all"), bucket.longest, counts, sources,
-            out=out if ends else None, frozen=frozen, sums=sums if ends else None,
+            out=out if ends else None, frozen=frozen, sums=sums if ends else None, quantised=quantised,
+            out_quantised=out_quantised if ends else None,
         )  # fmt: skip
-        sources = None
+        sources, quantised = None, None
     return x
 
 

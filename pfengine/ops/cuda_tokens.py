@@ -13,8 +13,8 @@ from ..kernels.decide_tokens import decide_tokens
 from ..kernels.layer_norm import Others
 from ..kernels.survivors import Report, Survivors, survivors
 from ..kernels.token_list import TokenList
+from .cuda_block import Frozen, Listed
 from .cuda_buffers import Bucket, Buffers
-from .cuda_ops import Frozen, Listed
 from .rule import TokenRule
 
 

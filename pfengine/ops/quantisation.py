@@ -1,4 +1,7 @@
-"""int8: weights are symmetric per output channel, activations use their range per row, imitation learners are int4."""
+"""int8: weights are symmetric per output channel, activations use their range per row.
+
+On a CPU imitation learners are int4. On a GPU only the large products of a layer are in int8 (`ops.cuda_linear`).
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def made() -> Made:
     return make("first")
 
 
-def make(reads: Any, n: int = N) -> Made:
+def make(reads: Any, n: int = N, of_blocks: torch.dtype = torch.float32) -> Made:
     """A model whose exits after all layers but 3 add up, and what its parts give for five rows, layer by layer."""
     generator = torch.Generator().manual_seed(3)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,7 +66,7 @@ def make(reads: Any, n: int = N) -> Made:
     for layer in range(1, n + 1):
         block = Block(linear(3 * HIDDEN, HIDDEN), linear(HIDDEN, HIDDEN), norm(), linear(48, HIDDEN),
                       linear(HIDDEN, 48), norm(), 2, 0.25, "gelu")  # fmt: skip
-        layers.append([cuda.prepare_block(block, fp32)])
+        layers.append([cuda.prepare_block(block, of_blocks)])
         width, attentive = HIDDEN, None
         if reads.endswith("of all"):
             width, parts = 24, (linear(24, HIDDEN), linear(3 * 32, 24), linear(24, 32))

@@ -82,6 +82,33 @@ def test_norms_first(draw: Any, device: torch.device, dtype: torch.dtype, first_
     check_queries(given, bounds, weights, every)
 
 
+@pytest.mark.parametrize(
+    "family", ["BERT", "ModernBERT", pytest.param("ModernBERT, first layer", marks=pytest.mark.slow)]
+)
+def test_int8(draw: Any, device: torch.device, dtype: torch.dtype, family: str) -> None:
+    def linear(out: int, into: int) -> tuple[Tensor, Tensor]:
+        return draw(out, into, scale=into**-0.5), draw(out, scale=0.3)
+
+    block, x = parts(draw), draw(sum(LENGTHS), HIDDEN)
+    if family != "BERT":
+        block = modern(block, linear, 19, first_layer=family.endswith("first layer"))
+    bounds = torch.tensor([0, 4, 5, 24, 30], dtype=torch.int32, device=device)
+    weights, given = cuda.prepare_block(block, torch.int8), x.to(dtype)
+    every, sums = cuda.block_sums(given, bounds, weights)
+    full, rounded = (
+        reference.block_sums(x, bounds, reference.prepare_block(block, kind)) for kind in (torch.float32, torch.int8)
+    )
+    for ours, exact, in_int8 in zip((every, sums), full, rounded, strict=True):
+        # numbers that differ in the last bits are rounded to another of 255 steps, now and then
+        assert (ours - exact).abs().max() <= 2 * (in_int8 - exact).abs().max()
+        if dtype == torch.float32 and device.type == "cpu":  # interpreted, none of these is
+            torch.testing.assert_close(ours, in_int8, atol=2e-5, rtol=0)
+    queries = check_queries(given, bounds, weights, every)
+    some, some_sums = cuda.block_sums(given, bounds, weights, queries)
+    assert torch.equal(some, every[queries.tokens])
+    assert torch.equal(some_sums, sums[queries.tokens])
+
+
 def test_nobody_asks(draw: Any, device: torch.device) -> None:
     weights, bounds = cuda.prepare_block(parts(draw), torch.float32), torch.tensor([0, 3], device=device).int()
     none = Queries(bounds[:0], bounds * 0)

@@ -35,13 +35,15 @@ def test_every_kernel_is_in_the_report() -> None:
 
 
 @pytest.mark.slow
-def test_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kernel", "products"), [("layer_norm", "none"), ("int8_linear", "wgmma.s8")])
+def test_report(tmp_path: Path, kernel: str, products: str) -> None:
     table = tmp_path / "report.json"
-    result = run("-m", "pfengine.kernels.report", "--only", "layer_norm", "--arch", "90", "--json", str(table))
+    result = run("-m", "pfengine.kernels.report", "--only", kernel, "--arch", "90", "--json", str(table))
     assert result.returncode == 0, result.stderr
     assert "0 faults" in result.stdout
     found = json.loads(table.read_text())
     assert {one["arch"] for one in found} == {90}
+    assert {one["instruction"] for one in found} == {one["expected"] for one in found} == {products}
     assert all(one["registers"] > 8 and one["spill_bytes"] == 0 for one in found)
 
 
@@ -61,6 +63,7 @@ for wrong, text in (
     ({"shared_bytes": 232449}, "wants 232449 bytes of shared memory, there are 232448"),
     ({"instruction": "mma"}, "has mma where wgmma is expected"),
     ({"expected": "wgmma+tma"}, "has wgmma where wgmma+tma is expected"),
+    ({"expected": "wgmma.s8"}, "has wgmma where wgmma.s8 is expected"),
 ):
     (fault,) = good._replace(**wrong).faults()
     assert text in fault, fault

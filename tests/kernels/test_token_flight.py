@@ -15,7 +15,7 @@ import torch
 
 from pfengine import reader
 from pfengine.model import build
-from pfengine.ops import cuda
+from pfengine.ops import cuda, cuda_linear
 from pfengine.ops.cuda_model import CudaModel
 from pfengine.ops.cuda_token_flight import CudaTokenFlight
 from pfengine.ops.flight import Answers, Carrier, Flight
@@ -122,6 +122,15 @@ def test_rules(pair: Pair, name: str) -> None:
 @pytest.mark.slow
 def test_half_precision(path: Path, device: torch.device, dtype: torch.dtype) -> None:
     ours, slow = (answers_of(carrier, RULES["frozen"]) for carrier in carriers(path, device, dtype))
+    check(ours, slow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_int8(path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """States go on in int8, too; the definition makes that of them anew for each layer."""
+    monkeypatch.setattr(cuda_linear, "BESIDE_INT8", torch.float32)  # the interpreter's bf16 is wrong
+    ours, slow = (drive(carrier, "frozen votes or change", seed)[0] for carrier in carriers(path, device, torch.int8))
     check(ours, slow)
 
 
