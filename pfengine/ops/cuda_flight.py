@@ -21,7 +21,6 @@ from .cuda_joining import concatenated, without
 from .cuda_lanes import Lane
 from .cuda_rows import Carried, CudaRows, Units
 from .cuda_rule import form_of
-from .cuda_segment import segments
 from .flight import Exit, Flight
 from .rule import ExitRule
 
@@ -70,12 +69,12 @@ class CudaFlight(CudaRows, Flight):
 
     def _run(self, lane: Lane, rule: ExitRule, until: int, scores: bool, bucket: Bucket, overlap: bool) -> bool:
         """Queue the launches up to `until`; False where no row was left on the way."""
-        way = segments(lane.weights, self._position, self._structure, rule.tested, until, scores, overlap)
+        way = lane.way(self._position, self._structure, rule.tested, until, scores, overlap)
         before = Left(self._rows, self._tokens, self._queries)
         self._note(*lane.advance(way, before, self._longest, bucket if overlap else None))
         if not self._rows:
             return False
-        self._position = way[-1].after(lane.weights)
+        self._position = way.parts[-1].after(lane.weights)
         tested = until < len(lane.weights.layers) and bool(rule.tested[until - 1])
         self._scored = lane.weights.exits[until - 1] is not None and (scores or tested)
         return True

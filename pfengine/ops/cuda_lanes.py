@@ -6,8 +6,8 @@ import contextlib
 import itertools
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,20 @@ from . import cuda_driver, cuda_whole
 from .cuda_buffers import LEAST_LONGEST, LEAST_TOKENS, Bucket, Buffers, PreparedModel, RuleForm, Sizes
 from .cuda_graphs import Graphs, Left, Recorder
 from .cuda_rule import fill_by_slot, numbers_of
-from .cuda_segment import Segment, run_segment
+from .cuda_segment import Segment, run_segment, segments
 from .rule import ExitRule
 
 ROOM_FOR_ROWS, ROOM_FOR_TOKENS, ROOM_FOR_CLAUSES = 64, 1024, 2  # of a lane's buffers, so that they seldom grow
+MOST_WAYS = 256  # plans that are kept
 LOOKS = 1000  # for what the GPU writes, between two questions whether it still works
+
+
+class Way(NamedTuple):
+    """The segments of a flight up to where it stops."""
+
+    parts: list[Segment]
+    numbers: list[int]  # what the loop calls them; none where there are no graphs
+    slots: list[int]  # the layer after which each says what is left, -1: it does not
 
 
 class Lane:
@@ -47,6 +56,7 @@ class Lane:
         self.words = self.pinned(n + 1, 4, dtype=torch.int64)  # what the GPU says is left after each layer, aligned
         self.words.zero_()
         self.tickets, self.ticket = itertools.count(1), 0
+        self.ways: dict[Any, Way] = {}
         if self.device.type == "cuda" and records:
             self.graphs = Graphs(Recorder(self.scratch), self._loop())
             if whole:
@@ -153,29 +163,39 @@ class Lane:
         used = self.buffers.ids_from
         self.buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
 
-    def advance(self, way: Sequence[Segment], left: Left, longest: int, bucket: Bucket | None) -> Left:
+    def way(self, *plan: Any) -> Way:
+        """The segments that `cuda_segment.segments` plans; plan: its arguments after the first."""
+        found = self.ways.get(plan)
+        if found is None:
+            way = segments(self.weights, *plan)
+            numbers = [] if self.graphs is None else [self.graphs.number(segment) for segment in way]
+            found = Way(way, numbers, [segment.reports for segment in way])
+            if len(self.ways) >= MOST_WAYS:
+                self.ways.clear()
+            self.ways[plan] = found
+        return found
+
+    def advance(self, way: Way, left: Left, longest: int, bucket: Bucket | None) -> Left:
         """Queue segments one after the other. Returns a bound of what is left before the last; no rows: all have left.
 
         left: what is left now; longest: tokens of the longest row. bucket: of all segments, where rows stay together;
         None: a segment's is that of the rows left after the one before the one before it.
         """
-        slots, i = [segment.reports for segment in way], 0
-        loop = None if self.graphs is None else self.graphs.loop
-        numbers = [] if self.graphs is None else [self.graphs.number(segment) for segment in way]
-        stream = 0 if self.stream is None else self.stream.cuda_stream
+        parts, numbers, slots = way
+        stream, i = 0 if self.stream is None else self.stream.cuda_stream, 0
         if self.whole is not None and bucket is not None:
-            counts = self.buffers.batch(way[0].at.batch, bucket).counts.data_ptr()
-            if self.whole.launch(way, bucket, counts, stream):
+            counts = self.buffers.batch(parts[0].at.batch, bucket).counts.data_ptr()
+            if self.whole.launch(parts, bucket, counts, stream):
                 return left
         while True:
-            if loop is not None:
-                i, *found = loop.run(numbers, slots, i, *left, bucket, longest, self.ticket, stream)
+            if self.graphs is not None and self.graphs.loop is not None:
+                i, *found = self.graphs.loop.run(numbers, slots, i, *left, bucket, longest, self.ticket, stream)
                 left = Left(*found)
-            elif 2 <= i < len(way) and slots[i - 2] >= 0:
+            elif 2 <= i < len(parts) and slots[i - 2] >= 0:
                 left = self.left_after(slots[i - 2])
-            if i == len(way) or not left.rows:
+            if i == len(parts) or not left.rows:
                 return left
-            self.run(way[i], bucket or Bucket.of(left.rows, left.tokens, longest, left.queries))
+            self.run(parts[i], bucket or Bucket.of(left.rows, left.tokens, longest, left.queries))
             i += 1
 
     def run(self, segment: Segment, bucket: Bucket) -> None:
