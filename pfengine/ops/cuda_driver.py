@@ -72,9 +72,6 @@ class Driver:
         """A stream that waits for no other. torch's own streams are shared by all who ask for one."""
         return self._made("cuStreamCreate", ctypes.c_uint(NON_BLOCKING))
 
-    def destroy_stream(self, stream: int) -> None:
-        self._call("cuStreamDestroy_v2", ctypes.c_void_p(stream))
-
     def new_graph(self) -> int:
         return self._made("cuGraphCreate", ctypes.c_uint(0))
 

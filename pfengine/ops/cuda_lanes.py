@@ -241,17 +241,20 @@ class Lane:
         return Left(rows, count, int(tokens.lists[batch].query_count))
 
 
+_idle: dict[torch.device, list[int]] = {}  # streams of lanes that are gone
+
+
 def _own_stream(owner: Lane, device: torch.device) -> torch.cuda.Stream:
-    """A stream that nobody else uses, as long as `owner` lives. What others launch would end up in our graphs."""
-    driver = cuda_driver.driver()
-    with torch.cuda.device(device):
-        torch.cuda.current_stream().query()  # makes the device's context this thread's, whatever it did before
-        stream = driver.new_stream()
-    weakref.finalize(owner, _destroy_stream, driver, device, stream)
+    """A stream that nobody else uses as long as `owner` lives. What others launch would end up in our graphs.
+
+    It is never destroyed: torch may record an event on it when a tensor that was used on it is freed, long after.
+    """
+    idle = _idle.setdefault(device, [])
+    try:
+        stream = idle.pop()
+    except IndexError:
+        with torch.cuda.device(device):
+            torch.cuda.current_stream().query()  # makes the device's context this thread's, whatever it did before
+            stream = cuda_driver.driver().new_stream()
+    weakref.finalize(owner, idle.append, stream).atexit = False
     return torch.cuda.ExternalStream(stream, device)
-
-
-def _destroy_stream(driver: cuda_driver.Driver, device: torch.device, stream: int) -> None:
-    with contextlib.suppress(Exception), torch.cuda.device(device):  # at the end of the process CUDA may be gone
-        torch.cuda.current_stream().synchronize()
-        driver.destroy_stream(stream)

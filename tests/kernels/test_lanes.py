@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import gc
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import pfengine
-from pfengine import extension, reader
+from pfengine import extension
 from pfengine.exits import Entropy, Never, Patience, Replay
 from pfengine.kernels.decide import Form
-from pfengine.kernels.launch import recording
-from pfengine.model import build
-from pfengine.ops import cuda, cuda_flight, cuda_lanes
-from pfengine.ops.cuda_buffers import LEAST_LONGEST, LEAST_TOKENS, Bucket, PreparedModel, RuleForm
-from pfengine.ops.cuda_graphs import Graphs
+from pfengine.ops import cuda_flight, cuda_lanes
+from pfengine.ops.cuda_buffers import Bucket, PreparedModel, RuleForm
 from pfengine.ops.cuda_lanes import Lane
-from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS, CudaModel
+from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS
 from pfengine.ops.cuda_segment import Position, run_segment, segments
-from pfengine.ops.cuda_whole import WholeFlights
 from pfengine.ops.decide import signal
 from pfengine.ops.flight import Joining
 
-from ..ops.fake_driver import FakeDriver
+from .stand_ins import FakeRecorder, lane_of, on_device, with_graphs
 
 Make = Callable[..., Path]
 OPTIONS: dict[str, Any] = {
@@ -37,104 +34,9 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-class Recording:
-    """Stands in for a CUDA graph: launches with the arguments of the first time, whatever they hold by now."""
-
-    made: ClassVar[list[Recording]] = []
-
-    def __init__(self, launches: Callable[[], None]) -> None:
-        with recording() as self.recorded:
-            launches()
-        self.made.append(self)
-
-    def replay(self) -> None:
-        for one in self.recorded:
-            one.run()
-
-    def raw_cuda_graph(self) -> int:
-        """Its place in `made`, from 1 on."""
-        return self.made.index(self) + 1
-
-    raw_cuda_graph_exec = raw_cuda_graph
-
-
-class Made(Mapping[int, Callable[[], None]]):
-    """What `Recording.raw_cuda_graph` stands for."""
-
-    def __getitem__(self, graph: int) -> Callable[[], None]:
-        return Recording.made[graph - 1].replay
-
-    def __len__(self) -> int:
-        return len(Recording.made)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(1, len(self) + 1))
-
-
-class FakeRecorder:
-    def __init__(self) -> None:
-        self.recordings = 0
-
-    def record(self, launches: Callable[[], None]) -> Recording:
-        self.recordings += 1
-        return Recording(launches)
-
-
-class FakeLoop:
-    """`_C.SegmentLoop` over a stand-in for the CUDA driver, which replays a `Recording` at once."""
-
-    def __init__(self, lane: Lane) -> None:
-        self.launched, self.failing = 0, 0  # failing: what the next launch gives
-
-        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-        def launch(graph: int, stream: int) -> int:
-            self.launched += 1
-            if not self.failing:
-                Recording.made[graph - 1].replay()
-            return self.failing
-
-        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-        def query(stream: int) -> int:
-            return 0
-
-        self.kept = launch, query
-        addresses = (ctypes.cast(each, ctypes.c_void_p).value for each in self.kept)
-        words = lane.words.data_ptr(), len(lane.words)
-        self.loop = extension._C.SegmentLoop(*addresses, *words, LEAST_TOKENS, LEAST_LONGEST)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loop, name)
-
-
 @pytest.fixture
 def recorder() -> FakeRecorder:
     return FakeRecorder()
-
-
-def on_device(path: Path, device: torch.device) -> tuple[pfengine.Engine, CudaModel]:
-    engine = pfengine.load(path, precision="fp32", criterion="never")
-    engine.model, engine.device = build(reader.read(path), cuda, torch.float32, device), device
-    assert isinstance(engine.model.carrier, CudaModel)
-    return engine, engine.model.carrier
-
-
-def with_graphs(path: Path, device: torch.device, recorder: Any, how: str = "one by one") -> Any:
-    """An engine with a single lane, whose graphs are stand-ins. how: "one by one", "loop" or "whole"."""
-    engine, model = on_device(path, device)
-    lane = Lane(model.weights)
-    lane.graphs = Graphs(recorder, FakeLoop(lane) if how == "loop" else None)
-    if how == "whole":
-        lane.whole = WholeFlights(FakeDriver(Made()), lane.graphs)
-    model.free.put(lane)
-    model.made = MAX_FLIGHTS
-    return engine
-
-
-def lane_of(engine: Any) -> Lane:
-    """The only one."""
-    lane = engine.model.carrier.free.get_nowait()
-    engine.model.carrier.free.put(lane)
-    return lane
 
 
 def test_buckets() -> None:
@@ -381,3 +283,32 @@ def test_once_scratch_has_grown_nothing_is_allocated(
     np.testing.assert_array_equal(found, expected)
     assert not allocated
     assert not any(scratch.is_too_small() for scratch in model.take().scratch)
+
+
+def test_a_lanes_stream_is_nobody_elses_until_the_lane_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would give the 33rd stream that is asked for to whoever asks, while the first is still in use."""
+    made: list[int] = []
+
+    class Driver:
+        def new_stream(self) -> int:
+            made.append(len(made) + 7)
+            return made[-1]
+
+    class Owner:
+        pass
+
+    stream = SimpleNamespace(query=lambda: True)
+    monkeypatch.setattr(cuda_lanes.cuda_driver, "driver", Driver)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda address, device: address)
+    monkeypatch.setattr(cuda_lanes, "_idle", {})
+    owners: list[Any] = [Owner() for _ in range(40)]
+    device = torch.device("cuda", 0)
+    streams = [cuda_lanes._own_stream(owner, device) for owner in owners]
+    assert len({*streams}) == 40
+    del owners[3]
+    gc.collect()
+    another = Owner()
+    assert cuda_lanes._own_stream(another, device) == streams[3]  # type: ignore[arg-type,comparison-overlap]
+    assert len(made) == 40

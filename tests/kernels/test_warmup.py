@@ -20,7 +20,7 @@ from pfengine.ops.cuda_graphs import MOST_GRAPHS, Left
 from pfengine.ops.cuda_warmup import smaller
 
 from .conftest import INTERPRETED
-from .test_lanes import on_device
+from .stand_ins import on_device
 
 Make = Callable[..., Path]
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 24}
