@@ -20,20 +20,25 @@ class Tile(NamedTuple):
     num_stages: int
     persistent: bool = False  # does each program compute many tiles?
     parts: int = 1  # of a tile's columns, one after the other at its end
+    max_registers: int | None = None  # per thread
 
 
-def tile(rows: int, columns: int, dtype: torch.dtype) -> Tile:
-    """The tile for a product with at most `rows` rows."""
+def tile(rows: int, columns: int, dtype: torch.dtype, adds: bool = False) -> Tile:
+    """The tile for a product with at most `rows` rows. adds: is something added to the product?
+
+    Two programs fit on a multiprocessor at a time, so that one computes while the other waits for memory.
+    """
     if dtype == torch.float32:
-        # eight warps: with four, triton 3.6 spills on sm_80
-        return Tile(32, 32, 32, 4, 2) if rows <= 256 else Tile(64, 64, 32, 8, 2)
+        # left alone, the compiler spills some of the larger one to make room for another program
+        return Tile(32, 32, 32, 4, 2) if rows <= 256 else Tile(64, 64, 32, 4, 2, max_registers=255)
     if rows <= 64:
         return Tile(64, 16, 64, 4, 8)  # reading the weights takes all the time: many programs read far ahead
     if rows <= 256:
         return Tile(64, 32 if columns <= 1024 else 64, 64, 4, 4)
-    if rows <= 2048:
+    # few columns are few tiles; and with what is added, a tile of 128 rows would not fit twice without spills
+    if rows <= 2048 or columns <= 512 or adds:
         return Tile(64, 128, 64, 4, 3)
-    return Tile(128, 128, 64, 8, 3)
+    return Tile(128, 128, 64, 8, 3, max_registers=128)
 
 
 def tma_tile(rows: int, columns: int, inner: int, activation: str, adds: bool = False) -> Tile | None:
@@ -65,9 +70,7 @@ def int8_tile(rows: int, columns: int) -> Tile:
         return Tile(64, 16, 128, 4, 8)
     if rows <= 256:
         return Tile(64, 32 if columns <= 1024 else 64, 128, 4, 4)
-    if rows <= 2048:
-        return Tile(64, 128, 128, 4, 3)
-    return Tile(128, 128, 128, 8, 3)
+    return Tile(64, 128, 128, 4, 3)  # a tile of 128 rows would fit only once on a multiprocessor
 
 
 ROWS = (64, 256, 1024, 2048, 4096, 8192)  # one for each line of the tables above

@@ -62,6 +62,12 @@ def activate(x, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def places(BLOCK: tl.constexpr):
+    """0 to BLOCK - 1, for after a loop. Those that were made before it would be kept in registers all the while."""
+    return tl.arange(BLOCK, 2 * BLOCK) - BLOCK
+
+
+@triton.jit
 def finish(
     total, bias, add, add_source_rows, first_row, first_column, rows, columns, add_width, add_from,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, GATED: tl.constexpr,
@@ -70,7 +76,7 @@ def finish(
 
     GATED: columns are pairs of a value and a gate, and the result is activation(value) gate, half as many.
     """
-    row, column = tl.arange(0, total.shape[0]), tl.arange(0, total.shape[1])
+    row, column = places(total.shape[0]), places(total.shape[1])
     is_row, is_column = first_row + row < rows, first_column + column < columns
     total += tl.load(bias + first_column + column, mask=is_column, other=0.0)[None, :]
     if GATED:
@@ -79,11 +85,12 @@ def finish(
     else:
         total = activate(total, ACTIVATION, PRECISION)
     if add is not None:
+        add += add_from + first_column
         if add_source_rows is not None:
-            row_at = tl.load(add_source_rows + first_row + row, mask=is_row, other=0).to(tl.int64) * add_width
+            added = tl.load(add_source_rows + first_row + row, mask=is_row, other=0)
+            add_at = (add + added.to(tl.int64) * add_width)[:, None] + column[None, :]
         else:  # 32 bits within a tile: offsets of 64 bits would take twice the registers
-            add, row_at = add + first_row.to(tl.int64) * add_width, row * add_width
-        add_at = add + (add_from + first_column) + (row_at[:, None] + column[None, :])
+            add_at = add + first_row.to(tl.int64) * add_width + (row[:, None] * add_width + column[None, :])
         total += tl.load(add_at, mask=is_row[:, None] & is_column[None, :], other=0.0).to(tl.float32)
     return total
 

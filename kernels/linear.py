@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .functions import finish
+from .functions import finish, places
 from .launch import FLOATS, check, check_count, launch, rows_of, tma_processors
 from .scratch import empty
 from .tma_linear import launch_tma, tma_tile
@@ -28,32 +28,37 @@ def _linear_kernel(
     first_row, first_column = tl.program_id(0) // blocks_n * BLOCK_M, tl.program_id(0) % blocks_n * BLOCK_N
     if first_row >= rows:
         return
-    row, column, k = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    is_row, is_column = row < rows, column < columns
-    source = row
+    k = tl.arange(0, BLOCK_K)
+    m = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first_row)  # past the end the last ones are read, not masked
+    n = tl.minimum(tl.arange(0, BLOCK_N), columns - 1 - first_column)
+    # Addresses are 64 bits for a tile and 32 bits within it, in half the registers: a tile is at most 128 rows, each of
+    # far fewer than 2^24 numbers. Rows that are read by their place may be anywhere: 64 bits each.
     if source_rows is not None:
-        source = tl.load(source_rows + row, mask=is_row, other=0)
-    x_at = x + source.to(tl.int64)[:, None] * inner + k[None, :]
-    weight_at = weight + column.to(tl.int64)[None, :] * inner + k[:, None]
+        source = tl.load(source_rows + first_row + m)
+        x_at = (x + source.to(tl.int64) * inner)[:, None] + k[None, :]
+    else:
+        x_at = x + first_row.to(tl.int64) * inner + (m[:, None] * inner + k[None, :])
+    weight_at = weight + first_column.to(tl.int64) * inner + (n[:, None] * inner + k[None, :])
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, inner, BLOCK_K):
         if EVEN_K:
-            a = tl.load(x_at + start, mask=is_row[:, None], other=0.0).to(weight.dtype.element_ty)
-            b = tl.load(weight_at + start, mask=is_column[None, :], other=0.0)
+            a = tl.load(x_at + start).to(weight.dtype.element_ty)
+            b = tl.load(weight_at + start)
         else:
-            a = tl.load(x_at + start, mask=is_row[:, None] & (start + k < inner)[None, :], other=0.0)
-            a = a.to(weight.dtype.element_ty)
-            b = tl.load(weight_at + start, mask=is_column[None, :] & (start + k < inner)[:, None], other=0.0)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
+            is_k = (start + k < inner)[None, :]
+            a = tl.load(x_at + start, mask=is_k, other=0.0).to(weight.dtype.element_ty)
+            b = tl.load(weight_at + start, mask=is_k, other=0.0)
+        total = tl.dot(a, b.T, total, input_precision=PRECISION)
     total = finish(
         total, bias, add, add_source_rows, first_row, first_column, rows, columns, add_width, add_from,
         ACTIVATION, PRECISION, GATED,
     )  # fmt: skip
     if GATED:
-        columns, column = columns // 2, first_column // 2 + tl.arange(0, BLOCK_N // 2)
-        is_column = column < columns
-    to = out + row.to(tl.int64)[:, None] * columns + column[None, :]
-    tl.store(to, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+        columns, first_column = columns // 2, first_column // 2
+    row, column = places(total.shape[0]), places(total.shape[1])
+    is_number = (first_row + row < rows)[:, None] & (first_column + column < columns)[None, :]
+    to = out + first_row.to(tl.int64) * columns + first_column + (row[:, None] * columns + column[None, :])
+    tl.store(to, total.to(out.dtype.element_ty), mask=is_number)
 
 
 def linear(
@@ -98,7 +103,7 @@ def linear(
 def launch_by_pointers(arguments: dict[str, Any], activation: str, gated: bool = False) -> None:
     """The kernel for every device, dtype and place of rows."""
     rows, columns, dtype = len(arguments["out"]), arguments["columns"], arguments["weight"].dtype
-    tile = configs.tile(rows, columns, dtype)
+    tile = configs.tile(rows, columns, dtype, adds=arguments["add"] is not None)
     launch(
         _linear_kernel,
         (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
@@ -110,6 +115,7 @@ def launch_by_pointers(arguments: dict[str, Any], activation: str, gated: bool =
         },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        max_registers=tile.max_registers,
     )  # fmt: skip
 
 

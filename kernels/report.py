@@ -1,7 +1,12 @@
 """`python -m pfengine.kernels.report`: compiles every kernel ahead of time as it is shipped. No GPU is needed.
 
-Prints registers, spills, shared memory and the matrix instruction. It fails on a spill, on more shared memory than the
-chip has, and where an expected matrix instruction is missing.
+Prints registers, spills, shared memory, how many programs fit on a multiprocessor, over how many warps sums and maxima
+of floats are split, and the matrix instruction. It fails
+- on a spill, and on more shared memory than the chip has;
+- where an expected matrix instruction is missing;
+- where fewer programs than expected fit on a multiprocessor: with a single one nothing runs while it waits;
+- where attention reduces scores over several warps, which costs a barrier every block of keys;
+- where variants that may serve the same row add up in different orders, so that its bits could depend on the batch.
 """
 
 from __future__ import annotations
@@ -25,11 +30,17 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launch import Launch
+from .launch import FLOATS, Launch
+from .layouts import Order, Reduction, reductions
+from .occupancy import CHIPS, programs
 from .shipped import shipped
 from .specialised import POINTERS, specialised
 
-SHARED = {80: 166_912, 90: 232_448}  # bytes that a block may have
+TWO_AT_A_TIME = ("linear", "tma_linear", "int8_linear")  # unless each program computes many tiles and copies the next one meanwhile
+# Constants that may differ between two launches for the same row: they follow from the number of rows, the longest row,
+# which tokens are queries, or what is decided after the sums.
+BY_BATCH = ("ROWS", "STEPS", "BLOCK_M", "QUERIES", "LAST", "ONCE", "CLAUSES", "CODES")
+KINDS = ("bias", "of_keys", "of_queries", "window")  # arguments that are given for all rows of a model or for none
 
 
 class Compiled(NamedTuple):
@@ -41,17 +52,56 @@ class Compiled(NamedTuple):
     shared_bytes: int
     instruction: str  # of matrix products: wgmma, mma or none; .s8 of int8; and whether tiles are copied by TMA
     expected: str  # the instruction that it must have; none where it does not matter
+    programs: int  # that fit on a multiprocessor at a time
+    expected_programs: int  # at least so many must
+    kind: str  # the same for variants that may serve the same row
+    reductions: tuple[Reduction, ...]  # of floats; those of whole numbers are the same in any order, and seldom
+    one_warp: bool  # must each of them be within a warp?
+
+    @property
+    def warps(self) -> int:
+        """Over how many warps a reduction is split, at most."""
+        return max((reduction.warps for reduction in self.reductions), default=0)
 
     def faults(self) -> list[str]:
         where = f"{self.kernel} ({self.config}) on sm_{self.arch}"
         faults = []
         if self.spill_bytes:
             faults.append(f"{where} spills {self.spill_bytes} bytes of registers; make its tile smaller")
-        if self.shared_bytes > SHARED[self.arch]:
-            faults.append(f"{where} wants {self.shared_bytes} bytes of shared memory, there are {SHARED[self.arch]}")
+        shared = CHIPS[self.arch].shared_of_program
+        if self.shared_bytes > shared:
+            faults.append(f"{where} wants {self.shared_bytes} bytes of shared memory, there are {shared}")
         if self.expected not in ("none", self.instruction):
             faults.append(f"{where} has {self.instruction} where {self.expected} is expected")
+        if self.programs < self.expected_programs:
+            faults.append(
+                f"{where} fits {self.programs} times on a multiprocessor, expected {self.expected_programs}; it has "
+                f"{self.registers} registers and {self.shared_bytes} bytes of shared memory: limit them"
+            )
+        if self.one_warp and self.warps > 1:
+            split = next(reduction for reduction in self.reductions if reduction.warps > 1)
+            faults.append(f"{where} reduces over several warps ({split}); have a warp for each 16 rows of scores")
         return faults
+
+
+def order_faults(found: list[Compiled]) -> list[str]:
+    """Where variants of one kind do not add up in one order. Maxima may be split in any way: they have no rounding."""
+    orders: dict[tuple[str, str, int], dict[frozenset[Order], Compiled]] = {}
+    for one in found:
+        sums = [reduction for reduction in one.reductions if not reduction.exact]
+        for what in {(reduction.combines, reduction.length) for reduction in sums}:
+            order = frozenset(reduction.order for reduction in sums if (reduction.combines, reduction.length) == what)
+            orders.setdefault((one.kind, *what), {}).setdefault(order, one)
+    return [
+        f"{next(iter(of.values())).kernel} adds up {length} numbers ({combines}) in {len(of)} orders, by the batch: "
+        + "; ".join(f"{_shown(order)} in ({one.config}) on sm_{one.arch}" for order, one in of.items())
+        for (_, combines, length), of in orders.items()
+        if len(of) > 1
+    ]
+
+
+def _shown(order: frozenset[Order]) -> str:
+    return " and ".join(f"strides {a} in a thread, {b} in a warp, {c} across warps" for a, b, c in sorted(order))
 
 
 def compiled(launch: Launch, arch: int) -> Compiled:
@@ -73,16 +123,26 @@ def compiled(launch: Launch, arch: int) -> Compiled:
     )
     rows = max(launch.constants.get(name, 0) for name in ("BLOCK_M", "WINDOW"))  # of any product
     warpgroup = arch >= 90 and rows >= 64
-    kinds = (value.dtype for value in launch.arguments.values() if isinstance(value, Tensor))
+    kinds = [value.dtype for value in launch.arguments.values() if isinstance(value, Tensor)]
     dtype = next((POINTERS[kind][1:] for kind in kinds if kind != torch.int32), "")
     shown = {name: value for name, value in constants.items() if not isinstance(value, bool) or value}
     config = ", ".join([dtype, *(f"{name}={value}" for name, value in shown.items() if name in launch.constants)])
     expected = ("wgmma" if warpgroup else "mma") if sixteen_bit or in_int8 else "none"
     expected += ".s8" if in_int8 else ""
     expected += "+tma" if launch.blocks else ""
+    kernel = launch.kernel.__name__.strip("_").removesuffix("_kernel")
+    given = [name for name in KINDS if launch.arguments.get(name) is not None]
+    fixed = {name: value for name, value in launch.constants.items() if name not in BY_BATCH}
+    floats = next((kind for kind in kinds if kind in FLOATS), None)
+    shared = binary.metadata.shared
     return Compiled(
-        launch.kernel.__name__.strip("_").removesuffix("_kernel"), config, arch, registers, spilled,
-        binary.metadata.shared, instruction, expected,
+        kernel, config, arch, registers, spilled, shared, instruction, expected,
+        programs(arch, registers, launch.num_warps, shared),
+        expected_programs=2 if kernel in TWO_AT_A_TIME and not launch.constants.get("PERSISTENT") else 1,
+        kind=repr((kernel, arch, floats, given, fixed)),
+        reductions=tuple(one for one in reductions(binary.asm["ttgir"]) if not one.element.startswith("i")),
+        # with tables of distances, scores are gathered, which splits them; with fewer warps or more queries it spills
+        one_warp=kernel == "attention" and not {"of_keys", "of_queries"} & {*given},
     )  # fmt: skip
 
 
@@ -121,22 +181,23 @@ def run(archs: tuple[int, ...], only: str | None = None, jobs: int | None = None
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pfengine.kernels.report", description=__doc__)
-    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=SHARED, help="compute capabilities")
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=CHIPS, help="compute capabilities")
     parser.add_argument("--only", help="only kernels whose name contains this")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it")
     found = run(tuple(options.arch), options.only)
-    print(f"{'kernel':16} {'sm':>3} {'registers':>9} {'spilled':>7} {'shared':>7} {'products':>9}  variant")
+    print(f"{'kernel':16} {'sm':>3} registers spilled shared programs warps  products  variant")
     for one in found:
         print(
-            f"{one.kernel:16} {one.arch:3} {one.registers:9} {one.spill_bytes:7} {one.shared_bytes:7} "
-            f"{one.instruction:>9}  {one.config}"
+            f"{one.kernel:16} {one.arch:3} {one.registers:9} {one.spill_bytes:7} {one.shared_bytes:6} "
+            f"{one.programs:8} {one.warps or '-':>5} {one.instruction:>9}  {one.config}"
         )
     if options.json:
-        options.json.write_text(json.dumps([one._asdict() for one in found], indent=1) + "\n")
-    faults = [fault for one in found for fault in one.faults()]
+        rows = [{**one._asdict(), "reductions": [str(reduction) for reduction in one.reductions]} for one in found]
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    faults = [fault for one in found for fault in one.faults()] + order_faults(found)
     print(*faults, sep="\n", file=sys.stderr)
     print(f"{len(found)} variants, {len(faults)} faults")
     return 1 if faults else 0

@@ -49,7 +49,7 @@ def test_linear(
 
 def test_rows_by_place(draw: Any, count: Any, check: Any, dtype: torch.dtype, device: torch.device) -> None:
     x, weight, bias = draw(9, 32, dtype=dtype), draw(5, 32, dtype=dtype), draw(5)
-    source_rows = torch.tensor([0, 2, 7, 8], dtype=torch.int32, device=device)
+    source_rows = torch.tensor([0, 2, 7, 1 << 30], dtype=torch.int32, device=device)  # nobody may read the last one
     ours = linear(x, weight, bias, "tanh", count(3), source_rows=source_rows, out_dtype=torch.float32)
     assert ours.dtype == torch.float32
     check(ours[:3].to(dtype), formula, [x[source_rows[:3].long()], weight, bias, None, "tanh"])
@@ -62,6 +62,18 @@ def test_rows_to_add_by_place(draw: Any, count: Any, check: Any, dtype: torch.dt
     assert linear(x, weight, bias, "none", count(3), add=add, add_source_rows=source_rows, add_from=2, out=out) is out
     check(out[:3], formula, [x[:3], weight, bias, add[source_rows[:3].long(), 2:7], "none"])
     assert (out[3] == 9).all()
+
+
+def test_rows_beyond_the_reach_of_32_bits(draw: Any, count: Any, check: Any, device: torch.device) -> None:
+    """Only the pages that are read take memory, on a CPU."""
+    x, weight, bias = torch.empty((1 << 25) + 5, 64, dtype=torch.float16, device=device), draw(5, 64), draw(5)
+    assert x.numel() > 2**31
+    weight, few = weight.half() / 8, draw(3, 64, dtype=torch.float16)
+    x[-3:] = few
+    last = torch.arange(len(x) - 3, len(x), dtype=torch.int32, device=device)
+    check(linear(x, weight, bias, "none", count(3), source_rows=last), formula, [few, weight, bias, None, "none"])
+    ours = linear(few, weight, bias, "none", count(3), add=x, add_source_rows=last)
+    check(ours, formula, [few, weight, bias, few[:, :5], "none"])
 
 
 def test_a_product_in_float32(draw: Any, count: Any, check: Any, dtype: torch.dtype) -> None:

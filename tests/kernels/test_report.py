@@ -44,7 +44,9 @@ def test_report(tmp_path: Path, kernel: str, products: str) -> None:
     found = json.loads(table.read_text())
     assert {one["arch"] for one in found} == {90}
     assert {one["instruction"] for one in found} == {one["expected"] for one in found} == {products}
-    assert all(one["registers"] > 8 and one["spill_bytes"] == 0 for one in found)
+    assert all(one["registers"] > 8 and one["spill_bytes"] == 0 and one["programs"] > 1 for one in found)
+    if kernel == "layer_norm":
+        assert any("addf of 1024 along 0" in text for one in found for text in one["reductions"])
 
 
 def test_interpreted_kernels_are_refused() -> None:
@@ -55,18 +57,73 @@ def test_interpreted_kernels_are_refused() -> None:
 
 def test_faults() -> None:
     code = """
+from pfengine.kernels.layouts import Reduction
 from pfengine.kernels.report import Compiled
-good = Compiled("linear", "bf16", 90, 168, 0, 131072, "wgmma", "wgmma")
-assert good.faults() == []
+largest = Reduction("maxnumf", "f32", (64, 32), 1, (1, 8, 16), (2, 4), ())
+good = Compiled("linear", "bf16", 90, 168, 0, 131072, "wgmma", "wgmma", 2, 2, "bf16", (largest,), True)
+assert good.faults() == [] and good.warps == 1
+assert good._replace(reductions=()).faults() == [] and good._replace(reductions=()).warps == 0
+split = largest._replace(in_thread=(1,), across_warps=(8, 16))
+assert good._replace(reductions=(split,), one_warp=False).faults() == []
 for wrong, text in (
     ({"spill_bytes": 8}, "spills 8 bytes"),
     ({"shared_bytes": 232449}, "wants 232449 bytes of shared memory, there are 232448"),
     ({"instruction": "mma"}, "has mma where wgmma is expected"),
     ({"expected": "wgmma+tma"}, "has wgmma where wgmma+tma is expected"),
     ({"expected": "wgmma.s8"}, "has wgmma where wgmma.s8 is expected"),
+    ({"programs": 1}, "fits 1 times on a multiprocessor, expected 2; it has 168 registers"),
+    ({"reductions": (largest, split)}, "(maxnumf of 64x32 along 1: 2 x 4 threads x 4 warps)"),
 ):
     (fault,) = good._replace(**wrong).faults()
     assert text in fault, fault
+"""
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_orders_of_sums() -> None:
+    code = """
+from pfengine.kernels.layouts import Reduction
+from pfengine.kernels.report import Compiled, order_faults
+total = Reduction("addf", "f32", (64, 32), 1, (1, 8, 16), (2, 4), ())
+other = total._replace(in_thread=(16,), in_warp=(1, 2, 4, 8))
+small = Compiled("attention", "ROWS=1", 80, 99, 0, 0, "mma", "mma", 1, 1, "bf16", (total,), False)
+large = small._replace(config="ROWS=4")
+assert order_faults([]) == order_faults([small, large]) == []
+for right in (
+    {"reductions": (total._replace(shape=(16, 32)),)},  # other rows
+    {"reductions": (other._replace(shape=(64, 64), in_thread=(16, 32)),)},  # another sum
+    {"reductions": (total, other._replace(combines="maxnumf"))},  # the largest number is the same in any order
+    {"reductions": ()},
+    {"reductions": (other,), "kind": "fp16"},
+):
+    assert order_faults([small, large._replace(**right)]) == [], right
+for wrong in (other, total._replace(in_thread=(1,), across_warps=(8, 16)), total._replace(in_warp=(4, 2))):
+    (fault,) = order_faults([small, large, large._replace(reductions=(wrong,))])
+    assert "attention adds up 32 numbers (addf) in 2 orders" in fault, fault
+    assert "strides (1, 8, 16) in a thread, (2, 4) in a warp, () across warps in (ROWS=1) on sm_80" in fault, fault
+    assert "in (ROWS=4)" in fault, fault
+(fault,) = order_faults([small._replace(reductions=(total, other)), large])  # of two sums one is as in the other
+assert "in 2 orders" in fault
+"""
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_variants_for_the_same_row_are_of_one_kind() -> None:
+    code = """
+from pfengine.kernels.report import compiled, shipped
+launches = [one for one in shipped((384,)) if one.kernel.__name__ == "_attention_kernel"]
+launches = [one for one in launches if one.constants["BLOCK_D"] == 32 and one.constants["PRECISION"] == "ieee"]
+plain = [one for one in launches if one.arguments["bias"] is None and one.arguments["of_keys"] is None]
+few, many = (next(one for one in plain if one.constants["ROWS"] == rows) for rows in (1, 4))
+biased = next(one for one in launches if one.arguments["bias"] is not None)
+tables = next(one for one in launches if one.arguments["of_keys"] is not None)
+few, many, biased, tables = (compiled(one, 90) for one in (few, many, biased, tables))
+assert few.kind == many.kind
+assert len({few.kind, biased.kind, tables.kind}) == 3
+assert few.one_warp and biased.one_warp and not tables.one_warp
+assert few.warps == 1 and tables.warps > 1
 """
     result = run("-c", code)
     assert result.returncode == 0, result.stderr
