@@ -36,7 +36,8 @@ from .occupancy import CHIPS, programs
 from .shipped import shipped
 from .specialised import POINTERS, specialised
 
-TWO_AT_A_TIME = ("linear", "tma_linear", "int8_linear")  # unless each program computes many tiles and copies the next one meanwhile
+# unless each program computes many tiles, and copies the next one meanwhile
+TWO_AT_A_TIME = ("linear", "tma_linear", "int8_linear")
 # Constants that may differ between two launches for the same row: they follow from the number of rows, the longest row,
 # which tokens are queries, or what is decided after the sums.
 BY_BATCH = ("ROWS", "STEPS", "BLOCK_M", "QUERIES", "LAST", "ONCE", "CLAUSES", "CODES")
