@@ -19,7 +19,7 @@ from .ops.rule import ExitRule
 
 STOPS = 2  # layers at which flights wait for others
 ROUNDS = 5
-MOST_TOKENS = 1 << 14  # that a layer is timed with
+MOST_TOKENS = 1 << 13  # that a layer is timed with
 
 
 def is_worth_it(tokens: Sequence[float], layers: int, joining: Joining) -> bool:
