@@ -29,11 +29,11 @@ def is_worth_it(tokens: Sequence[float], layers: int, joining: Joining) -> bool:
     same share.
     """
 
-    def seconds(count: float) -> float:
-        return layers * joining.layer * max(1.0, count / joining.flat_tokens)
+    def layer_seconds(count: float) -> float:
+        return joining.layer * max(1.0, count / joining.flat_tokens)
 
-    saved = sum(map(seconds, tokens)) - seconds(sum(tokens))
-    return saved > joining.join * (len(tokens) - 1)
+    saved = sum(map(layer_seconds, tokens)) - layer_seconds(sum(tokens))
+    return layers * saved > joining.join * (len(tokens) - 1)
 
 
 def stops_of(rule: ExitRule, layers: int, joining: Joining) -> list[int]:

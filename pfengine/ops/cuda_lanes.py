@@ -71,7 +71,8 @@ class Lane:
             return None
         driver = cuda_driver.driver()
         functions = driver.address("cuGraphLaunch"), driver.address("cuStreamQuery")
-        return extension._C.SegmentLoop(*functions, self.words.data_ptr(), len(self.words), LEAST_TOKENS, LEAST_LONGEST)
+        words = extension.address("words", self.words, torch.int64, self.words.shape)
+        return extension._C.SegmentLoop(*functions, words, len(self.words), LEAST_TOKENS, LEAST_LONGEST)
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Memory on the host, which the GPU can write, and to and from which copies need not be waited for."""
@@ -184,7 +185,7 @@ class Lane:
         parts, numbers, slots = way
         stream, i = 0 if self.stream is None else self.stream.cuda_stream, 0
         if self.whole is not None and bucket is not None:
-            counts = self.buffers.batch(parts[0].at.batch, bucket).counts.data_ptr()
+            counts = self.buffers.batch(parts[0].at.batch, bucket).counts
             if self.whole.launch(parts, bucket, counts, stream):
                 return left
         while True:

@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from .cuda_buffers import Bucket
 from .cuda_graphs import Graph, Graphs
 from .cuda_segment import Segment
@@ -52,8 +54,11 @@ class WholeFlights:
         self.made: dict[tuple[tuple[Segment, ...], Bucket], tuple[int, list[Graph]]] = {}
         self.works = True
 
-    def launch(self, way: Sequence[Segment], bucket: Bucket, counts: int, stream: int) -> bool:
-        """Launch all segments at once; False where that cannot be, as not all of them have been recorded yet."""
+    def launch(self, way: Sequence[Segment], bucket: Bucket, counts: Tensor, stream: int) -> bool:
+        """Launch all segments at once; False where that cannot be, as not all of them have been recorded yet.
+
+        counts: int32 on the device, of which the first is how many rows are left.
+        """
         parts = [self.graphs.recorded((segment, bucket)) for segment in way]
         if not self.works or len(way) < 3 or any(part is None for part in parts):
             return False
@@ -75,9 +80,9 @@ class WholeFlights:
         for key in list(self.made):
             self._forget(key)
 
-    def _joined(self, way: Sequence[Segment], parts: Sequence[Graph], counts: int) -> int:
+    def _joined(self, way: Sequence[Segment], parts: Sequence[Graph], counts: Tensor) -> int:
         guarded = [i >= 2 and way[i - 1].reports >= 0 for i in range(len(way))]
-        return joined(self.driver, [part.raw_cuda_graph() for part in parts], guarded, counts)
+        return joined(self.driver, [part.raw_cuda_graph() for part in parts], guarded, counts.data_ptr())
 
     def _forget(self, key: Any) -> None:
         if key in self.made:

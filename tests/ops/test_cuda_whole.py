@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("the GPU path needs triton, which is for Linux alone", allow_module_level=True)
@@ -60,11 +61,11 @@ def way(layers: int) -> list[Segment]:
 
 
 def test_a_flight_is_joined_once_all_its_segments_are_recorded() -> None:
-    counts, ran = ctypes.c_int(3), []
+    counts, ran = torch.tensor([3], dtype=torch.int32), []
     driver = FakeDriver({number: lambda number=number: ran.append(number) for number in range(9)})  # type: ignore[misc]
     graphs = Graphs(None)
     whole, segments = WholeFlights(driver, graphs), way(4)
-    launch = lambda: whole.launch(segments, BUCKET, ctypes.addressof(counts), 0)  # noqa: E731
+    launch = lambda: whole.launch(segments, BUCKET, counts, 0)  # noqa: E731
     assert not launch()
     graphs.known.update({(segment, BUCKET): Recorded(i) for i, segment in enumerate(segments[:3])})
     assert not launch()
@@ -79,19 +80,19 @@ def test_a_flight_is_joined_once_all_its_segments_are_recorded() -> None:
     assert 1000 in driver.destroyed
     whole.clear()
     assert 1001 in driver.destroyed
-    assert not whole.launch(segments[:2], BUCKET, ctypes.addressof(counts), 0)  # nothing can be left out
+    assert not whole.launch(segments[:2], BUCKET, counts, 0)  # nothing can be left out
 
 
 def test_where_the_driver_fails_segments_are_launched_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
     driver = FakeDriver({number: lambda: None for number in range(3)})
-    graphs, segments, counts = Graphs(None), way(3), ctypes.c_int(1)
+    graphs, segments, counts = Graphs(None), way(3), torch.ones(1, dtype=torch.int32)
     graphs.known.update({(segment, BUCKET): Recorded(i) for i, segment in enumerate(segments)})
     whole = WholeFlights(driver, graphs)
     driver.fails = True
-    assert not whole.launch(segments, BUCKET, ctypes.addressof(counts), 0)
+    assert not whole.launch(segments, BUCKET, counts, 0)
     assert "could not be made one graph" in caplog.text
     driver.fails = False
-    assert not whole.launch(segments, BUCKET, ctypes.addressof(counts), 0)
+    assert not whole.launch(segments, BUCKET, counts, 0)
     assert len(caplog.records) == 1
     assert driver.destroyed == [100]
 
