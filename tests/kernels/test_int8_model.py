@@ -88,7 +88,8 @@ def test_families(make_checkpoint: Make, random_rows: Any, device: torch.device,
     assert 1e-4 < off < 0.05  # int8 rounds, and not much
 
 
-@pytest.mark.parametrize("overlap", [0, pytest.param(512, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [0, 512])
 def test_rows_leave(
     make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch, overlap: int
 ) -> None:
