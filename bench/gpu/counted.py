@@ -30,7 +30,9 @@ from ..rows import make_rows
 from .costs import Cost, Use, cost, name
 
 NOBODY_LEAVES = (Clause("entropy", "<", values(-math.inf)),)
-WEIGHTS = ("weight", "bias", "learners", "projection", "gate", "gate_bias")
+WEIGHTS = (
+    "weight", "bias", "score", "score_bias", "learners", "learner_bias", "projection", "offset", "gate", "gate_bias",
+)  # fmt: skip
 
 
 class Pass:
