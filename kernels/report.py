@@ -114,9 +114,9 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
     for sources in (None, source_rows):
         linear(x, _empty(size, size, dtype=dtype), vector, "none", count, add=x, add_source_rows=sources)
     linear(inner, _empty(size, 4 * size, dtype=dtype), vector, "none", count, add=x)
-    for sources in (None, source_rows):
-        to_fp32 = {"out_dtype": torch.float32, "source_rows": sources}
-        linear(x, _empty(size, size, dtype=dtype), vector, "tanh", count, **to_fp32)
+    for sources, out_dtype in itertools.product((None, source_rows), {torch.float32, dtype}):
+        pooler = _empty(size, size, dtype=dtype), vector
+        linear(x, *pooler, "tanh", count, out_dtype=out_dtype, source_rows=sources)
     for activation in ("gelu", "gelu_tanh", "relu") if rows == configs.ROWS[-1] else ("gelu", "gelu_tanh"):
         linear(x, _empty(4 * size, size, dtype=dtype), _empty(4 * size), activation, count)
     for residual in (x, None):

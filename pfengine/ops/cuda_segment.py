@@ -228,8 +228,10 @@ def _run_exit(
     if parts.attentive is not None:
         state = run_attentive(x, here.bounds, parts.attentive, longest, (count, here.counts[1:]), dtype)
     if parts.pooler is not None:
+        # guesses are made of states in the learners' dtype, and each chunk of them reads all states: in half the bytes
+        out_dtype = torch.float32 if parts.imitation is None else parts.imitation[0].learners.dtype
         state = run_linear(
-            state, parts.pooler, parts.pooler_activation, count, source_rows=source_rows, out_dtype=torch.float32
+            state, parts.pooler, parts.pooler_activation, count, source_rows=source_rows, out_dtype=out_dtype
         )
         source_rows = None
     if parts.pooler_norm is not None:

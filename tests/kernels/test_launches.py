@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[2]))  # at its end: pfengine stays the one that is installed
@@ -14,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # at its end: pfengine stays th
 from bench.gpu.costs import name
 from bench.gpu.counted import prepare
 from pfengine.kernels.decide import Form
-from pfengine.kernels.launch import recording
+from pfengine.kernels.launch import Launch, recording
 from pfengine.ops import cuda_segment
 from pfengine.ops.cuda_buffers import Bucket, Buffers, RuleForm, Sizes
 from pfengine.ops.cuda_segment import Position, run_segment, segments
@@ -45,12 +46,11 @@ HEADS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-def exit_launches(head: dict[str, Any], monkeypatch: pytest.MonkeyPatch, labels: int = 2) -> list[str]:
-    """Of the exit after layer 2 of 4, without those that list tokens for `survivors`."""
+def exit_launches(head: dict[str, Any], monkeypatch: pytest.MonkeyPatch, labels: int = 2) -> list[Launch]:
+    """Of the exit after layer 2 of 4, in bf16, without those that list tokens for `survivors`."""
     weights = prepare(96, head, LAYERS, labels)
     rule = RuleForm((Form("entropy", "<"),), tokens=TokenRule("token") if weights.tags else None)
     buffers = Buffers(weights, Sizes(BUCKET.rows, BUCKET.tokens, 64, 8))
-    launched: list[str] = []
 
     def layer(*_: Any) -> Tensor:  # whatever layers launch does not count
         return buffers.states[0][: BUCKET.tokens]
@@ -60,21 +60,24 @@ def exit_launches(head: dict[str, Any], monkeypatch: pytest.MonkeyPatch, labels:
     way = segments(weights, Position(), rule, bytes([0, 1, 0, 0]), LAYERS, scores=True, overlap=False)
     with recording() as found:
         run_segment(weights, buffers, way[0]._replace(at=way[0].at._replace(layer=1)), BUCKET)
-    for launch in found:
-        if name(launch) not in ("tokens", "token_list"):
-            launched.append(name(launch))
-    return launched
+    return [launch for launch in found if name(launch) not in ("tokens", "token_list")]
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_launches_of_a_tested_exit(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options, expected = HEADS[head]
-    assert exit_launches(options, monkeypatch) == expected
+    assert [name(launch) for launch in exit_launches(options, monkeypatch)] == expected
 
 
 @pytest.mark.parametrize("head", ["authors", "folded", "paper", "mixed"])
 def test_many_labels_are_decided_by_one_more(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert exit_launches(HEADS[head][0], monkeypatch, labels=150) == [*POOLED[:-1], "gate_merge", "survivors"]
+    launches = exit_launches(HEADS[head][0], monkeypatch, labels=150)
+    assert [name(launch) for launch in launches] == [*POOLED[:-1], "gate_merge", "survivors"]
+
+
+def test_guesses_read_states_of_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {head: exit_launches(HEADS[head][0], monkeypatch)[1].arguments["x"].dtype for head in ("authors", "folded")}
+    assert read == {"authors": torch.bfloat16, "folded": torch.float32}
 
 
 def test_an_exit_that_is_not_tested_keeps_its_past(monkeypatch: pytest.MonkeyPatch) -> None:
