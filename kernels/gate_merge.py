@@ -1,136 +1,155 @@
-"""Past and future weighed by the gate, and who leaves. It is launched after `imitation`.
+"""Past and future weighed by the gate, and who leaves.
 
 none     past + future
 paper    l past + (1 - l) future,      l = sigmoid(gates)
 authors  2 l past + (2 - 2 l) future,  l = sigmoid(G tanh(gates / count) + g)
+
+With few labels `merge_and_decide` ends the launch that computes past and future. There one program decides for a whole
+block of rows, which it could not do for many labels in a reasonable time. They have a launch of their own.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .decide import Decided, ExitTest, arguments, check_test, constants, decide
+from .decide import decide
 from .functions import tanh
-from .launch import check, check_count, launch, power_of_two
+from .launch import launch, power_of_two
 
 Form = Literal["none", "paper", "authors"]
+SHARES, GATES = 8192, 16  # numbers of a tile of shares; gates read at once
+
+
+@triton.jit
+def merge(
+    past, shares, offset, gate, gate_bias, first_row, rows, gates, past_width, chunks, rows_of_shares, states, labels,
+    FORM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """The scores of BLOCK_R rows from `first_row` on, fp32 [BLOCK_R, BLOCK_C]. See `merge_and_decide`.
+
+    What is needed of memory is asked for at once, as far as there are registers: each round takes about as long.
+    """
+    row, label = first_row + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
+    is_row, is_label = row < rows, label < labels
+    is_number = is_row[:, None] & is_label[None, :]
+    own = past + row.to(tl.int64)[:, None] * past_width
+    merged = tl.load(own + label[None, :], mask=is_number, other=0.0)
+    output, source = tl.where(gates == 1, 0, label), tl.arange(0, BLOCK_G)  # of the gate; a label reads its output
+    u_at, g_at = own + labels + source[None, :], gate
+    if FORM == "paper":
+        weighed = tl.load(own + labels + output[None, :], mask=is_number, other=0.0)
+    elif FORM == "authors":
+        g_at += output[None, :] * gates + source[:, None]
+        u = tl.load(u_at, mask=is_row[:, None] & (source < gates)[None, :], other=0.0)
+        g = tl.load(g_at, mask=is_label[None, :] & (source < gates)[:, None], other=0.0)
+        weighed = tl.load(gate_bias + output, mask=is_label, other=0.0)[None, :]
+    if shares is not None:
+        future = tl.zeros((1, BLOCK_C), tl.float32)
+        if offset is not None:
+            future += tl.load(offset + label, mask=is_label, other=0.0)[None, :]
+        place, chunk = first_row * BLOCK_C + tl.arange(0, BLOCK_R * BLOCK_C), tl.arange(0, BLOCK_S)
+        total = tl.zeros((BLOCK_R * BLOCK_C,), tl.float32)
+        for first in tl.range(0, chunks, BLOCK_S, num_stages=1):
+            at = shares + (first + chunk).to(tl.int64)[:, None] * rows_of_shares * BLOCK_C + place[None, :]
+            total += tl.sum(tl.load(at, mask=(first + chunk < chunks)[:, None], other=0.0), 0)
+        future += tl.where(is_number, tl.reshape(total, (BLOCK_R, BLOCK_C)), 0.0)
+    if FORM == "authors":
+        weighed += gated(u, g, states)
+        for first in tl.range(BLOCK_G, gates, BLOCK_G, num_stages=1):
+            is_source = first + source < gates
+            u = tl.load(u_at + first, mask=is_row[:, None] & is_source[None, :], other=0.0)
+            g = tl.load(g_at + first, mask=is_label[None, :] & is_source[:, None], other=0.0)
+            weighed += gated(u, g, states)
+    if FORM != "none":
+        double = 1.0 + tanh(weighed * 0.5)  # 1 + tanh(z / 2) = 2 sigmoid(z)
+        merged = double * merged
+        if shares is not None:
+            merged += (2.0 - double) * future
+        if FORM == "paper":
+            merged *= 0.5
+    elif shares is not None:
+        merged += future
+    return merged
+
+
+@triton.jit
+def gated(u, g, states):
+    """tanh(u / states) G for u [rows, gates] and G [gates, outputs], in fp32."""
+    u = tanh(u / states)
+    if g.shape[0] * g.shape[1] <= 64:
+        product = tl.sum(u[:, :, None] * g[None, :, :], 1)
+    else:
+        product = tl.dot(u, g, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def merge_and_decide(
+    past, shares, offset, gate, gate_bias, first_row, rows, gates, past_width, chunks, rows_of_shares, states,
+    logits, signals, leave, slots, to_logits, to_layers, numbers, by_slot, state_in, state_out, learned,
+    labels, layer, slot_count, signal_rows, width, log_labels,
+    FORM: tl.constexpr, CLAUSES: tl.constexpr, CODES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """Decide for BLOCK_R rows from `first_row` on.
+
+    past: fp32 [R, past_width]: scores, one per label, then `gates` gates: one, or one per label. shares: fp32 [chunks,
+    rows_of_shares, BLOCK_C], whose sum and `offset` are the future, or None. states: the `count` of the authors' form.
+    """
+    scores = merge(
+        past, shares, offset, gate, gate_bias, first_row, rows, gates, past_width, chunks, rows_of_shares, states,
+        labels, FORM, BLOCK_R, BLOCK_C, BLOCK_S, BLOCK_G,
+    )  # fmt: skip
+    row, label = first_row + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
+    is_row, is_label = row < rows, label < labels
+    decide(
+        scores, row, label, is_row, is_label, labels, logits, signals, leave, slots, to_logits, to_layers, numbers,
+        by_slot, state_in, state_out, learned, layer, slot_count, signal_rows, width, log_labels,
+        CLAUSES, CODES, LAST, ONCE,
+    )  # fmt: skip
 
 
 @triton.jit(  # the code must not depend on the number of rows nor on the layer
     do_not_specialize=["rows_of_shares", "layer", "signal_rows", "slot_count", "width"]
 )
 def _gate_merge_kernel(
-    past, shares, bias, gate, gate_bias, count, gates, past_width, chunks, rows_of_shares, states,
+    past, shares, offset, gate, gate_bias, count, gates, past_width, chunks, rows_of_shares, states,
     logits, signals, leave, slots, to_logits, to_layers, numbers, by_slot, state_in, state_out, learned,
     labels, layer, slot_count, signal_rows, width, log_labels,
     FORM: tl.constexpr, CLAUSES: tl.constexpr, CODES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.load(count)
-    if tl.program_id(0) * BLOCK_R >= rows:
+    rows, first_row = tl.load(count), tl.program_id(0) * BLOCK_R
+    if first_row >= rows:
         return
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    label = tl.arange(0, BLOCK_C)
-    is_row, is_label = row < rows, label < labels
-    is_number = is_row[:, None] & is_label[None, :]
-    own = past + row.to(tl.int64)[:, None] * past_width
-    merged = tl.load(own + label[None, :], mask=is_number, other=0.0)
-    if shares is not None:
-        future = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-        at = shares + row.to(tl.int64)[:, None] * labels + label[None, :]
-        for _ in range(chunks):  # in the order of the chunks
-            future += tl.load(at, mask=is_number, other=0.0)
-            at += rows_of_shares * labels
-        if bias is not None:
-            future += tl.load(bias + label, mask=is_label, other=0.0)[None, :]
-    if FORM == "none":
-        if shares is not None:
-            merged += future
-    else:
-        weighed = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # 1 + tanh(z / 2) = 2 sigmoid(z)
-        if FORM == "paper":
-            column = tl.where(gates == 1, 0, label)
-            weighed = tl.load(own + labels + column[None, :], mask=is_number, other=0.0)
-        else:
-            output = tl.where(gates == 1, 0, label)  # row of G that label reads
-            for source in range(gates):
-                u = tl.load(past + row.to(tl.int64) * past_width + labels + source, mask=is_row, other=0.0)
-                g = tl.load(gate + output * gates + source, mask=is_label, other=0.0)
-                weighed += tanh(u / states)[:, None] * g[None, :]
-            weighed += tl.load(gate_bias + output, mask=is_label, other=0.0)[None, :]
-        double = 1.0 + tanh(weighed * 0.5)
-        merged = double * merged
-        if shares is not None:
-            merged += (2.0 - double) * future
-        if FORM == "paper":
-            merged *= 0.5
-    decide(
-        merged, row, label, is_row, is_label, labels, logits, signals, leave, slots, to_logits, to_layers, numbers,
-        by_slot, state_in, state_out, learned, layer, slot_count, signal_rows, width, log_labels,
-        CLAUSES, CODES, LAST, ONCE,
+    merge_and_decide(
+        past, shares, offset, gate, gate_bias, first_row, rows, gates, past_width, chunks, rows_of_shares, states,
+        logits, signals, leave, slots, to_logits, to_layers, numbers, by_slot, state_in, state_out, learned,
+        labels, layer, slot_count, signal_rows, width, log_labels,
+        FORM, CLAUSES, CODES, LAST, ONCE, BLOCK_R, BLOCK_C, BLOCK_S, BLOCK_G,
     )  # fmt: skip
 
 
-def gate_merge(
-    past: Tensor,
-    labels: int,
-    gates: int,
-    form: Form,
-    test: ExitTest,
-    count: Tensor,
-    *,
-    future: tuple[Tensor, Tensor | None] | None = None,
-    gate: tuple[Tensor, Tensor] | None = None,
-    states: int = 1,
-    out: Decided | None = None,
-) -> Decided:
-    """`reference.gate_merge` of the first `count` rows, who leaves, and the answers of those.
-
-    Output past `count` is uninitialised. Fills `out`; where it is not given, the result has no signals.
-
-    past: fp32 [R, W]; its first C columns are scores, the next `gates` columns are gates: C or 1, and 0 where form is
-    "none". future: shares fp32 [S, R, C], from `imitation` or (S = 1) folded, and their bias fp32 [C] or None for zero;
-    None for no future. gate: the authors' G and g, fp32 [k, k] and [k] with k gates. states: over how many states the
-    past is summed. count: int32 [1], at most R. Raises ValueError for anything else.
-    """
-    check("past", past, torch.float32, -1, -1, like=past)
-    rows, past_width = past.shape
-    if form not in ("none", "paper", "authors") or gates not in ((0,) if form == "none" else (1, labels)):
-        raise ValueError(f"there are {gates} gates for {labels} labels, which does not fit the form {form!r}")
-    if past_width < labels + gates:
-        raise ValueError(f"past has {past_width} columns, expected {labels + gates} or more for {labels} labels")
-    if form == "paper" and future is None:
-        raise ValueError("the paper's gate weighs a future, but future is None")
-    if (form == "authors") != (gate is not None):
-        raise ValueError(f"gate is {'None' if gate is None else 'given'}, which does not fit the form {form!r}")
-    check_count("count", count, past)
-    shares, bias = future or (None, None)
-    if shares is not None:
-        check("shares", shares, torch.float32, -1, rows, labels, like=past)
-    if bias is not None:
-        check("bias", bias, torch.float32, labels, like=past)
-    matrix, offset = gate or (None, None)
-    if matrix is not None and offset is not None:
-        check("gate", matrix, torch.float32, gates, gates, like=past)
-        check("gate's bias", offset, torch.float32, gates, like=past)
-    out = out or Decided.empty(rows, labels, past.device)
-    check_test(test, rows, labels, out, past)
+def tile_of(rows: int, labels: int, gates: int, chunks: int, decides: bool = True) -> dict[str, int]:
+    """Of `merge_and_decide` for so many rows at once; decides: False where another launch does."""
     block_c = power_of_two(labels, 2)
-    block_r = 16 if block_c <= 256 else 1  # two rows: triton 3.6 spills on sm_90
+    block_s = min(power_of_two(chunks), max(1, SHARES // (rows * block_c)))
+    block_g = GATES if block_c > 8 else power_of_two(gates)
+    return {"BLOCK_C": block_c, "BLOCK_S": block_s if decides else 1, "BLOCK_G": block_g if decides else 1}
+
+
+def launch_gate_merge(rows: int, arguments: dict[str, Any], constants: dict[str, Any]) -> None:
+    """Decide by a launch of its own. The arguments and constants are those of the kernel, other than its tile."""
+    labels, gates, chunks = (arguments[name] for name in ("labels", "gates", "chunks"))
+    block_r = 4 if labels <= 256 else 2 if labels <= 512 else 1
     launch(
         _gate_merge_kernel,
         (triton.cdiv(rows, block_r),),
-        {
-            "past": past, "shares": shares, "bias": bias, "gate": matrix, "gate_bias": offset, "count": count,
-            "gates": gates, "past_width": past_width, "chunks": 0 if shares is None else shares.shape[0],
-            "rows_of_shares": rows, "states": float(states), **arguments(test, labels, out),
-        },
-        {"FORM": form, **constants(test), "BLOCK_R": block_r, "BLOCK_C": block_c},
-        num_warps=4 if block_c <= 128 else 8,  # at 256 with four it spills
-    )  # fmt: skip
-    return out
+        arguments,
+        {**constants, "BLOCK_R": block_r, **tile_of(block_r, labels, gates, chunks)},
+        num_warps=4 if labels <= 256 else 8,
+        max_registers=255,  # without a limit it may spill a few to use fewer
+    )

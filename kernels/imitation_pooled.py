@@ -19,11 +19,12 @@ from torch import Tensor
 
 from . import configs
 from .decide import check_labels
-from .imitation import BLOCK_C, BLOCK_N, guess, write_shares
+from .imitation import BLOCK_C, guess, write_shares
 from .launch import FLOATS, check, check_count, launch, power_of_two
 from .scratch import empty
 
 Pooling = Literal["max", "attention"]
+BLOCK_N = 64  # fixed, because the cuts of a sum decide its last bit
 WEIGHED = 2048  # numbers of a tile of the second kernel
 
 
@@ -31,8 +32,8 @@ WEIGHED = 2048  # numbers of a tile of the second kernel
 @triton.jit(do_not_specialize=["rows_of_shares"])
 def _imitation_max_kernel(
     states, learners, bias, projection, shares, count, rows_of_shares, ahead, inner, labels,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.program_id(1)
     rows = tl.load(count)
@@ -45,7 +46,7 @@ def _imitation_max_kernel(
     for j in range(ahead):
         guessed = guess(
             states, learners, bias, row, j * inner + column, is_row, is_column, inner,
-            ACTIVATION, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            ACTIVATION, PRECISION, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         largest = tl.maximum(largest, guessed, propagate_nan=tl.PropagateNan.ALL)
     to = shares + (chunk.to(tl.int64) * rows_of_shares + row) * labels
@@ -55,8 +56,8 @@ def _imitation_max_kernel(
 @triton.jit(do_not_specialize=["rows_of_shares"])
 def _imitation_attend_kernel(
     states, learners, bias, projection, products, shares, count, rows_of_shares, ahead, inner, labels,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """For each guess, over a chunk of its columns: its product with the last guess, and its share."""
     chunk = tl.program_id(1)
@@ -71,7 +72,7 @@ def _imitation_attend_kernel(
         j = ahead - 1 - back
         guessed = guess(
             states, learners, bias, row, j * inner + column, is_row, is_column, inner,
-            ACTIVATION, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            ACTIVATION, PRECISION, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         last = tl.where(back == 0, guessed, last)
         at = (chunk.to(tl.int64) * ahead + j) * rows_of_shares + row
@@ -147,8 +148,8 @@ def imitation_pooled(
         "rows_of_shares": rows, "ahead": ahead, "inner": inner, "labels": labels,
     }  # fmt: skip
     constants = {
-        "ACTIVATION": activation, "PRECISION": configs.precision(states.dtype), "BLOCK_M": block_m, "BLOCK_N": BLOCK_N,
-        "BLOCK_K": block_k, "BLOCK_C": BLOCK_C,
+        "ACTIVATION": activation, "PRECISION": configs.precision(states.dtype), "EVEN_K": inner % block_k == 0,
+        "BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_K": block_k, "BLOCK_C": BLOCK_C,
     }  # fmt: skip
     if pooling == "max":
         shares = empty(chunks, rows, labels, dtype=torch.float32, device=states.device)

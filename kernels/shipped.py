@@ -15,14 +15,13 @@ from .decide import Decided, ExitTest, Form
 from .decide_tokens import decide_tokens
 from .embedding import embed
 from .exit_head import exit_head
-from .gate_merge import gate_merge
-from .imitation import imitation
 from .imitation_pooled import imitation_pooled
 from .int8_linear import int8_linear
 from .launch import FLOATS, Launch, recording
 from .layer_norm import Others, add_layer_norm, quantised_layer_norm
 from .linear import linear
 from .mean import maximum, mean
+from .past_future import Folded, Imitated, past_future
 from .quantise import Quantised, quantise_rows
 from .query_mean import query_mean
 from .rotate import rotate
@@ -76,9 +75,9 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
     for sources in (None, source_rows):
         linear(x, _empty(size, size, dtype=dtype), vector, "none", count, add=x, add_source_rows=sources)
     linear(inner, _empty(size, 4 * size, dtype=dtype), vector, "none", count, add=x)
-    for sources in (None, source_rows):
-        to_fp32 = {"out_dtype": torch.float32, "source_rows": sources}
-        linear(x, _empty(size, size, dtype=dtype), vector, "tanh", count, **to_fp32)
+    for sources, out_dtype in itertools.product((None, source_rows), {torch.float32, dtype}):
+        pooler = _empty(size, size, dtype=dtype), vector
+        linear(x, *pooler, "tanh", count, out_dtype=out_dtype, source_rows=sources)
     for activation in ("gelu", "gelu_tanh", "relu") if rows == configs.ROWS[-1] else ("gelu", "gelu_tanh"):
         linear(x, _empty(4 * size, size, dtype=dtype), _empty(4 * size), activation, count)
     for residual in (x, None):
@@ -180,32 +179,30 @@ def _exits(size: int, rows: int, dtype: torch.dtype) -> None:
         _empty(n, dtype=t) for n, t in ((1, torch.int32), (rows, torch.int64), (rows, torch.int32))
     )
     x, wide = _empty(rows, size, dtype=dtype), _empty(rows, size)
-    learners, offsets = _empty(11 * size, size, dtype=dtype), _empty(11 * size)
-    for labels in (2, 150, 1024):
+    arrived, guesses = _empty(rows, dtype=torch.int32), (_empty(11 * size, size, dtype=dtype), _empty(11 * size))
+    for labels in (2, 16, 150, 1024):
         weight, bias = _empty(labels, size), _empty(labels)
         to = {"slots": ids, "to_logits": _empty(rows, labels), "to_layers": ids, "once": rows <= 512}
         tests = ExitTest(3, (ENTROPY,), _empty(1, 3), **to), ExitTest(12, last=True, **to), ExitTest(3)
         for test in tests:
             exit_head(x, weight, bias, test, count, source_rows=None if test.last else source_rows)
-        for gates, future in itertools.product(sorted({1, labels}), (True, False)):
-            shares = (_empty(132, rows, labels), _empty(labels)) if future else None
-            past, gate = _empty(rows, labels + gates), (_empty(gates, gates), _empty(gates))
-            test = tests[0 if future else 1]
-            gate_merge(past, labels, gates, "authors", test, count, future=shares, gate=gate)
-            if future:
-                gate_merge(past, labels, gates, "paper", test, count, future=shares)
-    for columns, before in itertools.product((2, 4, 48), (False, True)):
-        past = {"add": _empty(rows, columns), "add_source_rows": source_rows} if before else {}
-        for states in (x, wide):
-            thin_linear(states, _empty(columns, size), _empty(columns), count, source_rows=source_rows, **past)
-    thin_linear(wide, _empty(1, size), _empty(1), count, sigmoid=True)
-    for labels, activation in itertools.product((2, 150), ("tanh", "none")):
-        for states in (x, wide):
-            imitation(states, learners, offsets, _empty(labels, 11 * size), activation, count)
-        if activation == "tanh":
-            for pooling in ("max", "attention"):
-                pooled = _empty(labels, size)
-                imitation_pooled(x, learners, offsets, pooled, activation, pooling, count)  # type: ignore[arg-type]
+        often, last, stop = tests[0]._replace(once=False), tests[1]._replace(once=False), tests[2]
+        ahead, add = Imitated(*guesses, "tanh", _empty(labels, 11 * size), bias), _empty(rows, 2 * labels)
+        past, gate = (_empty(2 * labels, size), _empty(2 * labels)), (_empty(labels, labels), bias)
+        authors = past, labels, labels, "authors"
+        before = {"add": add, "add_source_rows": source_rows}
+        past_future(x, *authors, tests[0], count, arrived, future=ahead, gate=gate, **before)
+        past_future(wide, *authors, stop, count, arrived, future=ahead, gate=gate, source_rows=source_rows)
+        past_future(wide, past, labels, 1, "authors", last, count, arrived, gate=(_empty(1, 1), _empty(1)))
+        past_future(wide, past, labels, 1, "paper", often, count, arrived, future=Folded(weight, bias))
+        past_future(x, past, labels, 0, "none", often, count, arrived, future=ahead._replace(activation="none"))
+        learned = often._replace(learned=_empty(rows))
+        past_future(x, past, labels, 0, "none", learned, count, arrived, learned=(_empty(1, size), _empty(1)))
+    for states, before in itertools.product((x, wide), (False, True)):
+        add = {"add": _empty(rows, 4), "add_source_rows": source_rows} if before else {}
+        thin_linear(states, _empty(4, size), _empty(4), count, source_rows=source_rows, **add)
+    for labels, pooling in itertools.product((2, 150), ("max", "attention")):
+        imitation_pooled(x, *guesses, _empty(labels, size), "tanh", pooling, count)  # type: ignore[arg-type]
 
 
 def _rules(rows: int = 256, size: int = 768) -> None:
@@ -217,8 +214,9 @@ def _rules(rows: int = 256, size: int = 768) -> None:
         for earlier in (None, state_in) if width else (None,):
             test = ExitTest(3, forms, _empty(2, 3), _empty(1, rows), earlier, state_out, **to)
             exit_head(_empty(rows, size), _empty(labels, size), _empty(labels), test, count, out=out)
-            past, shares = _empty(rows, 2 * labels), (_empty(132, rows, labels), _empty(labels))
-            gate_merge(past, labels, labels, "paper", test, count, future=shares, out=out)
+            past, future = (_empty(2 * labels, size), _empty(2 * labels)), Folded(_empty(labels, size), _empty(labels))
+            arrived = _empty(rows, dtype=torch.int32)
+            past_future(_empty(rows, size), past, labels, labels, "paper", test, count, arrived, future=future, out=out)
     for labels, name in itertools.product((2, 1024), NAMES):
         signals(name, _empty(rows, labels), 0.5 if name in ("confidence", "energy") else 1.0)
         answer(out.leave, _empty(rows, labels), slots, count, 3, _empty(rows, labels), slots,

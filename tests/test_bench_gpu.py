@@ -341,7 +341,7 @@ def test_a_dry_run_goes_all_the_way(tmp_path: Path) -> None:
     assert [one["rows"] > 0 for one in found["single"] if one["what"] == "soak"] == [True]
     assert {one["contestant"] for one in found["full_depth"]} >= {"pfengine", EAGER, *COMPILED}
     labels = {one["label"].split(",")[0].split()[0] for one in found["kernels"]}
-    assert labels >= {"embed", "linear", "attention", "add_layer_norm", "imitation", "gate_merge", "remaining"}
+    assert labels >= {"embed", "linear", "attention", "add_layer_norm", "past_future", "remaining"}
     assert {one["batch"] for one in found["timeline"]} == {1, 2, 3}
     assert not list(tmp_path.glob("gpu.*"))
     assert "times mean nothing" in (tmp_path / "dry.md").read_text()

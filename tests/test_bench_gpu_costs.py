@@ -24,13 +24,13 @@ from pfengine.kernels.answers import answer
 from pfengine.kernels.attention import attention
 from pfengine.kernels.decide import Decided, ExitTest, Form
 from pfengine.kernels.exit_head import exit_head
-from pfengine.kernels.imitation import imitation
 from pfengine.kernels.imitation_pooled import imitation_pooled
 from pfengine.kernels.int8_linear import int8_linear
 from pfengine.kernels.launch import Launch, recording
 from pfengine.kernels.layer_norm import add_layer_norm, quantised_layer_norm
 from pfengine.kernels.linear import linear
 from pfengine.kernels.mean import mean
+from pfengine.kernels.past_future import Folded, Imitated, past_future
 from pfengine.kernels.quantise import Quantised, quantise_rows
 from pfengine.kernels.rotate import rotate
 from pfengine.kernels.signals import signals
@@ -135,12 +135,45 @@ def test_costs_by_hand() -> None:
     launch = launched(lambda: attention(meta(9, 192), bounds, 4, 0.25, 5, COUNT, "first"))
     assert cost(launch, LENGTHS) == Cost(4 * 64 * 9, 2 * ((2 * 9 + 3) * 64 + 3 * 64) + 4 * 4 + 4)
 
-    projection = meta(2, 128, dtype=torch.float32)
+
+def test_costs_of_exits_by_hand() -> None:
+    """Three rows of two labels, each with a gate of its own: a past of 4 columns, to which another is added."""
+    fp32: dict[str, Any] = {"dtype": torch.float32}
+    past, gate, add = (meta(4, 64, **fp32), meta(4, **fp32)), (meta(2, 2, **fp32), meta(2, **fp32)), meta(9, 6, **fp32)
+    arrived, used = meta(5, dtype=torch.int32), {"test": ExitTest(3), "count": COUNT}
+    options: dict[str, Any] = used | {"arrived": arrived, "add": add, "add_source_rows": meta(3, dtype=torch.int32)}
+    kept = 3 * 4 + 3 * 2 + 3 / 4 + 1 + 1  # what is written: the past, the scores, who leaves; and the two counts
+    read = 2 * 3 * 64 + 4 * (4 * 64 + 4 + 3 * 4 + 3 + kept)
+    imitated = Imitated(meta(128, 64), meta(128, **fp32), "tanh", meta(2, 128, **fp32), meta(2, **fp32))
+    x, guesses = meta(3, 64), 2 * 3 * 128 * 64 + 2 * 3 * 128 * 2
+    launch = launched(lambda: past_future(x, past, 2, 2, "authors", future=imitated, gate=gate, **options))
+    weighed = 2 * 3 * 2 * 2 + 3 * 2  # one chunk of 128 columns
+    moved = read + 2 * 128 * 64 + 4 * (128 + 2 * 128 + 2 + 4 + 2)
+    assert cost(launch, LENGTHS) == Cost(2 * 3 * 4 * 64 + guesses + weighed, moved)
+    folded = Folded(meta(2, 64, **fp32), meta(2, **fp32))
+    launch = launched(lambda: past_future(x, past, 2, 2, "paper", future=folded, **options))
+    assert cost(launch, LENGTHS) == Cost(2 * 3 * (4 + 2) * 64 + 3 * 2, read + 4 * (2 * 64 + 2))
+    learned = ExitTest(3, learned=meta(3, **fp32))
     launch = launched(
-        lambda: imitation(meta(3, 64), meta(128, 64), meta(128, dtype=torch.float32), projection, "tanh", COUNT)
+        lambda: past_future(
+            x, past, 2, 0, "none", learned=(meta(1, 64, **fp32), meta(1, **fp32)), **options | {"test": learned}
+        )
     )
-    moved = 2 * (3 * 64 + 128 * 64) + 4 * (128 + 2 * 128 + 2 * 3 * 2 + 1)  # shares of two chunks
-    assert cost(launch, LENGTHS) == Cost(2 * 3 * 128 * 64 + 2 * 3 * 128 * 2, moved)
+    assert cost(launch, LENGTHS) == Cost(2 * 3 * (4 + 1) * 64, read + 4 * (64 + 1 + 3))
+
+
+def test_costs_of_an_exit_of_many_labels_by_hand() -> None:
+    fp32: dict[str, Any] = {"dtype": torch.float32}
+    imitated = Imitated(meta(256, 64), meta(256, **fp32), "tanh", meta(40, 256, **fp32), meta(40, **fp32))
+    past, gate = (meta(41, 64, **fp32), meta(41, **fp32)), (meta(1, 1, **fp32), meta(1, **fp32))
+    arrived = meta(5, dtype=torch.int32)
+    with recording() as launches:
+        past_future(meta(3, 64), past, 40, 1, "authors", ExitTest(3), COUNT, arrived, future=imitated, gate=gate)
+    parts, merged = (cost(launch, LENGTHS) for launch in launches)
+    written = 4 * (3 * 41 + 2 * 3 * 40)  # the past, and shares of two chunks
+    read = 2 * (3 * 64 + 256 * 64) + 4 * (41 * 64 + 41 + 256 + 40 * 256 + 1 + 1)
+    assert parts == Cost(2 * 3 * (41 + 256) * 64 + 2 * 3 * 256 * 40, read + written)
+    assert merged == Cost(3 * (2 * 40 + 2 * 1 * 40), written + 4 * (40 + 1 + 1 + 1 + 3 * 40) + 3)
 
 
 def test_costs_of_int8_by_hand() -> None:

@@ -110,17 +110,16 @@ def _decides(launch: Launch, **numbers: int) -> int:
         for form in forms
         for which in (form.threshold, *([form.times] if form.memory == "running" else []), *[-1] * form.tempered)
     ]
-    return _bytes(
-        launch,
-        **numbers,
-        to_logits=rows * labels if last else 0,
-        to_layers=rows if last or launch.constants["ONCE"] else 0,
-        state_in=rows * (width - written_alone),  # what a window forgets is not read
-        state_out=rows * width,
-        learned=rows * any(form.signal == "learned" for form in forms),
-        numbers=sum(which < 0 for which in shared),
-        by_slot=rows * len({which for which in shared if which >= 0}),
-    )
+    decides = {
+        "to_logits": rows * labels if last else 0,
+        "to_layers": rows if last or launch.constants["ONCE"] else 0,
+        "state_in": rows * (width - written_alone),  # what a window forgets is not read
+        "state_out": rows * width,
+        "learned": rows * any(form.signal == "learned" for form in forms),
+        "numbers": sum(which < 0 for which in shared),
+        "by_slot": rows * len({which for which in shared if which >= 0}),
+    }
+    return _bytes(launch, **decides | numbers)
 
 
 def _exit_head(launch: Launch, use: Use) -> Cost:
@@ -128,17 +127,30 @@ def _exit_head(launch: Launch, use: Use) -> Cost:
     return Cost(2 * rows * labels * inner, _decides(launch, x=rows * inner))
 
 
+def _past_future(launch: Launch, use: Use) -> Cost:
+    """What its programs hand to the last of them is neither input nor output."""
+    (rows, columns), inner, arguments = _shape(launch, "out"), _shape(launch, "x")[1], launch.arguments
+    labels, guessed, learns = arguments["labels"], arguments["guessed"], arguments["score"] is not None
+    shared = 0 if arguments["projection"] is None else guessed * labels
+    product = 2 * rows * ((columns + learns + guessed) * inner + shared)
+    moved = {"x": rows * inner, "add": rows * columns, "arrived": launch.grid[0]}
+    moved |= {"learned": rows} if learns else {}
+    if not launch.constants["DECIDES"]:
+        return Cost(product, _bytes(launch, **moved, shares=rows * labels * arguments["chunks"]))
+    return Cost(product + _merged(launch, rows), _decides(launch, **moved, shares=0))
+
+
+def _merged(launch: Launch, rows: int) -> int:
+    gates, labels = launch.arguments["gates"], launch.arguments["labels"]
+    weighs = 2 * gates * labels if launch.arguments["gate"] is not None else 0
+    return rows * (launch.arguments["chunks"] * labels + weighs)
+
+
 def _gate_merge(launch: Launch, use: Use) -> Cost:
     rows, labels = _shape(launch, "logits")
-    gates, chunks = launch.arguments["gates"], launch.arguments["chunks"]
-    weighs = 2 * gates * labels if launch.arguments["gate"] is not None else 0
-    return Cost(rows * (chunks * labels + weighs), _decides(launch, past=rows * (labels + gates)))
-
-
-def _imitation(launch: Launch, use: Use) -> Cost:
-    _, rows, labels = _shape(launch, "shares")
-    columns, inner = _shape(launch, "learners")
-    return Cost(2 * rows * columns * (inner + labels), _bytes(launch, states=rows * inner))
+    shares = rows * labels * launch.arguments["chunks"]
+    past = rows * (labels + launch.arguments["gates"])
+    return Cost(_merged(launch, rows), _decides(launch, past=past, shares=shares))
 
 
 def _imitation_max(launch: Launch, use: Use) -> Cost:
@@ -193,7 +205,7 @@ COSTS: dict[str, Callable[[Launch, Use], Cost]] = {
     "attention": _attention,
     "rotate": _rotate,
     "exit_head": _exit_head,
-    "imitation": _imitation,
+    "past_future": _past_future,
     "imitation_max": _imitation_max,
     "imitation_attend": _imitation_attend,
     "imitation_weigh": _imitation_weigh,

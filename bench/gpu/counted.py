@@ -31,7 +31,10 @@ from ..rows import make_rows
 from .costs import Cost, Use, cost, name
 
 NOBODY_LEAVES = (Clause("entropy", "<", values(-math.inf)),)
-WEIGHTS = ("weight", "weight_steps", "weight_sums", "bias", "learners", "projection", "gate", "gate_bias")
+WEIGHTS = (
+    "weight", "weight_steps", "weight_sums", "bias", "score", "score_bias", "learners", "learner_bias", "projection",
+    "offset", "gate", "gate_bias",
+)  # fmt: skip
 
 
 class Pass:

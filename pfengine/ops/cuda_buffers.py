@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..kernels.decide import NUMBERS, Form
 from ..kernels.launch import power_of_two
+from ..kernels.past_future import arrivals_of
 from ..kernels.quantise import Quantised, quantise_rows
 from ..kernels.scratch import Scratch
 from ..kernels.survivors import Report, Survivors
@@ -192,6 +193,7 @@ class Buffers:
         self.logits, self.exit_layers = room(units, self.labels), room(units, dtype=torch.int64)
         self.scores, self.leave = room(units, self.labels), room(units, dtype=torch.bool)
         self.learned = room(units)
+        self.arrived = torch.zeros(arrivals_of(units), dtype=torch.int32, device=device)  # as exits leave them
 
     def begin(self, rows: int, units: int) -> None:
         """So many rows of the inbox begin: none has an answer, and the slot of each is that of its first unit."""

@@ -14,18 +14,17 @@ from torch import Tensor
 
 from ..kernels.decide import Decided, ExitTest, Form
 from ..kernels.exit_head import exit_head
-from ..kernels.gate_merge import gate_merge
-from ..kernels.imitation import imitation
 from ..kernels.layer_norm import add_layer_norm
 from ..kernels.mean import mean
+from ..kernels.past_future import Folded, Imitated, past_future
 from ..kernels.query_mean import query_mean
 from ..kernels.scratch import empty, using
 from ..kernels.survivors import Survivors, remaining, survivors
-from ..kernels.thin_linear import MAX_COLUMNS, thin_linear
+from ..kernels.thin_linear import thin_linear
 from . import Exit, Norm
 from .cuda_block import run_block
 from .cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm
-from .cuda_linear import Linear, run_linear
+from .cuda_linear import run_linear
 from .cuda_ops import run_attentive, run_embed
 from .cuda_tokens import frozen_of, let_tokens_go, sums_of, units_of
 
@@ -256,8 +255,10 @@ def _run_exit(
     if parts.attentive is not None:
         state = run_attentive(x, here.bounds, parts.attentive, longest, (count, here.counts[1:]), dtype)
     if parts.pooler is not None:
+        # guesses are made of states in the learners' dtype, and each chunk of them reads all states: in half the bytes
+        out_dtype = torch.float32 if parts.imitation is None else parts.imitation[0].learners.dtype
         state = run_linear(
-            state, parts.pooler, parts.pooler_activation, count, source_rows=source_rows, out_dtype=torch.float32
+            state, parts.pooler, parts.pooler_activation, count, source_rows=source_rows, out_dtype=out_dtype
         )
         source_rows = None
     if parts.pooler_norm is not None:
@@ -268,13 +269,7 @@ def _run_exit(
         width = len(weights.exit(before)[0].past.weight)
         earlier = buffers.past(weights.exit_number(before), width, rows)
         add = {"add": earlier, "add_from": adds_from, "add_source_rows": here.source_rows if past_moved else None}
-    learned = None
-    if answer and not final and parts.learned is not None:
-        learned = buffers.learned[:rows]
-        weight, bias = parts.learned
-        thin_linear(
-            state, weight, bias, count, source_rows=source_rows, out=learned.unsqueeze(1), sigmoid=True
-        )  # fmt: skip
+    learned = None if final or parts.learned is None else buffers.learned[:rows]
     forms, signals = segment.rule.forms if tests and not final else None, None
     if forms is not None and buffers.tokens is not None:
         forms = tuple(form.signal_alone() for form in forms)
@@ -284,28 +279,29 @@ def _run_exit(
         once = segment.overlap or buffers.tokens is not None
         test = ExitTest(layer, last=True, once=once, **_answers(buffers, here))
     else:
-        test = ExitTest(layer) if forms is None else _test(buffers, segment, layer, here, forms, learned=learned)
-    has_future = parts.folded is not None or parts.imitation is not None
-    if not (kept or add or has_future) and parts.gate_kind == "none":
-        weight, bias = parts.past
+        test = ExitTest(layer, learned=learned)
+        test = test if forms is None else _test(buffers, segment, layer, here, forms, learned=learned)
+    alone = parts.folded is None and parts.imitation is None and parts.gate_kind == "none" and learned is None
+    weight, bias = parts.past
+    if alone and not kept and not add:
         return exit_head(state, weight, bias, test, count, source_rows=source_rows, out=out)
-    to = buffers.past(weights.exit_number(layer), len(parts.past.weight), rows)
-    past = _project(state, parts.past, count, source_rows=source_rows, out=to, **add)
+    to = buffers.past(weights.exit_number(layer), len(weight), rows)
     if not answer:
+        thin_linear(state, weight, bias, count, source_rows=source_rows, out=to, **add)
         return None
-    future: tuple[Tensor, Tensor | None] | None = None
-    if parts.folded is not None:
-        future = _project(state, parts.folded, count, source_rows=source_rows).unsqueeze(0), None
-    if parts.imitation is not None:
-        guessed, i = parts.imitation
-        learners, bias = guessed.after(i)
-        projection = guessed.projections[i - 1]
-        shares = imitation(state, learners, bias, projection.weight, guessed.activation, count, source_rows=source_rows)
-        future = shares, projection.bias
-    gate = (parts.gate.weight, parts.gate.bias) if parts.gate_kind == "authors" and parts.gate is not None else None
-    return gate_merge(
-        past, labels, parts.width, parts.gate_kind, test, count, future=future, gate=gate, states=parts.states, out=out
-    )
+    return past_future(
+        state, parts.past, labels, parts.width, parts.gate_kind, test, count, buffers.arrived, source_rows=source_rows,
+        **add, to=to, future=_future(parts), gate=parts.gate if parts.gate_kind == "authors" else None,
+        states=parts.states, learned=None if learned is None else parts.learned, out=out,
+    )  # fmt: skip
+
+
+def _future(parts: Exit) -> Imitated | Folded | None:
+    if parts.imitation is None:
+        return None if parts.folded is None else Folded(*parts.folded)
+    guessed, layer = parts.imitation
+    (learners, bias), projection = guessed.after(layer), guessed.projections[layer - 1]
+    return Imitated(learners, bias, guessed.activation, projection.weight, projection.bias)
 
 
 def _seen(x: Tensor, norm: Norm, parts: Exit, here: Survivors, firsts: Tensor | None) -> Tensor:
@@ -347,10 +343,3 @@ def _test(
         once=segment.overlap,
         **_answers(buffers, here) if decides else {"slots": here.slots},
     )
-
-
-def _project(x: Tensor, weights: Linear, count: Tensor, **options: Any) -> Tensor:
-    """x W^T + b in fp32, by the kernel for few or for many columns."""
-    if len(weights.weight) <= MAX_COLUMNS:
-        return thin_linear(x, weights.weight, weights.bias, count, **options)
-    return run_linear(x, weights, "none", count, out_dtype=torch.float32, **options)
