@@ -36,7 +36,7 @@ def tile(rows: int, columns: int, dtype: torch.dtype, adds: bool = False) -> Til
     if rows <= 256:
         return Tile(64, 32 if columns <= 1024 else 64, 64, 4, 4)
     # few columns are few tiles; and with what is added, a tile of 128 rows would not fit twice without spills
-    if rows <= 2048 or columns <= 512 or adds:
+    if rows <= 2048 or columns <= 1024 or adds:
         return Tile(64, 128, 64, 4, 3)
     return Tile(128, 128, 64, 8, 3, max_registers=128)
 

@@ -86,19 +86,29 @@ class Compiled(NamedTuple):
 
 
 def order_faults(found: list[Compiled]) -> list[str]:
-    """Where variants of one kind do not add up in one order. Maxima may be split in any way: they have no rounding."""
-    orders: dict[tuple[str, str, int], dict[frozenset[Order], Compiled]] = {}
+    """Where variants of one kind do not add up in one order. Maxima may be split in any way: they have no rounding.
+
+    A sum is known by what it adds, how many numbers, and along which axis of how many.
+    """
+    orders: dict[tuple[str, Sum], dict[frozenset[Order], Compiled]] = {}
     for one in found:
-        sums = [reduction for reduction in one.reductions if not reduction.exact]
-        for what in {(reduction.combines, reduction.length) for reduction in sums}:
-            order = frozenset(reduction.order for reduction in sums if (reduction.combines, reduction.length) == what)
-            orders.setdefault((one.kind, *what), {}).setdefault(order, one)
+        sums = [(_sum(reduction), reduction.order) for reduction in one.reductions if not reduction.exact]
+        for what in {each for each, _ in sums}:
+            order = frozenset(order for each, order in sums if each == what)
+            orders.setdefault((one.kind, what), {}).setdefault(order, one)
     return [
         f"{next(iter(of.values())).kernel} adds up {length} numbers ({combines}) in {len(of)} orders, by the batch: "
         + "; ".join(f"{_shown(order)} in ({one.config}) on sm_{one.arch}" for order, one in of.items())
-        for (_, combines, length), of in orders.items()
+        for (_, (combines, length, _, _)), of in orders.items()
         if len(of) > 1
     ]
+
+
+Sum = tuple[str, int, int, int]
+
+
+def _sum(reduction: Reduction) -> Sum:
+    return reduction.combines, reduction.length, reduction.axis, len(reduction.shape)
 
 
 def _shown(order: frozenset[Order]) -> str:

@@ -94,6 +94,7 @@ for right in (
     {"reductions": (total._replace(shape=(16, 32)),)},  # other rows
     {"reductions": (other._replace(shape=(64, 64), in_thread=(16, 32)),)},  # another sum
     {"reductions": (total, other._replace(combines="maxnumf"))},  # the largest number is the same in any order
+    {"reductions": (total, other._replace(shape=(64, 8, 32), axis=2))},  # as many numbers, of something else
     {"reductions": ()},
     {"reductions": (other,), "kind": "fp16"},
 ):
