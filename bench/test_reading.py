@@ -13,7 +13,7 @@ from pfengine.rows import Row, parse
 
 from .interleave import interleave
 
-ROWS, VOCAB = 1024, 30_522
+ROWS, VOCAB = 256, 30_522  # `windows` reads so many at a time
 
 
 def one_by_one(rows: list[tuple[int, Any]]) -> list[Row]:
