@@ -11,10 +11,9 @@ from torch import Tensor
 
 from . import configs
 from .functions import finish
-from .launch import check, launch, tma_processors
-from .linear import arguments_of
+from .launch import check
+from .linear import arguments_of, launch_fastest, launch_tiles
 from .quantise import Quantised, scaled
-from .tma_linear import launch_tma, tma_tile
 
 MAX_INNER = 65536  # with more, sums of products of up to 255 and 127 might not fit in int32
 
@@ -99,27 +98,10 @@ def int8_linear(
     arguments |= {
         "steps": x.steps, "offsets": x.offsets, "weight_steps": weight_steps, "weight_sums": weight_sums,
     }  # fmt: skip
-    processors = tma_processors(weight.device)
-    tile = tma_tile(arguments, activation) if processors else None
-    if tile is None:
-        launch_by_pointers(arguments, activation, gated)
-    else:
-        launch_tma(arguments, activation, tile, processors, gated)
-    return arguments["out"]
+    return launch_fastest(arguments, activation, gated, launch_by_pointers)
 
 
 def launch_by_pointers(arguments: dict[str, Any], activation: str, gated: bool = False) -> None:
     """The kernel for every device and place of rows."""
-    rows, columns, inner = len(arguments["out"]), arguments["columns"], arguments["inner"]
-    tile = configs.int8_tile(rows, columns)
-    launch(
-        _int8_linear_kernel,
-        (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
-        arguments,
-        {
-            "ACTIVATION": activation, "GATED": gated, "EVEN_K": inner % tile.block_k == 0,
-            "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
-        },
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )  # fmt: skip
+    tile = configs.int8_tile(len(arguments["out"]), arguments["columns"])
+    launch_tiles(_int8_linear_kernel, tile, arguments, {"ACTIVATION": activation, "GATED": gated})

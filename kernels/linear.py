@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -91,26 +91,40 @@ def linear(
     arguments = arguments_of(
         x, weight, bias, count, source_rows, add, add_source_rows, add_from, out, out_dtype or x.dtype, gated=gated
     )
-    processors = tma_processors(x.device)
+    return launch_fastest(arguments, activation, gated, launch_by_pointers)
+
+
+def launch_fastest(
+    arguments: dict[str, Any], activation: str, gated: bool, by_pointers: Callable[[dict[str, Any], str, bool], None]
+) -> Tensor:
+    """Launch `tma_linear` where it can be and is faster, else what `by_pointers` launches. Returns the result."""
+    processors = tma_processors(arguments["weight"].device)
     tile = tma_tile(arguments, activation) if processors else None
     if tile is None:
-        launch_by_pointers(arguments, activation, gated)
+        by_pointers(arguments, activation, gated)
     else:
         launch_tma(arguments, activation, tile, processors, gated)
-    return arguments["out"]
+    out: Tensor = arguments["out"]
+    return out
 
 
 def launch_by_pointers(arguments: dict[str, Any], activation: str, gated: bool = False) -> None:
     """The kernel for every device, dtype and place of rows."""
     rows, columns, dtype = len(arguments["out"]), arguments["columns"], arguments["weight"].dtype
     tile = configs.tile(rows, columns, dtype, adds=arguments["add"] is not None)
+    constants = {"ACTIVATION": activation, "PRECISION": configs.precision(dtype), "GATED": gated}
+    launch_tiles(_linear_kernel, tile, arguments, constants)
+
+
+def launch_tiles(kernel: Any, tile: configs.Tile, arguments: dict[str, Any], constants: dict[str, Any]) -> None:
+    """Launch a kernel whose programs compute a tile of the result each."""
+    rows, columns = len(arguments["out"]), arguments["columns"]
     launch(
-        _linear_kernel,
+        kernel,
         (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),),
         arguments,
         {
-            "ACTIVATION": activation, "PRECISION": configs.precision(dtype), "GATED": gated,
-            "EVEN_K": arguments["inner"] % tile.block_k == 0,
+            **constants, "EVEN_K": arguments["inner"] % tile.block_k == 0,
             "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
         },
         num_warps=tile.num_warps,

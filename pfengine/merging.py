@@ -62,15 +62,13 @@ class Merger:
         self.stops = stops_of(rule, layers, joining)
         self.waiting: dict[int, Flight] = {}
         self.joined = 0  # how often, for tests
-        self.per_row = 1.0  # tokens of a row, on average so far
-        self.rows = self.tokens = 0
+        self.rows = self.tokens = 0  # of the batches so far
 
     def run(self, packed: Sequence[Callable[[], Packed]], answers: Answers) -> None:
         """Take these batches through all layers. Each is made when its turn comes."""
         for i, make in enumerate(packed):
             batch = make()
             self.rows, self.tokens = self.rows + len(batch.row_ids), self.tokens + len(batch.ids)
-            self.per_row = self.tokens / self.rows
             self._go_on(self.carrier.start(batch, answers.slots(batch), answers), 0, more=i + 1 < len(packed))
         for i, stop in enumerate(self.stops):
             if stop in self.waiting:
@@ -103,7 +101,7 @@ class Merger:
     def _fits(self, one: Flight, other: Flight, stop: int) -> bool:
         """May flights of as many rows as these be joined, and is it worth it?"""
         rows = len(one), len(other)
-        tokens = [count * self.per_row for count in rows]
+        tokens = [count * self.tokens / self.rows for count in rows]
         if sum(rows) > self.most_rows or sum(tokens) > self.most_tokens:
             return False
         return is_worth_it(tokens, self.layers - stop, self.joining)

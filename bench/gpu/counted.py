@@ -19,10 +19,10 @@ from pfengine.kernels.scratch import Scratch
 from pfengine.manifest import Manifest
 from pfengine.model import build
 from pfengine.ops import cuda
-from pfengine.ops.cuda_buffers import Bucket, Buffers, PreparedModel, RuleForm, Sizes
+from pfengine.ops.cuda_buffers import Bucket, Buffers, PreparedModel, Sizes
 from pfengine.ops.cuda_flight import OVERLAP_TOKENS
 from pfengine.ops.cuda_model import CudaModel
-from pfengine.ops.cuda_rule import forms_of, numbers_of
+from pfengine.ops.cuda_rule import form_of, numbers_of
 from pfengine.ops.cuda_segment import Position, run_segment, segments
 from pfengine.ops.rule import Clause, ExitRule, values
 
@@ -54,7 +54,7 @@ class Pass:
             overlap = any(tested[:-1]) and sum(lengths) <= OVERLAP_TOKENS
         self.bucket = Bucket(len(lengths), sum(lengths), max(lengths), sum(lengths))
         self.exit_rule = ExitRule(tested, NOBODY_LEAVES if any(tested) else ())
-        self.rule = RuleForm(forms_of(self.exit_rule))
+        self.rule = form_of(self.exit_rule)
         n, width = len(weights.layers), sum(self.rule.widths(weights.labels))
         self.segments = segments(weights, Position(), self.rule, tested, n, scores=True, overlap=overlap)
         with torch.inference_mode():

@@ -134,8 +134,8 @@ class Cell(NamedTuple):
 
     def stays_together(self) -> bool:
         """Are its batches so small that rows stay together, and a flight may be one graph?"""
-        batches = fixed_batches(self.rows(), self.batch)
-        return max(sum(len(self.rows()[i]) for i in batch) for batch in batches) <= OVERLAP_TOKENS
+        rows = self.rows()
+        return max(sum(len(rows[i]) for i in batch) for batch in fixed_batches(rows, self.batch)) <= OVERLAP_TOKENS
 
     def __str__(self) -> str:
         tokens = "SST-2 lengths" if self.lengths == "SST-2" else f"{SIZES.fixed} tokens"

@@ -12,7 +12,7 @@ from .cuda_buffers import LEAST_TOKENS, Bucket
 from .cuda_graphs import Left
 from .cuda_lanes import Lane
 from .cuda_rule import form_of
-from .cuda_segment import Position, Segment, segments
+from .cuda_segment import Position, Segment
 from .rule import ExitRule
 
 
@@ -53,8 +53,7 @@ def compile_smaller(lane: Lane, rule: ExitRule, left: Left, longest: int, done: 
     left: how large the batch is before rows leave; longest: tokens of its longest row. The lane must have room for it.
     done: what needs not be launched again; what was is added.
     """
-    weights = lane.weights
-    way = segments(weights, Position(), form_of(rule), rule.tested, len(weights.layers), scores=True, overlap=False)
+    way = lane.way(Position(), form_of(rule), rule.tested, len(lane.weights.layers), True, False).parts
     with lane.active():
         for batch in lane.buffers.survivors:
             batch.counts.zero_()

@@ -13,7 +13,7 @@ import pfengine
 from pfengine import extension, reader
 from pfengine.kernels.launch import recording
 from pfengine.model import build
-from pfengine.ops import cuda
+from pfengine.ops import cuda, reference
 from pfengine.ops.cuda_buffers import LEAST_LONGEST, LEAST_TOKENS
 from pfengine.ops.cuda_graphs import Graphs
 from pfengine.ops.cuda_lanes import Lane
@@ -90,6 +90,18 @@ class FakeLoop:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loop, name)
+
+
+def beside_torch(
+    path: Path, device: torch.device, dtype: torch.dtype, plain_ops: Any = reference
+) -> tuple[pfengine.Engine, pfengine.Engine]:
+    """On the device, and in plain torch."""
+    ckpt = reader.read(path)
+    plain, ours = (pfengine.load(path, precision="fp32", criterion="never") for _ in range(2))
+    plain.model = build(ckpt, plain_ops, dtype)
+    ours.model, ours.device = build(ckpt, cuda, dtype, device), device
+    assert isinstance(ours.model.carrier, CudaModel)
+    return ours, plain
 
 
 def on_device(path: Path, device: torch.device) -> tuple[pfengine.Engine, CudaModel]:

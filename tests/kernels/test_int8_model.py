@@ -25,6 +25,7 @@ from pfengine.ops.flight import Answers
 from pfengine.ops.rule import ExitRule
 
 from . import test_flight as flights
+from .stand_ins import beside_torch
 from .test_ops import HIDDEN, LENGTHS, parts
 
 Make = Callable[..., Path]
@@ -52,12 +53,7 @@ def all_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine.Engine]:
     """On the device, and in plain torch."""
-    ckpt = reader.read(path)
-    plain, ours = (pfengine.load(path, precision="fp32", criterion="never") for _ in range(2))
-    plain.model = build(ckpt, BLOCKS_ALONE, torch.int8)
-    ours.model, ours.device = build(ckpt, cuda, torch.int8, device), device
-    assert isinstance(ours.model.carrier, CudaModel)
-    return ours, plain
+    return beside_torch(path, device, torch.int8, BLOCKS_ALONE)
 
 
 def check(ours: pfengine.Engine, plain: pfengine.Engine, rows: list, criterion: Any) -> None:

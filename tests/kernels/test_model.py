@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import reader
 from pfengine.exits import Entropy, Learned, Never, Replay
-from pfengine.model import build
-from pfengine.ops import cuda, cuda_flight, cuda_segment, reference
-from pfengine.ops.cuda_model import MAX_FLIGHTS, CudaModel
+from pfengine.ops import cuda_flight, cuda_segment
+from pfengine.ops.cuda_model import MAX_FLIGHTS
+
+from .stand_ins import beside_torch
 
 Make = Callable[..., Path]
 PAST_FUTURE: dict[str, Any] = {"type": "past-future", "pooler": "per-layer"}
@@ -41,12 +41,7 @@ QUICK = ("authors", "classifier", "mixed", "attentive")
 
 def engines(path: Path, device: torch.device) -> tuple[pfengine.Engine, pfengine.Engine]:
     """On the device, and plain torch in float32."""
-    ckpt = reader.read(path)
-    plain, ours = (pfengine.load(path, precision="fp32", criterion="never") for _ in range(2))
-    plain.model = build(ckpt, reference, torch.float32)
-    ours.model, ours.device = build(ckpt, cuda, torch.float32, device), device
-    assert isinstance(ours.model.carrier, CudaModel)
-    return ours, plain
+    return beside_torch(path, device, torch.float32)
 
 
 def check(ours: pfengine.Engine, plain: pfengine.Engine, rows: list, criterion: Any, size: int | None = None) -> None:
