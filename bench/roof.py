@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pfengine import extension
 from pfengine.api import DTYPES
+from pfengine.ops import cpu_torch
 
 ROWS, INPUTS, OUTPUTS = 512, 3072, 768
 REPEATS = 30
@@ -40,16 +41,15 @@ def _products(precision: str, weight: Tensor, x: Tensor) -> Iterator[tuple[str, 
 
         prepared = cpu.prepare_linear(weight, bias, dtype)
         yield "pfengine", lambda: cpu.linear(x, prepared, "none")
-    if not torch.backends.mkldnn.is_available():
-        if dtype.is_floating_point:
-            plain = [t.to(dtype) for t in (x, weight)]
-            yield "torch", lambda: torch.nn.functional.linear(*plain)
+    if dtype.is_floating_point and not cpu_torch.has_packed_linear(dtype):
+        plain = [t.to(dtype) for t in (x, weight)]
+        yield "torch", lambda: torch.nn.functional.linear(*plain)
     elif dtype.is_floating_point:
         inputs, bias = x.to(dtype), bias.to(dtype)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), ROWS)
         pointwise = torch.ops.mkldnn._linear_pointwise.default
         yield "torch", lambda: pointwise(inputs, packed, bias, "none", [], "")
-    else:
+    elif torch.backends.mkldnn.is_available():
         numbers = (weight * 30).clamp(-127, 127).to(torch.int8)
         packed = torch.ops.onednn.qlinear_prepack(numbers, None)
         scale, zero = torch.full((OUTPUTS,), 1 / 30), torch.zeros(OUTPUTS, dtype=torch.int32)

@@ -120,7 +120,7 @@ def test_same_bits_on_lesser_machines(
     rows = random_rows([1, 2, 3, 3, 8, 17, 31, 33, 33, 100], types=2)
     full = pfengine.load(path, criterion="never").layer_logits(rows)
     if lacking == "both":
-        monkeypatch.setattr(cpu_torch, "has_packed_linear", lambda: False)
+        monkeypatch.setattr(cpu_torch, "has_packed_linear", lambda _: False)
     monkeypatch.setattr(extension, "has_cpu", lambda: False)
     engine = pfengine.load(path, criterion="never")
     alone = np.concatenate([engine.layer_logits([row]) for row in rows], axis=1)

@@ -66,7 +66,7 @@ __all__ = [
 
 HEAD_ALIGNMENT = 16
 OWN_THREADS = False
-BLOCK, TILE = 32, 16  # where oneDNN's packed ops are missing: rows of one product, and a divisor of its sizes
+BLOCK, TILE = 32, 16  # where oneDNN's packed op is missing: rows of one product, and a divisor of its sizes
 _POST_OPS = {  # activation -> oneDNN's name and algorithm; not relu, which turns nan into 0
     "none": ("none", ""),
     "gelu": ("gelu", "none"),
@@ -90,10 +90,13 @@ class Imitation(NamedTuple):
 
 
 @functools.cache
-def has_packed_linear() -> bool:
-    """Does this build of torch have oneDNN's packed linear op? It is private, so it is tried, once."""
+def has_packed_linear(dtype: torch.dtype) -> bool:
+    """Has oneDNN's packed linear op of this torch products of this dtype on this processor?
+
+    The op is private, and for bfloat16 it asks for AVX-512 or avx_ne_convert. So it is tried, once per dtype.
+    """
     try:
-        one = torch.eye(16, dtype=torch.float32, device="cpu")
+        one = torch.eye(16, dtype=dtype, device="cpu")
         weight = torch.ops.mkldnn._reorder_linear_weight(one, 2)
         ok = torch.equal(
             torch.ops.mkldnn._linear_pointwise.default(one, weight, one.new_zeros(16), "none", [], ""), one
@@ -102,14 +105,17 @@ def has_packed_linear() -> bool:
         ok = False
     if not ok:
         log.warning(
-            "this torch has no packed oneDNN linear op: products run in blocks of %d rows, about half as fast", BLOCK
+            "torch has no packed oneDNN linear op for %s on this processor: products run in blocks of %d rows, "
+            "about half as fast",
+            str(dtype).removeprefix("torch."),
+            BLOCK,
         )
     return ok
 
 
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
     weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
-    if not has_packed_linear():
+    if not has_packed_linear(dtype):
         return Linear(F.pad(weight, (0, -weight.shape[1] % TILE, 0, -weight.shape[0] % TILE)), bias, packed=False)
     return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias, packed=True)
 

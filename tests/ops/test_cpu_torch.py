@@ -23,12 +23,17 @@ def threads(request: pytest.FixtureRequest) -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=[torch.float32, torch.bfloat16])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
 @pytest.fixture(params=[True, False], ids=["packed", "blocks"])
-def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+def packed(request: pytest.FixtureRequest, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> bool:
     """With oneDNN's packed op, and as on a machine without it."""
-    if request.param and not cpu.has_packed_linear():
-        pytest.skip("this torch has no packed oneDNN linear op")
-    monkeypatch.setattr(cpu, "has_packed_linear", lambda: request.param)
+    if request.param and not cpu.has_packed_linear(dtype):
+        pytest.skip(f"torch has no packed oneDNN linear op for {dtype} on this processor")
+    monkeypatch.setattr(cpu, "has_packed_linear", lambda _: request.param)
     return request.param
 
 
@@ -38,7 +43,6 @@ def bound(ours: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, floor: f
     assert error <= 2 * reference_error + floor, (error, reference_error)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 def test_linear(inputs: int, outputs: int, activation: Any, dtype: torch.dtype, packed: bool) -> None:
@@ -60,6 +64,31 @@ def test_linear(inputs: int, outputs: int, activation: Any, dtype: torch.dtype, 
                 cpu.linear(x[start : start + rows].clone(), ours, activation), full[start : start + rows]
             )
     assert cpu.linear(x[:0], ours, activation).shape == (0, outputs)
+
+
+def test_where_onednn_has_no_bf16(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """oneDNN packs bf16 only where there is AVX-512 or avx_ne_convert."""
+    pack = torch.ops.mkldnn._reorder_linear_weight
+
+    def refuse(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support")
+        return pack(weight, rows)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+    cpu.has_packed_linear.cache_clear()
+    try:
+        weight, bias, x = torch.randn(7, 40), torch.randn(7), torch.randn(3, 40)
+        for _ in range(2):
+            ours = cpu.prepare_linear(weight, bias, torch.bfloat16)
+        assert not ours.packed
+        assert [record.getMessage().count("bfloat16 on this processor") for record in caplog.records] == [1]
+        # sums of 40 numbers around 1, and a result of up to 20, in bfloat16
+        torch.testing.assert_close(
+            cpu.linear(x, ours, "none").float(), torch.nn.functional.linear(x, weight, bias), atol=0.1, rtol=0.02
+        )
+    finally:
+        cpu.has_packed_linear.cache_clear()
 
 
 def ragged(lengths: list[int], width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,6 +127,7 @@ def test_attention_of_nothing() -> None:
         assert ops.attention(qkv, bounds, 2, 1.0).shape == (0, 32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32])
 @pytest.mark.parametrize("labels", [1, 2, 3, 7])
 @pytest.mark.parametrize("layer", [1, 3])
 @pytest.mark.parametrize("activation", ["tanh", "none"])

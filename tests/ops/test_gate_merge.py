@@ -16,7 +16,7 @@ from pfengine.ops import cpu_torch, reference
 @pytest.mark.parametrize("form", ["paper", "authors", "authors, last layer"])
 def test_gate_merge(labels: int, per_row: bool, form: str, packed: bool, cpu_ops: Any, monkeypatch: Any) -> None:
     if not packed:  # as on a machine without oneDNN's packed op
-        monkeypatch.setattr(cpu_torch, "has_packed_linear", lambda: False)
+        monkeypatch.setattr(cpu_torch, "has_packed_linear", lambda _: False)
     torch.manual_seed(labels)
     rows, width = 40, 1 if per_row else labels
     past, gates, future = torch.randn(rows, labels), torch.randn(rows, width), torch.randn(rows, labels)

@@ -43,7 +43,7 @@ def test_pooled(
     op_set: Any, hidden: int, layer: int, activation: Any, pooling: Any, packed: bool, monkeypatch: Any
 ) -> None:
     if not packed:  # as on a machine without oneDNN's packed op
-        monkeypatch.setattr(cpu_torch, "has_packed_linear", lambda: False)
+        monkeypatch.setattr(cpu_torch, "has_packed_linear", lambda _: False)
     states, learners, linear = parts(hidden)
     weights = op_set.prepare_imitation(*learners, activation, [], torch.float32)
     projection = op_set.prepare_linear(*linear, torch.float32)
