@@ -50,9 +50,8 @@ class Scratch:
 
     def grow(self) -> None:
         """Nothing may be under way that uses the memory, and no graph may have its addresses."""
-        device = self.memory.device
-        del self.memory  # before the larger one is asked for
-        self.memory = torch.empty(self.wanted, dtype=torch.uint8, device=device)
+        self.memory = self.memory.new_empty(0)  # gives the old one back before the larger one is asked for
+        self.memory = self.memory.new_empty(self.wanted)
 
 
 class _Used(threading.local):

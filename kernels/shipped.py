@@ -110,7 +110,7 @@ def _layers(size: int, rows: int, dtype: torch.dtype) -> None:
         survivors(bounds, ids, leave, count, out, report=report)
         survivors(bounds, ids, leave, count, out, earlier_rows=out.source_rows, earlier_firsts=out.source_firsts)
         survivors(bounds, ids, leave, count, out, earlier_rows=out.source_rows)
-        remaining(ids, _empty(2, dtype=torch.int32), report)
+        remaining(ids, _empty(2, dtype=torch.int32), _empty(2, dtype=torch.int32), report)
 
 
 def _int8(size: int, rows: int, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -130,38 +130,39 @@ def _survivors_kernel(
 
 
 @triton.jit
-def _remaining_kernel(exit_layers, counts, ticket, report, SCAN: tl.constexpr):
+def _remaining_kernel(exit_layers, counts, new_counts, ticket, report, SCAN: tl.constexpr):
     rows, tokens = tl.load(counts), tl.load(counts + 1)
     some = rows * 0
     for begin in range(0, rows, SCAN):
         row = begin + tl.arange(0, SCAN)
         waits = tl.load(exit_layers + row, mask=row < rows, other=1) == 0
         some = tl.maximum(some, tl.max(waits.to(tl.int32), 0))
-    tl.debug_barrier()  # all threads must have read the counts before one writes
-    tl.store(counts, rows * some)
-    tl.store(counts + 1, tokens * some)
+    tl.store(new_counts, rows * some)
+    tl.store(new_counts + 1, tokens * some)
     if report is not None:
         _tell(report, ticket, rows * some, tokens * some, tokens * some)
 
 
-def remaining(exit_layers: Tensor, counts: Tensor, report: Report | None = None) -> Tensor:
-    """Set `counts` to zeros once every row has an answer, and return them.
+def remaining(exit_layers: Tensor, counts: Tensor, out: Tensor, report: Report | None = None) -> Tensor:
+    """Write `counts` to `out`, or zeros once every row has an answer, and return it.
 
-    exit_layers: int64 [R], 0 for no answer yet; counts: int32 [2]: rows, at most R and 4,096, and tokens. report: tells
-    the host the counts. Raises ValueError for anything else.
+    exit_layers: int64 [R], 0 for no answer yet; counts: int32 [2]: rows, at most R and 4,096, and tokens; out: int32
+    [2], elsewhere, as launches beside this one may read the counts. report: tells the host what is in `out`. Raises
+    ValueError for anything else.
     """
     rows = exit_layers.shape[0]
     check("exit_layers", exit_layers, torch.int64, rows, like=exit_layers)
     check("counts", counts, torch.int32, 2, like=exit_layers)
+    check("out", out, torch.int32, 2, like=exit_layers)
     if rows > MAX_ROWS:
         raise ValueError(f"there are {rows} rows, expected at most {MAX_ROWS}")
     launch(
         _remaining_kernel,
         (1,),
-        {"exit_layers": exit_layers, "counts": counts, **_arguments(report, exit_layers)},
+        {"exit_layers": exit_layers, "counts": counts, "new_counts": out, **_arguments(report, exit_layers)},
         {"SCAN": SCAN},
     )
-    return counts
+    return out
 
 
 def survivors(

@@ -65,7 +65,22 @@ class Merger:
         self.rows = self.tokens = 0  # of the batches so far
 
     def run(self, packed: Sequence[Callable[[], Packed]], answers: Answers) -> None:
-        """Take these batches through all layers. Each is made when its turn comes."""
+        """Take these batches through all layers. Each is made when its turn comes.
+
+        Where other threads have all the turns of the carrier's `mergers`, no flight is held back: those of many threads
+        could leave none of them room to start another.
+        """
+        if not self.carrier.mergers.acquire(blocking=False):
+            for make in packed:
+                batch = make()
+                self.carrier.start(batch, answers.slots(batch), answers).advance(self.rule, until=self.layers)
+            return
+        try:
+            self._run(packed, answers)
+        finally:
+            self.carrier.mergers.release()
+
+    def _run(self, packed: Sequence[Callable[[], Packed]], answers: Answers) -> None:
         for i, make in enumerate(packed):
             batch = make()
             self.rows, self.tokens = self.rows + len(batch.row_ids), self.tokens + len(batch.ids)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,9 +181,65 @@ def test_layers_that_take_longer_with_more_tokens_end_the_flat_part(monkeypatch:
     assert found.join == pytest.approx(5e-3)
 
 
+class Room:
+    """A carrier with room for a few flights, whose rows leave like a third at each stop."""
+
+    def __init__(self, flights: int, turns: int) -> None:
+        self.free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.mergers = threading.Semaphore(turns)
+        for _ in range(flights):
+            self.free.put(None)
+
+    def start(self, *_: Any) -> Going:
+        self.free.get()
+        return Going(self)
+
+
+class Going:
+    def __init__(self, room: Room) -> None:
+        self.room, self.rows = room, 30
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def advance(self, rule: ExitRule, until: int) -> None:
+        time.sleep(0.0005)
+        self.rows = 0 if until == 12 else max(1, self.rows // 3)
+        if not self.rows:
+            self.room.free.put(None)
+
+    def join(self, other: Going) -> None:
+        self.rows, other.rows = self.rows + other.rows, 0
+        self.room.free.put(None)
+
+
+def test_many_threads_never_wait_for_each_others_flights() -> None:
+    """Each holds two back and starts a third: without turns more than four threads would fill the room for good."""
+    room, done = Room(10, 2), []
+    batch: Any = SimpleNamespace(row_ids=range(30), ids=range(1200))
+
+    def run() -> None:
+        rule = ExitRule(bytes([1] * 12))
+        merger = Merger(room, 12, rule, GPU_LIKE, 32, 4096)  # type: ignore[arg-type]
+        merger.run([lambda: batch] * 30, SimpleNamespace(slots=lambda _: None))  # type: ignore[arg-type]
+        done.append(merger)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(done) == 12
+    assert room.free.qsize() == 10
+    assert sum(merger.joined > 0 for merger in done) >= 1
+    assert room.mergers.acquire(blocking=False)  # turns are given back
+    assert room.mergers.acquire(blocking=False)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the GPU path needs triton, which is for Linux alone")
 def test_a_gpus_carrier_may_join() -> None:
     from pfengine.ops.cuda_model import LANES, MAX_FLIGHTS, CudaModel
 
     assert CudaModel.may_join
-    assert MAX_FLIGHTS >= LANES * (merging.STOPS + 1)
+    # threads that merge hold `STOPS` flights and wait for another, those of a server hold one: some room must be left
+    assert MAX_FLIGHTS > LANES * (merging.STOPS + 1)

@@ -79,8 +79,9 @@ log = logging.getLogger("pfengine")
 
 class Linear(NamedTuple):
     weight: Tensor  # oneDNN's opaque packing of [out, in], or [out, in] as it is
-    bias: Tensor  # [out]
+    bias: Tensor  # [out], of the dtype that products are made in
     packed: bool
+    dtype: torch.dtype  # of inputs and results
 
 
 class Imitation(NamedTuple):
@@ -105,23 +106,24 @@ def has_packed_linear(dtype: torch.dtype) -> bool:
         ok = False
     if not ok:
         log.warning(
-            "torch has no packed oneDNN linear op for %s on this processor: products run in blocks of %d rows, "
-            "about half as fast",
+            "torch has no packed oneDNN linear op for %s on this processor: products run in %s",
             str(dtype).removeprefix("torch."),
-            BLOCK,
+            f"blocks of {BLOCK} rows, about half as fast" if dtype == torch.float32 else "float32",
         )
     return ok
 
 
 def prepare_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
-    weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
-    if not has_packed_linear(dtype):
-        return Linear(F.pad(weight, (0, -weight.shape[1] % TILE, 0, -weight.shape[0] % TILE)), bias, packed=False)
-    return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias, packed=True)
+    weight, bias, used = weight.to(dtype).contiguous(), bias.to(dtype).contiguous(), dtype
+    if not has_packed_linear(dtype):  # plain products in bf16 are several times slower than in fp32 then
+        weight, bias, used = weight.float(), bias.float(), torch.float32
+    if not has_packed_linear(used):
+        return Linear(F.pad(weight, (0, -weight.shape[1] % TILE, 0, -weight.shape[0] % TILE)), bias, False, dtype)
+    return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias, True, dtype)
 
 
 def linear(x: Tensor, weights: Linear, activation: Activation, add: Tensor | None = None) -> Tensor:
-    y = _linear(x.to(weights.bias.dtype), weights, activation)
+    y = _linear(x.to(weights.dtype).to(weights.bias.dtype), weights, activation).to(weights.dtype)
     return y if add is None else y + add
 
 

@@ -183,6 +183,7 @@ class Buffers:
         self.ids_from = -(-(self.numbers_from + -(-sizes.numbers // 2)) // 16) * 16
         self.inbox = torch.zeros(self.ids_from + 3 * tokens, dtype=torch.int64, device=device)
         self.lane_slots = torch.arange(rows, dtype=torch.int64, device=device)
+        self.turned_counts = room(2, dtype=torch.int32)  # in the place of the inbox's, see `cuda_segment.run_segment`
         self.states = [room(tokens, weights.hidden, dtype=dtype) for _ in range(2)]
         in_int8 = 2 if weights.quantises_states else 0  # `states` after the first layer and later ones, not the last
         self.quantised = [Quantised.empty(tokens, weights.hidden, device) for _ in range(in_int8)]
@@ -234,11 +235,12 @@ class Buffers:
         """Ids, positions and types, int64 [3, T]."""
         return inbox[self.ids_from : self.ids_from + 3 * tokens].view(3, tokens)
 
-    def batch(self, number: int, bucket: Bucket) -> Survivors:
-        """The rows that are there, by `Position.batch`. For the inbox the sources are uninitialised."""
+    def batch(self, number: int, bucket: Bucket, turned: bool = False) -> Survivors:
+        """The rows that are there, by `Position.batch` and `.turned`. For the inbox the sources are uninitialised."""
         here = self.survivors[max(number, 0)]
         if number < 0:
             counts, bounds = self.counts_and_bounds(self.inbox)
+            counts = self.turned_counts if turned else counts
             here = here._replace(bounds=bounds, slots=self.lane_slots, counts=counts)
         rows, tokens = bucket.rows, bucket.tokens
         return Survivors(

@@ -56,7 +56,10 @@ class Driver:
         return int(ctypes.cast(getattr(self.cuda, name), ctypes.c_void_p).value or 0)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self.cuda, name)(*arguments)
+        function = getattr(self.cuda, name, None)
+        if function is None:
+            raise RuntimeError(f"this CUDA driver is too old: it has no {name}")
+        code = function(*arguments)
         if code:
             text = ctypes.c_char_p()
             self.cuda.cuGetErrorString(code, ctypes.byref(text))

@@ -60,17 +60,32 @@ class Recorder:
     def record(self, launches: Callable[[], None]) -> Graph:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with _recording, self._fixed():
-            # with a pool of its own, as torch keeps believing that the pool of a failed recording is still in use
-            graph.capture_begin(capture_error_mode="thread_local")
+            # a pool of its own, as torch keeps believing that the pool of a failed recording is still in use
+            pool = torch.cuda.graph_pool_handle()
+            with torch.inference_mode(False):  # torch makes tensors of its own here once, which others will write
+                graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 launches()
             except BaseException:
                 with contextlib.suppress(RuntimeError):  # it would raise the same failure again
-                    graph.capture_end()
+                    self._end(graph, pool)
                 raise
-            graph.capture_end()
+            self._end(graph, pool)
             graph.instantiate()
         return graph
+
+    def _end(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+        """End a recording. Where it has failed, some versions of torch would go on directing allocations to the pool,
+        and never free memory again that several streams have used.
+        """
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            device = self.scratch[0].memory.device.index
+            with contextlib.suppress(RuntimeError, AttributeError):  # other versions have done it already
+                torch._C._cuda_endAllocateToPool(device, pool)
+                torch._C._cuda_releasePool(device, pool)
+            raise
 
     @contextlib.contextmanager
     def _fixed(self) -> Iterator[None]:
@@ -104,10 +119,18 @@ class Graphs:
             launches()
         else:
             graph.replay()
-        self.known[key] = graph
+        self.known.setdefault(key, None)
         self.known.move_to_end(key)
         if len(self.known) > self.most:
-            self._drop_oldest()
+            self._drop_oldest(key)
+
+    def used(self, keys: Sequence[Key]) -> None:
+        """These graphs, which are all recorded, were launched as part of another one."""
+        for key in keys if len(self.known) == self.most else ():  # before that it does not matter
+            self.known.move_to_end(key)
+            graph = self.known[key]
+            if graph is not None and self.loop is not None:
+                self.loop.add(self.number(key[0]), key[1], graph.raw_cuda_graph_exec())
 
     def recorded(self, key: Key) -> Graph | None:
         return self.known.get(key)
@@ -118,9 +141,9 @@ class Graphs:
 
     def clear(self) -> None:
         """All graphs have to be recorded anew, as memory has moved. What they launch stays compiled."""
-        self.known = OrderedDict.fromkeys(self.known)
         if self.loop is not None:
-            self.loop.clear()
+            self.loop.clear()  # first, as it launches graphs that it does not keep alive
+        self.known = OrderedDict.fromkeys(self.known)
 
     def _record(self, key: Key, launches: Callable[[], None]) -> Graph | None:
         """None where recording fails, as when a thread waits for the whole device; it is tried again the next time."""
@@ -129,13 +152,17 @@ class Graphs:
         except RuntimeError as error:
             log.warning("launches could not be recorded as a CUDA graph and run one by one this time: %s", error)
             return None
+        self.known[key] = graph  # keeps alive what the loop may launch from now on, even if the first replay fails
         if self.loop is not None:
             self.loop.add(self.number(key[0]), key[1], graph.raw_cuda_graph_exec())
         return graph
 
-    def _drop_oldest(self) -> None:
-        """Only the loop knows when it has used which graph."""
-        unrecorded = next((key for key, graph in self.known.items() if graph is None), None)
+    def _drop_oldest(self, newest: Key) -> None:
+        """What is not recorded goes first, but for the newest, which would never be recorded then.
+
+        Of graphs only the loop knows when it has used them.
+        """
+        unrecorded = next((key for key, graph in self.known.items() if graph is None and key != newest), None)
         if unrecorded is not None or self.loop is None:
             del self.known[unrecorded or next(iter(self.known))]
             return

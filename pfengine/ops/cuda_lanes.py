@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -106,6 +107,9 @@ class Lane:
                 yield
             else:
                 with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+                    if self.device not in _bound.devices:
+                        self.stream.query()  # makes the device's context this thread's, which torch may not have done
+                        _bound.devices.add(self.device)
                     yield
 
     def callers_stream(self) -> torch.cuda.Stream | None:
@@ -185,8 +189,12 @@ class Lane:
         parts, numbers, slots = way
         stream, i = 0 if self.stream is None else self.stream.cuda_stream, 0
         if self.whole is not None and bucket is not None:
-            counts = self.buffers.batch(parts[0].at.batch, bucket).counts
-            if self.whole.launch(parts, bucket, counts, stream):
+            size = bucket
+
+            def counts(part: Segment) -> Tensor:
+                return self.buffers.batch(part.at.batch, size, part.at.turned).counts
+
+            if self.whole.launch(parts, size, counts, stream):
                 return left
         while True:
             if self.graphs is not None and self.graphs.loop is not None:
@@ -242,6 +250,12 @@ class Lane:
         return Left(rows, count, int(tokens.lists[batch].query_count))
 
 
+class _Bound(threading.local):
+    def __init__(self) -> None:
+        self.devices: set[torch.device] = set()  # whose contexts are this thread's
+
+
+_bound = _Bound()
 _idle: dict[torch.device, list[int]] = {}  # streams of lanes that are gone
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,35 @@ from .reference import PreparedBlock
 from .rule import ExitRule
 
 LANES = 2  # threads served at once: one flight computes while another is sent or answered
-# under way at once: a server's thread may hold one and start another to join it; beside them the engine's own threads
-# hold one each and two that wait at the stops of `merging`
+# under way at once: a server's thread may hold one and start another to join it; beside them LANES threads may merge
+# (`mergers`), which hold two that wait at the stops of `merging` and start another
 MAX_FLIGHTS = (2 + 3) * LANES
+
+
+class FreeLanes:
+    """Lanes that no flight has. The one that came last is taken first: it has recorded what runs most.
+
+    Reentrant, as garbage collection may put a lane back while this thread takes one.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: deque[Lane] = deque()
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()  # at most as many as there are lanes
+
+    def put(self, lane: Lane) -> None:
+        self._lanes.append(lane)
+        self._tokens.put(None)
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def take(self, wait: bool) -> Lane | None:
+        """None where there is none and this does not wait for one."""
+        try:
+            self._tokens.get(wait)
+        except queue.Empty:
+            return None
+        return self._lanes.pop()
 
 
 class CudaModel(Carrier):
@@ -47,7 +73,8 @@ class CudaModel(Carrier):
         device = weights.embedding.tables[0].device
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # the weights are there for every stream
-        self.free: queue.SimpleQueue[Lane] = queue.SimpleQueue()  # reentrant: garbage collection puts lanes back
+        self.free = FreeLanes()
+        self.mergers = threading.Semaphore(LANES)
         self.made = 0
         self.records, self.whole = True, cuda_whole.is_on()  # of lanes that are made from now on
         self.warmed: set[tuple[Segment, Bucket]] = set()  # compiled by `warmup`, for whatever lane
@@ -102,14 +129,17 @@ class CudaModel(Carrier):
 
     def take(self) -> Lane:
         """A free lane; a new one while there may be more; otherwise the next that becomes free."""
-        with contextlib.suppress(queue.Empty):
-            return self.free.get_nowait()
+        lane = self.free.take(wait=False)
+        if lane is not None:
+            return lane
         with self.making:
             if self.made < MAX_FLIGHTS:
                 lane = Lane(self.weights, self.records, self.whole)
                 self.made += 1
                 return lane
-        return self.free.get()
+        lane = self.free.take(wait=True)
+        assert lane is not None
+        return lane
 
 
 def _keep(lane: Lane) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kernels.attention import attention
 from ..kernels.embedding import embed as embed_kernel
 from ..kernels.imitation_pooled import imitation_pooled
+from ..kernels.launch import power_of_two
 from ..kernels.layer_norm import add_layer_norm
 from ..kernels.mean import maximum as maximum_kernel
 from ..kernels.mean import mean as mean_kernel
@@ -31,6 +32,7 @@ from .rule import Signal
 
 HEAD_ALIGNMENT = 8  # in 16-bit numbers 16 bytes, which a thread loads at once
 OWN_THREADS = False
+LEAST_COUNTS = 4096
 
 
 class Embedding(NamedTuple):
@@ -52,9 +54,18 @@ class Imitation(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def full(number: int, device: torch.device) -> Tensor:
-    """A count on the device, int32 [1]; it is made once."""
+    """A count on the device, int32 [1], which any stream may read."""
+    return _counts(power_of_two(number + 1, LEAST_COUNTS), device)[number, :1]
+
+
+@functools.cache
+def _counts(most: int, device: torch.device) -> Tensor:
+    """All counts below `most`, int32 [most, 4], each at the start of 16 bytes. They are never freed."""
     with torch.inference_mode(False):
-        return torch.full((1,), number, dtype=torch.int32, device=device)
+        counts = torch.arange(most, dtype=torch.int32, device=device)[:, None].repeat(1, 4)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # they are there for every stream
+    return counts
 
 
 def prepare_norm(norm: Norm, dtype: torch.dtype = torch.float32) -> Norm:

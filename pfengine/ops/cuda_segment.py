@@ -38,6 +38,7 @@ class Position(NamedTuple):
     past_moved: bool = False  # likewise the last exit's past and scores, through source_rows?
     memory: int = 0  # which of the two memories was written last, 1 or 2; 0: none, as no rule that carries was tested
     frozen: bool = False  # may tokens be frozen?
+    turned: bool = False  # are counts read from `Buffers.turned_counts`? See `run_segment`
 
 
 class Segment(NamedTuple):
@@ -68,6 +69,7 @@ class Segment(NamedTuple):
             self.tested or (at.past_moved and not new_past),
             _other(at.memory) if (self.tested or self.pending) and self.rule.carries else at.memory,
             at.frozen or (self.tested and self.rule.tokens is not None and self.rule.tokens.freezes),
+            at.turned != self.pending,
         )
 
 
@@ -102,8 +104,10 @@ def run_segment(
 
     For a large batch the exit after the last of these layers decides which rows go on. A small batch, whose layers cost
     the same however many rows they have, goes on whole (`overlap`). Then the exit after the segment before runs beside
-    this one, on the stream `side` if there is one. Once no row is left, that exit sets the counts to zero, and all
-    later launches are empty, also those of this segment. Nothing reads what launches of this segment wrote before that.
+    this one, on the stream `side` if there is one. It writes the counts that later launches read, also those of this
+    segment; once no row is left these are zeros, and such launches are empty. Nothing reads what launches of this
+    segment wrote before that. The layer beside that exit still reads the counts before it, so that these lie elsewhere:
+    in the inbox and in `Buffers.turned_counts`, in turns.
     Exit layers must be 0 beforehand. What launches of a layer hand to each other lies in the scratch of `buffers`.
     """
     with using(buffers.scratch[0]):
@@ -115,11 +119,11 @@ def _run_segment(
     weights: PreparedModel, buffers: Buffers, segment: Segment, bucket: Bucket, side: torch.cuda.Stream | None
 ) -> None:
     at, last = segment.at, segment.last
-    first, n, here = at.layer + 1, len(weights.layers), buffers.batch(at.batch, bucket)
-    rows, tokens = here.counts[:1], here.counts[1:]
-    units = units_of(buffers, at.batch, bucket)
+    first, n, here = at.layer + 1, len(weights.layers), buffers.batch(at.batch, bucket, at.turned)
+    units = units_of(buffers, at.batch, bucket, here)
     if first == 1:
-        _embed(weights, buffers, bucket, tokens)
+        _embed(weights, buffers, bucket, here.counts[1:])
+    next_counts = buffers.batch(at.batch, bucket, not at.turned).counts
     if segment.pending:
 
         def decide() -> None:
@@ -127,15 +131,17 @@ def _run_segment(
             with using(buffers.scratch[1]):
                 buffers.scratch[1].begin()
                 _run_exit(weights, buffers, segment, first - 1, x, units, bucket.longest, tests=True, past_moved=False)
-            remaining(buffers.exit_layers[: bucket.rows], here.counts, buffers.report(segment.reports))
+            exit_layers, report = buffers.exit_layers[: bucket.rows], buffers.report(segment.reports)
+            remaining(exit_layers, units.counts, next_counts, report)
 
         _fork(side, decide)
     past_moved = at.past_moved
     for layer in range(first, last + 1):
         buffers.scratch[0].begin()
-        x = _run_layer(weights, buffers, segment, layer, bucket, here, (rows, tokens))
+        x = _run_layer(weights, buffers, segment, layer, bucket, here)
         if segment.pending and layer == first:
             _join(side)  # what follows writes what that exit reads, and reads what it writes
+            here = units = here._replace(counts=next_counts)
         later = segment.overlap and layer == last < n  # the next segment runs its exit
         if weights.exits[layer - 1] is None or later or (layer == n and not segment.ends):
             continue
@@ -147,7 +153,7 @@ def _run_segment(
         to = 1 - max(at.batch, 0)
         if buffers.tokens is None:
             out, report = buffers.batch(to, bucket), buffers.report(layer)
-            survivors(here.bounds, here.slots, decided.leave, rows, out, report=report)
+            survivors(here.bounds, here.slots, decided.leave, here.counts[:1], out, report=report)
         else:
             test = _test(buffers, segment, layer, here, segment.rule.forms, part=1)
             let_tokens_go(buffers, bucket, here, to, test, segment.rule.tokens, decided, report=buffers.report(layer))
@@ -160,7 +166,6 @@ def _run_layer(
     layer: int,
     bucket: Bucket,
     here: Survivors,
-    counts: tuple[Tensor, Tensor],
 ) -> Tensor:
     """The output of a layer: [T, H], or [R, H] for the last layer where the head reads first tokens."""
     x, sources = buffers.states[(layer - 1) % 2], None
@@ -180,6 +185,7 @@ def _run_layer(
         quantised = quantised if quantised is None else quantised.first(bucket.tokens)
     firsts = final and segment.ends and weights.exit(layer)[0].reads == "first"
     out = None if firsts else buffers.states[layer % 2][: bucket.tokens]
+    counts = here.counts[:1], here.counts[1:]
     for i, block in enumerate(blocks, start=1):
         ends = i == len(blocks)
         frozen, queries = frozen_of(listed, x, before, sources)

@@ -18,9 +18,8 @@ from .cuda_buffers import Bucket, Buffers
 from .rule import TokenRule
 
 
-def units_of(buffers: Buffers, batch: int, bucket: Bucket) -> Survivors:
-    """What is scored of a batch, by `Position.batch`: its rows, or its tokens in the place of rows."""
-    here = buffers.batch(batch, bucket)
+def units_of(buffers: Buffers, batch: int, bucket: Bucket, here: Survivors) -> Survivors:
+    """What is scored of a batch: its rows, or its tokens in the place of rows. here: `Buffers.batch` of `batch`."""
     if buffers.tokens is None:
         return here
     slots = buffers.tokens.listed(batch, bucket).slots

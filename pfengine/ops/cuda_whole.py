@@ -7,9 +7,12 @@ It is for flights whose rows stay together, as a graph's sizes are fixed. PFENGI
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,25 +24,29 @@ from .cuda_segment import Segment
 log = logging.getLogger("pfengine")
 
 SWITCH = "PFENGINE_WHOLE_FLIGHT"
+MOST_FLIGHTS = 256  # per lane; one for each way and bucket
+
+Key = tuple[tuple[Segment, ...], Bucket]
+Made = OrderedDict[Key, tuple[int, list[Graph]]]
 
 
 def is_on() -> bool:
     return os.environ.get(SWITCH, "0") == "1"
 
 
-def joined(driver: Any, graphs: Sequence[int], guarded: Sequence[bool], counts: int) -> int:
-    """What can be launched of graphs one after the other; those that are guarded run while rows are left.
+def joined(driver: Any, graphs: Sequence[int], counts: Sequence[int]) -> int:
+    """What can be launched of graphs one after the other, some of them only while rows are left.
 
-    counts: the address of int32 on the device, how many rows are left. guarded: of each graph, but not of the first.
-    Once one is not run, none after it is. Raises RuntimeError where the driver fails.
+    counts: of each graph the address of int32 on the device, how many rows are left; 0: the graph runs in any case, as
+    the first one must. Once one is not run, none after it is. Raises RuntimeError where the driver fails.
     """
     whole = driver.new_graph()
     try:
         inside, node = whole, None
-        for graph, guard in zip(graphs, guarded, strict=True):
-            if guard:
+        for graph, left in zip(graphs, counts, strict=True):
+            if left:
                 assert node is not None
-                inside, node = driver.add_if(inside, node, counts), None
+                inside, node = driver.add_if(inside, node, left), None
             node = driver.add_child(inside, node, graph)
         return int(driver.instantiate(whole))
     finally:
@@ -47,43 +54,62 @@ def joined(driver: Any, graphs: Sequence[int], guarded: Sequence[bool], counts: 
 
 
 class WholeFlights:
-    """The flights of a lane that were made one graph."""
+    """The flights of a lane that were made one graph. The one that was used longest ago is dropped from `most` on."""
 
-    def __init__(self, driver: Any, graphs: Graphs) -> None:
-        self.driver, self.graphs = driver, graphs
-        self.made: dict[tuple[tuple[Segment, ...], Bucket], tuple[int, list[Graph]]] = {}
+    def __init__(self, driver: Any, graphs: Graphs, most: int = MOST_FLIGHTS) -> None:
+        self.driver, self.graphs, self.most = driver, graphs, most
+        self.made: Made = OrderedDict()
         self.works = True
+        weakref.finalize(self, _destroy_all, driver, self.made).atexit = False
 
-    def launch(self, way: Sequence[Segment], bucket: Bucket, counts: Tensor, stream: int) -> bool:
+    def launch(self, way: Sequence[Segment], bucket: Bucket, counts: Callable[[Segment], Tensor], stream: int) -> bool:
         """Launch all segments at once; False where that cannot be, as not all of them have been recorded yet.
 
-        counts: int32 on the device, of which the first is how many rows are left.
+        counts: of a segment, int32 on the device, of which the first is how many rows are left before it.
         """
-        parts = [self.graphs.recorded((segment, bucket)) for segment in way]
-        if not self.works or len(way) < 3 or any(part is None for part in parts):
+        if not self.works or len(way) < 3:
             return False
-        key = tuple(way), bucket
-        instance, of = self.made.get(key, (0, []))
-        if of != parts:  # the first time, or some have been recorded anew
+        key, keys = (tuple(way), bucket), [(segment, bucket) for segment in way]
+        parts = [part for part in map(self.graphs.recorded, keys) if part is not None]
+        if len(parts) < len(way):
             self._forget(key)
-            try:
-                instance = self._joined(way, [part for part in parts if part is not None], counts)
-            except RuntimeError as error:
-                log.warning("a flight could not be made one graph; its segments are launched one by one: %s", error)
-                self.works = False
-                return False
-            self.made[key] = instance, [part for part in parts if part is not None]
-        self.driver.launch(instance, stream)
+            return False
+        try:
+            self.driver.launch(self._instance(key, parts, counts), stream)
+        except RuntimeError as error:
+            log.warning("a flight could not run as one graph; its segments are launched one by one: %s", error)
+            self.works = False
+            self.clear()
+            return False
+        self.graphs.used(keys)
         return True
 
     def clear(self) -> None:
-        for key in list(self.made):
+        _destroy_all(self.driver, self.made)
+
+    def _instance(self, key: Key, parts: list[Graph], counts: Callable[[Segment], Tensor]) -> int:
+        instance, of = self.made.get(key, (0, []))
+        if of != parts:  # the first time, or some have been recorded anew
             self._forget(key)
+            way = key[0]
+            guards = [counts(way[i]).data_ptr() if i >= 2 and way[i - 1].reports >= 0 else 0 for i in range(len(way))]
+            instance = joined(self.driver, [part.raw_cuda_graph() for part in parts], guards)
+            self.made[key] = instance, parts
+            if len(self.made) > self.most:
+                self._forget(next(iter(self.made)))
+        self.made.move_to_end(key)
+        return instance
 
-    def _joined(self, way: Sequence[Segment], parts: Sequence[Graph], counts: Tensor) -> int:
-        guarded = [i >= 2 and way[i - 1].reports >= 0 for i in range(len(way))]
-        return joined(self.driver, [part.raw_cuda_graph() for part in parts], guarded, counts.data_ptr())
-
-    def _forget(self, key: Any) -> None:
+    def _forget(self, key: Key) -> None:
         if key in self.made:
-            self.driver.destroy(self.made.pop(key)[0])
+            _destroy(self.driver, self.made.pop(key)[0])
+
+
+def _destroy(driver: Any, instance: int) -> None:
+    with contextlib.suppress(RuntimeError):  # where the GPU has failed, nothing can be destroyed either
+        driver.destroy(instance)
+
+
+def _destroy_all(driver: Any, made: Made) -> None:
+    while made:
+        _destroy(driver, made.popitem()[1][0])

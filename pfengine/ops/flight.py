@@ -10,6 +10,8 @@ Three carriers: plain torch over any op set (`torch_flight`), `_C` (`ops.cpu_mod
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -123,6 +125,8 @@ class Carrier(Protocol):
 
     may_join: bool  # can joined flights save time? Only where a layer takes as long with fewer tokens
     joining: Joining | None  # None: not measured, and batches are not joined
+    # a turn for each thread that may hold flights back to join them to later ones; any number where flights may be
+    mergers: threading.Semaphore = threading.Semaphore(sys.maxsize)
 
     @property
     def worker_threads(self) -> int:

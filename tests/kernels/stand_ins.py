@@ -125,6 +125,6 @@ def with_graphs(path: Path, device: torch.device, recorder: Any, how: str = "one
 
 def lane_of(engine: Any) -> Lane:
     """The only one."""
-    lane = engine.model.carrier.free.get_nowait()
+    lane = engine.model.carrier.free.take(wait=False)
     engine.model.carrier.free.put(lane)
     return lane

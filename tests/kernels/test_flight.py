@@ -215,10 +215,10 @@ def test_all_may_leave_at_a_stop(made: Made) -> None:
     flight = made.carrier.start(made.packed, SLOTS, answers)
     exit = flight.advance(ExitRule(bytes(N)), 2)
     assert exit is not None
-    free = made.carrier.free.qsize()
+    free = len(made.carrier.free)
     flight.leave(torch.ones(5, dtype=torch.bool))
     assert not flight
-    assert made.carrier.free.qsize() == free + 1
+    assert len(made.carrier.free) == free + 1
     assert flight.advance(ExitRule(bytes(N)), N) is None
     check(made, answers, [2] * 5)
 
@@ -279,7 +279,7 @@ def test_rows_that_carry_nothing_yet_join_as_before_the_first_exit(made: Made, f
 def test_a_flight_without_rows_takes_in_those_of_any_layer(made: Made) -> None:
     rule, answers = ExitRule(TESTED, RULES["patience"]), Answers(0, 7, LABELS)
     one, other = (made.carrier.start(packed_of(rows), SLOTS[rows], answers) for rows in ([1, 3], [0, 2, 4]))
-    free = made.carrier.free.qsize()
+    free = len(made.carrier.free)
     one.leave(np.ones(2, bool), answered=False)
     other.advance(rule, 1)
     one.join(other)
@@ -289,7 +289,7 @@ def test_a_flight_without_rows_takes_in_those_of_any_layer(made: Made) -> None:
     assert one.advance(rule, N) is None
     layers = expected(made, rule.clauses)
     check(made, answers, [layers[0], 0, layers[2], 0, layers[4]])
-    assert made.carrier.free.qsize() == free + 2
+    assert len(made.carrier.free) == free + 2
 
 
 @pytest.mark.slow
@@ -371,7 +371,7 @@ def test_a_flight_that_is_dropped_gives_its_lane_back_and_start_waits_for_one(ma
     waiting.start()
     waiting.join(0.2)
     assert waiting.is_alive()
-    assert made.carrier.free.qsize() == 0
+    assert len(made.carrier.free) == 0
     flights[1].advance(ExitRule(bytes(N)), 1)
     answers = flights[1]._answers
     flights[1].leave(np.array([1, 0, 0, 0, 0], bool))
@@ -381,15 +381,15 @@ def test_a_flight_that_is_dropped_gives_its_lane_back_and_start_waits_for_one(ma
     assert answers.exit_layers[SLOTS].tolist() == [1, 0, 0, 0, 0]  # who had left has an answer
     flights.clear()
     later.clear()
-    assert made.carrier.free.qsize() == made.carrier.made == MAX_FLIGHTS
+    assert len(made.carrier.free) == made.carrier.made == MAX_FLIGHTS
 
 
 def test_what_does_not_fit_is_refused(made: Made) -> None:
-    answers, free = Answers(0, 7, LABELS), made.carrier.free.qsize()
+    answers, free = Answers(0, 7, LABELS), len(made.carrier.free)
     with pytest.raises(ValueError, match="cu_seqlens has 6 numbers for 2 rows"):
         made.carrier.start(made.packed, SLOTS[:2], answers)
     with pytest.raises(IndexError, match="a token has the id 30; expected 0 to 29"):
         made.carrier.start(made.packed._replace(ids=made.packed.ids * 0 + 30), SLOTS, answers)
     with pytest.raises(IndexError, match="a token has the position -1; expected 0 to 19"):
         made.carrier.start(made.packed._replace(positions=made.packed.positions - 1), SLOTS, answers)
-    assert made.carrier.free.qsize() == free
+    assert len(made.carrier.free) == free

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -47,6 +47,7 @@ class FakeLoop:
         self.graphs: dict[Any, int] = {}
 
     def add(self, segment: int, bucket: Bucket, graph: int) -> None:
+        self.graphs.pop((segment, bucket), None)
         self.graphs[segment, bucket] = graph
 
     def clear(self) -> None:
@@ -72,10 +73,10 @@ def test_launches_are_recorded_the_second_time_and_the_oldest_forgotten() -> Non
     assert list(graphs.known) == [A, C]  # B was only run, so that nothing but compiling it is done again
     for key in (C, B):
         graphs.run(key, lambda: None)
-    assert A in graphs.known
+    assert list(graphs.known) == [C, B]  # of two graphs the one used longest ago makes room for the newcomer
     graphs.clear()
     before = graphs.recorder.recordings
-    graphs.run(A, lambda: None)
+    graphs.run(C, lambda: None)
     assert graphs.recorder.recordings == before + 1  # it was compiled long ago
 
 
@@ -85,19 +86,57 @@ def test_with_a_loop_the_graph_that_the_loop_used_longest_ago_is_forgotten() -> 
     for key in (A, B, B, A):
         graphs.run(key, lambda: None)
     assert list(loop.graphs) == [(graphs.number(B[0]), BUCKET), (graphs.number(A[0]), BUCKET)]
-    for _ in range(2):  # the first time what was not recorded goes, which is the newcomer
-        graphs.run(C, lambda: None)
-    assert set(graphs.known) == {A, B}
-    graphs.most = 3
-    for _ in range(2):
-        graphs.run(C, lambda: None)
-    graphs.most = 2
-    graphs.run(C, lambda: None)
+    graphs.run(C, lambda: None)  # a newcomer stays, or it would never be recorded
     assert set(graphs.known) == {A, C}
-    assert len(loop.graphs) == 2
+    graphs.run(C, lambda: None)
+    assert list(loop.graphs) == [(graphs.number(A[0]), BUCKET), (graphs.number(C[0]), BUCKET)]
+    graphs.used([A])  # in another graph
+    assert list(loop.graphs) == [(graphs.number(C[0]), BUCKET), (graphs.number(A[0]), BUCKET)]
+    graphs.run(B, lambda: None)
+    graphs.run(C, lambda: None)  # which goes before a graph does
+    assert set(graphs.known) == {A, C}
     graphs.clear()
     assert not loop.graphs
     assert not any(graphs.known.values())
+
+
+def test_what_the_loop_may_launch_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows addresses. That of a graph which is gone may be another graph's by now."""
+    loop = FakeLoop()
+    graphs = Graphs(FakeRecorder(), loop)
+    graphs.run(A, lambda: None)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: Any) -> None:
+            raise MemoryError("out of memory")  # the first replay sends the graph to the GPU
+
+        patch.setattr(Recorded, "replay", fail)
+        with pytest.raises(MemoryError):
+            graphs.run(A, lambda: None)
+    assert loop.graphs == {(graphs.number(A[0]), BUCKET): 1}
+    assert isinstance(graphs.known[A], Recorded)
+    graphs.run(A, lambda: None)
+
+    def clear() -> None:
+        assert graphs.known[A] is not None
+        loop.graphs.clear()
+
+    monkeypatch.setattr(loop, "clear", clear)
+    graphs.clear()
+    assert graphs.known[A] is None
+
+
+def test_many_kinds_of_batches_are_recorded_even_where_not_all_can_be_kept() -> None:
+    recorder = FakeRecorder()
+    graphs = Graphs(recorder, FakeLoop(), most=2)
+    eager = []
+    for _ in range(10):
+        for key in (A, B, C):
+            for _ in range(3):
+                graphs.run(key, lambda: eager.append(1))
+        assert len(graphs.known) <= 2
+    assert recorder.recordings >= 10
+    assert len(eager) <= 60 + recorder.recordings  # a recording calls it, too
 
 
 def test_launches_that_cannot_be_recorded_still_run(
@@ -124,17 +163,21 @@ class Graph:
 
     failing = False
     ended = 0
+    pools: ClassVar[list[Any]] = []  # to which torch directs allocations
 
     def __init__(self, keep_graph: bool) -> None:
         assert keep_graph
 
-    def capture_begin(self, capture_error_mode: str) -> None:
+    def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
         assert capture_error_mode == "thread_local"
+        assert not torch.is_inference_mode_enabled()
+        self.pools.append(pool)
 
     def capture_end(self) -> None:
         Graph.ended += 1
-        if Graph.failing:
+        if Graph.failing:  # as torch 2.10 to 2.12 do, before they end the pool
             raise RuntimeError("operation failed due to a previous error during capture")
+        self.pools.clear()
 
     def instantiate(self) -> None: ...
 
@@ -145,6 +188,10 @@ def test_a_recording_that_fails_ends_and_the_next_one_succeeds(
     monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], at_the_end: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph, raising=False)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda _, pool: Graph.pools.remove(pool), raising=False)
+    released: list[Any] = []
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _, pool: released.append(pool), raising=False)
     monkeypatch.setattr(Graph, "ended", 0)
     scratch = Scratch(CPU)
     recorder = Recorder([scratch])
@@ -155,9 +202,11 @@ def test_a_recording_that_fails_ends_and_the_next_one_succeeds(
         if not at_the_end:
             raise kind("stopped")
 
-    with pytest.raises(RuntimeError if at_the_end else kind):
+    with torch.inference_mode(), pytest.raises(RuntimeError if at_the_end else kind):
         recorder.record(fails)
     assert Graph.ended == 1
+    assert not Graph.pools
+    assert released == [(0, 7)]
     assert not scratch.fixed
     monkeypatch.setattr(Graph, "failing", False)
     recorder.record(lambda: None)
@@ -180,6 +229,27 @@ def test_scratch_gives_the_same_memory_again() -> None:
         addresses.append(parts[0].data_ptr())
     assert addresses == [scratch.memory.data_ptr()] * 2
     assert scratch_empty(2, dtype=torch.bool, device=CPU).data_ptr() != addresses[0]  # outside it is torch's
+
+
+def test_scratch_that_could_not_grow_is_as_good_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = Scratch(CPU)
+    scratch.empty((100,), torch.float32)
+    new_empty = torch.Tensor.new_empty
+
+    def fail(self: torch.Tensor, size: int) -> torch.Tensor:
+        if size:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return new_empty(self, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", fail)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            scratch.grow()
+    scratch.begin()
+    assert scratch.empty((100,), torch.float32).shape == (100,)
+    assert scratch.is_too_small()
+    scratch.grow()
+    assert not scratch.is_too_small()
 
 
 def test_parts_of_scratch_do_not_overlap_and_nothing_is_allocated_while_recording() -> None:

@@ -126,7 +126,10 @@ def test_remaining(device: torch.device, answered: list[int], used: int) -> None
     exit_layers[answered] = 7
     counts = torch.tensor([used, 5], dtype=torch.int32, device=device)
     some, report = any(row not in answered for row in range(used)), told(device)
-    assert remaining(exit_layers, counts, report).tolist() == ([used, 5] if some else [0, 0])
+    out = torch.full_like(counts, -7)
+    assert remaining(exit_layers, counts, out, report) is out
+    assert out.tolist() == ([used, 5] if some else [0, 0])
+    assert counts.tolist() == [used, 5]  # launches beside it read them
     assert [int(word) & 0xFFFFFFFF for word in report.words] == ([used, 5, 5] if some else [0, 0, 0])
 
 

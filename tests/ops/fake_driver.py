@@ -13,7 +13,6 @@ class FakeDriver:
     def __init__(self, children: Mapping[int, Callable[[], None]]) -> None:
         self.children, self.graphs, self.instances = children, {}, {}
         self.destroyed: list[int] = []
-        self.fails = False
 
     def new_graph(self) -> int:
         graph = 100 + len(self.graphs)
@@ -38,8 +37,6 @@ class FakeDriver:
         return body
 
     def instantiate(self, graph: int) -> int:
-        if self.fails:
-            raise RuntimeError("cuGraphInstantiateWithFlags failed: invalid argument (CUDA error 1)")
         instance = 1000 + len(self.instances)
         self.instances[instance] = graph
         return instance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,8 @@ def test_no_segment_runs_after_the_last_row_has_left(gone_after: int) -> None:
         return run
 
     driver = FakeDriver({number: segment(number) for number in range(5)})
-    instance = joined(driver, range(5), [False, False, True, True, True], ctypes.addressof(counts))
+    address = ctypes.addressof(counts)
+    instance = joined(driver, range(5), [0, 0, address, address, address])
     driver.launch(instance, 0)
     assert ran == list(range(max(gone_after, 1) + 1))
     assert driver.destroyed == [100]  # what was instantiated stays
@@ -65,7 +67,7 @@ def test_a_flight_is_joined_once_all_its_segments_are_recorded() -> None:
     driver = FakeDriver({number: lambda number=number: ran.append(number) for number in range(9)})  # type: ignore[misc]
     graphs = Graphs(None)
     whole, segments = WholeFlights(driver, graphs), way(4)
-    launch = lambda: whole.launch(segments, BUCKET, counts, 0)  # noqa: E731
+    launch = lambda: whole.launch(segments, BUCKET, lambda _: counts, 0)  # noqa: E731
     assert not launch()
     graphs.known.update({(segment, BUCKET): Recorded(i) for i, segment in enumerate(segments[:3])})
     assert not launch()
@@ -80,21 +82,66 @@ def test_a_flight_is_joined_once_all_its_segments_are_recorded() -> None:
     assert 1000 in driver.destroyed
     whole.clear()
     assert 1001 in driver.destroyed
-    assert not whole.launch(segments[:2], BUCKET, counts, 0)  # nothing can be left out
+    assert not whole.launch(segments[:2], BUCKET, lambda _: counts, 0)  # nothing can be left out
 
 
-def test_where_the_driver_fails_segments_are_launched_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_segment_asks_for_the_counts_before_it() -> None:
+    """An exit beside a layer writes counts elsewhere than that layer reads them."""
+    counts, ran = [torch.tensor([number], dtype=torch.int32) for number in (3, 3, 3, 0)], []
+    driver = FakeDriver({number: lambda number=number: ran.append(number) for number in range(4)})  # type: ignore[misc]
+    graphs, segments = Graphs(None), way(4)
+    graphs.known.update({(segment, BUCKET): Recorded(i) for i, segment in enumerate(segments)})
+    assert WholeFlights(driver, graphs).launch(segments, BUCKET, lambda part: counts[part.at.layer], 0)
+    assert ran == [0, 1, 2]
+
+
+def test_what_is_made_is_destroyed() -> None:
+    one, driver = torch.ones(1, dtype=torch.int32), FakeDriver({number: lambda: None for number in range(6)})
+    graphs, segments = Graphs(None), way(6)
+    graphs.known.update({(segment, BUCKET): Recorded(i) for i, segment in enumerate(segments)})
+    whole = WholeFlights(driver, graphs, most=2)
+    for length in (3, 4, 3, 5):
+        assert whole.launch(segments[:length], BUCKET, lambda _: one, 0)
+    instances = [1000, 1001, 1002]
+    assert [each for each in driver.destroyed if each in instances] == [1001]  # the one used longest ago
+    del graphs.known[segments[4], BUCKET]
+    assert not whole.launch(segments[:5], BUCKET, lambda _: one, 0)
+    assert 1002 in driver.destroyed  # it would keep alive what was dropped
+    del whole
+    gc.collect()
+    assert set(instances) <= set(driver.destroyed)
+
+
+def failing(*_: Any) -> int:
+    raise RuntimeError("it failed: invalid argument (CUDA error 1)")
+
+
+@pytest.mark.parametrize("at", ["instantiate", "launch"])
+def test_where_the_driver_fails_segments_are_launched_one_by_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
     driver = FakeDriver({number: lambda: None for number in range(3)})
     graphs, segments, counts = Graphs(None), way(3), torch.ones(1, dtype=torch.int32)
     graphs.known.update({(segment, BUCKET): Recorded(i) for i, segment in enumerate(segments)})
     whole = WholeFlights(driver, graphs)
-    driver.fails = True
-    assert not whole.launch(segments, BUCKET, counts, 0)
-    assert "could not be made one graph" in caplog.text
-    driver.fails = False
-    assert not whole.launch(segments, BUCKET, counts, 0)
+    if at == "launch":
+        monkeypatch.setattr(FakeDriver, "launch", failing)
+    else:
+        monkeypatch.setattr(FakeDriver, "instantiate", failing)
+    assert not whole.launch(segments, BUCKET, lambda _: counts, 0)
+    assert "could not run as one graph" in caplog.text
+    monkeypatch.undo()
+    assert not whole.launch(segments, BUCKET, lambda _: counts, 0)
     assert len(caplog.records) == 1
-    assert driver.destroyed == [100]
+    assert driver.destroyed == [100] + ([1000] if at == "launch" else [])
+
+
+def test_a_driver_that_is_too_old_says_so() -> None:
+    class Old:
+        cuGraphCreate = staticmethod(lambda *_: 0)
+
+    with pytest.raises(RuntimeError, match="this CUDA driver is too old: it has no cuGraphConditionalHandleCreate"):
+        Driver(Old())._call("cuGraphConditionalHandleCreate")
 
 
 class FakeCUDA:
