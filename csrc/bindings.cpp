@@ -17,6 +17,7 @@
 #include "cpu/ragged.h"
 #include "cpu/scratch.h"
 #include "flights.h"
+#include "gil.h"
 #include "parts.h"
 #include "rules.h"
 #include "segment_loops.h"
@@ -27,11 +28,11 @@ using namespace py::literals;
 namespace {
 
 using namespace pfengine;
-using NoGil = py::call_guard<py::gil_scoped_release>;
+using NoGil = py::call_guard<WithoutGil>;
 
 template <typename Call>
 auto without_gil(Call call) {
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   return call();
 }
 

@@ -12,6 +12,7 @@
 #include "checks.h"
 #include "cpu/flight.h"
 #include "cpu/ragged.h"
+#include "gil.h"
 #include "rules.h"
 
 namespace py = pybind11;
@@ -95,7 +96,7 @@ std::unique_ptr<Flight> start(const cpu::Kernels& kernels, const py::object& mod
   }
   auto made = std::make_unique<Flight>(Flight{nullptr, model, logits, layers});
   const cpu::Answers answers{made->logits.mutable_data(), made->layers.mutable_data()};
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   made->flight = std::make_unique<cpu::Flight>(kernels, parts, batch, where, answers, threads);
   return made;
 }
@@ -120,7 +121,7 @@ bool advance(Flight& self, const ExitRule& rule, std::int64_t until, bool scores
   require(by_token || !rule.rule.tokens, "the rule reads tokens, but the head does not score them");
   require(!by_token || rule.rule.tokens || rule.clauses.empty(),
           "the head scores every token, and the rule does not say how they are read");
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   flight.advance(rule.rule, until, scores, threads);
   return flight.rows() > 0;
 }
@@ -151,7 +152,7 @@ void leave(Flight& self, const Bools& gone, bool answered, int threads) {
     throw std::invalid_argument("there are no scores after layer " + std::to_string(flight.layer()) +
                                 " that rows could leave with");
   }
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   flight.leave(leaves, answered, threads);
 }
 
@@ -166,7 +167,7 @@ void join(Flight& self, Flight& other, int threads) {
     throw std::invalid_argument("the flights are after layer " + std::to_string(layer) + " and after layer " +
                                 std::to_string(other_layer) + ", expected the same one");
   }
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   self.flight->join(*other.flight, threads);
 }
 

@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "cuda/segment_loop.h"
+#include "gil.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -34,7 +35,7 @@ py::tuple run(SegmentLoop& loop, const std::vector<std::int64_t>& segments, cons
   check("next", next, 0, static_cast<std::int64_t>(segments.size()));
   const cuda::Left left{rows, tokens, queries};
   const auto stop = [&] {
-    const py::gil_scoped_release release;
+    const WithoutGil without_gil;
     return loop.run(segments, slots, static_cast<std::size_t>(next), left, bucket ? &*bucket : nullptr, longest, ticket,
                     reinterpret_cast<void*>(stream));
   }();

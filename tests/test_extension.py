@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -293,3 +293,33 @@ def test_nothing_is_said_where_it_is_there(caplog: pytest.LogCaptureFixture, mon
 def test_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "_missing", "")
     assert extension.status() == "pfengine._C is there"
+
+
+@needs_cpu
+def test_a_daemon_thread_does_not_abort_the_process_at_its_end(
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    """Python ends such a thread when it wants the global lock back, in the middle of C++."""
+    script = """
+        import builtins, sys, threading, time
+        import pfengine
+
+        engine = pfengine.load(sys.argv[1], criterion="never")
+        rows = [{"input_ids": [1 + i % 9 for i in range(300)]}]
+
+        def run():
+            while True:
+                engine.predict(rows)
+
+        class Slow:
+            def __del__(self):
+                time.sleep(1)
+
+        builtins.slow = Slow()  # Python takes a while to end, and threads come back meanwhile
+        for _ in range(3):
+            threading.Thread(target=run, daemon=True).start()
+        time.sleep(0.3)
+    """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(script), str(make_checkpoint("bert"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

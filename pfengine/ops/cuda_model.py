@@ -12,7 +12,7 @@ import torch
 
 from ..batch import Packed
 from ..kernels.survivors import MAX_ROWS
-from . import Norm, cuda_whole
+from . import Norm, cuda_graphs, cuda_whole
 from .cuda_buffers import Bucket, PreparedModel
 from .cuda_flight import CudaFlight
 from .cuda_graphs import Left
@@ -76,7 +76,7 @@ class CudaModel(Carrier):
         self.free = FreeLanes()
         self.mergers = threading.Semaphore(LANES)
         self.made = 0
-        self.records, self.whole = True, cuda_whole.is_on()  # of lanes that are made from now on
+        self.records, self.whole = cuda_graphs.is_on(), cuda_whole.is_on()  # of lanes that are made from now on
         self.warmed: set[tuple[Segment, Bucket]] = set()  # compiled by `warmup`, for whatever lane
         self.making, self.warming = threading.Lock(), threading.Lock()
 

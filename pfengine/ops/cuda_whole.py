@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from .cuda_buffers import Bucket
-from .cuda_graphs import Graph, Graphs
+from .cuda_graphs import Graph, Graphs, switch
 from .cuda_segment import Segment
 
 log = logging.getLogger("pfengine")
@@ -31,7 +30,8 @@ Made = OrderedDict[Key, tuple[int, list[Graph]]]
 
 
 def is_on() -> bool:
-    return os.environ.get(SWITCH, "0") == "1"
+    """May a flight be one graph? Raises ConfigError for what is neither 0 nor 1."""
+    return switch(SWITCH, default=False)
 
 
 def joined(driver: Any, graphs: Sequence[int], counts: Sequence[int]) -> int:

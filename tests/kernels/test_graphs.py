@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from pfengine.errors import ConfigError
 from pfengine.kernels.scratch import Scratch, using
 from pfengine.kernels.scratch import empty as scratch_empty
+from pfengine.ops import cuda_graphs, cuda_whole
 from pfengine.ops.cuda_buffers import Bucket, RuleForm
 from pfengine.ops.cuda_graphs import Graphs, Recorder
 from pfengine.ops.cuda_segment import Position, Segment
@@ -17,6 +19,18 @@ from pfengine.ops.cuda_segment import Position, Segment
 CPU = torch.device("cpu")
 BUCKET = Bucket(1, 16, 64, 16)
 A, B, C = ((Segment(Position(), last, RuleForm()), BUCKET) for last in (1, 2, 3))
+
+
+@pytest.mark.parametrize(("module", "default"), [(cuda_graphs, True), (cuda_whole, False)])
+def test_switches(monkeypatch: pytest.MonkeyPatch, module: Any, default: bool) -> None:
+    monkeypatch.delenv(module.SWITCH, raising=False)
+    assert module.is_on() is default
+    for value, on in (("", default), ("0", False), ("1", True)):
+        monkeypatch.setenv(module.SWITCH, value)
+        assert module.is_on() is on
+    monkeypatch.setenv(module.SWITCH, "yes")
+    with pytest.raises(ConfigError, match=f"{module.SWITCH} is 'yes'; it must be 0 or 1"):
+        module.is_on()
 
 
 class Recorded:
