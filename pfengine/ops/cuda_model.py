@@ -27,8 +27,8 @@ from .reference import PreparedBlock
 from .rule import ExitRule
 
 LANES = 2  # threads served at once: one flight computes while another is sent or answered
-# under way at once: a server's thread may hold one and start another to join it; beside them LANES threads may merge
-# (`mergers`), which hold two that wait at the stops of `merging` and start another
+# under way at once: of LANES threads that merge, two that wait at the stops of `merging` and one that goes on; beside
+# them one for each of a server's threads, and as many for a user's
 MAX_FLIGHTS = (2 + 3) * LANES
 
 
