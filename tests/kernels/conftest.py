@@ -34,22 +34,10 @@ def product_in_float64(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
 if INTERPRETED and not collect_ignore_glob:
     from triton.runtime import interpreter
 
+    from .quick_interpreter import make_quick
+
     interpreter.InterpreterBuilder.create_dot = product_in_float64
-    patched: set[int] = set()  # id() of the globals of functions called by kernels
-
-    def call(self: Any, *arguments: Any, **named: Any) -> Any:
-        """A function called by a kernel, as the interpreter has it, but its module is patched at the first call only.
-
-        The interpreter looks through all of `triton.language` at every call, which takes a third of these tests' time.
-        It never takes such a patch back, so nothing is left to do at later calls.
-        """
-        module = id(self.fn.__globals__)
-        if module not in patched:
-            patched.add(module)
-            interpreter._patch_lang(self.fn)
-        return self.rewrite()(*arguments, **named)
-
-    interpreter.InterpretedFunction.__call__ = call
+    make_quick()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
