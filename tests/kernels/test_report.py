@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, in a process of its own where nothing is interpreted."""
+"""Kernels compiled ahead of time, in processes where nothing is interpreted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,41 @@ def run(*arguments: str, environment: dict[str, str] = CLEAN) -> subprocess.Comp
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=500)
 
 
-def test_every_kernel_is_in_the_report() -> None:
-    result = run("-c", EVERY_KERNEL)
-    assert result.stdout.split(maxsplit=1)[0] == "[]", result.stdout + result.stderr
-    assert int(result.stdout.split()[1]) >= 10
+RUN_EACH = """
+import contextlib, io, json, sys, traceback
+for line in sys.stdin:
+    printed, fault = io.StringIO(), ""
+    with contextlib.redirect_stdout(printed):
+        try:
+            exec(json.loads(line), {})
+        except Exception:
+            fault = traceback.format_exc()
+    print(json.dumps([printed.getvalue(), fault]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def execute() -> Iterator[Callable[[str], str]]:
+    """execute(code) -> what it prints. All in one process: torch and Triton take seconds to load."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN_EACH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=CLEAN
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(code: str) -> str:
+            print(json.dumps(code), file=process.stdin, flush=True)
+            printed, fault = json.loads(process.stdout.readline())  # type: ignore[union-attr]
+            assert not fault, fault
+            return printed
+
+        yield ask
+
+
+def test_every_kernel_is_in_the_report(execute: Callable[[str], str]) -> None:
+    missing, launched = execute(EVERY_KERNEL).rsplit(maxsplit=1)
+    assert missing == "[]"
+    assert int(launched) >= 10
 
 
 @pytest.mark.slow
@@ -55,7 +87,7 @@ def test_interpreted_kernels_are_refused() -> None:
     assert "unset it" in result.stderr
 
 
-def test_faults() -> None:
+def test_faults(execute: Callable[[str], str]) -> None:
     code = """
 from pfengine.kernels.layouts import Reduction
 from pfengine.kernels.report import Compiled
@@ -77,11 +109,10 @@ for wrong, text in (
     (fault,) = good._replace(**wrong).faults()
     assert text in fault, fault
 """
-    result = run("-c", code)
-    assert result.returncode == 0, result.stderr
+    execute(code)
 
 
-def test_orders_of_sums() -> None:
+def test_orders_of_sums(execute: Callable[[str], str]) -> None:
     code = """
 from pfengine.kernels.layouts import Reduction
 from pfengine.kernels.report import Compiled, order_faults
@@ -107,11 +138,10 @@ for wrong in (other, total._replace(in_thread=(1,), across_warps=(8, 16)), total
 (fault,) = order_faults([small._replace(reductions=(total, other)), large])  # of two sums one is as in the other
 assert "in 2 orders" in fault
 """
-    result = run("-c", code)
-    assert result.returncode == 0, result.stderr
+    execute(code)
 
 
-def test_variants_for_the_same_row_are_of_one_kind() -> None:
+def test_variants_for_the_same_row_are_of_one_kind(execute: Callable[[str], str]) -> None:
     code = """
 from pfengine.kernels.report import compiled, shipped
 launches = [one for one in shipped((384,)) if one.kernel.__name__ == "_attention_kernel"]
@@ -126,5 +156,4 @@ assert len({few.kind, biased.kind, tables.kind}) == 3
 assert few.one_warp and biased.one_warp and not tables.one_warp
 assert few.warps == 1 and tables.warps > 1
 """
-    result = run("-c", code)
-    assert result.returncode == 0, result.stderr
+    execute(code)
