@@ -44,7 +44,7 @@ def reranker(make_text_checkpoint: Make, tmp_path_factory: pytest.TempPathFactor
     plain = make_text_checkpoint(labels=1, head="classifier", criterion="never", config={"problem_type": "regression"})
     pairs = written(folder / "pairs.tsv", queries(80, seed=0))
     with pytest.warns(UserWarning, match="or --rank for the best documents of a query"):
-        return pfengine.attach(plain, pairs, folder / "out", epochs=12, hold_out=50, batch_size=16)
+        return pfengine.attach(plain, pairs, folder / "out", epochs=5, hold_out=50, batch_size=16)
 
 
 @pytest.fixture(scope="module")

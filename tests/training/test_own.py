@@ -44,7 +44,7 @@ def test_all_exits_weigh_the_same(distil: float) -> None:
 
 
 def test_train_without_options_is_this_recipe(encoder: Path, rows: Path, tmp_path: Path) -> None:
-    told: dict[str, Any] = {"epochs": 12, "learning_rate": 3e-3, "hold_out": 40}  # a tiny encoder needs other numbers
+    told: dict[str, Any] = {"epochs": 4, "learning_rate": 3e-3, "hold_out": 40}  # a tiny encoder needs other numbers
     out = pfengine.train(pfengine.TrainingConfig(str(encoder), str(rows), str(tmp_path / "ckpt"), **told))
     manifest = pfengine.load(out).checkpoint.manifest
     assert (manifest.system, manifest.criterion) == ("pfengine", "entropy")
