@@ -12,7 +12,7 @@ import torch
 
 from pfengine import checkpoint, engine, reader
 from pfengine.batch import Packed
-from pfengine.model import build
+from pfengine.model import Model, build
 from pfengine.ops import decide, reference
 from pfengine.ops.flight import Answers
 from pfengine.ops.rule import Clause, ExitRule, TokenRule, values
@@ -42,13 +42,23 @@ def ckpt(request: pytest.FixtureRequest, make_checkpoint: Make) -> checkpoint.Ch
     return reader.read(make_checkpoint(family, labels=LABELS, head=HEADS[head]))
 
 
+MODELS: dict[tuple[Path, Any], Model] = {}
+
+
+def model_of(ckpt: checkpoint.Checkpoint, ops: Any) -> Model:
+    """Built once: reading and packing weights takes longer than most flights."""
+    if (ckpt.path, ops) not in MODELS:
+        MODELS[ckpt.path, ops] = build(ckpt, ops, torch.float32)
+    return MODELS[ckpt.path, ops]
+
+
 def packed_rows(ckpt: checkpoint.Checkpoint, which: Any = ROWS) -> Packed:
     draw = np.random.default_rng(3)
     ids = [draw.integers(2, 90, length) for length in LENGTHS]
     return pack([Row(i, ids[i], None, False) for i in which], ckpt.backbone)
 
 
-def answered(model: engine.Model, packed: Packed, rule: Any) -> Answers:
+def answered(model: Model, packed: Packed, rule: Any) -> Answers:
     answers = Answers(0, len(LENGTHS), LABELS)
     engine.run(model, packed, rule, answers)
     return answers
@@ -71,7 +81,7 @@ def below(every: np.ndarray, signal: Any) -> ExitRule:
     "rule", ["entropy", "margin", PATIENCE, EITHER, NOBODY], ids=["entropy", "margin", "patience", "either", "nobody"]
 )
 def test_a_rule_that_is_data_agrees_with_the_oracle(ckpt: Any, op_set: Any, rule: Any) -> None:
-    model, oracle = build(ckpt, op_set, torch.float32), build(ckpt, reference, torch.float32)
+    model, oracle = model_of(ckpt, op_set), model_of(ckpt, reference)
     if isinstance(rule, str):
         rule = below(engine.layer_logits(oracle, packed_rows(ckpt)), rule)
     inputs = [packed_rows(ckpt, [i]).to() for i in range(len(LENGTHS))]
@@ -82,7 +92,7 @@ def test_a_rule_that_is_data_agrees_with_the_oracle(ckpt: Any, op_set: Any, rule
 
 
 def test_a_callable_is_asked_after_every_exit_and_nothing_else_changes(ckpt: Any, op_set: Any) -> None:
-    model, asked = build(ckpt, op_set, torch.float32), []
+    model, asked = model_of(ckpt, op_set), []
 
     def confident(layer: int, logits: torch.Tensor, state: Any, row_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         asked.append((layer, len(row_ids)))
@@ -96,7 +106,7 @@ def test_a_callable_is_asked_after_every_exit_and_nothing_else_changes(ckpt: Any
 
 @pytest.mark.parametrize("until", range(1, LAYERS))
 def test_stops_at_any_layer_and_says_where_its_rows_are(ckpt: Any, op_set: Any, until: int) -> None:
-    model, answers = build(ckpt, op_set, torch.float32), Answers(0, len(LENGTHS), LABELS)
+    model, answers = model_of(ckpt, op_set), Answers(0, len(LENGTHS), LABELS)
     packed = packed_rows(ckpt)
     flight = model.carrier.start(packed, answers.slots(packed), answers)
     assert (flight.layer, len(flight)) == (0, len(LENGTHS))
@@ -119,7 +129,7 @@ def test_stops_at_any_layer_and_says_where_its_rows_are(ckpt: Any, op_set: Any, 
 
 
 def test_rows_leave_with_or_without_an_answer(ckpt: Any, cpu_ops: Any) -> None:
-    model, answers = build(ckpt, cpu_ops, torch.float32), Answers(0, len(LENGTHS), LABELS)
+    model, answers = model_of(ckpt, cpu_ops), Answers(0, len(LENGTHS), LABELS)
     packed, every = packed_rows(ckpt), engine.layer_logits(model, packed_rows(ckpt))
     flight = model.carrier.start(packed, answers.slots(packed), answers)
     flight.advance(NOBODY, 2)
@@ -146,7 +156,7 @@ def test_rows_leave_with_or_without_an_answer(ckpt: Any, cpu_ops: Any) -> None:
 )  # fmt: skip
 def test_a_mask_of_another_size_or_kind(ckpt: Any, cpu_ops: Any, gone: Any, message: str) -> None:
     """Whether a row's answer is asked for or not, and nobody has left."""
-    model, answers = build(ckpt, cpu_ops, torch.float32), Answers(0, len(LENGTHS), LABELS)
+    model, answers = model_of(ckpt, cpu_ops), Answers(0, len(LENGTHS), LABELS)
     packed = packed_rows(ckpt)
     flight = model.carrier.start(packed, answers.slots(packed), answers)
     flight.advance(NOBODY, 2)
@@ -160,7 +170,7 @@ def test_a_mask_of_another_size_or_kind(ckpt: Any, cpu_ops: Any, gone: Any, mess
 
 @pytest.mark.parametrize("until", range(LAYERS))
 def test_two_flights_become_one(ckpt: Any, cpu_ops: Any, until: int) -> None:
-    model, rows = build(ckpt, cpu_ops, torch.float32), len(LENGTHS)
+    model, rows = model_of(ckpt, cpu_ops), len(LENGTHS)
     alone = [answered(model, packed_rows(ckpt, [i]), EITHER) for i in range(rows)]
     for split in (1, 4, 8):  # fewer than three rows, whose layers are in one piece, join more, and the other way round
         answers = Answers(0, rows, LABELS)
@@ -178,7 +188,7 @@ def test_two_flights_become_one(ckpt: Any, cpu_ops: Any, until: int) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_rows_that_carry_nothing_yet_join_as_before_the_first_exit(ckpt: Any, cpu_ops: Any, first: bool) -> None:
-    model, rows = build(ckpt, cpu_ops, torch.float32), len(LENGTHS)
+    model, rows = model_of(ckpt, cpu_ops), len(LENGTHS)
     answers, packed = Answers(0, rows, LABELS), [packed_rows(ckpt, range(4)), packed_rows(ckpt, range(4, rows))]
     carries, waits = (model.carrier.start(part, answers.slots(part), answers) for part in packed)
     carries.advance(EITHER, 2)
@@ -195,7 +205,7 @@ def test_rows_that_carry_nothing_yet_join_as_before_the_first_exit(ckpt: Any, cp
 
 
 def test_a_flight_without_rows_takes_in_those_of_any_layer(ckpt: Any, cpu_ops: Any) -> None:
-    model, rows = build(ckpt, cpu_ops, torch.float32), len(LENGTHS)
+    model, rows = model_of(ckpt, cpu_ops), len(LENGTHS)
     answers, packed = Answers(0, rows, LABELS), [packed_rows(ckpt, range(4)), packed_rows(ckpt, range(4, rows))]
     one, other = (model.carrier.start(part, answers.slots(part), answers) for part in packed)
     one.leave(np.ones(4, bool), answered=False)
@@ -207,7 +217,7 @@ def test_a_flight_without_rows_takes_in_those_of_any_layer(ckpt: Any, cpu_ops: A
 
 
 def test_a_rule_may_not_carry_other_numbers_than_the_one_before(ckpt: Any, op_set: Any) -> None:
-    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
+    model, answers, packed = model_of(ckpt, op_set), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
     one, other = (model.carrier.start(packed, answers.slots(packed), answers) for _ in range(2))
     often = ExitRule(ALL, (Clause("entropy", "<", values(-1), "running", values(2)),))
     one.advance(NOBODY, 1)
@@ -236,7 +246,7 @@ RULES_THAT_DO_NOT_FIT = {
 
 @pytest.mark.parametrize("text", RULES_THAT_DO_NOT_FIT)
 def test_rules_that_do_not_fit_are_refused(ckpt: Any, op_set: Any, text: str) -> None:
-    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
+    model, answers, packed = model_of(ckpt, op_set), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
     flight = model.carrier.start(packed, answers.slots(packed), answers)
     with pytest.raises(ValueError, match=text):
         flight.advance(RULES_THAT_DO_NOT_FIT[text], LAYERS)
@@ -248,7 +258,7 @@ def test_rules_that_do_not_fit_are_refused(ckpt: Any, op_set: Any, text: str) ->
 
 
 def test_flights_that_do_not_fit_are_not_joined(ckpt: Any, cpu_ops: Any) -> None:
-    model, answers, packed = build(ckpt, cpu_ops, torch.float32), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
+    model, answers, packed = model_of(ckpt, cpu_ops), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
     one, other = (model.carrier.start(packed, answers.slots(packed), answers) for _ in range(2))
     one.advance(NOBODY, 2)
     with pytest.raises(ValueError, match="layer"):
@@ -264,7 +274,7 @@ def test_flights_that_do_not_fit_are_not_joined(ckpt: Any, cpu_ops: Any) -> None
 
 
 def test_no_rows(ckpt: Any, op_set: Any) -> None:
-    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, 0, LABELS), packed_rows(ckpt, [])
+    model, answers, packed = model_of(ckpt, op_set), Answers(0, 0, LABELS), packed_rows(ckpt, [])
     flight = model.carrier.start(packed, answers.slots(packed), answers)
     assert not len(flight)
     assert flight.advance(NOBODY, 3) is None
@@ -272,14 +282,14 @@ def test_no_rows(ckpt: Any, op_set: Any) -> None:
 
 
 def test_after_the_last_layer_rows_stay_where_nobody_asks_for_scores(ckpt: Any, op_set: Any) -> None:
-    model, answers, packed = build(ckpt, op_set, torch.float32), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
+    model, answers, packed = model_of(ckpt, op_set), Answers(0, len(LENGTHS), LABELS), packed_rows(ckpt)
     flight = model.carrier.start(packed, answers.slots(packed), answers)
     exit = flight.advance(NOBODY, LAYERS, scores=False)
     assert exit is not None
     assert exit.logits is None
     assert (answers.exit_layers == 0).all()
     states = flight.states()
-    oracle = build(ckpt, reference, torch.float32)
+    oracle = model_of(ckpt, reference)
     other = oracle.carrier.start(packed, answers.slots(packed), answers)
     other.advance(NOBODY, LAYERS, scores=False)
     np.testing.assert_allclose(states.numpy(), other.states().numpy(), atol=LOOSE, rtol=0)
