@@ -80,7 +80,10 @@ def gated(u, g, states):
     """tanh(u / states) G for u [rows, gates] and G [gates, outputs], in fp32."""
     u = tanh(u / states)
     if g.shape[0] * g.shape[1] <= 64:
-        product = tl.sum(u[:, :, None] * g[None, :, :], 1)
+        # No plain product: the compiler would fuse it with the first sum of two threads, in each of them its own, and
+        # their sums would differ. Both store them to one address.
+        nothing = tl.zeros((u.shape[0], u.shape[1], g.shape[1]), tl.float32)
+        product = tl.sum(tl.fma(u[:, :, None], g[None, :, :], nothing), 1)
     else:
         product = tl.dot(u, g, input_precision="ieee")
     return product

@@ -111,3 +111,24 @@ def _spread(tile: list[Strides], length: int) -> list[Strides]:
     if sorted(stride for strides in spread for stride in strides) != list(_doubling(1, length)):
         raise ValueError(f"the strides {spread} are not those of an axis of {length}")
     return spread
+
+
+def uneven_sums(ptx: str) -> list[str]:
+    """Sums of two threads of a warp that come out different in the two, as instructions of PTX.
+
+    A thread that adds its neighbour's number to a product of its own may do so in one instruction, which does not round
+    the product, while the number it got was rounded. The neighbour does it the other way round.
+    """
+    products: dict[str, set[str]] = {}
+    received: dict[str, str] = {}
+    found = []
+    for line in ptx.splitlines():
+        name, _, rest = line.partition("//")[0].strip().rstrip(";").partition(" ")
+        to, *given = [part.strip() for part in rest.partition("|")[0].split(",")] if rest else [""]
+        if name == "mul.f32":
+            products[to] = {*given}
+        elif name.startswith("shfl.sync.bfly") and given and given[0] in products:
+            received[to] = given[0]
+        elif name == "fma.rn.f32" and products.get(received.get(given[2], "")) == {*given[:2]}:
+            found.append(line.strip())
+    return found

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pfengine.kernels.layouts import Reduction, reductions
+from pfengine.kernels.layouts import Reduction, reductions, uneven_sums
 
 LAYOUTS = """
 #blocked = #ttg.blocked<{sizePerThread = [4], threadsPerWarp = [32], warpsPerCTA = [4], order = [0]}>
@@ -124,3 +124,24 @@ def test_compiled_kernels() -> None:
     normalised, weighed = (json.loads(line) for line in result.stdout.splitlines())
     assert normalised == ["addf of 512 along 0: 8 x 32 threads x 2 warps"] * 2
     assert weighed == ["addf of 512 along 0: 16 x 32 threads x 1 warps"]
+
+
+PTX = """
+	mul.f32 	%r1, %r8, %r9;
+	shfl.sync.bfly.b32 	%r2, %r1, 1, 31, -1;
+	SUM
+"""
+
+
+@pytest.mark.parametrize(
+    ("instruction", "uneven"),
+    [
+        ("fma.rn.f32 	%r3, %r8, %r9, %r2; // one product is rounded, and the other is not", True),
+        ("fma.rn.f32 	%r3, %r9, %r8, %r2;", True),
+        ("add.f32 	%r3, %r1, %r2;", False),
+        ("fma.rn.f32 	%r3, %r8, %r7, %r2;", False),  # another product, which no other thread has
+        ("fma.rn.f32 	%r3, %r8, %r9, %r1;", False),  # of one thread
+    ],
+)
+def test_sums_that_differ_in_two_threads(instruction: str, uneven: bool) -> None:
+    assert len(uneven_sums(PTX.replace("SUM", instruction))) == uneven

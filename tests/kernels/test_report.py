@@ -157,3 +157,26 @@ assert few.one_warp and biased.one_warp and not tables.one_warp
 assert few.warps == 1 and tables.warps > 1
 """
     execute(code)
+
+
+def test_threads_of_a_warp_agree_on_sums(execute: Callable[[str], str]) -> None:
+    """Two labels: a product for each of two threads, which add the other's. Both store the sum to one address."""
+    code = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from pfengine.kernels.layouts import uneven_sums
+from pfengine.kernels.report import shipped
+from pfengine.kernels.specialised import specialised
+launch = next(
+    one for one in shipped((768,))
+    if one.kernel.__name__ == "_past_future_kernel" and one.constants["FORM"] == "authors" and one.constants["ONCE"]
+)
+signature, constants, attributes = specialised(launch)
+source = ASTSource(launch.kernel, signature, constants, attributes)
+for arch in (80, 90):
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+    assert not uneven_sums(binary.asm["ptx"]), arch
+print(constants["BLOCK_G"] if "BLOCK_G" in constants else launch.constants["BLOCK_G"])
+"""
+    assert execute(code).split() == ["2"]
