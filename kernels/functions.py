@@ -40,6 +40,16 @@ def short_gelu(x):
 
 
 @triton.jit
+def rounded_product(a, b):
+    """a b, which the compiler does not fuse with what is done next.
+
+    It would do so where the products of two threads of a warp are added up: in each thread its own, whose rounding is
+    left out there, so that the two threads would hold different sums.
+    """
+    return tl.fma(a, b, tl.zeros_like(a * b))
+
+
+@triton.jit
 def activate(x, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr):
     """An activation by name: none, relu, tanh, gelu (erf) or gelu_tanh.
 

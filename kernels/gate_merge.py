@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .decide import decide
-from .functions import tanh
+from .functions import rounded_product, tanh
 from .launch import launch, power_of_two
 
 Form = Literal["none", "paper", "authors"]
@@ -80,10 +80,7 @@ def gated(u, g, states):
     """tanh(u / states) G for u [rows, gates] and G [gates, outputs], in fp32."""
     u = tanh(u / states)
     if g.shape[0] * g.shape[1] <= 64:
-        # No plain product: the compiler would fuse it with the first sum of two threads, in each of them its own, and
-        # their sums would differ. Both store them to one address.
-        nothing = tl.zeros((u.shape[0], u.shape[1], g.shape[1]), tl.float32)
-        product = tl.sum(tl.fma(u[:, :, None], g[None, :, :], nothing), 1)
+        product = tl.sum(rounded_product(u[:, :, None], g[None, :, :]), 1)  # threads store it to one address
     else:
         product = tl.dot(u, g, input_precision="ieee")
     return product

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import configs
 from .decide import check_labels
+from .functions import rounded_product
 from .imitation import BLOCK_C, guess, write_shares
 from .launch import FLOATS, check, check_count, launch, power_of_two
 from .scratch import empty
@@ -104,7 +105,7 @@ def _imitation_weigh_kernel(
     score = tl.where((j < ahead)[None, :], product * scale, float("-inf"))
     e = tl.exp(score - tl.max(score, 1)[:, None])
     weight = e / tl.sum(e, 1)[:, None]
-    total = tl.sum(weight[:, :, None] * share, 1)
+    total = tl.sum(rounded_product(weight[:, :, None], share), 1)
     to = out + row.to(tl.int64)[:, None] * labels + label[None, :]
     tl.store(to, total, mask=is_row[:, None] & is_label[None, :])
 
