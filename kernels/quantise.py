@@ -47,8 +47,9 @@ def store_quantised(x, numbers, steps, offsets, row, size, BLOCK: tl.constexpr):
     high = tl.maximum(tl.max(tl.where(finite, x, float("inf")), 0), 0.0)
     odd = (high - low < float("inf")) == 0
     low = tl.where(odd, 0.0, low)
-    step = tl.where(high - low > 1e-35, (high - low) / 255.0, 1.0)  # of smaller rows the inverse would be infinite
-    inverse = 1.0 / step
+    # `/` rounds as it likes; of smaller rows the inverse would be infinite
+    step = tl.where(high - low > 1e-35, tl.math.div_rn(high - low, low * 0 + 255.0), 1.0)
+    inverse = tl.math.div_rn(low * 0 + 1.0, step)
     zero = tl.fma(-low, inverse, 12582912.0) - 12582912.0  # 1.5 times 2^23, which rounds to whole numbers, half to even
     y = tl.where(odd, 0.0, tl.fma(x, inverse, zero))
     y = tl.minimum(tl.maximum(y, 0.0), 255.0)

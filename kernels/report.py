@@ -92,7 +92,11 @@ def order_faults(found: list[Compiled]) -> list[str]:
     """
     orders: dict[tuple[str, Sum], dict[frozenset[Order], Compiled]] = {}
     for one in found:
-        sums = [(_sum(reduction), reduction.order) for reduction in one.reductions if not reduction.exact]
+        sums = [
+            (_sum(reduction), reduction.order)
+            for reduction in one.reductions
+            if not reduction.exact and reduction.length > 2  # a + b is b + a; see `uneven_sums`
+        ]
         for what in {each for each, _ in sums}:
             order = frozenset(order for each, order in sums if each == what)
             orders.setdefault((one.kind, what), {}).setdefault(order, one)

@@ -53,9 +53,10 @@ class Report(NamedTuple):
 @triton.jit
 def _tell(report, ticket, rows, tokens, queries):
     mark = tl.load(ticket) << 32
-    tl.store(report, mark | rows.to(tl.int64))
-    tl.store(report + 1, mark | tokens.to(tl.int64))
-    tl.store(report + 2, mark | queries.to(tl.int64))
+    # through the caches: a plain store need not reach the host before all that was launched is done
+    tl.store(report, mark | rows.to(tl.int64), cache_modifier=".wt")
+    tl.store(report + 1, mark | tokens.to(tl.int64), cache_modifier=".wt")
+    tl.store(report + 2, mark | queries.to(tl.int64), cache_modifier=".wt")
 
 
 @triton.jit

@@ -182,3 +182,21 @@ for launch in (exit, next(one for one in launches if one.kernel.__name__ == "_im
         print(len(uneven_sums(binary.asm["ptx"])))
 """
     assert execute(code).split() == ["0"] * 4
+
+
+def test_words_for_the_host_are_written_through_and_steps_rounded(execute: Callable[[str], str]) -> None:
+    code = """
+import re, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from pfengine.kernels.report import shipped
+from pfengine.kernels.specialised import specialised
+launches = list(shipped((768,)))
+for kernel in ("survivors", "remaining", "quantise_rows"):
+    launch = next(one for one in launches if one.kernel.__name__ == f"_{kernel}_kernel")
+    signature, constants, attributes = specialised(launch)
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch.options).asm["ptx"]
+    print(*(len(re.findall(what, ptx)) for what in (r"st\\.global\\.wt\\.b64", r"div\\.rn\\.f32", r"div\\.full")))
+"""
+    assert execute(code).split("\n")[:3] == ["3 0 0", "3 0 0", "0 2 0"]
