@@ -74,13 +74,20 @@ def count(device: torch.device) -> Callable[[int], Tensor]:
     return lambda number: torch.tensor([number], dtype=torch.int32, device=device)
 
 
+def on_cpu(x: Any) -> Any:
+    """A tensor, or those of a named tuple, on the CPU; anything else as it is."""
+    if isinstance(x, Tensor):
+        return x.cpu()
+    return type(x)(*map(on_cpu, x)) if hasattr(x, "_fields") else x
+
+
 @pytest.fixture
 def check() -> Callable[[Tensor, Callable[..., Tensor], list[Any]], None]:
     """check(ours, formula, inputs): ours is no further from the formula in float64 than twice what torch in the same
     dtype is, plus a floor."""
 
     def compare(ours: Tensor, formula: Callable[..., Tensor], inputs: list[Any]) -> None:
-        tensors = [x.cpu() if isinstance(x, Tensor) else x for x in inputs]
+        tensors = [on_cpu(x) for x in inputs]
         exact = formula(*(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors))
         plain = formula(*tensors).double()
         assert ours.shape == exact.shape

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pfengine.kernels.decide import Decided, ExitTest, Form
 from pfengine.kernels.launch import recording
-from pfengine.kernels.past_future import Folded, arrivals_of, past_future
+from pfengine.kernels.past_future import Folded, Imitated, arrivals_of, past_future
 from pfengine.kernels.thin_linear import thin_linear
 from pfengine.ops.decide import signal
 
@@ -170,7 +170,7 @@ def test_real_size(draw: Any, count: Any, labels: int) -> None:
     torch.testing.assert_close(parts.run(x, count(9)).logits.cpu().double(), parts.exact(x)[1], atol=1e-4, rtol=1e-4)
 
 
-def test_wrong_arguments_are_refused(draw: Any) -> None:
+def test_wrong_arguments_are_refused() -> None:
     def weights(outputs: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(outputs, 4), torch.zeros(outputs)
 
@@ -179,8 +179,7 @@ def test_wrong_arguments_are_refused(draw: Any) -> None:
         "x": torch.zeros(2, 4), "past": weights(4), "labels": 2, "gates": 0, "form": "none", "test": ExitTest(1),
         "count": one, "arrived": one,
     }  # fmt: skip
-    imitated = parts_of(draw, "none", False, 2, "tanh", hidden=4).future
-    assert imitated is not None
+    imitated = Imitated(torch.zeros(12, 4), torch.zeros(12), "tanh", torch.zeros(2, 12), torch.zeros(2))
     for wrong, text in (
         ({"labels": 5}, "past has 4 rows, expected 5 or more for 5 labels"),
         ({"past": (torch.zeros(4, 3), torch.zeros(4))}, r"past is torch.float32 \[4, 3\]"),

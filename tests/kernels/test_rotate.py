@@ -23,13 +23,13 @@ def test_rotate(draw: Any, count: Any, check: Any, device: torch.device, dtype: 
     bounds, turn = bounds_on(device), angles(50.0, turns, 70).angles.to(device)
     x = draw(sum(LENGTHS), HEADS * SIZE + 7, dtype=dtype)
 
-    def exact(x: Tensor) -> Tensor:
+    def exact(x: Tensor, bounds: Tensor, turn: Tensor) -> Tensor:
         heads = turned(x[:, : HEADS * SIZE].unflatten(1, (HEADS, SIZE)), positions_of(bounds, len(x)), Rotary(turn))
         return torch.cat([heads.flatten(1), x[:, HEADS * SIZE :]], 1)
 
     given = x.clone()
     assert rotate(given, bounds, turn, HEADS, SIZE, 128, count(4)) is given
-    check(given, exact, [x])
+    check(given, exact, [x, bounds, turn])
     few = x.clone()
     rotate(few, bounds, turn, HEADS, SIZE, 128, count(2))
     assert torch.equal(few[:6], given[:6])
