@@ -22,7 +22,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -119,13 +119,16 @@ def _shown(order: frozenset[Order]) -> str:
     return " and ".join(f"strides {a} in a thread, {b} in a warp, {c} across warps" for a, b, c in sorted(order))
 
 
-def compiled(launch: Launch, arch: int) -> Compiled:
-    signature, constants, attributes = specialised(launch)
-    binary = triton.compile(
-        ASTSource(launch.kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", arch, 32),
-        options=launch.options,
+def build(launch: Launch, arch: int) -> Any:
+    """The kernel of a launch as triton compiles it for a GPU of this compute capability, times 10."""
+    return triton.compile(
+        ASTSource(launch.kernel, *specialised(launch)), target=GPUTarget("cuda", arch, 32), options=launch.options
     )
+
+
+def compiled(launch: Launch, arch: int) -> Compiled:
+    _, constants, _ = specialised(launch)
+    binary = build(launch, arch)
     ptx = binary.asm["ptx"]
     registers, spilled = _resources(binary.asm["cubin"])
     instruction = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "none"

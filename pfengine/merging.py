@@ -71,9 +71,8 @@ class Merger:
         could leave none of them room to start another.
         """
         if not self.carrier.mergers.acquire(blocking=False):
-            for make in packed:
-                batch = make()
-                self.carrier.start(batch, answers.slots(batch), answers).advance(self.rule, until=self.layers)
+            self.stops = []
+            self._run(packed, answers)
             return
         try:
             self._run(packed, answers)

@@ -19,6 +19,7 @@ from .cuda_buffers import Bucket, PreparedModel
 from .cuda_graphs import Left
 from .cuda_joining import concatenated, without
 from .cuda_lanes import Lane
+from .cuda_ops import full
 from .cuda_rows import Carried, CudaRows, Units
 from .cuda_rule import form_of
 from .flight import Exit, Flight
@@ -204,8 +205,7 @@ class CudaFlight(CudaRows, Flight):
         tokens = lane.weights.seen(self._packed_states(lane))
         if reads in ("query", "all"):
             return tokens.float()
-        count = torch.full((1,), self._rows, dtype=torch.int32, device=lane.device)
-        return mean(tokens, here.bounds[: self._rows + 1].contiguous(), count)
+        return mean(tokens, here.bounds[: self._rows + 1].contiguous(), full(self._rows, lane.device))
 
     def _may_overlap(self, bucket: Bucket) -> bool:
         return bucket.tokens <= OVERLAP_TOKENS

@@ -142,7 +142,9 @@ class Graphs:
 
     def used(self, keys: Sequence[Key]) -> None:
         """These graphs, which are all recorded, were launched as part of another one."""
-        for key in keys if len(self.known) == self.most else ():  # before that it does not matter
+        if len(self.known) < self.most:  # nothing is dropped yet
+            return
+        for key in keys:
             self.known.move_to_end(key)
             graph = self.known[key]
             if graph is not None and self.loop is not None:

@@ -107,9 +107,7 @@ class Lane:
                 yield
             else:
                 with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-                    if self.device not in _bound.devices:
-                        self.stream.query()  # makes the device's context this thread's, which torch may not have done
-                        _bound.devices.add(self.device)
+                    _take_context(self.device)
                     yield
 
     def callers_stream(self) -> torch.cuda.Stream | None:
@@ -256,6 +254,15 @@ class _Bound(threading.local):
 
 
 _bound = _Bound()
+
+
+def _take_context(device: torch.device) -> None:
+    """Make the context of the device, which must be torch's current one, this thread's. torch may not have done so."""
+    if device not in _bound.devices:
+        torch.cuda.current_stream().query()
+        _bound.devices.add(device)
+
+
 _idle: dict[torch.device, list[int]] = {}  # streams of lanes that are gone
 
 
@@ -269,7 +276,7 @@ def _own_stream(owner: Lane, device: torch.device) -> torch.cuda.Stream:
         stream = idle.pop()
     except IndexError:
         with torch.cuda.device(device):
-            torch.cuda.current_stream().query()  # makes the device's context this thread's, whatever it did before
+            _take_context(device)
             stream = cuda_driver.driver().new_stream()
     weakref.finalize(owner, idle.append, stream).atexit = False
     return torch.cuda.ExternalStream(stream, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -35,7 +36,7 @@ MAX_FLIGHTS = (2 + 3) * LANES
 class FreeLanes:
     """Lanes that no flight has. The one that came last is taken first: it has recorded what runs most.
 
-    Reentrant, as garbage collection may put a lane back while this thread takes one.
+    Unlike queue.LifoQueue it is reentrant: garbage collection may put a lane back while this thread takes one.
     """
 
     def __init__(self) -> None:
@@ -49,12 +50,9 @@ class FreeLanes:
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def take(self, wait: bool) -> Lane | None:
-        """None where there is none and this does not wait for one."""
-        try:
-            self._tokens.get(wait)
-        except queue.Empty:
-            return None
+    def take(self, wait: bool) -> Lane:
+        """Raises queue.Empty where there is none and this does not wait for one."""
+        self._tokens.get(wait)
         return self._lanes.pop()
 
 
@@ -129,17 +127,14 @@ class CudaModel(Carrier):
 
     def take(self) -> Lane:
         """A free lane; a new one while there may be more; otherwise the next that becomes free."""
-        lane = self.free.take(wait=False)
-        if lane is not None:
-            return lane
+        with contextlib.suppress(queue.Empty):
+            return self.free.take(wait=False)
         with self.making:
             if self.made < MAX_FLIGHTS:
                 lane = Lane(self.weights, self.records, self.whole)
                 self.made += 1
                 return lane
-        lane = self.free.take(wait=True)
-        assert lane is not None
-        return lane
+        return self.free.take(wait=True)
 
 
 def _keep(lane: Lane) -> None:

@@ -123,8 +123,8 @@ def _run_segment(
     units = units_of(buffers, at.batch, bucket, here)
     if first == 1:
         _embed(weights, buffers, bucket, here.counts[1:])
-    next_counts = buffers.batch(at.batch, bucket, not at.turned).counts
     if segment.pending:
+        after = buffers.batch(at.batch, bucket, not at.turned)
 
         def decide() -> None:
             x = buffers.states[(first - 1) % 2][: bucket.tokens]
@@ -132,7 +132,7 @@ def _run_segment(
                 buffers.scratch[1].begin()
                 _run_exit(weights, buffers, segment, first - 1, x, units, bucket.longest, tests=True, past_moved=False)
             exit_layers, report = buffers.exit_layers[: bucket.rows], buffers.report(segment.reports)
-            remaining(exit_layers, units.counts, next_counts, report)
+            remaining(exit_layers, units.counts, after.counts, report)
 
         _fork(side, decide)
     past_moved = at.past_moved
@@ -141,7 +141,7 @@ def _run_segment(
         x = _run_layer(weights, buffers, segment, layer, bucket, here)
         if segment.pending and layer == first:
             _join(side)  # what follows writes what that exit reads, and reads what it writes
-            here = units = here._replace(counts=next_counts)
+            here = units = after
         later = segment.overlap and layer == last < n  # the next segment runs its exit
         if weights.exits[layer - 1] is None or later or (layer == n and not segment.ends):
             continue

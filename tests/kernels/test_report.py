@@ -162,12 +162,8 @@ assert few.warps == 1 and tables.warps > 1
 def test_threads_of_a_warp_agree_on_sums(execute: Callable[[str], str]) -> None:
     """Two labels: a product for each of two threads, which add the other's. Both store the sum to one address."""
     code = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from pfengine.kernels.layouts import uneven_sums
-from pfengine.kernels.report import shipped
-from pfengine.kernels.specialised import specialised
+from pfengine.kernels.report import build, shipped
 launches = list(shipped((768,)))
 exit = next(
     one for one in launches
@@ -175,28 +171,20 @@ exit = next(
 )
 assert exit.constants["BLOCK_G"] == 2
 for launch in (exit, next(one for one in launches if one.kernel.__name__ == "_imitation_weigh_kernel")):
-    signature, constants, attributes = specialised(launch)
-    source = ASTSource(launch.kernel, signature, constants, attributes)
     for arch in (80, 90):
-        binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
-        print(len(uneven_sums(binary.asm["ptx"])))
+        print(len(uneven_sums(build(launch, arch).asm["ptx"])))
 """
     assert execute(code).split() == ["0"] * 4
 
 
 def test_words_for_the_host_are_written_through_and_steps_rounded(execute: Callable[[str], str]) -> None:
     code = """
-import re, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from pfengine.kernels.report import shipped
-from pfengine.kernels.specialised import specialised
+import re
+from pfengine.kernels.report import build, shipped
 launches = list(shipped((768,)))
 for kernel in ("survivors", "remaining", "quantise_rows"):
     launch = next(one for one in launches if one.kernel.__name__ == f"_{kernel}_kernel")
-    signature, constants, attributes = specialised(launch)
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch.options).asm["ptx"]
+    ptx = build(launch, 90).asm["ptx"]
     print(*(len(re.findall(what, ptx)) for what in (r"st\\.global\\.wt\\.b64", r"div\\.rn\\.f32", r"div\\.full")))
 """
     assert execute(code).split("\n")[:3] == ["3 0 0", "3 0 0", "0 2 0"]

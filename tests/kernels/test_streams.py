@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
+import queue
 import re
 import threading
 from collections.abc import Callable
@@ -91,7 +92,8 @@ def test_an_exit_beside_a_layer_writes_nothing_that_the_layer_reads_nor_the_othe
 def test_the_lane_that_was_used_last_is_taken_first() -> None:
     """It has recorded what runs most. Of lanes in turn each would have to record everything."""
     free, (one, other) = FreeLanes(), (object.__new__(Lane) for _ in range(2))
-    assert free.take(wait=False) is None
+    with pytest.raises(queue.Empty):
+        free.take(wait=False)
     for lane in (one, other):
         free.put(lane)
     assert len(free) == 2
@@ -109,6 +111,7 @@ def test_a_thread_makes_the_context_of_a_device_its_own_once(monkeypatch: pytest
     lane: Any = object.__new__(Lane)
     lane.device = torch.device("cuda", 7)
     lane.stream = SimpleNamespace(query=lambda: asked.append(threading.get_ident()))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: lane.stream)
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
 
