@@ -88,11 +88,13 @@ def _past_future_kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FEW: tl.constexpr, SHARE_C: tl.constexpr, THIN_R: tl.constexpr,
     THIN_C: tl.constexpr, THIN_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    rows, first_row = tl.load(count), tl.program_id(0) * BLOCK_M
+    # in one dimension, as CUDA takes 65,535 programs in each of the others
+    row_blocks = rows_of_shares // BLOCK_M
+    block, part = tl.program_id(0) % row_blocks, tl.program_id(0) // row_blocks
+    rows, first_row = tl.load(count), block * BLOCK_M
     if first_row >= rows:
         return
     APART: tl.constexpr = BLOCK_M // THIN_R  # blocks of rows of thin tiles
-    part = tl.program_id(1)
     first, tile = first_row + part % APART * THIN_R, part // APART
     _thin_part(
         tile, x, weight, bias, add, out, source_rows, add_source_rows, first, rows, columns, inner, add_width, add_from,
@@ -117,8 +119,8 @@ def _past_future_kernel(
             BLOCK_C, False, THIN_R, THIN_C, THIN_K,
         )  # fmt: skip
     if DECIDES:
-        arrived += tl.program_id(0)
-        if _is_last(arrived, tl.num_programs(1)):
+        arrived += block
+        if _is_last(arrived, tl.num_programs(0) // row_blocks):
             merge_and_decide(
                 out, shares, offset, gate, gate_bias, first_row, rows, gates, columns, chunks, rows_of_shares, states,
                 logits, signals, leave, slots, to_logits, to_layers, numbers, by_slot, state_in, state_out, learned,
@@ -196,7 +198,7 @@ def past_future(
     unread = {} if decides else dict.fromkeys(("offset", "gate", "gate_bias", "logits", "signals", "leave"))
     launch(
         _past_future_kernel,
-        (row_blocks, tiles * (chunk.block_m // THIN_R) + ahead.programs),
+        (row_blocks * (tiles * (chunk.block_m // THIN_R) + ahead.programs),),
         {
             **product, **merged, "arrived": arrived, "score": score, "score_bias": score_bias,
             "learners": ahead.learners, "learner_bias": ahead.learner_bias, "projection": ahead.projection,

@@ -6,6 +6,7 @@ of floats are split, and the matrix instruction. It fails
 - where an expected matrix instruction is missing;
 - where fewer programs than expected fit on a multiprocessor: with a single one nothing runs while it waits;
 - where attention reduces scores over several warps, which costs a barrier every block of keys;
+- where two threads that add up each other's products would hold different sums;
 - where variants that may serve the same row add up in different orders, so that its bits could depend on the batch.
 """
 
@@ -31,7 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .launch import FLOATS, Launch
-from .layouts import Order, Reduction, reductions
+from .layouts import Order, Reduction, reductions, uneven_sums
 from .occupancy import CHIPS, programs
 from .shipped import shipped
 from .specialised import POINTERS, specialised
@@ -58,6 +59,7 @@ class Compiled(NamedTuple):
     kind: str  # the same for variants that may serve the same row
     reductions: tuple[Reduction, ...]  # of floats; those of whole numbers are the same in any order, and seldom
     one_warp: bool  # must each of them be within a warp?
+    uneven: tuple[str, ...]  # instructions, see `uneven_sums`
 
     @property
     def warps(self) -> int:
@@ -82,6 +84,11 @@ class Compiled(NamedTuple):
         if self.one_warp and self.warps > 1:
             split = next(reduction for reduction in self.reductions if reduction.warps > 1)
             faults.append(f"{where} reduces over several warps ({split}); have a warp for each 16 rows of scores")
+        if self.uneven:
+            faults.append(
+                f"{where} adds a product to that of another thread, in each without rounding its own "
+                f"({self.uneven[0]}); write it as rounded_product"
+            )
         return faults
 
 
@@ -161,6 +168,7 @@ def compiled(launch: Launch, arch: int) -> Compiled:
         reductions=tuple(one for one in reductions(binary.asm["ttgir"]) if not one.element.startswith("i")),
         # with tables of distances, scores are gathered, which splits them; with fewer warps or more queries it spills
         one_warp=kernel == "attention" and not {"of_keys", "of_queries"} & {*given},
+        uneven=tuple(uneven_sums(ptx)),
     )  # fmt: skip
 
 

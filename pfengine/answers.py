@@ -84,6 +84,9 @@ def has_answer(logits: np.ndarray) -> np.ndarray:
 
     A logit of -inf beside finite ones is an answer: its label has probability 0.
     """
+    finite = np.isfinite(logits)
+    if finite.all():  # in a fifth of the time
+        return np.logical_and.reduce(finite, -1)
     with np.errstate(all="ignore"):
         found: np.ndarray = np.isfinite(np.maximum.reduce(logits, -1))
     return found
@@ -103,9 +106,8 @@ def mark_unanswered(window: Sequence[Row | InputError], answered: np.ndarray, pr
 
 def raise_first(window: Sequence[Row | InputError]) -> list[Row]:
     """The rows of a window; raises the first error in it."""
-    rows = []
-    for row in window:
-        if isinstance(row, InputError):
+    rows: list[Any] = list(window)
+    for row in rows:
+        if type(row) is not Row and isinstance(row, InputError):
             raise row
-        rows.append(row)
     return rows

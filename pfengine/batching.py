@@ -55,13 +55,13 @@ def batches(rows: Sequence[Row], batch_tokens: int, batch_size: int | None = Non
 
     A row longer than the budget is a batch of its own.
     """
-    batch: list[Row] = []
-    tokens = 0
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        if batch and (tokens + len(row.ids) > batch_tokens or len(batch) == batch_size):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(row)
-        tokens += len(row.ids)
-    if batch:
-        yield batch
+    lengths = [len(row.ids) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    first = tokens = 0
+    for i, place in enumerate(order):
+        tokens += lengths[place]
+        if i > first and (tokens > batch_tokens or i - first == batch_size):
+            yield [rows[at] for at in order[first:i]]
+            first, tokens = i, lengths[place]
+    if rows:
+        yield [rows[at] for at in order[first:]]

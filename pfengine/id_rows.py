@@ -51,9 +51,11 @@ def read(rows: Sequence[tuple[int, Any]], max_length: int, vocab_size: int, type
             if key == _TYPES:
                 types[j] = part
             good[j] = good[j] and fine[k] and (key == _TYPES or bool(part.all()))
-    for i, start, end, part_types, fine_row in zip(places, bounds, bounds[1:], types, good, strict=False):
+    start = 0
+    for i, end, part_types, fine_row in zip(places, bounds[1:], types, good, strict=True):
         if fine_row:
             out[i] = Row(rows[i][0], numbers[start:end], part_types, False)
+        start = end
     return out
 
 
@@ -79,16 +81,18 @@ def _numbers(lists: Sequence[list[Any]], limit: int, bools: bool = False) -> tup
             good[j] = False
         bounds.append(len(numbers))
     flat = np.frombuffer(numbers, np.int64)
-    outside = flat.view(np.uint64) >= limit  # without its sign a negative number is larger than any limit
-    for j in _lists_with(outside, bounds):
-        good[j] = False
-    if not bools:
-        for j in _lists_with(flat.view(np.uint64) <= 1, bounds):  # only there can a bool be
+    unsigned = flat.view(np.uint64)  # where a negative number is larger than any limit
+    if np.maximum.reduce(unsigned, initial=0) >= limit:
+        for j in _lists_with(unsigned >= limit, bounds):
+            good[j] = False
+    if not bools and np.minimum.reduce(unsigned, initial=2) <= 1:
+        for j in _lists_with(unsigned <= 1, bounds):  # only there can a bool be
             good[j] = good[j] and bool not in set(map(type, lists[j]))
     return flat, bounds, good
 
 
 def _lists_with(marks: np.ndarray, bounds: list[int]) -> list[int]:
     """The lists in which any number is marked."""
-    places = marks.nonzero()[0]
-    return np.unique(np.searchsorted(bounds, places, "right") - 1).tolist() if len(places) else []
+    if len(bounds) == 2:
+        return [0] if marks.any() else []
+    return sorted(set((np.searchsorted(bounds, marks.nonzero()[0], "right") - 1).tolist()))

@@ -121,7 +121,7 @@ class Merger:
         return is_worth_it(tokens, self.layers - stop, self.joining)
 
 
-def measured(carrier: Carrier, layers: int, labels: int, most_tokens: int = MOST_TOKENS) -> Joining:
+def measured(carrier: Carrier, layers: int, labels: int) -> Joining:
     """How long layers and joining take here: medians of a few rounds, with rows of padding that nobody sees."""
     nothing = ExitRule(bytes(layers))
 
@@ -152,7 +152,7 @@ def measured(carrier: Carrier, layers: int, labels: int, most_tokens: int = MOST
         return time.perf_counter() - began
 
     least, rows = layer_seconds(1, 16), 2
-    while rows * 16 <= most_tokens and layer_seconds(rows, 16) < 1.25 * least:
+    while rows * 16 <= MOST_TOKENS and layer_seconds(rows, 16) < 1.25 * least:
         rows *= 2
     join_seconds(), join_seconds()
     whole = statistics.median(join_seconds() for _ in range(ROUNDS))

@@ -11,25 +11,36 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 _set_threads = getattr(ctypes.CDLL(None), "omp_set_num_threads", None) if os.name == "posix" else None
 
 
-@contextlib.contextmanager
-def isolated() -> Iterator[None]:
+class isolated(contextlib.ContextDecorator):
     """Run with torch's defaults and in inference mode, in this thread. The program's settings are restored at the end.
 
     A context manager or a decorator. Do not put it around a `yield`, during which the caller's code runs.
     """
-    with (
-        torch._C.DisableTorchFunction(),  # a default device is such a function too
-        torch._C._DisableTorchDispatch(),
-        torch._C._DisableAutocast(),
-        torch.inference_mode(),
-    ):
-        yield
+
+    def __enter__(self) -> None:
+        self._parts = (  # without contextlib, which takes as long as they do
+            torch._C.DisableTorchFunction(),  # a default device is such a function too
+            torch._C._DisableTorchDispatch(),
+            torch._C._DisableAutocast(),
+            torch._C._InferenceMode(True),
+        )
+        for part in self._parts:
+            part.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for part in self._parts[::-1]:
+            part.__exit__(*error)
+
+    def _recreate_cm(self) -> isolated:
+        """For each call of what it decorates, which may run in several threads."""
+        return isolated()
 
 
 class _Outside(threading.local):

@@ -42,11 +42,13 @@ def read_windows(
         while block := source.block(limit, most, BLOCK_ROWS if window_rows is None else window_rows - len(window)):
             for row in tokenizer.encode(block):
                 seen += 1
-                if isinstance(row, Row) and row.truncated and truncation == "error":
-                    row = InputError(row.row_id, f"has more than {limit} tokens; shorten it, or truncate it")
-                if isinstance(row, Row):
-                    truncated += row.truncated
-                    tokens += len(row.ids)
+                if type(row) is Row:
+                    if not row.truncated:
+                        tokens += len(row.ids)
+                    elif truncation == "error":
+                        row = InputError(row.row_id, f"has more than {limit} tokens; shorten it, or truncate it")
+                    else:
+                        truncated, tokens = truncated + 1, tokens + len(row.ids)
                 window.append(row)
             if tokens >= most or len(window) >= batch_tokens or len(window) == window_rows or source.is_late():
                 yield window
@@ -88,21 +90,22 @@ class _Source:
         """The next rows to tokenise together, about `most` tokens: a character makes at most about one token."""
         block: list[tuple[int, Any]] = []
         tokens = characters = 0
-        timed = self.flush_when_slow and self.row_thread is None
-        while self.failure is None and len(block) < min(rows, BLOCK_ROWS) and not (block and self.is_late()):
-            before = time.perf_counter() if timed else 0.0
-            try:
-                numbered = next(self.rows, None)
-            except Exception as error:
-                self.failure = error
-                break
-            if numbered is None:
-                break
-            if timed:
-                self.waited += time.perf_counter() - before
-            block.append(numbered)
-            length = size(numbered[1])
-            tokens, characters = tokens + min(max_length, length), characters + length
-            if tokens >= most or characters > BLOCK_CHARACTERS:
-                break
+        timed, most_rows = self.flush_when_slow and self.row_thread is None, min(rows, BLOCK_ROWS)
+        if self.failure is not None or most_rows <= 0:
+            return block
+        before = time.perf_counter() if timed else 0.0
+        try:
+            for numbered in self.rows:
+                if timed:
+                    self.waited += time.perf_counter() - before
+                block.append(numbered)
+                length = size(numbered[1])
+                tokens, characters = tokens + min(max_length, length), characters + length
+                if tokens >= most or characters > BLOCK_CHARACTERS or len(block) >= most_rows:
+                    break
+                if self.flush_when_slow and self.is_late():
+                    break
+                before = time.perf_counter() if timed else 0.0
+        except Exception as error:
+            self.failure = error
         return block

@@ -142,12 +142,13 @@ def one_row() -> tuple[Any, np.ndarray, Answers]:
     return packed, zeros[:1], Answers(0, 1, 3)
 
 
-def test_costs_are_measured_where_joining_can_pay(make_checkpoint: Make, random_rows: Any) -> None:
+def test_costs_are_measured_where_joining_can_pay(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = pfengine.load(make_checkpoint("bert", **OPTIONS))
     carrier: Any = engine.model.carrier
     engine.warmup(rows=(1,), tokens=(4,))
     assert carrier.joining is None  # a CPU's layers take as long as they have tokens
-    found = measured(carrier, 6, engine.model.config.num_labels, most_tokens=64)
+    monkeypatch.setattr(merging, "MOST_TOKENS", 64)
+    found = measured(carrier, 6, engine.model.config.num_labels)
     assert 0 < found.layer < 1
     assert 16 <= found.flat_tokens <= 64
     assert 0 <= found.join < 1

@@ -132,8 +132,9 @@ def _past_future(launch: Launch, use: Use) -> Cost:
     (rows, columns), inner, arguments = _shape(launch, "out"), _shape(launch, "x")[1], launch.arguments
     labels, guessed, learns = arguments["labels"], arguments["guessed"], arguments["score"] is not None
     shared = 0 if arguments["projection"] is None else guessed * labels
+    row_blocks = arguments["rows_of_shares"] // launch.constants["BLOCK_M"]
     product = 2 * rows * ((columns + learns + guessed) * inner + shared)
-    moved = {"x": rows * inner, "add": rows * columns, "arrived": launch.grid[0]}
+    moved = {"x": rows * inner, "add": rows * columns, "arrived": row_blocks}
     moved |= {"learned": rows} if learns else {}
     if not launch.constants["DECIDES"]:
         return Cost(product, _bytes(launch, **moved, shares=rows * labels * arguments["chunks"]))

@@ -63,7 +63,7 @@ class Pass:
             words = torch.zeros(n + 1, 4, dtype=torch.int64, pin_memory=device.type == "cuda")
             sizes = Sizes(self.bucket.rows, self.bucket.tokens, numbers, width)
             self.buffers = Buffers(weights, sizes, words, (Scratch(device), Scratch(device)))
-            if self.buffers.inbox.device.type != "meta":
+            if self.buffers.inbox.words.device.type != "meta":
                 self.fill()
 
     @torch.inference_mode()

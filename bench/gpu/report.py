@@ -128,8 +128,8 @@ def _measured(data: Record, letters: Mapping[str, str]) -> Iterator[str]:
 TIMELINE = """\
 One call of one batch of SST-2 lengths, hidden 768, by torch.profiler, which slows the host: ms without it, and in it.
 Start: from the call to the first work of the device. Busy: the device works. Long gaps: it waits 3 us or more, as
-between segments; short gaps: between the kernels of a graph. End: from its last work to the answer. Launches: calls
-of the host, graphs and copies included; kernels: what ran on the device.
+between segments; short gaps: between the kernels of a graph. End: from its last work to the answer. Launches: calls of
+the host, copies included, and graphs, where the profiler sees them; kernels: what ran on the device.
 """
 
 
@@ -140,7 +140,7 @@ def _timeline(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator
     yield from table(
         (
             "batch", "exits", "ms", "in it", "start", "busy", "long gaps", "short gaps", "end", "host waits",
-            "launches", "of graphs", "kernels", "run",
+            "launches", "graphs", "kernels", "run",
         ),
         (
             (
@@ -149,7 +149,7 @@ def _timeline(records: Sequence[Record], letters: Mapping[str, str]) -> Iterator
                     short(1e3 * r[f"{part}_seconds"]) + (f" ({r['long_gaps']})" if part == "long_gap" else "")
                     for part in parts
                 ),
-                str(r["launches"] + r["graph_replays"]), str(r["graph_replays"]), str(r["kernels"]),
+                *(str(r[name]) if r[name] is not None else "" for name in ("launches", "graph_replays", "kernels")),
                 letters[r["run"]],
             )
             for r in sorted(records, key=lambda r: -r["batch"])

@@ -6,11 +6,13 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pfengine import merging
 from pfengine.ops.cuda_model import CudaModel
 
 from ..engines import FP32_TOLERANCE, TOLERANCE, first_line
@@ -254,7 +256,8 @@ def replay(cell: Cell, device: torch.device, results: Results) -> None:
         layered = engine(cell.hidden, "authors", device, how)
         runs[f"{speedup:g}x{said}"] = Prediction(layered, rows, cell.batch, exit_layers(rows, speedup))
     for model in {id(run.engine): run.engine for run in runs.values()}.values():
-        model.warmup(rows=(cell.batch,), tokens=(max(map(len, rows)),))  # measures when joining batches is worth it
+        with mock.patch.object(merging, "MOST_TOKENS", SIZES.joined_tokens):
+            model.warmup(rows=(cell.batch,), tokens=(max(map(len, rows)),))  # measures when joining batches is worth it
     layers = {}
     for name, run in runs.items():
         found = run().exit_layers

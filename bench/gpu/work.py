@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import pfengine
-from pfengine import reader
+from pfengine import merging, reader
 from pfengine.exits import Replay
 from pfengine.model import build
 from pfengine.ops import OpSet, cuda, cuda_linear, reference
@@ -63,6 +63,7 @@ class Sizes(NamedTuple):
     fixed: int  # tokens per row
     most_tokens: int  # longer rows are cut
     speedups: tuple[float, ...]  # of layers, replayed
+    joined_tokens: int  # that a layer is timed with, to say when joining batches is worth it
     gemm: int  # rows and columns of the matrices of the ceiling
     copy_bytes: int
     gemm_share: tuple[int, int]  # rows and tokens per row
@@ -80,14 +81,15 @@ class Sizes(NamedTuple):
 REAL = Sizes(
     hidden=(768, 384), layers=12, attention_heads=12, vocabulary=8000, precision="bf16",
     batches=(1, 8, 32, 128, 512), goal_batch=128, large_batch=512, yardstick=64, least_rows=64, fixed=128,
-    most_tokens=512, speedups=(1.5, 2.0, 3.0, 4.0), gemm=8192, copy_bytes=4 << 30, gemm_share=(256, 128),
-    gemm_batches=4, soak_seconds=120.0, latency_tokens=32, rounds=7, round_seconds=0.03,
+    most_tokens=512, speedups=(1.5, 2.0, 3.0, 4.0), joined_tokens=merging.MOST_TOKENS, gemm=8192,
+    copy_bytes=4 << 30, gemm_share=(256, 128), gemm_batches=4, soak_seconds=120.0, latency_tokens=32,
+    rounds=7, round_seconds=0.03,
 )  # fmt: skip
 TINY = Sizes(
     hidden=(32,), layers=2, attention_heads=4, vocabulary=90, precision="fp32",
     batches=(1, 2), goal_batch=2, large_batch=3, yardstick=4, least_rows=2, fixed=3, most_tokens=4, speedups=(1.5, 2.0),
-    gemm=64, copy_bytes=1 << 16, gemm_share=(2, 3), gemm_batches=1, soak_seconds=0.1, latency_tokens=4, rounds=1,
-    round_seconds=0.0,
+    joined_tokens=32, gemm=64, copy_bytes=1 << 16, gemm_share=(2, 3), gemm_batches=1, soak_seconds=0.1,
+    latency_tokens=4, rounds=1, round_seconds=0.0,
 )  # fmt: skip
 SIZES = TINY if DRY else REAL
 

@@ -42,13 +42,13 @@ class CudaFlight(CudaRows, Flight):
     def advance(self, rule: ExitRule, until: int, scores: bool = True) -> Exit | None:
         if not self._settled():
             return None
-        stream = self._callers_stream()
+        ends = scores and self._lane is not None and until >= len(self._lane.weights.layers)
+        stream = None if ends else self._callers_stream()  # nothing is handed over at the end
         with self._working() as lane:
             n = len(lane.weights.layers)
             self._check(lane.weights, rule, until)
             until, bucket = min(until, n), self._bucket()
             self._use(lane, rule, bucket)
-            ends = until == n and scores
             overlap = ends and not self.layer and any(rule.tested[:-1]) and self._may_overlap(bucket)
             if not self._run(lane, rule, until, scores, bucket, overlap) or ends:
                 self._finish(lane)
@@ -233,5 +233,4 @@ class CudaFlight(CudaRows, Flight):
             self._load(lane, contents)
         else:
             lane.write_rule(rule, structure, self._slots)
-            lo, hi = lane.buffers.numbers_from, lane.buffers.ids_from
-            lane.buffers.inbox[lo:hi].copy_(lane.inbox[lo:hi], non_blocking=True)
+            lane.send_rule()

@@ -20,7 +20,7 @@ from ..kernels.scratch import Scratch
 from ..kernels.survivors import TICKET
 from ..torch_state import isolated
 from . import cuda_driver, cuda_whole
-from .cuda_buffers import LEAST_LONGEST, LEAST_TOKENS, Bucket, Buffers, PreparedModel, RuleForm, Sizes
+from .cuda_buffers import LEAST_LONGEST, LEAST_TOKENS, Bucket, Buffers, Inbox, PreparedModel, RuleForm, Sizes
 from .cuda_graphs import Graphs, Left, Recorder
 from .cuda_rule import fill_by_slot, numbers_of
 from .cuda_segment import Segment, run_segment, segments
@@ -83,11 +83,12 @@ class Lane:
         """Make buffers of these sizes; what was in the old ones is lost."""
         self.forget_graphs()
         buffers = Buffers(self.weights, sizes, self.words, self.scratch)
-        inbox = self.pinned(len(buffers.inbox), dtype=torch.int64)
-        inbox.zero_()
+        pinned = self.pinned(len(buffers.inbox.words), dtype=torch.int64)
+        pinned.zero_()
         logits = self.pinned(buffers.units, buffers.labels, dtype=torch.float32)
         exit_layers = self.pinned(buffers.units, dtype=torch.int64)
-        self.buffers, self.inbox, self.logits, self.exit_layers = buffers, inbox, logits, exit_layers
+        self.buffers, self.pinned_inbox, self.inbox = buffers, pinned, Inbox.of(pinned).as_arrays()
+        self.outbox = (logits, logits.numpy()), (exit_layers, exit_layers.numpy())
 
     def forget_graphs(self) -> None:
         """For they hold addresses of memory that is about to be given back."""
@@ -140,31 +141,48 @@ class Lane:
         buffers, tokens = self.buffers, len(packed.ids)
         self.write_batch(packed.cu_seqlens)
         self.write_rule(rule, structure, slots)
-        ids = buffers.ids(self.inbox, bucket.tokens).numpy()
-        for to, values in zip(ids, (packed.ids, packed.positions, packed.types), strict=True):
-            to[:tokens] = values
-        used = buffers.ids_from + ids.size
-        buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
+        ids = buffers.ids(self.inbox, bucket.tokens)
+        ids[0, :tokens], ids[1, :tokens], ids[2, :tokens] = packed.ids, packed.positions, packed.types
+        self._copy(0, buffers.ids_from + ids.size)
         buffers.begin(len(packed.cu_seqlens) - 1, len(slots))
+
+    def answers(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and exit layers of the first slots, as far as they are there, until the lane's next flight.
+
+        This waits until nothing is under way.
+        """
+        for (to, _), part in zip(self.outbox, (self.buffers.logits, self.buffers.exit_layers), strict=True):
+            to[:count].copy_(part[:count], non_blocking=True)
+        self.synchronize()
+        (_, logits), (_, exit_layers) = self.outbox
+        return logits[:count], exit_layers[:count]
 
     def write_batch(self, bounds: np.ndarray) -> None:
         """Write counts, a new ticket and the bounds of R rows, int32 [R + 1], to the inbox on the host."""
-        counts, to = (part.numpy() for part in self.buffers.counts_and_bounds(self.inbox))
-        counts[:] = len(bounds) - 1, bounds[-1]
+        counts, to = self.buffers.counts_and_bounds(self.inbox)
+        counts[0], counts[1] = len(bounds) - 1, bounds[-1]
         to[: len(bounds)] = bounds
         self.ticket = next(self.tickets) % (1 << 31)
-        self.inbox[1] = self.ticket
+        self.inbox.words[1] = self.ticket
 
     def write_rule(self, rule: ExitRule, structure: RuleForm, slots: np.ndarray) -> None:
         """Write the numbers of a rule for these slots, int64 [units], to the inbox on the host."""
-        shared, by_slot = (part.numpy() for part in self.buffers.numbers(self.inbox, structure))
+        if not rule.clauses:
+            return
+        shared, by_slot = self.buffers.numbers(self.inbox, structure)
         shared[:] = numbers_of(rule)
         fill_by_slot(rule, structure.forms, slots, by_slot)
 
+    def send_rule(self) -> None:
+        """Send the numbers of the rule alone."""
+        self._copy(self.buffers.numbers_from, self.buffers.ids_from)
+
     def send_head(self) -> None:
         """Send the inbox, except the ids."""
-        used = self.buffers.ids_from
-        self.buffers.inbox[:used].copy_(self.inbox[:used], non_blocking=True)
+        self._copy(0, self.buffers.ids_from)
+
+    def _copy(self, start: int, end: int) -> None:
+        self.buffers.inbox.words[start:end].copy_(self.pinned_inbox[start:end], non_blocking=True)
 
     def way(self, *plan: Any) -> Way:
         """The segments that `cuda_segment.segments` plans; plan: its arguments after the first."""

@@ -98,7 +98,7 @@ class CudaModel(Carrier):
         for name, ids, table in zip(("id", "position", "type"), packed[:3], self.weights.embedding.tables, strict=True):
             if table is None:
                 continue
-            if ids.min() < 0 or ids.max() >= len(table):
+            if np.maximum.reduce(ids.view(np.uint64)) >= table.shape[0]:  # without its sign a negative number is large
                 bad = int(ids.min() if ids.min() < 0 else ids.max())
                 raise IndexError(f"a token has the {name} {bad}; expected 0 to {len(table) - 1}")
 

@@ -173,20 +173,16 @@ class CudaRows:
         """Write the answers of rows that have left to their slots. This waits for the GPU."""
         if self._packed is not None:
             return
-        rows = len(self._slots)
-        lane.logits[:rows].copy_(lane.buffers.logits[:rows], non_blocking=True)
-        lane.exit_layers[:rows].copy_(lane.buffers.exit_layers[:rows], non_blocking=True)
-        if lane.stream is not None:
-            lane.stream.synchronize()
-        layers = lane.exit_layers.numpy()[:rows]
-        gone = (layers > 0).nonzero()[0]
-        self._answers.logits[self._slots[gone]] = lane.logits.numpy()[gone]
-        self._answers.exit_layers[self._slots[gone]] = layers[gone]
+        logits, layers = lane.answers(len(self._slots))
+        gone = slice(None) if layers.min() > 0 else (layers > 0).nonzero()[0]
+        slots = self._slots[gone]
+        self._answers.logits[slots] = logits[gone]
+        self._answers.exit_layers[slots] = layers[gone]
 
     def _finish(self, lane: Lane) -> None:
         self._collect(lane)
-        self._rows = 0
-        self._close(answered=False)
+        self._lane, self._rows = None, 0
+        self._release(lane)  # nothing is under way any more
 
     def _close(self, answered: bool = True) -> None:
         """Release the lane. answered: after delivering the answers that were decided."""

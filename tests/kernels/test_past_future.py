@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ def test_one_part_is_the_last(draw: Any, count: Any, future: str) -> None:
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU has an order of its own")
-@pytest.mark.parametrize("order", ["last first", "blocks of rows in turn"])
+@pytest.mark.parametrize("order", ["last first", "shuffled"])
 @pytest.mark.parametrize("future", ["tanh", "folded"])
 def test_parts_may_finish_in_any_order(
     draw: Any, count: Any, monkeypatch: pytest.MonkeyPatch, future: str, order: str
@@ -111,24 +112,37 @@ def test_parts_may_finish_in_any_order(
     logits = parts.run(x, count(70)).logits
     place = builder.set_grid_idx
 
-    def elsewhere(*index: int) -> None:
-        number, (blocks, programs, _) = index[0] * builder.grid_dim[1] + index[1], builder.grid_dim
-        if order == "last first":
-            number = blocks * programs - 1 - number
-        place(*(divmod(number, programs) if order == "last first" else divmod(number, blocks)[::-1]), 0)
+    def elsewhere(number: int, *_: int) -> None:
+        programs = builder.grid_dim[0]
+        draw = np.random.default_rng(0)
+        order_of = range(programs)[::-1] if order == "last first" else draw.permutation(programs).tolist()
+        place(order_of[number], 0, 0)
 
     monkeypatch.setattr(builder, "set_grid_idx", elsewhere)
     assert torch.equal(parts.run(x, count(70)).logits, logits)
 
 
+def meta(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def test_many_parts_and_rows_are_within_what_cuda_launches() -> None:
+    """65,535 programs in all dimensions but the first: 24 layers of 700 gated labels, and many rows."""
+    with recording() as found:
+        for labels, more, rows in ((700, 24 * 1400, 4096), (2, 0, 1 << 20)):
+            parts = parts_of(meta, "authors", True, labels, "tanh", more=more)
+            parts.run(meta(rows, 32), meta(1, dtype=torch.int32))
+    assert len(found) == 3
+    assert found[0].grid[0] > 1 << 20
+    for launch in found:
+        assert all(size < 1 << 16 for size in launch.grid[1:])
+        assert launch.grid[0] < 1 << 31
+
+
 @pytest.mark.parametrize(("labels", "launches"), [(2, 1), (16, 1), (17, 2), (1024, 2)])
 def test_few_labels_are_decided_in_the_same_launch(labels: int, launches: int) -> None:
-    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
     for future in ("tanh", "folded", ""):
-        parts = parts_of(lambda *shape, dtype=torch.float32, scale=1.0: meta(*shape, dtype=dtype), "authors", True,
-                         labels, future)  # fmt: skip
+        parts = parts_of(meta, "authors", True, labels, future)
         with recording() as found:
             parts.run(meta(128, 32), meta(1, dtype=torch.int32))
         assert len(found) == launches

@@ -92,7 +92,7 @@ def test_faults(execute: Callable[[str], str]) -> None:
 from pfengine.kernels.layouts import Reduction
 from pfengine.kernels.report import Compiled
 largest = Reduction("maxnumf", "f32", (64, 32), 1, (1, 8, 16), (2, 4), ())
-good = Compiled("linear", "bf16", 90, 168, 0, 131072, "wgmma", "wgmma", 2, 2, "bf16", (largest,), True)
+good = Compiled("linear", "bf16", 90, 168, 0, 131072, "wgmma", "wgmma", 2, 2, "bf16", (largest,), True, ())
 assert good.faults() == [] and good.warps == 1
 assert good._replace(reductions=()).faults() == [] and good._replace(reductions=()).warps == 0
 split = largest._replace(in_thread=(1,), across_warps=(8, 16))
@@ -101,6 +101,7 @@ for wrong, text in (
     ({"spill_bytes": 8}, "spills 8 bytes"),
     ({"shared_bytes": 232449}, "wants 232449 bytes of shared memory, there are 232448"),
     ({"instruction": "mma"}, "has mma where wgmma is expected"),
+    ({"uneven": ("fma.rn.f32 %r3, %r8, %r9, %r2;",)}, "without rounding its own (fma.rn.f32 %r3"),
     ({"expected": "wgmma+tma"}, "has wgmma where wgmma+tma is expected"),
     ({"expected": "wgmma.s8"}, "has wgmma where wgmma.s8 is expected"),
     ({"programs": 1}, "fits 1 times on a multiprocessor, expected 2; it has 168 registers"),
@@ -118,7 +119,7 @@ from pfengine.kernels.layouts import Reduction
 from pfengine.kernels.report import Compiled, order_faults
 total = Reduction("addf", "f32", (64, 32), 1, (1, 8, 16), (2, 4), ())
 other = total._replace(in_thread=(16,), in_warp=(1, 2, 4, 8))
-small = Compiled("attention", "ROWS=1", 80, 99, 0, 0, "mma", "mma", 1, 1, "bf16", (total,), False)
+small = Compiled("attention", "ROWS=1", 80, 99, 0, 0, "mma", "mma", 1, 1, "bf16", (total,), False, ())
 large = small._replace(config="ROWS=4")
 assert order_faults([]) == order_faults([small, large]) == []
 for right in (
