@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ TINY = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "in
 ODD = {"hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 50, "vocab_size": 120}
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+SMALL, BASE = (sizes | {"vocab_size": 2000} for sizes in (SMALL, BASE))  # larger tables take long to make
 ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
 MODERN = {"max_position_embeddings": 520, "local_attention": 12, "pad_token_id": 0}
 BIASES = dict.fromkeys(["attention_bias", "mlp_bias", "norm_bias", "classifier_bias"], True)
@@ -61,7 +62,7 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("electra", SMALL | {"embedding_size": 128}, True),
 ]  # fmt: skip
 PARAMETERS = [
-    pytest.param(kind, sizes, id=f"{kind}-{i}", marks=pytest.mark.slow if slow else ())
+    pytest.param((kind, sizes), id=f"{kind}-{i}", marks=pytest.mark.slow if slow else ())
     for i, (kind, sizes, slow) in enumerate(CASES)
 ]
 
@@ -78,11 +79,20 @@ def make_model(kind: str, sizes: dict[str, Any], path: Path, labels: int = 3) ->
     return model
 
 
-@pytest.mark.parametrize(("kind", "sizes"), PARAMETERS)
-def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_set: Any, tmp_path: Path) -> None:
-    theirs = make_model(kind, sizes, tmp_path)
-    ckpt = reader.read(tmp_path)
-    model = build(ckpt, op_set, torch.float32)
+class Expected(NamedTuple):
+    ckpt: Any
+    inputs: Any
+    rows: list[Row]
+    states: list[tuple[torch.Tensor, ...]]  # of each row, before and after each layer
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
+def expected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Expected:
+    """A model of transformers, and its hidden states, once for all op sets."""
+    kind, sizes = request.param
+    path = tmp_path_factory.mktemp(kind)
+    theirs = make_model(kind, sizes, path)
+    ckpt = reader.read(path)
     draw = np.random.default_rng(0)
     lengths = [1, 2, 3, 3, 7, 16, 33, 100, 129, 511, 512, 5]
     types = ckpt.backbone.type_vocab_size
@@ -93,9 +103,23 @@ def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_s
     if kind != "bert":  # padding ids inside a row: RoBERTa's positions skip them
         rows[4].ids[2] = ckpt.backbone.pad_token_id
     inputs = pack(rows, ckpt.backbone).to()
-    bounds = inputs.cu_seqlens.tolist()
     assert inputs.ids.shape[0] == sum(lengths)
     inner = ckpt.backbone.inner_group_num  # transformers records a state for each inner layer of a group
+    with torch.inference_mode():
+        states = [
+            theirs(
+                input_ids=torch.from_numpy(row.ids)[None],
+                token_type_ids=torch.from_numpy(row.types)[None] if types else None,
+                output_hidden_states=True,
+            ).hidden_states[::inner]
+            for row in rows
+        ]
+    return Expected(ckpt, inputs, rows, states)
+
+
+def test_hidden_states_equal_transformers(expected: Expected, op_set: Any) -> None:
+    model, inputs = build(expected.ckpt, op_set, torch.float32), expected.inputs
+    bounds = inputs.cu_seqlens.tolist()
     with torch.inference_mode():
         ours = [encoder.embed(model.encoder, inputs)]
         for number in range(1, model.num_layers + 1):
@@ -103,12 +127,7 @@ def test_hidden_states_equal_transformers(kind: str, sizes: dict[str, Any], op_s
         first = encoder.layer(model.encoder, model.num_layers, ours[-2], inputs.cu_seqlens, "first")
         # transformers' last state is what heads see
         first, ours[-1] = encoder.seen(model.encoder, first), encoder.seen(model.encoder, ours[-1])
-        for row, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True):
-            states = theirs(
-                input_ids=torch.from_numpy(row.ids)[None],
-                token_type_ids=torch.from_numpy(row.types)[None] if types else None,
-                output_hidden_states=True,
-            ).hidden_states[::inner]
+        for row, states, start, stop in zip(expected.rows, expected.states, bounds[:-1], bounds[1:], strict=True):
             assert len(states) == len(ours)
             for mine, state in zip(ours, states, strict=True):
                 assert (mine[start:stop] - state[0]).abs().max() <= TOLERANCE

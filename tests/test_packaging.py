@@ -42,6 +42,16 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
+@pytest.fixture
+def quick_compiler(tmp_path: Path) -> str:
+    """The C++ compiler without optimisation, in a third of the time: what it makes hardly runs."""
+    compiler = tmp_path / "c++"
+    chosen = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    compiler.write_text(f'#!/bin/sh\nexec {chosen} "$@" -O0\n')
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
 def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Without what the test's own environment would lend to the new one."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PFENGINE_EXT")}
@@ -77,8 +87,8 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_sdist_and_wheel_install_and_run(tree: Path, tmp_path: Path) -> None:
-    run_ok([sys.executable, "-m", "build"], tree)  # isolated; the wheel is built from the sdist
+def test_sdist_and_wheel_install_and_run(tree: Path, tmp_path: Path, quick_compiler: str) -> None:
+    run_ok([sys.executable, "-m", "build"], tree, CXX=quick_compiler)  # isolated; the wheel is built from the sdist
 
     with tarfile.open(the_only(tree / "dist", "*.tar.gz")) as sdist:
         packed = {name.partition("/")[2] for name in sdist.getnames()}
@@ -121,7 +131,11 @@ def test_a_wheel_without_the_extension_works(tree: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @needs_compiler
-def test_only_what_has_changed_is_compiled(tree: Path) -> None:
+def test_only_what_has_changed_is_compiled(tree: Path, quick_compiler: str) -> None:
+    def setup(command: str, choice: str = "cpu", **environment: str) -> subprocess.CompletedProcess[str]:
+        options = {"PFENGINE_EXT": choice, "CXX": quick_compiler} | environment
+        return build("editable", tree, **options) if command == "install" else run(again, tree, **options)
+
     def compiled(done: subprocess.CompletedProcess[str]) -> list[str]:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "was built" in done.stdout
@@ -131,25 +145,25 @@ def test_only_what_has_changed_is_compiled(tree: Path) -> None:
     library = tree / f"pfengine/_C{LIBRARY}"
     again = [sys.executable, "setup.py", "build_ext", "--inplace"]  # what `make ext` runs
     sources = [str(path.relative_to(tree / "csrc")) for path in (tree / "csrc").rglob("*.cpp")]
-    assert set(compiled(build("editable", tree, PFENGINE_EXT="cpu"))) == set(sources)
-    assert compiled(run(again, tree, PFENGINE_EXT="cpu")) == []
+    assert set(compiled(setup("install"))) == set(sources)
+    assert compiled(setup("again")) == []
 
     changed = tree / "csrc/cpu/compact.cpp"
     text = changed.read_text()
     changed.write_text(text + "// changed\n")
-    assert compiled(run(again, tree, PFENGINE_EXT="cpu")) == ["cpu/compact.cpp"]
+    assert compiled(setup("again")) == ["cpu/compact.cpp"]
     (tree / "csrc/cpu/another.cpp").write_text("namespace pfengine::cpu {}\n")
-    assert compiled(run(again, tree, PFENGINE_EXT="cpu")) == ["cpu/another.cpp"]
+    assert compiled(setup("again")) == ["cpu/another.cpp"]
 
     # `auto` without a compiler leaves nothing of what was built before
-    done = run(again, tree, PFENGINE_EXT="auto", **NO_COMPILER)
+    done = setup("again", "auto", **NO_COMPILER)
     assert done.returncode == 0, done.stderr
     assert "pfengine._C was not built" in done.stderr
     assert not library.exists()
 
     # a mistake in csrc is an error for those who build by hand, and no reason to settle for less
     changed.write_text(text + "#error a mistake\n")
-    done = run(again, tree, PFENGINE_EXT="auto")
+    done = setup("again", "auto")
     assert done.returncode != 0
     assert "a mistake" in done.stdout
     assert "csrc does not compile" in done.stderr
@@ -159,9 +173,9 @@ def test_only_what_has_changed_is_compiled(tree: Path) -> None:
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="manylinux wheels are for Linux")
-def test_a_manylinux_wheel_classifies_where_no_compiler_is(tree: Path, tmp_path: Path) -> None:
+def test_a_manylinux_wheel_classifies_where_no_compiler_is(tree: Path, tmp_path: Path, quick_compiler: str) -> None:
     pytest.importorskip("auditwheel")
-    run_ok(["make", "wheel", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.dev"], tree)
+    run_ok(["make", "wheel", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.dev"], tree, CXX=quick_compiler)
     wheel = the_only(tree / "dist", "*.whl")
     assert re.search(r"-manylinux_2_\d+_\w+\.whl$", wheel.name)
     with zipfile.ZipFile(wheel) as archive:

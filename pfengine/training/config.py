@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from ..data import FORMATS
+from ..devices import trained_in
 from ..errors import ConfigError, shown
 from ..exits import DataCriterion
 from ..exits.text import has_knob, lacks_threshold, parse_form
@@ -48,7 +49,7 @@ class TrainingConfig:
     else sorted; labels that are all numbers, at least one of them with a fraction, are scores: regression.
 
     options: those that the system declares itself (`System.own`), by name: {"exits": (1, 4, 12)}. epochs, learning_rate
-    and averaging: None for the system's own defaults; see `filled`.
+    and averaging: None for the system's own defaults; see `filled`, which decides on a precision, too.
 
     Raises ConfigError with every fault found.
     """
@@ -130,9 +131,13 @@ class TrainingConfig:
         Option("Freezing of lower layers: none, layers (paper) or lower (authors).", choices=get_args(FreezingKind)),
     ] = "none"
     frozen_layers: Annotated[int, Option("How many of the lowest layers 'lower' freezes.", COUNT)] = 2
-    precision: Annotated[str, Option("fp32, or bf16 (autocast; the weights stay fp32).", choices=("fp32", "bf16"))] = (
-        "bf16"
-    )
+    precision: Annotated[
+        str,
+        Option(
+            "fp32, bf16 (autocast; the weights stay fp32), or auto: bf16 where the hardware has instructions for it.",
+            choices=("auto", "fp32", "bf16"),
+        ),
+    ] = "auto"
     seed: Annotated[int, Option("Seed of everything random.", SEED)] = 0
     unlabelled: Annotated[
         str | None,
@@ -225,13 +230,14 @@ class TrainingConfig:
         return []
 
     def filled(self) -> TrainingConfig:
-        """The same run, with the defaults of its system where it was told nothing."""
+        """The same run, with its system's defaults and this machine's precision where it was told nothing."""
         return replace(self, **self._missing())
 
     def _missing(self) -> dict[str, Any]:
         system = SYSTEMS[self.system]
         defaults = {**FALLBACKS, **({"form": "paper"} if "form" in system.options else {}), **system.defaults}
-        return {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return missing | ({"precision": trained_in()} if self.precision == "auto" else {})
 
     def flat(self) -> dict[str, Any]:
         """All options by name, filled, those that the system declares itself among them."""

@@ -13,7 +13,7 @@ from ..data import Example, TaggedExample
 from ..errors import ConfigError
 from ..heads import HEADS
 from ..manifest import Manifest
-from ..messages import warn
+from ..messages import tell, warn
 from ..tokenization import Tokenizer
 from .config import TrainingConfig
 from .criterion import add_calibration, add_tag_calibration, check_criterion
@@ -39,7 +39,9 @@ def train(config: TrainingConfig) -> Path:
         from transformers import set_seed
     except ImportError:
         raise ConfigError("training needs transformers: pip install 'pfengine[train]'") from None
-    config = config.filled()
+    asked, config = config.precision, config.filled()
+    if (asked, config.precision) == ("auto", "fp32"):
+        tell("training in fp32: there are no instructions for bf16 here")
     saving.check_writable(config.output)
     source = Path(config.model)
     file = data.locate(config.data, "train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 import pfengine
-from pfengine import data
+from pfengine import data, devices
+from pfengine.training import config as training_config
 from pfengine.training import run as training_run
 from pfengine.training.model import ExitModel
 
@@ -162,6 +164,42 @@ def test_same_seed_same_checkpoint(encoder: Path, rows: Path, tmp_path: Path) ->
 def test_wrong_options_are_named(encoder: Path, rows: Path, tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(pfengine.ConfigError, match=message):
         config(encoder, rows, tmp_path / "ckpt", **options)
+
+
+@pytest.mark.parametrize(
+    ("machine", "has", "precision"),
+    [
+        ("x86_64", "", "fp32"), ("x86_64", "avx512_bf16", "bf16"), ("AMD64", "amx_tile", "bf16"),
+        ("aarch64", "", "fp32"), ("aarch64", "mkldnn", "bf16"),
+        ("x86_64", "new gpu", "bf16"), ("x86_64", "old gpu, avx512_bf16", "fp32"),
+    ],
+)  # fmt: skip
+def test_bf16_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, machine: str, has: str, precision: str) -> None:
+    monkeypatch.setattr(devices.platform, "machine", lambda: machine)
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in has)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has == "mkldnn", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "gpu" in has)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or has == "new gpu"
+    )
+    asked = pfengine.TrainingConfig("model", "data", "out")
+    assert asked.precision == "auto"
+    assert asked.filled().precision == asked.record()["precision"] == precision
+    for chosen in ("fp32", "bf16"):
+        assert replace(asked, precision=chosen).filled().precision == chosen
+
+
+def test_a_run_says_where_it_does_without_bf16(
+    encoder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setattr(training_config, "trained_in", lambda precision=precision: precision)
+        out = pfengine.train(config(encoder, rows, tmp_path / precision, epochs=0.1, precision="auto"))
+        assert ("training in fp32: there are no instructions for bf16 here" in capsys.readouterr().err) == (
+            precision == "fp32"
+        )
+        assert json.loads((out / "pfengine.json").read_text())["training"]["precision"] == precision
 
 
 def test_numbers_of_numpy_are_numbers(encoder: Path, rows: Path, tmp_path: Path) -> None:
