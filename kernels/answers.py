@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .launch import check, check_count, launch, power_of_two
 
 BLOCK_R = 16
@@ -17,6 +18,7 @@ def _answer_kernel(
     gone, logits, source_rows, slots, to_logits, to_layers, count, labels, layer,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     row, rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.load(count)
     is_gone = row < rows
     is_gone = is_gone & (tl.load(gone + row, mask=is_gone, other=0) != 0)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
+from .dependent import wait_for_turn
 from .launch import FLOATS, check, check_count, launch, power_of_two
 from .scratch import empty
 
@@ -154,6 +155,7 @@ def _attention_kernel(
     PRECISION: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     head = tl.program_id(0) % heads  # heads of the same tokens run one after the other, as they share cache lines
     place = tl.program_id(0) // heads
     row, first_query = place // blocks * ROWS, place % blocks * BLOCK_M

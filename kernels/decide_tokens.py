@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .decide import CODE_BITS, NUMBERS, ExitTest, check_labels, judged
+from .dependent import wait_for_turn
 from .functions import label_of
 from .launch import check, check_count, launch, power_of_two, rows_of
 
@@ -68,6 +69,7 @@ def _decide_tokens_kernel(
     CLAUSES: tl.constexpr, CODES: tl.constexpr, POOL: tl.constexpr, LABELLED: tl.constexpr, FREEZES: tl.constexpr,
     ANSWERS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     row = tl.program_id(0)
     if row >= tl.load(count):
         return

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .launch import FLOATS, check, check_count, launch, power_of_two, warps
 from .layer_norm import normalise
 from .scratch import empty
@@ -25,6 +26,7 @@ def _embed_kernel(
     ids, positions, types, word, position, token_type, weight, bias, out, count,
     word_rows, position_rows, type_rows, size, eps, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     token = tl.program_id(0)
     if token >= tl.load(count):
         return

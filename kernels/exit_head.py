@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .decide import Decided, ExitTest, arguments, check_test, constants, decide
+from .dependent import wait_for_turn
 from .functions import dot_rows
 from .launch import FLOATS, check, check_count, launch, power_of_two, rows_of
 
@@ -23,6 +24,7 @@ def _exit_head_kernel(
     CLAUSES: tl.constexpr, CODES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_R >= rows:
         return

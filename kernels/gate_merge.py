@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .decide import decide
+from .dependent import wait_for_turn
 from .functions import rounded_product, tanh
 from .launch import launch, power_of_two
 
@@ -122,6 +123,7 @@ def _gate_merge_kernel(
     FORM: tl.constexpr, CLAUSES: tl.constexpr, CODES: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     rows, first_row = tl.load(count), tl.program_id(0) * BLOCK_R
     if first_row >= rows:
         return

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import configs
 from .decide import check_labels
+from .dependent import wait_for_turn
 from .functions import rounded_product
 from .imitation import BLOCK_C, guess, write_shares
 from .launch import FLOATS, check, check_count, launch, power_of_two
@@ -36,6 +37,7 @@ def _imitation_max_kernel(
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     chunk = tl.program_id(1)
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_M >= rows:
@@ -61,6 +63,7 @@ def _imitation_attend_kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """For each guess, over a chunk of its columns: its product with the last guess, and its share."""
+    wait_for_turn()
     chunk = tl.program_id(1)
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_M >= rows:
@@ -87,6 +90,7 @@ def _imitation_weigh_kernel(
     BLOCK_R: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sum_j softmax_j(scale product_j) share_j, products and shares summed over chunks in their order."""
+    wait_for_turn()
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_R >= rows:
         return

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
+from .dependent import wait_for_turn
 from .functions import finish
 from .launch import check
 from .linear import arguments_of, launch_fastest, launch_tiles
@@ -26,6 +27,7 @@ def _int8_linear_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Sums in int32 are exact, so that their order is free: neither the tile nor BLOCK_K can change a bit."""
+    wait_for_turn()
     rows = tl.load(count)
     blocks_n = tl.cdiv(columns, BLOCK_N)
     first_row, first_column = tl.program_id(0) // blocks_n * BLOCK_M, tl.program_id(0) % blocks_n * BLOCK_N

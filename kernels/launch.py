@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import dependent
+
 _interpreting = threading.Lock()  # the interpreter keeps its position in globals, and lanes are threads
 TMA_MAJORS = (9, 10)  # compute capabilities; later ones, of desktops, have less shared memory than our tiles take
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -30,6 +32,8 @@ class Launch(NamedTuple):
         """Launch on the device of its tensors, with other arguments where they are given."""
         arguments = self.arguments if arguments is None else arguments
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+        if dependent.IS_ON and device.type == "cuda":
+            dependent.check(torch.cuda.get_device_capability(device))
         with torch.cuda.device(device) if device.type == "cuda" else _interpreting:
             if self.blocks:
                 arguments = {**arguments, **_descriptors(arguments, self.blocks)}
@@ -38,7 +42,8 @@ class Launch(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """What it is compiled with."""
-        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        limit: dict[str, Any] = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        limit |= {"launch_pdl": True} if dependent.IS_ON else {}
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True, **limit}
 
 

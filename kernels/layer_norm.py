@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .launch import FLOATS, check, check_count, launch, power_of_two, rows_of, warps
 from .quantise import Quantised, store_quantised
 from .scratch import empty
@@ -34,6 +35,7 @@ def _add_layer_norm_kernel(
     x, residual, source_rows, others, other_rows, weight, bias, out, sums, numbers, steps, offsets, count, size, eps,
     RENORMALISES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     row = tl.program_id(0)
     if row >= tl.load(count):
         return

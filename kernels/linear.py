@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
+from .dependent import wait_for_turn
 from .functions import finish, places
 from .launch import FLOATS, check, check_count, launch, rows_of, tma_processors
 from .scratch import empty
@@ -23,6 +24,7 @@ def _linear_kernel(
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, GATED: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     rows = tl.load(count)
     blocks_n = tl.cdiv(columns, BLOCK_N)
     first_row, first_column = tl.program_id(0) // blocks_n * BLOCK_M, tl.program_id(0) % blocks_n * BLOCK_N

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .launch import FLOATS, check, check_count, launch
 from .scratch import empty
 
@@ -17,6 +18,7 @@ BLOCK = 128
 
 @triton.jit
 def _mean_kernel(x, out, bounds, count, size, blocks, BLOCK: tl.constexpr):
+    wait_for_turn()
     row = tl.program_id(0) // blocks
     if row >= tl.load(count):
         return
@@ -34,6 +36,7 @@ def _mean_kernel(x, out, bounds, count, size, blocks, BLOCK: tl.constexpr):
 
 @triton.jit
 def _maximum_kernel(x, out, bounds, count, size, blocks, BLOCK: tl.constexpr):
+    wait_for_turn()
     row = tl.program_id(0) // blocks
     if row >= tl.load(count):
         return

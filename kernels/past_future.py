@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import configs
 from .decide import Decided, ExitTest, arguments, check_test, constants
+from .dependent import wait_for_turn
 from .gate_merge import Form, launch_gate_merge, merge_and_decide, tile_of
 from .imitation import BLOCK_C as SHARE_C
 from .imitation import FEW_LABELS, Chunk, chunk_of, chunk_part
@@ -88,6 +89,7 @@ def _past_future_kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FEW: tl.constexpr, SHARE_C: tl.constexpr, THIN_R: tl.constexpr,
     THIN_C: tl.constexpr, THIN_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     # in one dimension, as CUDA takes 65,535 programs in each of the others
     row_blocks = rows_of_shares // BLOCK_M
     block, part = tl.program_id(0) % row_blocks, tl.program_id(0) // row_blocks

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .launch import FLOATS, check, check_count, launch, power_of_two, rows_of, warps
 from .scratch import empty
 
@@ -70,6 +71,7 @@ def scaled(total, steps, offsets, row, is_row, weight_steps, weight_sums, column
 
 @triton.jit
 def _quantise_rows_kernel(x, source_rows, numbers, steps, offsets, count, size, BLOCK: tl.constexpr):
+    wait_for_turn()
     row = tl.program_id(0)
     if row >= tl.load(count):
         return

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .launch import FLOATS, check, check_count, launch, power_of_two
 from .scratch import empty
 
@@ -16,6 +17,7 @@ def _query_mean_kernel(
     x, queries, out, bounds, count, size, groups, width, BLOCK: tl.constexpr, GROUP: tl.constexpr
 ):  # fmt: skip
     """One program per row and group of channels. One warp, so that no sum goes through shared memory."""
+    wait_for_turn()
     row = tl.program_id(0) // groups
     if row >= tl.load(count):
         return

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .launch import FLOATS, check, check_count, launch, power_of_two
 
 BLOCK_T = 16  # tokens of one program
@@ -17,6 +18,7 @@ def _rotate_kernel(
     x, cu_seqlens, bounds, tokens, angles, count, blocks, width, heads, size, half,
     BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     row = tl.program_id(0) // blocks
     if row >= tl.load(count):
         return

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .decide import check_labels
+from .dependent import wait_for_turn
 from .functions import SIGNALS, signal_of
 from .launch import check, launch, power_of_two
 
@@ -21,6 +22,7 @@ def _signals_kernel(
     logits, out, rows, labels, temperature, log_labels,
     SIGNAL: tl.constexpr, TEMPERED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     row, label = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
     is_row, is_label = row < rows, label < labels
     scores = tl.load(

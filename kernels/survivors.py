@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .launch import check, check_count, launch
 from .token_list import TokenList
 
@@ -65,6 +66,7 @@ def _survivors_kernel(
     new_counts, asking, frozen, query_bounds, query_count, token_slots, numbers, queries, sources, ticket, report,
     ROWS: tl.constexpr, SCAN: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     rows = tl.load(count)
     first_row = tl.program_id(0) * ROWS
     if first_row >= tl.maximum(rows, 1):
@@ -132,6 +134,7 @@ def _survivors_kernel(
 
 @triton.jit
 def _remaining_kernel(exit_layers, counts, new_counts, ticket, report, SCAN: tl.constexpr):
+    wait_for_turn()
     rows, tokens = tl.load(counts), tl.load(counts + 1)
     some = rows * 0
     for begin in range(0, rows, SCAN):

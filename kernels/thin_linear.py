@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_turn
 from .functions import tanh
 from .launch import FLOATS, check, launch
 from .linear import arguments_of
@@ -56,6 +57,7 @@ def _thin_linear_kernel(
     x, weight, bias, add, out, source_rows, add_source_rows, count, columns, inner, add_width, add_from,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    wait_for_turn()
     rows = tl.load(count)
     if tl.program_id(0) * BLOCK_R >= rows:
         return

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from . import configs
+from .dependent import wait_for_turn
 from .functions import finish
 from .launch import launch
 from .quantise import scaled
@@ -29,6 +30,7 @@ def _tma_linear_kernel(
     The last tile reads and writes rows past `count`. steps to weight_sums: of int8 numbers, otherwise None.
     PERSISTENT: each program computes every `num_programs`th tile, and copies the next one meanwhile; otherwise one.
     """
+    wait_for_turn()
     rows = tl.load(count)
     tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(columns, BLOCK_N)
     if PERSISTENT:

@@ -1,8 +1,9 @@
-"""Options that are whole numbers, of any integer type."""
+"""Options that are whole numbers, of any integer type, and switches of the environment."""
 
 from __future__ import annotations
 
 import operator
+import os
 from typing import Any
 
 import numpy as np
@@ -35,3 +36,11 @@ def wholes(name: str, values: Any) -> list[int]:
 def sizes(batch_tokens: int, batch_size: int | None) -> tuple[int, int | None]:
     """Both options as plain ints, checked by `whole`."""
     return whole("batch_tokens", batch_tokens), None if batch_size is None else whole("batch_size", batch_size)
+
+
+def switch(name: str, default: bool) -> bool:
+    """What an environment variable says: 1 or 0. Raises ConfigError for anything else."""
+    value = os.environ.get(name) or str(int(default))
+    if value not in ("0", "1"):
+        raise ConfigError(f"{name} is {value!r}; it must be 0 or 1")
+    return value == "1"

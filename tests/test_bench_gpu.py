@@ -178,6 +178,14 @@ def test_results_are_kept_as_they_come(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
 
 
+def test_a_run_says_what_was_switched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PFENGINE_GPU_COMMIT", "abc")
+    monkeypatch.setenv("PFENGINE_DEPENDENT_LAUNCHES", "1")
+    monkeypatch.setenv("PFENGINE_WHOLE_FLIGHT", "")
+    (run,) = Results(tmp_path).data["runs"].values()
+    assert run["commit"] == "abc, PFENGINE_DEPENDENT_LAUNCHES=1"
+
+
 def test_a_run_keeps_the_figures_of_the_one_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All records of an item are of one run: those of an item that fails stay, those of one that ends are replaced."""
     before = measured() | {table: [] for table in TABLES}

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pfengine.kernels import dependent
+from pfengine.ops import cuda_graphs, cuda_whole
+
 from ..engines import first_line
 from ..report import installed_version
 from .work import COMPILED, DOCS, DRY, EAGER, NESTED, OUT, ROOT, SIZES, STARTED, VARLEN, WHOLE
@@ -41,7 +44,8 @@ class Results:
         self.data |= {table: [] for table in TABLES}
         self.data |= before or {}
         self.data["runs"][self.run] = {
-            "commit": commit(), "machine": machine(), "sizes": SIZES._asdict(), "ceilings": None,
+            "commit": ", ".join((commit(), *switches())), "machine": machine(), "sizes": SIZES._asdict(),
+            "ceilings": None,
         }  # fmt: skip
         self._item: str | None = None
         self._pending: list[tuple[str, Record]] = []
@@ -128,6 +132,12 @@ def machine() -> Record:
             "cuda": torch.version.cuda,
         }
     return found
+
+
+def switches() -> list[str]:
+    """What of the engine the environment switches on or off, as it is written there."""
+    names = (cuda_graphs.SWITCH, cuda_whole.SWITCH, dependent.SWITCH)
+    return [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
 
 
 def commit() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ..errors import ConfigError
 from ..kernels.scratch import Scratch
+from ..options import switch
 from .cuda_buffers import Bucket
 from .cuda_segment import Segment
 
@@ -24,14 +23,6 @@ MOST_GRAPHS = 2048  # per lane; one for each segment and bucket
 Key = tuple[Segment, Bucket]
 
 _recording = threading.Lock()  # lanes may replay at the same time, but record one after the other
-
-
-def switch(name: str, default: bool) -> bool:
-    """What an environment variable says: 1 or 0. Raises ConfigError for anything else."""
-    value = os.environ.get(name) or str(int(default))
-    if value not in ("0", "1"):
-        raise ConfigError(f"{name} is {value!r}; it must be 0 or 1")
-    return value == "1"
 
 
 def is_on() -> bool:

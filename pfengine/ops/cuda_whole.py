@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..options import switch
 from .cuda_buffers import Bucket
-from .cuda_graphs import Graph, Graphs, switch
+from .cuda_graphs import Graph, Graphs
 from .cuda_segment import Segment
 
 log = logging.getLogger("pfengine")
