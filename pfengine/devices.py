@@ -92,7 +92,7 @@ def auto_precision(manifest: Manifest | CascadeManifest, device: torch.device) -
 def trained_in() -> str:
     """bf16 where the GPU, or without one the processor, has instructions for torch's products in it; otherwise fp32.
 
-    torch computes in bf16 everywhere, but a processor without AVX-512's instructions for it, or AMX, takes seven times
+    torch computes in bf16 everywhere, but a processor without AVX-512's instructions for it, or AMX, takes eight times
     as long as in fp32.
     """
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -112,11 +113,14 @@ def test_parts_may_finish_in_any_order(
     logits = parts.run(x, count(70)).logits
     place = builder.set_grid_idx
 
+    @functools.cache
+    def order_of(programs: int) -> list[int]:
+        if order == "last first":
+            return [*range(programs)][::-1]
+        return np.random.default_rng(0).permutation(programs).tolist()
+
     def elsewhere(number: int, *_: int) -> None:
-        programs = builder.grid_dim[0]
-        draw = np.random.default_rng(0)
-        order_of = range(programs)[::-1] if order == "last first" else draw.permutation(programs).tolist()
-        place(order_of[number], 0, 0)
+        place(order_of(builder.grid_dim[0])[number], 0, 0)
 
     monkeypatch.setattr(builder, "set_grid_idx", elsewhere)
     assert torch.equal(parts.run(x, count(70)).logits, logits)
