@@ -34,7 +34,8 @@ test: $(VENV)/.dev  ## all but long tests and options beyond the pairwise cover;
 test-all: FUZZ_CASES := 5000
 test-all: $(VENV)/.dev  ## all tests, 5,000 cases of each fuzz, then kernels, test-plain and sanitize; at most 30 minutes
 	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST)
-	$(MAKE) kernels test-plain sanitize
+	$(MAKE) kernels KERNELS=--quick
+	$(MAKE) test-plain sanitize
 
 .PHONY: test-ui
 test-ui: ext $(VENV)/.dev  ## the page at /ui in headless Chromium; needs chromium and chromedriver (apt-get install chromium chromium-driver)
@@ -66,8 +67,8 @@ test-stacks: $(STACKS)  ## the real clients and servers of docs/serving, in envi
 	set -e; for file in tests/stacks/test_*.py; do case $$file in \
 		*mlserver*) $(VENV)-mlserver/bin/pytest $$file;; *) $(VENV)-stacks/bin/pytest $$file;; esac; done
 
-kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory, matrix instructions
-	$(BIN)/python -m pfengine.kernels.report
+kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory; KERNELS=--quick: half of them
+	$(BIN)/python -m pfengine.kernels.report $(KERNELS)
 
 test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions
 	PFENGINE_ISA=plain $(PYTEST) -m $(QUICK) tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \

@@ -13,7 +13,6 @@ of floats are split, and the matrix instruction. It fails
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import os
@@ -185,35 +184,46 @@ def _resources(binary: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2]) + int(found[3])
 
 
-def _compiled(job: tuple[int, int]) -> Compiled:
-    return compiled(_launches[job[0]], job[1])
+QUICK = {  # hidden sizes and dtypes by compute capability: each dtype for one of them
+    80: [((768,), (torch.float32,)), ((384,), (torch.float16,))],
+    90: [((768,), (torch.bfloat16,))],
+}
+_work: list[tuple[Launch, int]] = []  # with arch; worker processes find it here, as kernels do not pickle
 
 
-_launches: list[Launch] = []  # for worker processes, as kernels do not pickle
+def _compiled(index: int) -> Compiled:
+    return compiled(*_work[index])
 
 
-def run(archs: tuple[int, ...], only: str | None = None, jobs: int | None = None) -> list[Compiled]:
-    """Compile every shipped variant for every arch, with progress on stderr. only: kernels whose name contains this."""
+def run(archs: tuple[int, ...], only: str | None = None, quick: bool = False) -> list[Compiled]:
+    """Compile every shipped variant for every arch, with progress on stderr.
+
+    only: kernels whose name contains this. quick: half of the variants, see `QUICK`.
+    """
     from rich.console import Console
     from rich.progress import track
 
-    _launches[:] = [launch for launch in shipped() if only is None or only in launch.kernel.__name__]
-    pairs = itertools.product(range(len(_launches)), archs)
-    work = [(i, arch) for i, arch in pairs if arch >= 90 or not _launches[i].blocks]
-    pool = ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=multiprocessing.get_context("fork"))
+    _work.clear()
+    for arch in archs:
+        launches = [launch for models in QUICK[arch] for launch in shipped(*models)] if quick else shipped()
+        wanted = [launch for launch in launches if only is None or only in launch.kernel.__name__]
+        _work.extend((launch, arch) for launch in wanted if arch >= 90 or not launch.blocks)
+    pool = ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("fork"))
     with pool:
-        return list(track(pool.map(_compiled, work), "compiling", len(work), console=Console(stderr=True)))
+        every = pool.map(_compiled, range(len(_work)))
+        return list(track(every, "compiling", len(_work), console=Console(stderr=True)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pfengine.kernels.report", description=__doc__)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=CHIPS, help="compute capabilities")
+    parser.add_argument("--quick", action="store_true", help="each dtype for one of both: half of all variants")
     parser.add_argument("--only", help="only kernels whose name contains this")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it")
-    found = run(tuple(options.arch), options.only)
+    found = run(tuple(options.arch), options.only, options.quick)
     print(f"{'kernel':16} {'sm':>3} registers spilled shared programs warps  products  variant")
     for one in found:
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,21 +43,26 @@ RULES = (  # each signal and each memory once, not their product
 )
 
 
-def shipped(hidden: tuple[int, ...] = (384, 768)) -> list[Launch]:
-    """What the launchers launch for the sizes of BERT-base and a small BERT: each variant once."""
+def shipped(hidden: Iterable[int] = (384, 768), dtypes: Iterable[torch.dtype] = FLOATS) -> list[Launch]:
+    """What the launchers launch for the sizes of BERT-base and a small BERT: each variant once.
+
+    Rules, heads that score tokens and int8 come in one dtype each, that of their states, and the former two with 768.
+    """
+    models = [*itertools.product(hidden, configs.ROWS, dtypes)]
     with recording() as launches:
-        for size, rows, dtype in itertools.product(hidden, configs.ROWS, FLOATS):
+        for size, rows, dtype in models:
             _layers(size, rows, dtype)
             _exits(size, rows, dtype)
-        for size, rows in itertools.product(hidden, configs.ROWS):
-            _int8(size, rows)
-        _rules()
-        _tokens()
+            if dtype == torch.bfloat16:
+                _int8(size, rows)
+        if any(size == 768 and dtype == torch.float32 for size, _, dtype in models):
+            _rules()
+            _tokens()
     with recording(processors=PROCESSORS) as by_descriptors:
-        for size, rows, dtype in itertools.product(hidden, configs.ROWS, FLOATS):
+        for size, rows, dtype in models:
             _layers(size, rows, dtype)
-        for size, rows in itertools.product(hidden, configs.ROWS):
-            _int8(size, rows)
+            if dtype == torch.bfloat16:
+                _int8(size, rows)
     return list({variant(launch): launch for launch in (*launches, *by_descriptors)}.values())
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 # Before torch is loaded: threads that spin while they wait take ten times as long where the cores are shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Likewise: pytest's workers share the cores. Two with two threads each on two cores take longer than with one.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import numpy as np
 import pytest

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from pfengine.ops.cuda_flight import CudaFlight
 
 from ..interleave import Rounds
-from .work import SIZES, Prediction
+from .work import DRY, SIZES, Prediction
 
 Call = Callable[[], Any]
 Measure = Callable[[], float]  # seconds of one call, on average over a part of a round
@@ -168,7 +168,8 @@ def on_device(batches: Sequence[Prediction], device: torch.device) -> Measure:
 
 
 CALL = "one call of predict"  # its name in a profile
-PROFILED, UNREAD = 5, 2  # calls that are read, and those before them, in which the profiler is set up
+# calls that are read, and those before them, in which the profiler is set up
+PROFILED, UNREAD = (1, 1) if DRY else (5, 2)
 LONG_GAP = 3e-6  # seconds without work on the device; between the kernels of a graph there is less
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,6 +30,11 @@ from ..rows import Row, fixed_batches, make_rows, replay_layers
 
 ROOT = Path(__file__).parent.parent.parent
 DRY = os.environ.get("PFENGINE_GPU_DRY") == "1"  # the whole way on a CPU, kernels interpreted; its times mean nothing
+if DRY:  # as the tests of kernels interpret them, in processes of their own as well
+    sys.path.append(str(ROOT))
+    from tests.kernels.quick_interpreter import make_quick
+
+    make_quick()
 DOCS = os.environ.get("PFENGINE_GPU_DOCS") == "1"  # the report goes to docs/results, too
 OUT = Path(os.environ.get("PFENGINE_GPU_OUT") or ROOT / "build" / "gpu")
 STARTED = float(os.environ.get("PFENGINE_GPU_STARTED") or time.time())  # of the whole run, seconds since 1970

@@ -81,6 +81,27 @@ def test_report(tmp_path: Path, kernel: str, products: str) -> None:
         assert any("addf of 1024 along 0" in text for one in found for text in one["reductions"])
 
 
+def test_the_quick_half_has_every_kernel_and_dtype(execute: Callable[[str], str]) -> None:
+    code = """
+from pfengine.kernels import report
+from pfengine.kernels.launch import FLOATS
+def of(what):
+    found = [launch for models in what for launch in report.shipped(*models)]
+    return {launch.kernel.__name__ for launch in found}, {value.dtype for launch in found
+        for value in launch.arguments.values() if hasattr(value, "dtype")}
+every, dtypes = of([()])
+kernels, found = of([models for arch in report.QUICK.values() for models in arch])
+assert (kernels, found) == (every, dtypes) and {*FLOATS} < dtypes
+compiles, report.compiled = report.compiled, lambda launch, arch: (launch.kernel.__name__, arch)
+quick, whole, some = report.run((80, 90), quick=True), report.run((80, 90)), report.run((90,), "decide_tokens")
+report.compiled = compiles
+assert {arch for _, arch in quick} == {80, 90} and ("_tma_linear_kernel", 80) not in whole
+assert len(quick) < 0.6 * len(whole), (len(quick), len(whole))
+assert {name for name, _ in some} == {"_decide_tokens_kernel"}
+"""
+    execute(code)
+
+
 def test_interpreted_kernels_are_refused() -> None:
     result = run("-m", "pfengine.kernels.report", environment=CLEAN | {"TRITON_INTERPRET": "1"})
     assert result.returncode == 2
