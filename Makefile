@@ -17,7 +17,7 @@ RUN_SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -pr
 # named after the choice, so that another one installs again
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo serve-demo test test-all test-plain test-stacks sanitize soak fuzz kernels lint format bench clean help
+.PHONY: demo serve-demo test test-all test-wide test-plain test-stacks sanitize soak fuzz kernels lint format bench clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -31,9 +31,9 @@ serve-demo: $(VENV)/.dev  ## start the server on the bundled checkpoint, ask it 
 test: $(VENV)/.dev  ## all but long tests and options beyond the pairwise cover; at most 5 minutes on two cores
 	$(PYTEST) -m $(QUICK)
 
-test-all: FUZZ_CASES := 5000
-test-all: $(VENV)/.dev  ## all tests, 5,000 cases of each fuzz, then kernels, test-plain and sanitize; at most 30 minutes
-	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST)
+test-all: FUZZ_CASES := 3000
+test-all: $(VENV)/.dev  ## long tests too, 3,000 cases of each fuzz, some of the kernels, test-plain, sanitize; 30 minutes
+	PFENGINE_FUZZ_CASES=$(FUZZ_CASES) $(PYTEST) -m "not wide"
 	$(MAKE) kernels KERNELS=--quick
 	$(MAKE) test-plain sanitize
 
@@ -47,7 +47,7 @@ ext: | $(VENV)/.demo  ## build the extension; after a change in csrc only what h
 	$(BIN)/python setup.py -q build_ext --inplace
 
 # what runs the extension
-demo serve-demo test test-all test-plain fuzz soak bench: ext
+demo serve-demo test test-all test-wide test-plain fuzz soak bench: ext
 
 .PHONY: ptx
 ptx:  ## what nvcc makes of csrc/cuda/condition.cu, for drivers from CUDA 12.4 on
@@ -67,8 +67,11 @@ test-stacks: $(STACKS)  ## the real clients and servers of docs/serving, in envi
 	set -e; for file in tests/stacks/test_*.py; do case $$file in \
 		*mlserver*) $(VENV)-mlserver/bin/pytest $$file;; *) $(VENV)-stacks/bin/pytest $$file;; esac; done
 
-kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory; KERNELS=--quick: half of them
+kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory; KERNELS=--quick: 40%
 	$(BIN)/python -m pfengine.kernels.report $(KERNELS)
+
+test-wide: $(VENV)/.dev  ## options beyond the pairwise cover, some 4,000 tests; in parts: TESTS=tests/heads
+	$(PYTEST) -m wide $(TESTS)
 
 test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions
 	PFENGINE_ISA=plain $(PYTEST) -m $(QUICK) tests/test_engine.py tests/test_encoder.py tests/test_any_architecture.py \

@@ -40,7 +40,7 @@ def of_states(heads: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def forms(heads: list[dict[str, Any]] = PAST_FUTURE + LINEAR, **beside: Iterable[Any]) -> list[Any]:
     """Parameters ("head", *beside): each head with each of the options beside it, the pairwise cover not marked `wide`.
 
-    A head's defect that shows only with three options at once is found by `make test-all`.
+    A head's defect that shows only with three options at once is found by `make test-wide`.
     """
 
     def values(case: dict[str, Any]) -> tuple[Any, ...]:

@@ -81,8 +81,9 @@ def test_report(tmp_path: Path, kernel: str, products: str) -> None:
         assert any("addf of 1024 along 0" in text for one in found for text in one["reductions"])
 
 
-def test_the_quick_half_has_every_kernel_and_dtype(execute: Callable[[str], str]) -> None:
+def test_the_quick_part_has_every_kernel(execute: Callable[[str], str]) -> None:
     code = """
+import torch
 from pfengine.kernels import report
 from pfengine.kernels.launch import FLOATS
 def of(what):
@@ -91,12 +92,12 @@ def of(what):
         for value in launch.arguments.values() if hasattr(value, "dtype")}
 every, dtypes = of([()])
 kernels, found = of([models for arch in report.QUICK.values() for models in arch])
-assert (kernels, found) == (every, dtypes) and {*FLOATS} < dtypes
+assert kernels == every and dtypes - found == {torch.float16} < {*FLOATS}
 compiles, report.compiled = report.compiled, lambda launch, arch: (launch.kernel.__name__, arch)
 quick, whole, some = report.run((80, 90), quick=True), report.run((80, 90)), report.run((90,), "decide_tokens")
 report.compiled = compiles
 assert {arch for _, arch in quick} == {80, 90} and ("_tma_linear_kernel", 80) not in whole
-assert len(quick) < 0.6 * len(whole), (len(quick), len(whole))
+assert len(quick) < 0.5 * len(whole), (len(quick), len(whole))
 assert {name for name, _ in some} == {"_decide_tokens_kernel"}
 """
     execute(code)

@@ -62,7 +62,7 @@ MARKED = [False]  # are words marked in the rows, or is every token one?
 
 @pytest.fixture(
     scope="module",
-    params=["renormalised, words", pytest.param("kept, tokens", marks=pytest.mark.slow)],
+    params=["renormalised, words", pytest.param("kept, tokens", marks=[pytest.mark.slow, pytest.mark.wide])],
 )
 def path(request: pytest.FixtureRequest, make_checkpoint: Make) -> Path:
     frozen, MARKED[0] = request.param.split(",")[0], request.param.endswith("words")
