@@ -75,16 +75,18 @@ def test_where_rows_are_after_a_segment() -> None:
 
 
 needs_loop = pytest.mark.skipif(not extension.has_cpu(), reason=extension.status())
-HOW = ["one by one", pytest.param("loop", marks=needs_loop), "whole"]
 
 
-@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize(
-    ("criterion", "overlap_tokens"),
+    ("criterion", "overlap_tokens", "how"),
     [
-        (Entropy(0.9), 0),
-        (Replay([3, 1, 3, 2]), 512),
-        *(pytest.param(each, overlap, marks=pytest.mark.slow) for each, overlap in ((Never(), 0), (Patience(1), 0))),
+        (Entropy(0.9), 0, "one by one"),
+        pytest.param(Entropy(0.9), 0, "loop", marks=needs_loop),
+        (Entropy(0.9), 0, "whole"),
+        pytest.param(Replay([3, 1, 3, 2]), 512, "loop", marks=needs_loop),
+        pytest.param(Never(), 0, "one by one", marks=pytest.mark.slow),
+        pytest.param(Patience(1), 0, "loop", marks=[needs_loop, pytest.mark.slow]),
+        pytest.param(Patience(1), 0, "whole", marks=pytest.mark.slow),
     ],
     ids=repr,
 )
