@@ -47,7 +47,7 @@ class Scratch {
     }
     stop_watching(memory_.get(), size_);
     if (kSanitized || poisons_scratch.load(std::memory_order_relaxed)) {
-      std::memset(memory_.get(), 0xff, size_);  // NaN in fp32 and bf16
+      std::memset(memory_.get(), 0xff, bytes);  // NaN in fp32 and bf16; what is past it no caller has asked for
     }
     return memory_.get();
   }
