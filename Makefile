@@ -70,7 +70,7 @@ test-stacks: $(STACKS)  ## the real clients and servers of docs/serving, in envi
 kernels: $(VENV)/.dev  ## compile every GPU kernel ahead of time: registers, spills, shared memory; KERNELS=--quick: 40%
 	$(BIN)/python -m pfengine.kernels.report $(KERNELS)
 
-test-wide: $(VENV)/.dev  ## options beyond the pairwise cover, some 4,000 tests; in parts: TESTS=tests/heads
+test-wide: $(VENV)/.dev  ## options beyond the pairwise cover, some 5,000 tests; in parts: TESTS=tests/heads
 	$(PYTEST) -m wide $(TESTS)
 
 test-plain: $(VENV)/.dev  ## the engine's tests as on a processor without vector instructions

@@ -62,9 +62,18 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
     ("electra", FEW | {"embedding_size": 768}, True),
     ("electra", SMALL | {"embedding_size": 128}, True),
 ]  # fmt: skip
+DEEP = [  # those with few layers above, with all that such models have
+    ("roberta", BASE | ROBERTA), ("albert", BASE | {"embedding_size": 128}), ("deberta-v2", BASE | DEBERTA),
+    ("distilbert", BASE | {"num_hidden_layers": 6}), ("mpnet", BASE | {"max_position_embeddings": 514}),
+    ("modernbert", BASE | MODERN | {"num_hidden_layers": 22, "intermediate_size": 1152, "local_attention": 128}),
+    ("electra", BASE | {"embedding_size": 768}),
+]  # fmt: skip
 PARAMETERS = [
     pytest.param((kind, sizes), id=f"{kind}-{i}", marks=pytest.mark.slow if slow else ())
     for i, (kind, sizes, slow) in enumerate(CASES)
+] + [
+    pytest.param(case, id=f"{case[0]}-{len(CASES) + i}", marks=[pytest.mark.slow, pytest.mark.wide])
+    for i, case in enumerate(DEEP)
 ]
 
 

@@ -41,12 +41,13 @@ def test_a_family_from_outside(
 
 
 @pytest.mark.slow
-def test_layers_as_wide_as_those_of_xlm_r_large(tmp_path: Path) -> None:
-    """Six layers of 1,024, in every precision that runs here, beside transformers. Random weights."""
+@pytest.mark.parametrize("layers", [6, pytest.param(24, marks=pytest.mark.wide)])
+def test_the_size_of_xlm_r_large(tmp_path: Path, layers: int) -> None:
+    """Layers of 1,024, in every precision that runs here, beside transformers. Random weights."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.XLMRobertaConfig(
-        vocab_size=1000, hidden_size=1024, num_hidden_layers=6, num_attention_heads=16, intermediate_size=4096,
+        vocab_size=1000, hidden_size=1024, num_hidden_layers=layers, num_attention_heads=16, intermediate_size=4096,
         max_position_embeddings=514, type_vocab_size=1, num_labels=3,
     )  # fmt: skip
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()

@@ -255,24 +255,23 @@ def replay(cell: Cell, device: torch.device, results: Results) -> None:
     for speedup, (said, how) in itertools.product(SIZES.speedups, hows.items()):
         layered = engine(cell.hidden, "authors", device, how)
         runs[f"{speedup:g}x{said}"] = Prediction(layered, rows, cell.batch, exit_layers(rows, speedup))
-    for model in {id(run.engine): run.engine for run in runs.values()}.values():
-        rounds = min(SIZES.rounds, merging.ROUNDS)
-        with mock.patch.multiple(merging, MOST_TOKENS=SIZES.joined_tokens, ROUNDS=rounds):
+    with mock.patch.multiple(merging, MOST_TOKENS=SIZES.joined_tokens, ROUNDS=min(SIZES.rounds, merging.ROUNDS)):
+        for model in {id(run.engine): run.engine for run in runs.values()}.values():
             model.warmup(rows=(cell.batch,), tokens=(max(map(len, rows)),))  # measures when joining batches is worth it
     layers = {}
     for name, run in runs.items():
         found = run().exit_layers
         np.testing.assert_array_equal(found, SIZES.layers if run.layers is None else run.layers, name)
         layers[name] = layer_speedup(found, SIZES.layers)
-    walls = interleaved({name: wall(run, device) for name, run in runs.items()})
+    rounds = interleaved({name: wall(run, device) for name, run in runs.items()})
     on_gpu = interleaved({name: on_device(run.batches(), device) for name, run in runs.items()})
     for name in runs:
-        faster, faster_on_device = walls.speedup(name, OFF), on_gpu.speedup(name, OFF)
+        faster, faster_on_device = rounds.speedup(name, OFF), on_gpu.speedup(name, OFF)
         assert faster is not None
         assert faster_on_device is not None
         results.add("replay", {
             **cell._asdict(), "rows": len(rows), "contestant": name, "layer_speedup": layers[name],
-            "seconds": walls.median(name), "rows_per_second": len(rows) / walls.median(name),
+            "seconds": rounds.median(name), "rows_per_second": len(rows) / rounds.median(name),
             "wall_clock_speedup": faster, "wall_clock_over_layer_speedup": faster / layers[name],
             "device_seconds": on_gpu.median(name), "device_over_layer_speedup": faster_on_device / layers[name],
         })  # fmt: skip

@@ -72,6 +72,7 @@ def check(ours: pfengine.Engine, plain: pfengine.Engine, rows: list, criterion: 
         "bert",
         "modernbert",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("deberta-v2", "albert")),
+        pytest.param("roberta", marks=[pytest.mark.slow, pytest.mark.wide]),
     ],
 )
 def test_families(make_checkpoint: Make, random_rows: Any, device: torch.device, family: str) -> None:

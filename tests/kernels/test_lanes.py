@@ -87,6 +87,10 @@ needs_loop = pytest.mark.skipif(not extension.has_cpu(), reason=extension.status
         pytest.param(Never(), 0, "one by one", marks=pytest.mark.slow),
         pytest.param(Patience(1), 0, "loop", marks=[needs_loop, pytest.mark.slow]),
         pytest.param(Patience(1), 0, "whole", marks=pytest.mark.slow),
+        *(pytest.param(Replay([3, 1, 3, 2]), 512, how, marks=pytest.mark.wide) for how in ("one by one", "whole")),
+        pytest.param(Never(), 0, "loop", marks=[needs_loop, pytest.mark.slow, pytest.mark.wide]),
+        pytest.param(Never(), 0, "whole", marks=[pytest.mark.slow, pytest.mark.wide]),
+        pytest.param(Patience(1), 0, "one by one", marks=[pytest.mark.slow, pytest.mark.wide]),
     ],
     ids=repr,
 )

@@ -126,7 +126,7 @@ def test_half_precision(path: Path, device: torch.device, dtype: torch.dtype) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.wide)])
 def test_int8(path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """States go on in int8, too; the definition makes that of them anew for each layer."""
     monkeypatch.setattr(cuda_linear, "BESIDE_INT8", torch.float32)  # the interpreter's bf16 is wrong
@@ -170,7 +170,7 @@ def drive(carrier: Carrier, name: str, seed: int) -> tuple[Answers, list[Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.wide) for seed in (3, 4))])
 def test_driven_at_random(pair: Pair, seed: int) -> None:
     name = list(RULES)[seed % len(RULES)]
     (ours, seen), (slow, expected) = (drive(carrier, name, seed) for carrier in pair)

@@ -164,16 +164,16 @@ def test_all_settings_share_the_risk() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_sentences_of_sst2(shared: Path, tmp_path: Path) -> None:
-    """A six-layer encoder fine-tuned on 900 rows; the promise of 95% is looked at on rows of the development set."""
+    """A six-layer encoder fine-tuned on 900 rows; the promise of 95% is looked at on the development set."""
     weights, sst2 = shared / "weights" / "all-MiniLM-L6-v2", shared / "data" / "SST-2"
     options: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-4, "max_rows": 1000, "hold_out": 100}
     output = str(tmp_path / "plain")
     plain = pfengine.train(pfengine.TrainingConfig(str(weights), str(sst2), output, system="full-model", **options))
-    made = pfengine.tune(plain, sst2, tmp_path / "out", max_rows=1000, hold_out=450, agreement=0.95, epochs=2)
-    texts = [example.row for example in pfengine.data.read(pfengine.data.locate(sst2, "dev"))][:400]
+    made = pfengine.tune(plain, sst2, tmp_path / "out", max_rows=1500, hold_out=450, agreement=0.95, epochs=2)
+    texts = [example.row for example in pfengine.data.read(pfengine.data.locate(sst2, "dev"))]
     judge = pfengine.load(plain, precision="fp32", criterion="never").predict(texts)
     out = pfengine.load(tmp_path / "out").predict(texts)
-    # two standard errors of a share of 0.05
+    # two standard errors of a share of 0.05 on 872 rows
     assert (out.label_ids == judge.label_ids).mean() >= 0.95 - 2 * (0.05 * 0.95 / len(texts)) ** 0.5
     assert made.guarantee.faults <= 0.05 * made.rows
     assert out.layer_speedup > 1
