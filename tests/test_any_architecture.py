@@ -71,7 +71,9 @@ def random_checkpoint(config: dict[str, Any], seed: int) -> checkpoint.Checkpoin
     return checkpoint.Checkpoint(Path(), backbone, engine, tensors, None)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow), torch.int8], ids=str
+)
 @settings(
     max_examples=8,
     deadline=None,
@@ -142,6 +144,7 @@ def test_batches_of_one_token_rows(make_checkpoint: Make, rows: int) -> None:
     np.testing.assert_array_equal(out, single[:, [i % 90 for i in range(rows)]])
 
 
+@pytest.mark.slow
 def test_longest_rows(make_checkpoint: Make, random_rows: Any) -> None:
     for family in SIZES:
         longest = 518 if FAMILIES[family].positions_after_pad else 520

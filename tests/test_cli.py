@@ -330,7 +330,8 @@ def test_evaluate(run, tmp_path: Path) -> None:
     assert "exit layer" in table.out
 
 
-def test_demo(run) -> None:
+def test_demo(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pfengine.demo.REPEATS", 3)
     result = run("demo")
     assert result.code == 0
     for word in ("label", "score", "exit layer", "layer speed-up", "wall-clock speed-up"):

@@ -295,6 +295,7 @@ def test_status(monkeypatch: pytest.MonkeyPatch) -> None:
     assert extension.status() == "pfengine._C is there"
 
 
+@pytest.mark.slow
 @needs_cpu
 def test_a_daemon_thread_does_not_abort_the_process_at_its_end(
     make_checkpoint: Callable[..., Path],

@@ -271,6 +271,7 @@ def test_the_numbers_of_the_child_are_its_own(two_threads: None, monkeypatch: py
     assert extension.threads() == 2
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_and_nothing_is_left(make_text_checkpoint: Make) -> None:
     """The tokenizers' word of warning is for those who have not thought of it."""
     script = """

@@ -21,7 +21,10 @@ HEAVY = [
 ]
 
 
-@pytest.mark.parametrize("module", ["pfengine.api", "pfengine.pipeline", "pfengine.extension"])
+@pytest.mark.parametrize(
+    "module",
+    ["pfengine.api", *(pytest.param(f"pfengine.{name}", marks=pytest.mark.slow) for name in ("pipeline", "extension"))],
+)
 def test_import_brings_nothing_heavy_and_starts_no_cuda(module: str) -> None:
     script = f"import {module}, sys, torch; print(*(name for name in {HEAVY} if name in sys.modules))"
     script += "; assert not torch.cuda.is_initialized()"

@@ -30,6 +30,7 @@ for tokens in (2048, 8192):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not extension.has_cpu(), reason="torch's attention takes what it takes")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_memory_grows_with_the_tokens_not_with_their_square(make_checkpoint: Make, precision: str) -> None:

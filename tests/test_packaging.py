@@ -195,6 +195,7 @@ def test_a_manylinux_wheel_classifies_where_no_compiler_is(tree: Path, tmp_path:
     assert json.loads(done.stdout)["label"] == "positive"
 
 
+@pytest.mark.slow
 def test_an_old_library_goes(tree: Path) -> None:
     """An editable install without the extension must not go on with an earlier one."""
     old = tree / f"pfengine/_C{LIBRARY}"
@@ -210,7 +211,7 @@ def test_an_old_library_goes(tree: Path) -> None:
     assert (tree / "pfengine/_C.pyi").exists()
 
 
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
+@pytest.mark.parametrize("kind", [pytest.param("wheel", marks=pytest.mark.slow), "editable"])
 def test_auto_needs_no_compiler(tree: Path, kind: str) -> None:
     done = build(kind, tree, PFENGINE_EXT="auto", **NO_COMPILER)
     assert done.returncode == 0, done.stderr

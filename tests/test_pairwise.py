@@ -38,6 +38,7 @@ def test_one_option_alone_is_not_lost() -> None:
     assert pairwise([]) == []
 
 
+@pytest.mark.slow
 def test_what_is_beyond_the_cover_is_wide() -> None:
     cases = PRODUCTS["six"]
     parameters = pairs_first(cases)

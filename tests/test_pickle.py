@@ -194,6 +194,7 @@ def test_spawned_processes(path: Path) -> None:
             pool.submit(pfengine.load, "no such checkpoint").result()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_joblib(path: Path) -> None:
     joblib = pytest.importorskip("joblib")

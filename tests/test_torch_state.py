@@ -258,6 +258,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_calibrating_and_evaluating(make_text_checkpoint: Make, held_out: Path, tmp_path: Path) -> None:
     path = make_text_checkpoint(threshold=0.9)
 

@@ -192,6 +192,7 @@ def test_other_criterion_and_copy(ckpt: Path, rows: Path, tmp_path: Path) -> Non
     assert repr(engine.choose(speedup=found.table[-1]["layer_speedup"])) == f"patience:{found.table[-1]['threshold']:g}"
 
 
+@pytest.mark.slow
 def test_the_whole_text_of_a_criterion_is_kept(ckpt: Path, rows: Path, tmp_path: Path) -> None:
     """Second parameters, numbers per exit, and a threshold that the text had; none that another criterion had."""
     out, written = tmp_path / "copy", []

@@ -59,6 +59,7 @@ def calibrated(reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder / "out", found
 
 
+@pytest.mark.slow
 def test_the_promise_is_kept_on_other_queries(calibrated: tuple[Path, Any]) -> None:
     path, found = calibrated
     assert found.guarantee.p_value <= 0.05
@@ -160,6 +161,7 @@ def test_models_and_data_that_do_not_fit(reranker: Path, make_text_checkpoint: M
         pfengine.calibrate_ranking(reranker, texts)
 
 
+@pytest.mark.slow
 def test_other_exits_drop_the_margins_with_a_warning(calibrated: tuple[Path, Any], tmp_path: Path) -> None:
     path = shutil.copytree(calibrated[0], tmp_path / "copy")
     draw = np.random.default_rng(8)

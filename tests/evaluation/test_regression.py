@@ -172,6 +172,7 @@ def test_a_guarantee_counts_scores_beyond_the_tolerance() -> None:
         guarantee(rule, values, None, layers, limit=0.05, confidence=0.95)
 
 
+@pytest.mark.slow
 def test_the_promise_holds_as_often_as_it_says() -> None:
     """Thresholds from 200 fresh splits, judged on all 20,000 rows; no more of them fail than the confidence allows."""
     values, layers, draw = scores(20_000), [1, 2, 3, 4], np.random.default_rng(1)

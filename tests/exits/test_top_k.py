@@ -124,6 +124,7 @@ def test_exits_that_save_nothing_are_not_tested() -> None:
     assert [math.isfinite(margin) for margin in margins] == [False, True, True, False]
 
 
+@pytest.mark.slow
 def test_the_promise_holds_on_other_queries_as_often_as_it_says() -> None:
     """100 times: margins and promise from 200 queries each, judged on 4,000 others.
 

@@ -51,6 +51,7 @@ def test_every_kernel_waits_before_it_touches_memory(kernels: tuple[str, ...]) -
         assert "bra" not in body, f"{name}: a program that ends before it waits"
 
 
+@pytest.mark.slow
 def test_nothing_waits_without_the_switch() -> None:
     for ptx, launched_so in compiled(*SOME).values():
         assert "griddepcontrol" not in ptx

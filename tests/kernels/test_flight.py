@@ -151,11 +151,14 @@ def test_rules(made: Made, monkeypatch: pytest.MonkeyPatch, name: str, overlap: 
 @pytest.mark.parametrize(
     ("name", "reads"),
     [
-        ("layers", "first"), ("window or learned", "mean"), ("patience", "first"), ("patience", "query"),
+        ("layers", "first"),
+        ("window or learned", "mean"),
+        ("patience", "first"),
+        pytest.param("patience", "query", marks=pytest.mark.slow),
         pytest.param("layers", "first of all", marks=pytest.mark.slow),
         pytest.param("window or learned", "max of all", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_stops_change_nothing(made: Made, name: str, reads: str) -> None:
     made = made if reads == "first" else make(reads)
     rule, answers, layers = ExitRule(TESTED, RULES[name]), Answers(0, 7, LABELS), expected(made, RULES[name])
@@ -321,6 +324,7 @@ def test_a_rule_that_carries_nothing_leaves_alone_what_is_carried() -> None:
     check(made, answers, [5] * 5)
 
 
+@pytest.mark.slow
 def test_warmup_by_a_rule_with_numbers_by_slot(made: Made) -> None:
     answers = Answers(0, 7, LABELS)
     rule = ExitRule(TESTED, (RULES["layers"][0]._replace(memory="running", times=LAYERS[:1] * 0 + 1),))

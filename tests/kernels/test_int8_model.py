@@ -70,8 +70,7 @@ def check(ours: pfengine.Engine, plain: pfengine.Engine, rows: list, criterion: 
     "family",
     [
         "bert",
-        "modernbert",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("deberta-v2", "albert")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("modernbert", "deberta-v2", "albert")),
         pytest.param("roberta", marks=[pytest.mark.slow, pytest.mark.wide]),
     ],
 )
@@ -96,6 +95,7 @@ def test_rows_leave(
         check(ours, plain, random_rows([3, 20, 1, 7, 40]), Replay(layers))
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_bits_alone_and_in_batches(
     make_checkpoint: Make, random_rows: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +109,7 @@ def test_a_row_is_the_same_bits_alone_and_in_batches(
         np.testing.assert_array_equal(alone.logits[0], together.logits[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_flights_join(layer: int) -> None:
     """States that are copied have the int8 rows that the layer before had made of them."""

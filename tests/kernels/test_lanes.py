@@ -80,10 +80,10 @@ needs_loop = pytest.mark.skipif(not extension.has_cpu(), reason=extension.status
 @pytest.mark.parametrize(
     ("criterion", "overlap_tokens", "how"),
     [
-        (Entropy(0.9), 0, "one by one"),
+        pytest.param(Entropy(0.9), 0, "one by one", marks=pytest.mark.slow),
         pytest.param(Entropy(0.9), 0, "loop", marks=needs_loop),
         (Entropy(0.9), 0, "whole"),
-        pytest.param(Replay([3, 1, 3, 2]), 512, "loop", marks=needs_loop),
+        pytest.param(Replay([3, 1, 3, 2]), 512, "loop", marks=[needs_loop, pytest.mark.slow]),
         pytest.param(Never(), 0, "one by one", marks=pytest.mark.slow),
         pytest.param(Patience(1), 0, "loop", marks=[needs_loop, pytest.mark.slow]),
         pytest.param(Patience(1), 0, "whole", marks=pytest.mark.slow),

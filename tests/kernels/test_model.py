@@ -78,9 +78,9 @@ def test_every_head(
     ("family", "head"),
     [
         ("roberta", "authors"),
-        ("albert", "authors"),
+        pytest.param("albert", "authors", marks=pytest.mark.slow),
         pytest.param("distilbert", "authors", marks=pytest.mark.slow),
-        ("distilbert", "classifier"),
+        pytest.param("distilbert", "classifier", marks=pytest.mark.slow),
         pytest.param("electra", "authors", marks=pytest.mark.wide),
         ("mpnet", "authors"),
         ("modernbert", "authors"),
@@ -105,6 +105,7 @@ def test_rows_leave_everywhere(
     check(ours, plain, random_rows([3, 20, 1, 7, 64]), Replay(layers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", ["authors", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "attentive"))]
 )

@@ -83,7 +83,7 @@ def test_norms_first(draw: Any, device: torch.device, dtype: torch.dtype, first_
 
 
 @pytest.mark.parametrize(
-    "family", ["BERT", "ModernBERT", pytest.param("ModernBERT, first layer", marks=pytest.mark.slow)]
+    "family", ["BERT", *(pytest.param(f"ModernBERT{where}", marks=pytest.mark.slow) for where in ("", ", first layer"))]
 )
 def test_int8(draw: Any, device: torch.device, dtype: torch.dtype, family: str) -> None:
     def linear(out: int, into: int) -> tuple[Tensor, Tensor]:

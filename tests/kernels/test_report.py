@@ -81,6 +81,7 @@ def test_report(tmp_path: Path, kernel: str, products: str) -> None:
         assert any("addf of 1024 along 0" in text for one in found for text in one["reductions"])
 
 
+@pytest.mark.slow
 def test_the_quick_part_has_every_kernel(execute: Callable[[str], str]) -> None:
     code = """
 import torch

@@ -77,6 +77,7 @@ def test_an_error_says_where_and_not_with_what(
     assert not any(word in json.dumps(lines) for word in WORDS)
 
 
+@pytest.mark.slow
 def test_all_that_a_process_writes_on_standard_error_is_json() -> None:
     with serving("--json-output") as server:
         server.client.ask("/predict", {"inputs": TEXT})

@@ -56,7 +56,9 @@ def serving(*options: str, **environment: str) -> Iterator[Process]:
         made.process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT)]
+)
 def test_it_answers_and_ends(number: int) -> None:
     with serving() as server:
         assert server.client.ask("/predict", {"inputs": "a charming journey"})[0] == 200

@@ -40,7 +40,10 @@ def make_plain(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Calla
     )
 
 
-@pytest.fixture(params=list(FAMILIES))
+QUICK = ("bert", "deberta-v2", "modernbert")
+
+
+@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
 def plain(request: pytest.FixtureRequest, make_plain: Callable[[str], Path]) -> Path:
     return make_plain(request.param)
 
@@ -116,7 +119,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FORMS: dict[str, dict[str, str]] = {"authors": {}, "paper": {"form": "paper"}, "linear": {"system": "linear"}}
-SLOW = {(family, "authors") for family in FAMILIES if family != "bert"}
+SLOW = {(family, "authors") for family in FAMILIES}
 EACH_ONCE = {*SLOW, *(("bert", form) for form in FORMS)}
 
 
@@ -216,7 +219,7 @@ def test_exits_read_what_their_head_reads(
 @pytest.mark.parametrize(
     ("problem", "system"),
     [
-        ("label sets", "pfengine"),
+        pytest.param("label sets", "pfengine", marks=pytest.mark.slow),
         ("one label", "linear"),
         *(
             pytest.param(problem, system, marks=pytest.mark.wide)
@@ -254,6 +257,7 @@ def test_labels_that_are_given_or_not(
         pfengine.calibrate(out, texts, accuracy_drop=0.1)
 
 
+@pytest.mark.slow
 def test_scores(make_plain: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
     plain, rows = make_plain("bert", "scores"), [example.row for example in data.read(texts)]
     with pytest.raises(pfengine.ConfigError, match="criterion 'entropy' makes no sense for problem_type 'regression'"):

@@ -116,6 +116,7 @@ def gradients(model: Any, layer: int) -> bool:
     return any(p.grad is not None for p in model._layers()[layer - 1].parameters())
 
 
+@pytest.mark.slow
 def test_layers_freeze_with_falling_probability(make_checkpoint: Callable[..., Path]) -> None:
     head = {"type": "linear", "pooler": "none"}
     model, _ = model_of(make_checkpoint, head)
@@ -140,7 +141,7 @@ def test_layers_freeze_with_falling_probability(make_checkpoint: Callable[..., P
     assert gradients(model, 1), "nothing is frozen in evaluation"
 
 
-@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
 def test_lower_layers_are_freed_over_the_steps(make_checkpoint: Callable[..., Path], family: str) -> None:
     model, _ = model_of(make_checkpoint, {"type": "linear", "pooler": "none"}, family)
     model.train()

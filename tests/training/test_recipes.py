@@ -23,7 +23,7 @@ from .test_train import config
 
 TEXTS = ["good film", "bad", "the plot is very awful", "great great fine", "a", "poor the a film is bad"]
 OF_ROWS = [name for name in SYSTEMS if not HEADS[pfengine.TrainingConfig("", "", "", name).head(False)["type"]].tags]
-QUICK = ("deebert", "fastbert", "berxit", "student")
+QUICK = ("berxit", "student")
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +95,7 @@ def test_deebert_adds_exits_to_a_model_that_stays_as_it_is(
         assert not torch.equal(between[key][:-1], end[key][:-1]), key
 
 
+@pytest.mark.slow
 def test_fastbert_distils_without_labels_from_what_stays_as_it_is(
     encoder: Path, rows: Path, tmp_path: Path, phases: list[Any]
 ) -> None:

@@ -176,6 +176,7 @@ def test_attached_to_a_finished_model(encoder: Path, rows: Path, texts: list[str
     assert taken.min() < 3
 
 
+@pytest.mark.slow
 def test_a_head_that_reads_all_tokens_is_trained(
     encoder: Path, rows: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

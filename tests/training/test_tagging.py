@@ -34,7 +34,7 @@ SENTENCES = [
     ["the", "film", "is", "good", "fine"], ["bad-plot"], ["a", "bad", "awful", "good", "film"], ["bad", "good"],
     ["the", "the", "plot", "is", "good-plot", "great", "bad", "a"],
 ]  # fmt: skip
-SYSTEMS_TRAINED = ["sentee", "tokee", pytest.param("tokee renormalised", marks=pytest.mark.slow)]
+SYSTEMS_TRAINED = ["sentee", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokee", "tokee renormalised"))]
 ROWS: list[Any] = [{"words": words} for words in SENTENCES]
 
 
@@ -237,6 +237,7 @@ def test_classifiers_learn_at_ten_times_the_rate(model_of: Callable[..., Any]) -
     assert names
 
 
+@pytest.mark.slow
 def test_samples_are_tokees_exits() -> None:
     draw = np.random.default_rng(0)
     lengths = draw.integers(1, 12, 200)

@@ -26,7 +26,7 @@ def config(encoder: Path, rows: Path, out: Path, **options: object) -> pfengine.
     return pfengine.TrainingConfig(str(encoder), str(rows), str(out), **(defaults | options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("storage", ["float", "int8-rows"])
+@pytest.mark.parametrize("storage", [pytest.param("float", marks=pytest.mark.slow), "int8-rows"])
 def test_trains_writes_and_calibrates(encoder: Path, rows: Path, tmp_path: Path, storage: str) -> None:
     out = pfengine.train(config(encoder, rows, tmp_path / "ckpt", storage=storage, epochs=8))
     engine = pfengine.load(out)

@@ -50,7 +50,8 @@ OPTIONS: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-3, "hold_out": 500, 
 @pytest.mark.parametrize(
     ("family", "problem", "rate", "fallback", "epochs"),
     [
-        ("bert", "labels", 0.0, None, 1),  # exits that learn so little keep it too
+        # exits that learn so little keep it too
+        pytest.param("bert", "labels", 0.0, None, 1, marks=pytest.mark.slow),
         pytest.param("modernbert", "labels", 0.0, None, 4, marks=pytest.mark.slow),
         pytest.param("bert", "label sets", 0.0, None, 4, marks=pytest.mark.slow),
         pytest.param("bert", "scores", 0.0, None, 4, marks=[pytest.mark.slow, pytest.mark.wide]),
@@ -128,6 +129,7 @@ def test_what_cannot_be_tuned(bert: Path, texts: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_promise_that_no_setting_keeps(bert: Path, texts: Path, tmp_path: Path) -> None:
     """A learning rate that ruins the encoder, and nothing to fall back to."""
     options = OPTIONS | {"epochs": 0.3, "max_rows": 1000}
