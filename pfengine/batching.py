@@ -24,9 +24,9 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
     cu_seqlens = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
     ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, dtype=np.int64)
     types = np.zeros(len(ids), dtype=np.int64)
-    for row, start in zip(rows, cu_seqlens, strict=False):
-        if row.types is not None:
-            types[start : start + len(row.ids)] = row.types
+    typed = [(i, row.types) for i, row in enumerate(rows) if row.types is not None]
+    for i, part in typed:
+        types[cu_seqlens[i] : cu_seqlens[i + 1]] = part
     if config.family.positions_after_pad:  # padding ids inside a row keep the padding position, as in transformers
         pad = config.pad_token_id
         starts = np.repeat(cu_seqlens[:-1], lengths)
@@ -36,7 +36,7 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
         positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths)
     row_ids = np.array([row.row_id for row in rows], dtype=np.int64)
     pieces = None
-    if any(row.first_pieces is not None for row in rows):
+    if [row for row in rows if row.first_pieces is not None]:
         pieces = np.concatenate([_pieces(row) for row in rows])
     return Packed(ids, positions, types, cu_seqlens, row_ids, pieces)
 

@@ -99,6 +99,8 @@ class Tokenizer:
         texts: list[tuple[int, int, Text]] = []
         rows = list(rows)
         read = id_rows.read(rows, self.max_length, self.config.vocab_size, self.config.type_vocab_size)
+        if all(read):
+            return read  # type: ignore[return-value]
         for (row_id, value), ready in zip(rows, read, strict=True):
             if ready is not None:
                 out.append(ready)

@@ -69,10 +69,22 @@ class _Source:
     """Numbered rows in blocks, and how long the present window has waited for them."""
 
     def __init__(self, inputs: Iterator[Any], flush_when_slow: bool) -> None:
-        self.rows, self.flush_when_slow = enumerate(inputs), flush_when_slow
+        self.flush_when_slow = flush_when_slow
         self.row_thread = inputs if isinstance(inputs, RowThread) else None
+        timed = flush_when_slow and self.row_thread is None
+        self.rows = self._timed(enumerate(inputs)) if timed else enumerate(inputs)
         self.waited = 0.0
         self.failure: Exception | None = None  # raised by the inputs
+
+    def _timed(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        while True:
+            before = time.perf_counter()
+            try:
+                numbered = next(rows)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - before
+            yield numbered
 
     def is_late(self) -> bool:
         """Should the rows so far be answered before waiting for the next one?
@@ -90,22 +102,19 @@ class _Source:
         """The next rows to tokenise together, about `most` tokens: a character makes at most about one token."""
         block: list[tuple[int, Any]] = []
         tokens = characters = 0
-        timed, most_rows = self.flush_when_slow and self.row_thread is None, min(rows, BLOCK_ROWS)
+        flush, most_rows = self.flush_when_slow, min(rows, BLOCK_ROWS)
         if self.failure is not None or most_rows <= 0:
             return block
-        before = time.perf_counter() if timed else 0.0
         try:
             for numbered in self.rows:
-                if timed:
-                    self.waited += time.perf_counter() - before
                 block.append(numbered)
                 length = size(numbered[1])
-                tokens, characters = tokens + min(max_length, length), characters + length
+                tokens += length if length < max_length else max_length
+                characters += length
                 if tokens >= most or characters > BLOCK_CHARACTERS or len(block) >= most_rows:
                     break
-                if self.flush_when_slow and self.is_late():
+                if flush and self.is_late():
                     break
-                before = time.perf_counter() if timed else 0.0
         except Exception as error:
             self.failure = error
         return block

@@ -59,8 +59,8 @@ ROW = st.one_of(
     st.fixed_dictionaries(
         {"input_ids": st.lists(ID, min_size=2, max_size=3)},
         optional={
-            "token_type_ids": st.lists(st.integers(0, TYPES), min_size=2, max_size=3),
-            "attention_mask": st.lists(st.integers(0, 1), min_size=2, max_size=3),
+            "token_type_ids": st.lists(st.one_of(st.integers(0, TYPES), BAD), min_size=2, max_size=3),
+            "attention_mask": st.lists(st.one_of(st.just(1), st.integers(0, 1), BAD), min_size=2, max_size=3),
             "threshold": st.just(0.5),
             "label": st.just(1),
         },
