@@ -24,9 +24,9 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
     cu_seqlens = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
     ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, dtype=np.int64)
     types = np.zeros(len(ids), dtype=np.int64)
-    typed = [(i, row.types) for i, row in enumerate(rows) if row.types is not None]
-    for i, part in typed:
-        types[cu_seqlens[i] : cu_seqlens[i + 1]] = part
+    if [row for row in rows if row.types is not None]:
+        given = zip([row.types for row in rows], lengths, strict=True)
+        types = np.concatenate([np.zeros(length, np.int64) if part is None else part for part, length in given])
     if config.family.positions_after_pad:  # padding ids inside a row keep the padding position, as in transformers
         pad = config.pad_token_id
         starts = np.repeat(cu_seqlens[:-1], lengths)
