@@ -26,6 +26,7 @@ from .rows import is_single as is_single
 from .tokenizer_fields import guarded
 from .tokenizer_files import build
 
+_NOT_YET = InputError(0, "was not tokenised")  # stands in the place of a text until it is
 _LONG_TEXT = 64  # characters per token; longer texts are cut before tokenising, where it does not change the result
 
 
@@ -113,18 +114,25 @@ class Tokenizer:
                             row_id, "is text, but the checkpoint has no tokenizer; give {'input_ids': [...]}"
                         )
                     texts.append((len(out), row_id, parsed))
-                    out.append(InputError(row_id, "was not tokenised"))
+                    out.append(_NOT_YET)
                 else:
                     out.append(self._read_ids(parsed))
             except InputError as error:
                 out.append(error)
+        made: dict[int, Row] = {}
         for (slot, row_id, text), encoding in zip(texts, self._encode_texts([t for *_, t in texts]), strict=True):
             try:
                 if isinstance(encoding, Exception):
                     raise InputError(row_id, f"cannot be tokenised: {encoding}")
-                out[slot] = self._checked(self._row(row_id, text, encoding))
+                out[slot] = made[slot] = self._row(row_id, text, encoding)
             except InputError as error:
                 out[slot] = error
+        if self._any_unknown(list(made.values())):
+            for slot, row in made.items():
+                try:
+                    self._checked(row)
+                except InputError as error:
+                    out[slot] = error
         return out
 
     def tokens(self, text: str, special: bool = True) -> tuple[str, tokenizers.Encoding]:
@@ -226,17 +234,18 @@ class Tokenizer:
             return [error] if len(texts) == 1 else [self._try([text], offsets)[0] for text in texts]
 
     def _row(self, row_id: int, text: Text, encoding: Any) -> Row:
-        if not encoding.ids:
+        ids = encoding.ids  # a new list each time
+        if not ids:
             raise InputError(row_id, "gives no tokens, and this tokenizer adds none")
-        if len(encoding.ids) > self.max_length:  # a pair has more special tokens than a single text
+        if len(ids) > self.max_length:  # a pair has more special tokens than a single text
             raise InputError(row_id, f"is a pair, which max_length = {self.max_length} leaves no room for")
         found = None
         if self.tags or text.words is not None:
             encoding, found = self._words(row_id, text, encoding)
+            ids = encoding.ids
         has_types = self.single_types if text.pair is None else self.pair_types
         types = np.array(encoding.type_ids, dtype=np.int64) if has_types else None
-        ids, truncated = np.array(encoding.ids, dtype=np.int64), bool(encoding.overflowing)
-        row = Row(row_id, ids, types, truncated, text.knob, source=text)
+        row = Row(row_id, np.array(ids, np.int64), types, bool(encoding.overflowing), text.knob, source=text)
         return row if found is None else found.put_on(row, text.text)
 
     def _words(self, row_id: int, text: Text, encoding: Any) -> tuple[Any, words.Pieces]:
@@ -270,11 +279,16 @@ class Tokenizer:
     def _checked(self, row: Row) -> Row:
         for name, values, size in (("token", row.ids, self.config.vocab_size),
                                    ("token type", row.types, self.config.type_vocab_size)):  # fmt: skip
-            # without its sign a negative id is larger than any size
-            if values is not None and np.maximum.reduce(values.view(np.uint64)) >= size:
+            if values is not None and _any_beyond(values, size):
                 wrong = values.min() if values.min() < 0 else values.max()
                 raise InputError(row.row_id, f"has {name} id {wrong}; this model's are 0 to {size - 1}")
         return row
+
+    def _any_unknown(self, rows: Sequence[Row]) -> bool:
+        """Would `_checked` refuse any of the rows? All are looked at in one step."""
+        types = [row.types for row in rows if row.types is not None]
+        unknown = bool(rows) and _any_beyond(np.concatenate([row.ids for row in rows]), self.config.vocab_size)
+        return unknown or (bool(types) and _any_beyond(np.concatenate(types), self.config.type_vocab_size))
 
     def _warn(self) -> None:
         self._warns = False
@@ -283,3 +297,8 @@ class Tokenizer:
             "second text of a pair token type 1; version 5 does not, nor does pfengine, unless it is loaded with "
             "token_types=True (or False, for no warning)"
         )
+
+
+def _any_beyond(ids: np.ndarray, size: int) -> bool:
+    """Is an id outside 0 to size - 1? Without its sign a negative id is larger than any size."""
+    return bool(np.maximum.reduce(ids.view(np.uint64)) >= size)
