@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -167,6 +168,20 @@ def test_a_text_the_tokenizer_refuses_is_a_bad_row(text_checkpoint: Path, tmp_pa
     assert answers[::3] == good * 2
     assert [answers[1]["row"], answers[2]["row"]] == [1, 2]
     assert engine.classify("good film") == good
+
+
+def test_a_text_with_ids_or_types_that_the_model_lacks_is_a_bad_row(files: Path) -> None:
+    """Loading refuses such tokenizers. What it does not see costs no other text."""
+    tokenizer = loaded(files, backbone())
+    tokenizer.pair_types = True
+    (film, good), texts = ids_of(tokenizer, "the film", "good"), ["the film", "good", ("the", "the"), "the"]
+    assert max(good) > max(film)
+    tokenizer.config = dataclasses.replace(tokenizer.config, vocab_size=max(film) + 1, type_vocab_size=1)
+    one, other, pair, last = tokenizer.encode(enumerate(texts))
+    assert isinstance(one, Row)
+    assert isinstance(last, Row)
+    assert str(other) == f"row 1: has token id {max(good)}; this model's are 0 to {max(film)}"
+    assert str(pair) == "row 2: has token type id 1; this model's are 0 to 0"
 
 
 def test_token_types_are_an_option_of_load(text_checkpoint: Path) -> None:
