@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +65,21 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
         return powers
 
 
-def result(labels: Sequence[str], scores: np.ndarray, exit_layer: int, model: int | None, top_k: int | None) -> Any:
-    """The answer to a row as `Engine.classify` gives it. scores: float32 [labels]; model: of a cascade, else None."""
-    if top_k != 1:
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return [_answer(labels[i], float(scores[i]), exit_layer, model) for i in order]
-    best = int(scores.argmax())
-    return _answer(labels[best], float(scores[best]), exit_layer, model)
+def results(
+    labels: Sequence[str], scores: np.ndarray, exit_layers: np.ndarray, models: np.ndarray | None, top_k: int | None
+) -> Iterator[Any]:
+    """The answers to rows as `Engine.classify` gives them, one after the other.
+
+    scores: float32 [rows, labels]; exit_layers: int64 [rows]; models: int64 [rows] of a cascade, else None.
+    """
+    also = zip(exit_layers.tolist(), [None] * len(scores) if models is None else models.tolist(), strict=True)
+    if top_k == 1:
+        best = scores.argmax(-1)
+        for i, score, of in zip(best.tolist(), scores[np.arange(len(best)), best].tolist(), also, strict=True):
+            yield _answer(labels[i], score, *of)
+        return
+    for order, row, of in zip(np.argsort(-scores, kind="stable")[:, :top_k], scores, also, strict=True):
+        yield [_answer(labels[i], score, *of) for i, score in zip(order.tolist(), row[order].tolist(), strict=True)]
 
 
 def _answer(label: str, score: float, exit_layer: int, model: int | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from . import engine, extension
 from .answering import answered
 from .answers import Predictions as Predictions
-from .answers import probabilities, raise_first, result
+from .answers import probabilities, raise_first, results
 from .bundled import BUNDLED, find
 from .cascade_model import Cascade, Member
 from .cascade_reader import CascadeCheckpoint, open_checkpoint
@@ -274,19 +274,19 @@ class Engine(Tagging, Ranking):
             raise ConfigError(f"{self.checkpoint.path} tags words and does not classify rows; use tag, or predict")
         windows = answered(self, inputs, criterion, threshold, speedup, truncation, batch_tokens, batch_size)
 
-        def results() -> Iterator[Any]:
+        def answers() -> Iterator[Any]:
             for window, logits, exit_layers, models in windows:
                 scores = probabilities(logits, self.model.config.problem_type)
-                for i, row in enumerate(window):
+                found = results(self.labels, scores, exit_layers, models, top)
+                for row, answer in zip(window, found, strict=True):
                     if not isinstance(row, InputError):
-                        model = None if models is None else int(models[i])
-                        yield result(self.labels, scores[i], int(exit_layers[i]), model, top)
+                        yield answer
                     elif on_error == "raise":
                         raise row
                     else:
                         yield {"error": row.reason, "row": row.row}
 
-        return results()
+        return answers()
 
     def predict(
         self,

@@ -28,7 +28,7 @@ from mlserver.types import (
 from mlserver.utils import to_absolute_path
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..answers import FUNCTIONS, result
+from ..answers import FUNCTIONS, results
 from ..api import Engine
 from ..errors import ConfigError
 from ..serving.bodies import parse_json
@@ -113,11 +113,10 @@ class PFEngineRuntime(MLModel):
         function, top = options.function_to_apply, options.top_k
         scores = self.model.probabilities(answer, None if function is None else FUNCTIONS[function])
         found: list[Any] = []
-        for i, layer in enumerate(answer.exit_layers.tolist()):
+        for i, best in enumerate(results(self.model.labels, scores, answer.exit_layers, None, top or 1)):
             if i in answer.failures:
                 found.append({"error": answer.failures[i].message})
                 continue
-            best = result(self.model.labels, scores[i], layer, None, top or 1)
             found.append([best] if top == 1 else best)
         return found
 
