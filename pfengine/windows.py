@@ -14,6 +14,7 @@ from .tokenization import Tokenizer
 
 WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of similar length share a batch
 BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # at most so much is tokenised at once
+_ALL_THERE: tuple[type, ...] = type(iter([])), type(iter(()))  # iterators that are never waited for
 MAX_WAIT_SECONDS = 0.1  # that a window waits for its rows, where answers are wanted as rows arrive
 
 
@@ -69,9 +70,9 @@ class _Source:
     """Numbered rows in blocks, and how long the present window has waited for them."""
 
     def __init__(self, inputs: Iterator[Any], flush_when_slow: bool) -> None:
-        self.flush_when_slow = flush_when_slow
+        self.flush_when_slow = flush_when_slow and not isinstance(inputs, _ALL_THERE)
         self.row_thread = inputs if isinstance(inputs, RowThread) else None
-        timed = flush_when_slow and self.row_thread is None
+        timed = self.flush_when_slow and self.row_thread is None
         self.rows = self._timed(enumerate(inputs)) if timed else enumerate(inputs)
         self.waited = 0.0
         self.failure: Exception | None = None  # raised by the inputs
