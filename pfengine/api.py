@@ -34,11 +34,11 @@ from .options import sizes, whole, wholes
 from .per_row import Number, own_exits, select_rows
 from .ranking import Ranking
 from .reload import Source, mark, reload
-from .rows import Row, is_single, rows_of
+from .rows import Row, rows_of
 from .tagging import Tagging
 from .tokenization import Tokenizer
 from .torch_state import isolated
-from .windows import read_windows
+from .windows import are_one_batch, read_windows
 
 BATCH_TOKENS = 4096
 
@@ -395,6 +395,6 @@ class Engine(Tagging, Ranking):
         Without threads where there is only one batch, which does not need them, and with a user's callable, which may
         not be thread-safe.
         """
-        one_batch = is_single(inputs) or (isinstance(inputs, (list, tuple)) and len(inputs) <= (runner.batch_size or 1))
+        one_batch = are_one_batch(inputs, runner.batch_tokens, runner.batch_size)
         workers = None if one_batch or not isinstance(selection.criterion, Criterion) else self._workers
         return runner.answer(windows, selection, workers)

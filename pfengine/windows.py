@@ -9,13 +9,23 @@ from typing import Any
 from .errors import InputError
 from .messages import warn
 from .row_thread import RowThread
-from .rows import Row, size
+from .rows import Row, is_single, size
 from .tokenization import Tokenizer
 
 WINDOW_BATCHES = 4  # token budgets read ahead, so that rows of similar length share a batch
 BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20  # at most so much is tokenised at once
 _ALL_THERE: tuple[type, ...] = type(iter([])), type(iter(()))  # iterators that are never waited for
 MAX_WAIT_SECONDS = 0.1  # that a window waits for its rows, where answers are wanted as rows arrive
+
+
+def are_one_batch(inputs: Any, batch_tokens: int, batch_size: int | None) -> bool:
+    """Are the inputs plainly no more than one batch? Where that would take long to tell, they are not."""
+    if is_single(inputs):
+        return True
+    if not isinstance(inputs, (list, tuple)):
+        return False
+    few = batch_size is None and len(inputs) <= BLOCK_ROWS
+    return len(inputs) <= (batch_size or 1) or (few and sum(map(size, inputs)) <= batch_tokens)
 
 
 def read_windows(

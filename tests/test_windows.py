@@ -163,3 +163,33 @@ def test_the_reader_closes_its_source() -> None:
 
     assert list(RowThread(opened(), lambda row: 1)) == [1, 2]
     assert closed.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "size", "expected"),
+    [
+        ("a text", None, True), (("a", "pair"), None, True), ([ids(5)], None, True), ([], None, True),
+        ([ids(5)] * 3, None, True), ((ids(5), "abc"), None, True), ([ids(5)] * 4, None, False),
+        (["a text of more"], None, True), (["a text"] * 2, None, False), ([""] * 300, None, False),
+        ([ids(5)] * 4, 4, True), ([ids(5)] * 4, 3, False), ([ids(5)] * 2, 1, False), (iter([ids(5)]), None, False),
+        ([3, None], None, True),
+    ],
+)  # fmt: skip
+def test_one_batch_needs_no_worker(inputs: Any, size: int | None, expected: bool) -> None:
+    """Batches have 10 tokens, rows of ids 3; a character is taken for a token."""
+    assert windows.are_one_batch(inputs, 10, size) == expected
+
+
+def test_workers_are_for_more_than_one_batch(engine: pfengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        submitted: list[Any] = []
+        submit = pool.submit
+        monkeypatch.setattr(pool, "submit", lambda *task: submitted.append(task) or submit(*task))
+        monkeypatch.setattr(pfengine.Engine, "_workers", pool)
+        rows = [ids(5 + i) for i in range(20)]
+        answers = engine.classify(rows)
+        assert not submitted
+        assert engine.classify(rows, batch_tokens=30) == answers
+        assert len(submitted) == 2
+        assert list(engine.stream(iter(rows))) == answers
+        assert len(submitted) == 3
