@@ -28,7 +28,7 @@ demo: $(VENV)/.demo  ## classify real sentences with the bundled checkpoint
 serve-demo: $(VENV)/.dev  ## start the server on the bundled checkpoint, ask it through three clients, stop it
 	$(BIN)/python tools/serve_demo.py
 
-test: $(VENV)/.dev  ## all but long tests and options beyond the pairwise cover; at most 5 minutes on two cores
+test: $(VENV)/.dev  ## all but long tests and options beyond the pairwise cover; 10 minutes on two slow cores
 	$(PYTEST) -m $(QUICK)
 
 test-all: FUZZ_CASES := 3000

@@ -395,6 +395,6 @@ class Engine(Tagging, Ranking):
         Without threads where there is only one batch, which does not need them, and with a user's callable, which may
         not be thread-safe.
         """
-        one_batch = are_one_batch(inputs, runner.batch_tokens, runner.batch_size)
-        workers = None if one_batch or not isinstance(selection.criterion, Criterion) else self._workers
-        return runner.answer(windows, selection, workers)
+        workers = self._workers if isinstance(selection.criterion, Criterion) else None
+        one_batch = workers is not None and are_one_batch(inputs, runner.batch_tokens, runner.batch_size)
+        return runner.answer(windows, selection, None if one_batch else workers)

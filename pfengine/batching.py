@@ -24,7 +24,7 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
     cu_seqlens = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
     ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, dtype=np.int64)
     types = np.zeros(len(ids), dtype=np.int64)
-    if [row for row in rows if row.types is not None]:
+    if any(row.types is not None for row in rows):
         given = zip([row.types for row in rows], lengths, strict=True)
         types = np.concatenate([np.zeros(length, np.int64) if part is None else part for part, length in given])
     if config.family.positions_after_pad:  # padding ids inside a row keep the padding position, as in transformers
@@ -36,7 +36,7 @@ def pack(rows: Sequence[Row], config: BackboneConfig) -> Packed:
         positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths)
     row_ids = np.array([row.row_id for row in rows], dtype=np.int64)
     pieces = None
-    if [row for row in rows if row.first_pieces is not None]:
+    if any(row.first_pieces is not None for row in rows):
         pieces = np.concatenate([_pieces(row) for row in rows])
     return Packed(ids, positions, types, cu_seqlens, row_ids, pieces)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import array
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,6 @@ from .rows import Row
 
 _IDS, _TYPES, _MASK = "input_ids", "token_type_ids", "attention_mask"
 _KEYS = frozenset((_IDS, _TYPES, _MASK))
-_REST = tuple(Row._field_defaults.values())  # a row's other fields
-_new: Callable[..., Row] = tuple.__new__
 
 
 def read(rows: Sequence[tuple[int, Any]], max_length: int, vocab_size: int, type_vocab_size: int) -> list[Row | None]:
@@ -49,16 +47,17 @@ def read(rows: Sequence[tuple[int, Any]], max_length: int, vocab_size: int, type
     for key, limit in ((_TYPES, type_vocab_size), (_MASK, 2)) if extended else ():
         having = [j for j in extended if key in rows[places[j]][1]]
         found, starts, fine = _numbers([rows[places[j]][1][key] for j in having], limit, bools=key == _MASK)
-        masked = key == _MASK and not found.all()  # is anything? That is asked once, as it is hardly ever so
+        masked = key == _MASK and not found.all()  # is any token? Asked of all rows at once, as it is hardly ever so
         for j, start, end, fine_part in zip(having, starts, starts[1:], fine, strict=False):
-            part = found[start:end]
+            good[j] = good[j] and fine_part
             if key == _TYPES:
-                types[j] = part
-            good[j] = good[j] and fine_part and not (masked and not part.all())
+                types[j] = found[start:end]
+            elif masked:
+                good[j] = good[j] and bool(found[start:end].all())
     start = 0
     for i, end, part_types, fine_row in zip(places, bounds[1:], types, good, strict=True):
-        if fine_row:  # without the function that a named tuple is made by: half of the time that reading a row takes
-            out[i] = _new(Row, (rows[i][0], numbers[start:end], part_types, False, *_REST))
+        if fine_row:
+            out[i] = Row(rows[i][0], numbers[start:end], part_types, False)
         start = end
     return out
 

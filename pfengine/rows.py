@@ -113,6 +113,9 @@ def size(row: Any) -> int:
     try:
         if type(row) is dict and type(ids := row.get("input_ids")) is list:  # the general way takes ten times as long
             return len(ids)
+        if type(row) is dict and len(row) == 1:
+            (part,) = row.values()
+            return _length(part)
         parts = row.values() if isinstance(row, Mapping) else row if isinstance(row, tuple) else (row,)
         return sum(map(_length, itertools.islice(parts, 10)))
     except Exception:  # a row's own methods may raise anything

@@ -127,12 +127,7 @@ class Tokenizer:
                 out[slot] = made[slot] = self._row(row_id, text, encoding)
             except InputError as error:
                 out[slot] = error
-        if self._any_unknown(list(made.values())):
-            for slot, row in made.items():
-                try:
-                    self._checked(row)
-                except InputError as error:
-                    out[slot] = error
+        self._refuse_unknown(made, out)
         return out
 
     def tokens(self, text: str, special: bool = True) -> tuple[str, tokenizers.Encoding]:
@@ -193,16 +188,14 @@ class Tokenizer:
         alike: do both differ in nothing but the longest row? Then only rows that they cut otherwise are read again.
         """
         out: list[Row | InputError] = [*rows]
-        anew = []
+        anew, kept = [], {}
         for i, row in enumerate(rows):
             uncut = not row.truncated and len(row.ids) <= self.max_length
-            if not (alike and (uncut or self.max_length == before.max_length)):
+            if alike and (uncut or self.max_length == before.max_length):
+                kept[i] = row
+            else:
                 anew.append(i)
-                continue
-            try:
-                self._checked(row)
-            except InputError as error:
-                out[i] = error
+        self._refuse_unknown(kept, out)
         found = self.encode((rows[i].row_id, rows[i] if rows[i].source is None else rows[i].source) for i in anew)
         for i, row_or_error in zip(anew, found, strict=True):
             out[i] = row_or_error
@@ -284,11 +277,20 @@ class Tokenizer:
                 raise InputError(row.row_id, f"has {name} id {wrong}; this model's are 0 to {size - 1}")
         return row
 
-    def _any_unknown(self, rows: Sequence[Row]) -> bool:
-        """Would `_checked` refuse any of the rows? All are looked at in one step."""
-        types = [row.types for row in rows if row.types is not None]
-        unknown = bool(rows) and _any_beyond(np.concatenate([row.ids for row in rows]), self.config.vocab_size)
-        return unknown or (bool(types) and _any_beyond(np.concatenate(types), self.config.type_vocab_size))
+    def _refuse_unknown(self, rows: Mapping[int, Row], out: list[Row | InputError]) -> None:
+        """Put the error of `_checked` in the place of each row that it refuses. All are looked at in one step first.
+
+        rows: by their places in `out`.
+        """
+        ids, types = [row.ids for row in rows.values()], [row.types for row in rows.values() if row.types is not None]
+        looked_at = (ids, self.config.vocab_size), (types, self.config.type_vocab_size)
+        if not any(parts and _any_beyond(np.concatenate(parts), size) for parts, size in looked_at):
+            return
+        for place, row in rows.items():
+            try:
+                self._checked(row)
+            except InputError as error:
+                out[place] = error
 
     def _warn(self) -> None:
         self._warns = False

@@ -24,8 +24,9 @@ def are_one_batch(inputs: Any, batch_tokens: int, batch_size: int | None) -> boo
         return True
     if not isinstance(inputs, (list, tuple)):
         return False
-    few = batch_size is None and len(inputs) <= BLOCK_ROWS
-    return len(inputs) <= (batch_size or 1) or (few and sum(map(size, inputs)) <= batch_tokens)
+    if batch_size is not None:
+        return len(inputs) <= batch_size
+    return len(inputs) <= 1 or (len(inputs) <= BLOCK_ROWS and sum(map(size, inputs)) <= batch_tokens)
 
 
 def read_windows(

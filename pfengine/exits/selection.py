@@ -185,7 +185,7 @@ class Selection:
 
     def resolved(self, window: Sequence[Row | InputError]) -> Sequence[Row | InputError]:
         """The window with `Row.threshold` filled in, nan for full depth. A bad number becomes that row's error."""
-        if not [row for row in window if isinstance(row, Row) and row.knob is not None]:
+        if all(isinstance(row, InputError) or row.knob is None for row in window):
             return window
         return [self._resolve(row) if isinstance(row, Row) and row.knob is not None else row for row in window]
 
@@ -221,8 +221,8 @@ class Selection:
         self, num_layers: int, exit_layers: Sequence[int], first_row: int, window: Sequence[Row | InputError]
     ) -> ExitRule | Callable[..., Any]:
         """What a window of resolved rows runs: a rule as data, the first row at slot 0, or a user's callable."""
-        rows = [(i, row) for i, row in enumerate(window) if isinstance(row, Row) and row.threshold is not None]
-        chosen = [(i, row.threshold) for i, row in rows]
+        numbered = [(i, row.threshold) for i, row in enumerate(window) if isinstance(row, Row)]
+        chosen = [(i, threshold) for i, threshold in numbered if threshold is not None]
         criterion, thresholds = self.criterion, None
         if chosen:
             slots, values = zip(*chosen, strict=True)
